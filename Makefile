@@ -1,0 +1,56 @@
+# Everything that a person or a machine does here. `make help` lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Workers of the tests; each has its own PostgreSQL. PYTEST_ARGS="-k lanes" narrows them.
+TEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+venv: $(STAMP) ## make .venv with the hpsearch command and all tools
+
+# A no-op while the stamp is newer than what decides the installation.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "hpsearch needs Python 3.11 or newer; name one: make venv PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+		|| { echo "$(PYTHON) has no ensurepip; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: venv ## a real search on MNIST in under three minutes: best.json and report.html
+	@if $(BIN)/hpsearch data fetch mnist; then \
+		study=quickstart; set --; \
+	else \
+		echo; echo "*** MNIST cannot be had here: THE DEMO RUNS ON DIGITS (1,797 images of scikit-learn) INSTEAD ***"; echo; \
+		study=quickstart-digits; set -- --set data.dataset=digits --set name=quickstart-digits; \
+	fi; \
+	$(BIN)/hpsearch run studies/quickstart.toml --workers 1 "$$@" \
+		&& $(BIN)/hpsearch export $$study -o best.json \
+		&& $(BIN)/hpsearch report $$study -o report.html
+
+lint: venv ## ruff, mypy --strict and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## lint, then all tests against a real PostgreSQL
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) $(PYTEST_ARGS)
+
+bench: venv ## seconds per trial and epoch, on this machine
+	$(BIN)/python -m benchmarks
+
+clean: ## remove .venv, caches and what the demo made (studies stay in the database)
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -f best.json report.html
+	find hpsearch tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,96 @@
+"""The IDX file format of MNIST and its relatives: a big-endian header, then one byte per pixel or label.
+
+Format: http://yann.lecun.com/exdb/mnist/ ("File formats for the MNIST database"). Reads what `data_file` unpacked.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpsearch.data.data_file import DOWNLOAD_AGAIN, DataFile
+from hpsearch.errors import DataError
+
+IMAGES_MAGIC = 0x00000803  # unsigned bytes (08), three dimensions (03)
+LABELS_MAGIC = 0x00000801  # unsigned bytes (08), one dimension (01)
+NUM_CLASSES = 10
+
+
+def parse_images(file: DataFile) -> NDArray[np.uint8]:
+    """Read an image file: [N, rows, columns], grey levels 0..255, read-only.
+
+    Raises:
+        DataError: wrong magic, no images, or a size that is not what the header says.
+    """
+    num_images, rows, columns = _parse_header(file, IMAGES_MAGIC, "an IDX image file", num_dimensions=3)
+    pixels = _parse_body(file, (num_images, rows, columns), f"{num_images} images of {rows} x {columns}")
+    return pixels.reshape(num_images, rows, columns)
+
+
+def parse_labels(file: DataFile) -> NDArray[np.uint8]:
+    """Read a label file: [N], labels 0..9, read-only.
+
+    Raises:
+        DataError: wrong magic, no labels, a size that is not what the header says, or a label above 9.
+    """
+    (num_labels,) = _parse_header(file, LABELS_MAGIC, "an IDX label file", num_dimensions=1)
+    labels = _parse_body(file, (num_labels,), f"{num_labels} labels")
+    wrong = np.flatnonzero(labels >= NUM_CLASSES)
+    if wrong.size:
+        raise DataError(
+            f"{file.source}: label {wrong[0]} is {labels[wrong[0]]}, expected 0..{NUM_CLASSES - 1} "
+            f"({wrong.size} labels are wrong)",
+            hint=DOWNLOAD_AGAIN,
+        )
+    return labels
+
+
+def parse_pair(images_file: DataFile, labels_file: DataFile) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read an image file and its label file: [N, rows, columns] and [N].
+
+    Raises:
+        DataError: either is wrong, or their counts differ.
+    """
+    images, labels = parse_images(images_file), parse_labels(labels_file)
+    if len(images) != len(labels):
+        raise DataError(
+            f"{images_file.source} holds {len(images)} images, but {labels_file.source} holds {len(labels)} labels",
+            hint="the two files belong to different data sets or parts: download both again",
+        )
+    return images, labels
+
+
+def _parse_header(file: DataFile, expected_magic: int, kind: str, *, num_dimensions: int) -> tuple[int, ...]:
+    header_bytes = 4 * (1 + num_dimensions)
+    magic = int.from_bytes(file.content[:4], "big")
+    if len(file.content) >= 4 and magic != expected_magic:
+        raise DataError(
+            f"{file.source}: not {kind}: expected magic number {expected_magic}, found {magic} "
+            f"(it begins with {file.first_bytes})",
+            hint="image and label files may be exchanged; else " + DOWNLOAD_AGAIN,
+        )
+    if len(file.content) < header_bytes:
+        raise DataError(
+            f"{file.source}: expected at least {header_bytes} bytes of header, found {len(file.content)} "
+            f"bytes in all: {file.first_bytes}",
+            hint=DOWNLOAD_AGAIN,
+        )
+    dimensions = struct.unpack_from(f">{num_dimensions}I", file.content, offset=4)
+    if 0 in dimensions:
+        found = " x ".join(map(str, dimensions))
+        raise DataError(f"{file.source}: {kind} must not be empty, found {found}", hint=DOWNLOAD_AGAIN)
+    return dimensions
+
+
+def _parse_body(file: DataFile, dimensions: tuple[int, ...], description: str) -> NDArray[np.uint8]:
+    header_bytes = 4 * (1 + len(dimensions))
+    expected = header_bytes + math.prod(dimensions)  # Python integers: a hostile header cannot overflow
+    if len(file.content) != expected:
+        raise DataError(
+            f"{file.source}: its header says {description}, expected {expected} bytes, found {len(file.content)}",
+            hint=DOWNLOAD_AGAIN,
+        )
+    return np.frombuffer(file.content, dtype=np.uint8, offset=header_bytes)

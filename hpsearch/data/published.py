@@ -1,0 +1,157 @@
+"""The data sets that their publishers offer as four IDX files: names, mirrors, checksums.
+
+Facts only; `lookup` finds and downloads the files. Source: REFERENCE section 10 and, for the SHA-256, DESIGN.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from hpsearch.data.data_file import DataFile
+from hpsearch.errors import DataError
+
+TRAIN_IMAGES = "train-images-idx3-ubyte"
+TRAIN_LABELS = "train-labels-idx1-ubyte"
+TEST_IMAGES = "t10k-images-idx3-ubyte"
+TEST_LABELS = "t10k-labels-idx1-ubyte"
+FILE_NAMES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedFile:
+    """The checksums of one file.
+
+    Args:
+        packed_md5: of the gzip'd file as the publisher serves it.
+        sha256: of the unpacked content; None where nobody published one.
+    """
+
+    packed_md5: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedSet:
+    """One data set.
+
+    Args:
+        mirrors: addresses of folders, ending in "/", in the order in which they are tried.
+        files: unpacked file name -> its checksums, for all of FILE_NAMES.
+    """
+
+    name: str
+    mirrors: tuple[str, ...]
+    files: Mapping[str, PublishedFile]
+
+
+PUBLISHED_SETS: Mapping[str, PublishedSet] = MappingProxyType(
+    {
+        "mnist": PublishedSet(
+            name="mnist",
+            mirrors=(
+                "https://ossci-datasets.s3.amazonaws.com/mnist/",
+                "https://storage.googleapis.com/cvdf-datasets/mnist/",
+            ),
+            files=MappingProxyType(
+                {
+                    TRAIN_IMAGES: PublishedFile(
+                        packed_md5="f68b3c2dcbeaaa9fbdd348bbdeb94873",
+                        sha256="ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+                    ),
+                    TRAIN_LABELS: PublishedFile(
+                        packed_md5="d53e105ee54ea40749a09fcbcd1e9432",
+                        sha256="65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+                    ),
+                    TEST_IMAGES: PublishedFile(
+                        packed_md5="9fb629c4189551a2d022fa330f9573f3",
+                        sha256="0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+                    ),
+                    TEST_LABELS: PublishedFile(
+                        packed_md5="ec29112dd5afa0611ce80d1b7f02629c",
+                        sha256="ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+                    ),
+                }
+            ),
+        ),
+        "fashion-mnist": PublishedSet(
+            name="fashion-mnist",
+            mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+            files=MappingProxyType(
+                {
+                    TRAIN_IMAGES: PublishedFile(packed_md5="8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+                    TRAIN_LABELS: PublishedFile(packed_md5="25c81989df183df01b3e8a0aad5dffbe"),
+                    TEST_IMAGES: PublishedFile(packed_md5="bef4ecab320f06d8554ea6380940ec79"),
+                    TEST_LABELS: PublishedFile(packed_md5="bb300cfdad3c16e7a12a480ee83cd310"),
+                }
+            ),
+        ),
+        "kmnist": PublishedSet(
+            name="kmnist",
+            mirrors=("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
+            files=MappingProxyType(
+                {
+                    TRAIN_IMAGES: PublishedFile(packed_md5="bdb82020997e1d708af4cf47b453dcf7"),
+                    TRAIN_LABELS: PublishedFile(packed_md5="e144d726b3acfaa3e44228e80efcd344"),
+                    TEST_IMAGES: PublishedFile(packed_md5="5c965bf0a639b31b8f53240b1b52f4d7"),
+                    TEST_LABELS: PublishedFile(packed_md5="7320c461ea6c1c855c0b718fb2a4b134"),
+                }
+            ),
+        ),
+    }
+)
+
+
+def check_published(file: DataFile, published: PublishedSet, file_name: str) -> bool:
+    """Compare a file with the checksum that its publisher gives.
+
+    The SHA-256 of the unpacked content decides where one is known, else the MD5 of the gzip'd file. An unpacked file of
+    a set that has only MD5s cannot be checked: it is accepted with a warning, unless it is known to be another set's.
+
+    Returns:
+        True if the checksum is right, False if there is none to compare with.
+    Raises:
+        DataError: the checksum is wrong; the message has both.
+    """
+    expected = published.files[file_name]
+    if expected.sha256 is not None:
+        comparison = ("SHA-256 of the unpacked content", expected.sha256, file.sha256)
+    elif file.packed_md5 is not None:
+        comparison = ("MD5", expected.packed_md5, file.packed_md5)
+    else:
+        owner = _find_owner(file)
+        if owner is not None:
+            comparison = ("content", f"{published.name}'s {file_name}", f"{owner[0]}'s {owner[1]}")
+        else:
+            _logger.warning(
+                "%s: not verified: nobody published a checksum of %s's unpacked %s (SHA-256 %s)",
+                *(file.source, published.name, file_name, file.sha256),
+            )
+            return False
+    kind, wanted, found = comparison
+    if wanted != found:
+        raise DataError(
+            f"{file.source}: wrong {kind} for {published.name}'s {file_name}: expected {wanted}, found {found}",
+            hint=_explain_wrong_checksum(file, published, file_name),
+        )
+    return True
+
+
+def _explain_wrong_checksum(file: DataFile, published: PublishedSet, file_name: str) -> str:
+    owner = _find_owner(file)
+    if owner is not None and owner != (published.name, file_name):
+        return f"this is {owner[1]} of {owner[0]}: use dataset = \"{owner[0]}\", or put {published.name}'s file there"
+    return f"delete the file, then run: hpsearch data fetch {published.name}"
+
+
+def _find_owner(file: DataFile) -> tuple[str, str] | None:
+    """The published set and file name whose checksum this file has, if any."""
+    for name, published in PUBLISHED_SETS.items():
+        for file_name, checksums in published.files.items():
+            if file.sha256 == checksums.sha256 or file.packed_md5 == checksums.packed_md5:
+                return name, file_name
+    return None

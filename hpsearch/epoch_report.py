@@ -1,0 +1,68 @@
+"""What one epoch of one trial tells the rest of the system.
+
+`training` makes these, `search` decides on them, `service` writes them down. Plain numbers only: no tensors, no SQL.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validation:
+    """One pass over the validation set.
+
+    Args:
+        iteration: minibatches that this trial has trained on so far (1-based: after the first minibatch it is 1).
+        zero_one: fraction of misclassified validation images, in [0, 1].
+        nll: mean negative log-likelihood per image, in nats.
+    """
+
+    iteration: int
+    zero_one: float
+    nll: float
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.zero_one) and math.isfinite(self.nll)
+
+    def is_better_than(self, other: Validation | None) -> bool:
+        """Lower zero-one loss wins; ties break on the lower negative log-likelihood."""
+        return other is None or (self.zero_one, self.nll) < (other.zero_one, other.nll)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochReport:
+    """One epoch of one trial.
+
+    Args:
+        epoch: 1-based.
+        validations: the validations of this epoch in order, at least one; the last is at the epoch's end.
+        train_nll: mean over the epoch's minibatches of the mean NLL (nats, without the L1 and L2 terms), each taken
+            before its update.
+        learning_rate: the rate of this epoch's updates.
+        seconds: wall time of the epoch divided by the number of lanes that shared it.
+        is_schedule_exhausted: the learning-rate schedule asks for the end of the trial (halved down to eta0/1024).
+    """
+
+    epoch: int
+    validations: tuple[Validation, ...]
+    train_nll: float
+    learning_rate: float
+    seconds: float
+    is_schedule_exhausted: bool = False
+
+    @property
+    def best(self) -> Validation:
+        """The epoch's best validation: what is reported as the epoch's value."""
+        best = self.validations[0]
+        for validation in self.validations[1:]:
+            if validation.is_better_than(best):
+                best = validation
+        return best
+
+    @property
+    def has_diverged(self) -> bool:
+        """True if a loss is infinite or NaN; such a trial ends here and its numbers are not reported."""
+        return not (math.isfinite(self.train_nll) and all(v.is_finite for v in self.validations))

@@ -1,0 +1,68 @@
+"""Every error that a user may meet: one clear line, a hint, and the exit code that belongs to it.
+
+The command line catches `HpsearchError` once, prints `str(error)` and the hint, and exits with `exit_code`.
+Anything else that reaches the top is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HpsearchError(Exception):
+    """Base class of all errors that hpsearch raises on purpose.
+
+    Args:
+        message: one line that names the file, key or object, what was found and what was expected.
+        hint: one line that says what to do about it, without the word "hint".
+    """
+
+    exit_code: ClassVar[int] = 1  # the work itself failed
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class InputError(HpsearchError):
+    """The user's input is wrong: a study file, an option, a name. Nothing has been created."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class SurroundingsError(HpsearchError):
+    """Base of what the surroundings refuse: database, data files, device, artifact folder."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class DataError(SurroundingsError):
+    """Data files are missing, corrupt or not what their checksum says."""
+
+
+class StorageError(SurroundingsError):
+    """The study database cannot be reached, refuses us, or has a schema we do not speak."""
+
+
+class DeviceError(SurroundingsError):
+    """The device that was asked for is not there, or has no memory left."""
+
+
+class ArtifactError(SurroundingsError):
+    """A file (checkpoint, model, report) cannot be written or read back."""
+
+
+class DefinitionMismatchError(InputError):
+    """A study of this name exists with another definition."""
+
+
+class StudyNotFoundError(InputError):
+    """No study of this name is in the database."""
+
+
+class NothingCompleteError(HpsearchError):
+    """The study has no complete trial yet, so there is nothing to export or to report."""
+
+
+class UncountedPointsError(HpsearchError):
+    """The study ended with points that could not be counted (their attempts were used up)."""

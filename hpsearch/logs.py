@@ -1,0 +1,29 @@
+"""Logging: everything that is not a result goes to stderr, one line per event, never a password."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import optuna
+
+LOGGER_NAME = "hpsearch"
+
+
+def get_logger(room: str) -> logging.Logger:
+    """The logger of one module, below the package's own."""
+    return logging.getLogger(f"{LOGGER_NAME}.{room}")
+
+
+def configure_logging(*, verbose: bool = False) -> None:
+    """Send the package's log lines to stderr; HPSEARCH_LOG_LEVEL names another level. Safe to call twice."""
+    logger = logging.getLogger(LOGGER_NAME)
+    logger.setLevel(os.environ.get("HPSEARCH_LOG_LEVEL", "DEBUG" if verbose else "INFO").upper())
+    logger.propagate = False
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+    # Optuna prints a line per study and trial, which our own progress already tells.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)

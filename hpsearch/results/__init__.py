@@ -1,0 +1,1 @@
+"""What a study found: summaries, reports, exports, and the test set's vault."""

@@ -1,0 +1,233 @@
+"""One study as it stood at one moment, in memory, for Optuna's own pruners and samplers to look at.
+
+Optuna asks its storage for the whole study at every `should_prune`: 8 to 24 SQL statements per trial and
+epoch. The worker instead reads the study once per epoch for all its lanes, puts the trials in here, asks the
+pruner here, and writes what the pruner wanted to keep together with its own rows. The decisions are Optuna's
+own, by Optuna's code.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Iterable, Sequence
+from typing import Any, Never, final
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.pruners import BasePruner
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy  # BaseStorage's own signature needs it; it is not exported
+from optuna.trial import FrozenTrial, TrialState
+
+SystemAttr = tuple[int, str, Any]  # trial id, key, JSON value
+
+
+@final
+class SnapshotStorage(BaseStorage):
+    """An Optuna storage of one study's trials, in memory: all it lets be written is trials' system
+    attributes.
+
+    Trials are never changed in place: a write puts a changed copy in place of the old one, as Optuna's
+    contract wants it. (Successive halving relies on it: it lists the competitors first, then writes its own
+    value at the rung, then counts itself in. In-place changes would count it twice.) For use by one thread.
+
+    Args:
+        study_id, study_name, direction: as in the database. Hyperband's brackets depend on the name.
+    """
+
+    def __init__(self, *, study_name: str, study_id: int, direction: StudyDirection) -> None:
+        self._study_name = study_name
+        self._study_id = study_id
+        self._direction = direction
+        self._trials: dict[int, FrozenTrial] = {}  # by trial id, ascending
+        self._pending_attrs: list[SystemAttr] = []
+
+    def replace_trials(self, trials: Iterable[FrozenTrial]) -> None:
+        """Hold these trials from now on; they are not copied and must not be changed by the caller.
+
+        System attributes that were not drained yet are put on the new trials too: they were read before the
+        caller could have written them.
+
+        Raises:
+            ValueError: two trials have one id.
+        """
+        in_order = sorted(trials, key=lambda trial: trial._trial_id)
+        by_id = {trial._trial_id: trial for trial in in_order}
+        if len(by_id) < len(in_order):
+            raise ValueError(f"{len(in_order)} trials have only {len(by_id)} different ids")
+        self._trials = by_id
+        for trial_id, key, value in self._pending_attrs:
+            if trial_id in self._trials:
+                self._put_system_attr(trial_id, key, value)
+
+    def drain_system_attrs(self) -> list[SystemAttr]:
+        """Hand over what pruners and samplers wrote since the last call, in order; the caller stores it."""
+        drained, self._pending_attrs = self._pending_attrs, []
+        return drained
+
+    # What may be written: a trial's system attributes
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
+        self._put_system_attr(trial_id, key, value)
+        self._pending_attrs.append((trial_id, key, value))
+
+    def _put_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        changed = copy.copy(self._trials[trial_id])
+        changed.system_attrs = {**changed.system_attrs, key: value}
+        self._trials[trial_id] = changed
+
+    # Reads
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        if study_name != self._study_name:
+            raise KeyError(f"this snapshot holds the study {self._study_name!r}, not {study_name!r}")
+        return self._study_id
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        self._check_study_id(study_id)
+        return self._study_name
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        self._check_study_id(study_id)
+        return [self._direction]
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Always empty: no pruner or sampler reads them."""
+        self._check_study_id(study_id)
+        return {}
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        """Always empty: what Optuna keeps there (names of objectives) concerns no pruner and no sampler."""
+        self._check_study_id(study_id)
+        return {}
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        return [
+            FrozenStudy(
+                study_name=self._study_name,
+                direction=self._direction,
+                user_attrs={},
+                system_attrs={},
+                study_id=self._study_id,
+            )
+        ]
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        if trial_id not in self._trials:
+            raise KeyError(f"no trial with the id {trial_id} in this snapshot of {self._study_name!r}")
+        return self._trials[trial_id]
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        self._check_study_id(study_id)
+        trials = [trial for trial in self._trials.values() if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        # BaseStorage takes the number as an index, which holds only if no trial of the study is left out.
+        for trial in self.get_all_trials(study_id, deepcopy=False):
+            if trial.number == trial_number:
+                return trial._trial_id
+        raise KeyError(f"no trial with the number {trial_number} in this snapshot of {self._study_name!r}")
+
+    def _check_study_id(self, study_id: int) -> None:
+        if study_id != self._study_id:
+            raise KeyError(f"this snapshot holds the study with the id {self._study_id}, not {study_id}")
+
+    # Everything else is refused
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        self._refuse("create_new_study")
+
+    def delete_study(self, study_id: int) -> None:
+        self._refuse("delete_study")
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._refuse("set_study_user_attr")
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._refuse("set_study_system_attr")
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        self._refuse("create_new_trial")
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        self._refuse("set_trial_param")
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        self._refuse("set_trial_state_values")
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        self._refuse("set_trial_intermediate_value")
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._refuse("set_trial_user_attr")
+
+    def _refuse(self, method: str) -> Never:
+        raise RuntimeError(
+            f"{method} on a snapshot of {self._study_name!r}: it must go to the study's own storage"
+        )
+
+
+@final
+class StudySnapshot:
+    """What a worker knows of its study at this moment, and what a pruner says to it.
+
+    In use: `replace_trials` with what the epoch's transaction read (the epoch's own reports included);
+    `should_prune` for each lane, in a fixed order; `drain_system_attrs` into the next transaction. For use by
+    one thread.
+
+    Samplers can be called on `study` too, for a trial that is in the snapshot: `infer_relative_search_space`,
+    `sample_relative` (TPE notes what it drew in a system attribute, for other workers to see),
+    `sample_independent`. (Under Hyperband, Optuna itself shows a sampler only its trial's bracket; this shows
+    it the whole study.)
+
+    Args:
+        study_name: as in the database.
+        pruner: from `pruners.build_pruner`; kept for the snapshot's life.
+        study_id: as in the database.
+        direction: hpsearch minimises the validation zero-one loss.
+    """
+
+    def __init__(
+        self,
+        *,
+        study_name: str,
+        pruner: BasePruner,
+        study_id: int = 0,
+        direction: StudyDirection = StudyDirection.MINIMIZE,
+    ) -> None:
+        self._storage = SnapshotStorage(study_name=study_name, study_id=study_id, direction=direction)
+        self._study_name = study_name
+        self._pruner = pruner
+
+    @property
+    def study(self) -> optuna.Study:
+        """A real Optuna study over these trials; a new one at each call, as studies cache their trials."""
+        return optuna.Study(study_name=self._study_name, storage=self._storage, pruner=self._pruner)
+
+    def replace_trials(self, trials: Iterable[FrozenTrial]) -> None:
+        """See `SnapshotStorage.replace_trials`."""
+        self._storage.replace_trials(trials)
+
+    def drain_system_attrs(self) -> list[SystemAttr]:
+        """See `SnapshotStorage.drain_system_attrs`."""
+        return self._storage.drain_system_attrs()
+
+    def should_prune(self, trial_id: int) -> bool:
+        """What `optuna.Trial.should_prune` would say of this RUNNING trial, and write (to be drained).
+
+        Raises:
+            KeyError: the trial is not in the snapshot.
+            optuna.exceptions.UpdateFinishedTrialError: it has finished: whoever asks has lost its lease.
+        """
+        trial = self._storage.get_trial(trial_id)
+        self._storage.check_trial_is_updatable(trial_id, trial.state)
+        return self._pruner.prune(self.study, trial)

@@ -1,0 +1,1 @@
+"""The study in PostgreSQL, and the workers that train it."""

@@ -1,0 +1,159 @@
+"""The settings of data, model, training, stopping and pruning: what a study file's sections may say, and their rules.
+
+Values are frozen, validated and hashable. A point of a search is one `TrialSettings`: the study's own values with the
+point's put in their place, validated again. This module knows no tensors, no Optuna and no files.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+
+
+def _refuse_bool(value: object) -> object:
+    # bool is an int in Python: `learning_rate = true` would otherwise be read as 1.0.
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {str(value).lower()}")
+    return value
+
+
+Number = Annotated[FiniteFloat, BeforeValidator(_refuse_bool)]
+PositiveNumber = Annotated[Number, Field(gt=0)]
+NonNegativeNumber = Annotated[Number, Field(ge=0)]
+UnitFraction = Annotated[Number, Field(ge=0, lt=1)]
+Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**63)]
+
+Family = Literal["logistic", "mlp", "cnn"]
+Activation = Literal["tanh", "sigmoid", "relu"]
+Initialization = Literal["glorot", "lecun"]
+Optimizer = Literal["sgd", "momentum", "adam"]
+ScheduleName = Literal["constant", "inverse-time", "halving", "step", "plateau", "exponential"]
+StoppingRule = Literal["geometric-patience", "no-improvement-in-n", "none"]
+PrunerName = Literal["none", "median", "percentile", "successive-halving", "hyperband"]
+
+
+class Settings(BaseModel):
+    """Base of all sections: unknown keys are errors, values are frozen and never coerced from strings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataSettings(Settings):
+    """[data]: which images, and how they are held on the device.
+
+    Args:
+        dataset: a name of the catalogue, a folder of IDX files, or the path of an mnist.pkl.gz.
+        train_samples: use only the first so many training images (FAU: first experiments on a subset).
+        max_resident_bytes: training tensors larger than this stay on the host and visit the device in chunks.
+    """
+
+    dataset: str = "mnist"
+    train_samples: Count | None = None
+    max_resident_bytes: Count | None = None
+
+
+class ModelSettings(Settings):
+    """[model]: the network. `hidden_units` is the width of the MLP's hidden layer and of LeNet's dense layer.
+
+    `kernels` are LeNet's feature maps in its two convolutions. `initialization` "glorot" scales initial weights by
+    fan-in and fan-out (4 times that for sigmoid), "lecun" is the older U(-1/sqrt(n_in), 1/sqrt(n_in)).
+    Source: REFERENCE section 2.
+    """
+
+    family: Family = "mlp"
+    hidden_units: Count = 500
+    kernels: Annotated[tuple[Count, Count], Field(strict=False)] = (20, 50)
+    activation: Activation = "tanh"
+    initialization: Initialization = "glorot"
+
+
+class TrainingSettings(Settings):
+    """[training]: optimiser, learning rate and its schedule, regularisation, batch size, length.
+
+    Args:
+        seed: draws the initial weights; None stands for the study's seed.
+        lambda_1, lambda_2: factors of sum |W| and sum W^2 over weights (not biases).
+        shuffle: visit minibatches in a fresh order each epoch (from the study's seed); False keeps the file order.
+        schedule_decay: `inverse-time`: eta0 / (1 + decay * epoch).
+        schedule_factor: `step`, `plateau`, `halving`, `exponential`: what the rate is multiplied with.
+            None stands for 0.5 (0.95 for `exponential`).
+        schedule_every: `step`: epochs between two steps.
+        schedule_target: `step`: the constant rate that holds after the first step, in place of the factor.
+        schedule_patience: `plateau`, `halving`: epochs in a row without a new best before the rate falls.
+        schedule_stop_ratio: `halving`: the trial ends when the rate would fall below eta0 / ratio.
+    Source: REFERENCE sections 3 and 4.
+    """
+
+    batch_size: Count = 20
+    max_epochs: Count = 200
+    optimizer: Optimizer = "sgd"
+    learning_rate: PositiveNumber = 0.01
+    lambda_1: NonNegativeNumber = 0.0
+    lambda_2: NonNegativeNumber = 0.0
+    momentum: UnitFraction = 0.9
+    beta_1: UnitFraction = 0.9
+    beta_2: UnitFraction = 0.999
+    epsilon: PositiveNumber = 1e-8
+    schedule: ScheduleName = "constant"
+    schedule_decay: PositiveNumber = 0.001
+    schedule_factor: Annotated[Number, Field(gt=0, lt=1)] | None = None
+    schedule_every: Count = 10
+    schedule_target: PositiveNumber | None = None
+    schedule_patience: Count = 10
+    schedule_stop_ratio: Annotated[Number, Field(gt=1)] = 1024.0
+    shuffle: bool = False
+    seed: Seed | None = None
+
+
+class StoppingSettings(Settings):
+    """[stopping]: when a trial ends of its own accord (it is then COMPLETE with its best value).
+
+    Args:
+        patience: `geometric-patience`: minibatches that are trained in any case (DLT: 5000 to 10,000).
+        patience_increase: a significant new best lets the trial run to this multiple of the minibatches so far.
+        improvement_threshold: a new best is significant below this fraction of the old one.
+        n: `no-improvement-in-n`: epochs in a row without a new best (KZL: 10, 20, 30).
+    """
+
+    rule: StoppingRule = "geometric-patience"
+    patience: Count = 10_000
+    patience_increase: Annotated[Number, Field(ge=1)] = 2.0
+    improvement_threshold: Annotated[Number, Field(gt=0, le=1)] = 0.995
+    n: Count = 10
+
+
+class PruningSettings(Settings):
+    """[pruning]: when a trial is given up because others are better (it is then PRUNED).
+
+    Args:
+        warmup_epochs: epochs in which no trial is pruned (median, percentile).
+        startup_trials: complete trials before pruning begins (median, percentile).
+        percentile: `percentile`: keep a trial whose best value is in this top percentile of the others.
+        min_epochs: `successive-halving`, `hyperband`: epochs before the first rung.
+        reduction_factor: `successive-halving`, `hyperband`: one in so many goes on at each rung.
+    """
+
+    pruner: PrunerName = "none"
+    warmup_epochs: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)] = 0
+    startup_trials: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)] = 5
+    percentile: Annotated[Number, Field(ge=0, le=100)] = 25.0
+    min_epochs: Count = 1
+    reduction_factor: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=2)] = 3
+
+
+class TrialSettings(Settings):
+    """Everything that one trial's training depends on besides the data: its point, resolved.
+
+    Args:
+        seed: the study's seed: minibatch order when shuffled, and initial weights unless training.seed names another.
+    """
+
+    model: ModelSettings
+    training: TrainingSettings
+    seed: Seed = 0
+
+    @property
+    def initial_weights_seed(self) -> int:
+        return self.seed if self.training.seed is None else self.training.seed

@@ -1,0 +1,163 @@
+"""The dimensions of a search space: what `[search]` says about one key, as values of a grid and as Optuna distributions.
+
+    learning_rate = { log10 = [-1, -4] }              -> LogGrid: 0.1, 0.01, 0.001, 0.0001
+    lambda_2 = { log10 = [-2, -6], zero = true }      -> LogGrid with 0 in front
+    hidden_units = [50, 100, 500]                     -> Choice
+    momentum = { low = 0.5, high = 0.99 }             -> Range (random and tpe only)
+
+A grid point is a mapping from names to values. Model-based strategies ask a `Suggester` (an optuna.Trial) instead.
+Source: REFERENCE section 4 (log-spaced values, narrowed later).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Protocol
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from pydantic import Field, model_validator
+
+from hpsearch.settings import Count, Number, Settings
+
+ParameterValue = float | int | str | bool
+Point = Mapping[str, ParameterValue]
+
+ZERO_SUFFIX = "_is_zero"  # the switch that random and tpe draw for a log-spaced dimension with zero
+
+
+class Suggester(Protocol):
+    """The part of optuna.Trial that a dimension needs."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = ...) -> float: ...
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = ...) -> int: ...
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+
+
+class LogGrid(Settings):
+    """Log-spaced values from 10^first to 10^last, both included, in the order given.
+
+    Args:
+        log10: the first and the last exponent.
+        per_decade: values per decade; 1 is the decade grid of the notes.
+        zero: puts 0 in front, which no log-spaced grid reaches.
+    """
+
+    log10: Annotated[tuple[Number, Number], Field(strict=False)]
+    per_decade: Count = 1
+    zero: bool = False
+
+    @model_validator(mode="after")
+    def _check_exponents(self) -> LogGrid:
+        if max(abs(exponent) for exponent in self.log10) > 300:
+            raise ValueError(f"exponents must be within -300 .. 300, got {list(self.log10)}")
+        steps = abs(self.log10[1] - self.log10[0]) * self.per_decade
+        if abs(steps - round(steps)) > 1e-9:
+            raise ValueError(
+                f"log10 = {list(self.log10)} is not a whole number of steps of 1/{self.per_decade} decade"
+            )
+        return self
+
+    def numbers(self, *, is_integer: bool) -> tuple[ParameterValue, ...]:
+        """The grid's values in order; rounded to whole numbers for integer keys."""
+        first, last = self.log10
+        num_steps = round(abs(last - first) * self.per_decade)
+        sign = 1 if last >= first else -1
+        exponents = [first + sign * step / self.per_decade for step in range(num_steps + 1)]
+        # 12 significant digits: the same value on every machine, whatever its pow() rounds to.
+        values: list[ParameterValue] = [float(f"{10.0**exponent:.12g}") for exponent in exponents]
+        if self.zero:
+            values.insert(0, 0.0)
+        return tuple(round(float(value)) for value in values) if is_integer else tuple(values)
+
+
+class Choice(Settings):
+    """A list of values."""
+
+    values: tuple[Any, ...]
+
+
+class Range(Settings):
+    """A continuous (or integer) interval, both ends included; for strategies that draw, not for grids."""
+
+    low: Number
+    high: Number
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"low must be < high, got {self.low:g} and {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low must be > 0 with log = true, got {self.low:g}")
+        return self
+
+
+class Dimension(Settings):
+    """One searched key: its name, its values where they are a list, and whether it holds whole numbers.
+
+    Args:
+        values: the grid's values in order; for a Range its two ends.
+        is_continuous: draw anywhere between smallest and largest value, rather than from the list.
+        is_log: distances are measured on a logarithmic scale.
+        has_zero: 0 stands beside a logarithmic scale (and is among the values).
+    """
+
+    name: str
+    values: tuple[ParameterValue, ...]
+    is_integer: bool = False
+    is_continuous: bool = False
+    is_log: bool = False
+    has_zero: bool = False
+
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        numbers = [float(v) for v in self.values if not (self.has_zero and v == 0)]
+        return min(numbers), max(numbers)
+
+    def grid_distribution(self) -> BaseDistribution:
+        """What Optuna and the dashboard are told about a grid's values.
+
+        Log-spaced grids show as a logarithmic axis. With zero there is no such axis: the values are categories.
+        """
+        if not (self.is_log or self.is_continuous) or self.has_zero:
+            return CategoricalDistribution(self.values)
+        low, high = self._bounds
+        if self.is_integer:
+            return IntDistribution(round(low), round(high), log=self.is_log)
+        return FloatDistribution(low, high, log=self.is_log)
+
+    def suggest(self, trial: Suggester) -> ParameterValue:
+        """Draw a value for `trial`; one dimension with zero takes two parameters, the switch and the value."""
+        if not (self.is_log or self.is_continuous):
+            value: ParameterValue = trial.suggest_categorical(self.name, list(self.values))
+            return value
+        if self.has_zero and trial.suggest_categorical(self.name + ZERO_SUFFIX, [False, True]):
+            return 0 if self.is_integer else 0.0
+        low, high = self._bounds
+        if self.is_integer:
+            return trial.suggest_int(self.name, round(low), round(high), log=self.is_log)
+        return trial.suggest_float(self.name, low, high, log=self.is_log)
+
+
+def grid_points(dimensions: tuple[Dimension, ...]) -> Iterator[dict[str, ParameterValue]]:
+    """The product of all dimensions' values; the last dimension varies fastest."""
+    names = [dimension.name for dimension in dimensions]
+    for values in itertools.product(*(dimension.values for dimension in dimensions)):
+        yield dict(zip(names, values, strict=True))
+
+
+def without_zero_switches(parameters: Mapping[str, ParameterValue]) -> dict[str, ParameterValue]:
+    """A trial's Optuna parameters as a point: `lambda_1_is_zero = True` becomes `lambda_1 = 0`."""
+    point: dict[str, ParameterValue] = {}
+    for name, value in parameters.items():
+        if not name.endswith(ZERO_SUFFIX):
+            point[name] = value
+        elif value:
+            point[name.removesuffix(ZERO_SUFFIX)] = 0.0
+    return point
