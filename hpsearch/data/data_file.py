@@ -50,8 +50,8 @@ def read_data_file(
     Args:
         source: what errors call the file; its path by default.
     Raises:
-        DataError: the file is missing or unreadable, is an HTML page, ends in ".gz" and is not gzip'd, is cut short or
-            damaged, or unpacks to more than `max_unpacked_bytes`.
+        DataError: the file is missing or unreadable, is an HTML page, ends in ".gz" and is not gzip'd, is cut
+            short or damaged, or unpacks to more than `max_unpacked_bytes`.
     """
     source = str(path) if source is None else source
     packed = _read_bytes(path, source, max_unpacked_bytes)
@@ -76,7 +76,9 @@ def show_first_bytes(content: bytes) -> str:
 def _read_bytes(path: Path, source: str, max_bytes: int) -> bytes:
     try:
         if path.exists() and not path.is_file():  # a folder, or a device or pipe that might never end
-            raise DataError(f"{source}: not a file", hint="name a file, or the folder that holds the IDX files")
+            raise DataError(
+                f"{source}: not a file", hint="name a file, or the folder that holds the IDX files"
+            )
         with path.open("rb") as stream:
             packed = stream.read(max_bytes + 1)
     except OSError as error:
@@ -90,7 +92,9 @@ def _read_bytes(path: Path, source: str, max_bytes: int) -> bytes:
 
 def _refuse_what_is_no_data(content: bytes, source: str, *, must_be_packed: bool) -> None:
     first = show_first_bytes(content)
-    if content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):  # a UTF-8 mark may stand before the page
+    if (
+        content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<")
+    ):  # a UTF-8 mark may stand before the page
         raise DataError(
             f"{source}: an HTML page in place of the data file: it begins with {first}", hint=DOWNLOAD_AGAIN
         )

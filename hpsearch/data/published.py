@@ -1,6 +1,7 @@
 """The data sets that their publishers offer as four IDX files: names, mirrors, checksums.
 
-Facts only; `lookup` finds and downloads the files. Source: REFERENCE section 10 and, for the SHA-256, DESIGN.md.
+Facts only; `lookup` finds and downloads the files. Source: REFERENCE section 10 and, for the SHA-256,
+DESIGN.md.
 """
 
 from __future__ import annotations
@@ -109,43 +110,58 @@ PUBLISHED_SETS: Mapping[str, PublishedSet] = MappingProxyType(
 def check_published(file: DataFile, published: PublishedSet, file_name: str) -> bool:
     """Compare a file with the checksum that its publisher gives.
 
-    The SHA-256 of the unpacked content decides where one is known, else the MD5 of the gzip'd file. An unpacked file of
-    a set that has only MD5s cannot be checked: it is accepted with a warning, unless it is known to be another set's.
+    The SHA-256 of the unpacked content decides where one is known, else the MD5 of the gzip'd file. An
+    unpacked file of a set that has only MD5s cannot be checked: it is accepted with a warning, unless it is
+    known to be another set's.
 
     Returns:
         True if the checksum is right, False if there is none to compare with.
     Raises:
         DataError: the checksum is wrong; the message has both.
     """
-    expected = published.files[file_name]
-    if expected.sha256 is not None:
-        comparison = ("SHA-256 of the unpacked content", expected.sha256, file.sha256)
-    elif file.packed_md5 is not None:
-        comparison = ("MD5", expected.packed_md5, file.packed_md5)
-    else:
-        owner = _find_owner(file)
-        if owner is not None:
-            comparison = ("content", f"{published.name}'s {file_name}", f"{owner[0]}'s {owner[1]}")
-        else:
-            _logger.warning(
-                "%s: not verified: nobody published a checksum of %s's unpacked %s (SHA-256 %s)",
-                *(file.source, published.name, file_name, file.sha256),
-            )
-            return False
-    kind, wanted, found = comparison
-    if wanted != found:
+    comparison = _choose_comparison(file, published, file_name)
+    if comparison is None:
+        _logger.warning(
+            "%s: not verified: nobody published a checksum of %s's unpacked %s (SHA-256 %s)",
+            *(file.source, published.name, file_name, file.sha256),
+        )
+        return False
+    kind, expected, found = comparison
+    if expected != found:
         raise DataError(
-            f"{file.source}: wrong {kind} for {published.name}'s {file_name}: expected {wanted}, found {found}",
+            f"{file.source}: wrong {kind} for {published.name}'s {file_name}: "
+            f"expected {expected}, found {found}",
             hint=_explain_wrong_checksum(file, published, file_name),
         )
     return True
 
 
+def _choose_comparison(
+    file: DataFile, published: PublishedSet, file_name: str
+) -> tuple[str, str, str] | None:
+    """What to compare, the expected and the found value; None where nothing is known about this file."""
+    checksums = published.files[file_name]
+    if checksums.sha256 is not None:
+        return "SHA-256 of the unpacked content", checksums.sha256, file.sha256
+    if file.packed_md5 is not None:
+        return "MD5", checksums.packed_md5, file.packed_md5
+    owner = _find_owner(file)
+    if owner is not None:
+        return "content", f"{published.name}'s {file_name}", f"{owner[0]}'s {owner[1]}"
+    return None
+
+
 def _explain_wrong_checksum(file: DataFile, published: PublishedSet, file_name: str) -> str:
     owner = _find_owner(file)
-    if owner is not None and owner != (published.name, file_name):
-        return f"this is {owner[1]} of {owner[0]}: use dataset = \"{owner[0]}\", or put {published.name}'s file there"
-    return f"delete the file, then run: hpsearch data fetch {published.name}"
+    if owner is None:
+        return f"delete the file, then run: hpsearch data fetch {published.name}"
+    owner_name, owner_file_name = owner
+    if owner_name == published.name:
+        return f"this is {owner_file_name} of the same set: the files' names are exchanged"
+    return (
+        f"this is {owner_file_name} of {owner_name}: name {owner_name} as the dataset, "
+        f"or put {published.name}'s files into HPSEARCH_DATA/{published.name}/"
+    )
 
 
 def _find_owner(file: DataFile) -> tuple[str, str] | None:

@@ -50,7 +50,7 @@ class SelectionData:
 
 
 def scaled_split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Split:
-    """Grey levels [N, rows, columns] 0..255 become [N, rows * columns] float32 = level / 255; labels become int64.
+    """Grey levels [N, rows, columns] 0..255 become [N, rows * columns] float32 = level / 255.
 
     Source: REFERENCE section 1.
     """

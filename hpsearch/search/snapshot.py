@@ -25,8 +25,7 @@ SystemAttr = tuple[int, str, Any]  # trial id, key, JSON value
 
 @final
 class SnapshotStorage(BaseStorage):
-    """An Optuna storage of one study's trials, in memory: all it lets be written is trials' system
-    attributes.
+    """An Optuna storage of one study, in memory; trials' system attributes are all that it lets be written.
 
     Trials are never changed in place: a write puts a changed copy in place of the old one, as Optuna's
     contract wants it. (Successive halving relies on it: it lists the competitors first, then writes its own
@@ -181,8 +180,8 @@ class StudySnapshot:
     """What a worker knows of its study at this moment, and what a pruner says to it.
 
     In use: `replace_trials` with what the epoch's transaction read (the epoch's own reports included);
-    `should_prune` for each lane, in a fixed order; `drain_system_attrs` into the next transaction. For use by
-    one thread.
+    `should_prune` for each lane that `is_running` still, in a fixed order; `drain_system_attrs` into the next
+    transaction. For use by one thread.
 
     Samplers can be called on `study` too, for a trial that is in the snapshot: `infer_relative_search_space`,
     `sample_relative` (TPE notes what it drew in a system attribute, for other workers to see),
@@ -221,6 +220,13 @@ class StudySnapshot:
         """See `SnapshotStorage.drain_system_attrs`."""
         return self._storage.drain_system_attrs()
 
+    def is_running(self, trial_id: int) -> bool:
+        """Whether the trial is there and RUNNING: if not, a worker that trains it has lost its lease."""
+        try:
+            return self._storage.get_trial(trial_id).state is TrialState.RUNNING
+        except KeyError:
+            return False
+
     def should_prune(self, trial_id: int) -> bool:
         """What `optuna.Trial.should_prune` would say of this RUNNING trial, and write (to be drained).
 
@@ -230,4 +236,4 @@ class StudySnapshot:
         """
         trial = self._storage.get_trial(trial_id)
         self._storage.check_trial_is_updatable(trial_id, trial.state)
-        return self._pruner.prune(self.study, trial)
+        return bool(self._pruner.prune(self.study, trial))  # some of Optuna's return numpy's bool

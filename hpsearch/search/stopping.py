@@ -46,8 +46,7 @@ class StoppingRule(ABC):
 
     Args:
         best: the validation with the strictly lowest zero-one loss so far; the first of equals stays. (Which
-        of two
-            equal trials is the better one is another question: there the NLL breaks the tie.)
+            of two equal trials is the better one is another question: there the NLL breaks the tie.)
     """
 
     name: ClassVar[str]
@@ -234,8 +233,8 @@ def decide(rule: StoppingRule, report: EpochReport, max_epochs: int) -> StopDeci
         return StopDecision(reason=StopReason.DIVERGED, detail=detail)
     by_rule = rule.observe(report)  # in any case: the last epoch may be the best one
     if report.is_schedule_exhausted:
-        detail = f"the schedule ended at epoch {report.epoch}, at the learning rate
-        {report.learning_rate:.6g}" return StopDecision(reason=StopReason.SCHEDULE_EXHAUSTED, detail=detail)
+        detail = f"the schedule ended at epoch {report.epoch}, after the rate {report.learning_rate:.6g}"
+        return StopDecision(reason=StopReason.SCHEDULE_EXHAUSTED, detail=detail)
     if by_rule is not None:
         return by_rule
     if report.epoch >= max_epochs:

@@ -168,13 +168,17 @@ class Ledger:
         """Renew all of the worker's leases; returns how many it holds."""
         return self.database.transaction(lambda c: c.execute(_RENEW, self._values).rowcount)
 
-    def release(self, reason: str) -> int:
-        """Give back every point that this worker holds: its trials FAIL, their points WAIT again. Returns how many."""
+    def release(self, reason: str, *, is_crash: bool = False) -> int:
+        """Give back every point that this worker holds: its trials FAIL, their points WAIT again. Returns how many.
+
+        Args:
+            is_crash: count this against the points, so that one that always fails is given up in the end.
+        """
 
         def work(connection: Connection) -> int:
             first_number = count_trials(connection, self.study_id)
             rows = connection.execute(_HELD_FOR_UPDATE, self._values).all()
-            _fail_and_requeue(connection, self.study_id, rows, reason, first_number, is_crash=False)
+            _fail_and_requeue(connection, self.study_id, rows, reason, first_number, is_crash=is_crash)
             return len(rows)
 
         return self.database.transaction(work)
@@ -193,6 +197,10 @@ class Ledger:
             return len(rows)
 
         return self.database.transaction(work)
+
+    def best_value(self) -> float | None:
+        """The lowest value of a COMPLETE trial so far."""
+        return self.database.transaction(lambda c: c.execute(_BEST_VALUE, self._values).scalar_one())
 
     def counts(self) -> PointCounts:
         """How many points are in which state."""
@@ -322,6 +330,11 @@ _STALE_FOR_UPDATE = text(_STALE_QUERY + "FOR UPDATE OF p SKIP LOCKED")
 _COUNTS = text("""
     SELECT t.state, count(*) AS number FROM hpsearch_points p JOIN trials t USING (trial_id)
     WHERE p.study_id = :study GROUP BY t.state
+""")
+
+_BEST_VALUE = text("""
+    SELECT min(v.value) FROM trials t JOIN trial_values v USING (trial_id)
+    WHERE t.study_id = :study AND t.state = 'COMPLETE' AND v.objective = 0
 """)
 
 _FAIL = text("""

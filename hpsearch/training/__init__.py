@@ -1,1 +1,4 @@
-"""Networks, losses, optimisers and schedules, and the loops that train one trial or many lanes at once."""
+"""Networks and their training: one trial at a time (`reference`), or many at once as lanes (`lanes`).
+
+Knows tensors and settings; knows no database, no Optuna and no study.
+"""

@@ -1,0 +1,5 @@
+"""`python -m hpsearch`: the same as the `hpsearch` command."""
+
+from hpsearch.cli.main import main
+
+main()

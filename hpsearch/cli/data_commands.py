@@ -1,0 +1,43 @@
+"""`hpsearch data fetch|verify NAME`: get the files of a data set, or check those that are here."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hpsearch.cli.progress_view import download_progress
+from hpsearch.data.catalog import DataLocations, catalog_names, fetch_dataset, verify_dataset
+from hpsearch.errors import DataError
+
+app = typer.Typer(help="Fetch and verify data sets.", no_args_is_help=True, rich_markup_mode=None)
+
+DatasetName = Annotated[
+    str, typer.Argument(metavar="NAME", help=f"One of {', '.join(catalog_names())}.", show_default=False)
+]
+
+
+@app.command()
+def fetch(name: DatasetName) -> None:
+    """Download what is missing of a data set into the cache, verified; HPSEARCH_DATA may name a local folder."""
+    with download_progress() as progress:
+        paths = fetch_dataset(name, DataLocations.from_environment(), progress)
+    for path in paths:
+        typer.echo(str(path))
+    if not paths:
+        typer.echo(f"{name} comes with scikit-learn: nothing to fetch", err=True)
+
+
+@app.command()
+def verify(name: DatasetName) -> None:
+    """Check every file of a data set against its published checksum."""
+    checks = verify_dataset(name, DataLocations.from_environment())
+    for check in checks:
+        typer.echo(f"{check.state.value:22} {check.file_name:28} {check.path or ''}")
+    problems = [check.problem for check in checks if not check.is_usable]
+    if problems:
+        more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
+        raise DataError(
+            f"{problems[0]}{more}",
+            hint=f"hpsearch data fetch {name}, or HPSEARCH_DATA=FOLDER with the files",
+        )

@@ -1,0 +1,100 @@
+"""Results on stdout: a table for people, one JSON document for scripts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from hpsearch.results.summary import StudySummary, TrialSummary
+from hpsearch.space import ParameterValue
+
+MOST_TRIALS = 10
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document. NaN cannot occur: values that are not finite are never stored."""
+    typer.echo(json.dumps(document, indent=2, allow_nan=False))
+
+
+def print_summary(summary: StudySummary) -> None:
+    """Print the state of a study and its best trials."""
+    Console(highlight=False).print(summary_view(summary))
+
+
+def print_studies(summaries: list[StudySummary]) -> None:
+    """Print a line per study."""
+    Console(highlight=False).print(studies_view(summaries))
+
+
+def summary_view(summary: StudySummary) -> RenderableType:
+    """The state of a study and its best trials, to be printed or shown live."""
+    return Group(Text(_headline(summary)), _trials_table(summary))
+
+
+def studies_view(summaries: list[StudySummary]) -> RenderableType:
+    """A line per study."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("study")
+    for heading in ("points", "waiting", "running", "complete", "pruned", "failed", "best error"):
+        table.add_column(heading, justify="right")
+    for summary in summaries:
+        points, best = summary.points, summary.best
+        numbers = (points.total, points.waiting, points.running, points.complete, points.pruned, points.failed)
+        error = f"{best.value:.2%}" if best is not None else "-"
+        table.add_row(Text(summary.name), *map(str, numbers), error)
+    return table
+
+
+def format_value(value: ParameterValue | None) -> str:
+    """A parameter for a table cell: `0.001`, `tanh`, `500`."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _headline(summary: StudySummary) -> str:
+    points = summary.points
+    parts = [f"study {summary.name}: {points.counted} of {points.total} points done"]
+    parts.append(f"{points.complete} complete, {points.pruned} pruned")
+    if points.unfinished:
+        parts.append(f"{points.running} running, {points.waiting} waiting")
+    if points.failed:
+        parts.append(f"{points.failed} FAILED")
+    parts.append(f"{summary.num_epochs:,} epochs on {summary.study.definition.data.dataset}")
+    return " · ".join(parts)
+
+
+def _trials_table(summary: StudySummary) -> RenderableType:
+    trials = [trial for trial in summary.trials if trial.value is not None and trial.is_current]
+    if not trials:
+        return Text("no trial has ended yet")
+    names = [dimension.name for dimension in summary.study.definition.search.dimensions]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("", "validation error", "NLL", "best epoch", "trial", *names):
+        table.add_column(heading, justify="right")
+    table.add_column("ended")
+    for rank, trial in enumerate(trials[:MOST_TRIALS], start=1):
+        table.add_row(*_trial_cells(rank, trial, names), style="bold" if rank == 1 else None)
+    if len(trials) > MOST_TRIALS:
+        return Group(table, Text(f"and {len(trials) - MOST_TRIALS} more"))
+    return table
+
+
+def _trial_cells(rank: int, trial: TrialSummary, names: list[str]) -> list[Text | str]:
+    parameters = trial.point_parameters
+    nll = trial.best_validation_nll
+    return [
+        str(rank),
+        f"{trial.value:.2%}" if trial.value is not None else "-",
+        f"{nll:.4f}" if nll is not None else "-",
+        f"{trial.best_epoch} of {trial.num_epochs}",
+        str(trial.number),
+        *(Text(format_value(parameters.get(name))) for name in names),
+        Text(str(trial.attributes.get("stop_reason", trial.state.name.lower()))),
+    ]

@@ -1,0 +1,138 @@
+"""Commands that look at studies and take results out: status, report, export, dashboard."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from hpsearch.cli import options
+from hpsearch.cli.tables import print_json, print_studies, print_summary, studies_view, summary_view
+from hpsearch.errors import InputError
+from hpsearch.results.export import export_model, export_parameters
+from hpsearch.results.report import write_report
+from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.service.artifacts import ArtifactFolder
+from hpsearch.service.dashboard import serve_dashboard
+from hpsearch.service.database import Database
+from hpsearch.service.registry import study_names
+
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", show_default="stdout", help="Where to write.")
+]
+
+
+def status(
+    study: options.OptionalStudyName = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until it is finished.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks with --watch.")] = 2.0,
+    as_json: options.AsJson = False,
+    storage: options.Storage = None,
+) -> None:
+    """Show how far a study is and its best trials, or a line for each study."""
+    if watch and as_json:
+        raise InputError("--watch and --json do not go together", hint="call status --json again and again")
+    with options.open_storage(storage) as database:
+        if watch:
+            _watch(database, study, seconds)
+        elif study is not None:
+            summary = read_summary(database, study)
+            if as_json:
+                print_json(summary.as_json())
+            else:
+                print_summary(summary)
+        else:
+            summaries = _read_all(database)
+            if as_json:
+                print_json([summary.as_json() for summary in summaries])
+            elif summaries:
+                print_studies(summaries)
+            else:
+                typer.echo("there is no study yet: hpsearch run STUDY.toml", err=True)
+
+
+def report(
+    study: options.StudyName,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.html")] = Path("report.html"),
+    storage: options.Storage = None,
+) -> None:
+    """Write one self-contained HTML file: search history, learning curves, heat map, importance."""
+    with options.open_storage(storage) as database:
+        write_report(database, study, output)
+    typer.echo(f"wrote {output}", err=True)
+
+
+def export(
+    study: options.StudyName,
+    output: Output = None,
+    format_name: Annotated[
+        str | None,
+        typer.Option("--format", metavar="json|toml|yaml|env", show_default="by FILE's suffix, or json"),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FILE.safetensors", help="Also write the best trial's parameters."),
+    ] = None,
+    storage: options.Storage = None,
+    artifacts: options.Artifacts = None,
+) -> None:
+    """Write the best point with what it needs to be reproduced: settings, value, data, versions, seed."""
+    with options.open_storage(storage) as database:
+        summary = read_summary(database, study)
+        text = export_parameters(summary, path=output, format_name=format_name)
+        if output is None:
+            typer.echo(text, nl=False)
+        else:
+            typer.echo(f"wrote {output}", err=True)
+        if model is not None:
+            export_model(summary, ArtifactFolder(options.artifacts_in(artifacts)), model)
+            typer.echo(f"wrote {model}", err=True)
+
+
+def dashboard(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    behind_proxy: Annotated[
+        bool,
+        typer.Option("--behind-proxy", help="Allow an address beyond this machine: a proxy asks for the login."),
+    ] = False,
+    storage: options.Storage = None,
+    artifacts: options.Artifacts = None,
+) -> None:
+    """Serve optuna-dashboard on this storage until Ctrl-C. It has no login: whoever reaches it may delete studies."""
+    if not behind_proxy and not _is_loopback(host):
+        raise InputError(
+            f"--host {host} would let others in, and optuna-dashboard has no login",
+            hint="keep 127.0.0.1 and tunnel, or put an authenticating proxy in front and add --behind-proxy",
+        )
+    folder = ArtifactFolder(options.artifacts_in(artifacts))
+    with options.open_storage(storage) as database:
+        serve_dashboard(database.storage, folder, host, port, on_ready=lambda url: typer.echo(url))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _read_all(database: Database) -> list[StudySummary]:
+    return [read_summary(database, name) for name in study_names(database)]
+
+
+def _watch(database: Database, study: str | None, seconds: float) -> None:
+    """Redraw until every study shown is finished; on a plain stream, print each time something changed."""
+    console = Console(highlight=False)
+    with Live(console=console, auto_refresh=False, screen=False) as live:
+        while True:
+            summaries = [read_summary(database, study)] if study else _read_all(database)
+            live.update(summary_view(summaries[0]) if study else studies_view(summaries), refresh=True)
+            if not any(summary.points.unfinished for summary in summaries):
+                return
+            time.sleep(seconds)

@@ -1,0 +1,191 @@
+"""The catalogue of data sets: load what a study trains and selects on, fetch and verify the files.
+
+mnist, fashion-mnist, kmnist, digits, a folder of IDX files, or an mnist.pkl.gz (`sources`). Nothing here
+opens a test file (t10k-*), but `fetch_dataset` and `verify_dataset`, which are asked to, and hash it only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from hpsearch.data.data_file import read_data_file
+from hpsearch.data.digits import DIGITS, load_digits_selection
+from hpsearch.data.download import DownloadProgress
+from hpsearch.data.idx import NUM_CLASSES, parse_pair
+from hpsearch.data.lookup import DataLocations, download_published, find_file
+from hpsearch.data.pickled import load_pickled_selection
+from hpsearch.data.published import FILE_NAMES, TRAIN_IMAGES, TRAIN_LABELS, PublishedSet, check_published
+from hpsearch.data.sources import (
+    BundledDigits,
+    IdxFolder,
+    PickledFile,
+    catalog_names,
+    read_source_file,
+    resolve_dataset,
+    unknown_dataset,
+)
+from hpsearch.data.splits import SelectionData, Split, scaled_split, selection_slices
+from hpsearch.errors import DataError
+from hpsearch.settings import DataSettings
+
+# What other rooms need of the data room's front, besides this module's own.
+__all__ = [
+    "DataLocations",
+    "DownloadProgress",
+    "FileCheck",
+    "FileState",
+    "SelectionData",
+    "Split",
+    "catalog_names",
+    "fetch_dataset",
+    "load_selection_data",
+    "verify_dataset",
+]
+
+
+class FileState(Enum):
+    VERIFIED = "verified"
+    UNVERIFIED = "no published checksum"
+    WRONG = "wrong"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileCheck:
+    """What `verify_dataset` found out about one file.
+
+    Args:
+        path: None where the file is missing or comes with scikit-learn.
+        sha256: of the unpacked content; None where it could not be read.
+        problem: one line, for WRONG and MISSING.
+    """
+
+    file_name: str
+    path: Path | None
+    state: FileState
+    sha256: str | None = None
+    problem: str | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        return self.state in (FileState.VERIFIED, FileState.UNVERIFIED)
+
+
+def load_selection_data(
+    settings: DataSettings, *, locations: DataLocations, progress: DownloadProgress | None = None
+) -> SelectionData:
+    """Load the training and validation parts of a data set; test files are never opened.
+
+    Raises:
+        InputError: no such data set, or more `train_samples` than there are.
+        DataError: files are missing, damaged, or not what their checksums say.
+    """
+    source = resolve_dataset(settings.dataset)
+    match source:
+        case BundledDigits():
+            return load_digits_selection(settings.train_samples)
+        case PickledFile(path):
+            return load_pickled_selection(path, settings.train_samples)
+        case PublishedSet() | IdxFolder():
+            return _load_idx_selection(source, settings.train_samples, locations, progress)
+
+
+def fetch_dataset(
+    name: str, locations: DataLocations, progress: DownloadProgress | None = None
+) -> tuple[Path, ...]:
+    """See to it that all four files of a published set are here and right; download what is missing.
+
+    Downloads go into the cache, where a wrong file is replaced. Calling it twice, or from several processes
+    at once, is safe.
+
+    Returns:
+        The files' paths; none for digits, which come with scikit-learn.
+    Raises:
+        InputError: the catalogue has no such set.
+        DataError: a file cannot be downloaded, or the user's own (in HPSEARCH_DATA) is wrong.
+    """
+    published = _find_published(name)
+    if published is None:
+        return ()
+    return tuple(_fetch_file(published, file_name, locations, progress) for file_name in FILE_NAMES)
+
+
+def verify_dataset(name: str, locations: DataLocations) -> tuple[FileCheck, ...]:
+    """Check all four files of a published set where `load_selection_data` would find them; never downloads.
+
+    Raises:
+        InputError: the catalogue has no such set.
+        DataError: HPSEARCH_DATA names no folder.
+    """
+    published = _find_published(name)
+    if published is None:
+        (checksum,) = load_digits_selection(None).checksums.values()
+        return (FileCheck(file_name=DIGITS, path=None, state=FileState.UNVERIFIED, sha256=checksum),)
+    return tuple(_verify_file(published, file_name, locations.folders(name)) for file_name in FILE_NAMES)
+
+
+def _load_idx_selection(
+    source: PublishedSet | IdxFolder,
+    train_samples: int | None,
+    locations: DataLocations,
+    progress: DownloadProgress | None,
+) -> SelectionData:
+    images_file = read_source_file(source, TRAIN_IMAGES, locations, progress=progress)
+    labels_file = read_source_file(source, TRAIN_LABELS, locations, progress=progress)
+    images, labels = parse_pair(images_file, labels_file)
+    train, validation = selection_slices(len(images), train_samples, source=images_file.source)
+    _, rows, columns = images.shape
+    return SelectionData(
+        name=source.name if isinstance(source, PublishedSet) else source.path.resolve().name,
+        train=scaled_split(images[train], labels[train]),
+        validation=scaled_split(images[validation], labels[validation]),
+        image_shape=(rows, columns),
+        num_classes=NUM_CLASSES,
+        checksums={TRAIN_IMAGES: images_file.sha256, TRAIN_LABELS: labels_file.sha256},
+    )
+
+
+def _find_published(name: str) -> PublishedSet | None:
+    """The published set of this name; None for digits."""
+    if name not in catalog_names():  # a folder or a pickle has no checksums and no mirrors
+        raise unknown_dataset(name)
+    source = resolve_dataset(name)
+    return source if isinstance(source, PublishedSet) else None
+
+
+def _fetch_file(
+    published: PublishedSet, file_name: str, locations: DataLocations, progress: DownloadProgress | None
+) -> Path:
+    folders = locations.folders(published.name)
+    path = find_file(file_name, *folders)
+    if path is not None:
+        try:
+            check_published(read_data_file(path), published, file_name)
+        except DataError:
+            if path.parent != locations.cache_folder(published.name):
+                raise  # the user's own file: not ours to replace
+        else:
+            return path
+    return download_published(published, file_name, locations, progress=progress)
+
+
+def _verify_file(published: PublishedSet, file_name: str, folders: Iterable[Path]) -> FileCheck:
+    folders = tuple(folders)
+    path = find_file(file_name, *folders)
+    if path is None:
+        problem = f"not in {', '.join(map(str, folders))}"
+        return FileCheck(file_name=file_name, path=None, state=FileState.MISSING, problem=problem)
+    sha256 = None
+    try:
+        file = read_data_file(path)
+        sha256 = file.sha256
+        is_verified = check_published(file, published, file_name)
+    except DataError as error:
+        return FileCheck(
+            file_name=file_name, path=path, state=FileState.WRONG, sha256=sha256, problem=str(error)
+        )
+    state = FileState.VERIFIED if is_verified else FileState.UNVERIFIED
+    return FileCheck(file_name=file_name, path=path, state=state, sha256=sha256)

@@ -1,0 +1,174 @@
+"""Downloads of one file from the first mirror that serves it whole and right.
+
+A download goes to a file of its own beside the target, is verified there and is then renamed over the target:
+the target is never partial, and any number of processes may download the same file at once.
+"""
+
+from __future__ import annotations
+
+import getpass
+import http.client
+import logging
+import os
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from hpsearch import __version__
+from hpsearch.errors import DataError
+
+DEFAULT_TIMEOUT_SECONDS = 30.0  # for each wait on the network, not for the whole download
+MAX_DOWNLOAD_BYTES = 2**30  # some mirrors speak plain HTTP: whoever answers must not fill the disk
+_BLOCK_BYTES = 2**16
+
+_logger = logging.getLogger(__name__)
+
+
+class DownloadProgress(Protocol):
+    """Told about the first, every further and the last block of a file."""
+
+    def __call__(self, file_name: str, bytes_done: int, bytes_total: int | None) -> None:
+        """`bytes_total` is None where the mirror does not say how long the file is."""
+
+
+class MirrorsFailedError(DataError):
+    """No mirror served the right file."""
+
+
+class _MirrorError(Exception):
+    """This mirror failed; the next one may do."""
+
+
+def download_file(
+    file_name: str,
+    mirrors: Sequence[str],
+    folder: Path,
+    *,
+    verify: Callable[[Path, str], object],
+    progress: DownloadProgress | None = None,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+) -> Path:
+    """Download `file_name` into `folder`, from the first of the mirrors that has the right file.
+
+    Args:
+        mirrors: addresses of folders, ending in "/".
+        verify: given the downloaded file and its address; raises DataError if the content is wrong.
+    Returns:
+        The file's path; whatever was there has been replaced.
+    Raises:
+        MirrorsFailedError: no mirror has the right file; with the reason for each.
+        DataError: the folder cannot be written.
+    """
+    failures: list[str] = []
+    for mirror in mirrors:
+        address = mirror + file_name
+        try:
+            path = _download_from(address, folder / file_name, verify, progress, timeout_seconds)
+        except _MirrorError as error:
+            _logger.warning("download failed: %s", error)
+            failures.append(str(error))
+        else:
+            _logger.info("downloaded %s to %s", address, path)
+            return path
+    raise MirrorsFailedError(f"mirrors tried: {'; '.join(failures) or 'none'}")
+
+
+def _download_from(
+    address: str,
+    target: Path,
+    verify: Callable[[Path, str], object],
+    progress: DownloadProgress | None,
+    timeout_seconds: float,
+) -> Path:
+    # The name keeps the ending (.gz) and is unique, so that concurrent downloads never share a file.
+    partial = target.with_name(f".{uuid.uuid4().hex}-{target.name}")
+    with _open_address(address, timeout_seconds) as response:
+        _make_folder(target.parent)  # only now: a set that cannot be had leaves no empty folder behind
+        try:
+            with partial.open("xb") as stream:
+                _copy(response, address, stream, target.name, progress)
+                os.fsync(stream.fileno())  # before the rename: a power cut leaves the old file or the new one
+            verify(partial, address)
+            partial.replace(target)
+        except OSError as error:
+            raise _write_error(target, error) from error
+        except DataError as error:
+            raise _MirrorError(str(error)) from error
+        finally:
+            partial.unlink(missing_ok=True)
+    return target
+
+
+def _copy(
+    response: http.client.HTTPResponse,
+    address: str,
+    target: BinaryIO,
+    file_name: str,
+    progress: DownloadProgress | None,
+) -> None:
+    bytes_done, bytes_total = 0, _read_length(response)
+    while True:
+        if progress is not None:
+            progress(file_name, bytes_done, bytes_total)
+        block = _read_block(response, address)
+        if not block:
+            break
+        target.write(block)
+        bytes_done += len(block)
+        if bytes_done > MAX_DOWNLOAD_BYTES:
+            raise _MirrorError(f"{address}: more than {MAX_DOWNLOAD_BYTES} bytes, which is the limit")
+    if bytes_total is not None and bytes_done != bytes_total:  # http.client does not tell
+        raise _MirrorError(f"{address}: cut short: {bytes_done} of {bytes_total} bytes")
+
+
+def _open_address(address: str, timeout_seconds: float) -> http.client.HTTPResponse:
+    request = urllib.request.Request(address, headers={"User-Agent": f"hpsearch/{__version__}"})
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout_seconds)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise _MirrorError(f"{address}: HTTP status {error.code} ({error.reason})") from error
+    except urllib.error.URLError as error:
+        raise _MirrorError(f"{address}: {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:  # a timeout, or an answer that is not HTTP
+        raise _MirrorError(f"{address}: {str(error) or type(error).__name__}") from error
+    assert isinstance(response, http.client.HTTPResponse), "mirrors are http or https addresses"
+    return response
+
+
+def _read_block(response: http.client.HTTPResponse, address: str) -> bytes:
+    try:
+        return response.read(_BLOCK_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise _MirrorError(
+            f"{address}: the connection broke: {str(error) or type(error).__name__}"
+        ) from error
+
+
+def _read_length(response: http.client.HTTPResponse) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() else None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _write_error(folder, error) from error
+
+
+def _write_error(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: cannot be written by user {_user_name()}: {error.strerror or error}",
+        hint="free some space or permit writing there, or set XDG_CACHE_HOME to another folder",
+    )
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return str(os.getuid())

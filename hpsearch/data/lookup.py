@@ -1,0 +1,141 @@
+"""Where data files lie on this machine, and how they get there.
+
+A file of a published set is looked for in HPSEARCH_DATA/<set>/, HPSEARCH_DATA/ and the cache, in this order,
+then downloaded into the cache. Whatever is found is verified, and a wrong file is an error: nothing else is
+tried in its place.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from hpsearch.data.data_file import DataFile, read_data_file
+from hpsearch.data.download import DownloadProgress, MirrorsFailedError, download_file
+from hpsearch.data.published import PublishedSet, check_published
+from hpsearch.errors import DataError
+
+LOCAL_VARIABLE = "HPSEARCH_DATA"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataLocations:
+    """Folders that may hold data files.
+
+    Args:
+        local: the user's own folder (HPSEARCH_DATA); only read.
+        cache: downloads go to a folder of the set's name in here.
+        allow_download: False never touches the network.
+    """
+
+    local: Path | None
+    cache: Path
+    allow_download: bool = True
+
+    @classmethod
+    def from_environment(cls) -> DataLocations:
+        """HPSEARCH_DATA, and the user's cache folder (XDG_CACHE_HOME on Linux)."""
+        local = os.environ.get(LOCAL_VARIABLE)
+        return cls(
+            local=Path(local).expanduser() if local else None,
+            cache=platformdirs.user_cache_path("hpsearch", appauthor=False) / "data",
+        )
+
+    def folders(self, name: str) -> tuple[Path, ...]:
+        """Where files of the published set `name` may lie, in the order in which they are looked for.
+
+        Raises:
+            DataError: HPSEARCH_DATA names something that is not a folder.
+        """
+        if self.local is None:
+            return (self.cache_folder(name),)
+        if not self.local.is_dir():
+            raise DataError(
+                f"{LOCAL_VARIABLE} is {self.local}, which is not a folder",
+                hint=f"correct or unset {LOCAL_VARIABLE}",
+            )
+        return (self.local / name, self.local, self.cache_folder(name))
+
+    def cache_folder(self, name: str) -> Path:
+        return self.cache / name
+
+
+def find_file(file_name: str, *folders: Path) -> Path | None:
+    """The first of the folders' files of this name, gzip'd (with ".gz") or not; None if no folder has it.
+
+    Raises:
+        DataError: a folder cannot be searched.
+    """
+    for folder in folders:
+        for candidate in (folder / f"{file_name}.gz", folder / file_name):
+            try:
+                candidate.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:  # a file that may not be seen is not the same as no file
+                raise DataError(
+                    f"{candidate}: cannot be looked at: {error.strerror}",
+                    hint="check the path and its permissions",
+                ) from error
+            return candidate
+    return None
+
+
+def obtain_file(
+    published: PublishedSet,
+    file_name: str,
+    locations: DataLocations,
+    *,
+    progress: DownloadProgress | None = None,
+) -> DataFile:
+    """Find or download one file of a published set, and verify it.
+
+    Raises:
+        DataError: missing and not to be had, unreadable, or not what its checksum says.
+    """
+    path = find_file(file_name, *locations.folders(published.name))
+    if path is None:
+        path = download_published(published, file_name, locations, progress=progress)
+    file = read_data_file(path)
+    check_published(file, published, file_name)
+    return file
+
+
+def download_published(
+    published: PublishedSet,
+    file_name: str,
+    locations: DataLocations,
+    *,
+    progress: DownloadProgress | None = None,
+) -> Path:
+    """Download one file of a published set into the cache, whatever is there already; the file is verified.
+
+    Raises:
+        DataError: downloading is not allowed, no mirror has the right file, or the cache cannot be written.
+    """
+    looked_at = ", ".join(map(str, locations.folders(published.name)))
+    hint = (
+        f"run where there is a network: hpsearch data fetch {published.name}; "
+        f"or set {LOCAL_VARIABLE} to a folder that holds {file_name}.gz"
+    )
+    if not locations.allow_download:
+        raise DataError(
+            f"{published.name}: no {file_name} (looked in {looked_at}); downloading is switched off",
+            hint=hint,
+        )
+
+    def verify(path: Path, address: str) -> None:
+        check_published(read_data_file(path, source=address), published, file_name)
+
+    cache_folder = locations.cache_folder(published.name)
+    try:
+        return download_file(
+            f"{file_name}.gz", published.mirrors, cache_folder, verify=verify, progress=progress
+        )
+    except MirrorsFailedError as error:
+        raise DataError(
+            f"{published.name}: no {file_name} (looked in {looked_at}); {error}", hint=hint
+        ) from error

@@ -1,0 +1,125 @@
+"""mnist.pkl.gz: a gzip'd pickle of three (images, labels) pairs: train, valid, test.
+
+One file holds all three, so whoever reads two has the third in memory. It stays an inert record of bytes that
+nobody decodes (`restricted_pickle`), and is dropped; only `held_out` builds it. Source: REFERENCE section 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpsearch.data.data_file import DOWNLOAD_AGAIN, DataFile, read_data_file
+from hpsearch.data.restricted_pickle import ArrayRecord, RefusedPickleError, unpickle_arrays
+from hpsearch.data.splits import SelectionData, Split, limit_train_samples
+from hpsearch.errors import DataError
+
+IMAGE_SHAPE = (28, 28)
+NUM_CLASSES = 10
+_NUM_PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
+
+Pair = tuple[ArrayRecord, ArrayRecord]
+
+
+def load_pickled_selection(path: Path, train_samples: int | None) -> SelectionData:
+    """Read the training and validation pairs; the test pair is dropped unread.
+
+    Raises:
+        DataError: the file is missing, damaged, hostile or not of this form.
+        InputError: `train_samples` is more than there are.
+    """
+    file = read_data_file(path)
+    train_pair, validation_pair, _ = read_pairs(file)
+    train = build_split(train_pair, f"{file.source}, train")
+    validation = build_split(validation_pair, f"{file.source}, valid")
+    num_train = limit_train_samples(len(train), train_samples)
+    return SelectionData(
+        name=path.name,
+        train=Split(images=train.images[:num_train], labels=train.labels[:num_train]),
+        validation=validation,
+        image_shape=IMAGE_SHAPE,
+        num_classes=NUM_CLASSES,
+        checksums={path.name.removesuffix(".gz"): file.sha256},
+    )
+
+
+def read_pairs(file: DataFile) -> tuple[Pair, Pair, Pair]:
+    """Unpickle three pairs of array records: train, valid, test. No array is built.
+
+    Raises:
+        DataError: the pickle is damaged, holds anything but arrays, or not three pairs of them.
+    """
+    try:
+        parts = unpickle_arrays(file.content)
+    except RefusedPickleError as error:
+        raise DataError(
+            f"{file.source}: refused to unpickle {error}; nothing of it was run",
+            hint="only numpy arrays are admitted: get the file from a source that you trust",
+        ) from error
+    if not (isinstance(parts, tuple | list) and len(parts) == 3 and all(_is_pair(part) for part in parts)):
+        raise DataError(
+            f"{file.source}: expected three (images, labels) pairs of arrays: train, valid, test",
+            hint=DOWNLOAD_AGAIN,
+        )
+    train, validation, test = ((images, labels) for images, labels in parts)
+    return train, validation, test
+
+
+def build_split(pair: Pair, source: str) -> Split:
+    """Build one pair: images [N, 784] in [0, 1], labels [N] in 0..9, checked.
+
+    Args:
+        source: what errors call the pair.
+    Raises:
+        DataError: shapes, types or values are not those.
+    """
+    try:
+        images, labels = pair[0].build(), pair[1].build()
+    except RefusedPickleError as error:
+        raise DataError(f"{source}: refused {error}", hint=DOWNLOAD_AGAIN) from error
+    _check_images(images, source)
+    _check_labels(labels, len(images), source)
+    return Split(images=images.astype(np.float32), labels=labels.astype(np.int64))
+
+
+def _check_images(images: NDArray[Any], source: str) -> None:
+    if images.dtype.kind != "f" or images.ndim != 2 or images.shape[1] != _NUM_PIXELS:
+        raise DataError(
+            f"{source}: expected images of shape [N, {_NUM_PIXELS}] and a float type, "
+            f"found {list(images.shape)} of {images.dtype}",
+            hint=DOWNLOAD_AGAIN,
+        )
+    lowest, highest = images.min(), images.max()
+    if not (lowest >= 0 and highest <= 1):  # also false for NaN
+        raise DataError(
+            f"{source}: expected pixels in [0, 1], found {lowest} .. {highest}",
+            hint="divide grey levels by 255 before they are pickled",
+        )
+
+
+def _check_labels(labels: NDArray[Any], num_images: int, source: str) -> None:
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(
+            f"{source}: expected labels of shape [N] and an integer type, "
+            f"found {list(labels.shape)} of {labels.dtype}",
+            hint=DOWNLOAD_AGAIN,
+        )
+    if len(labels) != num_images:
+        raise DataError(f"{source}: {num_images} images, but {len(labels)} labels", hint=DOWNLOAD_AGAIN)
+    lowest, highest = labels.min(), labels.max()
+    if lowest < 0 or highest >= NUM_CLASSES:
+        raise DataError(
+            f"{source}: expected labels in 0..{NUM_CLASSES - 1}, found {lowest} .. {highest}",
+            hint=DOWNLOAD_AGAIN,
+        )
+
+
+def _is_pair(value: object) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(isinstance(array, ArrayRecord) for array in value)
+    )

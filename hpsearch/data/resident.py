@@ -1,0 +1,242 @@
+"""Device-resident data: training and validation tensors, one transfer each; a minibatch is a slice by index.
+
+Training data larger than a bound stays on the host and visits the device in chunks of whole minibatches,
+through buffers that are allocated once. The minibatches are the same, bit for bit. Source: DLT, "MNIST
+Dataset"; REFERENCE section 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpsearch.data.splits import SelectionData
+from hpsearch.errors import InputError
+
+Transfer = Callable[[Tensor, torch.device], Tensor]
+
+
+def minibatch_order(seed: int, epoch: int, num_images: int) -> Tensor:
+    """The order of the training images in a shuffled epoch: a permutation [num_images] int64, on the host.
+
+    It depends on nothing but the arguments: every device and every lane gets the same.
+
+    Args:
+        seed: the study's seed.
+        epoch: 1-based.
+    """
+    # Mixed first: torch's CPU generator uses only the low 32 bits of its seed.
+    mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    generator = torch.Generator(device="cpu").manual_seed(int(mixed[0] >> np.uint64(1)))
+    return torch.randperm(num_images, generator=generator)
+
+
+def copy_to_device(host: Tensor, device: torch.device) -> Tensor:
+    """One transfer, at the start of a worker's life. On the CPU it is the same memory and no copy."""
+    return host.to(device)
+
+
+class ResidentData:
+    """The training and validation tensors of one data set on one device; made by `place`.
+
+    Args:
+        validation_images: [V, pixels] float32 in [0, 1], on the device.
+        validation_labels: [V] int64, on the device.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: _WholeTraining | _ChunkedTraining,
+        validation_images: Tensor,
+        validation_labels: Tensor,
+        image_shape: tuple[int, int],
+        num_classes: int,
+    ) -> None:
+        self._train = train
+        self.validation_images = validation_images
+        self.validation_labels = validation_labels
+        self.image_shape = image_shape
+        self.num_classes = num_classes
+
+    @classmethod
+    def place(
+        cls,
+        data: SelectionData,
+        device: torch.device,
+        *,
+        max_resident_bytes: int | None = None,
+        transfer: Transfer = copy_to_device,
+    ) -> ResidentData:
+        """Put a data set on a device: four transfers (two if the training part is to visit in chunks).
+
+        Args:
+            max_resident_bytes: bound on the training images and labels on the device; above it they visit in
+                chunks. The validation tensors are always whole, and a shuffled epoch of whole training data
+                has a gathered copy beside it: neither counts.
+            transfer: copies one host tensor to the device; tests count its calls.
+        """
+        images, labels = _as_tensor(data.train.images, np.float32), _as_tensor(data.train.labels, np.int64)
+        train: _WholeTraining | _ChunkedTraining
+        if max_resident_bytes is None or images.nbytes + labels.nbytes <= max_resident_bytes:
+            train = _WholeTraining(transfer(images, device), transfer(labels, device))
+        else:
+            train = _ChunkedTraining(images, labels, device, max_resident_bytes)
+        return cls(
+            train=train,
+            validation_images=transfer(_as_tensor(data.validation.images, np.float32), device),
+            validation_labels=transfer(_as_tensor(data.validation.labels, np.int64), device),
+            image_shape=data.image_shape,
+            num_classes=data.num_classes,
+        )
+
+    @property
+    def num_train(self) -> int:
+        return self._train.num_images
+
+    @property
+    def is_chunked(self) -> bool:
+        return isinstance(self._train, _ChunkedTraining)
+
+    def num_minibatches(self, batch_size: int) -> int:
+        """Minibatches of one epoch; as in DLT, images that do not fill a last minibatch are left out.
+
+        Raises:
+            InputError: the batch size is below 1 or above the number of training images, or one minibatch is
+                larger than `max_resident_bytes`.
+        """
+        if not 1 <= batch_size <= self.num_train:
+            raise InputError(
+                f"training.batch_size must be in 1..{self.num_train} (the training images), got {batch_size}"
+            )
+        self._train.check_fit(batch_size)
+        return self.num_train // batch_size
+
+    def chunks(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch's training data on the device, as consecutive chunks of whole minibatches.
+
+        Whole residence yields one chunk. The next chunk, and the next epoch, may overwrite the memory of the
+        last one.
+
+        Args:
+            order: [num_train] int64 on the host, a permutation of the images (`minibatch_order`); None: file
+                order.
+        Returns:
+            Images [K * batch_size, pixels] and labels [K * batch_size]; K may differ in the last chunk.
+        Raises:
+            InputError: as `num_minibatches`, at the call.
+        """
+        num_images = self.num_minibatches(batch_size) * batch_size
+        if order is not None and (order.shape != (self.num_train,) or order.dtype != torch.int64):
+            raise ValueError(f"order must be [{self.num_train}] int64, got {list(order.shape)} {order.dtype}")
+        return self._train.chunks(batch_size, None if order is None else order[:num_images])
+
+
+class _WholeTraining:
+    """All training images and labels, on the device."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self._images = images
+        self._labels = labels
+        self._gathered: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def num_images(self) -> int:
+        return len(self._labels)
+
+    def check_fit(self, batch_size: int) -> None:
+        """Everything is on the device already."""
+
+    def chunks(self, batch_size: int, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        num_images = self.num_images // batch_size * batch_size
+        if order is None:
+            yield self._images[:num_images], self._labels[:num_images]
+            return
+        if self._gathered is None:  # allocated once: the addresses stay, as captured graphs need
+            self._gathered = torch.empty_like(self._images), torch.empty_like(self._labels)
+        images, labels = (buffer[:num_images] for buffer in self._gathered)
+        index = order.to(self._images.device)  # the only transfer: one index per image
+        torch.index_select(self._images, 0, index, out=images)
+        torch.index_select(self._labels, 0, index, out=labels)
+        yield images, labels
+
+
+class _ChunkedTraining:
+    """All training images and labels on the host, and device buffers for as many as the bound allows."""
+
+    def __init__(self, images: Tensor, labels: Tensor, device: torch.device, max_resident_bytes: int) -> None:
+        self._host = images, labels
+        self._max_resident_bytes = max_resident_bytes
+        self._image_bytes = (images.nbytes + labels.nbytes) // len(labels)  # of one image and its label
+        self._capacity = max_resident_bytes // self._image_bytes
+        self._buffers = tuple(torch.empty_like(part[: self._capacity], device=device) for part in self._host)
+        # CUDA copies asynchronously from pinned memory only; on the CPU chunks are written into place at
+        # once.
+        self._stage = _PinnedStage(self._buffers) if device.type == "cuda" else None
+
+    @property
+    def num_images(self) -> int:
+        return len(self._host[1])
+
+    def check_fit(self, batch_size: int) -> None:
+        if batch_size > self._capacity:
+            raise InputError(
+                f"data.max_resident_bytes = {self._max_resident_bytes} holds {self._capacity} training "
+                f"images of {self._image_bytes} bytes, but a minibatch has {batch_size}",
+                hint=f"set data.max_resident_bytes to at least {batch_size * self._image_bytes}",
+            )
+
+    def chunks(self, batch_size: int, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        num_images = self.num_images // batch_size * batch_size
+        chunk_size = self._capacity // batch_size * batch_size
+        for start in range(0, num_images, chunk_size):
+            stop = min(start + chunk_size, num_images)
+            chosen = slice(start, stop) if order is None else order[start:stop]
+            yield self._fill(chosen, stop - start)
+
+    def _fill(self, chosen: slice | Tensor, size: int) -> tuple[Tensor, Tensor]:
+        images, labels = (buffer[:size] for buffer in self._buffers)
+        if self._stage is None:
+            _gather(self._host, chosen, (images, labels))
+        else:
+            self._stage.copy(self._host, chosen, (images, labels))
+        return images, labels
+
+
+class _PinnedStage:
+    """Pinned host memory of one chunk, through which chunks go to a CUDA device.
+
+    The host gathers the next chunk here while the device still trains on the last one; the copy itself waits
+    for that training, because both are on the current stream.
+    """
+
+    def __init__(self, buffers: tuple[Tensor, ...]) -> None:
+        self._staged = tuple(torch.empty_like(buffer, device="cpu", pin_memory=True) for buffer in buffers)
+        self._is_free = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def copy(
+        self, host: tuple[Tensor, Tensor], chosen: slice | Tensor, targets: tuple[Tensor, Tensor]
+    ) -> None:
+        self._is_free.synchronize()  # host waits until the last copy out of this memory is done
+        staged = tuple(part[: len(target)] for part, target in zip(self._staged, targets, strict=True))
+        _gather(host, chosen, staged)
+        for target, source in zip(targets, staged, strict=True):
+            target.copy_(source, non_blocking=True)
+        self._is_free.record()
+
+
+def _gather(host: tuple[Tensor, Tensor], chosen: slice | Tensor, targets: tuple[Tensor, ...]) -> None:
+    for source, target in zip(host, targets, strict=True):
+        if isinstance(chosen, slice):
+            target.copy_(source[chosen])
+        else:
+            torch.index_select(source, 0, chosen, out=target)
+
+
+def _as_tensor(array: NDArray[np.generic], dtype: type[np.generic]) -> Tensor:
+    # torch wants writable, contiguous memory; numpy copies only where it is not.
+    return torch.from_numpy(np.require(array, dtype=dtype, requirements=["C", "W"]))

@@ -1,0 +1,254 @@
+"""An unpickler that builds nothing: it keeps inert records of numpy arrays and refuses everything else.
+
+A pickle is a program. This one's names are looked up in a table of eight, each of which yields an object of
+ours that does no more than remember what numpy would have been told; opcodes that arrays do not need are
+refused. `ArrayRecord.build` then makes a numpy array of what was remembered, after checking it. `pickled`
+reads mnist.pkl.gz with it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import reprlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MAX_OPCODES = 10_000  # three pairs of arrays need about two hundred
+_DTYPE_CODES = frozenset({"f4", "f8", "u1", "i4", "i8"})
+_BYTE_ORDERS = frozenset("<>|=")
+# fmt: off
+_ADMITTED_OPCODES = frozenset({
+    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE",
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+    "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "APPEND", "APPENDS",
+    "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
+    "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
+})
+# fmt: on
+
+
+class RefusedPickleError(Exception):
+    """The pickle asks for something that is no numpy array, or is damaged. The message says what."""
+
+
+class ArrayRecord:
+    """What a pickle says about one array. `raw` is its bytes, or a str of them (Latin-1) from Python 2."""
+
+    __slots__ = ("dtype", "is_fortran", "raw", "shape")
+
+    def __init__(self) -> None:
+        self.dtype: DtypeRecord | None = None
+        self.shape: object = None
+        self.is_fortran: object = False
+        self.raw: object = None
+
+    def __setstate__(self, state: object) -> None:
+        # (version, shape, dtype, is_fortran, raw) of numpy.ndarray.__setstate__
+        if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[2], DtypeRecord)):
+            raise RefusedPickleError("an array without shape, type and bytes")
+        _, self.shape, self.dtype, self.is_fortran, self.raw = state
+
+    def build(self) -> NDArray[Any]:
+        """Make the array: read-only, of its own byte order.
+
+        Raises:
+            RefusedPickleError: shape, type and bytes do not fit each other.
+        """
+        raw = self.raw.encode("latin-1") if isinstance(self.raw, str) else self.raw
+        shape = self.shape
+        if self.dtype is None or not isinstance(raw, bytes | bytearray):
+            raise RefusedPickleError("an array without shape, type and bytes")
+        if not (
+            isinstance(shape, tuple)
+            and len(shape) <= 2
+            and all(type(size) is int and size > 0 for size in shape)
+        ):
+            raise RefusedPickleError(f"an array of shape {_shorten(shape)}")
+        dtype = self.dtype.build()
+        expected_bytes = math.prod(shape) * dtype.itemsize
+        if len(raw) != expected_bytes:
+            raise RefusedPickleError(
+                f"an array of shape {_shorten(shape)} and type {dtype.str}: expected {expected_bytes} bytes, "
+                f"found {len(raw)}"
+            )
+        return np.frombuffer(raw, dtype=dtype).reshape(shape, order="F" if self.is_fortran else "C")
+
+
+class DtypeRecord:
+    """What a pickle says about a number type."""
+
+    __slots__ = ("byte_order", "code")
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+        self.byte_order = "<" if code != "u1" else "|"
+
+    def __setstate__(self, state: Any) -> None:
+        # (version, byte order, subarray, names, fields, ...) of numpy.dtype.__setstate__
+        order = state[1] if isinstance(state, tuple) and len(state) >= 5 else None
+        if not (isinstance(order, str) and order in _BYTE_ORDERS):
+            raise RefusedPickleError(f"a number type of state {_shorten(state)}")
+        if any(part is not None for part in state[2:5]):
+            raise RefusedPickleError("a structured number type")
+        self.byte_order = order
+
+    def build(self) -> np.dtype[Any]:
+        return np.dtype(self.byte_order + self.code)
+
+
+class _Admitted:
+    """Stands for a name that a pickle may mention. It can be called; nothing can be set on it."""
+
+    __slots__ = ("_call", "_name")
+
+    def __init__(self, name: str, call: Callable[..., object] | None = None) -> None:
+        self._name = name
+        self._call = call
+
+    def __call__(self, *arguments: object) -> object:
+        try:
+            if self._call is not None:
+                return self._call(*arguments)
+        except TypeError:  # the wrong number of arguments
+            pass
+        raise RefusedPickleError(f"a call of {self._name} with {_shorten(arguments)}")
+
+    def __setstate__(self, state: object) -> None:
+        raise RefusedPickleError(f"a change of {self._name}")
+
+
+def _reconstruct(subtype: object, shape: object, typecode: object, /) -> ArrayRecord:
+    # numpy always asks for an empty array of bytes here and sets its state later.
+    if subtype is not _NDARRAY or shape != (0,) or typecode not in ("b", b"b"):
+        raise RefusedPickleError(f"numpy's _reconstruct with shape {_shorten(shape)}")
+    return ArrayRecord()
+
+
+def _make_dtype(code: object, _align: object, _copy: object, /) -> DtypeRecord:
+    if not isinstance(code, str) or code not in _DTYPE_CODES:
+        raise RefusedPickleError(f"an array of number type {_shorten(code)}")
+    return DtypeRecord(code)
+
+
+def _from_buffer(raw: object, dtype: object, shape: object, order: object, /) -> ArrayRecord:
+    record = ArrayRecord()
+    record.__setstate__((1, shape, dtype, order == "F", raw))
+    return record
+
+
+def _encode(text: object, encoding: object, /) -> bytes:
+    # How Python 3 writes bytes into protocols 0 to 2.
+    if not isinstance(text, str) or encoding != "latin1":
+        raise RefusedPickleError(f"_codecs.encode to {_shorten(encoding)}")
+    return text.encode("latin-1")
+
+
+_NDARRAY = _Admitted("numpy.ndarray")
+_RECONSTRUCT = _Admitted("numpy's _reconstruct", _reconstruct)
+_FROM_BUFFER = _Admitted("numpy's _frombuffer", _from_buffer)
+_ADMITTED_NAMES: Mapping[tuple[str, str], _Admitted] = MappingProxyType(
+    {
+        ("numpy", "ndarray"): _NDARRAY,
+        ("numpy", "dtype"): _Admitted("numpy.dtype", _make_dtype),
+        ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,  # since numpy 2
+        ("numpy.core.numeric", "_frombuffer"): _FROM_BUFFER,  # pickle protocol 5
+        ("numpy._core.numeric", "_frombuffer"): _FROM_BUFFER,
+        ("_codecs", "encode"): _Admitted("_codecs.encode", _encode),
+    }
+)
+
+
+def unpickle_arrays(content: bytes) -> object:
+    """Read a pickle of tuples and lists of numpy arrays, of any protocol, from Python 2 or 3.
+
+    Returns:
+        The same tuples and lists with an `ArrayRecord` in the place of each array.
+    Raises:
+        RefusedPickleError: the pickle holds anything else; none of it has been imported or called.
+    """
+    try:
+        return _InertUnpickler(content).load()
+    except RefusedPickleError:
+        raise
+    # A damaged or hostile pickle may raise anything ("including but not necessarily limited to", says the
+    # pickle module).
+    except Exception as error:
+        raise RefusedPickleError(
+            f"damaged or no pickle at all ({type(error).__name__}: {str(error)[:80]})"
+        ) from error
+
+
+# The unpickler in Python, not the one in C: that one's memo is an array which a single hostile index
+# (LONG_BINPUT) makes allocate 34 GB. Ours has few opcodes to run, the arrays' bytes are one each.
+class _InertUnpickler(pickle._Unpickler):
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {}
+
+    def __init__(self, content: bytes) -> None:
+        # Latin-1 keeps the bytes of Python 2's strings as they are.
+        super().__init__(io.BytesIO(content), fix_imports=False, encoding="latin-1")
+        self.num_opcodes = 0
+
+    def find_class(self, module: str, name: str) -> object:
+        try:
+            return _ADMITTED_NAMES[module, name]
+        except KeyError:
+            raise RefusedPickleError(f"the name {_shorten(module + '.' + name)}") from None
+
+
+def _admit(handler: Callable[[Any], None]) -> Callable[[Any], None]:
+    def handle(unpickler: _InertUnpickler) -> None:
+        unpickler.num_opcodes += 1
+        if unpickler.num_opcodes > _MAX_OPCODES:  # a gigabyte of tiny opcodes would fill the memory
+            raise RefusedPickleError(f"more than {_MAX_OPCODES} opcodes")
+        handler(unpickler)
+
+    return handle
+
+
+def _refuse(opcode_name: str) -> Callable[[Any], None]:
+    def handle(_: _InertUnpickler) -> None:
+        raise RefusedPickleError(f"the opcode {opcode_name}")
+
+    return handle
+
+
+def _load_bytearray(unpickler: Any) -> None:
+    # Python's own handler allocates the length that the pickle claims before it reads.
+    unpickler.append(unpickler.read(int.from_bytes(unpickler.read(8), "little")))
+
+
+def _make_dispatch() -> dict[int, Callable[[Any], None]]:
+    handlers = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray}
+    names = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+    return {
+        code: _admit(handler) if names[code] in _ADMITTED_OPCODES else _refuse(names[code])
+        for code, handler in handlers.items()
+    }
+
+
+_InertUnpickler.dispatch = _make_dispatch()
+
+
+class _ShortRepr(reprlib.Repr):
+    """Bounded in depth and length: a few shared tuples of tuples would fill the memory as a full repr."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+
+    def repr_bytes(self, value: bytes, _level: int) -> str:
+        return repr(value[: self.maxstring])
+
+
+def _shorten(value: object) -> str:
+    return _ShortRepr().repr(value)

@@ -1,0 +1,122 @@
+"""What the `dataset` key of a study file names: a published set, the bundled digits, a folder, or a pickle.
+
+`catalog` and `held_out` read from what `resolve_dataset` returns.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpsearch.data import published
+from hpsearch.data.data_file import DataFile, read_data_file
+from hpsearch.data.digits import DIGITS
+from hpsearch.data.download import DownloadProgress
+from hpsearch.data.lookup import DataLocations, find_file, obtain_file
+from hpsearch.data.published import FILE_NAMES, PublishedSet
+from hpsearch.errors import DataError, InputError
+
+_PICKLE_ENDINGS = (".pkl.gz", ".pkl")
+_OTHER_CHOICES = "a folder of IDX files, or the path of an mnist.pkl.gz"
+
+
+@dataclass(frozen=True, slots=True)
+class BundledDigits:
+    """The digits that come with scikit-learn."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdxFolder:
+    """A folder that holds the IDX files under their four standard names, gzip'd or not."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class PickledFile:
+    """An mnist.pkl.gz, or its unpacked form."""
+
+    path: Path
+
+
+def catalog_names() -> tuple[str, ...]:
+    """The names that need no path."""
+    return (*published.PUBLISHED_SETS, DIGITS)
+
+
+def resolve_dataset(dataset: str) -> PublishedSet | BundledDigits | IdxFolder | PickledFile:
+    """Find out what `dataset` means: a name of the catalogue, else a path (from the working directory).
+
+    Raises:
+        InputError: neither a name of the catalogue nor a path, or a file of another kind.
+        DataError: a path where nothing is.
+    """
+    if dataset in published.PUBLISHED_SETS:
+        return published.PUBLISHED_SETS[dataset]
+    if dataset == DIGITS:
+        return BundledDigits()
+    path = Path(dataset)
+    try:
+        path = path.expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError):  # too long for a path, not ours to see, or "~" of an unknown user
+        is_folder = is_there = False
+    if not dataset.strip():  # Path("") would be the working directory
+        raise unknown_dataset(dataset)
+    if is_folder:
+        return IdxFolder(path)
+    if is_there:
+        return _resolve_existing_file(dataset, path)
+    if len(path.parts) > 1 or dataset.endswith(_PICKLE_ENDINGS):
+        raise DataError(
+            f"data.dataset: no file or folder {dataset!r}",
+            hint=f"expected {_list_names()}, {_OTHER_CHOICES}",
+        )
+    raise unknown_dataset(dataset)
+
+
+def unknown_dataset(dataset: str) -> InputError:
+    """The error for a name that the catalogue does not have."""
+    similar = difflib.get_close_matches(dataset.lower(), catalog_names(), n=1)
+    did_you_mean = f"did you mean {similar[0]!r}? " if similar else ""
+    return InputError(
+        f"data.dataset: unknown data set {dataset!r}",
+        hint=f"{did_you_mean}expected {_list_names()}, {_OTHER_CHOICES}",
+    )
+
+
+def read_source_file(
+    source: PublishedSet | IdxFolder,
+    file_name: str,
+    locations: DataLocations,
+    *,
+    progress: DownloadProgress | None = None,
+) -> DataFile:
+    """Read one IDX file: of a published set (verified, downloaded if need be), or of the user's own folder.
+
+    Raises:
+        DataError: missing, unreadable, or not what its checksum says.
+    """
+    if isinstance(source, PublishedSet):
+        return obtain_file(source, file_name, locations, progress=progress)
+    path = find_file(file_name, source.path)
+    if path is None:
+        raise DataError(
+            f"{source.path}: no {file_name}.gz or {file_name} in this folder",
+            hint=f"a folder of IDX files holds {', '.join(FILE_NAMES)}, each with .gz or without",
+        )
+    return read_data_file(path)
+
+
+def _resolve_existing_file(dataset: str, path: Path) -> PickledFile:
+    if not path.name.endswith(_PICKLE_ENDINGS):
+        raise InputError(
+            f"data.dataset: {dataset!r} is a file of an unknown kind, expected a name that ends in .pkl.gz",
+            hint="for IDX files name the folder that holds them",
+        )
+    return PickledFile(path)
+
+
+def _list_names() -> str:
+    return ", ".join(catalog_names())

@@ -1,0 +1,245 @@
+"""Export the best configuration with its evidence, and the best parameters themselves.
+
+A document says everything that one needs to train the same network again, or to doubt it: the point, all
+settings, the study's definition and hash, the data's checksums, the versions and the seed. Four formats hold the
+same content.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from hpsearch.errors import ArtifactError, InputError
+from hpsearch.results.atomic_file import replaced_file, write_file
+from hpsearch.results.summary import StudySummary, TrialSummary, format_time
+from hpsearch.service.artifacts import PARAMETERS_FILE, ArtifactFolder
+from hpsearch.service.registry import current_versions
+
+ENVIRONMENT_PREFIX = "HPSEARCH_"
+MODEL_SUFFIX = ".safetensors"
+
+
+class ExportFormat(StrEnum):
+    """The formats of a document."""
+
+    JSON = "json"
+    TOML = "toml"
+    YAML = "yaml"
+    ENV = "env"
+
+
+_FORMAT_OF_SUFFIX = {
+    ".json": ExportFormat.JSON,
+    ".toml": ExportFormat.TOML,
+    ".yaml": ExportFormat.YAML,
+    ".yml": ExportFormat.YAML,
+    ".env": ExportFormat.ENV,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportDocument:
+    """The best trial of a study, ready to be written.
+
+    Args:
+        content: plain values, no null anywhere (TOML has none): what is absent has its default. The keys:
+            study, trial (number), point
+            value               fraction of misclassified validation images
+            validation_nll      nats, at the same validation
+            best_epoch, epochs, stop_reason
+            parameters          the searched keys with their values
+            settings            model and training, resolved: the parameters stand among them
+            seed                the study's
+            dataset, dataset_checksums (file name -> SHA-256 of the unpacked content)
+            definition_sha256, definition (the whole study)
+            versions            created: of the programs that made the study; exported: of those that export
+            exported_at         UTC
+    """
+
+    content: Mapping[str, Any]
+
+    def render(self, export_format: ExportFormat) -> str:
+        """The document as text that ends in a newline."""
+        return _RENDERERS[export_format](dict(self.content))
+
+
+def export_best(summary: StudySummary, *, now: datetime | None = None) -> ExportDocument:
+    """Gather what is known about the best trial.
+
+    Args:
+        now: the date to write, aware; None: the clock's.
+    Raises:
+        NothingCompleteError: there is no best trial; says how many points are in which state.
+    """
+    best = summary.require_best()
+    definition = summary.study.definition
+    settings = definition.resolve(best.parameters)
+    training = {**settings.training.model_dump(mode="json"), "seed": settings.initial_weights_seed}
+    content = {
+        "study": summary.name,
+        "trial": best.number,
+        "point": best.point,
+        "value": best.value,
+        "validation_nll": best.best_validation_nll,
+        "best_epoch": best.best_epoch,
+        "epochs": best.num_epochs,
+        "stop_reason": best.attributes.get("stop_reason"),
+        "parameters": best.point_parameters,
+        "settings": {"model": settings.model.model_dump(mode="json"), "training": training},
+        "seed": definition.seed,
+        "dataset": definition.data.dataset,
+        "dataset_checksums": dict(summary.study.dataset_checksums),
+        "definition_sha256": definition.sha256,
+        "definition": definition.model_dump(mode="json"),
+        "versions": {"created": dict(summary.study.versions), "exported": current_versions()},
+        "exported_at": format_time(now or datetime.now(UTC)),
+    }
+    return ExportDocument(content=_without_nulls(content))
+
+
+def choose_format(name: str | None, path: Path | None) -> ExportFormat:
+    """The format that an option names, or else the file's suffix; JSON if there is neither.
+
+    Raises:
+        InputError: unknown, or the two contradict each other; names the choices.
+    """
+    choices = f"choose {', '.join(ExportFormat)}"
+    if name is not None and name not in list(ExportFormat):
+        raise InputError(f"--format: unknown format {name!r}", hint=choices)
+    by_name = None if name is None else ExportFormat(name)
+    if path is None:
+        return by_name or ExportFormat.JSON
+    suffix = path.suffix or path.name  # a file called ".env" has no suffix in Python's eyes
+    by_suffix = _FORMAT_OF_SUFFIX.get(suffix.lower())
+    if by_name and by_suffix and by_name is not by_suffix:
+        raise InputError(f"--format {by_name} contradicts -o {path}", hint="leave one of them out")
+    chosen = by_name or by_suffix
+    if chosen is None:
+        raise InputError(
+            f"-o {path}: no format goes by the name {suffix!r}",
+            hint=f"name the format with --format, or end the name in {', '.join(_FORMAT_OF_SUFFIX)}",
+        )
+    return chosen
+
+
+def write_export(document: ExportDocument, path: Path, export_format: ExportFormat) -> None:
+    """Write the document, whole or not at all.
+
+    Raises:
+        ArtifactError: the file cannot be written; names it.
+    """
+    write_file(path, document.render(export_format))
+
+
+def export_model(summary: StudySummary, artifacts: ArtifactFolder, path: Path) -> None:
+    """Copy the best trial's parameters out of the artifact folder, whole or not at all.
+
+    The file's metadata names the study, its hash, the trial and all settings.
+
+    Raises:
+        InputError: the file's name asks for another format.
+        NothingCompleteError: there is no best trial.
+        ArtifactError: the parameters are not in the folder, are damaged, or the file cannot be written.
+    """
+    if path.suffix.lower() != MODEL_SUFFIX:
+        raise InputError(
+            f"--model {path}: unknown model format {path.suffix or path.name!r}",
+            hint=f"choose a name that ends in {MODEL_SUFFIX}",
+        )
+    content = _read_parameters(summary, summary.require_best(), artifacts)
+    with replaced_file(path) as file:
+        file.write(content)
+
+
+def _read_parameters(summary: StudySummary, best: TrialSummary, artifacts: ArtifactFolder) -> bytes:
+    """The bytes of the trial's parameter file, after a look at what it says it is."""
+    source = artifacts.parameters_path(best.frozen())
+    if source is None:
+        raise ArtifactError(
+            f"trial {best.number} of study {summary.name!r} has no {PARAMETERS_FILE} on record",
+            hint="it was not trained by hpsearch worker; train the study again under another name",
+        )
+    found = f"artifact {source.name} ({PARAMETERS_FILE} of trial {best.number})"
+    try:
+        with safe_open(source, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        content = source.read_bytes()
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{found} is not in the folder {artifacts.folder}",
+            hint="name the folder that the workers wrote to with --artifacts or HPSEARCH_ARTIFACTS",
+        ) from error
+    except OSError as error:
+        raise ArtifactError(f"{found} in {artifacts.folder} cannot be read: {error.strerror}") from error
+    except SafetensorError as error:
+        raise ArtifactError(f"{found} in {artifacts.folder} is damaged: {error}") from error
+    if (metadata.get("definition_sha256"), metadata.get("trial")) != (
+        summary.study.definition.sha256,
+        str(best.number),
+    ):
+        raise ArtifactError(
+            f"{found} in {artifacts.folder} says that it belongs to trial {metadata.get('trial')} of study "
+            f"{metadata.get('study')!r}",
+            hint="name the folder that the workers wrote to with --artifacts or HPSEARCH_ARTIFACTS",
+        )
+    return content
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(inner) for inner in value]
+    return value
+
+
+def _as_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _as_yaml(content: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _as_environment(content: dict[str, Any]) -> str:
+    """One assignment per line, which a POSIX shell reads with `.` (or `set -a; . best.env`)."""
+    lines = [
+        f"{ENVIRONMENT_PREFIX}{name.upper()}={shlex.quote(_as_word(value))}"
+        for name, value in _environment(content)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _environment(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The settings under their own names, then what else there is."""
+    yield from content["settings"]["model"].items()
+    for name, value in content["settings"]["training"].items():
+        # The plain name belongs to the study's seed.
+        yield ("initial_weights_seed" if name == "seed" else name), value
+    for name, value in content.items():
+        if name not in ("settings", "parameters"):  # the parameters stand among the settings
+            yield name, value
+
+
+def _as_word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+_RENDERERS: dict[ExportFormat, Callable[[dict[str, Any]], str]] = {
+    ExportFormat.JSON: _as_json,
+    ExportFormat.TOML: tomli_w.dumps,
+    ExportFormat.YAML: _as_yaml,
+    ExportFormat.ENV: _as_environment,
+}

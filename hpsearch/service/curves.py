@@ -1,0 +1,63 @@
+"""All learning curves of a study in one statement: what a pruner compares a trial with.
+
+Plain Optuna re-reads the whole study for every decision, nine statements and more per trial and epoch. Here one
+statement per worker and epoch reads what may have changed; finished trials are read once.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Row, text
+
+from hpsearch.service.database import Database
+
+_READ = text("""
+    SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value,
+        (SELECT json_agg(json_build_array(i.step, i.intermediate_value) ORDER BY i.step)
+            FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS curve,
+        (SELECT json_object_agg(a.key, a.value_json) FROM trial_system_attributes a
+            WHERE a.trial_id = t.trial_id AND a.key LIKE 'completed\\_rung\\_%') AS rungs
+    FROM trials t LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
+    WHERE t.study_id = :study AND t.state <> 'WAITING' AND NOT t.trial_id = ANY(CAST(:known AS int[]))
+    ORDER BY t.number
+""")
+
+
+class CurveReader:
+    """Reads one study's trials for pruning: state, value, curve and completed rungs; no parameters."""
+
+    def __init__(self, database: Database, study_id: int) -> None:
+        self._database = database
+        self._study_id = study_id
+        self._finished: dict[int, FrozenTrial] = {}
+
+    def read(self) -> list[FrozenTrial]:
+        """All trials that have begun, by number, as of now. One statement."""
+        values = {"study": self._study_id, "known": list(self._finished)}
+        rows = self._database.transaction(lambda connection: connection.execute(_READ, values).all())
+        fresh = [_frozen_trial(row) for row in rows]
+        trials = sorted([*self._finished.values(), *fresh], key=lambda trial: trial.number)
+        self._finished.update({trial._trial_id: trial for trial in fresh if trial.state.is_finished()})
+        return trials
+
+
+def _frozen_trial(row: Row[Any]) -> FrozenTrial:
+    state = TrialState[row.state]
+    start: datetime | None = row.datetime_start
+    return FrozenTrial(
+        number=row.number,
+        trial_id=row.trial_id,
+        state=state,
+        value=row.value,
+        datetime_start=start,
+        datetime_complete=row.datetime_complete,
+        params={},
+        distributions={},
+        user_attrs={},
+        system_attrs={key: json.loads(value) for key, value in (row.rungs or {}).items()},
+        intermediate_values=dict(row.curve or ()),
+    )

@@ -1,0 +1,217 @@
+"""PostgreSQL without installing it: where no storage is named, a private server starts in a folder of ours.
+
+Any number of processes share one server. Each holds a shared lock on a file for as long as it lives; whoever leaves
+and finds nobody else holding it stops the server. The kernel drops the lock of a process that is killed, so a SIGKILL
+leaves no client behind; only if the very last one is killed does the server stay up, for the next one to find.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import platformdirs
+
+from hpsearch.errors import StorageError
+from hpsearch.service.postgres_programs import SERVER_USER, PostgresPrograms
+from hpsearch.service.postgres_server import PostgresServer
+
+_SOCKET_PATH_LIMIT_BYTES = 103  # sockaddr_un: 108 on Linux, 104 on macOS, with the final zero
+_LOCK_LIMIT_SECONDS = 180.0
+_CHOOSE_FOLDER = "set HPSEARCH_HOME to another folder, or name a PostgreSQL of your own with --storage"
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddedPostgres:
+    """This process's hold on the server of a folder: the server runs at least until `stop`.
+
+    with EmbeddedPostgres.start() as postgres:
+        engine = create_engine(postgres.url)
+    """
+
+    def __init__(self, server: PostgresServer, clients_lock: int) -> None:
+        """Use `start`. `clients_lock` is a file descriptor with a shared lock, which now is ours to close."""
+        self._server = server
+        self._clients_lock: int | None = clients_lock
+        self._owner_pid = os.getpid()
+        atexit.register(self._stop_at_exit)
+
+    @classmethod
+    def start(cls, folder: Path | None = None, *, limit_seconds: float = 60.0) -> EmbeddedPostgres:
+        """Join the server of `folder`, starting it (and making its database) if need be.
+
+        Any number of processes and threads may call it at once: one starts the server, the others wait for it.
+
+        Args:
+            folder: `default_folder()` if None. Made if missing; else it must be empty or from an earlier start.
+            limit_seconds: how long a start may take, recovery after a crash included.
+        Raises:
+            StorageError: the folder does not suit, or the server does not start.
+        """
+        folder = (default_folder() if folder is None else folder).expanduser().resolve()
+        try:
+            _check_folder(folder)
+            _make_parents(folder)
+            programs = PostgresPrograms.find(folder.parent)
+            _make_private(folder, programs)
+            server = PostgresServer(folder=folder, programs=programs)
+            with _exclusive(folder):
+                server.ensure_running(limit_seconds=limit_seconds)
+                clients_lock = _open(folder / "clients")
+                fcntl.flock(clients_lock, fcntl.LOCK_SH)  # free: exclusive holders hold our other lock too
+        except OSError as error:
+            raise StorageError(
+                f"cannot use {folder} for the embedded PostgreSQL: {error}", hint=_CHOOSE_FOLDER
+            ) from error
+        return cls(server, clients_lock)
+
+    @property
+    def url(self) -> str:
+        """The database's address for SQLAlchemy: a unix socket, no secret in it."""
+        return self._server.url
+
+    @property
+    def folder(self) -> Path:
+        return self._server.folder
+
+    @property
+    def postmaster_pid(self) -> int | None:
+        """The server's process; None if it does not run just now."""
+        return self._server.postmaster_pid
+
+    def stop(self) -> None:
+        """Leave; the last one to leave stops the server. Safe to call again; a forked child's call does nothing.
+
+        Raises:
+            StorageError: the server does not stop.
+        """
+        if self._clients_lock is None or self._owner_pid != os.getpid():
+            return
+        clients_lock, self._clients_lock = self._clients_lock, None
+        atexit.unregister(self._stop_at_exit)
+        try:
+            with _exclusive(self.folder):
+                if _try_lock(clients_lock):
+                    self._server.stop()
+        finally:
+            os.close(clients_lock)
+
+    def _stop_at_exit(self) -> None:
+        try:
+            self.stop()
+        except StorageError as error:  # too late to fail; the next start finds the server and uses it
+            logger.warning("%s", error)
+
+    def __enter__(self) -> EmbeddedPostgres:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def default_folder() -> Path:
+    """$HPSEARCH_HOME/postgres, else below the user's data folder; for root below /var/lib.
+
+    Not in root's own home: PostgreSQL refuses to run as root, and the user that it runs as instead cannot enter /root
+    unless /root is opened to everybody, which is not ours to do.
+    """
+    home = os.environ.get("HPSEARCH_HOME")
+    if home:
+        return Path(home) / "postgres"
+    if os.geteuid() == 0:
+        return Path("/var/lib/hpsearch/postgres")
+    return platformdirs.user_data_path("hpsearch") / "postgres"
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what we must not or cannot use, before anything is made or changed."""
+    num_bytes = len(os.fsencode(folder / ".s.PGSQL.5432"))
+    if num_bytes > _SOCKET_PATH_LIMIT_BYTES:
+        raise StorageError(
+            f"{folder} is too long for a socket's path: {num_bytes} bytes with the socket's name, "
+            f"at most {_SOCKET_PATH_LIMIT_BYTES}",
+            hint="set HPSEARCH_HOME to a folder with a shorter path",
+        )
+    if os.geteuid() == 0:
+        for parent in folder.parents:
+            if parent.exists() and not parent.stat().st_mode & 0o001:
+                raise StorageError(
+                    f"{parent} cannot be entered by the user {SERVER_USER}, as which PostgreSQL runs "
+                    f"(it refuses root), so {folder} is out of its reach",
+                    hint="set HPSEARCH_HOME to a folder that every user can enter, such as /var/lib/hpsearch",
+                )
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"(no folder)"}
+    if names and "lock" not in names:  # the lock is the first that we put into a folder
+        raise StorageError(f"{folder} holds something else than a database of hpsearch", hint=_CHOOSE_FOLDER)
+    mode = folder.stat().st_mode & 0o777
+    if mode != 0o700:
+        raise StorageError(
+            f"{folder} has mode {mode:04o}, but whoever can enter it owns the database: expected 0700",
+            hint=f"chmod 700 {folder}",
+        )
+
+
+def _make_parents(folder: Path) -> None:
+    for parent in reversed(folder.parents):
+        if not parent.exists():
+            parent.mkdir(exist_ok=True)
+            if os.geteuid() == 0:
+                parent.chmod(0o755)  # whatever the umask: the server's user passes through
+
+
+def _make_private(folder: Path, programs: PostgresPrograms) -> None:
+    """Make the folder with mode 0700, of the server's user."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    owner = os.geteuid() if programs.user is None else programs.user.pw_uid
+    found = folder.stat().st_uid
+    if found not in (os.geteuid(), owner):
+        raise StorageError(f"{folder} belongs to another user (id {found})", hint=_CHOOSE_FOLDER)
+    if programs.user is not None:
+        os.chown(folder, programs.user.pw_uid, programs.user.pw_gid)
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: one process (and one thread) at a time starts or stops its server."""
+    lock = _open(folder / "lock")
+    try:
+        deadline = time.monotonic() + _LOCK_LIMIT_SECONDS
+        while not _try_lock(lock):
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"another process has been starting or stopping the PostgreSQL in {folder} "
+                    f"for {_LOCK_LIMIT_SECONDS:.0f} seconds",
+                    hint=f"find it with: fuser {folder / 'lock'}",
+                )
+            time.sleep(0.05)  # flock itself knows no time limit
+        yield
+    finally:
+        os.close(lock)  # and so lets go of it
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _open(path: Path) -> int:
+    # Not inherited by programs that we run (Python's default): a server must not count as its own client.
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)

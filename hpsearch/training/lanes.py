@@ -1,0 +1,227 @@
+"""Many trials at once: lanes of one batched computation that start, end and are refilled independently.
+
+The worker admits a trial into a cohort, trains epoch by epoch, and releases the trial when it has decided to
+end it.
+Source: DESIGN, "Lanes" and "Cohorts"; what a lane computes is `reference`'s loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpsearch.data.resident import ResidentData, minibatch_order
+from hpsearch.epoch_report import EpochReport, Validation
+from hpsearch.settings import ModelSettings, TrialSettings
+from hpsearch.settings import Optimizer as OptimizerName
+from hpsearch.training.evaluation import validate_lanes
+from hpsearch.training.lane_steps import build_step
+from hpsearch.training.minibatches import (
+    is_validation_due,
+    lane_minibatches,
+    minibatches,
+)
+from hpsearch.training.networks import build_network
+from hpsearch.training.optimizers import build_optimizer
+from hpsearch.training.schedules import LearningRateSchedule, build_schedule
+from hpsearch.training.stack import LaneStack
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CohortShape:
+    """What trials must have in common to train side by side; rates, lambdas, schedules, seeds may differ."""
+
+    model: ModelSettings
+    optimizer: OptimizerName
+    batch_size: int
+    shuffle: bool
+
+    @classmethod
+    def of(cls, settings: TrialSettings) -> CohortShape:
+        training = settings.training
+        return cls(
+            model=settings.model,
+            optimizer=training.optimizer,
+            batch_size=training.batch_size,
+            shuffle=training.shuffle,
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Lane:
+    """One busy lane's host side; its tensors are in the stack, at the same index."""
+
+    key: Hashable
+    settings: TrialSettings
+    schedule: LearningRateSchedule
+    num_epochs: int = 0
+    best: Validation | None = None
+
+
+class Cohort:
+    """Lanes that share a `CohortShape` and train on the same data.
+
+    A trial's curve depends on its settings and the data, not on its lane or its neighbours: bit for bit where
+    the device's GEMM gives the same bits for every number of lanes, else to rounding (tests state the
+    tolerance). A neighbour that diverges changes nothing.
+
+    Args:
+        validations_every: minibatches between two validations within an epoch; each epoch also ends with one.
+        dtype: of parameters and activations; float64 serves tests.
+    Raises:
+        InputError: the batch size does not fit the training set, or the images are too small for the network.
+    """
+
+    def __init__(
+        self,
+        shape: CohortShape,
+        data: ResidentData,
+        device: torch.device,
+        validations_every: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if validations_every < 1:
+            raise ValueError(f"validations_every must be at least 1, got {validations_every}")
+        self.shape = shape
+        self._data = data
+        self._device = device
+        self._dtype = dtype
+        self._validations_every = validations_every
+        self._num_minibatches = data.num_minibatches(shape.batch_size)
+        self._network = build_network(shape.model, data.image_shape, data.num_classes)
+        self._optimizer = build_optimizer(shape.optimizer)
+        self._step = build_step(self._network, self._optimizer)
+        self._stack = LaneStack(device=device)
+        self._lanes: list[_Lane] = []
+
+    @property
+    def keys(self) -> tuple[Hashable, ...]:
+        """The trials that are in a lane, in the order of the lanes."""
+        return tuple(lane.key for lane in self._lanes)
+
+    def admit(self, key: Hashable, settings: TrialSettings) -> None:
+        """Put a fresh trial into a lane; its first epoch is part of the next `train_epoch`."""
+        if key in self.keys:
+            raise ValueError(f"trial {key!r} is in a lane already")
+        if CohortShape.of(settings) != self.shape:
+            raise ValueError(f"trial {key!r} has another shape than this cohort: {CohortShape.of(settings)}")
+        parameters = self._network.initial_parameters(
+            seed=settings.initial_weights_seed, dtype=self._dtype, device=self._device
+        )
+        self._stack.append(parameters, self._optimizer.initial_state(parameters))
+        self._lanes.append(_Lane(key=key, settings=settings, schedule=build_schedule(settings.training)))
+
+    def release(self, key: Hashable) -> None:
+        """Take a trial out; its lane costs nothing any more.
+
+        Raises:
+            KeyError: the trial is in no lane.
+        """
+        lane = self._index(key)
+        self._stack.remove(lane)
+        del self._lanes[lane]
+
+    def best(self, key: Hashable) -> Validation | None:
+        """The trial's best validation so far; None before the first finite one.
+
+        Raises:
+            KeyError: the trial is in no lane.
+        """
+        return self._lanes[self._index(key)].best
+
+    def best_parameters(self, key: Hashable) -> dict[str, np.ndarray]:
+        """A deep copy of the trial's parameters at its best validation so far.
+
+        Raises:
+            KeyError: the trial is in no lane, or has no finite validation yet.
+        """
+        lane = self._index(key)
+        if self._lanes[lane].best is None:
+            raise KeyError(f"trial {key!r} has no finite validation yet")
+        return {name: value[lane].cpu().numpy().copy() for name, value in self._stack.best_parameters.items()}
+
+    def train_epoch(self) -> dict[Hashable, EpochReport]:
+        """Train every lane for one epoch, each its own next one.
+
+        Returns:
+            One report per trial. A trial that has diverged says so and stays, harmlessly, until it is
+            released.
+        """
+        if not self._lanes:
+            return {}
+        started = time.perf_counter()
+        learning_rates = [lane.schedule.learning_rate for lane in self._lanes]
+        self._stack.set_rates([lane.settings.training for lane in self._lanes], learning_rates)
+        train_nll, validations = self._train_epoch_on_device()
+        # The epoch's only host sync: [1 + 2 * validations, L] numbers.
+        rows = torch.stack([train_nll, *(loss for pair in validations for loss in pair)]).cpu().tolist()
+        seconds = (time.perf_counter() - started) / len(self._lanes)
+        return {
+            lane.key: self._report(lane, column, learning_rate, seconds)
+            for lane, column, learning_rate in zip(
+                self._lanes, zip(*rows, strict=True), learning_rates, strict=True
+            )
+        }
+
+    def _train_epoch_on_device(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Mean train NLL [L], and zero-one loss and NLL [L] of every validation."""
+        total_nll = torch.zeros(len(self._lanes), dtype=torch.float64, device=self._device)
+        validations = []
+        for minibatch, (images, labels) in enumerate(self._minibatches(), start=1):
+            total_nll += self._step(self._stack, images, labels)
+            if self._is_validation_due(minibatch):
+                zero_one, nll = validate_lanes(self._network, self._stack.parameters, self._data)
+                self._stack.keep_best(zero_one, nll)
+                validations.append((zero_one, nll))
+        return total_nll / self._num_minibatches, validations
+
+    def _minibatches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Without shuffling, lanes share each minibatch; with it, each has the order of its own epoch."""
+        if not self.shape.shuffle:
+            return minibatches(self._data, self.shape.batch_size, dtype=self._dtype)
+        orders = [
+            minibatch_order(lane.settings.seed, lane.num_epochs + 1, self._data.num_train)
+            for lane in self._lanes
+        ]
+        return lane_minibatches(self._data, self.shape.batch_size, dtype=self._dtype, orders=orders)
+
+    def _is_validation_due(self, minibatch: int) -> bool:
+        return is_validation_due(
+            minibatch, num_minibatches=self._num_minibatches, validations_every=self._validations_every
+        )
+
+    def _report(
+        self, lane: _Lane, numbers: tuple[float, ...], learning_rate: float, seconds: float
+    ) -> EpochReport:
+        """Take note of one lane's epoch: train NLL, then zero-one loss and NLL of each validation."""
+        due = [m for m in range(1, self._num_minibatches + 1) if self._is_validation_due(m)]
+        offset = lane.num_epochs * self._num_minibatches
+        validations = tuple(
+            Validation(iteration=offset + minibatch, zero_one=zero_one, nll=nll)
+            for minibatch, zero_one, nll in zip(due, numbers[1::2], numbers[2::2], strict=True)
+        )
+        for validation in validations:
+            if validation.is_finite and validation.is_better_than(lane.best):
+                lane.best = validation
+        lane.num_epochs += 1
+        lane.schedule.finish_epoch(min(validation.zero_one for validation in validations))
+        return EpochReport(
+            epoch=lane.num_epochs,
+            validations=validations,
+            train_nll=numbers[0],
+            learning_rate=learning_rate,
+            seconds=seconds,
+            is_schedule_exhausted=lane.schedule.is_exhausted,
+        )
+
+    def _index(self, key: Hashable) -> int:
+        for lane, busy in enumerate(self._lanes):
+            if busy.key == key:
+                return lane
+        raise KeyError(f"trial {key!r} is in no lane")

@@ -1,0 +1,216 @@
+"""SGD, momentum and Adam for one trial (0-d rates) or for lanes (rates [L], parameters [L, ...]), in place.
+
+An optimizer's update has three acts, so that a gradient need not be written down before it is used:
+`targets_` names the tensor that each parameter's gradient is to be added to (and decays it), the caller adds
+`gradient_scale` times the gradient (by a GEMM that accumulates, if it likes), `finish_` turns targets into
+new parameters. `update_` does all three. The state is a dict of tensors; with lanes each begins with [L].
+Source: REFERENCE section 4.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from hpsearch.settings import Optimizer as OptimizerName
+from hpsearch.settings import TrainingSettings
+from hpsearch.training.losses import lanes_first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """An epoch's learning rate and the optimizer's other numbers, float64: 0-d for one trial, [L] for lanes.
+
+    float64 since 1 - 0.999 (Adam's first bias correction) keeps only four digits in float32.
+    """
+
+    learning_rate: Tensor
+    momentum: Tensor
+    beta_1: Tensor
+    beta_2: Tensor
+    epsilon: Tensor
+
+    @classmethod
+    def of(cls, training: TrainingSettings, learning_rate: float, device: torch.device) -> Rates:
+        """One trial's."""
+        return cls._unpacked(torch.tensor(_row(training, learning_rate), dtype=torch.float64, device=device))
+
+    @classmethod
+    def of_lanes(
+        cls, trainings: Sequence[TrainingSettings], learning_rates: Sequence[float], device: torch.device
+    ) -> Rates:
+        """All lanes', in one transfer to the device."""
+        rows = [_row(training, rate) for training, rate in zip(trainings, learning_rates, strict=True)]
+        values = torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, 5)
+        return cls._unpacked(values.t().contiguous())
+
+    @classmethod
+    def _unpacked(cls, values: Tensor) -> Rates:
+        learning_rate, momentum, beta_1, beta_2, epsilon = values.unbind(0)
+        return cls(
+            learning_rate=learning_rate, momentum=momentum, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon
+        )
+
+
+def _row(training: TrainingSettings, learning_rate: float) -> list[float]:
+    return [learning_rate, training.momentum, training.beta_1, training.beta_2, training.epsilon]
+
+
+class Optimizer(ABC):
+    """How gradients change parameters."""
+
+    @abstractmethod
+    def initial_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One trial's state before its first update."""
+
+    @abstractmethod
+    def gradient_scale(self, rates: Rates) -> Tensor:
+        """What a gradient is multiplied with before it is added to its target, 0-d or [L] float64."""
+
+    @abstractmethod
+    def targets_(
+        self, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], rates: Rates
+    ) -> Mapping[str, Tensor]:
+        """The tensors that scaled gradients are to be added to: may be the parameters themselves."""
+
+    @abstractmethod
+    def finish_(
+        self,
+        parameters: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        rates: Rates,
+        targets: Mapping[str, Tensor],
+    ) -> None:
+        """Bring the parameters up to date, once every target has its gradient."""
+
+    @torch.no_grad()
+    def update_(
+        self,
+        parameters: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        rates: Rates,
+    ) -> None:
+        """One step with gradients that are already there. Writes into `parameters` and `state`."""
+        targets = self.targets_(parameters, state, rates)
+        scale = self.gradient_scale(rates)
+        for name, target in targets.items():
+            target.addcmul_(gradients[name], lanes_first(scale, target))
+        self.finish_(parameters, state, rates, targets)
+
+
+def build_optimizer(name: OptimizerName) -> Optimizer:
+    match name:
+        case "sgd":
+            return Sgd()
+        case "momentum":
+            return Momentum()
+        case "adam":
+            return Adam()
+
+
+@final
+class Sgd(Optimizer):
+    """w -= learning_rate * gradient. The target is the weight itself: no gradient is ever stored."""
+
+    def initial_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {}
+
+    def gradient_scale(self, rates: Rates) -> Tensor:
+        return -rates.learning_rate
+
+    def targets_(
+        self, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], rates: Rates
+    ) -> Mapping[str, Tensor]:
+        return parameters
+
+    def finish_(
+        self,
+        parameters: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        rates: Rates,
+        targets: Mapping[str, Tensor],
+    ) -> None:
+        """The parameters have their gradients already."""
+
+
+@final
+class Momentum(Optimizer):
+    """Classical (heavy-ball) momentum: v = momentum * v - learning_rate * gradient; w += v.
+
+    torch.optim.SGD keeps the learning rate out of v, which is the same as long as the rate is constant; here
+    a falling rate takes effect on later gradients only, not on the velocity that has been gathered (Sutskever
+    et al. 2013).
+    """
+
+    def initial_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {f"{name}/velocity": torch.zeros_like(parameter) for name, parameter in parameters.items()}
+
+    def gradient_scale(self, rates: Rates) -> Tensor:
+        return -rates.learning_rate
+
+    def targets_(
+        self, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], rates: Rates
+    ) -> Mapping[str, Tensor]:
+        targets = {name: state[f"{name}/velocity"] for name in parameters}
+        for velocity in targets.values():
+            velocity.mul_(lanes_first(rates.momentum, velocity))
+        return targets
+
+    def finish_(
+        self,
+        parameters: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        rates: Rates,
+        targets: Mapping[str, Tensor],
+    ) -> None:
+        for name, parameter in parameters.items():
+            parameter.add_(targets[name])
+
+
+@final
+class Adam(Optimizer):
+    """Adam with bias correction, as torch.optim.Adam has it (Kingma & Ba 2015, algorithm 1).
+
+    Every lane counts its own steps: lanes that were admitted later have larger bias corrections.
+    """
+
+    def initial_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        state = {}
+        for name, parameter in parameters.items():
+            state[f"{name}/mean"] = torch.zeros_like(parameter)
+            state[f"{name}/square"] = torch.zeros_like(parameter)
+        device = next(iter(parameters.values())).device
+        state["num_steps"] = torch.zeros((), dtype=torch.float64, device=device)
+        return state
+
+    def gradient_scale(self, rates: Rates) -> Tensor:
+        return torch.ones_like(rates.learning_rate)
+
+    def targets_(
+        self, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], rates: Rates
+    ) -> Mapping[str, Tensor]:
+        return {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+
+    def finish_(
+        self,
+        parameters: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        rates: Rates,
+        targets: Mapping[str, Tensor],
+    ) -> None:
+        num_steps = state["num_steps"].add_(1.0)
+        step_size = rates.learning_rate / (1.0 - rates.beta_1**num_steps)
+        root_correction = (1.0 - rates.beta_2**num_steps).sqrt()
+        for name, parameter in parameters.items():
+            gradient, mean, square = targets[name], state[f"{name}/mean"], state[f"{name}/square"]
+            mean.lerp_(gradient, lanes_first(1.0 - rates.beta_1, mean))
+            square.lerp_(gradient.square(), lanes_first(1.0 - rates.beta_2, square))
+            denominator = square.sqrt().div_(lanes_first(root_correction, square))
+            denominator.add_(lanes_first(rates.epsilon, square))
+            parameter.addcmul_(mean / denominator, lanes_first(-step_size, parameter))

@@ -1,0 +1,150 @@
+"""The readable training loop of one trial: minibatch steps, validation, best parameters, stopping.
+
+This is the yardstick: `lanes` must give the same curves, only faster.
+Source: DLT, "Stochastic Gradient Descent" and "Early-Stopping"; REFERENCE sections 3 to 5.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpsearch.data.resident import ResidentData, minibatch_order
+from hpsearch.epoch_report import EpochReport, Validation
+from hpsearch.settings import TrialSettings
+from hpsearch.training.evaluation import validate
+from hpsearch.training.losses import mean_nll, regularised_loss
+from hpsearch.training.minibatches import is_validation_due, minibatches
+from hpsearch.training.networks import Network, build_network
+from hpsearch.training.optimizers import Optimizer, Rates, build_optimizer
+from hpsearch.training.schedules import build_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """A finished trial.
+
+    Args:
+        reports: one per epoch; only the last can have diverged.
+        best: the best validation of the whole trial; None if the very first was not finite.
+        best_parameters: the parameters at that moment, by name; empty if there is no best.
+    """
+
+    reports: tuple[EpochReport, ...]
+    best: Validation | None
+    best_parameters: dict[str, np.ndarray]
+
+
+@dataclass(kw_only=True)
+class _Trial:
+    """What changes while a trial trains."""
+
+    network: Network
+    optimizer: Optimizer
+    parameters: dict[str, Tensor]
+    state: dict[str, Tensor]
+    iteration: int = 0
+    best: Validation | None = None
+    best_parameters: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def validate(self, data: ResidentData) -> Validation:
+        """Validate; keep a deep copy of the parameters if they are the best so far. NaN is never the best."""
+        validation = validate(self.network, self.parameters, data, iteration=self.iteration)
+        if validation.is_finite and validation.is_better_than(self.best):
+            self.best = validation
+            self.best_parameters = {
+                name: value.cpu().numpy().copy() for name, value in self.parameters.items()
+            }
+        return validation
+
+
+def train_trial(
+    settings: TrialSettings,
+    data: ResidentData,
+    *,
+    device: torch.device,
+    validations_every: int,
+    should_stop: Callable[[EpochReport], bool],
+    dtype: torch.dtype = torch.float32,
+) -> TrialResult:
+    """Train one trial until it is told to stop, its epochs or its schedule are used up, or it diverges.
+
+    Args:
+        validations_every: minibatches between two validations within an epoch; each epoch also ends with one.
+        should_stop: asked after every epoch.
+    Raises:
+        InputError: the batch size does not fit the training set, or the images are too small for the network.
+    """
+    training = settings.training
+    data.num_minibatches(training.batch_size)  # refuses a batch size that does not fit, before any work
+    network = build_network(settings.model, data.image_shape, data.num_classes)
+    optimizer = build_optimizer(training.optimizer)
+    schedule = build_schedule(training)
+    parameters = network.initial_parameters(seed=settings.initial_weights_seed, dtype=dtype, device=device)
+    trial = _Trial(
+        network=network,
+        optimizer=optimizer,
+        parameters=parameters,
+        state=optimizer.initial_state(parameters),
+    )
+    reports = []
+    for epoch in range(1, training.max_epochs + 1):
+        started = time.perf_counter()
+        learning_rate = schedule.learning_rate
+        rates = Rates.of(training, learning_rate, device)
+        train_nll, validations = _train_epoch(trial, settings, data, epoch, rates, validations_every)
+        schedule.finish_epoch(min(validation.zero_one for validation in validations))
+        report = EpochReport(
+            epoch=epoch,
+            validations=tuple(validations),
+            train_nll=train_nll,
+            learning_rate=learning_rate,
+            seconds=time.perf_counter() - started,
+            is_schedule_exhausted=schedule.is_exhausted,
+        )
+        reports.append(report)
+        if report.has_diverged or report.is_schedule_exhausted or should_stop(report):
+            break
+    return TrialResult(reports=tuple(reports), best=trial.best, best_parameters=trial.best_parameters)
+
+
+def _train_epoch(
+    trial: _Trial,
+    settings: TrialSettings,
+    data: ResidentData,
+    epoch: int,
+    rates: Rates,
+    validations_every: int,
+) -> tuple[float, list[Validation]]:
+    """One pass over the training set: mean train NLL and the validations on the way."""
+    training, network, parameters = settings.training, trial.network, trial.parameters
+    num_minibatches = data.num_minibatches(training.batch_size)
+    dtype = parameters[network.weight_names[0]].dtype
+    order = minibatch_order(settings.seed, epoch, data.num_train) if training.shuffle else None
+
+    total_nll, validations = 0.0, []
+    batches = minibatches(data, training.batch_size, dtype=dtype, order=order)
+    for minibatch, (images, labels) in enumerate(batches, start=1):
+        # Forward: the loss of this minibatch with the parameters as they are.
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        nll = mean_nll(network.logits(parameters, images), labels)
+        weights = [parameters[name] for name in network.weight_names]
+        loss = regularised_loss(nll, weights, lambda_1=training.lambda_1, lambda_2=training.lambda_2)
+
+        # Backward: its gradient, and one step down.
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+        trial.optimizer.update_(parameters, dict(zip(parameters, gradients, strict=True)), trial.state, rates)
+
+        trial.iteration += 1
+        total_nll += nll.item()
+        if is_validation_due(minibatch, num_minibatches=num_minibatches, validations_every=validations_every):
+            validations.append(trial.validate(data))
+    return total_nll / num_minibatches, validations

@@ -1,0 +1,72 @@
+"""What all tests share: a real PostgreSQL, a home of their own, and the real images where they are there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from sqlalchemy import create_engine, make_url, text
+
+from hpsearch.service.embedded import EmbeddedPostgres
+
+# Read by torch when it is first imported, here and in the workers that tests start: tests run side by side, and
+# a thread per core in each of them only makes them wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("local", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def open_folder() -> Iterator[Path]:
+    """A temporary folder that every user can enter; pytest's own are closed (0700) to PostgreSQL's user under root."""
+    folder = Path(tempfile.mkdtemp(prefix="hpsearch-tests-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_user(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the studies, caches or storage of the person who runs it."""
+    monkeypatch.delenv("HPSEARCH_STORAGE", raising=False)
+    monkeypatch.setenv("HPSEARCH_HOME", str(open_folder / "home"))
+
+
+@pytest.fixture(scope="session")
+def postgres_server(open_folder: Path) -> Iterator[EmbeddedPostgres]:
+    """One server per pytest process. If it does not start, the tests that need it fail."""
+    with EmbeddedPostgres.start(open_folder / "postgres") as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """A database of its own for one test, empty; dropped afterwards, whoever is still connected."""
+    name = f"test_{uuid.uuid4().hex}"
+    # AUTOCOMMIT: databases are made and dropped outside transactions.
+    engine = create_engine(postgres_server.url, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        yield make_url(postgres_server.url).set(database=name).render_as_string(hide_password=False)
+        with engine.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The folder with the real MNIST files."""
+    folder = os.environ.get("HPSEARCH_DATA")
+    if not folder:
+        pytest.skip("real MNIST is not here: set HPSEARCH_DATA to the folder with its four IDX files")
+    return Path(folder)

@@ -1,0 +1,359 @@
+"""The embedded PostgreSQL is shared by many processes, survives what they die of, and opens no folder to others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import psycopg2
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from hpsearch.errors import StorageError
+from hpsearch.service.embedded import EmbeddedPostgres, default_folder
+
+# Joins the server of argv[1], says so with the server's pid, stays until a line arrives, leaves (or simply ends).
+CLIENT = """
+import sys
+from pathlib import Path
+from hpsearch.service.embedded import EmbeddedPostgres
+postgres = EmbeddedPostgres.start(Path(sys.argv[1]))
+print(postgres.postmaster_pid, flush=True)
+if sys.stdin.readline() == "stop\\n":
+    postgres.stop()
+"""
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="root alone runs the server as another user")
+
+
+class Client:
+    """Another process that holds the server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def postmaster_pid(self) -> int:
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
+
+    def leave(self, word: str = "stop\n") -> None:
+        self.process.communicate(word, timeout=30)
+        assert self.process.returncode == 0
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=30)
+
+
+@pytest.fixture
+def folder(open_folder: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A server's folder that does not exist yet; no server is left in it afterwards."""
+    folder = open_folder / f"pg{abs(hash(request.node.name)) % 10**8}"
+    yield folder
+    pid_file = folder / "data" / "postmaster.pid"
+    if pid_file.exists():
+        with EmbeddedPostgres.start(folder):
+            pass
+    assert not pid_file.exists()
+
+
+def ask(url: str, question: str) -> object:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        answer: object = connection.execute(text(question)).scalar()
+    engine.dispose()
+    return answer
+
+
+def tell(url: str, statement: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+def has_ended(pid: int) -> bool:
+    """True once the process has ended, reaped by the machine's init or not; waits for that a little."""
+    try:
+        process = psutil.Process(pid)
+        for _ in range(100):
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+            with contextlib.suppress(psutil.TimeoutExpired):
+                process.wait(timeout=0.05)
+    except psutil.NoSuchProcess:
+        return True
+    return False
+
+
+def kill_server(postgres: EmbeddedPostgres) -> int:
+    """SIGKILL the server's first process; its children notice and leave by themselves."""
+    pid = postgres.postmaster_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert has_ended(pid)
+    return pid
+
+
+def test_starts_keeps_its_data_and_stops(folder: Path) -> None:
+    with EmbeddedPostgres.start(folder) as postgres:
+        assert make_url(postgres.url).database == "hpsearch"
+        assert make_url(postgres.url).drivername == "postgresql+psycopg2"
+        tell(postgres.url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        pid = postgres.postmaster_pid
+        assert pid is not None
+    assert has_ended(pid)
+    postgres.stop()  # a second time: nothing to do
+    with EmbeddedPostgres.start(folder) as postgres:
+        assert ask(postgres.url, "SELECT answer FROM kept") == 42
+
+
+def test_server_is_durable_in_utc_and_has_no_port(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")  # initdb would take it for the server's default
+    with EmbeddedPostgres.start(folder) as postgres:
+        found = {name: ask(postgres.url, f"SHOW {name}") for name in ("TimeZone", "fsync", "listen_addresses")}
+    assert found == {"TimeZone": "UTC", "fsync": "on", "listen_addresses": ""}
+
+
+def test_settings_of_another_postgres_do_not_leak_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPORT", "6000")
+    monkeypatch.setenv("PGDATA", "/nonexistent")
+    monkeypatch.setenv("PGHOST", "db.example.org")
+    monkeypatch.setenv("PGDATABASE", "other")
+    with EmbeddedPostgres.start(folder) as postgres:
+        assert ask(postgres.url, "SELECT current_database()") == "hpsearch"
+
+
+@pytest.mark.parametrize("name", ["a b", "{curly}", "per%41cent", "q'uo\"te", "$(false)`", "ümlaut", "a+b&c=d?e#f"])
+def test_any_name_of_the_folder_works(open_folder: Path, name: str) -> None:
+    with EmbeddedPostgres.start(open_folder / name) as postgres:
+        assert ask(postgres.url, "SELECT 1") == 1
+
+
+def test_folder_and_all_in_it_are_closed_to_others(folder: Path) -> None:
+    with EmbeddedPostgres.start(folder):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert (folder / "data").stat().st_mode & 0o777 == 0o700
+
+
+def test_two_processes_share_a_server_and_the_last_one_stops_it(folder: Path) -> None:
+    first, second = Client(folder), Client(folder)
+    pid = first.postmaster_pid()
+    assert second.postmaster_pid() == pid
+    first.leave()
+    assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    second.leave("")  # ends without a word: the exit handler leaves for it
+    assert has_ended(pid)
+
+
+def test_each_hold_of_one_process_counts(folder: Path) -> None:
+    with EmbeddedPostgres.start(folder) as outer:
+        with EmbeddedPostgres.start(folder) as inner:
+            assert inner.postmaster_pid == outer.postmaster_pid
+        assert ask(outer.url, "SELECT 1") == 1
+
+
+def test_a_killed_client_does_not_keep_the_server_alive(folder: Path) -> None:
+    killed, last = Client(folder), Client(folder)
+    pid = killed.postmaster_pid()
+    assert last.postmaster_pid() == pid
+    killed.kill()
+    last.leave()
+    assert has_ended(pid)
+
+
+def test_server_whose_only_client_was_killed_is_found_and_stopped(folder: Path) -> None:
+    client = Client(folder)
+    pid = client.postmaster_pid()
+    client.kill()
+    assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    with EmbeddedPostgres.start(folder) as postgres:
+        assert postgres.postmaster_pid == pid
+    assert has_ended(pid)
+
+
+def test_client_killed_in_the_middle_of_the_first_start_leaves_nothing_half_made(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    (folder / "lock").touch()
+    (folder / "data.partial").mkdir()  # what a kill during initdb leaves
+    (folder / "data.partial" / "PG_VERSION").write_text("18\n")
+    with EmbeddedPostgres.start(folder) as postgres:
+        assert ask(postgres.url, "SELECT 1") == 1
+
+
+def test_four_first_starts_at_once_make_one_server(folder: Path) -> None:
+    clients = [Client(folder) for _ in range(4)]
+    pids = {client.postmaster_pid() for client in clients}
+    assert len(pids) == 1
+    for client in clients:
+        client.leave()
+    assert has_ended(pids.pop())
+
+
+def test_starts_again_after_a_crash_and_keeps_what_was_committed(folder: Path) -> None:
+    with EmbeddedPostgres.start(folder) as postgres:
+        tell(postgres.url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        kill_server(postgres)
+        with EmbeddedPostgres.start(folder) as again:
+            assert again.url == postgres.url
+            assert ask(again.url, "SELECT answer FROM kept") == 42
+
+
+def test_stopping_a_server_that_crashed_is_no_error(folder: Path) -> None:
+    postgres = EmbeddedPostgres.start(folder)
+    kill_server(postgres)
+    postgres.stop()
+    assert postgres.postmaster_pid is None
+
+
+@pytest.fixture
+def stranger(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the server's user that has nothing to do with PostgreSQL."""
+    EmbeddedPostgres.start(folder).stop()
+    # Of the same user: lock files that name anybody else's process PostgreSQL ignores by itself.
+    with subprocess.Popen(["sleep", "60"], user=folder.stat().st_uid, cwd="/") as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("lie", ["a living process", "nothing", "no number"])
+@pytest.mark.parametrize("name", ["data/postmaster.pid", ".s.PGSQL.5432.lock"])
+def test_stale_lock_file_does_not_stand_in_the_way(
+    folder: Path, stranger: subprocess.Popen[bytes], name: str, lie: str
+) -> None:
+    with EmbeddedPostgres.start(folder) as postgres:
+        kill_server(postgres)
+        lines = (folder / name).read_text().splitlines()
+        first = {"a living process": str(stranger.pid), "nothing": "", "no number": "x"}[lie]
+        (folder / name).write_text("" if lie == "nothing" else "\n".join([first, *lines[1:]]) + "\n")
+        with EmbeddedPostgres.start(folder) as again:
+            assert ask(again.url, "SELECT 1") == 1
+    assert stranger.poll() is None  # it was left alone
+
+
+def test_pid_file_from_another_host_is_respected(folder: Path) -> None:
+    with EmbeddedPostgres.start(folder) as postgres:
+        kill_server(postgres)
+        (folder / "host").write_text("node17")
+        with pytest.raises(StorageError, match="in use on host node17") as caught:
+            EmbeddedPostgres.start(folder)
+        assert "postmaster.pid" in str(caught.value.hint)
+        (folder / "host").unlink()
+
+
+def test_server_that_hangs_is_an_error_within_the_limit(folder: Path) -> None:
+    with EmbeddedPostgres.start(folder) as postgres:
+        pid = postgres.postmaster_pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(StorageError, match="does not answer") as caught:
+                EmbeddedPostgres.start(folder, limit_seconds=0)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert "ready to accept connections" in str(caught.value.hint)  # the end of its log
+
+
+def test_server_that_cannot_start_is_an_error_with_the_end_of_its_log(folder: Path) -> None:
+    EmbeddedPostgres.start(folder).stop()
+    configuration = folder / "data" / "postgresql.conf"
+    sound = configuration.read_text()
+    configuration.write_text(sound + "shared_buffers = nonsense\n")
+    with pytest.raises(StorageError, match="does not answer") as caught:
+        EmbeddedPostgres.start(folder)
+    assert "shared_buffers" in str(caught.value.hint)
+    configuration.write_text(sound)
+
+
+def test_data_of_another_postgres_version_is_refused(folder: Path) -> None:
+    EmbeddedPostgres.start(folder).stop()
+    (folder / "data" / "PG_VERSION").write_text("16\n")
+    with pytest.raises(StorageError, match="made by PostgreSQL 16, this hpsearch brings PostgreSQL 18"):
+        EmbeddedPostgres.start(folder)
+
+
+def test_folder_open_to_others_is_refused(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o755)
+    with pytest.raises(StorageError, match="mode 0755") as caught:
+        EmbeddedPostgres.start(folder)
+    assert caught.value.hint == f"chmod 700 {folder}"
+
+
+def test_folder_with_something_else_in_it_is_left_alone(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    (folder / "thesis.tex").write_text("years of work")
+    before = folder.stat()
+    with pytest.raises(StorageError, match="something else than a database"):
+        EmbeddedPostgres.start(folder)
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+    assert (folder.stat().st_uid, folder.stat().st_mode) == (before.st_uid, before.st_mode)
+
+
+def test_file_in_place_of_the_folder_is_refused(folder: Path) -> None:
+    folder.touch()
+    with pytest.raises(StorageError, match="something else than a database"):
+        EmbeddedPostgres.start(folder)
+    folder.unlink()
+
+
+def test_path_too_long_for_a_socket_is_refused(open_folder: Path) -> None:
+    with pytest.raises(StorageError, match="at most 103"):
+        EmbeddedPostgres.start(open_folder / ("x" * 100))
+    assert not (open_folder / ("x" * 100)).exists()
+
+
+@as_root
+def test_closed_parent_is_refused_and_stays_closed(open_folder: Path) -> None:
+    closed = open_folder / "closed"
+    closed.mkdir(mode=0o700)
+    with pytest.raises(StorageError, match="cannot be entered by the user") as caught:
+        EmbeddedPostgres.start(closed / "postgres")
+    assert "HPSEARCH_HOME" in str(caught.value.hint)
+    assert closed.stat().st_mode & 0o777 == 0o700
+    assert not list(closed.iterdir())
+
+
+@as_root
+def test_parents_and_programs_keep_their_modes(folder: Path) -> None:
+    watched = [*folder.parents, *Path(sys.executable).resolve().parents, *Path(psycopg2.__file__).parents]
+    before = [path.stat().st_mode for path in watched]
+    with EmbeddedPostgres.start(folder) as postgres:
+        pid = postgres.postmaster_pid
+        assert pid is not None
+        assert psutil.Process(pid).uids().real != 0
+    assert [path.stat().st_mode for path in watched] == before
+
+
+@as_root
+def test_missing_parents_are_made_so_that_the_server_can_pass(open_folder: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        with EmbeddedPostgres.start(open_folder / "made" / "here" / "postgres") as postgres:
+            assert ask(postgres.url, "SELECT 1") == 1
+    finally:
+        os.umask(old)
+
+
+class TestDefaultFolder:
+    def test_home_of_hpsearch_comes_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HPSEARCH_HOME", "/srv/searches")
+        assert default_folder() == Path("/srv/searches/postgres")
+
+    def test_root_stays_out_of_its_own_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("HPSEARCH_HOME")
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        assert default_folder() == Path("/var/lib/hpsearch/postgres")
+
+    def test_a_user_has_it_among_their_data(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("HPSEARCH_HOME")
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        monkeypatch.setenv("XDG_DATA_HOME", "/home/ada/.local/share")
+        assert default_folder() == Path("/home/ada/.local/share/hpsearch/postgres")

@@ -1,0 +1,82 @@
+"""Small images that a network can learn, and trials to train on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hpsearch.data.resident import ResidentData
+from hpsearch.data.splits import SelectionData, Split
+from hpsearch.settings import ModelSettings, TrainingSettings, TrialSettings
+
+CPU = torch.device("cpu")
+NUM_CLASSES = 10
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tests share their machine: these tensors are too small to be worth a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _split(generator: np.random.Generator, prototypes: np.ndarray, num_images: int) -> Split:
+    """Noisy pictures of each class's prototype, in [0, 1]."""
+    labels = generator.integers(0, NUM_CLASSES, num_images)
+    noise = generator.normal(0, 0.5, (num_images, prototypes.shape[1]))
+    images = np.clip(prototypes[labels] + noise, 0, 1).astype(np.float32)
+    return Split(images=images, labels=labels.astype(np.int64))
+
+
+@pytest.fixture(scope="session")
+def selection_data() -> Callable[..., SelectionData]:
+    def build(
+        *, num_train: int = 130, num_validation: int = 80, image_shape: tuple[int, int] = (16, 16)
+    ) -> SelectionData:
+        generator = np.random.default_rng(7)
+        prototypes = generator.random((NUM_CLASSES, image_shape[0] * image_shape[1]))
+        return SelectionData(
+            name="prototypes",
+            train=_split(generator, prototypes, num_train),
+            validation=_split(generator, prototypes, num_validation),
+            image_shape=image_shape,
+            num_classes=NUM_CLASSES,
+            checksums={},
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def resident(selection_data: Callable[..., SelectionData]) -> Callable[..., ResidentData]:
+    """Build resident data: `resident(num_train=..., num_validation=..., image_shape=..., ...)`."""
+
+    def place(
+        *, device: torch.device = CPU, max_resident_bytes: int | None = None, **sizes: Any
+    ) -> ResidentData:
+        return ResidentData.place(selection_data(**sizes), device, max_resident_bytes=max_resident_bytes)
+
+    return place
+
+
+@pytest.fixture(scope="session")
+def trial() -> Callable[..., TrialSettings]:
+    """Build a trial of a small network: `trial("mlp", activation="relu", learning_rate=0.1, ...)`."""
+
+    def build(family: str = "mlp", *, study_seed: int = 0, **settings: Any) -> TrialSettings:
+        model_settings = {"hidden_units": 12, "kernels": (3, 4)}
+        model_settings |= {k: settings.pop(k) for k in set(ModelSettings.model_fields) & set(settings)}
+        training_settings = {"batch_size": 20} | settings
+        return TrialSettings(
+            model=ModelSettings(family=family, **model_settings),
+            training=TrainingSettings(**training_settings),
+            seed=study_seed,
+        )
+
+    return build

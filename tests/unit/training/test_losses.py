@@ -1,0 +1,186 @@
+"""Losses against numbers worked out by hand, central differences and autograd."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hpsearch.settings import ModelSettings, TrainingSettings
+from hpsearch.training.losses import (
+    LanePenalties,
+    l1_norm,
+    mean_nll,
+    regularised_loss,
+    squared_l2_norm,
+    sum_nll,
+    zero_one_count,
+    zero_one_loss,
+)
+from hpsearch.training.networks import build_network
+
+CPU = torch.device("cpu")
+# p = (1/2, 1/4, 1/4), (1/6, 1/3, 1/2), (1/3, 1/3, 1/3)
+LOGITS = torch.tensor([[2.0, 1.0, 1.0], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]], dtype=torch.float64).log()
+LABELS = torch.tensor([0, 0, 0])
+
+
+def random_lanes(num_lanes: int, batch: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(num_lanes, batch, classes, dtype=torch.float64, generator=generator)
+    return logits, torch.randint(0, classes, (num_lanes, batch), generator=generator)
+
+
+def test_nll_by_hand() -> None:
+    total = math.log(2) + math.log(6) + math.log(3)
+
+    assert float(sum_nll(LOGITS, LABELS)) == pytest.approx(total, rel=1e-15)
+    assert float(mean_nll(LOGITS, LABELS)) == pytest.approx(total / 3, rel=1e-15)
+
+
+def test_nll_of_guessing_among_ten_is_ln_10() -> None:
+    assert float(mean_nll(torch.zeros(4, 10), torch.arange(4))) == pytest.approx(2.302585, rel=1e-6)
+
+
+def test_nll_of_huge_scores_does_not_overflow() -> None:
+    logits = torch.tensor([[1e30, 0.0], [0.0, 1e30]], dtype=torch.float32)
+
+    assert float(mean_nll(logits, torch.tensor([0, 1]))) == 0.0
+    assert float(mean_nll(logits, torch.tensor([1, 0]))) == pytest.approx(1e30)
+
+
+def test_zero_one_by_hand() -> None:
+    assert (
+        int(zero_one_count(LOGITS, LABELS)) == 1
+    )  # the second row; of the third's equals the first is taken
+    assert float(zero_one_loss(LOGITS, LABELS)) == pytest.approx(1 / 3, rel=1e-15)
+
+
+def test_zero_one_breaks_ties_as_numpy_does() -> None:
+    logits = torch.randint(0, 2, (500, 6), generator=torch.Generator().manual_seed(0)).float()
+    labels = torch.zeros(500, dtype=torch.int64)
+
+    assert int(zero_one_count(logits, labels)) == np.count_nonzero(logits.numpy().argmax(axis=1))
+
+
+@given(
+    num_lanes=st.integers(1, 4),
+    batch=st.integers(1, 6),
+    classes=st.integers(2, 5),
+    seed=st.integers(0, 10**6),
+    is_shared=st.booleans(),
+)
+def test_each_lanes_loss_is_the_single_trials(
+    num_lanes: int, batch: int, classes: int, seed: int, is_shared: bool
+) -> None:
+    logits, own_labels = random_lanes(num_lanes, batch, classes, seed)
+    labels = own_labels[0] if is_shared else own_labels
+
+    for loss in (mean_nll, sum_nll, zero_one_count, zero_one_loss):
+        of_lanes = loss(logits, labels)
+        assert of_lanes.shape == (num_lanes,)
+        for lane in range(num_lanes):
+            alone = loss(logits[lane], labels if is_shared else labels[lane])
+            torch.testing.assert_close(of_lanes[lane], alone, rtol=1e-14, atol=0)
+
+
+def test_norms_by_hand() -> None:
+    weights = [torch.tensor([[1.0, -2.0], [3.0, 0.0]]), torch.tensor([[-0.5]])]
+
+    assert float(l1_norm(weights)) == 6.5
+    assert float(squared_l2_norm(weights)) == 14.25
+
+
+def test_regularised_loss_by_hand() -> None:
+    weights = [torch.tensor([[1.0, -2.0], [3.0, 0.0]]), torch.tensor([[-0.5]])]
+
+    loss = regularised_loss(torch.tensor(2.0), weights, lambda_1=0.1, lambda_2=0.01)
+
+    assert float(loss) == pytest.approx(2.0 + 0.65 + 0.1425)
+
+
+def test_lambdas_of_zero_leave_the_loss_as_it_is() -> None:
+    nll = torch.tensor(2.0)
+
+    assert regularised_loss(nll, [torch.ones(2)], lambda_1=0.0, lambda_2=0.0) is nll
+    assert penalties((0.0, 0.0), (0.0, 0.0)).regularised(nll, [torch.ones(2, 2)]) is nll
+
+
+def penalties(*lambdas: tuple[float, float]) -> LanePenalties:
+    return LanePenalties.of([TrainingSettings(lambda_1=one, lambda_2=two) for one, two in lambdas], CPU)
+
+
+def test_each_lanes_regularised_loss_is_the_single_trials() -> None:
+    lambdas = [(0.0, 0.0), (0.1, 0.0), (0.0, 0.01), (0.2, 0.03)]
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(4, *shape, dtype=torch.float64, generator=generator) for shape in ((3, 2), (2, 5))]
+    nll = torch.rand(4, dtype=torch.float64, generator=generator)
+
+    loss = penalties(*lambdas).regularised(nll, weights)
+
+    for lane, (one, two) in enumerate(lambdas):
+        alone = regularised_loss(nll[lane], [w[lane] for w in weights], lambda_1=one, lambda_2=two)
+        torch.testing.assert_close(loss[lane], alone, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("lambdas", [[(0.0, 0.0)] * 3, [(0.1, 0.0), (0.0, 0.2), (0.3, 0.4)]])
+def test_penalty_gradient_is_autograds(lambdas: list[tuple[float, float]]) -> None:
+    weight = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight[:, 0, 0] = 0.0  # where |w| has no derivative
+    weight.requires_grad_()
+    scale = torch.tensor([-0.5, 1.0, 2.0], dtype=torch.float64)
+    zero = torch.zeros(3, dtype=torch.float64)
+    terms = penalties(*lambdas)
+    total = (terms.regularised(zero, [weight]) * scale).sum()
+    expected = torch.autograd.grad(total, weight)[0] if total.requires_grad else torch.zeros_like(weight)
+
+    target = torch.ones_like(weight)
+    with torch.no_grad():
+        terms.add_gradient_(target, weight, scale=scale)
+
+    torch.testing.assert_close(target, 1.0 + expected, rtol=1e-14, atol=1e-14)
+
+
+def test_penalty_gradient_may_be_added_to_the_weight_itself() -> None:
+    weight = torch.tensor([[2.0, -4.0]], dtype=torch.float64)
+
+    penalties((0.5, 0.25)).add_gradient_(weight, weight, scale=torch.tensor([-0.1], dtype=torch.float64))
+
+    # w - 0.1 * (0.5 * sign(w) + 2 * 0.25 * w)
+    assert weight.tolist()[0] == pytest.approx([2 - 0.1 * (0.5 + 1.0), -4 + 0.1 * (0.5 + 2.0)])
+
+
+@pytest.mark.parametrize("family", ["logistic", "mlp", "cnn"])
+def test_gradient_of_the_regularised_loss_agrees_with_central_differences(family: str) -> None:
+    """FAU's gradient check: double precision, few images, relative error."""
+    network = build_network(ModelSettings(family=family, kernels=(2, 3), hidden_units=5), (16, 16), 4)
+    generator = torch.Generator().manual_seed(2)
+    parameters = {
+        name: (0.3 * torch.randn(p.shape, dtype=torch.float64, generator=generator)).requires_grad_()
+        for name, p in network.parameter_shapes.items()
+    }
+    images = torch.rand(6, 256, dtype=torch.float64, generator=generator)
+    labels = torch.randint(0, 4, (6,), generator=generator)
+
+    def loss() -> Tensor:
+        weights = [parameters[name] for name in network.weight_names]
+        nll = mean_nll(network.logits(parameters, images), labels)
+        return regularised_loss(nll, weights, lambda_1=1e-3, lambda_2=1e-2)
+
+    gradients = dict(zip(parameters, torch.autograd.grad(loss(), list(parameters.values())), strict=True))
+    step = 1e-5
+    for name, parameter in parameters.items():
+        flat, gradient = parameter.detach().view(-1), gradients[name].reshape(-1)
+        for index in torch.randint(0, len(flat), (5,), generator=generator).tolist():
+            value = float(flat[index])
+            flat[index] = value + step
+            above = float(loss().detach())
+            flat[index] = value - step
+            below = float(loss().detach())
+            flat[index] = value
+            assert (above - below) / (2 * step) == pytest.approx(float(gradient[index]), rel=1e-5, abs=1e-9)
