@@ -1,11 +1,11 @@
-"""The dimensions of a search space: what `[search]` says about one key, as values of a grid and as Optuna distributions.
+"""The dimensions of a search space: what `[search]` says about a key, as a grid and as Optuna distributions.
 
     learning_rate = { log10 = [-1, -4] }              -> LogGrid: 0.1, 0.01, 0.001, 0.0001
     lambda_2 = { log10 = [-2, -6], zero = true }      -> LogGrid with 0 in front
     hidden_units = [50, 100, 500]                     -> Choice
     momentum = { low = 0.5, high = 0.99 }             -> Range (random and tpe only)
 
-A grid point is a mapping from names to values. Model-based strategies ask a `Suggester` (an optuna.Trial) instead.
+A grid point is a mapping from names to values. Model-based strategies ask a `Suggester` (an optuna.Trial).
 Source: REFERENCE section 4 (log-spaced values, narrowed later).
 """
 
@@ -23,7 +23,7 @@ from optuna.distributions import (
 )
 from pydantic import Field, model_validator
 
-from hpsearch.settings import Count, Number, Settings
+from hpsearch.settings import Number, Settings
 
 ParameterValue = float | int | str | bool
 Point = Mapping[str, ParameterValue]
@@ -49,24 +49,38 @@ class LogGrid(Settings):
     """
 
     log10: Annotated[tuple[Number, Number], Field(strict=False)]
-    per_decade: Count = 1
+    per_decade: Annotated[int, Field(ge=1, le=1000)] = 1
     zero: bool = False
 
     @model_validator(mode="after")
     def _check_exponents(self) -> LogGrid:
         if max(abs(exponent) for exponent in self.log10) > 300:
             raise ValueError(f"exponents must be within -300 .. 300, got {list(self.log10)}")
-        steps = abs(self.log10[1] - self.log10[0]) * self.per_decade
-        if abs(steps - round(steps)) > 1e-9:
+        if abs(self._steps - round(self._steps)) > 1e-9:
             raise ValueError(
                 f"log10 = {list(self.log10)} is not a whole number of steps of 1/{self.per_decade} decade"
             )
         return self
 
-    def numbers(self, *, is_integer: bool) -> tuple[ParameterValue, ...]:
-        """The grid's values in order; rounded to whole numbers for integer keys."""
+    @property
+    def _steps(self) -> float:
+        return abs(self.log10[1] - self.log10[0]) * self.per_decade
+
+    def listed(self, *, is_integer: bool, limit: int) -> tuple[ParameterValue, ...]:
+        """The grid's values in order; rounded to whole numbers for integer keys.
+
+        Raises:
+            ValueError: more values than `limit`, or fractions for an integer key.
+        """
         first, last = self.log10
-        num_steps = round(abs(last - first) * self.per_decade)
+        num_steps = round(self._steps)
+        if num_steps + 1 + self.zero > limit:
+            raise ValueError(
+                f"has {num_steps + 1 + self.zero:,} values, more than the limit of {limit:,} points: "
+                f"raise it with --set search.max_points={num_steps + 1 + self.zero}"
+            )
+        if is_integer and min(first, last) < 0:
+            raise ValueError(f"must have exponents >= 0 for a whole number, got {[first, last]}")
         sign = 1 if last >= first else -1
         exponents = [first + sign * step / self.per_decade for step in range(num_steps + 1)]
         # 12 significant digits: the same value on every machine, whatever its pow() rounds to.
@@ -79,7 +93,11 @@ class LogGrid(Settings):
 class Choice(Settings):
     """A list of values."""
 
-    values: tuple[Any, ...]
+    values: Annotated[tuple[Any, ...], Field(strict=False)]
+
+    def listed(self, *, is_integer: bool, limit: int) -> tuple[Any, ...]:
+        """The values as they stand; the section that they belong to judges them."""
+        return self.values
 
 
 class Range(Settings):
@@ -96,6 +114,14 @@ class Range(Settings):
         if self.log and self.low <= 0:
             raise ValueError(f"low must be > 0 with log = true, got {self.low:g}")
         return self
+
+    def listed(self, *, is_integer: bool, limit: int) -> tuple[ParameterValue, ...]:
+        """Both ends. Raises ValueError if they are no whole numbers and the key takes only such."""
+        if not is_integer:
+            return (self.low, self.high)
+        if not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"must have whole numbers as low and high, got {self.low:g} and {self.high:g}")
+        return (int(self.low), int(self.high))
 
 
 class Dimension(Settings):
@@ -123,7 +149,7 @@ class Dimension(Settings):
     def grid_distribution(self) -> BaseDistribution:
         """What Optuna and the dashboard are told about a grid's values.
 
-        Log-spaced grids show as a logarithmic axis. With zero there is no such axis: the values are categories.
+        Log-spaced grids show as a logarithmic axis. With zero there is no such axis: values are categories.
         """
         if not (self.is_log or self.is_continuous) or self.has_zero:
             return CategoricalDistribution(self.values)
@@ -133,7 +159,7 @@ class Dimension(Settings):
         return FloatDistribution(low, high, log=self.is_log)
 
     def suggest(self, trial: Suggester) -> ParameterValue:
-        """Draw a value for `trial`; one dimension with zero takes two parameters, the switch and the value."""
+        """Draw a value for `trial`; a dimension with zero takes two parameters, the switch and the value."""
         if not (self.is_log or self.is_continuous):
             value: ParameterValue = trial.suggest_categorical(self.name, list(self.values))
             return value
@@ -159,5 +185,5 @@ def without_zero_switches(parameters: Mapping[str, ParameterValue]) -> dict[str,
         if not name.endswith(ZERO_SUFFIX):
             point[name] = value
         elif value:
-            point[name.removesuffix(ZERO_SUFFIX)] = 0.0
+            point[name.removesuffix(ZERO_SUFFIX)] = 0  # the whole number: settings read it as either kind
     return point

@@ -1,7 +1,7 @@
 """The study definition: one TOML file, parsed, validated, hashed and compared.
 
-It is the first station of the way of the data: study.toml -> StudyDefinition -> points in PostgreSQL. The definition
-is stored with the study as canonical JSON, so that workers need no file and a changed definition is refused.
+It is the first station of the way of the data: study.toml -> StudyDefinition -> points in PostgreSQL. The
+definition is stored with the study as canonical JSON: workers need no file, and a changed one is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ValidationError, model_validator
 
 from hpsearch.errors import InputError
 from hpsearch.settings import (
@@ -39,7 +39,7 @@ from hpsearch.space import (
     grid_points,
     without_zero_switches,
 )
-from hpsearch.validation_messages import describe_first_error, suggest_names
+from hpsearch.validation_messages import describe_first_error, shown, suggest_names
 
 Strategy = Literal["grid", "random", "tpe"]
 
@@ -51,12 +51,11 @@ _NOT_SEARCHABLE = {"kernels"}  # a pair is no value that Optuna can store
 
 
 def check_study_name(name: str) -> str:
-    """Return the name, or raise ValueError with the rule: names become file names, lock keys and page titles."""
+    """Return the name, or raise ValueError with the rule: names become file names, keys and page titles."""
     if not _NAME_RULE.fullmatch(name):
-        shown = name if len(name) <= 40 else name[:37] + "..."
         raise ValueError(
             "must be 1 to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit, "
-            f"got {shown!r}"
+            f"got {shown(name)}"
         )
     return name
 
@@ -66,7 +65,7 @@ class SearchSettings(Settings):
 
     Args:
         num_points: how many points random and tpe draw; a grid's number follows from its values.
-        max_points: a grid larger than this is refused: most likely a slip.
+        max_points: a study of more points than this is refused: most likely a slip.
     """
 
     strategy: Strategy = "grid"
@@ -99,15 +98,16 @@ class StudyDefinition(Settings):
                         f"search.{dimension.name} is a range, which a grid cannot list: "
                         "give values or log10, or take strategy random or tpe"
                     )
-            if self.num_points > search.max_points:
-                raise ValueError(
-                    f"the grid has {self.num_points:,} points, more than the limit of {search.max_points:,}: "
-                    f"raise it with --set search.max_points={self.num_points}"
-                )
         elif search.num_points is None:
             raise ValueError(f"search.num_points is missing: strategy {search.strategy} draws that many")
         elif not search.dimensions:
             raise ValueError(f"search has no dimension for strategy {search.strategy} to draw from")
+        if self.num_points > search.max_points:
+            raise ValueError(
+                f"the {'grid' if search.strategy == 'grid' else 'search'} has {self.num_points:,} points, "
+                f"more than the limit of {search.max_points:,}: "
+                f"raise it with --set search.max_points={self.num_points}"
+            )
         return self
 
     @property
@@ -120,7 +120,7 @@ class StudyDefinition(Settings):
 
     @property
     def is_drawn(self) -> bool:
-        """True if points get their parameters from a sampler when they are claimed, not when they are created."""
+        """True if a sampler gives points their parameters, when they are claimed and not before."""
         return self.search.strategy != "grid"
 
     def points(self) -> Iterator[dict[str, ParameterValue]]:
@@ -138,6 +138,7 @@ class StudyDefinition(Settings):
         values = without_zero_switches(parameters)
         model = {k: v for k, v in values.items() if k in ModelSettings.model_fields}
         training = {k: v for k, v in values.items() if k in TrainingSettings.model_fields}
+        assert model.keys() | training.keys() == values.keys(), "a parameter that no setting takes"
         return TrialSettings(
             model=ModelSettings.model_validate({**self.model.model_dump(), **model}),
             training=TrainingSettings.model_validate({**self.training.model_dump(), **training}),
@@ -171,10 +172,12 @@ def load_definition(path: Path, overrides: Sequence[str] = ()) -> StudyDefinitio
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: not valid TOML: {error}", hint="https://toml.io shows the syntax") from error
+        hint = "https://toml.io shows the syntax"
+        raise InputError(f"{path}: not valid TOML: {error}", hint=hint) from error
     for override in overrides:
         _apply_override(document, override)
-    return parse_definition(document, source=str(path))
+    # The value at fault may stand in an override and not in the file.
+    return parse_definition(document, source=f"{path} with --set" if overrides else str(path))
 
 
 def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinition:
@@ -188,15 +191,18 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
     document = dict(document)
     search = document.pop("search", {})
     if not isinstance(search, dict):
-        raise InputError(f"{source}: search must be a section, got {search!r}", hint="write [search]")
+        raise InputError(f"{source}: search must be a section, got {shown(search)}", hint="write [search]")
     # The other sections come first: a dimension's values are judged by the section that they will stand in.
     base = _validated(StudyDefinition, {**document, "search": {}}, source=source)
     own = {key: value for key, value in search.items() if key in SearchSettings.model_fields}
     own.pop("dimensions", None)
+    settings = _validated(SearchSettings, own, source=source, section="search")
     dimensions = tuple(
-        _parse_dimension(name, spec, base, source) for name, spec in search.items() if name not in own
+        _parse_dimension(name, spec, base, settings.max_points, source)
+        for name, spec in search.items()
+        if name not in own
     )
-    settings = _validated(SearchSettings, {**own, "dimensions": dimensions}, source=source, section="search")
+    settings = settings.model_copy(update={"dimensions": dimensions})
     return _validated(StudyDefinition, {**document, "search": settings}, source=source)
 
 
@@ -232,39 +238,17 @@ def _validated(kind: type[S], values: Any, *, source: str, section: str = "") ->
         raise InputError(f"{source}: {message}", hint=hint) from None
 
 
-def _parse_dimension(name: str, spec: Any, base: StudyDefinition, source: str) -> Dimension:
-    section = next((s for s, kind in _SECTIONS.items() if name in kind.model_fields), None)
-    if section is None or name in _NOT_SEARCHABLE:
-        known = [key for kind in _SECTIONS.values() for key in kind.model_fields if key not in _NOT_SEARCHABLE]
-        raise InputError(
-            f"{source}: search.{name}: no such key to search"
-            if section is None
-            else f"{source}: search.{name}: this key cannot be searched",
-            hint=suggest_names(name, [*SearchSettings.model_fields, *known]),
-        )
-    key = f"search.{name}"
+def _parse_dimension(name: str, spec: Any, base: StudyDefinition, max_values: int, source: str) -> Dimension:
+    section = _section_of(name, source)
     is_integer = _is_integer(section, name)
-    shape: LogGrid | Range | Choice
-    if isinstance(spec, dict) and "log10" in spec:
-        shape = _validated(LogGrid, spec, source=source, section=key)
-        raw: Sequence[Any] = shape.numbers(is_integer=is_integer)
-    elif isinstance(spec, dict) and ("low" in spec or "high" in spec):
-        shape = _validated(Range, spec, source=source, section=key)
-        raw = [round(v) if is_integer else v for v in (shape.low, shape.high)]
-    else:
-        spec = {"values": spec} if isinstance(spec, list) else spec
-        if not isinstance(spec, dict):
-            raise InputError(
-                f"{source}: {key} must be a list of values or a table, got {spec!r}",
-                hint=f"{name} = [...], {{ log10 = [-1, -4] }} or {{ low = ..., high = ... }}; "
-                f"a single value belongs under [{section}]",
-            )
-        shape = _validated(Choice, {**spec, "values": tuple(spec.get("values", ()))}, source=source, section=key)
-        raw = shape.values
-    values = _checked_values(name, raw, base, section, source)
+    shape = _parse_shape(name, spec, section, source)
+    try:
+        raw = shape.listed(is_integer=is_integer, limit=max_values)
+    except ValueError as error:
+        raise InputError(f"{source}: search.{name} {error}") from None
     return Dimension(
         name=name,
-        values=values,
+        values=_checked_values(name, raw, base, section, source),
         is_integer=is_integer,
         is_continuous=isinstance(shape, Range),
         is_log=isinstance(shape, LogGrid) or (isinstance(shape, Range) and shape.log),
@@ -272,10 +256,39 @@ def _parse_dimension(name: str, spec: Any, base: StudyDefinition, source: str) -
     )
 
 
+def _section_of(name: str, source: str) -> str:
+    """The section whose key `name` is, if it can be searched."""
+    section = next((s for s, kind in _SECTIONS.items() if name in kind.model_fields), None)
+    if section is not None and name not in _NOT_SEARCHABLE:
+        return section
+    own = [key for key in SearchSettings.model_fields if key != "dimensions"]
+    searchable = [k for kind in _SECTIONS.values() for k in kind.model_fields if k not in _NOT_SEARCHABLE]
+    reason = "no such key to search" if section is None else "this key cannot be searched"
+    raise InputError(f"{source}: search.{name}: {reason}", hint=suggest_names(name, [*own, *searchable]))
+
+
+def _parse_shape(name: str, spec: Any, section: str, source: str) -> LogGrid | Range | Choice:
+    """Tell the three ways to describe a dimension apart by their keys."""
+    key = f"search.{name}"
+    table = {"values": spec} if isinstance(spec, list) else spec
+    if isinstance(table, dict):
+        if "log10" in table:
+            return _validated(LogGrid, table, source=source, section=key)
+        if "low" in table or "high" in table:
+            return _validated(Range, table, source=source, section=key)
+        if "values" in table:
+            return _validated(Choice, table, source=source, section=key)
+    raise InputError(
+        f"{source}: {key} must be a list of values or a table, got {shown(spec)}",
+        hint=f"{name} = [...], {{ log10 = [-1, -4] }} or {{ low = ..., high = ... }}; "
+        f"a single value belongs under [{section}]",
+    )
+
+
 def _is_integer(section: str, name: str) -> bool:
-    return isinstance(_SECTIONS[section].model_fields[name].get_default(), int) and not isinstance(
-        _SECTIONS[section].model_fields[name].get_default(), bool
-    ) or name == "seed"
+    default = _SECTIONS[section].model_fields[name].get_default()
+    # training.seed is the one whole number without a default of its own.
+    return name == "seed" or (isinstance(default, int) and not isinstance(default, bool))
 
 
 def _checked_values(
@@ -284,16 +297,16 @@ def _checked_values(
     """Every value must be one that its section takes, and none may stand twice."""
     if not raw:
         raise InputError(f"{source}: search.{name} has no values", hint="an empty grid has no points")
-    values: list[ParameterValue] = []
+    values: dict[ParameterValue, None] = {}  # an ordered set
     own = getattr(base, section).model_dump()
-    for value in raw:
-        settings = _validated(_SECTIONS[section], {**own, name: value}, source=source, section="search")
+    for entry in raw:
+        settings = _validated(_SECTIONS[section], {**own, name: entry}, source=source, section="search")
         value = getattr(settings, name)  # as the section reads it: 1 becomes 1.0 for a rate
         if value in values:
             raise InputError(
                 f"{source}: search.{name} has the value {value!r} twice", hint="each point is counted once"
             )
-        values.append(value)
+        values[value] = None
     return tuple(values)
 
 
@@ -304,9 +317,11 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     if not separator or not all(path):
         raise InputError(f"--set {override}: must be KEY=VALUE", hint="--set training.max_epochs=3")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text.strip()  # `--set data.dataset=digits` needs no quotes
+        parsed = {}
+    # `--set data.dataset=digits` needs no quotes; more keys than one come of a line break in the text.
+    value = parsed["value"] if len(parsed) == 1 else text.strip()
     for section in path[:-1]:
         document = document.setdefault(section, {})
         if not isinstance(document, dict):

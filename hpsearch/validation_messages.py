@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 
 def suggest_names(name: str, known: Sequence[str]) -> str:
@@ -16,7 +18,15 @@ def suggest_names(name: str, known: Sequence[str]) -> str:
     return f'did you mean "{near[0]}"?' if near else "known: " + ", ".join(known)
 
 
-def describe_first_error(error: ValidationError, kind: type[BaseModel], section: str) -> tuple[str, str | None]:
+def shown(value: Any) -> str:
+    """A value as a message shows it, on one line and not too long."""
+    text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def describe_first_error(
+    error: ValidationError, kind: type[BaseModel], section: str
+) -> tuple[str, str | None]:
     """Return a one-line message and a hint for the first of the errors.
 
     Args:
@@ -24,44 +34,78 @@ def describe_first_error(error: ValidationError, kind: type[BaseModel], section:
         section: the dotted prefix of the keys, as the user wrote them.
     """
     details = error.errors()
-    first = details[0]
-    location = [str(part) for part in first["loc"]]
-    key = ".".join([*([section] if section else []), *location])
-    message, hint = _describe(first, kind, location, key)
+    message, hint = _describe(details[0], kind, section)
     if len(details) > 1:
-        hint = f"{hint + '; ' if hint else ''}{len(details) - 1} more like this in the same file"
+        hint = f"{hint + '; ' if hint else ''}and {len(details) - 1} more in the same file"
     return message, hint
 
 
-def _describe(detail: Any, kind: type[BaseModel], location: list[str], key: str) -> tuple[str, str | None]:
-    given = _shown(detail["input"])
+def _describe(detail: Any, kind: type[BaseModel], section: str) -> tuple[str, str | None]:
+    location = [str(part) for part in detail["loc"]]
+    key = ".".join([*([section] if section else []), *location])
+    given = shown(detail["input"])
     match detail["type"]:
         case "extra_forbidden":
-            owner = _model_at(kind, location[:-1])
-            return f"unknown key {key}", suggest_names(location[-1], list(owner.model_fields))
+            return f"unknown key {key}", _suggest_key(kind, location)
+        case "missing" if location[-1].isdigit():  # a short list, told by the place that is empty
+            key = key.rpartition(".")[0]
+            return f"{key} {_tuple_rule(kind, location)}, got {given}", _tell_default(kind, location)
+        case "tuple_type" | "too_long":
+            return f"{key} {_tuple_rule(kind, location)}, got {given}", _tell_default(kind, location)
         case "missing":
-            return f"{key} is missing", None
+            return f"{key} is missing", f"add {location[-1]} = ..."
+        case "model_type":
+            return f"{key} must be a section, got {given}", f"write [{key}]"
         case "literal_error":
             choices = _literal_choices(_annotation_at(kind, location))
             near = difflib.get_close_matches(str(detail["input"]), choices, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else None
+            hint = f'did you mean "{near[0]}"?' if near else _tell_default(kind, location)
             return f"{key} must be one of {', '.join(choices)}, got {given}", hint
         case "value_error":
             text = str(detail["ctx"]["error"])
             return (f"{key} {text}" if text.startswith("must") else f"{key}: {text}" if key else text), None
-        case "too_short" | "too_long" | "missing_argument":
-            return f"{key} must have {_length_rule(detail)} values, got {given}", None
-    rule = _number_rule(_annotation_at(kind, location))
-    return (f"{key} must be {rule}, got {given}" if rule else f"{key}: {detail['msg']}, got {given}"), None
+    rule = _value_rule(_annotation_at(kind, location))
+    message = f"{key} must be {rule}, got {given}" if rule else f"{key}: {detail['msg']}, got {given}"
+    return message, _suggest_plain(detail["input"]) or _tell_default(kind, location)
 
 
-def _shown(value: Any) -> str:
-    text = repr(value) if not isinstance(value, bool) else str(value).lower()
-    return text if len(text) <= 60 else text[:57] + "..."
+def _suggest_key(kind: type[BaseModel], location: list[str]) -> str:
+    """What may have been meant by an unknown key: the same name in another section, or a similar one here."""
+    name = location[-1]
+    elsewhere = [
+        f"{section}.{name}"
+        for section in kind.model_fields
+        if (inner := _model_at(kind, [section])) is not kind and name in inner.model_fields
+    ]
+    if elsewhere:
+        return f'did you mean "{elsewhere[0]}"?'
+    return suggest_names(name, list(_model_at(kind, location[:-1]).model_fields))
 
 
-def _length_rule(detail: Any) -> str:
-    return str(detail["ctx"].get("min_length", detail["ctx"].get("max_length")))
+def _suggest_plain(given: object) -> str | None:
+    """A number or a truth value in quotes is a string in TOML."""
+    if not isinstance(given, str):
+        return None
+    try:
+        float(given)
+    except ValueError:
+        return "write it without quotes" if given in ("true", "false") else None
+    return "write it without quotes"
+
+
+def _tell_default(kind: type[BaseModel], location: list[str]) -> str | None:
+    field = _field_at(kind, location)
+    default = None if field is None else field.get_default()
+    if default is None or default is PydanticUndefined:
+        return None
+    return f"the default is {shown(list(default) if isinstance(default, tuple) else default)}"
+
+
+def _tuple_rule(kind: type[BaseModel], location: list[str]) -> str:
+    """`must be a list of 2 values`, or `must be a list` where any length will do."""
+    kinds = [part for part in _flat(_annotation_at(kind, location)) if get_origin(part) is tuple]
+    lengths = [len(get_args(part)) for part in kinds if Ellipsis not in get_args(part)]
+    return f"must be a list of {lengths[0]} values" if lengths else "must be a list of values"
 
 
 def _model_at(kind: type[BaseModel], location: Iterable[str]) -> type[BaseModel]:
@@ -72,14 +116,17 @@ def _model_at(kind: type[BaseModel], location: Iterable[str]) -> type[BaseModel]
     return kind
 
 
-def _annotation_at(kind: type[BaseModel], location: list[str]) -> Any:
-    """The annotation of the field at `location`, with its constraints; None where it is no field."""
+def _field_at(kind: type[BaseModel], location: list[str]) -> FieldInfo | None:
+    """The field at `location`, or that whose part is there (`kernels.1`); None where it is no field."""
     owner = _model_at(kind, [part for part in location[:-1] if not part.isdigit()][:1])
     name = next((part for part in reversed(location) if part in owner.model_fields), None)
-    if name is None:
-        return None
-    field = owner.model_fields[name]
-    return (field.annotation, *field.metadata)
+    return None if name is None else owner.model_fields[name]
+
+
+def _annotation_at(kind: type[BaseModel], location: list[str]) -> Any:
+    """The annotation of the field at `location`, with its constraints."""
+    field = _field_at(kind, location)
+    return None if field is None else (field.annotation, *field.metadata)
 
 
 def _flat(annotation: Any) -> list[Any]:
@@ -92,13 +139,13 @@ def _literal_choices(annotation: Any) -> list[str]:
     return [part for part in _flat(annotation) if isinstance(part, str)]
 
 
-def _number_rule(annotation: Any) -> str | None:
+def _value_rule(annotation: Any) -> str | None:
     """`finite and > 0`, `a whole number >= 1`, ... from the field's own constraints."""
     parts = _flat(annotation)
     # FieldInfo (from Field(...) inside a nested Annotated) keeps its constraints in .metadata.
     parts += [inner for part in parts for inner in getattr(part, "metadata", ())]
-    limits = [
-        f"{sign} {getattr(part, attribute):g}"
+    limits: dict[str, None] = {  # an ordered set: a pair of numbers says each of its limits twice
+        f"{sign} {_plain(getattr(part, attribute))}": None
         for constraint, attribute, sign in (
             (annotated_types.Gt, "gt", ">"),
             (annotated_types.Ge, "ge", ">="),
@@ -107,7 +154,7 @@ def _number_rule(annotation: Any) -> str | None:
         )
         for part in parts
         if isinstance(part, constraint)
-    ]
+    }
     if float in parts:
         return " and ".join(["finite", *limits])
     if int in parts:
@@ -117,3 +164,7 @@ def _number_rule(annotation: Any) -> str | None:
     if str in parts:
         return "a string"
     return None
+
+
+def _plain(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"

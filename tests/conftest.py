@@ -15,8 +15,8 @@ from sqlalchemy import create_engine, make_url, text
 
 from hpsearch.service.embedded import EmbeddedPostgres
 
-# Read by torch when it is first imported, here and in the workers that tests start: tests run side by side, and
-# a thread per core in each of them only makes them wait for each other.
+# Read by torch when it is first imported, here and in the workers that tests start: tests run side by side,
+# and a thread per core in each of them only makes them wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -26,7 +26,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 @pytest.fixture(scope="session")
 def open_folder() -> Iterator[Path]:
-    """A temporary folder that every user can enter; pytest's own are closed (0700) to PostgreSQL's user under root."""
+    """A temporary folder that PostgreSQL's user can enter; pytest's own are closed (0700)."""
     folder = Path(tempfile.mkdtemp(prefix="hpsearch-tests-"))
     folder.chmod(0o755)
     yield folder

@@ -226,7 +226,7 @@ class _PinnedStage:
         _gather(host, chosen, staged)
         for target, source in zip(targets, staged, strict=True):
             target.copy_(source, non_blocking=True)
-        self._is_free.record()
+        self._is_free.record(torch.cuda.current_stream(targets[0].device))
 
 
 def _gather(host: tuple[Tensor, Tensor], chosen: slice | Tensor, targets: tuple[Tensor, ...]) -> None:

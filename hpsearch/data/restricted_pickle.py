@@ -245,6 +245,7 @@ class _ShortRepr(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
         self.maxlevel = 2
+        self.maxstring = 80
 
     def repr_bytes(self, value: bytes, _level: int) -> str:
         return repr(value[: self.maxstring])

@@ -50,25 +50,29 @@ def resolve_dataset(dataset: str) -> PublishedSet | BundledDigits | IdxFolder | 
 
     Raises:
         InputError: neither a name of the catalogue nor a path, or a file of another kind.
-        DataError: a path where nothing is.
+        DataError: a path where nothing is, or that may not be looked at.
     """
     if dataset in published.PUBLISHED_SETS:
         return published.PUBLISHED_SETS[dataset]
     if dataset == DIGITS:
         return BundledDigits()
-    path = Path(dataset)
-    try:
-        path = path.expanduser()
-        is_folder, is_there = path.is_dir(), path.exists()
-    except (OSError, RuntimeError):  # too long for a path, not ours to see, or "~" of an unknown user
-        is_folder = is_there = False
     if not dataset.strip():  # Path("") would be the working directory
         raise unknown_dataset(dataset)
+    try:
+        path = Path(dataset).expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    except PermissionError as error:
+        raise DataError(
+            f"data.dataset: {dataset!r} cannot be looked at: {error.strerror}",
+            hint="check the path and its permissions",
+        ) from error
+    except (OSError, RuntimeError) as error:  # too long for a path, or "~" of an unknown user
+        raise unknown_dataset(dataset) from error
     if is_folder:
         return IdxFolder(path)
     if is_there:
         return _resolve_existing_file(dataset, path)
-    if len(path.parts) > 1 or dataset.endswith(_PICKLE_ENDINGS):
+    if "/" in dataset or dataset.endswith(_PICKLE_ENDINGS):
         raise DataError(
             f"data.dataset: no file or folder {dataset!r}",
             hint=f"expected {_list_names()}, {_OTHER_CHOICES}",

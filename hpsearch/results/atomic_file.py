@@ -27,9 +27,9 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
         if target.exists() and not target.is_file():
             # A rename over /dev/stdout or a folder would do harm or fail late.
             raise ArtifactError(f"cannot write {path}: it is not a regular file", hint="name another file")
-        temporary = target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}")
+        temporary = target.with_name(f".writing-{uuid.uuid4().hex}")
         try:
-            # O_CREAT with 0o666 leaves the rights to the user's umask; tempfile would lock out everybody else.
+            # 0o666 leaves the rights to the user's umask; tempfile would lock out everybody else.
             with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
                 yield file
                 file.flush()

@@ -1,8 +1,8 @@
 """Export the best configuration with its evidence, and the best parameters themselves.
 
 A document says everything that one needs to train the same network again, or to doubt it: the point, all
-settings, the study's definition and hash, the data's checksums, the versions and the seed. Four formats hold the
-same content.
+settings, the study's definition and hash, the data's checksums, the versions and the seed. All four formats
+hold the same content.
 """
 
 from __future__ import annotations

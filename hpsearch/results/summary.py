@@ -1,8 +1,8 @@
 """The summary of a study: what `status`, `export` and `report` tell, read from the database as of one moment.
 
 Trials are ordered best first: COMPLETE ones by their value, ties by their validation NLL; then the others.
-Nothing here trains, claims or writes. Reading takes three SQL statements (four with curves), whatever the number
-of trials.
+Nothing here trains, claims or writes. Reading takes three SQL statements (four with curves), however many
+trials there are.
 """
 
 from __future__ import annotations

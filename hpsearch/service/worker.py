@@ -196,6 +196,7 @@ class Worker:
         study.sampler = build_sampler(
             strategy, study_seed=self.study.definition.seed, trial_number=claim.number
         )
+        study.get_trials(deepcopy=False)  # Optuna's cache refuses to write to a trial that it has not read
         trial = optuna.Trial(study, claim.trial_id)
         for dimension in self.study.definition.search.dimensions:
             dimension.suggest(trial)
@@ -233,7 +234,9 @@ class Worker:
         if not trial_ids or not is_competitive(self.study.definition.pruning):
             return []
         self._snapshot.replace_trials(self._curves.read())
-        losers = [trial_id for trial_id in trial_ids if self._snapshot.should_prune(trial_id)]
+        # A trial may have been taken from us since its report was recorded: the next record finds that out.
+        running = [trial_id for trial_id in trial_ids if self._snapshot.is_running(trial_id)]
+        losers = [trial_id for trial_id in running if self._snapshot.should_prune(trial_id)]
         rungs = self._snapshot.drain_system_attrs()
         if rungs:
             self._ledger.record({}, rungs)

@@ -1,4 +1,4 @@
-"""Synthetic data sets in the files and on the mirrors that the real ones come in, small enough for every test."""
+"""Small synthetic data sets, in the same files and on the same kind of mirrors as the real ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files are looked for in a fixed order, verified where they are found, and downloaded only if they are nowhere."""
+"""Files are looked for in a fixed order, verified where they are found, and downloaded only if need be."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_local_folder_that_is_no_folder_is_an_error_and_not_passed_over(
 ) -> None:
     places = DataLocations(local=tmp_path / "mistyped", cache=tmp_path / "cache")
     synthetic_set.write(places.cache / "mine")
-    with pytest.raises(DataError, match="HPSEARCH_DATA is .*mistyped, which is not a folder"):
+    with pytest.raises(DataError, match=r"HPSEARCH_DATA is .*mistyped, which is not a folder"):
         obtain_file(synthetic_set.publish("mine"), TRAIN_IMAGES, places)
 
 

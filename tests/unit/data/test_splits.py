@@ -36,9 +36,7 @@ def test_train_samples_keeps_the_first_and_leaves_validation_as_it_is(
 
 @pytest.mark.parametrize("train_samples", [0, 50_001, 60_000])
 def test_train_samples_out_of_range_names_the_range(train_samples: int) -> None:
-    with pytest.raises(
-        InputError, match=rf"data\.train_samples must be in 1\.\.50000, got {train_samples}"
-    ):
+    with pytest.raises(InputError, match=rf"data\.train_samples must be in 1\.\.50000, got {train_samples}"):
         selection_slices(60_000, train_samples, source="mnist")
 
 
@@ -54,6 +52,8 @@ def test_grey_levels_become_float32_fractions_of_255() -> None:
     assert split.images.dtype == np.float32
     assert split.labels.dtype == np.int64
     assert split.images.shape == (4, 64)
-    np.testing.assert_array_equal(split.images.reshape(-1), np.arange(256, dtype=np.float32) / np.float32(255))
+    np.testing.assert_array_equal(
+        split.images.reshape(-1), np.arange(256, dtype=np.float32) / np.float32(255)
+    )
     np.testing.assert_array_equal(split.labels, [0, 3, 9, 1])
     assert len(split) == 4

@@ -29,7 +29,7 @@ def _one_thread() -> Iterator[None]:
 def _split(generator: np.random.Generator, prototypes: np.ndarray, num_images: int) -> Split:
     """Noisy pictures of each class's prototype, in [0, 1]."""
     labels = generator.integers(0, NUM_CLASSES, num_images)
-    noise = generator.normal(0, 0.5, (num_images, prototypes.shape[1]))
+    noise = generator.normal(0, 0.4, (num_images, prototypes.shape[1]))
     images = np.clip(prototypes[labels] + noise, 0, 1).astype(np.float32)
     return Split(images=images, labels=labels.astype(np.int64))
 
@@ -40,7 +40,10 @@ def selection_data() -> Callable[..., SelectionData]:
         *, num_train: int = 130, num_validation: int = 80, image_shape: tuple[int, int] = (16, 16)
     ) -> SelectionData:
         generator = np.random.default_rng(7)
-        prototypes = generator.random((NUM_CLASSES, image_shape[0] * image_shape[1]))
+        # Blocks of 4x4 pixels rather than single ones: something for a 5x5 convolution to see.
+        blocks = generator.random((NUM_CLASSES, image_shape[0] // 4 + 1, image_shape[1] // 4 + 1))
+        pixels = blocks.repeat(4, axis=1).repeat(4, axis=2)[:, : image_shape[0], : image_shape[1]]
+        prototypes = pixels.reshape(NUM_CLASSES, -1)
         return SelectionData(
             name="prototypes",
             train=_split(generator, prototypes, num_train),

@@ -1,0 +1,549 @@
+"""The study file: what it may say, what it gets for bad input, and one text per meaning."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpsearch.errors import InputError
+from hpsearch.settings import (
+    DataSettings,
+    ModelSettings,
+    PruningSettings,
+    StoppingSettings,
+    TrainingSettings,
+)
+from hpsearch.study import StudyDefinition, describe_differences, load_definition, parse_definition
+
+NOTES_GRID = """
+name = "mlp-coarse"
+[data]
+dataset = "mnist"
+[model]
+family = "mlp"
+hidden_units = 500
+activation = "tanh"
+[training]
+batch_size = 20
+max_epochs = 200
+optimizer = "sgd"
+schedule = "constant"
+[search]
+strategy = "grid"
+learning_rate = { log10 = [-1, -4] }
+lambda_1 = { log10 = [-2, -5], zero = true }
+lambda_2 = { log10 = [-2, -6], zero = true }
+[stopping]
+rule = "geometric-patience"
+[pruning]
+pruner = "median"
+"""
+
+
+def parsed(text: str) -> StudyDefinition:
+    return parse_definition(tomllib.loads(text), source="study.toml")
+
+
+def refusal(text: str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        parsed(text)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def study(search: str) -> str:
+    return f'name = "a"\n[search]\n{search}\n'
+
+
+def drawn(search: str) -> str:
+    return study(f'strategy = "random"\nnum_points = 3\n{search}')
+
+
+# What a file says
+
+
+def test_grid_of_the_notes_has_every_combination_once() -> None:
+    definition = parsed(NOTES_GRID)
+    points = list(definition.points())
+    assert definition.num_points == len(points) == 4 * 5 * 6
+    assert len({tuple(point.items()) for point in points}) == len(points)
+    assert points[0] == {"learning_rate": 0.1, "lambda_1": 0.0, "lambda_2": 0.0}
+    assert points[-1] == {"learning_rate": 1e-4, "lambda_1": 1e-5, "lambda_2": 1e-6}
+    assert definition.pruning.pruner == "median"
+
+
+def test_file_with_a_name_only_is_a_study_of_one_point_with_the_defaults() -> None:
+    definition = parsed('name = "a"')
+    assert list(definition.points()) == [{}]
+    assert definition.resolve({}).training == TrainingSettings()
+    assert not definition.is_drawn
+
+
+def test_searched_value_replaces_the_one_of_its_section() -> None:
+    definition = parsed('name = "a"\n[training]\nlearning_rate = 0.5\n[search]\nlearning_rate = [0.1, 0.2]')
+    assert [definition.resolve(p).training.learning_rate for p in definition.points()] == [0.1, 0.2]
+
+
+def test_whole_numbers_stand_for_rates_too() -> None:
+    values = parsed(study("learning_rate = [1, 0.5]")).search.dimensions[0].values
+    assert values == (1.0, 0.5)
+    assert all(isinstance(value, float) for value in values)
+
+
+def test_words_and_truth_values_can_be_searched() -> None:
+    definition = parsed(study('activation = ["tanh", "relu"]\nshuffle = [true, false]'))
+    resolved = [definition.resolve(point) for point in definition.points()]
+    assert [(s.model.activation, s.training.shuffle) for s in resolved] == [
+        ("tanh", True),
+        ("tanh", False),
+        ("relu", True),
+        ("relu", False),
+    ]
+
+
+def test_drawn_points_are_empty_until_a_worker_asks() -> None:
+    definition = parsed(drawn("learning_rate = { low = 1e-4, high = 0.1, log = true }"))
+    assert definition.is_drawn
+    assert list(definition.points()) == [{}, {}, {}]
+
+
+def test_seed_of_the_weights_can_be_searched_beside_the_seed_of_the_study() -> None:
+    definition = parsed('name = "a"\nseed = 7\n[search]\nseed = [0, 1]')
+    resolved = [definition.resolve(point) for point in definition.points()]
+    assert [(s.seed, s.initial_weights_seed) for s in resolved] == [(7, 0), (7, 1)]
+
+
+# Zero beside a logarithmic scale
+
+
+def test_resolve_reads_the_zero_switch() -> None:
+    definition = parsed(drawn("lambda_1 = { log10 = [-2, -5], zero = true }"))
+    assert definition.resolve({"lambda_1_is_zero": True}).training.lambda_1 == 0.0
+    switched = definition.resolve({"lambda_1_is_zero": False, "lambda_1": 1e-3})
+    assert switched.training.lambda_1 == 1e-3
+
+
+def test_resolve_reads_the_zero_switch_of_a_whole_number() -> None:
+    definition = parsed(drawn("seed = { log10 = [0, 3], zero = true }"))
+    assert definition.resolve({"seed_is_zero": True}).training.seed == 0
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ('name = "a"\n[training]\nlearnig_rate = 0.1', "unknown key training.learnig_rate", '"learning_rate"'),
+        ('name = "a"\nstoping = 1', "unknown key stoping", '"stopping"'),
+        ('name = "a"\nlearning_rate = 0.1', "unknown key learning_rate", '"training.learning_rate"'),
+        ('name = "a"\n[model]\nbatch_size = 5', "unknown key model.batch_size", '"training.batch_size"'),
+        (study("learning_rat = [0.1]"), "search.learning_rat: no such key to search", '"learning_rate"'),
+        (study("kernels = [[1, 2]]"), "search.kernels: this key cannot be searched", "hidden_units"),
+        (study("dimensions = [1]"), "search.dimensions: no such key to search", "known: strategy"),
+        (
+            study("learning_rate = { log10 = [-1, -4], per_decad = 2 }"),
+            "unknown key search.learning_rate.per_decad",
+            '"per_decade"',
+        ),
+    ],
+)
+def test_unknown_key_is_named_with_what_may_be_meant(text: str, message: str, hint: str) -> None:
+    error = refusal(text)
+    assert str(error) == f"study.toml: {message}"
+    assert error.hint is not None
+    assert hint in error.hint
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf", '"0.1"', "[0.1]", "1979-05-27"])
+def test_learning_rate_must_be_a_positive_number(value: str) -> None:
+    error = refusal(f'name = "a"\n[training]\nlearning_rate = {value}')
+    assert str(error).startswith("study.toml: training.learning_rate must be finite and > 0, got ")
+    assert error.hint in ("the default is 0.01", "write it without quotes")
+
+
+def test_bad_value_is_shown_as_it_was_written() -> None:
+    error = refusal('name = "a"\n[training]\nlearning_rate = -1')
+    assert str(error) == "study.toml: training.learning_rate must be finite and > 0, got -1"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("batch_size = 0", "batch_size must be a whole number >= 1, got 0"),
+        ("batch_size = 20.0", "batch_size must be a whole number >= 1, got 20.0"),
+        ("max_epochs = 0", "max_epochs must be a whole number >= 1, got 0"),
+        ("max_epochs = true", "max_epochs must be a number, got true"),
+        ("learning_rate = true", "learning_rate must be a number, got true"),
+        ("lambda_1 = -0.1", "lambda_1 must be finite and >= 0, got -0.1"),
+        ("momentum = 1", "momentum must be finite and >= 0 and < 1, got 1"),
+        ("shuffle = 1", "shuffle must be true or false, got 1"),
+        ("schedule_factor = 1.5", "schedule_factor must be finite and > 0 and < 1, got 1.5"),
+        ("seed = -1", "seed must be a whole number >= 0 and < 9,223,372,036,854,775,808, got -1"),
+    ],
+)
+def test_training_value_out_of_range_gets_the_allowed_range(line: str, message: str) -> None:
+    assert str(refusal(f'name = "a"\n[training]\n{line}')) == f"study.toml: training.{message}"
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "choices"),
+    [
+        ("model", 'family = "mpl"', "logistic, mlp, cnn"),
+        ("model", 'activation = "tahn"', "tanh, sigmoid, relu"),
+        ("training", 'optimizer = "agd"', "sgd, momentum, adam"),
+        ("training", 'schedule = "constnat"', "constant, inverse-time, halving, step, plateau, exponential"),
+        ("search", 'strategy = "gird"', "grid, random, tpe"),
+        ("stopping", 'rule = "patience"', "geometric-patience, no-improvement-in-n, none"),
+        ("pruning", 'pruner = "medain"', "none, median, percentile, successive-halving, hyperband"),
+    ],
+)
+def test_unknown_choice_gets_the_choices(section: str, line: str, choices: str) -> None:
+    error = refusal(f'name = "a"\n[{section}]\n{line}')
+    key, _, value = line.partition(" = ")
+    shown = value.replace('"', "'")
+    assert str(error) == f"study.toml: {section}.{key} must be one of {choices}, got {shown}"
+    assert error.hint is not None
+
+
+@pytest.mark.parametrize("name", ["../..", "", "a/b", "a b", ".hidden", "x" * 101, "a\\u0000", "<script>", "ä"])
+def test_bad_study_name_gets_the_rule(name: str) -> None:
+    error = refusal(f'name = "{name}"')
+    assert str(error).startswith(
+        "study.toml: name must be 1 to 100 letters, digits, '.', '_' or '-', "
+        "and begin with a letter or digit, got "
+    )
+    assert len(str(error)) < 200
+
+
+def test_missing_name_and_wrong_section_are_named() -> None:
+    assert str(refusal("")) == "study.toml: name is missing"
+    assert refusal("").hint == "add name = ..."
+    assert str(refusal('name = "a"\ntraining = 5')) == "study.toml: training must be a section, got 5"
+    assert str(refusal('name = "a"\nsearch = 5')) == "study.toml: search must be a section, got 5"
+
+
+def test_first_of_many_errors_tells_how_many_are_left() -> None:
+    error = refusal('name = "a"\n[training]\nlearning_rate = -1\nbatch_size = 0\nmax_epochs = 0')
+    assert error.hint is not None
+    assert error.hint.endswith("and 2 more in the same file")
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ("learning_rate = []", "search.learning_rate has no values"),
+        ("learning_rate = { values = [] }", "search.learning_rate has no values"),
+        ("learning_rate = [0.1, 0.10]", "search.learning_rate has the value 0.1 twice"),
+        ("learning_rate = [1, 1.0]", "search.learning_rate has the value 1.0 twice"),
+        ('activation = ["tanh", "tanh"]', "search.activation has the value 'tanh' twice"),
+        ("hidden_units = { log10 = [0, 1], per_decade = 9 }", "search.hidden_units has the value 1 twice"),
+        ("learning_rate = [0.1, -1]", "search.learning_rate must be finite and > 0, got -1"),
+        ("learning_rate = [[0.1]]", "search.learning_rate must be finite and > 0, got [0.1]"),
+        ("hidden_units = [50, 60.5]", "search.hidden_units must be a whole number >= 1, got 60.5"),
+        ("learning_rate = 0.1", "search.learning_rate must be a list of values or a table, got 0.1"),
+        ("learning_rate = {}", "search.learning_rate must be a list of values or a table, got {}"),
+        (
+            "learning_rate = { log = [-1, -4] }",
+            "search.learning_rate must be a list of values or a table, got {'log': [-1, -4]}",
+        ),
+        ("learning_rate = { values = 5 }", "search.learning_rate.values must be a list of values, got 5"),
+        ('activation = { values = "tanh" }', "search.activation.values must be a list of values, got 'tanh'"),
+        (
+            "learning_rate = { log10 = [-1, -4], zero = true }",
+            "search.learning_rate must be finite and > 0, got 0.0",
+        ),
+        (
+            "learning_rate = { low = 0.1, high = 0.2 }",
+            "search.learning_rate is a range, which a grid cannot list: give values or log10, "
+            "or take strategy random or tpe",
+        ),
+        ("num_points = 3", "search.num_points belongs to random and tpe; a grid has all its points"),
+        ('strategy = "tpe"', "search.num_points is missing: strategy tpe draws that many"),
+        ('strategy = "tpe"\nnum_points = 3', "search has no dimension for strategy tpe to draw from"),
+        (
+            'strategy = "random"\nnum_points = 3\nhidden_units = { low = 10.5, high = 20 }',
+            "search.hidden_units must have whole numbers as low and high, got 10.5 and 20",
+        ),
+    ],
+)
+def test_bad_dimension_is_named_with_its_value(search: str, message: str) -> None:
+    assert str(refusal(study(search))) == f"study.toml: {message}"
+
+
+def test_too_large_grid_gets_its_size_the_limit_and_the_flag() -> None:
+    search = "learning_rate = { log10 = [0, -200] }\nlambda_1 = { log10 = [0, -200] }"
+    assert str(refusal(study(search))) == (
+        "study.toml: the grid has 40,401 points, more than the limit of 10,000: "
+        "raise it with --set search.max_points=40401"
+    )
+    assert parsed(study(search + "\nmax_points = 40401")).num_points == 40_401
+
+
+def test_too_long_dimension_is_refused_before_it_is_listed() -> None:
+    error = refusal(study("learning_rate = { log10 = [-300, 300], per_decade = 1000 }"))
+    assert "has 600,001 values, more than the limit of 10,000 points" in str(error)
+    assert "--set search.max_points=600001" in str(error)
+
+
+def test_limit_holds_for_drawn_points_too() -> None:
+    error = refusal(study('strategy = "tpe"\nnum_points = 3000000000\nlearning_rate = [0.1]'))
+    assert "the search has 3,000,000,000 points, more than the limit of 10,000" in str(error)
+
+
+# Any document: InputError or a definition, nothing else
+
+_SECTION_KEYS = {
+    "data": list(DataSettings.model_fields),
+    "model": list(ModelSettings.model_fields),
+    "training": list(TrainingSettings.model_fields),
+    "stopping": list(StoppingSettings.model_fields),
+    "pruning": list(PruningSettings.model_fields),
+    "search": ["strategy", "num_points", "max_points", *TrainingSettings.model_fields],
+}
+_SCALARS = st.one_of(
+    st.integers(-(10**3), 10**3),
+    st.sampled_from([2**63, 10**30, -(10**400), 10**400]),
+    st.floats(),
+    st.booleans(),
+    st.text(max_size=4),
+    st.sampled_from(["tanh", "grid", "tpe", "mlp", "median", "sgd", 1, 3, 0.1, 0]),
+)
+_SHAPES = st.dictionaries(
+    st.sampled_from(["log10", "zero", "per_decade", "low", "high", "log", "values", "x"]),
+    _SCALARS | st.lists(_SCALARS, max_size=3),
+    max_size=3,
+)
+_DOCUMENTS = st.fixed_dictionaries(
+    {"name": st.just("a") | _SCALARS},
+    optional={
+        section: st.dictionaries(
+            st.sampled_from(keys), _SCALARS | st.lists(_SCALARS, max_size=3) | _SHAPES, max_size=3
+        )
+        | _SCALARS
+        for section, keys in _SECTION_KEYS.items()
+    },
+)
+
+
+@given(_DOCUMENTS)
+def test_any_document_is_a_definition_or_one_line_that_says_why_not(document: dict[str, Any]) -> None:
+    try:
+        definition = parse_definition(document, source="study.toml")
+    except InputError as error:
+        assert str(error).startswith("study.toml: ")
+        assert "\n" not in str(error)
+    else:
+        assert StudyDefinition.from_canonical_json(definition.canonical_json()) == definition
+
+
+# --set
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    file = tmp_path / "study.toml"
+    file.write_text(NOTES_GRID)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("training.max_epochs=3", "training", "max_epochs", 3),
+        (" training.max_epochs = 3 ", "training", "max_epochs", 3),
+        ("data.dataset=digits", "data", "dataset", "digits"),
+        ('data.dataset="digits"', "data", "dataset", "digits"),
+        ("data.dataset=../my=files/x", "data", "dataset", "../my=files/x"),
+        ("training.shuffle=true", "training", "shuffle", True),
+        ("model.kernels=[6, 16]", "model", "kernels", (6, 16)),
+    ],
+)
+def test_override_replaces_one_value(
+    study_file: Path, override: str, section: str, key: str, value: object
+) -> None:
+    definition = load_definition(study_file, [override])
+    assert getattr(getattr(definition, section), key) == value
+    assert len(describe_differences(load_definition(study_file), definition)) == 1
+
+
+def test_override_reaches_into_tables_and_replaces_the_name(study_file: Path) -> None:
+    definition = load_definition(study_file, ["name=other", "search.learning_rate.log10=[-1, -2]"])
+    assert definition.name == "other"
+    assert definition.search.dimensions[0].values == (0.1, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.max_epochs", "--set training.max_epochs: must be KEY=VALUE"),
+        ("=3", "--set =3: must be KEY=VALUE"),
+        ("training..max_epochs=3", "--set training..max_epochs=3: must be KEY=VALUE"),
+        ("name.first=3", "--set name.first=3: name is a value, not a section"),
+    ],
+)
+def test_malformed_override_is_named(study_file: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_definition(study_file, [override])
+    assert str(caught.value) == message
+
+
+def test_bad_value_of_an_override_is_not_blamed_on_the_file_alone(study_file: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_definition(study_file, ["training.max_epochs=0"])
+    assert str(caught.value).startswith(f"{study_file} with --set: training.max_epochs must be")
+
+
+def test_line_break_in_an_override_smuggles_no_second_key(study_file: Path) -> None:
+    with pytest.raises(InputError, match=r"training\.max_epochs must be a whole number"):
+        load_definition(study_file, ["training.max_epochs=3\nbatch_size=1"])
+
+
+# Files
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such study file") as caught:
+        load_definition(tmp_path / "none.toml")
+    assert caught.value.hint is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"name = ", "not valid TOML"), (b"name = '\xff'", "cannot be read"), (b"a = 1\na = 2", "not valid TOML")],
+)
+def test_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
+    file = tmp_path / "study.toml"
+    file.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_definition(file)
+    assert str(caught.value).startswith(f"{file}: {reason}")
+
+
+def test_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        load_definition(tmp_path)
+
+
+# One text per meaning
+
+_NUMBERS = st.floats(1e-300, 1e300, allow_nan=False)
+
+
+@st.composite
+def definitions(draw: st.DrawFn) -> StudyDefinition:
+    """Valid definitions of all kinds."""
+    is_grid = draw(st.booleans())
+    search: dict[str, Any] = {"max_points": 10**9}
+    if not is_grid:
+        search |= {"strategy": draw(st.sampled_from(["random", "tpe"])), "num_points": draw(st.integers(1, 99))}
+        low, high = sorted(draw(st.lists(_NUMBERS, min_size=2, max_size=2, unique=True)))
+        search["schedule_decay"] = {"low": low, "high": high, "log": draw(st.booleans())}
+    shapes = {
+        "learning_rate": st.lists(_NUMBERS, min_size=1, max_size=4, unique=True),
+        "lambda_1": st.fixed_dictionaries(
+            {"log10": st.lists(st.integers(-9, 2), min_size=2, max_size=2), "zero": st.booleans()},
+            optional={"per_decade": st.integers(1, 9)},
+        ),
+        "hidden_units": st.lists(st.integers(1, 10**6), min_size=1, max_size=4, unique=True),
+        "activation": st.sampled_from([["tanh"], ["relu", "sigmoid"]]),
+        "shuffle": st.sampled_from([[True], [False, True]]),
+        "seed": st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3, unique=True),
+    }
+    search |= draw(st.fixed_dictionaries({}, optional=shapes))
+    document = {
+        "name": draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True)),
+        "seed": draw(st.integers(0, 2**63 - 1)),
+        "data": {"dataset": draw(st.text(max_size=20))},
+        "model": {"kernels": draw(st.tuples(st.integers(1, 99), st.integers(1, 99)).map(list))},
+        "training": {"learning_rate": draw(_NUMBERS)},
+        "search": search,
+    }
+    return parse_definition(document, source="study.toml")
+
+
+@given(definitions())
+def test_canonical_json_reads_back_as_the_same_definition(definition: StudyDefinition) -> None:
+    again = StudyDefinition.from_canonical_json(definition.canonical_json())
+    assert again == definition
+    assert again.canonical_json() == definition.canonical_json()
+    assert again.sha256 == definition.sha256
+    assert describe_differences(definition, again) == []
+    for old, new in zip(definition.search.dimensions, again.search.dimensions, strict=True):
+        assert [type(value) for value in old.values] == [type(value) for value in new.values]
+
+
+@given(definitions(), definitions())
+def test_differences_are_empty_exactly_if_the_hashes_are_equal(
+    one: StudyDefinition, other: StudyDefinition
+) -> None:
+    assert (describe_differences(one, other) == []) == (one.sha256 == other.sha256)
+
+
+def test_defaults_written_out_and_another_order_of_the_keys_are_the_same_definition() -> None:
+    brief = parsed('name = "a"\n[search]\nlearning_rate = { log10 = [-1, -2] }')
+    long = parsed(
+        """
+        seed = 0
+        name = "a"
+        [search]
+        learning_rate = { zero = false, per_decade = 1, log10 = [-1.0, -2.0] }
+        strategy = "grid"
+        [training]
+        max_epochs = 200
+        learning_rate = 0.01
+        """
+    )
+    assert brief.canonical_json() == long.canonical_json()
+    assert brief.sha256 == long.sha256 == hashlib.sha256(brief.canonical_json().encode()).hexdigest()
+
+
+def test_hash_changes_with_any_value() -> None:
+    hashes = {
+        parsed(text).sha256
+        for text in (
+            'name = "a"',
+            'name = "b"',
+            'name = "a"\nseed = 1',
+            'name = "a"\n[training]\nmax_epochs = 3',
+            study("learning_rate = [0.1]"),
+            study("learning_rate = [0.2]"),
+            study("learning_rate = { log10 = [-1, -1] }"),  # the same value, but on another scale
+        )
+    }
+    assert len(hashes) == 7
+
+
+def test_canonical_text_has_every_default_and_sorted_keys() -> None:
+    document = json.loads(parsed(NOTES_GRID).canonical_json())
+    assert document["training"]["max_epochs"] == 200
+    assert document["training"]["beta_2"] == 0.999
+    assert list(document) == sorted(document)
+
+
+def test_differences_name_each_field_once_with_both_values() -> None:
+    one = parsed('name = "a"\n[search]\nlearning_rate = [0.1]\nlambda_1 = [0.0, 0.5]')
+    other = parsed('name = "a"\n[training]\nmax_epochs = 3\n[search]\nlearning_rate = [0.1, 0.2]')
+    assert describe_differences(one, other) == [
+        'search (order of the dimensions): ["learning_rate", "lambda_1"] in the study, ["learning_rate"] given',
+        "search.lambda_1.has_zero: false in the study, absent given",
+        "search.lambda_1.is_continuous: false in the study, absent given",
+        "search.lambda_1.is_integer: false in the study, absent given",
+        "search.lambda_1.is_log: false in the study, absent given",
+        "search.lambda_1.values: [0.0, 0.5] in the study, absent given",
+        "search.learning_rate.values: [0.1] in the study, [0.1, 0.2] given",
+        "training.max_epochs: 200 in the study, 3 given",
+    ]
+
+
+def test_order_of_the_dimensions_is_a_difference_because_it_orders_the_points() -> None:
+    one = parsed(study("learning_rate = [0.1]\nlambda_1 = [0.0]"))
+    other = parsed(study("lambda_1 = [0.0]\nlearning_rate = [0.1]"))
+    assert len(describe_differences(one, other)) == 1

@@ -1,0 +1,452 @@
+"""Lanes compute what the reference computes, whoever their neighbours are and whenever they start.
+
+Stated tolerance. float64: the same zero-one losses, NLL within 1e-9 (relative). float32, over 3 epochs of 15
+steps: NLL within 1e-5 and zero-one within 1e-3; with Adam within 1e-3 and 1e-2, for it divides each gradient
+by its own size, and so makes the rounding of gradients near 0 as large as a step. Bit for bit: the same lanes
+again, and whatever a neighbour does (its NaN included).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+
+import numpy as np
+import pytest
+import torch
+
+from hpsearch.data.resident import ResidentData
+from hpsearch.epoch_report import EpochReport
+from hpsearch.errors import InputError
+from hpsearch.settings import TrialSettings
+from hpsearch.training.evaluation import validate
+from hpsearch.training.lanes import Cohort, CohortShape
+from hpsearch.training.networks import build_network
+from hpsearch.training.reference import TrialResult, train_trial
+
+CPU = torch.device("cpu")
+Build = Callable[..., ResidentData]
+Trial = Callable[..., TrialSettings]
+Curves = dict[Hashable, list[EpochReport]]
+
+FAMILIES = ["logistic", "mlp", "cnn"]
+OPTIMIZERS = ["sgd", "momentum", "adam"]
+SCHEDULES = ["constant", "inverse-time", "step", "exponential", "plateau", "halving"]
+RATES = {"sgd": 0.3, "momentum": 0.05, "adam": 0.02}
+CHUNK_BYTES = 45 * (256 * 4 + 8)  # room for two minibatches of 20 images of 16x16
+VALIDATIONS_EVERY = 4  # of 6 minibatches: two validations per epoch
+
+
+def cohort_of(
+    settings: dict[str, TrialSettings],
+    data: ResidentData,
+    *,
+    every: int = VALIDATIONS_EVERY,
+    **options: object,
+) -> Cohort:
+    first = next(iter(settings.values()))
+    options = {"dtype": torch.float64} | options
+    cohort = Cohort(CohortShape.of(first), data, data.validation_images.device, every, **options)
+    for key, one in settings.items():
+        cohort.admit(key, one)
+    return cohort
+
+
+def train(cohort: Cohort, num_epochs: int, curves: Curves | None = None) -> Curves:
+    """Train every lane for some epochs, adding its reports to its curve."""
+    curves = {} if curves is None else curves
+    for _ in range(num_epochs):
+        for key, report in cohort.train_epoch().items():
+            curves.setdefault(key, []).append(report)
+    return curves
+
+
+def reference(
+    settings: TrialSettings,
+    data: ResidentData,
+    num_epochs: int,
+    *,
+    every: int = VALIDATIONS_EVERY,
+    dtype: torch.dtype = torch.float64,
+) -> TrialResult:
+    return train_trial(
+        settings,
+        data,
+        device=data.validation_images.device,
+        validations_every=every,
+        should_stop=lambda report: report.epoch >= num_epochs,
+        dtype=dtype,
+    )
+
+
+def numbers(curve: list[EpochReport]) -> list[tuple[object, ...]]:
+    """All of a curve but its seconds, for comparison bit for bit."""
+    return [
+        (r.epoch, r.validations, r.train_nll, r.learning_rate, r.is_schedule_exhausted, r.has_diverged)
+        for r in curve
+    ]
+
+
+def assert_same_curve(
+    curve: list[EpochReport], expected: list[EpochReport], *, nll: float = 1e-9, zero_one: float = 0.0
+) -> None:
+    assert len(curve) == len(expected)
+    for one, other in zip(curve, expected, strict=True):
+        assert one.epoch == other.epoch
+        assert one.learning_rate == other.learning_rate
+        assert one.is_schedule_exhausted == other.is_schedule_exhausted
+        assert one.train_nll == pytest.approx(other.train_nll, rel=nll)
+        assert [v.iteration for v in one.validations] == [v.iteration for v in other.validations]
+        for mine, its in zip(one.validations, other.validations, strict=True):
+            assert mine.zero_one == pytest.approx(its.zero_one, rel=0, abs=zero_one)
+            assert mine.nll == pytest.approx(its.nll, rel=nll)
+
+
+@pytest.fixture
+def three(trial: Trial) -> Callable[..., dict[str, TrialSettings]]:
+    """Three trials that differ in everything that lanes of a cohort may differ in."""
+
+    def build(family: str, optimizer: str = "sgd", **settings: object) -> dict[str, TrialSettings]:
+        rate = RATES[optimizer]
+        own = [
+            {"learning_rate": rate, "lambda_2": 1e-3},
+            {"learning_rate": rate / 10, "lambda_1": 1e-4, "momentum": 0.5, "beta_1": 0.8, "seed": 5},
+            {"learning_rate": rate / 2, "epsilon": 1e-6, "beta_2": 0.99, "study_seed": 2},
+        ]
+        return {
+            key: trial(family, optimizer=optimizer, **(one | settings))
+            for key, one in zip("abc", own, strict=True)
+        }
+
+    return build
+
+
+Three = Callable[..., dict[str, TrialSettings]]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lanes_equal_the_reference(
+    resident: Build, three: Three, family: str, optimizer: str, schedule: str
+) -> None:
+    data = resident()
+    settings = three(
+        family,
+        optimizer,
+        schedule=schedule,
+        schedule_every=2,
+        schedule_patience=1,
+        schedule_decay=0.1,
+        schedule_stop_ratio=4.0,
+    )
+    cohort = cohort_of(settings, data)
+    curves = train(cohort, 6)
+
+    for key, one in settings.items():
+        expected = reference(one, data, 6)
+        num_epochs = len(expected.reports)  # fewer than 6 where the schedule ended the trial
+        assert_same_curve(curves[key][:num_epochs], list(expected.reports))
+        if num_epochs == 6:
+            best = cohort.best(key)
+            assert best is not None
+            assert expected.best is not None
+            assert (best.iteration, best.zero_one) == (expected.best.iteration, expected.best.zero_one)
+            for name, value in cohort.best_parameters(key).items():
+                np.testing.assert_allclose(value, expected.best_parameters[name], rtol=1e-7, atol=1e-9)
+    if schedule != "constant":
+        assert any(len({report.learning_rate for report in curve}) > 1 for curve in curves.values())
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu"])
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
+def test_lanes_equal_the_reference_with_every_activation(
+    resident: Build, three: Three, family: str, activation: str
+) -> None:
+    settings = three(family, activation=activation, initialization="lecun")
+    curves = train(cohort_of(settings, resident()), 3)
+
+    for key, one in settings.items():
+        assert_same_curve(curves[key], list(reference(one, resident(), 3).reports))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lanes_in_float32_equal_the_reference_within_the_stated_tolerance(
+    resident: Build, three: Three, family: str, optimizer: str
+) -> None:
+    data = resident(num_train=300, num_validation=1000, image_shape=(28, 28))
+    settings = three(family, optimizer, learning_rate=RATES[optimizer] / 5)
+    curves = train(cohort_of(settings, data, every=15, dtype=torch.float32), 3)
+
+    tolerance = {"nll": 1e-3, "zero_one": 1e-2} if optimizer == "adam" else {"nll": 1e-5, "zero_one": 1e-3}
+    for key, one in settings.items():
+        expected = reference(one, data, 3, every=15, dtype=torch.float32)
+        assert_same_curve(curves[key], list(expected.reports), **tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_curve_depends_neither_on_the_lane_nor_on_the_number_of_lanes(
+    resident: Build, three: Three, family: str, dtype: torch.dtype
+) -> None:
+    data = resident(num_validation=2000)
+    settings = three(family)
+    in_order = train(cohort_of(settings, data, dtype=dtype), 3)
+    reversed_ = train(cohort_of(dict(reversed(settings.items())), data, dtype=dtype), 3)
+    tolerance = {"nll": 1e-5, "zero_one": 1e-3} if dtype == torch.float32 else {}
+
+    for key, one in settings.items():
+        alone = train(cohort_of({key: one}, data, dtype=dtype), 3)
+        assert_same_curve(in_order[key], reversed_[key], **tolerance)
+        assert_same_curve(in_order[key], alone[key], **tolerance)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_lanes_give_the_same_bits_again(
+    resident: Build, three: Three, family: str, shuffle: bool
+) -> None:
+    first, second = (
+        train(cohort_of(three(family, shuffle=shuffle), resident(), dtype=torch.float32), 2) for _ in range(2)
+    )
+
+    assert {k: numbers(c) for k, c in first.items()} == {k: numbers(c) for k, c in second.items()}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_neighbour_that_diverges_changes_no_bit(
+    resident: Build, three: Three, trial: Trial, family: str, optimizer: str
+) -> None:
+    """ReLU and L2, since a rate of 1e6 alone leaves tanh networks large but finite."""
+    settings = three(family, optimizer, activation="relu")
+    poison = {"learning_rate": 1e6, "lambda_2": 1.0, "momentum": 0.99, "epsilon": 1e-30, "activation": "relu"}
+    if optimizer == "adam":  # its steps are at most a rate long: only infinite ones diverge
+        poison["learning_rate"] = 1e38
+    data = resident()
+    healthy = train(cohort_of(settings, data, dtype=torch.float32), 3)
+
+    poisoned_settings = settings | {"b": trial(family, optimizer=optimizer, **poison)}
+    cohort = cohort_of(poisoned_settings, data, dtype=torch.float32)
+    poisoned = train(cohort, 3)
+
+    assert any(report.has_diverged for report in poisoned["b"])
+    assert math.isnan(poisoned["b"][-1].train_nll)
+    for key in "ac":
+        assert not any(report.has_diverged for report in poisoned[key])
+        assert numbers(poisoned[key]) == numbers(healthy[key])
+
+
+def test_a_lane_that_diverges_keeps_its_best(resident: Build, trial: Trial) -> None:
+    """As in the reference: under this L2 term weights grow 20-fold per step until float64 overflows."""
+    settings = trial("mlp", learning_rate=1e3, lambda_2=1e-2, batch_size=65)
+    data = resident()
+    cohort = cohort_of({"bad": settings, "good": trial("mlp", batch_size=65)}, data, every=10**9)
+    curves: Curves = {}
+    while not (curves and curves["bad"][-1].has_diverged):
+        train(cohort, 1, curves)
+        assert len(curves["bad"]) < 500
+
+    expected = train_trial(
+        settings.model_copy(update={"training": settings.training.model_copy(update={"max_epochs": 500})}),
+        data,
+        device=CPU,
+        validations_every=10**9,
+        should_stop=lambda report: False,
+        dtype=torch.float64,
+    )
+    assert len(curves["bad"]) == len(expected.reports)
+    best = cohort.best("bad")
+    assert best is not None
+    assert expected.best is not None
+    assert (best.iteration, best.zero_one) == (expected.best.iteration, expected.best.zero_one)
+    for name, value in cohort.best_parameters("bad").items():
+        np.testing.assert_allclose(value, expected.best_parameters[name], rtol=1e-7)
+
+
+def test_a_lane_that_was_never_finite_has_no_best(resident: Build, trial: Trial) -> None:
+    cohort = cohort_of({"bad": trial("mlp", learning_rate=1e200, lambda_2=1.0)}, resident())
+
+    assert cohort.train_epoch()["bad"].has_diverged
+    assert cohort.best("bad") is None
+    with pytest.raises(KeyError, match="no finite validation"):
+        cohort.best_parameters("bad")
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lanes_are_refilled_in_mid_study(
+    resident: Build, three: Three, family: str, optimizer: str, shuffle: bool
+) -> None:
+    """Trials come and go at different epochs; each has the curve that it would have had alone."""
+    data = resident()
+    settings = three(family, optimizer, shuffle=shuffle, schedule="inverse-time", schedule_decay=0.3)
+    cohort = cohort_of({key: settings[key] for key in "ab"}, data)
+    curves = train(cohort, 2)
+    cohort.release("a")
+    cohort.admit("c", settings["c"])
+    train(cohort, 1, curves)
+    cohort.release("b")
+    cohort.admit("a again", settings["a"])
+    train(cohort, 2, curves)
+
+    assert cohort.keys == ("c", "a again")
+    assert {key: len(curve) for key, curve in curves.items()} == {"a": 2, "b": 3, "c": 3, "a again": 2}
+    for key, curve in curves.items():
+        expected = reference(settings[str(key)[0]], data, len(curve))
+        assert_same_curve(curve, list(expected.reports))
+
+
+def test_releasing_a_lane_in_the_middle_leaves_its_neighbours_as_they_were(
+    resident: Build, three: Three
+) -> None:
+    data, settings = resident(), three("mlp", "adam")
+    cohort = cohort_of(settings, data)
+    curves = train(cohort, 2)
+    best = {key: cohort.best_parameters(key) for key in "ac"}
+    cohort.release("b")
+
+    assert cohort.keys == ("a", "c")
+    for key in "ac":
+        kept = cohort.best_parameters(key)
+        assert all(np.array_equal(kept[name], value) for name, value in best[key].items())
+    train(cohort, 2, curves)
+    for key in "ac":
+        assert_same_curve(curves[key], list(reference(settings[key], data, 4).reports))
+
+
+def test_best_parameters_reproduce_the_best_validation(resident: Build, trial: Trial) -> None:
+    """Rates that are too high make curves jump, so that the best is not the last."""
+    data = resident()
+    settings = {rate: trial("mlp", learning_rate=rate) for rate in (3.0, 4.0, 6.0)}
+    cohort = cohort_of(settings, data, every=2)
+    curves = train(cohort, 10)
+
+    assert any(cohort.best(key) != curve[-1].validations[-1] for key, curve in curves.items())
+    for key, curve in curves.items():
+        best = cohort.best(key)
+        validations = [v for report in curve for v in report.validations]
+        assert best == min(validations, key=lambda v: (v.zero_one, v.nll))
+        network = build_network(settings[key].model, data.image_shape, data.num_classes)
+        parameters = {n: torch.from_numpy(value) for n, value in cohort.best_parameters(key).items()}
+        again = validate(network, parameters, data, iteration=best.iteration)
+        assert again.zero_one == best.zero_one
+        assert again.nll == pytest.approx(best.nll, rel=1e-12)
+
+
+def test_best_parameters_are_a_copy_of_their_own(resident: Build, trial: Trial) -> None:
+    cohort = cohort_of({"a": trial("mlp", learning_rate=0.3)}, resident())
+    cohort.train_epoch()
+    before = cohort.best_parameters("a")
+    kept = {name: value.copy() for name, value in before.items()}
+    first_best = cohort.best("a")
+    train(cohort, 5)
+
+    assert cohort.best("a") != first_best
+    assert all(np.array_equal(before[name], value) for name, value in kept.items())
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunked_residence_gives_the_same_curves(
+    resident: Build, three: Three, family: str, shuffle: bool
+) -> None:
+    settings = three(family, shuffle=shuffle)
+    whole = train(cohort_of(settings, resident()), 3)
+    chunked_data = resident(max_resident_bytes=CHUNK_BYTES)
+    assert chunked_data.is_chunked
+    chunked = train(cohort_of(settings, chunked_data), 3)
+
+    for key in settings:
+        assert_same_curve(chunked[key], whole[key], nll=1e-12)
+
+
+def test_validations_are_due_within_the_epoch_and_at_its_end(resident: Build, trial: Trial) -> None:
+    cohort = cohort_of({"a": trial()}, resident(num_train=145), every=3)
+    (curve,) = train(cohort, 2).values()
+
+    assert [[v.iteration for v in report.validations] for report in curve] == [[3, 6, 7], [10, 13, 14]]
+
+
+def test_the_report_says_when_the_schedule_is_exhausted(resident: Build, trial: Trial) -> None:
+    """A rate too small to change any validation label, beside a lane whose schedule never ends."""
+    halving = {"schedule": "halving", "schedule_patience": 1, "schedule_stop_ratio": 4.0}
+    settings = {"a": trial(learning_rate=1e-9, **halving), "b": trial()}
+    curves = train(cohort_of(settings, resident()), 4)
+
+    assert [report.is_schedule_exhausted for report in curves["a"]] == [False, False, False, True]
+    assert not any(report.is_schedule_exhausted for report in curves["b"])
+
+
+def test_seconds_are_shared_out_among_the_lanes(resident: Build, three: Three) -> None:
+    reports = cohort_of(three("mlp"), resident()).train_epoch()
+
+    assert len({report.seconds for report in reports.values()}) == 1
+    assert all(0 < report.seconds < 5 for report in reports.values())
+
+
+def test_an_empty_cohort_trains_nothing(resident: Build, trial: Trial) -> None:
+    cohort = cohort_of({"a": trial()}, resident())
+    cohort.release("a")
+
+    assert cohort.keys == ()
+    assert cohort.train_epoch() == {}
+    cohort.admit("b", trial())
+    assert cohort.train_epoch()["b"].epoch == 1
+
+
+def test_trials_of_one_shape_share_a_cohort_and_others_do_not(trial: Trial) -> None:
+    shape = CohortShape.of(trial())
+    same = [
+        {"learning_rate": 0.5},
+        {"lambda_1": 0.1},
+        {"schedule": "step"},
+        {"seed": 3},
+        {"study_seed": 4},
+        {"momentum": 0.1},
+        {"max_epochs": 3},
+    ]
+    other = [{"hidden_units": 13}, {"activation": "relu"}, {"batch_size": 21}, {"optimizer": "adam"}]
+    other += [{"shuffle": True}, {"initialization": "lecun"}]
+
+    assert all(CohortShape.of(trial(**settings)) == shape for settings in same)
+    assert {shape: 1}[CohortShape.of(trial(seed=1))] == 1
+    assert all(CohortShape.of(trial(**settings)) != shape for settings in other)
+
+
+def test_a_trial_of_another_shape_or_twice_is_refused(resident: Build, trial: Trial) -> None:
+    cohort = cohort_of({"a": trial()}, resident())
+
+    with pytest.raises(ValueError, match="another shape"):
+        cohort.admit("b", trial(hidden_units=13))
+    with pytest.raises(ValueError, match="in a lane already"):
+        cohort.admit("a", trial())
+    with pytest.raises(KeyError, match="in no lane"):
+        cohort.release("b")
+    assert cohort.keys == ("a",)
+
+
+def test_what_does_not_fit_the_data_is_an_input_error(resident: Build, trial: Trial) -> None:
+    with pytest.raises(InputError, match=r"batch_size must be in 1\.\.130 .*got 131"):
+        cohort_of({"a": trial(batch_size=131)}, resident(num_train=130))
+    with pytest.raises(InputError, match="at least 16x16 pixels, got 8x8"):
+        cohort_of({"a": trial("cnn")}, resident(image_shape=(8, 8)))
+    with pytest.raises(ValueError, match="validations_every"):
+        cohort_of({"a": trial()}, resident(), every=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lanes_on_a_gpu_equal_the_reference_on_the_cpu(
+    resident: Build, three: Three, family: str, shuffle: bool
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    settings = three(family, shuffle=shuffle)
+    curves = train(cohort_of(settings, resident(device=torch.device("cuda"))), 3)
+
+    for key, one in settings.items():
+        assert_same_curve(curves[key], list(reference(one, resident(), 3).reports))

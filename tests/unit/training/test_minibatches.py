@@ -1,0 +1,80 @@
+"""Minibatches of one trial and of lanes: which images, in which order, whatever the residence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hpsearch.data.resident import ResidentData, minibatch_order
+from hpsearch.data.splits import SelectionData
+from hpsearch.training.minibatches import is_validation_due, lane_minibatches, minibatches
+
+Build = Callable[..., ResidentData]
+BATCH = 20
+CHUNK_BYTES = 45 * (256 * 4 + 8)  # room for two minibatches of 20 images of 16x16
+
+
+def collected(batches: object) -> list[tuple[Tensor, Tensor]]:
+    """Copies, since a minibatch is valid only until the next one."""
+    return [(images.clone(), labels.clone()) for images, labels in batches]
+
+
+@pytest.mark.parametrize(
+    ("num_minibatches", "every", "due"),
+    [(7, 3, [3, 6, 7]), (6, 3, [3, 6]), (4, 100, [4]), (3, 1, [1, 2, 3]), (1, 1, [1])],
+)
+def test_validations_are_due_every_so_many_minibatches_and_at_the_end(
+    num_minibatches: int, every: int, due: list[int]
+) -> None:
+    minibatches = range(1, num_minibatches + 1)
+    sizes = {"num_minibatches": num_minibatches, "validations_every": every}
+
+    assert [m for m in minibatches if is_validation_due(m, **sizes)] == due
+
+
+@pytest.mark.parametrize("max_resident_bytes", [None, CHUNK_BYTES])
+def test_minibatches_are_slices_in_file_order_without_the_remainder(
+    resident: Build, selection_data: Callable[..., SelectionData], max_resident_bytes: int | None
+) -> None:
+    train = selection_data(num_train=130).train
+    data = resident(num_train=130, max_resident_bytes=max_resident_bytes)
+
+    batches = collected(minibatches(data, BATCH, dtype=torch.float32))
+
+    assert len(batches) == 6  # 130 = 6 * 20 + 10
+    for index, (images, labels) in enumerate(batches):
+        chosen = slice(index * BATCH, (index + 1) * BATCH)
+        assert torch.equal(images, torch.from_numpy(train.images[chosen]))
+        assert torch.equal(labels, torch.from_numpy(train.labels[chosen]))
+
+
+@pytest.mark.parametrize("max_resident_bytes", [None, CHUNK_BYTES])
+def test_each_lane_gets_the_minibatches_of_its_own_order(
+    resident: Build, max_resident_bytes: int | None
+) -> None:
+    data = resident(num_train=130, max_resident_bytes=max_resident_bytes)
+    orders = [minibatch_order(5, epoch, 130) for epoch in (1, 2, 9)]
+
+    batches = collected(lane_minibatches(data, BATCH, dtype=torch.float64, orders=orders))
+
+    for lane, order in enumerate(orders):
+        alone = collected(minibatches(data, BATCH, dtype=torch.float64, order=order))
+        assert len(batches) == len(alone) == 6
+        for (images, labels), (own_images, own_labels) in zip(batches, alone, strict=True):
+            assert images.shape == (3, BATCH, 256)
+            assert torch.equal(images[lane], own_images)
+            assert torch.equal(labels[lane], own_labels)
+
+
+def test_shuffled_lanes_may_draw_images_from_the_remainder(resident: Build) -> None:
+    """The order decides which images are left out, not their place in the file."""
+    data = resident(num_train=21)
+    order = torch.arange(21).flip(0)  # begins with the last image, leaves out the first
+
+    ((_, labels),) = collected(lane_minibatches(data, BATCH, dtype=torch.float32, orders=[order]))
+
+    ((_, file_labels),) = data.chunks(1)
+    assert torch.equal(labels[0], file_labels.flip(0)[:20])
