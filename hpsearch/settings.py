@@ -1,7 +1,7 @@
-"""The settings of data, model, training, stopping and pruning: what a study file's sections may say, and their rules.
+"""The settings of data, model, training, stopping and pruning: what a study file's sections may say.
 
-Values are frozen, validated and hashable. A point of a search is one `TrialSettings`: the study's own values with the
-point's put in their place, validated again. This module knows no tensors, no Optuna and no files.
+Values are frozen, validated and hashable. A point of a search is one `TrialSettings`: the study's own values
+with the point's put in their place, validated again. This module knows no tensors, no Optuna and no files.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ class DataSettings(Settings):
 class ModelSettings(Settings):
     """[model]: the network. `hidden_units` is the width of the MLP's hidden layer and of LeNet's dense layer.
 
-    `kernels` are LeNet's feature maps in its two convolutions. `initialization` "glorot" scales initial weights by
-    fan-in and fan-out (4 times that for sigmoid), "lecun" is the older U(-1/sqrt(n_in), 1/sqrt(n_in)).
+    `kernels` are LeNet's feature maps in its two convolutions. `initialization` "glorot" scales initial
+    weights by fan-in and fan-out (4 times that for sigmoid); "lecun" is the older rule, uniform in
+    -1/sqrt(n_in) .. 1/sqrt(n_in).
     Source: REFERENCE section 2.
     """
 
@@ -75,7 +76,7 @@ class TrainingSettings(Settings):
     Args:
         seed: draws the initial weights; None stands for the study's seed.
         lambda_1, lambda_2: factors of sum |W| and sum W^2 over weights (not biases).
-        shuffle: visit minibatches in a fresh order each epoch (from the study's seed); False keeps the file order.
+        shuffle: visit minibatches in a fresh order each epoch (from the study's seed), else in file order.
         schedule_decay: `inverse-time`: eta0 / (1 + decay * epoch).
         schedule_factor: `step`, `plateau`, `halving`, `exponential`: what the rate is multiplied with.
             None stands for 0.5 (0.95 for `exponential`).
@@ -112,7 +113,7 @@ class StoppingSettings(Settings):
 
     Args:
         patience: `geometric-patience`: minibatches that are trained in any case (DLT: 5000 to 10,000).
-        patience_increase: a significant new best lets the trial run to this multiple of the minibatches so far.
+        patience_increase: a significant new best lets the trial run to so many times the minibatches so far.
         improvement_threshold: a new best is significant below this fraction of the old one.
         n: `no-improvement-in-n`: epochs in a row without a new best (KZL: 10, 20, 30).
     """
@@ -147,7 +148,8 @@ class TrialSettings(Settings):
     """Everything that one trial's training depends on besides the data: its point, resolved.
 
     Args:
-        seed: the study's seed: minibatch order when shuffled, and initial weights unless training.seed names another.
+        seed: the study's seed: minibatch order when shuffled, and initial weights unless training.seed names
+            another.
     """
 
     model: ModelSettings

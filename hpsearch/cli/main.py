@@ -9,14 +9,17 @@ import sys
 from typing import Annotated
 
 import typer
-from click.exceptions import Abort, ClickException, Exit
 from rich.console import Console
 from rich.markup import escape
 
 import hpsearch
 from hpsearch.cli import data_commands, run_commands, view_commands
-from hpsearch.errors import HpsearchError
+from hpsearch.errors import HpsearchError, InputError
 from hpsearch.logs import configure_logging
+
+# The base of "no such option", "missing argument" and the like. Typer has brought its own copy of click since 0.26, so
+# it is reached through a class that typer exports.
+UsageError = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="hpsearch",
@@ -71,12 +74,10 @@ def run_command_line(arguments: list[str]) -> int:
         if error.hint:
             stderr.print(f"[bold]hint:[/] {escape(error.hint)}")
         return error.exit_code
-    except ClickException as error:
+    except UsageError as error:
         error.show()
-        return error.exit_code
-    except Exit as error:
-        return error.exit_code
-    except (Abort, KeyboardInterrupt):
+        return InputError.exit_code
+    except (typer.Abort, KeyboardInterrupt):
         stderr.print("interrupted")
         return 130
     except BrokenPipeError:  # `hpsearch status | head`

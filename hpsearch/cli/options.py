@@ -98,5 +98,8 @@ def default_num_workers(device: str) -> int:
 
 
 def threads_per_worker(num_workers: int) -> int:
-    """CPU threads for each of several local workers: the usable cores, shared out."""
+    """CPU threads for each of several local workers: OMP_NUM_THREADS if it is set, or the usable cores shared out."""
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    if named.isdecimal() and int(named) > 0:
+        return int(named)
     return max(1, len(os.sched_getaffinity(0)) // num_workers)

@@ -161,9 +161,9 @@ def _finish(database: Database, name: str, as_json: bool) -> None:
         print_json(summary.as_json())
     else:
         print_summary(summary)
-    if summary.counts.failed:
+    if summary.points.failed:
         raise UncountedPointsError(
-            f"{summary.counts.failed} of {summary.counts.total} points could not be trained: "
+            f"{summary.points.failed} of {summary.points.total} points could not be trained: "
             "their workers died or failed each time",
             hint=f"the logs of the workers are in {log_folder()}",
         )

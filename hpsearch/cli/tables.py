@@ -15,6 +15,7 @@ from hpsearch.results.summary import StudySummary, TrialSummary
 from hpsearch.space import ParameterValue
 
 MOST_TRIALS = 10
+NOT_A_TERMINAL_WIDTH = 160
 
 
 def print_json(document: Any) -> None:
@@ -24,12 +25,12 @@ def print_json(document: Any) -> None:
 
 def print_summary(summary: StudySummary) -> None:
     """Print the state of a study and its best trials."""
-    Console(highlight=False).print(summary_view(summary))
+    _stdout().print(summary_view(summary))
 
 
 def print_studies(summaries: list[StudySummary]) -> None:
     """Print a line per study."""
-    Console(highlight=False).print(studies_view(summaries))
+    _stdout().print(studies_view(summaries))
 
 
 def summary_view(summary: StudySummary) -> RenderableType:
@@ -56,6 +57,12 @@ def format_value(value: ParameterValue | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _stdout() -> Console:
+    """Plain text; into a pipe or a file no line is folded at 80 columns."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=NOT_A_TERMINAL_WIDTH)
 
 
 def _headline(summary: StudySummary) -> str:

@@ -14,7 +14,7 @@ from rich.live import Live
 from hpsearch.cli import options
 from hpsearch.cli.tables import print_json, print_studies, print_summary, studies_view, summary_view
 from hpsearch.errors import InputError
-from hpsearch.results.export import export_model, export_parameters
+from hpsearch.results.export import choose_format, export_best, export_model, write_export
 from hpsearch.results.report import write_report
 from hpsearch.results.summary import StudySummary, read_summary
 from hpsearch.service.artifacts import ArtifactFolder
@@ -82,13 +82,15 @@ def export(
     artifacts: options.Artifacts = None,
 ) -> None:
     """Write the best point with what it needs to be reproduced: settings, value, data, versions, seed."""
+    export_format = choose_format(format_name, output)
     with options.open_storage(storage) as database:
         summary = read_summary(database, study)
-        text = export_parameters(summary, path=output, format_name=format_name)
-        if output is None:
-            typer.echo(text, nl=False)
-        else:
+        document = export_best(summary)
+        if output is not None:
+            write_export(document, output, export_format)
             typer.echo(f"wrote {output}", err=True)
+        elif model is None or format_name is not None:
+            typer.echo(document.render(export_format), nl=False)
         if model is not None:
             export_model(summary, ArtifactFolder(options.artifacts_in(artifacts)), model)
             typer.echo(f"wrote {model}", err=True)

@@ -25,6 +25,7 @@ from hpsearch.results.atomic_file import replaced_file, write_file
 from hpsearch.results.summary import StudySummary, TrialSummary, format_time
 from hpsearch.service.artifacts import PARAMETERS_FILE, ArtifactFolder
 from hpsearch.service.registry import current_versions
+from hpsearch.study import StudyDefinition
 
 ENVIRONMENT_PREFIX = "HPSEARCH_"
 MODEL_SUFFIX = ".safetensors"
@@ -86,6 +87,8 @@ def export_best(summary: StudySummary, *, now: datetime | None = None) -> Export
     definition = summary.study.definition
     settings = definition.resolve(best.parameters)
     training = {**settings.training.model_dump(mode="json"), "seed": settings.initial_weights_seed}
+    # torch.__version__ is a str of torch's own making, which YAML does not know.
+    exporting_versions = {name: str(version) for name, version in current_versions().items()}
     content = {
         "study": summary.name,
         "trial": best.number,
@@ -101,11 +104,17 @@ def export_best(summary: StudySummary, *, now: datetime | None = None) -> Export
         "dataset": definition.data.dataset,
         "dataset_checksums": dict(summary.study.dataset_checksums),
         "definition_sha256": definition.sha256,
-        "definition": definition.model_dump(mode="json"),
-        "versions": {"created": dict(summary.study.versions), "exported": current_versions()},
+        "definition": definition_content(definition),
+        "versions": {"created": dict(summary.study.versions), "exported": exporting_versions},
         "exported_at": format_time(now or datetime.now(UTC)),
     }
     return ExportDocument(content=_without_nulls(content))
+
+
+def definition_content(definition: StudyDefinition) -> dict[str, Any]:
+    """The whole definition as plain values, nulls left out: what is absent has its default."""
+    content: dict[str, Any] = _without_nulls(definition.model_dump(mode="json"))
+    return content
 
 
 def choose_format(name: str | None, path: Path | None) -> ExportFormat:

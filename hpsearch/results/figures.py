@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ from hpsearch.results.plot_style import (
     COMPLETE,
     PRUNED,
     RUNNING,
+    counting_axis,
     error_axis,
     number_axis,
     percent,
@@ -25,6 +28,7 @@ from hpsearch.results.summary import StudySummary, TrialSummary
 from hpsearch.space import ZERO_SUFFIX
 
 MAX_CURVES = 300  # more lines than this are a blot, and a slow one
+_MANY_CURVES = 60  # these many are drawn fainter, or the best ones are lost among them
 _NUM_HIGHLIGHTED = 5
 
 
@@ -55,14 +59,14 @@ def search_history(summary: StudySummary, study: optuna.Study) -> Panel:
     figure = optuna.visualization.plot_optimization_history(study)
     for trace in figure.data:
         # Optuna's best value before the first complete trial is infinite.
-        trace.y = [percent(y) if y is not None and y < 2 else None for y in trace.y]
+        trace.y = [percent(y) if math.isfinite(y) else None for y in trace.y]
     markers, best = figure.data[0], figure.data[1]
     markers.update(name="trial", marker={"color": COMPLETE, "size": 7})
     markers.hovertemplate = "trial %{x}: %{y:.2f} %<extra></extra>"
     best.update(name="best so far", line={"color": BEST, "width": 2, "shape": "hv"})
     best.hovertemplate = "best of trials 0 to %{x}: %{y:.2f} %<extra></extra>"
     errors = [percent(trial.value) for trial in summary.complete if trial.value is not None]
-    styled(figure, xaxis_title="trial", yaxis=error_axis(errors))
+    styled(figure, xaxis=counting_axis("trial", 0, len(summary.trials) - 1), yaxis=error_axis(errors))
     return Panel(
         name="history",
         title="Search history",
@@ -73,17 +77,18 @@ def search_history(summary: StudySummary, study: optuna.Study) -> Panel:
 
 def learning_curves(summary: StudySummary) -> Panel:
     """The validation error of every counted or running trial after each epoch; the best ones stand out."""
-    trials = [trial for trial in summary.trials if trial.is_current and trial.curve]
+    trials = [t for t in summary.trials if t.curve and t.is_current and t.state is not TrialState.FAIL]
     shown = trials[:MAX_CURVES]
-    figure = go.Figure()
     highlighted = [trial for trial in shown if trial.is_complete][:_NUM_HIGHLIGHTED]
     background = [trial for trial in shown if trial not in highlighted]
     groups: set[str] = set()
     # The best are drawn last, on top of all others.
-    for trial in background + highlighted[::-1]:
-        figure.add_trace(_curve(trial, highlighted, groups))
+    figure = go.Figure([_curve(trial, highlighted, groups) for trial in background + highlighted[::-1]])
+    if len(background) > _MANY_CURVES:
+        figure.update_traces(opacity=0.15, selector={"name": "complete"})
     errors = [percent(record.zero_one) for trial in shown for record in trial.curve]
-    styled(figure, height=480, xaxis_title="epoch", yaxis=error_axis(errors))
+    num_epochs = max(record.epoch for trial in shown for record in trial.curve)
+    styled(figure, height=480, xaxis=counting_axis("epoch", 1, num_epochs), yaxis=error_axis(errors))
     caption = "The lowest validation error within each epoch; point at a curve for its parameters."
     if len(shown) < len(trials):
         caption += f" Only the first {len(shown):,} of {len(trials):,} trials are drawn, the best ones first."
@@ -159,7 +164,7 @@ def best_trial_losses(best: TrialSummary) -> Panel:
             font={"color": PRUNED},
         )
     y = {"title": {"text": "mean NLL (nats per image)"}, **number_axis([*train, *validation])}
-    styled(figure, height=360, xaxis_title="epoch", yaxis=y)
+    styled(figure, height=360, xaxis=counting_axis("epoch", 1, max(epochs)), yaxis=y)
     return Panel(
         name="losses",
         title=f"Losses of the best trial ({best.number})",
@@ -175,7 +180,9 @@ def parameter_importance(summary: StudySummary, study: optuna.Study) -> Panel:
     reason = _why_no_importance(summary)
     if reason:
         return Panel(name="importance", title=title, caption=f"No importances: {reason}.")
-    figure = optuna.visualization.plot_param_importances(study)
+    with warnings.catch_warnings(record=True) as doubts:  # "may be inaccurate" belongs into the report
+        warnings.simplefilter("always")
+        figure = optuna.visualization.plot_param_importances(study)
     bars = figure.data[0]
     bars.update(marker={"color": COMPLETE}, hovertemplate="%{y}: %{x:.3f}<extra></extra>")
     bars.y = [
@@ -186,16 +193,15 @@ def parameter_importance(summary: StudySummary, study: optuna.Study) -> Panel:
         figure,
         height=130 + 44 * len(bars.y),
         xaxis_title="importance (share, all together 1)",
-        yaxis_title=None,
+        yaxis={"title": None, "showgrid": False},
         showlegend=False,
     )
-    return Panel(
-        name="importance",
-        title=title,
-        caption="How much each parameter decides whether a trial is among the best, over the complete trials "
-        "(PED-ANOVA, as in optuna-dashboard).",
-        figure=figure,
+    caption = (
+        "How much each parameter decides whether a trial is among the best, over the complete trials "
+        "(PED-ANOVA, as in optuna-dashboard)."
     )
+    said = dict.fromkeys(str(doubt.message) for doubt in doubts)
+    return Panel(name="importance", title=title, caption=" ".join([caption, *said]), figure=figure)
 
 
 def _why_no_importance(summary: StudySummary) -> str | None:

@@ -8,7 +8,9 @@
     Plotly.newPlot(plot, figure.data, figure.layout, {
       responsive: true,
       displaylogo: false,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+      plotlyServerURL: "",
+      // By name: plotly's own choice has a button that would send the figure to a server.
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
       toImageButtonOptions: { filename: plot.dataset.plot, scale: 2 },
     });
   }

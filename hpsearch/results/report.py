@@ -1,8 +1,8 @@
 """The report: one HTML file that tells what a study searched, found and cost.
 
 It works from a file, without a network: plotly.js, styles and numbers are all inside, and its content
-security policy forbids the rest. Whatever comes from a study or a worker is escaped: by jinja2 in the page, by
-`plot_text` in plots.
+security policy forbids the rest. Whatever comes from a study or a worker is escaped: by jinja2 in the page,
+by `plot_text` in plots.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from hpsearch.results.atomic_file import write_file
-from hpsearch.results.export import export_best
+from hpsearch.results.export import definition_content
 from hpsearch.results.figures import (
     Panel,
     best_trial_losses,
@@ -72,7 +72,7 @@ def render_report(summary: StudySummary) -> str:
         .render(
             summary=summary,
             definition=summary.study.definition,
-            definition_toml=tomli_w.dumps(export_best(summary).content["definition"]),
+            definition_toml=tomli_w.dumps(definition_content(summary.study.definition)),
             best=best,
             best_trials=summary.complete[:BEST_TABLE_ROWS],
             dimensions=[dimension.name for dimension in summary.study.definition.search.dimensions],
@@ -125,7 +125,7 @@ def _duration_label(seconds: float | None) -> str:
     """3.2 s, 4 min 10 s, 2 h 5 min."""
     if seconds is None:
         return "none"
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
     if minutes < 60:

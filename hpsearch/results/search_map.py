@@ -35,6 +35,7 @@ from hpsearch.space import Dimension
 from hpsearch.study import StudyDefinition
 
 _LAMBDAS = ("lambda_1", "lambda_2")
+_MAX_WRITTEN_COLUMNS = 20  # numbers in narrower cells would overlap; pointing at one tells it
 _RING = {"symbol": "circle-open", "size": 18, "color": BEST, "line": {"color": BEST, "width": 3}}
 
 
@@ -44,18 +45,25 @@ class Axis:
 
     Args:
         is_listed: its values come from a list, and each gets its own row or column.
+        has_log_grid: the study file gives its values on a logarithmic scale.
         values: those that occur, ascending.
     """
 
     name: str
     is_listed: bool
+    has_log_grid: bool
     values: tuple[float, ...]
 
     @classmethod
     def of(cls, dimension: Dimension, definition: StudyDefinition, trials: Iterable[TrialSummary]) -> Axis:
         is_drawn = definition.is_drawn and (dimension.is_log or dimension.is_continuous)
         values = {float(trial.point_parameters[dimension.name]) for trial in trials}
-        return cls(name=dimension.name, is_listed=not is_drawn, values=tuple(sorted(values)))
+        return cls(
+            name=dimension.name,
+            is_listed=not is_drawn,
+            has_log_grid=dimension.is_log,
+            values=tuple(sorted(values)),
+        )
 
     def value(self, trial: TrialSummary) -> float:
         return float(trial.point_parameters[self.name])
@@ -71,7 +79,7 @@ class Axis:
 
     @property
     def numeric_layout(self) -> dict[str, Any]:
-        """Logarithmic over a decade and more."""
+        """Logarithmic where the study file says so, and over a decade and more."""
         if not self._is_log:
             return {**self._title, "type": "linear"}
         ticks = round_numbers(self._positive[0], self._positive[-1])
@@ -97,7 +105,9 @@ class Axis:
     @property
     def _is_log(self) -> bool:
         positive = self._positive
-        return bool(positive) and self.values[0] >= 0 and positive[-1] >= 10 * positive[0]
+        if not positive or self.values[0] < 0:
+            return False
+        return self.has_log_grid or positive[-1] >= 10 * positive[0]
 
     @property
     def _stand_in_for_zero(self) -> float:
@@ -160,7 +170,7 @@ def _heat_map(x: Axis, y: Axis, trials: Sequence[TrialSummary]) -> tuple[str, go
         y=y.labels,
         z=[[_colour(cell, colours) for cell in row] for row in rows],
         text=[[_cell_text(cell) for cell in row] for row in rows],
-        texttemplate="%{text}",
+        texttemplate="%{text}" if len(x.values) <= _MAX_WRITTEN_COLUMNS else None,
         customdata=[[_hover(cell) for cell in row] for row in rows],
         hovertemplate="%{customdata}<extra></extra>",
         xgap=2,
@@ -168,10 +178,6 @@ def _heat_map(x: Axis, y: Axis, trials: Sequence[TrialSummary]) -> tuple[str, go
         coloraxis="coloraxis",
     )
     figure = go.Figure(heat_map)
-    for (column, row), trial in cells.items():
-        if not trial.is_complete:  # plotly writes no text into a cell without a colour
-            place = {"x": x.values.index(column), "y": y.values.index(row)}
-            figure.add_annotation(text=_cell_text(trial), showarrow=False, font={"color": PRUNED}, **place)
     if trials and trials[0].is_complete:
         figure.add_shape(**_frame(x.values.index(x.value(trials[0])), y.values.index(y.value(trials[0]))))
     styled(

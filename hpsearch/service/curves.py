@@ -1,7 +1,7 @@
 """All learning curves of a study in one statement: what a pruner compares a trial with.
 
-Plain Optuna re-reads the whole study for every decision, nine statements and more per trial and epoch. Here one
-statement per worker and epoch reads what may have changed; finished trials are read once.
+Plain Optuna re-reads the whole study for every decision, nine statements and more per trial and epoch. Here
+one statement per worker and epoch reads what may have changed; finished trials are read once.
 """
 
 from __future__ import annotations
@@ -59,5 +59,5 @@ def _frozen_trial(row: Row[Any]) -> FrozenTrial:
         distributions={},
         user_attrs={},
         system_attrs={key: json.loads(value) for key, value in (row.rungs or {}).items()},
-        intermediate_values=dict(row.curve or ()),
+        intermediate_values={step: float(value) for step, value in row.curve or ()},  # JSON writes 0.0 as 0
     )

@@ -1,7 +1,7 @@
 """Open the study database: address, connection settings, schema, and errors in our words.
 
-Everything that connects to PostgreSQL goes through `open_database`. What a user may get wrong (address, password,
-rights, versions) becomes one clear line here; the password never appears in it.
+Everything that connects to PostgreSQL goes through `open_database`. What a user may get wrong (address,
+password, rights, versions) becomes one clear line here; the password never appears in it.
 """
 
 from __future__ import annotations
@@ -11,31 +11,38 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import optuna
 import sqlalchemy
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from hpsearch.errors import InputError, StorageError
 from hpsearch.logs import get_logger
-from hpsearch.service import tables
+from hpsearch.service.schema import create_schema
 
 _log = get_logger("database")
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_SECONDS = 5
 DEFAULT_OUTAGE_SECONDS = 120.0  # how long a worker waits for a database that went away
-_SCHEMA_LOCK = 0x68707363  # "hpsc": advisory lock that guards the creation of tables
 
-# Answers that no second attempt will change.
+# Answers to a new connection that no second attempt will change. They bear no SQLSTATE in psycopg2.
 _FINAL_REFUSALS = (
-    (re.compile(r"password authentication failed|no password supplied", re.I), "refuses the password"),
-    (re.compile(r'role "[^"]*" does not exist', re.I), "does not know the user"),
-    (re.compile(r'database "[^"]*" does not exist', re.I), "has no such database"),
-    (re.compile(r"permission denied|no pg_hba.conf entry", re.I), "denies the right"),
+    (re.compile(r"authentication failed|no password supplied", re.I), "refuses the password of user {user}"),
+    (re.compile(r'role "[^"]*" does not exist', re.I), "does not know user {user}"),
+    (re.compile(r'database "[^"]*" does not exist', re.I), "has no database {database} for user {user}"),
+    (
+        re.compile(r"permission denied|no pg_hba.conf entry|not permitted to log in", re.I),
+        "denies user {user} the right",
+    ),
 )
+# SQLSTATEs (or their classes) that a new attempt may cure: connection lost, server stopping or starting,
+# serialization failure, deadlock, too many connections, lock not available.
+_TRANSIENT_STATES = ("08", "57P", "40001", "40P01", "53300", "55P03")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +67,11 @@ class Database:
     def transaction(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
         """Run `work` in one transaction and return its result; start over when the connection is lost.
 
-        `work` must be safe to run again after a commit whose answer was lost: all our statements compare before
-        they set. Only lost connections are retried, for at most `outage_seconds`.
+        `work` must be safe to run again after a commit whose answer was lost: all our statements compare
+        before they set. Only transient errors are retried, for at most `outage_seconds`.
 
         Raises:
-            StorageError: the database did not come back in time.
+            StorageError: the database did not come back in time, or cannot do it (disk full, rights).
         """
         retrying = Retrying(
             retry=retry_if_exception(is_connection_lost),
@@ -74,10 +81,12 @@ class Database:
             reraise=True,
         )
         try:
-            return retrying(self._run_once, work)
+            return retrying(lambda: self._run_once(work))
         except DBAPIError as error:
             if not is_connection_lost(error):
-                raise
+                if _is_refusal(error):
+                    raise _refusal(error, self.url) from error
+                raise  # a bug of ours keeps its traceback
             raise StorageError(
                 f"the database at {self.address} has been away for {self.outage_seconds:.0f} s",
                 hint="running trials are taken up again when a worker is started after it is back",
@@ -101,7 +110,7 @@ def parse_url(text: str) -> sqlalchemy.URL:
     """Read a database URL. Raises InputError for anything but PostgreSQL, without showing the password."""
     hint = "postgresql://USER:PASSWORD@HOST:5432/DATABASE (percent-encode @ : / % in the password)"
     try:
-        url = sqlalchemy.make_url(text)
+        url = _with_whole_password(sqlalchemy.make_url(text), text)
     except (ArgumentError, ValueError):
         raise InputError("the storage URL cannot be read", hint=hint) from None
     if url.drivername not in ("postgresql", "postgres", "postgresql+psycopg2"):
@@ -109,18 +118,37 @@ def parse_url(text: str) -> sqlalchemy.URL:
     return url.set(drivername="postgresql+psycopg2")
 
 
+def _with_whole_password(url: sqlalchemy.URL, text: str) -> sqlalchemy.URL:
+    """Undo that SQLAlchemy ends a password at its first @: the rest of it would be shown as the host.
+
+    Raises:
+        ValueError: an @ stands where it can be told neither from the password nor from its end.
+    """
+    if url.password is not None and url.host is not None and "@" in url.host:
+        rest, _, host = url.host.rpartition("@")
+        url = url.set(password=f"{url.password}@{unquote(rest)}", host=host)
+    if text.count("@") > 1 and not text.rpartition("@")[2].startswith((url.host or "/", "[")):
+        raise ValueError("an @ that is not percent-encoded")
+    return url
+
+
 def describe_address(url: sqlalchemy.URL) -> str:
     """`host:port/database`, or the socket's folder: never user name and password."""
     host = url.host or url.query.get("host") or "local socket"
-    return f"{host}:{url.port or 5432}/{url.database}"
+    return f"{host}:{url.port or url.query.get('port') or 5432}/{url.database or ''}"
 
 
 def is_connection_lost(error: BaseException) -> bool:
     """True for errors that a new connection may cure (server restarted, connection cut, starting up)."""
-    if isinstance(error, InterfaceError):
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated or isinstance(error, InterfaceError):
         return True
     if not isinstance(error, OperationalError):
-        return isinstance(error, DBAPIError) and error.connection_invalidated
+        return False
+    state = getattr(error.orig, "pgcode", None)
+    if state is not None:
+        return str(state).startswith(_TRANSIENT_STATES)
     return not any(pattern.search(str(error.orig)) for pattern, _ in _FINAL_REFUSALS)
 
 
@@ -140,37 +168,47 @@ def open_database(
         StorageError: unreachable, refused, or another schema version.
     """
     url = parse_url(text)
-    engine = sqlalchemy.create_engine(url, **_engine_options())
-    _connect(engine, url, wait_seconds)
+    options = _engine_options(url)
+    engine = sqlalchemy.create_engine(url, **options)
     try:
-        storage = _create_tables(engine, url)
-    except RuntimeError as error:  # Optuna's word for a schema of another version
-        raise StorageError(
-            f"the database at {describe_address(url)} has an Optuna schema other than version "
-            f"{tables.OPTUNA_SCHEMA_VERSION}, which Optuna {optuna.__version__} writes: {_first_line(error)}",
-            hint="optuna storage upgrade --storage URL",
-        ) from error
+        _connect(engine, url, wait_seconds)
+        storage = create_schema(engine, describe_address(url), options)
+    except StorageInternalError as error:  # Optuna's wrapper
+        engine.dispose()
+        raise _refusal(error.__cause__ or error, url) from error
     except DBAPIError as error:
+        engine.dispose()
         raise _refusal(error, url) from error
+    except BaseException:
+        engine.dispose()
+        raise
     return Database(engine=engine, storage=storage, url=url, outage_seconds=outage_seconds)
 
 
-def _engine_options() -> dict[str, Any]:
+def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
+    own = {
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        # A cut network must be noticed within the lease, not after the kernel's two hours.
+        "keepalives": 1,
+        "keepalives_idle": 5,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,  # milliseconds
+        "application_name": "hpsearch",
+    }
+    # What the URL says wins, but for the time zone: naive times are UTC in Optuna's tables.
+    arguments = {key: value for key, value in own.items() if key not in url.query}
+    arguments["options"] = f"{_query_text(url, 'options')} -c timezone=UTC".strip()
     return {
         "pool_pre_ping": True,  # a restarted server costs a reconnect, not an error
         "pool_size": 4,
-        "connect_args": {
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            # A cut network must be noticed within the lease, not after the kernel's two hours.
-            "keepalives": 1,
-            "keepalives_idle": 5,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 20_000,  # milliseconds
-            "options": "-c timezone=UTC",  # naive times are UTC in Optuna's tables
-            "application_name": "hpsearch",
-        },
+        "connect_args": arguments,
     }
+
+
+def _query_text(url: sqlalchemy.URL, key: str) -> str:
+    value = url.query.get(key, "")
+    return value if isinstance(value, str) else " ".join(value)
 
 
 def _connect(engine: sqlalchemy.Engine, url: sqlalchemy.URL, wait_seconds: float) -> None:
@@ -195,33 +233,25 @@ def _connect(engine: sqlalchemy.Engine, url: sqlalchemy.URL, wait_seconds: float
             time.sleep(min(1.0, 0.1 * 2**attempts))
 
 
-def _refusal(error: DBAPIError, url: sqlalchemy.URL) -> StorageError:
-    text = _first_line(error.orig)
-    reason = next((word for pattern, word in _FINAL_REFUSALS if pattern.search(text)), "refuses")
+def _is_refusal(error: DBAPIError) -> bool:
+    """True if the database is in no state to serve us, and not we at fault: disk full, rights withdrawn."""
+    if isinstance(error, ProgrammingError):
+        return getattr(error.orig, "pgcode", None) == "42501"  # insufficient privilege
+    return isinstance(error, OperationalError)
+
+
+def _refusal(error: BaseException, url: sqlalchemy.URL) -> StorageError:
+    text = _first_line(error.orig if isinstance(error, DBAPIError) else error)
+    reason = next((word for pattern, word in _FINAL_REFUSALS if pattern.search(text)), None)
+    if reason is None:
+        hint = "the server's log may say more"
+        return StorageError(f"the database at {describe_address(url)} cannot serve us: {text}", hint=hint)
+    said = reason.format(user=url.username or "of this account", database=url.database)
     return StorageError(
-        f"the database at {describe_address(url)} {reason} for user {url.username or 'of this account'}: {text}",
+        f"the database at {describe_address(url)} {said}: {text}",
         hint="check user, password and database name in --storage or HPSEARCH_STORAGE",
     )
 
 
 def _first_line(error: object) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _create_tables(engine: sqlalchemy.Engine, url: sqlalchemy.URL) -> RDBStorage:
-    """Create Optuna's tables and ours under one advisory lock: without it, two creators crash each other."""
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _SCHEMA_LOCK})
-        connection.commit()
-        try:
-            # RDBStorage runs str.format on the URL: braces in a password must be doubled.
-            plain = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-            storage = RDBStorage(plain, engine_kwargs=_engine_options())
-            tables.metadata.create_all(connection)
-            connection.commit()
-        finally:
-            if not connection.invalidated:
-                connection.rollback()
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": _SCHEMA_LOCK})
-                connection.commit()
-    return storage

@@ -40,7 +40,7 @@ class VisibleDevices:
 def resolve_device(wanted: str, visible: VisibleDevices | None = None) -> torch.device:
     """Turn `auto`, `cpu` or `cuda:N` into a device.
 
-    `auto` takes the first GPU, or the CPU where no GPU is there, and says so. An explicit `cuda:N` never falls back.
+    `auto` takes the first GPU, or the CPU where no GPU is there, and says so. `cuda:N` never falls back.
 
     Raises:
         InputError: not a device name.

@@ -1,12 +1,12 @@
 """The ledger: who trains which point, what has been reported, and what is counted.
 
-Every point of a study is counted exactly once, whatever dies. That rests on four rules, all of them kept inside the
-database, by statements that compare before they set:
+Every point of a study is counted exactly once, whatever dies. That rests on four rules, all of them kept in
+the database, by statements that compare before they set (ledger_statements.py):
 
     claim    WAITING -> RUNNING under a row lock, together with a lease in the claimer's name
-    fence    every write of a worker requires that the lease still bears its name; a worker that lost it writes nothing
+    fence    a worker's writes require that the lease still bears its name: one that lost it writes nothing
     finish   the lease ends, the trial's state is set and the point is marked as counted in one transaction
-    requeue  a dead worker's trial becomes FAIL and a fresh WAITING trial takes its point's place in one transaction
+    requeue  a dead worker's trial becomes FAIL and a fresh WAITING trial takes its place in one transaction
 
 Times are the database's own; no worker's clock matters.
 """
@@ -14,6 +14,8 @@ Times are the database's own; no worker's clock matters.
 from __future__ import annotations
 
 import json
+import math
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,17 +23,13 @@ from typing import Any
 
 from optuna.distributions import json_to_distribution
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row
 
 from hpsearch.epoch_report import EpochReport
+from hpsearch.service import ledger_statements as statements
 from hpsearch.service.database import Database
-from hpsearch.service.registry import (
-    ATTEMPT_ATTRIBUTE,
-    POINT_ATTRIBUTE,
-    count_trials,
-    insert_trials,
-    write_trial_attributes,
-)
+from hpsearch.service.registry import ATTEMPT_ATTRIBUTE, POINT_ATTRIBUTE
+from hpsearch.service.trial_rows import count_trials, insert_trials, write_trial_attributes
 from hpsearch.space import ParameterValue
 
 LEASE_SECONDS = 30.0
@@ -68,7 +66,8 @@ class Result:
     """What is written when a trial ends.
 
     Args:
-        value: fraction of misclassified validation images; None only for a trial that diverged in its first epoch.
+        value: fraction of misclassified validation images, finite; None only for a trial that is PRUNED
+            because it diverged in its first epoch.
         attributes: user attributes of the trial.
     """
 
@@ -76,6 +75,10 @@ class Result:
     outcome: Outcome
     value: float | None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Optuna would take a COMPLETE trial of -inf for the best one, and choke on one without a value.
+        assert math.isfinite(self.value) if self.value is not None else self.outcome is Outcome.PRUNED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +121,22 @@ class Ledger:
     def claim(self, limit: int, *, cohort: str | None = None) -> list[Claim]:
         """Take up to `limit` WAITING points, all of one cohort, in point order.
 
+        A point on its last attempt comes alone, and only to a worker that holds nothing else.
+
         Args:
             cohort: take only points of this cohort (or with parameters still to be drawn); None: of whichever
                 cohort comes first.
         """
-        values = {**self._values, "limit": limit, "cohort": cohort}
-        rows = self.database.transaction(lambda connection: connection.execute(_CLAIM, values).all())
-        return [_claim_from(row) for row in rows]
+        values = {**self._values, "limit": limit, "cohort": cohort, "claim": secrets.randbelow(2**62)}
+
+        def work(connection: Connection) -> Sequence[Row[Any]]:
+            # If the connection was lost after the commit, these points are ours: claiming others instead
+            # would leave them without a lane, and renewed for ever.
+            if not connection.execute(statements.CLAIMED, values).all():
+                connection.execute(statements.CLAIM, values)
+            return connection.execute(statements.CLAIMED, values).all()
+
+        return [_claim_from(row) for row in self.database.transaction(work)]
 
     def record(
         self,
@@ -145,19 +157,23 @@ class Ledger:
         rungs = list(rung_attributes)
 
         def work(connection: Connection) -> set[int]:
-            held = set(connection.execute(_RECORD, values).scalars())
+            held = set(connection.execute(statements.RECORD, values).scalars())
             if rungs:
-                connection.execute(_RECORD_RUNGS, {**self._values, **_rung_columns(rungs)})
+                connection.execute(statements.RECORD_RUNGS, {**self._values, **_rung_columns(rungs)})
             return held
 
         return self.database.transaction(work)
 
     def finish(self, results: Sequence[Result]) -> set[int]:
-        """Count these trials: state, value, attributes and the end of the lease. Returns those that were accepted."""
+        """Count these trials: state, value, attributes and the end of the lease, in two statements.
+
+        Returns:
+            The trials that stand counted. For the others this worker had lost the lease; nothing was written.
+        """
 
         def work(connection: Connection) -> set[int]:
             values = {**self._values, **_result_columns(results)}
-            accepted = set(connection.execute(_FINISH, values).scalars())
+            accepted = set(connection.execute(statements.FINISH, values).scalars())
             attributes = [(r.trial_id, r.attributes) for r in results if r.trial_id in accepted]
             write_trial_attributes(connection, attributes)
             return accepted
@@ -166,10 +182,10 @@ class Ledger:
 
     def renew(self) -> int:
         """Renew all of the worker's leases; returns how many it holds."""
-        return self.database.transaction(lambda c: c.execute(_RENEW, self._values).rowcount)
+        return self.database.transaction(lambda c: c.execute(statements.RENEW, self._values).rowcount)
 
     def release(self, reason: str, *, is_crash: bool = False) -> int:
-        """Give back every point that this worker holds: its trials FAIL, their points WAIT again. Returns how many.
+        """Give back every point that this worker holds: its trials FAIL, their points WAIT. Returns how many.
 
         Args:
             is_crash: count this against the points, so that one that always fails is given up in the end.
@@ -177,21 +193,21 @@ class Ledger:
 
         def work(connection: Connection) -> int:
             first_number = count_trials(connection, self.study_id)
-            rows = connection.execute(_HELD_FOR_UPDATE, self._values).all()
+            rows = connection.execute(statements.HELD_FOR_UPDATE, self._values).all()
             _fail_and_requeue(connection, self.study_id, rows, reason, first_number, is_crash=is_crash)
             return len(rows)
 
         return self.database.transaction(work)
 
     def reap(self) -> int:
-        """Requeue the points of dead workers; returns how many. Cheap when there are none, safe for all at once."""
-        stale = self.database.transaction(lambda c: c.execute(_STALE, self._values).first())
+        """Requeue the points of dead workers; returns how many. Cheap if there are none; all may call it."""
+        stale = self.database.transaction(lambda c: c.execute(statements.STALE, self._values).first())
         if stale is None:
             return 0
 
         def work(connection: Connection) -> int:
             first_number = count_trials(connection, self.study_id)
-            rows = connection.execute(_STALE_FOR_UPDATE, self._values).all()
+            rows = connection.execute(statements.STALE_FOR_UPDATE, self._values).all()
             reason = "its worker died or lost the database"
             _fail_and_requeue(connection, self.study_id, rows, reason, first_number, is_crash=True)
             return len(rows)
@@ -200,11 +216,14 @@ class Ledger:
 
     def best_value(self) -> float | None:
         """The lowest value of a COMPLETE trial so far."""
-        return self.database.transaction(lambda c: c.execute(_BEST_VALUE, self._values).scalar_one())
+        best: float | None = self.database.transaction(
+            lambda c: c.execute(statements.BEST_VALUE, self._values).scalar_one()
+        )
+        return best
 
     def counts(self) -> PointCounts:
         """How many points are in which state."""
-        rows = self.database.transaction(lambda c: c.execute(_COUNTS, self._values).all())
+        rows = self.database.transaction(lambda c: c.execute(statements.COUNTS, self._values).all())
         by_state = {str(row.state).lower(): row.number for row in rows}
         by_state["failed"] = by_state.pop("fail", 0)
         return PointCounts(**by_state)
@@ -217,150 +236,9 @@ class Ledger:
             "lease": self.lease_seconds,
             "absence": self.absence_seconds,
             "namespace": PRESENCE_NAMESPACE,
+            "outage": self.database.outage_seconds,
+            "last_attempt": MAX_CRASHES - 1,
         }
-
-
-_CLAIM = text("""
-    WITH wanted AS (
-        SELECT coalesce(CAST(:cohort AS text), (
-            SELECT p.cohort FROM hpsearch_points p JOIN trials t USING (trial_id)
-            WHERE p.study_id = :study AND t.state = 'WAITING' ORDER BY p.point LIMIT 1)) AS cohort
-    ), free AS (
-        SELECT p.trial_id
-        FROM hpsearch_points p JOIN trials t USING (trial_id), wanted
-        WHERE p.study_id = :study AND t.state = 'WAITING' AND (p.cohort IS NULL OR p.cohort = wanted.cohort)
-        ORDER BY p.point LIMIT :limit
-        FOR UPDATE OF p, t SKIP LOCKED
-    ), started AS (
-        UPDATE trials SET state = 'RUNNING', datetime_start = timezone('UTC', clock_timestamp())
-        FROM free WHERE trials.trial_id = free.trial_id AND trials.state = 'WAITING'
-        RETURNING trials.trial_id, trials.number
-    ), leased AS (
-        UPDATE hpsearch_points SET owner = :owner, lease_expires_at = now() + make_interval(secs => :lease)
-        FROM started WHERE hpsearch_points.trial_id = started.trial_id
-        RETURNING hpsearch_points.trial_id, started.number, hpsearch_points.point, hpsearch_points.attempt
-    )
-    SELECT leased.*, (
-        SELECT json_agg(json_build_array(param_name, param_value, distribution_json) ORDER BY param_id)
-        FROM trial_params WHERE trial_params.trial_id = leased.trial_id) AS parameters
-    FROM leased ORDER BY point
-""")
-
-_RECORD = text("""
-    WITH held AS (
-        UPDATE hpsearch_points SET lease_expires_at = now() + make_interval(secs => :lease)
-        WHERE study_id = :study AND owner = :owner
-        RETURNING trial_id
-    ), reports AS (
-        SELECT r.* FROM unnest(
-            CAST(:trial_ids AS int[]), CAST(:epochs AS int[]), CAST(:zero_ones AS float8[]),
-            CAST(:train_nlls AS float8[]), CAST(:validation_nlls AS float8[]),
-            CAST(:learning_rates AS float8[]), CAST(:seconds AS float8[])
-        ) AS r(trial_id, epoch, zero_one, train_nll, validation_nll, learning_rate, seconds)
-        JOIN held USING (trial_id)
-    ), reported AS (
-        INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)
-        SELECT trial_id, epoch, zero_one, 'FINITE' FROM reports
-        ON CONFLICT (trial_id, step) DO NOTHING
-    ), detailed AS (
-        INSERT INTO hpsearch_epochs (trial_id, epoch, train_nll, validation_nll, learning_rate, seconds)
-        SELECT trial_id, epoch, train_nll, validation_nll, learning_rate, seconds FROM reports
-        ON CONFLICT (trial_id, epoch) DO NOTHING
-    )
-    SELECT trial_id FROM held
-""")
-
-_RECORD_RUNGS = text("""
-    INSERT INTO trial_system_attributes (trial_id, key, value_json)
-    SELECT r.trial_id, r.key, r.value_json
-    FROM unnest(CAST(:rung_trial_ids AS int[]), CAST(:rung_keys AS text[]), CAST(:rung_values AS text[]))
-        AS r(trial_id, key, value_json)
-    JOIN hpsearch_points p ON p.trial_id = r.trial_id AND p.owner = :owner
-    ON CONFLICT (trial_id, key) DO NOTHING
-""")
-
-_FINISH = text("""
-    WITH counted AS (
-        UPDATE hpsearch_points SET owner = NULL, lease_expires_at = NULL, is_counted = true
-        WHERE study_id = :study AND owner = :owner AND trial_id = ANY(CAST(:trial_ids AS int[])) AND NOT is_counted
-        RETURNING trial_id
-    ), results AS (
-        SELECT r.* FROM unnest(CAST(:trial_ids AS int[]), CAST(:states AS text[]), CAST(:results AS float8[]))
-            AS r(trial_id, state, value)
-        JOIN counted USING (trial_id)
-    ), ended AS (
-        UPDATE trials
-        SET state = CAST(results.state AS trialstate), datetime_complete = timezone('UTC', clock_timestamp())
-        FROM results WHERE trials.trial_id = results.trial_id
-    ), valued AS (
-        INSERT INTO trial_values (trial_id, objective, value, value_type)
-        SELECT trial_id, 0, value, 'FINITE' FROM results WHERE value IS NOT NULL
-    )
-    SELECT trial_id FROM counted
-""")
-
-_RENEW = text("""
-    UPDATE hpsearch_points SET lease_expires_at = now() + make_interval(secs => :lease)
-    WHERE study_id = :study AND owner = :owner
-""")
-
-_HELD_FOR_UPDATE = text("""
-    SELECT point, trial_id, attempt, crashes FROM hpsearch_points
-    WHERE study_id = :study AND owner = :owner ORDER BY point FOR UPDATE
-""")
-
-# A trial is stale when its lease has run out; or, sooner, when it has not been renewed for a while and the session
-# that its owner keeps open is gone. The pause keeps a restarted server, which ends every session, from reaping all.
-_STALE_QUERY = """
-    SELECT p.point, p.trial_id, p.attempt, p.crashes
-    FROM hpsearch_points p JOIN trials t USING (trial_id)
-    WHERE p.study_id = :study AND t.state = 'RUNNING' AND (
-        p.owner IS NULL
-        OR p.lease_expires_at < now()
-        OR (p.lease_expires_at < now() + make_interval(secs => CAST(:lease AS float8) - :absence) AND NOT EXISTS (
-            SELECT 1 FROM pg_locks l
-            WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
-              AND l.classid = CAST(:namespace AS oid) AND l.objid = CAST(p.owner AS oid)
-              AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))))
-    ORDER BY p.point
-"""
-_STALE = text(_STALE_QUERY + "LIMIT 1")
-_STALE_FOR_UPDATE = text(_STALE_QUERY + "FOR UPDATE OF p SKIP LOCKED")
-
-_COUNTS = text("""
-    SELECT t.state, count(*) AS number FROM hpsearch_points p JOIN trials t USING (trial_id)
-    WHERE p.study_id = :study GROUP BY t.state
-""")
-
-_BEST_VALUE = text("""
-    SELECT min(v.value) FROM trials t JOIN trial_values v USING (trial_id)
-    WHERE t.study_id = :study AND t.state = 'COMPLETE' AND v.objective = 0
-""")
-
-_FAIL = text("""
-    UPDATE trials SET state = 'FAIL', datetime_complete = timezone('UTC', clock_timestamp())
-    WHERE trial_id = ANY(CAST(:trial_ids AS int[])) AND state = 'RUNNING'
-""")
-
-_COPY_PARAMETERS = text("""
-    INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
-    SELECT r.new_id, p.param_name, p.param_value, p.distribution_json
-    FROM unnest(CAST(:old_ids AS int[]), CAST(:new_ids AS int[])) AS r(old_id, new_id)
-    JOIN trial_params p ON p.trial_id = r.old_id ORDER BY p.param_id
-""")
-
-_REPLACE_TRIAL = text("""
-    UPDATE hpsearch_points p
-    SET trial_id = r.new_id, attempt = p.attempt + 1, crashes = p.crashes + :crash,
-        owner = NULL, lease_expires_at = NULL
-    FROM unnest(CAST(:old_ids AS int[]), CAST(:new_ids AS int[])) AS r(old_id, new_id)
-    WHERE p.trial_id = r.old_id
-""")
-
-_GIVE_UP = text("""
-    UPDATE hpsearch_points SET crashes = crashes + 1, owner = NULL, lease_expires_at = NULL
-    WHERE trial_id = ANY(CAST(:trial_ids AS int[]))
-""")
 
 
 def _fail_and_requeue(
@@ -372,22 +250,22 @@ def _fail_and_requeue(
     *,
     is_crash: bool,
 ) -> None:
-    """FAIL the trials of `rows` and put fresh WAITING ones in their points' places (or give the points up)."""
+    """FAIL the trials of `rows` and put fresh WAITING ones in their places (or give their points up)."""
     if not rows:
         return
-    connection.execute(_FAIL, {"trial_ids": [row.trial_id for row in rows]})
+    connection.execute(statements.FAIL, {"trial_ids": [row.trial_id for row in rows]})
     write_trial_attributes(connection, [(row.trial_id, {"fail_reason": reason}) for row in rows])
     given_up = [row for row in rows if is_crash and row.crashes + 1 >= MAX_CRASHES]
     again = [row for row in rows if row not in given_up]
     if given_up:
-        connection.execute(_GIVE_UP, {"trial_ids": [row.trial_id for row in given_up]})
+        connection.execute(statements.GIVE_UP, {"trial_ids": [row.trial_id for row in given_up]})
     if not again:
         return
     old_ids = [row.trial_id for row in again]
     new_ids = insert_trials(connection, study_id, len(again), first_number=first_number)
     pairs = {"old_ids": old_ids, "new_ids": new_ids}
-    connection.execute(_COPY_PARAMETERS, pairs)
-    connection.execute(_REPLACE_TRIAL, {**pairs, "crash": int(is_crash)})
+    connection.execute(statements.COPY_PARAMETERS, pairs)
+    connection.execute(statements.REPLACE_TRIAL, {**pairs, "crash": int(is_crash)})
     write_trial_attributes(
         connection,
         [
@@ -413,6 +291,7 @@ def _claim_from(row: Row[Any]) -> Claim:
 
 def _report_columns(reports: Mapping[int, EpochReport]) -> dict[str, list[Any]]:
     epochs = list(reports.values())
+    assert not any(report.has_diverged for report in epochs)
     return {
         "trial_ids": list(reports),
         "epochs": [report.epoch for report in epochs],

@@ -12,7 +12,7 @@ from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError, InputError
 from hpsearch.search.pruners import build_pruner
 from hpsearch.service.database import Database
-from hpsearch.service.registry import StoredStudy, create_study
+from hpsearch.service.registry import StoredStudy, create_study, find_study
 from hpsearch.service.worker import cohort_name
 from hpsearch.space import Dimension, grid_points
 from hpsearch.study import StudyDefinition
@@ -42,6 +42,7 @@ def prepare_study(
         DataError: the data is missing or damaged.
         StorageError: the database went away.
     """
+    find_study(database, definition)  # a changed definition is told before any data is fetched
     data = load_selection_data(definition.data, locations=locations, progress=progress)
     check_points(definition, data)
     study, is_new = create_study(

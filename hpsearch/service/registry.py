@@ -1,33 +1,31 @@
 """Studies in the database: create one with all its points, or load it again.
 
-A study is created in one transaction: the Optuna study, its definition, and every point as a WAITING trial. It is
-there whole or not at all, and any number of processes may create the same study at once: one does, the others find it.
+A study is created in one transaction: the Optuna study, its definition, and every point as a WAITING trial.
+It is there whole or not at all, and any number of processes may create the same study at once: one does, the
+others find it.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import optuna
 import torch
-from optuna.distributions import distribution_to_json
 from optuna.study import StudyDirection
-from optuna.trial import TrialState
 from pydantic import ValidationError
-from sqlalchemy import Connection, func, insert, select, text
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import Connection, insert, select, text
 
 import hpsearch
 from hpsearch.errors import DefinitionMismatchError, InputError, StorageError, StudyNotFoundError
 from hpsearch.service import tables
 from hpsearch.service.database import Database
+from hpsearch.service.trial_rows import insert_parameters, insert_trials, write_trial_attributes
 from hpsearch.settings import TrialSettings
-from hpsearch.space import ParameterValue
 from hpsearch.study import StudyDefinition, describe_differences
 
 # Study attributes that make an Optuna study one of ours. The dashboard shows them.
@@ -37,6 +35,13 @@ VERSIONS_ATTRIBUTE = "hpsearch:versions"
 # Trial attributes, for readers that know Optuna only.
 POINT_ATTRIBUTE = "point"
 ATTEMPT_ATTRIBUTE = "attempt"
+
+_INSERT_POINTS = text("""
+    INSERT INTO hpsearch_points (study_id, point, trial_id, cohort, attempt, crashes, is_counted)
+    SELECT :study, place - 1, trial_id, cohort, 1, 0, false
+    FROM unnest(CAST(:trial_ids AS int[]), CAST(:cohorts AS text[]))
+        WITH ORDINALITY AS r(trial_id, cohort, place)
+""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +104,23 @@ def create_study(
 
     is_new = database.transaction(work)
     stored = load_study(database, definition.name)
-    _check_same(stored, definition, dataset_checksums)
+    _check_definition(stored, definition)
+    _check_data(stored, dataset_checksums)
     return stored, is_new
+
+
+def find_study(database: Database, definition: StudyDefinition) -> StoredStudy | None:
+    """The study of this name, if it is there and has this very definition.
+
+    Raises:
+        DefinitionMismatchError: it is there with another definition.
+        InputError: it is there, but hpsearch did not create it.
+    """
+    if database.transaction(lambda connection: _study_id(connection, definition.name)) is None:
+        return None
+    stored = load_study(database, definition.name)
+    _check_definition(stored, definition)
+    return stored
 
 
 def load_study(database: Database, name: str) -> StoredStudy:
@@ -125,8 +145,9 @@ def load_study(database: Database, name: str) -> StoredStudy:
     try:
         definition = StudyDefinition.from_canonical_json(values[DEFINITION_ATTRIBUTE])
     except ValidationError as error:
+        creator = values.get(VERSIONS_ATTRIBUTE, {}).get("hpsearch", "?")
         raise StorageError(
-            f"study {name!r} was created by hpsearch {values.get(VERSIONS_ATTRIBUTE, {}).get('hpsearch', '?')}, "
+            f"study {name!r} was created by hpsearch {creator}, "
             f"whose definition version {hpsearch.__version__} cannot read",
             hint="use the version that created it",
         ) from error
@@ -152,16 +173,19 @@ def study_names(database: Database) -> list[str]:
     return list(database.transaction(lambda connection: connection.execute(query).scalars().all()))
 
 
-def _check_same(stored: StoredStudy, definition: StudyDefinition, checksums: Mapping[str, str]) -> None:
+def _check_definition(stored: StoredStudy, definition: StudyDefinition) -> None:
     differences = describe_differences(stored.definition, definition)
     if differences:
         raise DefinitionMismatchError(
             f"study {definition.name!r} exists with another definition:\n  " + "\n  ".join(differences),
             hint="resume it with its own definition, or rename this one (--set name=...)",
         )
+
+
+def _check_data(stored: StoredStudy, checksums: Mapping[str, str]) -> None:
     if dict(stored.dataset_checksums) != dict(checksums):
         raise DefinitionMismatchError(
-            f"study {definition.name!r} was trained on other data: its files have other checksums\n  "
+            f"study {stored.name!r} was trained on other data: its files have other checksums\n  "
             + "\n  ".join(f"{file}: {sha} in the study" for file, sha in stored.dataset_checksums.items()),
             hint="point HPSEARCH_DATA at the study's own data, or rename the study",
         )
@@ -211,83 +235,14 @@ def _insert_points(
     definition: StudyDefinition,
     cohort_of: Callable[[TrialSettings], str],
 ) -> None:
-    """Enqueue every point as a WAITING trial, in a constant number of (batched) statements."""
+    """Enqueue every point as a WAITING trial, in four statements."""
     points = list(definition.points())
+    cohorts = [None if definition.is_drawn else cohort_of(definition.resolve(point)) for point in points]
     trial_ids = insert_trials(connection, study_id, len(points), first_number=0)
-    connection.execute(
-        insert(tables.points),
-        [
-            {
-                "study_id": study_id,
-                "point": index,
-                "trial_id": trial_id,
-                "cohort": None if definition.is_drawn else cohort_of(definition.resolve(point)),
-            }
-            for index, (trial_id, point) in enumerate(zip(trial_ids, points, strict=True))
-        ],
-    )
-    parameters = list(_parameter_rows(definition, trial_ids, points))
-    if parameters:
-        connection.execute(insert(tables.trial_params), parameters)
+    connection.execute(_INSERT_POINTS, {"study": study_id, "trial_ids": trial_ids, "cohorts": cohorts})
+    distributions = {d.name: d.grid_distribution() for d in definition.search.dimensions}
+    insert_parameters(connection, distributions, zip(trial_ids, points, strict=True))
     write_trial_attributes(
         connection,
         [(trial_id, {POINT_ATTRIBUTE: i, ATTEMPT_ATTRIBUTE: 1}) for i, trial_id in enumerate(trial_ids)],
-    )
-
-
-def _parameter_rows(
-    definition: StudyDefinition, trial_ids: list[int], points: list[dict[str, ParameterValue]]
-) -> Iterable[dict[str, Any]]:
-    distributions = {d.name: d.grid_distribution() for d in definition.search.dimensions}
-    texts = {name: distribution_to_json(distribution) for name, distribution in distributions.items()}
-    for trial_id, point in zip(trial_ids, points, strict=True):
-        for name, value in point.items():
-            yield {
-                "trial_id": trial_id,
-                "param_name": name,
-                "param_value": distributions[name].to_internal_repr(value),
-                "distribution_json": texts[name],
-            }
-
-
-def insert_trials(connection: Connection, study_id: int, count: int, *, first_number: int) -> list[int]:
-    """Insert WAITING trials with consecutive numbers and return their ids in the same order.
-
-    The caller holds a lock under which the study's number of trials cannot change.
-    """
-    rows = connection.execute(
-        insert(tables.trials).returning(tables.trials.c.trial_id, sort_by_parameter_order=True),
-        [
-            {"study_id": study_id, "number": first_number + i, "state": TrialState.WAITING}
-            for i in range(count)
-        ],
-    )
-    return list(rows.scalars())
-
-
-def count_trials(connection: Connection, study_id: int) -> int:
-    """Lock the study's row, as Optuna does when it numbers a new trial, and count its trials."""
-    connection.execute(
-        select(tables.studies.c.study_id).where(tables.studies.c.study_id == study_id).with_for_update()
-    )
-    return connection.execute(
-        select(func.count()).select_from(tables.trials).where(tables.trials.c.study_id == study_id)
-    ).scalar_one()
-
-
-def write_trial_attributes(connection: Connection, attributes: list[tuple[int, Mapping[str, Any]]]) -> None:
-    """Set user attributes of trials, replacing those of the same key."""
-    rows = [
-        {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
-        for trial_id, values in attributes
-        for key, value in values.items()
-    ]
-    if not rows:
-        return
-    statement = postgresql.insert(tables.trial_user_attributes)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["trial_id", "key"], set_={"value_json": statement.excluded.value_json}
-        ),
-        rows,
     )

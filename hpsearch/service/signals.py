@@ -1,7 +1,7 @@
 """How a worker is asked to stop: SIGTERM, SIGINT, or the end of the process that started it.
 
-The first signal ends the epoch in progress at once (the trial is given back and begins anew elsewhere); a second
-one ends the process without further ado.
+The first signal ends the epoch in progress at once (the trial is given back and begins anew elsewhere); a
+second one ends the process without further ado.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class StopSignal:
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Inside, a signal raises WorkerStopped at once. For arithmetic only: database work runs to its end."""
+        """Inside, a signal raises WorkerStopped at once. For arithmetic only: database work is not cut."""
         self._is_interruptible = True
         try:
             if self.is_set():

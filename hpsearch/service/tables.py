@@ -1,9 +1,10 @@
 """The tables: Optuna's own, as its models declare them, and our two beside them.
 
-Optuna's tables hold what every Optuna program reads: studies, trials, parameters, values. They are reached through
-Optuna's declarations, so that a renamed column breaks at import and not in the data; the schema version is checked
-when a database is opened (database.py). Ours hold what Optuna has no place for:
+Optuna's tables hold what every Optuna program reads: studies, trials, parameters, values. They are reached
+through Optuna's declarations, so that a renamed column breaks at import and not in the data; the versions of
+both schemas are checked when a database is opened (schema.py). Ours hold what Optuna has no place for:
 
+    hpsearch_schema   one row: the version of these tables
     hpsearch_points   one row per point of a study: its current trial, its attempt, and the lease on it
     hpsearch_epochs   one row per trial and epoch: what the intermediate value alone does not tell
 
@@ -29,7 +30,8 @@ from sqlalchemy import (
     Text,
 )
 
-OPTUNA_SCHEMA_VERSION = 12  # the version whose columns are written here (Optuna 4.9 and 5.0)
+SCHEMA_VERSION = 1  # of our own tables
+OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables whose columns are written here (Optuna 3.2 to 5.0)
 
 
 def _table(model: object) -> Table:
@@ -48,6 +50,8 @@ trial_system_attributes = _table(models.TrialSystemAttributeModel)
 
 metadata = MetaData()
 
+schema = Table("hpsearch_schema", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
+
 points = Table(
     "hpsearch_points",
     metadata,
@@ -56,10 +60,13 @@ points = Table(
     Column(
         "trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), nullable=False, unique=True
     ),
-    Column("cohort", Text),  # points of one cohort may share a worker's lanes; NULL until parameters are drawn
+    # Points of one cohort may share a worker's lanes. NULL: parameters are drawn when the point is claimed.
+    Column("cohort", Text),
     Column("attempt", Integer, nullable=False, default=1),
     Column("crashes", Integer, nullable=False, default=0),  # attempts that ended with their worker's death
     Column("owner", BigInteger),  # the worker that holds the lease; NULL when nobody does
+    Column("claim", BigInteger),  # the call that claimed it: made again, it finds what it has already
+    Column("renewed_at", DateTime(timezone=True)),
     Column("lease_expires_at", DateTime(timezone=True)),
     Column("is_counted", Boolean, nullable=False, default=False),  # its trial is COMPLETE or PRUNED
     Index("ix_hpsearch_points_owner", "owner"),

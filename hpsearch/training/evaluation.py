@@ -10,7 +10,7 @@ from torch import Tensor
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import Validation
 from hpsearch.training.losses import sum_nll, zero_one_count
-from hpsearch.training.networks import Network
+from hpsearch.training.network import Network
 
 # Floats of the widest intermediate result per slice and lane: 4 MiB of float32. It does not depend on the
 # number of lanes, so that a lane's losses are added up in the same portions whoever its neighbours are.

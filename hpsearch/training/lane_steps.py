@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from hpsearch.training.activations import slope_at_output
+from hpsearch.training.dense import DenseLayer, DenseNetwork
 from hpsearch.training.losses import lanes_first, mean_nll
-from hpsearch.training.networks import DenseLayer, DenseNetwork, Network
+from hpsearch.training.network import Network
 from hpsearch.training.optimizers import Optimizer
 from hpsearch.training.stack import LaneStack
 

@@ -94,6 +94,8 @@ class Cohort:
         self._dtype = dtype
         self._validations_every = validations_every
         self._num_minibatches = data.num_minibatches(shape.batch_size)
+        minibatches_of_epoch = range(1, self._num_minibatches + 1)
+        self._due = tuple(m for m in minibatches_of_epoch if self._is_validation_due(m))
         self._network = build_network(shape.model, data.image_shape, data.num_classes)
         self._optimizer = build_optimizer(shape.optimizer)
         self._step = build_step(self._network, self._optimizer)
@@ -200,11 +202,10 @@ class Cohort:
         self, lane: _Lane, numbers: tuple[float, ...], learning_rate: float, seconds: float
     ) -> EpochReport:
         """Take note of one lane's epoch: train NLL, then zero-one loss and NLL of each validation."""
-        due = [m for m in range(1, self._num_minibatches + 1) if self._is_validation_due(m)]
         offset = lane.num_epochs * self._num_minibatches
         validations = tuple(
             Validation(iteration=offset + minibatch, zero_one=zero_one, nll=nll)
-            for minibatch, zero_one, nll in zip(due, numbers[1::2], numbers[2::2], strict=True)
+            for minibatch, zero_one, nll in zip(self._due, numbers[1::2], numbers[2::2], strict=True)
         )
         for validation in validations:
             if validation.is_finite and validation.is_better_than(lane.best):

@@ -20,7 +20,8 @@ from hpsearch.settings import TrialSettings
 from hpsearch.training.evaluation import validate
 from hpsearch.training.losses import mean_nll, regularised_loss
 from hpsearch.training.minibatches import is_validation_due, minibatches
-from hpsearch.training.networks import Network, build_network
+from hpsearch.training.network import Network
+from hpsearch.training.networks import build_network
 from hpsearch.training.optimizers import Optimizer, Rates, build_optimizer
 from hpsearch.training.schedules import build_schedule
 

@@ -14,7 +14,6 @@ from hpsearch.settings import TrainingSettings
 
 DEFAULT_FACTOR = 0.5
 DEFAULT_EXPONENTIAL_FACTOR = 0.95
-ROUNDING = 1e-9  # 0.1 ** 3 is not 1 / 1000 to the last bit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,6 +160,6 @@ class HalvingSchedule(ProgressSchedule):
 
     def _after_fall(self) -> ScheduleState:
         next_ratio = self.factor ** (self.state.num_falls + 1) * self.training.schedule_stop_ratio
-        if next_ratio < 1.0 - ROUNDING:
+        if next_ratio < 1.0:
             return replace(self.state, is_exhausted=True)
         return replace(self.state, num_falls=self.state.num_falls + 1, num_stale_epochs=0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hpsearch.settings import TrainingSettings
-from hpsearch.training.losses import LanePenalties, lanes_first
+from hpsearch.training.losses import LanePenalties
 from hpsearch.training.optimizers import Rates
 
 
@@ -67,8 +67,9 @@ class LaneStack:
         best_nll.copy_(torch.where(is_best, nll, best_nll))
         for name, best in self.best_parameters.items():
             parameter = self.parameters[name]
+            mask = is_best.reshape(-1, *[1] * (parameter.dim() - 1))
             # where, not arithmetic with a 0/1 mask: 0 * NaN would let a diverged lane spoil its own best.
-            torch.where(lanes_first(is_best, parameter).bool(), parameter, best, out=best)
+            torch.where(mask, parameter, best, out=best)
 
 
 def _appended(stacked: dict[str, Tensor], single: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -141,7 +141,11 @@ def test_resolve_reads_the_zero_switch_of_a_whole_number() -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ('name = "a"\n[training]\nlearnig_rate = 0.1', "unknown key training.learnig_rate", '"learning_rate"'),
+        (
+            'name = "a"\n[training]\nlearnig_rate = 0.1',
+            "unknown key training.learnig_rate",
+            '"learning_rate"',
+        ),
         ('name = "a"\nstoping = 1', "unknown key stoping", '"stopping"'),
         ('name = "a"\nlearning_rate = 0.1', "unknown key learning_rate", '"training.learning_rate"'),
         ('name = "a"\n[model]\nbatch_size = 5', "unknown key model.batch_size", '"training.batch_size"'),
@@ -213,7 +217,9 @@ def test_unknown_choice_gets_the_choices(section: str, line: str, choices: str) 
     assert error.hint is not None
 
 
-@pytest.mark.parametrize("name", ["../..", "", "a/b", "a b", ".hidden", "x" * 101, "a\\u0000", "<script>", "ä"])
+@pytest.mark.parametrize(
+    "name", ["../..", "", "a/b", "a b", ".hidden", "x" * 101, "a\\u0000", "<script>", "ä"]
+)
 def test_bad_study_name_gets_the_rule(name: str) -> None:
     error = refusal(f'name = "{name}"')
     assert str(error).startswith(
@@ -417,7 +423,11 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"name = ", "not valid TOML"), (b"name = '\xff'", "cannot be read"), (b"a = 1\na = 2", "not valid TOML")],
+    [
+        (b"name = ", "not valid TOML"),
+        (b"name = '\xff'", "cannot be read"),
+        (b"a = 1\na = 2", "not valid TOML"),
+    ],
 )
 def test_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     file = tmp_path / "study.toml"
@@ -443,7 +453,10 @@ def definitions(draw: st.DrawFn) -> StudyDefinition:
     is_grid = draw(st.booleans())
     search: dict[str, Any] = {"max_points": 10**9}
     if not is_grid:
-        search |= {"strategy": draw(st.sampled_from(["random", "tpe"])), "num_points": draw(st.integers(1, 99))}
+        search |= {
+            "strategy": draw(st.sampled_from(["random", "tpe"])),
+            "num_points": draw(st.integers(1, 99)),
+        }
         low, high = sorted(draw(st.lists(_NUMBERS, min_size=2, max_size=2, unique=True)))
         search["schedule_decay"] = {"low": low, "high": high, "log": draw(st.booleans())}
     shapes = {

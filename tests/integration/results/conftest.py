@@ -1,8 +1,8 @@
-"""Studies with made-up curves in a real PostgreSQL: through the registry and the ledger, as a worker writes them."""
+"""Studies with made-up curves in a real PostgreSQL, written through registry and ledger as a worker does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.search.samplers import build_sampler
-from hpsearch.service.database import Database, open_database
+from hpsearch.service.database import Database
 from hpsearch.service.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.service.registry import StoredStudy, create_study
 from hpsearch.study import parse_definition
@@ -37,10 +37,12 @@ class MadeUpStudy:
         definition = self.study.definition
         if not definition.is_drawn:
             return claim
-        trial = optuna.Trial(self.database.load_study(self.name), claim.trial_id)
-        trial.study.sampler = build_sampler(
+        study = self.database.load_study(self.name)
+        study.sampler = build_sampler(
             definition.search.strategy, study_seed=definition.seed, trial_number=claim.number
         )
+        study.get_trials(deepcopy=False)  # Optuna's cache refuses to write to a trial that it has not read
+        trial = optuna.Trial(study, claim.trial_id)
         for dimension in definition.search.dimensions:
             dimension.suggest(trial)
         return replace(claim, parameters=trial.params)
@@ -78,7 +80,9 @@ class MadeUpStudy:
             "stop_detail": f"no significant improvement since epoch {best_epoch}",
             "epochs": len(errors),
             "best_epoch": best_epoch,
-            "best_validation_nll": (nlls or [3 * error for error in errors])[best_epoch - 1] if errors else None,
+            "best_validation_nll": (nlls or [3 * error for error in errors])[best_epoch - 1]
+            if errors
+            else None,
             "seconds": float(len(errors)),
             "worker": "host:1",
             "device": "cpu",
@@ -93,13 +97,6 @@ def epoch_report(epoch: int, error: float, nll: float) -> EpochReport:
     return EpochReport(
         epoch=epoch, validations=(validation,), train_nll=0.9 * nll, learning_rate=0.1 / epoch, seconds=1.0
     )
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = open_database(database_url)
-    yield database
-    database.close()
 
 
 StudyMaker = Callable[..., MadeUpStudy]

@@ -13,7 +13,8 @@ from hpsearch.settings import ModelSettings
 from hpsearch.training import evaluation
 from hpsearch.training.evaluation import validate, validate_lanes
 from hpsearch.training.losses import mean_nll, zero_one_loss
-from hpsearch.training.networks import Network, build_network
+from hpsearch.training.network import Network
+from hpsearch.training.networks import build_network
 
 Build = Callable[..., ResidentData]
 

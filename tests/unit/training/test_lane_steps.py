@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from hpsearch.settings import ModelSettings, TrainingSettings
+from hpsearch.training.dense import DenseNetwork
 from hpsearch.training.lane_steps import AutogradStep, DenseStep, build_step
 from hpsearch.training.losses import mean_nll, regularised_loss
-from hpsearch.training.networks import DenseNetwork, Network, build_network
+from hpsearch.training.network import Network
+from hpsearch.training.networks import build_network
 from hpsearch.training.optimizers import Rates, build_optimizer
 from hpsearch.training.stack import LaneStack
 

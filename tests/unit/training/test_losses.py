@@ -147,12 +147,15 @@ def test_penalty_gradient_is_autograds(lambdas: list[tuple[float, float]]) -> No
 
 
 def test_penalty_gradient_may_be_added_to_the_weight_itself() -> None:
-    weight = torch.tensor([[2.0, -4.0]], dtype=torch.float64)
+    """Both terms are those of the old weight, even if the step is so long that its sign changes."""
+    for rate in (0.1, 3.0):
+        weight = torch.tensor([[2.0, -4.0]], dtype=torch.float64)
+        scale = torch.tensor([-rate], dtype=torch.float64)
 
-    penalties((0.5, 0.25)).add_gradient_(weight, weight, scale=torch.tensor([-0.1], dtype=torch.float64))
+        penalties((0.5, 0.25)).add_gradient_(weight, weight, scale=scale)
 
-    # w - 0.1 * (0.5 * sign(w) + 2 * 0.25 * w)
-    assert weight.tolist()[0] == pytest.approx([2 - 0.1 * (0.5 + 1.0), -4 + 0.1 * (0.5 + 2.0)])
+        # w - rate * (0.5 * sign(w) + 2 * 0.25 * w)
+        assert weight.tolist()[0] == pytest.approx([2 - rate * (0.5 + 1.0), -4 + rate * (0.5 + 2.0)])
 
 
 @pytest.mark.parametrize("family", ["logistic", "mlp", "cnn"])

@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from hpsearch.errors import InputError
 from hpsearch.settings import ModelSettings
-from hpsearch.training.networks import LeNet, Network, build_network, convolve, max_pool
+from hpsearch.training.lenet import LeNet, convolve, max_pool
+from hpsearch.training.network import Network
+from hpsearch.training.networks import build_network
 
 
 def network(family: str, *, image_shape: tuple[int, int] = (16, 16), **model: object) -> Network:

@@ -1,0 +1,380 @@
+"""The `hpsearch` command as a person meets it: real processes, a real PostgreSQL, exit codes, stdout and stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.acceptance
+
+STUDY = """
+name = "small"
+[data]
+dataset = "digits"
+[model]
+hidden_units = 10
+[training]
+batch_size = 20
+max_epochs = 3
+[search]
+learning_rate = { log10 = [0, -2] }
+lambda_2 = { log10 = [-3, -4], zero = true }
+[stopping]
+rule = "none"
+"""
+
+
+class Shell:
+    """Runs `hpsearch` with a database, a home and data folders of its own."""
+
+    def __init__(self, folder: Path, database_url: str) -> None:
+        self.folder = folder
+        self.database_url = database_url
+        self.study_file = folder / "small.toml"
+        self.study_file.write_text(STUDY)
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("HPSEARCH_")},
+            "HPSEARCH_HOME": str(folder / "home"),
+            "HPSEARCH_STORAGE": database_url,
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "NO_COLOR": "1",
+            "COLUMNS": "160",
+        }
+
+    def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "hpsearch", *map(str, arguments)],
+            env={**self.environment, **environment},
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def __call__(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, **environment)
+        out, err = process.communicate(timeout=180)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def ok(self, *arguments: str | Path, **environment: str) -> str:
+        """Run it, require success, and return stdout."""
+        done = self(*arguments, **environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def study(self, name: str = "small") -> optuna.Study:
+        return optuna.load_study(study_name=name, storage=self.database_url)
+
+    def counted(self, name: str = "small") -> list[optuna.trial.FrozenTrial]:
+        states = (TrialState.COMPLETE, TrialState.PRUNED)
+        return sorted(self.study(name).get_trials(states=states), key=lambda trial: trial.user_attrs["point"])
+
+
+@pytest.fixture
+def shell(tmp_path: Path, database_url: str) -> Shell:
+    return Shell(tmp_path, database_url)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_run_trains_every_point_once_and_prints_the_best_table(shell: Shell) -> None:
+    done = shell("run", shell.study_file, "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert "9 of 9 points done" in done.stdout
+    assert "study 'small' created: 9 points, 2 workers" in done.stderr
+    trials = shell.counted()
+    assert [trial.user_attrs["point"] for trial in trials] == list(range(9))
+    assert all(list(trial.intermediate_values) == [1, 2, 3] for trial in trials)
+    assert len({tuple(trial.params.items()) for trial in trials}) == 9
+
+
+def test_running_a_finished_study_again_does_nothing_and_says_so(shell: Shell) -> None:
+    shell.ok("run", shell.study_file)
+    before = [trial.datetime_complete for trial in shell.study().trials]
+    again = shell("run", shell.study_file)
+    assert again.returncode == 0
+    assert "finished: all 9 points are done, nothing to run" in again.stderr
+    assert [trial.datetime_complete for trial in shell.study().trials] == before
+
+
+def test_the_views_tell_the_same_best_point(shell: Shell) -> None:
+    shell.ok("run", shell.study_file)
+    best = shell.study().best_trial
+    status = json.loads(shell.ok("status", "small", "--json"))
+    assert status["points"] == {
+        "total": 9, "waiting": 0, "running": 0, "complete": 9, "pruned": 0, "failed": 0
+    }  # fmt: skip
+    assert status["best"]["value"] == best.value
+    assert f"{best.value:.2%}" in shell.ok("status", "small")
+    assert [line["name"] for line in json.loads(shell.ok("status", "--json"))] == ["small"]
+    assert "small" in shell.ok("status")
+    assert f"{best.value:.2%}" in shell.ok("status", "--watch")  # finished: shows it once
+
+    document = json.loads(shell.ok("export", "small"))
+    assert document["value"] == best.value
+    learning_rate = document["parameters"]["learning_rate"]
+    for name in ("best.json", "best.toml", "best.yaml", "best.env"):
+        shell.ok("export", "small", "-o", name)
+    assert json.loads((shell.folder / "best.json").read_text())["parameters"] == document["parameters"]
+    assert tomllib.loads((shell.folder / "best.toml").read_text())["parameters"] == document["parameters"]
+    assert yaml.safe_load((shell.folder / "best.yaml").read_text())["parameters"] == document["parameters"]
+    variables = dict(word.split("=", 1) for word in shlex.split((shell.folder / "best.env").read_text(), comments=True))
+    assert float(variables["HPSEARCH_LEARNING_RATE"]) == learning_rate
+
+    shell.ok("export", "small", "-o", "best.json", "--model", "best.safetensors")
+    assert load_file(shell.folder / "best.safetensors")["hidden.weight"].shape == (784, 10)
+    shell.ok("report", "small", "-o", "report.html")
+    assert "small" in (shell.folder / "report.html").read_text()
+
+
+def test_a_killed_worker_is_replaced_and_each_point_counts_once(shell: Shell) -> None:
+    process = shell.start("run", shell.study_file, "--workers", "2", "--set", "training.max_epochs=150")
+    wait_until(lambda: len(children_of(process.pid)) == 2)
+    wait_until(lambda: any(trial.intermediate_values for trial in shell_trials(shell)))
+    os.kill(children_of(process.pid)[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "died (signal 9): starting it again" in err
+    trials = shell.counted()
+    assert [trial.user_attrs["point"] for trial in trials] == list(range(9))
+    assert all(len(trial.intermediate_values) == 150 for trial in trials)
+
+
+def test_everything_killed_and_run_again_does_exactly_the_remainder(shell: Shell) -> None:
+    arguments = ("run", shell.study_file, "--set", "training.max_epochs=150", "--lanes", "3")
+    process = shell.start(*arguments)
+    wait_until(lambda: any(trial.state is TrialState.COMPLETE for trial in shell_trials(shell)))
+    for pid in [process.pid, *children_of(process.pid)]:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    finished = {trial.number: trial.datetime_complete for trial in shell.counted()}
+    assert 0 < len(finished) < 9
+    shell.ok(*arguments)
+    trials = shell.counted()
+    assert [trial.user_attrs["point"] for trial in trials] == list(range(9))
+    assert all(trial.datetime_complete == finished.get(trial.number, trial.datetime_complete) for trial in trials)
+
+
+def test_ctrl_c_leaves_a_study_that_the_same_command_resumes(shell: Shell) -> None:
+    arguments = ("run", shell.study_file, "--set", "training.max_epochs=150", "--lanes", "2")
+    process = shell.start(*arguments)
+    wait_until(lambda: any(trial.intermediate_values for trial in shell_trials(shell)))
+    workers = children_of(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the same command resumes the study" in err
+    assert "Traceback" not in err
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    assert not [trial for trial in shell.study().trials if trial.state is TrialState.RUNNING]
+    shell.ok(*arguments)
+    assert len(shell.counted()) == 9
+
+
+def test_workers_end_when_their_supervisor_is_killed(shell: Shell) -> None:
+    process = shell.start("run", shell.study_file, "--set", "training.max_epochs=100000")
+    wait_until(lambda: any(trial.intermediate_values for trial in shell_trials(shell)))
+    (worker,) = children_of(process.pid)
+    process.kill()
+    process.communicate()
+    wait_until(lambda: not Path(f"/proc/{worker}").exists() or _is_zombie(worker))
+    wait_until(lambda: all(trial.state is not TrialState.RUNNING for trial in shell.study().trials))
+
+
+def test_worker_joins_a_created_study_and_leaves_when_it_is_done(shell: Shell) -> None:
+    assert "created: 9 points" in shell.ok("create", shell.study_file)
+    assert "was there already" in shell.ok("create", shell.study_file)
+    shell.ok("worker", "small", "--lanes", "4")
+    assert len(shell.counted()) == 9
+
+
+def test_sigterm_gives_the_trials_back_within_ten_seconds_and_exits_0(shell: Shell) -> None:
+    shell.ok("create", shell.study_file, "--set", "training.max_epochs=100000")
+    process = shell.start("worker", "small")
+    wait_until(lambda: any(trial.intermediate_values for trial in shell_trials(shell)))
+    process.terminate()
+    started = time.monotonic()
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert time.monotonic() - started < 10
+    assert json.loads(shell.ok("status", "small", "--json"))["points"]["waiting"] == 9
+
+
+def test_without_a_storage_the_embedded_postgresql_serves_and_keeps_the_study(
+    shell: Shell, open_folder: Path
+) -> None:
+    home = open_folder / "embedded-home"
+    del shell.environment["HPSEARCH_STORAGE"]
+    shell.environment["HPSEARCH_HOME"] = str(home)
+    shell.ok("run", shell.study_file, "--set", "training.max_epochs=1")
+    assert json.loads(shell.ok("status", "small", "--json"))["finished"] is True
+    assert not (home / "postgres" / "postmaster.pid").exists()  # the last one to leave stopped it
+
+
+@pytest.mark.browser
+def test_dashboard_serves_the_study_on_loopback_only(shell: Shell) -> None:
+    shell.ok("run", shell.study_file, "--set", "training.max_epochs=1")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = shell.start("dashboard", "--port", str(port))
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == f"http://127.0.0.1:{port}/dashboard"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies") as answer:
+            assert [study["study_name"] for study in json.load(answer)["study_summaries"]] == ["small"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=15)
+    assert process.returncode == 130
+
+
+# Bad input: one line and a hint, the right exit code, nothing created
+
+
+@pytest.fixture(scope="module")
+def closed_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        yield listener.getsockname()[1]  # bound, but nobody listens
+
+
+BAD_DEFINITIONS = [
+    (["training.learning_rat=1"], "unknown key training.learning_rat", 'did you mean "learning_rate"?'),
+    (["training.learning_rate=-1"], "training.learning_rate must be finite and > 0, got -1", None),
+    (["training.learning_rate=nan"], "training.learning_rate must be finite and > 0, got nan", None),
+    (["training.learning_rate=fast"], "training.learning_rate must be finite and > 0, got 'fast'", None),
+    (["training.batch_size=0"], "training.batch_size must be a whole number >= 1, got 0", None),
+    (["training.batch_size=2000"], "batch_size must be from 1 to 1,285", None),
+    (["training.max_epochs=0"], "training.max_epochs must be a whole number >= 1, got 0", None),
+    (["search.learning_rate=[]"], "search.learning_rate has no values", None),
+    (["search.learning_rate=[0.1, 0.1]"], "search.learning_rate has the value 0.1 twice", None),
+    (["search.max_points=5"], "the grid has 9 points, more than the limit of 5", None),
+    (["data.dataset=minst"], "minst", "mnist"),
+    (["model.family=mpl"], "model.family must be one of logistic, mlp, cnn, got 'mpl'", "did you mean"),
+    (["model.activation=tan"], "model.activation must be one of tanh, sigmoid, relu", None),
+    (["training.optimizer=sdg"], "training.optimizer must be one of sgd, momentum, adam", None),
+    (["training.schedule=cosine"], "training.schedule must be one of constant", None),
+    (["search.strategy=annealing"], "search.strategy must be one of grid, random, tpe", None),
+    (["pruning.pruner=mean"], "pruning.pruner must be one of none, median", None),
+    (["name=../.."], "name must be 1 to 100 letters", None),
+    (["name=" + "x" * 500], "name must be 1 to 100 letters", None),
+    (["name=<script>"], "name must be 1 to 100 letters", None),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message", "hint"), BAD_DEFINITIONS, ids=lambda value: str(value)[:40])
+def test_a_bad_definition_is_refused_in_one_line(
+    overrides: list[str], message: str, hint: str | None, shell: Shell
+) -> None:
+    sets = [word for override in overrides for word in ("--set", override)]
+    done = shell("run", shell.study_file, *sets)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert hint is None or hint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 3
+    assert optuna.get_all_study_names(shell.database_url) == []
+
+
+def test_a_changed_definition_under_the_same_name_is_refused_with_its_differences(shell: Shell) -> None:
+    shell.ok("create", shell.study_file)
+    done = shell("run", shell.study_file, "--set", "training.max_epochs=7")
+    assert done.returncode == 2
+    assert "training.max_epochs: 3 in the study, 7 given" in done.stderr
+    assert "rename" in done.stderr
+    assert all(trial.state is TrialState.WAITING for trial in shell.study().trials)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "nowhere.toml"], 2, "nowhere.toml: no such study file"),
+        (["status", "nothing"], 2, "no study 'nothing'"),
+        (["worker", "nothing"], 2, "no study 'nothing'"),
+        (["run", "small.toml", "--lanes", "0"], 2, "--lanes must be auto or a whole number from 1 to 512"),
+        (["run", "small.toml", "--workers", "0"], 2, "--workers"),
+        (["run", "small.toml", "--device", "gpu"], 2, "unknown device 'gpu'"),
+        (["run", "small.toml", "--device", "cuda:9"], 3, "cuda:9"),
+        (["run", "small.toml", "--set", "x"], 2, "--set x: must be KEY=VALUE"),
+        (["run", "small.toml", "--storage", "sqlite:///x.db"], 2, "storage must be PostgreSQL"),
+        (["run", "small.toml", "--artifacts", "small.toml/below"], 3, "is not writable for user"),
+        (["dashboard", "--host", "0.0.0.0"], 2, "has no login"),
+        (["status", "--json", "--watch"], 2, "do not go together"),
+        (["data", "verify", "minst"], 2, "minst"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_bad_command_is_refused_in_one_line(arguments: list[str], code: int, message: str, shell: Shell) -> None:
+    done = shell(*arguments)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert optuna.get_all_study_names(shell.database_url) == []
+
+
+def test_an_unreachable_database_is_named_without_its_password(shell: Shell, closed_port: int) -> None:
+    url = f"postgresql://me:s3cret@127.0.0.1:{closed_port}/studies"
+    done = shell("status", "--storage", url)
+    assert done.returncode == 3
+    assert f"no database answers at 127.0.0.1:{closed_port}/studies" in done.stderr
+    assert "s3cret" not in done.stderr
+
+
+def test_missing_data_names_folders_mirrors_and_the_command_that_helps(shell: Shell) -> None:
+    # No proxy lets this process out: the mirrors cannot be reached wherever the test runs.
+    blocked = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    done = shell("run", shell.study_file, "--set", "data.dataset=mnist", **blocked)
+    assert done.returncode == 3
+    assert "hpsearch data fetch mnist" in done.stderr
+    assert "HPSEARCH_DATA" in done.stderr
+    assert optuna.get_all_study_names(shell.database_url) == []
+
+
+@pytest.mark.parametrize("command", ["export", "report"])
+def test_taking_results_from_a_study_without_any_tells_the_counts(command: str, shell: Shell) -> None:
+    shell.ok("create", shell.study_file)
+    done = shell(command, "small", "-o", "out.json" if command == "export" else "out.html")
+    assert done.returncode == 1
+    assert "9 waiting, 0 running, 0 complete" in done.stderr
+    assert not list(shell.folder.glob("out.*"))
+
+
+def shell_trials(shell: Shell) -> list[optuna.trial.FrozenTrial]:
+    """The study's trials, or none while the study is not there yet."""
+    try:
+        return shell.study().trials
+    except KeyError:
+        return []
+
+
+def _is_zombie(pid: int) -> bool:
+    return " Z " in Path(f"/proc/{pid}/stat").read_text()

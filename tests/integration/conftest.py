@@ -1,0 +1,122 @@
+"""What integration tests share: a database with its tables, studies in it, and a look at what stands there."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, event, make_url, text
+
+from hpsearch.epoch_report import EpochReport, Validation
+from hpsearch.service.database import Database, open_database
+from hpsearch.service.embedded import EmbeddedPostgres
+from hpsearch.service.registry import StoredStudy, create_study
+from hpsearch.settings import TrialSettings
+from hpsearch.study import StudyDefinition, parse_definition
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_server: EmbeddedPostgres) -> str:
+    """The name of a database with all tables, to be copied: creating them anew takes a second."""
+    name = f"template_{uuid.uuid4().hex}"
+    engine = create_engine(postgres_server.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    url = make_url(postgres_server.url).set(database=name)
+    open_database(url.render_as_string(hide_password=False)).close()
+    return name
+
+
+@pytest.fixture
+def tables_url(postgres_server: EmbeddedPostgres, template_database: str) -> Iterator[str]:
+    """A database of its own for one test, with all tables and no study."""
+    name = f"test_{uuid.uuid4().hex}"
+    engine = create_engine(postgres_server.url, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template_database}"))
+        yield make_url(postgres_server.url).set(database=name).render_as_string(hide_password=False)
+        with engine.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture
+def database(tables_url: str) -> Iterator[Database]:
+    database = open_database(tables_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def execute(database: Database) -> Callable[..., Any]:
+    """Runs one statement in a transaction of its own and returns its rows (or None)."""
+
+    def run(sql: str, **values: Any) -> Any:
+        with database.engine.begin() as connection:
+            result = connection.execute(text(sql), values)
+            return result.all() if result.returns_rows else None
+
+    return run
+
+
+@pytest.fixture
+def statements(database: Database) -> Callable[[], AbstractContextManager[list[str]]]:
+    """Collects the SQL statements that the database's own engine executes in a `with` block."""
+
+    @contextmanager
+    def collect() -> Iterator[list[str]]:
+        seen: list[str] = []
+
+        def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+            seen.append(statement)
+
+        event.listen(database.engine, "before_cursor_execute", note)
+        try:
+            yield seen
+        finally:
+            event.remove(database.engine, "before_cursor_execute", note)
+
+    return collect
+
+
+def cohort_by_batch_size(settings: TrialSettings) -> str:
+    return f"batch {settings.training.batch_size}"
+
+
+@pytest.fixture
+def new_study(database: Database) -> Callable[..., StoredStudy]:
+    """Creates a study of so many points (rates 0.001, 0.002, ...) or of the given [search] section."""
+
+    def create(points: int | dict[str, Any] = 3) -> StoredStudy:
+        search = points
+        if isinstance(points, int):
+            search = {"learning_rate": [round(0.001 * (i + 1), 6) for i in range(points)]}
+        definition: StudyDefinition = parse_definition(
+            {"name": f"study-{uuid.uuid4().hex[:8]}", "search": search}, source="test"
+        )
+        study, is_new = create_study(
+            database, definition, dataset_checksums={"images": "ab" * 32}, cohort_of=cohort_by_batch_size
+        )
+        assert is_new
+        return study
+
+    return create
+
+
+@pytest.fixture
+def epoch() -> Callable[..., EpochReport]:
+    """Makes the report of an epoch."""
+
+    def make(number: int = 1, zero_one: float = 0.5) -> EpochReport:
+        validation = Validation(iteration=100 * number, zero_one=zero_one, nll=2 * zero_one)
+        return EpochReport(
+            epoch=number, validations=(validation,), train_nll=0.25, learning_rate=0.125, seconds=0.5
+        )
+
+    return make

@@ -1,0 +1,152 @@
+"""Exports from a real study: the document, and the best parameters out of the artifact folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from hpsearch.errors import ArtifactError, InputError, NothingCompleteError
+from hpsearch.results.export import ExportFormat, export_best, export_model, write_export
+from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.service.artifacts import ArtifactFolder
+from hpsearch.service.ledger import Claim
+
+WEIGHTS = {"output.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> ArtifactFolder:
+    return ArtifactFolder(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def trained(learning_rates: Any, artifacts: ArtifactFolder) -> StudySummary:
+    """Two complete trials; the second is the best, and its parameters are kept."""
+    learning_rates.complete(learning_rates.claim(), [0.3])
+    claim = learning_rates.claim()
+    _save(learning_rates, artifacts, claim)
+    learning_rates.complete(claim, [0.2])
+    return read_summary(learning_rates.database, "made-up")
+
+
+def _save(study: Any, artifacts: ArtifactFolder, claim: Claim) -> None:
+    """As the worker does."""
+    metadata = {
+        "study": study.name,
+        "definition_sha256": study.study.definition.sha256,
+        "trial": str(claim.number),
+    }
+    artifacts.save_parameters(study.database.storage, claim.trial_id, WEIGHTS, metadata)
+
+
+def _artifact(artifacts: ArtifactFolder) -> Path:
+    (path,) = artifacts.folder.iterdir()
+    return path
+
+
+def test_the_document_of_a_drawn_study_names_its_point_without_switches(
+    make_study: Callable[..., Any], tmp_path: Path
+) -> None:
+    search = {"strategy": "random", "num_points": 1, "lambda_1": {"log10": [-2, -5], "zero": True}}
+    study = make_study(search, seed=3)
+    claim = study.claim()
+    study.complete(claim, [0.5, 0.25])
+    path = tmp_path / "best.json"
+    write_export(export_best(read_summary(study.database, "made-up")), path, ExportFormat.JSON)
+    content = json.loads(path.read_text())
+    assert set(content["parameters"]) == {"lambda_1"}
+    assert content["settings"]["training"]["lambda_1"] == content["parameters"]["lambda_1"]
+    assert (content["value"], content["best_epoch"], content["seed"]) == (0.25, 2, 3)
+    assert content["definition_sha256"] == study.study.definition.sha256
+    assert content["dataset_checksums"] == dict(study.study.dataset_checksums)
+    assert content["versions"]["created"] == content["versions"]["exported"]
+
+
+def test_a_write_that_fails_leaves_the_old_export(trained: StudySummary, tmp_path: Path) -> None:
+    folder = tmp_path / "exports"
+    with pytest.raises(ArtifactError, match=f"cannot write {folder}/best.toml"):
+        write_export(export_best(trained), folder / "best.toml", ExportFormat.TOML)
+    assert not folder.exists()
+
+
+def test_the_model_is_the_best_trials_parameters_with_their_metadata(
+    trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    export_model(trained, artifacts, path)
+    np.testing.assert_array_equal(load_file(path)["output.weight"], WEIGHTS["output.weight"])
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata()["definition_sha256"] == trained.study.definition.sha256
+
+
+def test_another_suffix_is_an_input_error_with_the_choices(
+    trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"unknown model format '\.onnx'") as caught:
+        export_model(trained, artifacts, tmp_path / "model.onnx")
+    assert ".safetensors" in str(caught.value.hint)
+
+
+def test_a_model_of_nothing_complete_is_an_error(
+    learning_rates: Any, artifacts: ArtifactFolder, tmp_path: Path
+) -> None:
+    summary = read_summary(learning_rates.database, "made-up")
+    with pytest.raises(NothingCompleteError, match="4 waiting"):
+        export_model(summary, artifacts, tmp_path / "model.safetensors")
+
+
+def test_parameters_that_lie_elsewhere_are_missed_by_name_with_the_option_that_helps(
+    trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path
+) -> None:
+    elsewhere = ArtifactFolder(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError) as caught:
+        export_model(trained, elsewhere, tmp_path / "model.safetensors")
+    name = _artifact(artifacts).name
+    assert str(caught.value) == (
+        f"artifact {name} (parameters.safetensors of trial 1) is not in the folder {elsewhere.folder}"
+    )
+    assert "HPSEARCH_ARTIFACTS" in str(caught.value.hint)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_damaged_parameters_are_not_exported(
+    trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path
+) -> None:
+    artifact = _artifact(artifacts)
+    artifact.write_bytes(artifact.read_bytes()[:-4])
+    with pytest.raises(ArtifactError, match="is damaged"):
+        export_model(trained, artifacts, tmp_path / "model.safetensors")
+
+
+def test_parameters_of_another_trial_are_not_exported(
+    trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path
+) -> None:
+    save_file(WEIGHTS, _artifact(artifacts), metadata={"study": "made-up", "trial": "0"})
+    with pytest.raises(ArtifactError, match="says that it belongs to trial 0 of study 'made-up'"):
+        export_model(trained, artifacts, tmp_path / "model.safetensors")
+
+
+def test_a_folder_in_the_artifacts_place_is_an_error(
+    trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path
+) -> None:
+    artifact = _artifact(artifacts)
+    artifact.unlink()
+    artifact.mkdir()
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        export_model(trained, artifacts, tmp_path / "model.safetensors")
+
+
+def test_a_trial_without_an_artifact_says_so(
+    learning_rates: Any, artifacts: ArtifactFolder, tmp_path: Path
+) -> None:
+    learning_rates.complete(learning_rates.claim(), [0.3])
+    summary = read_summary(learning_rates.database, "made-up")
+    with pytest.raises(ArtifactError, match=r"trial 0 of study 'made-up' has no parameters\.safetensors"):
+        export_model(summary, artifacts, tmp_path / "model.safetensors")

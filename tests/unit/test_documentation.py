@@ -1,0 +1,74 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import hpsearch
+from hpsearch.settings import (
+    DataSettings,
+    ModelSettings,
+    PruningSettings,
+    Settings,
+    StoppingSettings,
+    TrainingSettings,
+)
+from hpsearch.study import SearchSettings, StudyDefinition, load_definition, parse_definition
+
+ROOT = Path(__file__).parents[2]
+SECTIONS: dict[str, type[Settings]] = {
+    "data": DataSettings,
+    "model": ModelSettings,
+    "training": TrainingSettings,
+    "search": SearchSettings,
+    "stopping": StoppingSettings,
+    "pruning": PruningSettings,
+}
+
+
+def documented_keys(section: str) -> dict[str, str]:
+    """key -> default, from the table under the section's heading."""
+    text = (ROOT / "docs" / "study-file.md").read_text()
+    body = re.split(r"^## ", text.split(f"## [{section}]")[1], flags=re.MULTILINE)[0]
+    return dict(re.findall(r"^\| `(\w+)` \| ([^|]*?) ?\|", body, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_study_file_document_lists_every_key_with_its_default(section: str) -> None:
+    fields = {k: f for k, f in SECTIONS[section].model_fields.items() if k != "dimensions"}
+    documented = documented_keys(section)
+    assert list(documented) == list(fields)
+    for key, field in fields.items():
+        if field.default is not None:
+            written = documented[key]
+            assert json.loads(written.split(";")[0]) == json.loads(json.dumps(field.default)), key
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("studies/**/*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_study_is_valid_and_says_what_it_shows_and_how_long_it_takes(path: Path) -> None:
+    assert isinstance(load_definition(path), StudyDefinition)
+    comment = "".join(line for line in path.read_text().splitlines(True) if line.startswith("#"))
+    assert re.search(r"minute|hour|night|second", comment, re.IGNORECASE)
+
+
+def test_the_readmes_study_is_valid() -> None:
+    readme = (ROOT / "README.md").read_text()
+    block = readme.split("## A study\n")[1].split("\n\nAny key")[0]
+    document = tomllib.loads(re.sub(r"^    ", "", block, flags=re.MULTILINE))
+    assert parse_definition(document, source="README.md").num_points == 4 * 5 * 2
+
+
+def test_every_linked_file_of_the_documents_is_there() -> None:
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            if "://" not in target:
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_package_and_the_project_have_one_version() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == hpsearch.__version__
