@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 bad input, 3 the surroundings (database
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from hpsearch.logs import configure_logging
 
 # The base of "no such option", "missing argument" and the like. Typer has brought its own copy of click since 0.26, so
 # it is reached through a class that typer exports.
-UsageError = typer.BadParameter.__base__
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 app = typer.Typer(
     name="hpsearch",

@@ -17,7 +17,9 @@ from hpsearch.service.embedded import EmbeddedPostgres
 from hpsearch.service.home import artifact_folder
 
 MAX_LANES = 512
-AUTO_LANES = 8  # most of what batching brings on a CPU, measured in DESIGN; the next version measures on the spot
+AUTO_LANES = (
+    8  # most of what batching brings on a CPU, measured in DESIGN; the next version measures on the spot
+)
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name.", show_default=False)]

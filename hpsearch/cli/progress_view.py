@@ -54,7 +54,11 @@ def follow(study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
         yield _line_printer(console, rate)
         return
     bar = RichProgress(
-        TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), expand=True
+        TextColumn("{task.description}"),
+        BarColumn(None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        expand=True,
     )
     task = bar.add_task(study.name, total=study.definition.num_points)
     with Live(bar, console=console, refresh_per_second=4) as live:
@@ -70,7 +74,9 @@ def follow(study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
 def describe(progress: Progress, epochs_per_second: float) -> str:
     """One line: points by state, best so far, speed, time left."""
     counts = progress.counts
-    parts = [f"{counts.complete} complete, {counts.pruned} pruned, {counts.running} running, {counts.waiting} waiting"]
+    parts = [
+        f"{counts.complete} complete, {counts.pruned} pruned, {counts.running} running, {counts.waiting} waiting"
+    ]
     if counts.failed:
         parts.append(f"{counts.failed} FAILED")
     if progress.best_value is not None:
@@ -124,7 +130,11 @@ def download_progress() -> Iterator[DownloadProgress]:
     """A bar per file that is downloaded; nothing is shown while all files are here."""
     console = Console(stderr=True)
     bars = RichProgress(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console,
     )
     tasks: dict[str, TaskID] = {}
 

@@ -46,7 +46,14 @@ def studies_view(summaries: list[StudySummary]) -> RenderableType:
         table.add_column(heading, justify="right")
     for summary in summaries:
         points, best = summary.points, summary.best
-        numbers = (points.total, points.waiting, points.running, points.complete, points.pruned, points.failed)
+        numbers = (
+            points.total,
+            points.waiting,
+            points.running,
+            points.complete,
+            points.pruned,
+            points.failed,
+        )
         error = f"{best.value:.2%}" if best is not None else "-"
         table.add_row(Text(summary.name), *map(str, numbers), error)
     return table

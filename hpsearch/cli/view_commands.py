@@ -101,7 +101,9 @@ def dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     behind_proxy: Annotated[
         bool,
-        typer.Option("--behind-proxy", help="Allow an address beyond this machine: a proxy asks for the login."),
+        typer.Option(
+            "--behind-proxy", help="Allow an address beyond this machine: a proxy asks for the login."
+        ),
     ] = False,
     storage: options.Storage = None,
     artifacts: options.Artifacts = None,

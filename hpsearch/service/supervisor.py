@@ -148,5 +148,7 @@ class Supervisor:
         self._processes[index] = self.command.start(index)
 
     def _last_words(self, index: int) -> str:
-        lines = self.command.log_file(index).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = (
+            self.command.log_file(index).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        )
         return lines[-1] if lines else "its log is empty"

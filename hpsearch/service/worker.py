@@ -305,5 +305,9 @@ class Worker:
             if result.trial_id in accepted:
                 self.num_finished += 1
                 _log.debug(
-                    "%s: trial %d %s: %s", self.name, lane.claim.number, result.outcome.name, result.attributes
+                    "%s: trial %d %s: %s",
+                    self.name,
+                    lane.claim.number,
+                    result.outcome.name,
+                    result.attributes,
                 )

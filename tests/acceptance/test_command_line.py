@@ -145,7 +145,9 @@ def test_the_views_tell_the_same_best_point(shell: Shell) -> None:
     assert json.loads((shell.folder / "best.json").read_text())["parameters"] == document["parameters"]
     assert tomllib.loads((shell.folder / "best.toml").read_text())["parameters"] == document["parameters"]
     assert yaml.safe_load((shell.folder / "best.yaml").read_text())["parameters"] == document["parameters"]
-    variables = dict(word.split("=", 1) for word in shlex.split((shell.folder / "best.env").read_text(), comments=True))
+    variables = dict(
+        word.split("=", 1) for word in shlex.split((shell.folder / "best.env").read_text(), comments=True)
+    )
     assert float(variables["HPSEARCH_LEARNING_RATE"]) == learning_rate
 
     shell.ok("export", "small", "-o", "best.json", "--model", "best.safetensors")
@@ -179,7 +181,9 @@ def test_everything_killed_and_run_again_does_exactly_the_remainder(shell: Shell
     shell.ok(*arguments)
     trials = shell.counted()
     assert [trial.user_attrs["point"] for trial in trials] == list(range(9))
-    assert all(trial.datetime_complete == finished.get(trial.number, trial.datetime_complete) for trial in trials)
+    assert all(
+        trial.datetime_complete == finished.get(trial.number, trial.datetime_complete) for trial in trials
+    )
 
 
 def test_ctrl_c_leaves_a_study_that_the_same_command_resumes(shell: Shell) -> None:
@@ -333,7 +337,9 @@ def test_a_changed_definition_under_the_same_name_is_refused_with_its_difference
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_bad_command_is_refused_in_one_line(arguments: list[str], code: int, message: str, shell: Shell) -> None:
+def test_a_bad_command_is_refused_in_one_line(
+    arguments: list[str], code: int, message: str, shell: Shell
+) -> None:
     done = shell(*arguments)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert message in done.stderr
