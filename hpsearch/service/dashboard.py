@@ -8,7 +8,6 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna.storages import RDBStorage
-from optuna_dashboard import wsgi
 
 from hpsearch.errors import InputError
 from hpsearch.service.artifacts import ArtifactFolder
@@ -41,6 +40,9 @@ def serve_dashboard(
     Raises:
         InputError: the port or the address cannot be had.
     """
+    # Here and not above: it brings scikit-learn along, and every command would start a second later.
+    from optuna_dashboard import wsgi
+
     app = wsgi(storage, artifact_store=artifacts.store)
     try:
         server = make_server(host, port, app, _ThreadingServer, _QuietHandler)

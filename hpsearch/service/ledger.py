@@ -173,10 +173,10 @@ class Ledger:
 
         def work(connection: Connection) -> set[int]:
             values = {**self._values, **_result_columns(results)}
-            accepted = set(connection.execute(statements.FINISH, values).scalars())
-            attributes = [(r.trial_id, r.attributes) for r in results if r.trial_id in accepted]
+            is_new = {row.trial_id: row.is_new for row in connection.execute(statements.FINISH, values)}
+            attributes = [(r.trial_id, r.attributes) for r in results if is_new.get(r.trial_id)]
             write_trial_attributes(connection, attributes)
-            return accepted
+            return set(is_new)
 
         return self.database.transaction(work) if results else set()
 

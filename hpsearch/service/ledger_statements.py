@@ -110,9 +110,9 @@ FINISH = text("""
         INSERT INTO trial_values (trial_id, objective, value, value_type)
         SELECT trial_id, 0, value, 'FINITE' FROM results WHERE value IS NOT NULL
     )
-    SELECT trial_id FROM counted
-    UNION
-    SELECT trial_id FROM hpsearch_points
+    SELECT trial_id, true AS is_new FROM counted
+    UNION ALL
+    SELECT trial_id, false FROM hpsearch_points
     WHERE study_id = :study AND is_counted AND trial_id = ANY(CAST(:trial_ids AS int[]))
 """)
 

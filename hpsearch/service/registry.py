@@ -68,7 +68,7 @@ def current_versions() -> dict[str, str]:
     return {
         "hpsearch": hpsearch.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a class of its own, which YAML refuses
         "optuna": optuna.__version__,
         "numpy": numpy.__version__,
     }

@@ -151,10 +151,10 @@ def test_any_name_of_the_folder_works(open_folder: Path) -> None:
         assert ask(postgres.url, "SELECT 1") == 1
 
 
-def test_folder_and_all_in_it_are_closed_to_others(new_folder: Path) -> None:
-    with EmbeddedPostgres.start(new_folder):
-        assert new_folder.stat().st_mode & 0o777 == 0o700
-        assert (new_folder / "data").stat().st_mode & 0o777 == 0o700
+def test_folder_and_all_in_it_are_closed_to_others(folder: Path) -> None:
+    with EmbeddedPostgres.start(folder):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert (folder / "data").stat().st_mode & 0o777 == 0o700
 
 
 def test_two_processes_share_a_server_and_the_last_one_stops_it(folder: Path) -> None:

@@ -1,0 +1,238 @@
+"""A worker's presence: its lock lives and dies with it, and its leases are renewed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from hpsearch.errors import StorageError
+from hpsearch.service import presence as presence_module
+from hpsearch.service.database import Database
+from hpsearch.service.embedded import EmbeddedPostgres
+from hpsearch.service.ledger import PRESENCE_NAMESPACE, Ledger, PointCounts
+from hpsearch.service.presence import Presence
+from hpsearch.service.registry import StoredStudy
+
+# Claims two points of study argv[2] in the database argv[1], tells its number, and never ends.
+WORKER = """
+import sys
+from hpsearch.service.database import open_database
+from hpsearch.service.ledger import Ledger
+from hpsearch.service.presence import Presence
+database = open_database(sys.argv[1])
+with Presence(Ledger(database=database, study_id=int(sys.argv[2]))) as presence:
+    presence.ledger.claim(2)
+    print(presence.ledger.owner, flush=True)
+    sys.stdin.read()
+"""
+HOLDERS = """
+    SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
+    AND classid = CAST(:namespace AS oid) AND objid = CAST(:owner AS oid)
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+@pytest.fixture
+def ledger(database: Database, new_study: Callable[..., StoredStudy]) -> Ledger:
+    # Long leases: the thread has nothing to do unless a test wants it to.
+    return Ledger(database=database, study_id=new_study(3).study_id, lease_seconds=3600.0)
+
+
+@pytest.fixture
+def holders(execute: Any) -> Callable[[int], list[int]]:
+    """The server processes that hold a worker's lock."""
+
+    def find(owner: int) -> list[int]:
+        return [row.pid for row in execute(HOLDERS, namespace=PRESENCE_NAMESPACE, owner=owner)]
+
+    return find
+
+
+def kill_session(execute: Any, pid: int) -> None:
+    execute("SELECT pg_terminate_backend(:pid, 10000)", pid=pid)  # returns once it is gone
+
+
+def test_lock_is_held_while_the_worker_lives_and_gone_when_it_leaves(
+    ledger: Ledger, holders: Callable[[int], list[int]]
+) -> None:
+    with Presence(ledger) as presence:
+        owner = presence.ledger.owner
+        assert 0 < owner < 2**31
+        assert len(holders(owner)) == 1
+    assert holders(owner) == []
+
+
+def test_each_worker_has_a_number_of_its_own(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = iter([6, 6, 6, 7])
+    monkeypatch.setattr(presence_module.secrets, "randbelow", lambda _: next(draws))
+    with Presence(ledger) as first, Presence(ledger) as second:
+        assert (first.ledger.owner, second.ledger.owner) == (7, 8)
+
+
+def test_connections_are_given_back(ledger: Ledger) -> None:
+    for _ in range(20):  # more than the pool holds
+        with Presence(ledger):
+            pass
+    assert ledger.database.engine.pool.checkedout() == 0
+
+
+def test_killed_worker_is_missed_and_its_points_are_taken_over(
+    ledger: Ledger, tables_url: str, execute: Any, holders: Callable[[int], list[int]]
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER, tables_url, str(ledger.study_id)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    owner = int(process.stdout.readline())
+    reaper = Ledger(
+        database=ledger.database,
+        study_id=ledger.study_id,
+        owner=99,
+        absence_seconds=0.0,
+        lease_seconds=3600.0,
+    )
+    assert len(holders(owner)) == 1
+    assert reaper.reap() == 0
+    process.kill()
+    process.communicate(timeout=30)
+    with ledger.database.engine.connect() as connection:  # waits until the server has noticed
+        connection.execute(text("SET lock_timeout = '30s'"))
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(:namespace, :owner)"),
+            {"namespace": PRESENCE_NAMESPACE, "owner": owner},
+        )
+    assert reaper.reap() == 2
+    assert reaper.counts() == PointCounts(waiting=3)
+
+
+def test_cut_session_is_replaced_and_the_leases_are_renewed_in_the_same_turn(
+    ledger: Ledger, execute: Any, holders: Callable[[int], list[int]]
+) -> None:
+    with Presence(ledger) as presence:
+        owner = presence.ledger.owner
+        presence.ledger.claim(1)
+        (pid,) = holders(owner)
+        execute("UPDATE hpsearch_points SET renewed_at = now() - interval '10 s'")
+        kill_session(execute, pid)
+        assert holders(owner) == []
+        presence.renew()
+        (other_pid,) = holders(owner)
+        assert other_pid != pid
+        assert execute(
+            "SELECT renewed_at > now() - interval '5 s' FROM hpsearch_points WHERE owner = :owner",
+            owner=owner,
+        ) == [(True,)]
+        presence.renew()
+        assert holders(owner) == [other_pid]
+    assert holders(owner) == []
+
+
+def test_lock_that_an_old_session_still_holds_does_not_keep_the_leases_from_being_renewed(
+    ledger: Ledger, execute: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A half-open connection: the worker has lost it, the server has not noticed."""
+    with Presence(ledger) as presence:
+        owner = presence.ledger.owner
+        presence.ledger.claim(1)
+        old = presence._connection
+        presence._connection = None
+        presence.renew()
+        assert "old session is still open" in caplog.text
+        assert execute("SELECT owner FROM hpsearch_points WHERE owner IS NOT NULL") == [(owner,)]
+        assert old is not None
+        old.invalidate()
+        old.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedLedger(Ledger):
+    """Tells when the thread has renewed, and can be made to fail."""
+
+    renewed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    errors: Iterator[Exception] = field(default_factory=lambda: iter(()))
+
+    def renew(self) -> int:
+        try:
+            for error in self.errors:
+                raise error
+            return super().renew()
+        finally:
+            self.renewed.release()
+
+
+def watched(ledger: Ledger, *errors: Exception, lease_seconds: float = 0.03) -> WatchedLedger:
+    return WatchedLedger(
+        database=ledger.database, study_id=ledger.study_id, lease_seconds=lease_seconds, errors=iter(errors)
+    )
+
+
+def test_thread_renews_the_leases_again_and_again(ledger: Ledger, execute: Any) -> None:
+    watching = watched(ledger)
+    with Presence(watching) as presence:
+        presence.ledger.claim(1)
+        for _ in range(3):
+            execute(
+                "UPDATE hpsearch_points SET renewed_at = now() - interval '1 day' WHERE owner IS NOT NULL"
+            )
+            for _ in range(2):  # the first may have begun before the UPDATE
+                assert watching.renewed.acquire(timeout=30)
+            assert execute(
+                "SELECT renewed_at > now() - interval '1 hour' FROM hpsearch_points WHERE owner IS NOT NULL"
+            ) == [(True,)]
+
+
+def test_thread_outlives_errors(ledger: Ledger, execute: Any, caplog: pytest.LogCaptureFixture) -> None:
+    watching = watched(ledger, StorageError("away"), OperationalError("SELECT", {}, Exception("cut\nhere")))
+    with Presence(watching) as presence:
+        presence.ledger.claim(1)
+        for _ in range(4):
+            assert watching.renewed.acquire(timeout=30)
+        assert execute("SELECT count(*) FROM hpsearch_points WHERE renewed_at IS NOT NULL") == [(1,)]
+    assert "could not renew the leases: away" in caplog.text
+    assert "could not renew the leases: (builtins.Exception) cut\n" in caplog.text
+
+
+def test_leaving_ends_the_thread(ledger: Ledger) -> None:
+    with Presence(ledger):
+        assert "lease renewal" in [thread.name for thread in threading.enumerate()]
+    assert "lease renewal" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_worker_that_hangs_is_not_present_for_ever(ledger: Ledger, execute: Any) -> None:
+    """Its session is open, but nobody renews (SIGSTOP): the lease alone decides."""
+    presence = Presence(ledger)  # not entered: no thread
+    presence.ledger.claim(1)
+    reaper = Ledger(database=ledger.database, study_id=ledger.study_id, owner=99, absence_seconds=0.0)
+    assert reaper.reap() == 0
+    execute("UPDATE hpsearch_points SET lease_expires_at = now() - interval '1 s' WHERE owner IS NOT NULL")
+    assert reaper.reap() == 1
+    assert presence.ledger.renew() == 0
+    presence._close()
+
+
+def test_start_waits_for_a_database_that_is_away_for_a_moment(
+    ledger: Ledger, postgres_server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Presence._ask
+    failures = iter([OperationalError("SELECT", {}, Exception("server closed the connection"))])
+
+    def ask(self: Presence, *arguments: Any) -> bool:
+        for failure in failures:
+            raise failure
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Presence, "_ask", ask)
+    with Presence(ledger) as presence:
+        assert presence.ledger.owner > 0
