@@ -16,14 +16,17 @@ help: ## list the targets
 
 venv: $(STAMP) ## make .venv with the hpsearch command and all tools
 
-# A no-op while the stamp is newer than what decides the installation.
+# A no-op while the stamp is newer than what decides the installation. Another Python starts afresh: an environment
+# that mixes two of them breaks in odd places.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "hpsearch needs Python 3.11 or newer; name one: make venv PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
 		|| { echo "$(PYTHON) has no ensurepip; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing into $(VENV) (a few minutes the first time)"
-	@$(PYTHON) -m venv $(VENV)
+	@made_by=$$($(PYTHON) -c 'import sys; print(sys.base_prefix, sys.version)'); \
+		[ "$$(cat $(VENV)/.made-by 2>/dev/null)" = "$$made_by" ] \
+		|| { $(PYTHON) -m venv --clear $(VENV) && echo "$$made_by" >$(VENV)/.made-by; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

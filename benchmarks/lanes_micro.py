@@ -107,9 +107,7 @@ def _print(what: str, values: list[float]) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=["logistic", "mlp", "cnn"], default="mlp")
     parser.add_argument("--hidden-units", type=int, default=500)
     parser.add_argument("--optimizer", choices=["sgd", "momentum", "adam"], default="sgd")

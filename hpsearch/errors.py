@@ -6,8 +6,6 @@ Anything else that reaches the top is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class HpsearchError(Exception):
     """Base class of all errors that hpsearch raises on purpose.
@@ -17,7 +15,7 @@ class HpsearchError(Exception):
         hint: one line that says what to do about it, without the word "hint".
     """
 
-    exit_code: ClassVar[int] = 1  # the work itself failed
+    exit_code: int = 1  # the work itself failed
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -27,13 +25,13 @@ class HpsearchError(Exception):
 class InputError(HpsearchError):
     """The user's input is wrong: a study file, an option, a name. Nothing has been created."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code: int = 2
 
 
 class SurroundingsError(HpsearchError):
     """Base of what the surroundings refuse: database, data files, device, artifact folder."""
 
-    exit_code: ClassVar[int] = 3
+    exit_code: int = 3
 
 
 class DataError(SurroundingsError):

@@ -8,7 +8,10 @@ import sys
 
 import optuna
 
+from hpsearch.errors import InputError
+
 LOGGER_NAME = "hpsearch"
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 def get_logger(room: str) -> logging.Logger:
@@ -19,7 +22,10 @@ def get_logger(room: str) -> logging.Logger:
 def configure_logging(*, verbose: bool = False) -> None:
     """Send the package's log lines to stderr; HPSEARCH_LOG_LEVEL names another level. Safe to call twice."""
     logger = logging.getLogger(LOGGER_NAME)
-    logger.setLevel(os.environ.get("HPSEARCH_LOG_LEVEL", "DEBUG" if verbose else "INFO").upper())
+    level = os.environ.get("HPSEARCH_LOG_LEVEL", "DEBUG" if verbose else "INFO").upper()
+    if level not in _LEVELS:
+        raise InputError(f"HPSEARCH_LOG_LEVEL must be one of {', '.join(_LEVELS)}, got {level!r}")
+    logger.setLevel(level)
     logger.propagate = False
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stderr)

@@ -57,9 +57,7 @@ class LogGrid(Settings):
         if max(abs(exponent) for exponent in self.log10) > 300:
             raise ValueError(f"exponents must be within -300 .. 300, got {list(self.log10)}")
         if abs(self._steps - round(self._steps)) > 1e-9:
-            raise ValueError(
-                f"log10 = {list(self.log10)} is not a whole number of steps of 1/{self.per_decade} decade"
-            )
+            raise ValueError(f"log10 = {list(self.log10)} is not a whole number of steps of 1/{self.per_decade} decade")
         return self
 
     @property

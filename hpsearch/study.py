@@ -54,8 +54,7 @@ def check_study_name(name: str) -> str:
     """Return the name, or raise ValueError with the rule: names become file names, keys and page titles."""
     if not _NAME_RULE.fullmatch(name):
         raise ValueError(
-            "must be 1 to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit, "
-            f"got {shown(name)}"
+            f"must be 1 to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit, got {shown(name)}"
         )
     return name
 

@@ -24,9 +24,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def describe_first_error(
-    error: ValidationError, kind: type[BaseModel], section: str
-) -> tuple[str, str | None]:
+def describe_first_error(error: ValidationError, kind: type[BaseModel], section: str) -> tuple[str, str | None]:
     """Return a one-line message and a hint for the first of the errors.
 
     Args:

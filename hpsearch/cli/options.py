@@ -17,9 +17,7 @@ from hpsearch.service.embedded import EmbeddedPostgres
 from hpsearch.service.home import artifact_folder
 
 MAX_LANES = 512
-AUTO_LANES = (
-    8  # most of what batching brings on a CPU, measured in DESIGN; the next version measures on the spot
-)
+AUTO_LANES = 8  # most of what batching brings on a CPU, measured in DESIGN; the next version measures on the spot
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name.", show_default=False)]
@@ -39,9 +37,7 @@ Storage = Annotated[
         help="The study database, postgresql://USER:PASSWORD@HOST:5432/DATABASE.",
     ),
 ]
-Device = Annotated[
-    str, typer.Option(metavar="auto|cpu|cuda:N", envvar="HPSEARCH_DEVICE", help="What to train on.")
-]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda:N", envvar="HPSEARCH_DEVICE", help="What to train on.")]
 Lanes = Annotated[
     str, typer.Option(metavar="N|auto", envvar="HPSEARCH_LANES", help="Trials trained at once by one worker.")
 ]

@@ -74,16 +74,15 @@ def follow(study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
 def describe(progress: Progress, epochs_per_second: float) -> str:
     """One line: points by state, best so far, speed, time left."""
     counts = progress.counts
-    parts = [
-        f"{counts.complete} complete, {counts.pruned} pruned, {counts.running} running, {counts.waiting} waiting"
-    ]
+    parts = [f"{counts.complete} complete, {counts.pruned} pruned, {counts.running} running, {counts.waiting} waiting"]
     if counts.failed:
         parts.append(f"{counts.failed} FAILED")
     if progress.best_value is not None:
         parts.append(f"best {progress.best_value:.2%} (trial {progress.best_trial})")
-    parts.append(f"{epochs_per_second:.2f} epochs/s")
+    if epochs_per_second > 0:
+        parts.append(f"{epochs_per_second:.2f} epochs/s")
     remaining = progress.remaining_seconds(epochs_per_second)
-    if remaining is not None:
+    if remaining is not None and counts.unfinished:
         parts.append(f"about {format_seconds(remaining)} left")
     return " · ".join(parts)
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import signal
+from types import FrameType
+from typing import NoReturn
 
 import torch
 import typer
@@ -19,17 +22,18 @@ from hpsearch.logs import get_logger
 from hpsearch.results.summary import read_summary
 from hpsearch.service.artifacts import ArtifactFolder
 from hpsearch.service.database import Database
-from hpsearch.service.devices import describe_device, resolve_device
+from hpsearch.service.devices import describe_device, resolve_device, use_full_float32, worker_devices
 from hpsearch.service.home import log_folder
-from hpsearch.service.ledger import Ledger
+from hpsearch.service.ledger import Ledger, PointCounts
 from hpsearch.service.prepare import PreparedStudy, load_study_data, prepare_study
-from hpsearch.service.registry import StoredStudy, load_study
+from hpsearch.service.registry import StoredStudy, find_study, load_study
 from hpsearch.service.signals import StopSignal
 from hpsearch.service.supervisor import SUPERVISOR_VARIABLE, Supervisor, WorkerCommand
 from hpsearch.service.worker import Worker
 from hpsearch.study import StudyDefinition, load_definition
 
 _log = get_logger("run")
+_MOST_NAMED = 3  # points in an error message
 
 
 def run(
@@ -46,29 +50,30 @@ def run(
 
     Ctrl-C leaves a study that the same command resumes.
     """
+    _end_like_ctrl_c(signal.SIGTERM, signal.SIGHUP)
     definition = load_definition(study_file, overrides or ())
     num_lanes = options.parse_lanes(lanes)
-    resolve_device(device)
+    num_workers = workers or options.default_num_workers(device)
+    devices = worker_devices(device, num_workers)
     folder = ArtifactFolder(options.artifacts_in(artifacts)).folder
     with options.open_storage(storage) as database:
-        prepared = _prepare(database, definition)
-        study = prepared.study
-        counts = Ledger(database=database, study_id=study.study_id).counts()
-        if counts.unfinished == 0:
-            _say(f"study {study.name!r} is finished: all {counts.total} points are done, nothing to run")
+        finished = _find_finished(database, definition)
+        if finished is not None:
+            _say(f"study {finished.name!r} is finished: {_describe_ended(database, finished)}, nothing to run")
         else:
-            num_workers = workers or options.default_num_workers(device)
+            prepared = _prepare(database, definition)
+            unfinished = _counts(database, prepared.study).unfinished
             command = WorkerCommand(
-                study_name=study.name,
-                storage_url=database.url.render_as_string(hide_password=False),
-                device=device,
-                lanes=str(num_lanes or _fair_share(counts.unfinished, num_workers)),
+                study_name=definition.name,
+                storage_url=storage and database.url.render_as_string(hide_password=False),
+                devices=devices,
+                lanes=str(num_lanes or _fair_share(unfinished, num_workers)),
                 artifacts=folder,
                 threads=options.threads_per_worker(num_workers),
                 log_folder=log_folder(),
             )
-            _train(database, study, command, num_workers, is_new=prepared.is_new)
-        _finish(database, study.name, as_json)
+            _train(database, prepared, command, num_workers)
+        _finish(database, definition.name, as_json)
 
 
 def create(
@@ -96,20 +101,19 @@ def worker(
     artifacts: options.Artifacts = None,
 ) -> None:
     """Join a study from anywhere and train its points until none is left."""
+    signal.signal(signal.SIGTERM, _leave_at_once)  # nothing is claimed yet; the worker has its own handler
     num_lanes = options.parse_lanes(lanes)
-    supervisor = os.environ.get(SUPERVISOR_VARIABLE)
-    stop = StopSignal(parent_pid=int(supervisor) if supervisor else None).install()
     target = resolve_device(device)
     folder = ArtifactFolder(options.artifacts_in(artifacts))
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(int(threads))
+    torch.set_num_threads(options.threads_per_worker(1))
+    use_full_float32()
     with options.open_storage(storage) as database:
         stored = load_study(database, study)
         with download_progress() as progress:
             selection = load_study_data(stored, locations=DataLocations.from_environment(), progress=progress)
-        data = ResidentData.place(
-            selection, target, max_resident_bytes=stored.definition.data.max_resident_bytes
-        )
+        data = ResidentData.place(selection, target, max_resident_bytes=stored.definition.data.max_resident_bytes)
+        supervisor = os.environ.get(SUPERVISOR_VARIABLE)
+        stop = StopSignal(parent_pid=int(supervisor) if supervisor else None).install()
         name = f"{platform.node()}:{os.getpid()}"
         _log.info("worker %s joins study %s on %s", name, study, describe_device(target))
         num_finished = Worker(
@@ -127,9 +131,7 @@ def worker(
 
 def _prepare(database: Database, definition: StudyDefinition) -> PreparedStudy:
     with download_progress() as progress:
-        return prepare_study(
-            database, definition, locations=DataLocations.from_environment(), progress=progress
-        )
+        return prepare_study(database, definition, locations=DataLocations.from_environment(), progress=progress)
 
 
 def _fair_share(num_points: int, num_workers: int) -> int:
@@ -137,11 +139,11 @@ def _fair_share(num_points: int, num_workers: int) -> int:
     return max(1, min(options.AUTO_LANES, -(-num_points // num_workers)))
 
 
-def _train(
-    database: Database, study: StoredStudy, command: WorkerCommand, num_workers: int, *, is_new: bool
-) -> None:
+def _train(database: Database, prepared: PreparedStudy, command: WorkerCommand, num_workers: int) -> None:
+    study = prepared.study
     _say(
-        f"study {study.name!r} {'created' if is_new else 'resumed'}: {study.definition.num_points} points, "
+        f"study {study.name!r} {'created' if prepared.is_new else 'resumed'}: "
+        f"{study.definition.num_points} points, "
         f"{num_workers} {'worker' if num_workers == 1 else 'workers'} with {command.lanes} lanes each"
     )
     supervisor = Supervisor(database=database, study=study, command=command, num_workers=num_workers)
@@ -150,7 +152,7 @@ def _train(
             supervisor.run(on_progress)
     except KeyboardInterrupt:
         with contextlib.suppress(Exception):
-            left = Ledger(database=database, study_id=study.study_id).counts().unfinished
+            left = _counts(database, study).unfinished
             _say(f"interrupted: {left} points are left; the same command resumes the study")
         raise
 
@@ -161,12 +163,45 @@ def _finish(database: Database, name: str, as_json: bool) -> None:
         print_json(summary.as_json())
     else:
         print_summary(summary)
-    if summary.points.failed:
+    given_up = [t for t in summary.failed_attempts if t.is_current]
+    if given_up:
+        named = "; ".join(
+            f"point {trial.point} ({', '.join(f'{k}={v}' for k, v in trial.point_parameters.items())})"
+            for trial in given_up[:_MOST_NAMED]
+        )
+        more = f" and {len(given_up) - _MOST_NAMED} more" if len(given_up) > _MOST_NAMED else ""
         raise UncountedPointsError(
-            f"{summary.points.failed} of {summary.points.total} points could not be trained: "
-            "their workers died or failed each time",
+            f"{len(given_up)} of {summary.points.total} points could not be trained, their workers died or "
+            f"failed each time: {named}{more}",
             hint=f"the logs of the workers are in {log_folder()}",
         )
+
+
+def _counts(database: Database, study: StoredStudy) -> PointCounts:
+    return Ledger(database=database, study_id=study.study_id).counts()
+
+
+def _find_finished(database: Database, definition: StudyDefinition) -> StoredStudy | None:
+    """The study, if it is there, is the same, and has no unfinished point; its data need not be here."""
+    study = find_study(database, definition)
+    return study if study and _counts(database, study).unfinished == 0 else None
+
+
+def _describe_ended(database: Database, study: StoredStudy) -> str:
+    counts = _counts(database, study)
+    given_up = f", {counts.failed} were given up" if counts.failed else ""
+    return f"all {counts.total} points are done{given_up}"
+
+
+def _end_like_ctrl_c(*numbers: signal.Signals) -> None:
+    """Workers first, then the database, whatever asks for the end; what nohup ignores stays ignored."""
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
 
 
 def _say(message: str) -> None:

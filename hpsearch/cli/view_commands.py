@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from hpsearch.cli import options
-from hpsearch.cli.tables import print_json, print_studies, print_summary, studies_view, summary_view
+from hpsearch.cli.tables import (
+    NOT_A_TERMINAL_WIDTH,
+    print_json,
+    print_studies,
+    print_summary,
+    studies_view,
+    summary_view,
+)
 from hpsearch.errors import InputError
 from hpsearch.results.export import choose_format, export_best, export_model, write_export
 from hpsearch.results.report import write_report
@@ -92,7 +100,8 @@ def export(
         elif model is None or format_name is not None:
             typer.echo(document.render(export_format), nl=False)
         if model is not None:
-            export_model(summary, ArtifactFolder(options.artifacts_in(artifacts)), model)
+            folder = ArtifactFolder(options.artifacts_in(artifacts), is_read_only=True)
+            export_model(summary, folder, model)
             typer.echo(f"wrote {model}", err=True)
 
 
@@ -101,9 +110,7 @@ def dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     behind_proxy: Annotated[
         bool,
-        typer.Option(
-            "--behind-proxy", help="Allow an address beyond this machine: a proxy asks for the login."
-        ),
+        typer.Option("--behind-proxy", help="Allow an address beyond this machine: a proxy asks for the login."),
     ] = False,
     storage: options.Storage = None,
     artifacts: options.Artifacts = None,
@@ -131,12 +138,25 @@ def _read_all(database: Database) -> list[StudySummary]:
 
 
 def _watch(database: Database, study: str | None, seconds: float) -> None:
-    """Redraw until every study shown is finished; on a plain stream, print each time something changed."""
+    """Show it until every study shown is finished: redrawn on a terminal, else printed whenever it changed."""
     console = Console(highlight=False)
-    with Live(console=console, auto_refresh=False, screen=False) as live:
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    shown = ""
+    with live or contextlib.nullcontext():
         while True:
             summaries = [read_summary(database, study)] if study else _read_all(database)
-            live.update(summary_view(summaries[0]) if study else studies_view(summaries), refresh=True)
+            view = summary_view(summaries[0]) if study else studies_view(summaries)
+            if live:
+                live.update(view, refresh=True)
+            elif shown != (shown := _as_text(view)):
+                typer.echo(shown, nl=False)
             if not any(summary.points.unfinished for summary in summaries):
                 return
             time.sleep(seconds)
+
+
+def _as_text(view: RenderableType) -> str:
+    console = Console(highlight=False, width=NOT_A_TERMINAL_WIDTH)
+    with console.capture() as capture:
+        console.print(view)
+    return capture.get()

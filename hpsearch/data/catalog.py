@@ -93,9 +93,7 @@ def load_selection_data(
             return _load_idx_selection(source, settings.train_samples, locations, progress)
 
 
-def fetch_dataset(
-    name: str, locations: DataLocations, progress: DownloadProgress | None = None
-) -> tuple[Path, ...]:
+def fetch_dataset(name: str, locations: DataLocations, progress: DownloadProgress | None = None) -> tuple[Path, ...]:
     """See to it that all four files of a published set are here and right; download what is missing.
 
     Downloads go into the cache, where a wrong file is replaced. Calling it twice, or from several processes
@@ -184,8 +182,6 @@ def _verify_file(published: PublishedSet, file_name: str, folders: Iterable[Path
         sha256 = file.sha256
         is_verified = check_published(file, published, file_name)
     except DataError as error:
-        return FileCheck(
-            file_name=file_name, path=path, state=FileState.WRONG, sha256=sha256, problem=str(error)
-        )
+        return FileCheck(file_name=file_name, path=path, state=FileState.WRONG, sha256=sha256, problem=str(error))
     state = FileState.VERIFIED if is_verified else FileState.UNVERIFIED
     return FileCheck(file_name=file_name, path=path, state=state, sha256=sha256)

@@ -42,9 +42,7 @@ class DataFile:
         return show_first_bytes(self.content)
 
 
-def read_data_file(
-    path: Path, *, source: str | None = None, max_unpacked_bytes: int = MAX_UNPACKED_BYTES
-) -> DataFile:
+def read_data_file(path: Path, *, source: str | None = None, max_unpacked_bytes: int = MAX_UNPACKED_BYTES) -> DataFile:
     """Read, unpack (by content, not by name) and hash one file.
 
     Args:
@@ -76,9 +74,7 @@ def show_first_bytes(content: bytes) -> str:
 def _read_bytes(path: Path, source: str, max_bytes: int) -> bytes:
     try:
         if path.exists() and not path.is_file():  # a folder, or a device or pipe that might never end
-            raise DataError(
-                f"{source}: not a file", hint="name a file, or the folder that holds the IDX files"
-            )
+            raise DataError(f"{source}: not a file", hint="name a file, or the folder that holds the IDX files")
         with path.open("rb") as stream:
             packed = stream.read(max_bytes + 1)
     except OSError as error:
@@ -92,9 +88,7 @@ def _read_bytes(path: Path, source: str, max_bytes: int) -> bytes:
 
 def _refuse_what_is_no_data(content: bytes, source: str, *, must_be_packed: bool) -> None:
     first = show_first_bytes(content)
-    if (
-        content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<")
-    ):  # a UTF-8 mark may stand before the page
+    if content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):  # a UTF-8 mark may stand before the page
         raise DataError(
             f"{source}: an HTML page in place of the data file: it begins with {first}", hint=DOWNLOAD_AGAIN
         )

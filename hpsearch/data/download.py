@@ -143,9 +143,7 @@ def _read_block(response: http.client.HTTPResponse, address: str) -> bytes:
     try:
         return response.read(_BLOCK_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise _MirrorError(
-            f"{address}: the connection broke: {str(error) or type(error).__name__}"
-        ) from error
+        raise _MirrorError(f"{address}: the connection broke: {str(error) or type(error).__name__}") from error
 
 
 def _read_length(response: http.client.HTTPResponse) -> int | None:

@@ -58,8 +58,7 @@ def parse_pair(images_file: DataFile, labels_file: DataFile) -> tuple[NDArray[np
     images, labels = parse_images(images_file), parse_labels(labels_file)
     if len(images) != len(labels):
         raise DataError(
-            f"{images_file.source} holds {len(images)} images, "
-            f"but {labels_file.source} holds {len(labels)} labels",
+            f"{images_file.source} holds {len(images)} images, but {labels_file.source} holds {len(labels)} labels",
             hint="the two files belong to different data sets or parts: download both again",
         )
     return images, labels
@@ -92,8 +91,7 @@ def _parse_body(file: DataFile, dimensions: tuple[int, ...], description: str) -
     expected = header_bytes + math.prod(dimensions)  # Python integers: a hostile header cannot overflow
     if len(file.content) != expected:
         raise DataError(
-            f"{file.source}: its header says {description}: expected {expected} bytes, "
-            f"found {len(file.content)}",
+            f"{file.source}: its header says {description}: expected {expected} bytes, found {len(file.content)}",
             hint=DOWNLOAD_AGAIN,
         )
     return np.frombuffer(file.content, dtype=np.uint8, offset=header_bytes)

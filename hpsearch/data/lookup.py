@@ -132,10 +132,6 @@ def download_published(
 
     cache_folder = locations.cache_folder(published.name)
     try:
-        return download_file(
-            f"{file_name}.gz", published.mirrors, cache_folder, verify=verify, progress=progress
-        )
+        return download_file(f"{file_name}.gz", published.mirrors, cache_folder, verify=verify, progress=progress)
     except MirrorsFailedError as error:
-        raise DataError(
-            f"{published.name}: no {file_name} (looked in {looked_at}); {error}", hint=hint
-        ) from error
+        raise DataError(f"{published.name}: no {file_name} (looked in {looked_at}); {error}", hint=hint) from error

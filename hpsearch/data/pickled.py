@@ -103,8 +103,7 @@ def _check_images(images: NDArray[Any], source: str) -> None:
 def _check_labels(labels: NDArray[Any], num_images: int, source: str) -> None:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DataError(
-            f"{source}: expected labels of shape [N] and an integer type, "
-            f"found {list(labels.shape)} of {labels.dtype}",
+            f"{source}: expected labels of shape [N] and an integer type, found {list(labels.shape)} of {labels.dtype}",
             hint=DOWNLOAD_AGAIN,
         )
     if len(labels) != num_images:
@@ -119,7 +118,5 @@ def _check_labels(labels: NDArray[Any], num_images: int, source: str) -> None:
 
 def _is_pair(value: object) -> bool:
     return (
-        isinstance(value, tuple | list)
-        and len(value) == 2
-        and all(isinstance(array, ArrayRecord) for array in value)
+        isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(array, ArrayRecord) for array in value)
     )

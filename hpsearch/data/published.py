@@ -129,16 +129,13 @@ def check_published(file: DataFile, published: PublishedSet, file_name: str) -> 
     kind, expected, found = comparison
     if expected != found:
         raise DataError(
-            f"{file.source}: wrong {kind} for {published.name}'s {file_name}: "
-            f"expected {expected}, found {found}",
+            f"{file.source}: wrong {kind} for {published.name}'s {file_name}: expected {expected}, found {found}",
             hint=_explain_wrong_checksum(file, published, file_name),
         )
     return True
 
 
-def _choose_comparison(
-    file: DataFile, published: PublishedSet, file_name: str
-) -> tuple[str, str, str] | None:
+def _choose_comparison(file: DataFile, published: PublishedSet, file_name: str) -> tuple[str, str, str] | None:
     """What to compare, the expected and the found value; None where nothing is known about this file."""
     checksums = published.files[file_name]
     if checksums.sha256 is not None:

@@ -218,9 +218,7 @@ class _PinnedStage:
         self._staged = tuple(torch.empty_like(buffer, device="cpu", pin_memory=True) for buffer in buffers)
         self._is_free = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
-    def copy(
-        self, host: tuple[Tensor, Tensor], chosen: slice | Tensor, targets: tuple[Tensor, Tensor]
-    ) -> None:
+    def copy(self, host: tuple[Tensor, Tensor], chosen: slice | Tensor, targets: tuple[Tensor, Tensor]) -> None:
         self._is_free.synchronize()  # host waits until the last copy out of this memory is done
         staged = tuple(part[: len(target)] for part, target in zip(self._staged, targets, strict=True))
         _gather(host, chosen, staged)

@@ -67,11 +67,7 @@ class ArrayRecord:
         shape = self.shape
         if self.dtype is None or not isinstance(raw, bytes | bytearray):
             raise RefusedPickleError("an array without shape, type and bytes")
-        if not (
-            isinstance(shape, tuple)
-            and len(shape) <= 2
-            and all(type(size) is int and size > 0 for size in shape)
-        ):
+        if not (isinstance(shape, tuple) and len(shape) <= 2 and all(type(size) is int and size > 0 for size in shape)):
             raise RefusedPickleError(f"an array of shape {_shorten(shape)}")
         dtype = self.dtype.build()
         expected_bytes = math.prod(shape) * dtype.itemsize
@@ -183,9 +179,7 @@ def unpickle_arrays(content: bytes) -> object:
     # A damaged or hostile pickle may raise anything ("including but not necessarily limited to", says the
     # pickle module).
     except Exception as error:
-        raise RefusedPickleError(
-            f"damaged or no pickle at all ({type(error).__name__}: {str(error)[:80]})"
-        ) from error
+        raise RefusedPickleError(f"damaged or no pickle at all ({type(error).__name__}: {str(error)[:80]})") from error
 
 
 # The unpickler in Python, not the one in C: that one's memo is an array which a single hostile index

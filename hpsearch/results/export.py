@@ -225,8 +225,7 @@ def _as_yaml(content: dict[str, Any]) -> str:
 def _as_environment(content: dict[str, Any]) -> str:
     """One assignment per line, which a POSIX shell reads with `.` (or `set -a; . best.env`)."""
     lines = [
-        f"{ENVIRONMENT_PREFIX}{name.upper()}={shlex.quote(_as_word(value))}"
-        for name, value in _environment(content)
+        f"{ENVIRONMENT_PREFIX}{name.upper()}={shlex.quote(_as_word(value))}" for name, value in _environment(content)
     ]
     return "\n".join(lines) + "\n"
 

@@ -114,9 +114,7 @@ def _curve(trial: TrialSummary, highlighted: Sequence[TrialSummary], groups: set
     )
 
 
-def _curve_style(
-    trial: TrialSummary, highlighted: Sequence[TrialSummary]
-) -> tuple[str, dict[str, str | float], float]:
+def _curve_style(trial: TrialSummary, highlighted: Sequence[TrialSummary]) -> tuple[str, dict[str, str | float], float]:
     """Legend group, line and opacity."""
     if highlighted and trial is highlighted[0]:
         return f"best: trial {trial.number}", {"color": BEST, "width": 3}, 1.0
@@ -186,8 +184,7 @@ def parameter_importance(summary: StudySummary, study: optuna.Study) -> Panel:
     bars = figure.data[0]
     bars.update(marker={"color": COMPLETE}, hovertemplate="%{y}: %{x:.3f}<extra></extra>")
     bars.y = [
-        plot_text(name.removesuffix(ZERO_SUFFIX) + " is 0" if name.endswith(ZERO_SUFFIX) else name)
-        for name in bars.y
+        plot_text(name.removesuffix(ZERO_SUFFIX) + " is 0" if name.endswith(ZERO_SUFFIX) else name) for name in bars.y
     ]
     styled(
         figure,

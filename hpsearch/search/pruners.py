@@ -53,9 +53,7 @@ def build_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
         case "none":
             return NopPruner()
         case "median":
-            return MedianPruner(
-                n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs + 1
-            )
+            return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs + 1)
         case "percentile":
             return PercentilePruner(
                 settings.percentile,
@@ -64,9 +62,7 @@ def build_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
             )
         case "successive-halving":
             _check_first_rung(settings, max_epochs)
-            return SuccessiveHalvingPruner(
-                min_resource=settings.min_epochs, reduction_factor=settings.reduction_factor
-            )
+            return SuccessiveHalvingPruner(min_resource=settings.min_epochs, reduction_factor=settings.reduction_factor)
         case "hyperband":
             _check_first_rung(settings, max_epochs)
             return HyperbandPruner(

@@ -158,9 +158,7 @@ class SnapshotStorage(BaseStorage):
     ) -> None:
         self._refuse("set_trial_param")
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         self._refuse("set_trial_state_values")
 
     def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
@@ -170,9 +168,7 @@ class SnapshotStorage(BaseStorage):
         self._refuse("set_trial_user_attr")
 
     def _refuse(self, method: str) -> Never:
-        raise RuntimeError(
-            f"{method} on a snapshot of {self._study_name!r}: it must go to the study's own storage"
-        )
+        raise RuntimeError(f"{method} on a snapshot of {self._study_name!r}: it must go to the study's own storage")
 
 
 @final

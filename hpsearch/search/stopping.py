@@ -1,8 +1,8 @@
 """When a trial ends of its own accord: its rule looks at its own history only, never at other trials.
 
 The worker keeps one `StoppingRule` per trial and asks `decide` after every epoch. A trial that ends here is
-COMPLETE with its best value (PRUNED if it diverged: docs/decisions/0003); giving a trial up because others are better is the
-business of `pruners`.
+COMPLETE with its best value (PRUNED if it diverged: docs/decisions/0003); giving a trial up because others are
+better is the business of `pruners`.
 """
 
 from __future__ import annotations

@@ -62,13 +62,19 @@ class AtomicFileStore(FileSystemArtifactStore):
 class ArtifactFolder:
     """Best parameters of trials, in one folder that all workers of a study share."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the folder, creating it.
+    def __init__(self, folder: Path, *, is_read_only: bool = False) -> None:
+        """Open the folder; create it, unless it is only to be read.
 
         Raises:
             ArtifactError: it cannot be written: found at the start, not after an hour.
         """
         self.folder = folder
+        self.store = AtomicFileStore(folder)
+        if not is_read_only:
+            self._check_writable()
+
+    def _check_writable(self) -> None:
+        folder = self.folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -78,7 +84,6 @@ class ArtifactFolder:
                 f"artifact folder {folder} is not writable for user {_user()}: {error.strerror or error}",
                 hint="name another with --artifacts or HPSEARCH_ARTIFACTS",
             ) from error
-        self.store = AtomicFileStore(folder)
 
     def save_parameters(
         self,
@@ -94,8 +99,10 @@ class ArtifactFolder:
             optuna.exceptions.UpdateFinishedTrialError: the trial has been taken from this worker.
         """
         artifact_id = str(uuid.uuid4())
+        # safetensors writes the memory of an array as it lies: a transposed view would come back scrambled.
+        arrays = {name: np.asarray(array, order="C") for name, array in parameters.items()}
         try:
-            self.store.write(artifact_id, io.BytesIO(save(dict(parameters), metadata=dict(metadata))))
+            self.store.write(artifact_id, io.BytesIO(save(arrays, metadata=dict(metadata))))
         except OSError as error:
             raise ArtifactError(
                 f"cannot write the best parameters into {self.folder}: {error.strerror or error}",

@@ -73,6 +73,19 @@ class Database:
         Raises:
             StorageError: the database did not come back in time, or cannot do it (disk full, rights).
         """
+        return self._patiently(lambda: self._run_once(work))
+
+    def with_optuna(self, work: Callable[[], T]) -> T:
+        """Run `work`, which calls Optuna's own storage, and return its result; wait for a database that is away.
+
+        `work` must be safe to run again, as in `transaction`.
+
+        Raises:
+            StorageError: as in `transaction`.
+        """
+        return self._patiently(work)
+
+    def _patiently(self, work: Callable[[], T]) -> T:
         retrying = Retrying(
             retry=retry_if_exception(is_connection_lost),
             stop=stop_after_delay(self.outage_seconds),
@@ -81,10 +94,10 @@ class Database:
             reraise=True,
         )
         try:
-            return retrying(lambda: self._run_once(work))
-        except DBAPIError as error:
+            return retrying(work)
+        except (DBAPIError, StorageInternalError) as error:
             if not is_connection_lost(error):
-                if _is_refusal(error):
+                if isinstance(error, DBAPIError) and _is_refusal(error):
                     raise _refusal(error, self.url) from error
                 raise  # a bug of ours keeps its traceback
             raise StorageError(
@@ -140,6 +153,8 @@ def describe_address(url: sqlalchemy.URL) -> str:
 
 def is_connection_lost(error: BaseException) -> bool:
     """True for errors that a new connection may cure (server restarted, connection cut, starting up)."""
+    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
+        error = error.__cause__  # Optuna's wrapper around the same errors
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated or isinstance(error, InterfaceError):

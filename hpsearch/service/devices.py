@@ -68,6 +68,31 @@ def resolve_device(wanted: str, visible: VisibleDevices | None = None) -> torch.
     return torch.device("cuda", index)
 
 
+def worker_devices(wanted: str, num_workers: int, visible: VisibleDevices | None = None) -> list[str]:
+    """A device for each of several local workers: a GPU each, the CPU for all, or the one that was named for all.
+
+    Raises:
+        InputError: not a device name, or more workers than GPUs to give one each.
+        DeviceError: the GPU that was asked for is not there.
+    """
+    visible = visible or VisibleDevices.detect()
+    first = resolve_device(wanted, visible)
+    if first.type == "cpu" or wanted not in ("auto", "cuda"):
+        return [str(first)] * num_workers
+    if num_workers > visible.num_gpus:
+        raise InputError(
+            f"{num_workers} workers were asked for, but {visible.num_gpus} GPUs are there, one for each",
+            hint=f"--workers {visible.num_gpus}, or --device cuda:N to share one GPU",
+        )
+    return [f"cuda:{index}" for index in range(num_workers)]
+
+
+def use_full_float32() -> None:
+    """Let GPUs compute float32 as float32: cuDNN's default is TF32, with 10 bits of mantissa instead of 23."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def describe_device(device: torch.device) -> str:
     """A name for people: `cpu` or `cuda:0 (NVIDIA H200)`."""
     if device.type == "cuda":

@@ -24,8 +24,10 @@ CLAIMED = text(f"""
 
 # A point on its last attempt is trained alone, so that a poisonous one takes no neighbour's attempts with it.
 # It waits until nothing else does, and its worker takes nothing beside it.
+#
+# MATERIALIZED: without statistics (a fresh study) the planner would count `mine` anew for each waiting point.
 CLAIM = text("""
-    WITH mine AS (
+    WITH mine AS MATERIALIZED (
         SELECT count(*) AS held, coalesce(bool_or(crashes >= :last_attempt), false) AS is_alone
         FROM hpsearch_points WHERE study_id = :study AND owner = :owner
     ), first AS (

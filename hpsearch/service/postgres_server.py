@@ -44,8 +44,7 @@ _INITDB_OPTIONS = (
 )
 # Relative to the data folder, where the server works: no path needs quoting for the shell that pg_ctl calls.
 _SERVER_OPTIONS = (
-    f"-h '' -p {_PORT} -k .. -c unix_socket_permissions=0700 "
-    "-c timezone=UTC -c log_timezone=UTC -c log_checkpoints=off"
+    f"-h '' -p {_PORT} -k .. -c unix_socket_permissions=0700 -c timezone=UTC -c log_timezone=UTC -c log_checkpoints=off"
 )
 
 logger = logging.getLogger(__name__)
@@ -144,9 +143,7 @@ class PostgresServer:
         # -w waits until it is done; a longer recovery goes on by itself and `ensure_running` keeps asking.
         seconds = max(1, round(limit_seconds))
         arguments = ("-w", "-t", str(seconds), "-D", "data", *options)
-        return self.programs.run(
-            "pg_ctl", action, *arguments, folder=self.folder, timeout_seconds=seconds + 10
-        ).stdout
+        return self.programs.run("pg_ctl", action, *arguments, folder=self.folder, timeout_seconds=seconds + 10).stdout
 
     def _clear_remains(self, deadline: float) -> None:
         """Remove the lock files of a server that is gone, if they would keep PostgreSQL from starting.

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from hpsearch.data.catalog import DataLocations, DownloadProgress, load_selection_data
+from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData
-from hpsearch.errors import DataError, InputError
+from hpsearch.errors import DataError
 from hpsearch.search.pruners import build_pruner
 from hpsearch.service.database import Database
 from hpsearch.service.registry import StoredStudy, create_study, find_study
@@ -45,9 +48,7 @@ def prepare_study(
     find_study(database, definition)  # a changed definition is told before any data is fetched
     data = load_selection_data(definition.data, locations=locations, progress=progress)
     check_points(definition, data)
-    study, is_new = create_study(
-        database, definition, dataset_checksums=data.checksums, cohort_of=cohort_name
-    )
+    study, is_new = create_study(database, definition, dataset_checksums=data.checksums, cohort_of=cohort_name)
     return PreparedStudy(study=study, is_new=is_new, data=data)
 
 
@@ -78,15 +79,10 @@ def check_points(definition: StudyDefinition, data: SelectionData) -> None:
         InputError: names the key, its value and the allowed range.
     """
     build_pruner(definition.pruning, definition.training.max_epochs)
-    num_train = len(data.train.labels)
+    resident = ResidentData.place(data, torch.device("cpu"), max_resident_bytes=definition.data.max_resident_bytes)
     for settings in map(definition.resolve, _corner_points(definition)):
-        if settings.training.batch_size > num_train:
-            raise InputError(
-                f"batch_size must be from 1 to {num_train:,} (the training images), "
-                f"got {settings.training.batch_size:,}",
-                hint="lower training.batch_size",
-            )
-        build_network(settings.model, image_shape=data.image_shape, num_classes=data.num_classes)
+        resident.num_minibatches(settings.training.batch_size)
+        build_network(settings.model, data.image_shape, data.num_classes)
 
 
 def _corner_points(definition: StudyDefinition) -> list[dict[str, float | int | str | bool]]:

@@ -16,12 +16,12 @@ from types import TracebackType
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpsearch.errors import HpsearchError
 from hpsearch.logs import get_logger
 from hpsearch.service.ledger import PRESENCE_NAMESPACE, Ledger
 
 _log = get_logger("presence")
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(:namespace, :owner)")
+_UNLOCK = text("SELECT pg_advisory_unlock(:namespace, :owner)")
 _HAS_LOCK = text("""
     SELECT count(*) FROM pg_locks
     WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND classid = CAST(:namespace AS oid)
@@ -51,6 +51,9 @@ class Presence:
     ) -> None:
         self._stopped.set()
         self._thread.join(timeout=5.0)
+        if not self._thread.is_alive():  # else it hangs in the session, which is cut then
+            with contextlib.suppress(SQLAlchemyError):
+                self._ask(_UNLOCK, self.ledger.owner)
         self._close()
 
     def renew(self) -> None:
@@ -71,8 +74,9 @@ class Presence:
         while not self._stopped.wait(self.ledger.lease_seconds / 3):
             try:
                 self.renew()
-            except (HpsearchError, SQLAlchemyError) as error:
-                # The worker's own writes find out about a lasting outage and end it; this thread goes on.
+            except Exception as error:
+                # Whatever it was: the worker's own writes find out about a lasting outage and end it, while the
+                # end of this thread would silently cost all leases.
                 _log.warning("could not renew the leases: %s", _first_line(error))
 
     def _take_number(self) -> int:

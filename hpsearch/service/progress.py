@@ -58,9 +58,7 @@ def read_progress(database: Database, study_id: int) -> Progress:
         epochs_of_counted=totals.epochs_of_counted,
         best_value=totals.best_value,
         best_trial=totals.best_trial,
-        running=tuple(
-            RunningTrial(number=row.number, epoch=row.epoch or 0, value=row.value) for row in running
-        ),
+        running=tuple(RunningTrial(number=row.number, epoch=row.epoch or 0, value=row.value) for row in running),
     )
 
 

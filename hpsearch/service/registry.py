@@ -139,9 +139,7 @@ def load_study(database: Database, name: str) -> StoredStudy:
         )
     study_id, values = attributes
     if DEFINITION_ATTRIBUTE not in values:
-        raise InputError(
-            f"study {name!r} exists, but hpsearch did not create it", hint="take another study name"
-        )
+        raise InputError(f"study {name!r} exists, but hpsearch did not create it", hint="take another study name")
     try:
         definition = StudyDefinition.from_canonical_json(values[DEFINITION_ATTRIBUTE])
     except ValidationError as error:
@@ -213,9 +211,7 @@ def _insert_study(connection: Connection, definition: StudyDefinition, checksums
         insert(tables.studies).values(study_name=definition.name).returning(tables.studies.c.study_id)
     ).scalar_one()
     connection.execute(
-        insert(tables.study_directions).values(
-            study_id=study_id, direction=StudyDirection.MINIMIZE, objective=0
-        )
+        insert(tables.study_directions).values(study_id=study_id, direction=StudyDirection.MINIMIZE, objective=0)
     )
     attributes = {
         DEFINITION_ATTRIBUTE: definition.canonical_json(),

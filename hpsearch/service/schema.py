@@ -61,8 +61,7 @@ def _check_optuna_revision(storage: RDBStorage, address: str) -> None:
     spoken, stored = storage.get_head_version(), storage.get_current_version()
     if spoken != tables.OPTUNA_REVISION:
         raise StorageError(
-            f"Optuna {optuna.__version__} has schema revision {spoken}, this hpsearch writes "
-            f"{tables.OPTUNA_REVISION}",
+            f"Optuna {optuna.__version__} has schema revision {spoken}, this hpsearch writes {tables.OPTUNA_REVISION}",
             hint="install a version of Optuna that this hpsearch was made for: pip install 'optuna>=5,<6'",
         )
     if stored != spoken:

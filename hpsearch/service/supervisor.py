@@ -6,30 +6,39 @@ on as SIGTERM, and reads progress. Workers notice when their supervisor is gone 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO, NoReturn
 
-from hpsearch.errors import HpsearchError, InputError, SurroundingsError
+from hpsearch.errors import ArtifactError, HpsearchError, InputError, SurroundingsError
 from hpsearch.logs import get_logger
 from hpsearch.service.database import Database
+from hpsearch.service.ledger import PointCounts
 from hpsearch.service.progress import Progress, read_progress
 from hpsearch.service.registry import StoredStudy
 
 _log = get_logger("supervisor")
 
-MAX_RESTARTS = 3  # per worker
+MAX_RESTARTS = 5  # per worker, without a point that was counted or given up since
 STOP_SECONDS = 10.0  # what a worker gets between SIGTERM and SIGKILL
 SUPERVISOR_VARIABLE = "HPSEARCH_SUPERVISOR_PID"
+_LOG_HEADING = "--- worker started"
 
 
 class WorkersFailedError(HpsearchError):
-    """All local workers died more often than they are restarted."""
+    """Local workers cannot start, or die more often than they are restarted."""
+
+    def __init__(self, message: str, *, hint: str, exit_code: int) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code  # that of the worker, which knows what was wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +46,16 @@ class WorkerCommand:
     """How to start one worker of a study.
 
     Args:
-        storage_url: passed in the environment, never on the command line, where `ps` would show its password.
+        storage_url: passed in the environment, never on the command line, where `ps` would show its password;
+            None: the embedded PostgreSQL, which the workers join as users of their own.
+        devices: one per worker.
         threads: CPU threads per worker.
         log_folder: one file per worker.
     """
 
     study_name: str
-    storage_url: str
-    device: str
+    storage_url: str | None
+    devices: Sequence[str]
     lanes: str
     artifacts: Path
     threads: int
@@ -55,16 +66,19 @@ class WorkerCommand:
 
     def start(self, index: int) -> subprocess.Popen[bytes]:
         """Start worker number `index` (0, 1, ...); its output goes to its log file."""
-        arguments = ["worker", self.study_name, "--device", self.device, "--lanes", self.lanes]
+        arguments = ["worker", self.study_name, "--device", self.devices[index], "--lanes", self.lanes]
         environment = {
             **os.environ,
-            "HPSEARCH_STORAGE": self.storage_url,
             "HPSEARCH_ARTIFACTS": str(self.artifacts),
             "OMP_NUM_THREADS": str(self.threads),
+            # Threads that wait for each other sleep rather than spin: on busy cores spinning made an epoch seven
+            # times slower (docs/lab-notes.md).
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             SUPERVISOR_VARIABLE: str(os.getpid()),
         }
-        self.log_folder.mkdir(parents=True, exist_ok=True)
-        with self.log_file(index).open("ab") as log:
+        if self.storage_url is not None:
+            environment["HPSEARCH_STORAGE"] = self.storage_url
+        with self._open_log(index) as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "hpsearch", *arguments],
                 env=environment,
@@ -73,6 +87,26 @@ class WorkerCommand:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends them in order
             )
+
+    def last_words(self, index: int) -> str:
+        """The error that a worker's log ends with, or its last line."""
+        text = self.log_file(index).read_text(encoding="utf-8", errors="replace")
+        lines = text.rpartition(_LOG_HEADING)[2].strip().splitlines()[1:]  # of this start only
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return (errors or lines or ["its log is empty"])[-1]
+
+    def _open_log(self, index: int) -> IO[bytes]:
+        try:
+            self.log_folder.mkdir(parents=True, exist_ok=True)
+            log = self.log_file(index).open("ab")
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write the workers' logs into {self.log_folder}: {error.strerror}",
+                hint="set HPSEARCH_HOME to a folder of yours",
+            ) from error
+        log.write(f"{_LOG_HEADING} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
+        log.flush()
+        return log
 
 
 @dataclass(kw_only=True)
@@ -83,9 +117,10 @@ class Supervisor:
     study: StoredStudy
     command: WorkerCommand
     num_workers: int
-    poll_seconds: float = 0.5
+    poll_seconds: float = 1.0
     _processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)  # by worker index
-    _restarts: dict[int, int] = field(default_factory=dict)
+    _restarts: dict[int, int] = field(default_factory=dict)  # since a point was last counted or given up
+    _num_settled: int = 0
 
     def run(self, on_progress: Callable[[Progress], None]) -> Progress:
         """Run until no point is unfinished; returns the last progress.
@@ -102,34 +137,37 @@ class Supervisor:
                 on_progress(progress)
                 if progress.counts.unfinished == 0:
                     return progress
-                self._look_after_workers()
+                self._look_after_workers(progress.counts)
                 time.sleep(self.poll_seconds)
         finally:
             self.stop()
 
     def stop(self) -> None:
-        """End all workers: SIGTERM, and SIGKILL for those that do not listen."""
+        """End all workers: SIGTERM, and SIGKILL for those that do not listen, or at the second Ctrl-C."""
         for process in self._processes.values():
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
-        for process in self._processes.values():
-            try:
-                process.wait(timeout=max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        try:
+            for process in self._processes.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=max(0.1, deadline - time.monotonic()))
+        finally:
+            for process in self._processes.values():
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
 
-    def _look_after_workers(self) -> None:
+    def _look_after_workers(self, counts: PointCounts) -> None:
+        if counts.counted + counts.failed > self._num_settled:
+            self._num_settled = counts.counted + counts.failed
+            self._restarts.clear()
         for index, process in list(self._processes.items()):
             code = process.poll()
             if code is None or code == 0:
                 continue
             if code in (InputError.exit_code, SurroundingsError.exit_code):
-                raise WorkersFailedError(
-                    f"worker {index} cannot work: {self._last_words(index)}",
-                    hint=f"its log: {self.command.log_file(index)}",
-                )
+                self._give_up(index, "cannot work", code)
             self._restart(index, code)
         if self._processes and all(process.poll() == 0 for process in self._processes.values()):
             # All left in peace, yet a point is open: one was given back at the last moment. Take it up again.
@@ -139,16 +177,14 @@ class Supervisor:
         restarts = self._restarts.get(index, 0) + 1
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         if restarts > MAX_RESTARTS:
-            raise WorkersFailedError(
-                f"worker {index} died {restarts} times, the last time with {cause}: {self._last_words(index)}",
-                hint=f"its log: {self.command.log_file(index)}",
-            )
+            self._give_up(index, f"died {restarts} times in a row ({cause})", HpsearchError.exit_code)
         _log.warning("worker %d died (%s): starting it again", index, cause)
         self._restarts[index] = restarts
         self._processes[index] = self.command.start(index)
 
-    def _last_words(self, index: int) -> str:
-        lines = (
-            self.command.log_file(index).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    def _give_up(self, index: int, what: str, exit_code: int) -> NoReturn:
+        raise WorkersFailedError(
+            f"worker {index} {what}: {self.command.last_words(index)}",
+            hint=f"its log: {self.command.log_file(index)}; the same command resumes the study",
+            exit_code=exit_code,
         )
-        return lines[-1] if lines else "its log is empty"

@@ -57,9 +57,7 @@ points = Table(
     metadata,
     Column("study_id", Integer, ForeignKey(studies.c.study_id, ondelete="CASCADE"), primary_key=True),
     Column("point", Integer, primary_key=True),  # 0, 1, 2 ... in grid order
-    Column(
-        "trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), nullable=False, unique=True
-    ),
+    Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), nullable=False, unique=True),
     # Points of one cohort may share a worker's lanes. NULL: parameters are drawn when the point is claimed.
     Column("cohort", Text),
     Column("attempt", Integer, nullable=False, default=1),

@@ -41,9 +41,7 @@ _SET_ATTRIBUTES = text("""
 
 def count_trials(connection: Connection, study_id: int) -> int:
     """Lock the study's row, as Optuna does when it numbers a new trial, and count its trials."""
-    connection.execute(
-        select(tables.studies.c.study_id).where(tables.studies.c.study_id == study_id).with_for_update()
-    )
+    connection.execute(select(tables.studies.c.study_id).where(tables.studies.c.study_id == study_id).with_for_update())
     return connection.execute(
         select(func.count()).select_from(tables.trials).where(tables.trials.c.study_id == study_id)
     ).scalar_one()
@@ -90,13 +88,9 @@ def insert_parameters(
     )
 
 
-def write_trial_attributes(
-    connection: Connection, attributes: Sequence[tuple[int, Mapping[str, Any]]]
-) -> None:
+def write_trial_attributes(connection: Connection, attributes: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
     """Set user attributes of trials, replacing those of the same key."""
-    rows = [
-        (trial_id, key, json.dumps(value)) for trial_id, values in attributes for key, value in values.items()
-    ]
+    rows = [(trial_id, key, json.dumps(value)) for trial_id, values in attributes for key, value in values.items()]
     if not rows:
         return
     trial_ids, keys, texts = (list(column) for column in zip(*rows, strict=True))

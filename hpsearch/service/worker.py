@@ -21,6 +21,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport, Validation
+from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import build_pruner, is_competitive
 from hpsearch.search.samplers import build_sampler
@@ -115,9 +116,7 @@ class Worker:
         definition = self.study.definition
         self._curves = CurveReader(self.database, self.study.study_id)
         pruner = build_pruner(definition.pruning, definition.training.max_epochs)
-        self._snapshot = StudySnapshot(
-            study_name=definition.name, study_id=self.study.study_id, pruner=pruner
-        )
+        self._snapshot = StudySnapshot(study_name=definition.name, study_id=self.study.study_id, pruner=pruner)
         with Presence(ledger or Ledger(database=self.database, study_id=self.study.study_id)) as presence:
             self._ledger = presence.ledger
             try:
@@ -125,6 +124,8 @@ class Worker:
                     pass
             except WorkerStopped:
                 pass
+            except StorageError:
+                raise  # nothing can be given back to a database that is away: the leases run out
             except BaseException:
                 self._ledger.release("its worker failed", is_crash=True)
                 raise
@@ -173,7 +174,11 @@ class Worker:
     def _admit(self, claim: Claim) -> None:
         definition = self.study.definition
         if definition.is_drawn:
-            claim = replace(claim, parameters=self._draw(claim))
+            try:
+                claim = replace(claim, parameters=self.database.with_optuna(lambda: self._draw(claim)))
+            except UpdateFinishedTrialError:
+                _log.warning("%s: lost trial %d before it began", self.name, claim.number)
+                return
         settings = definition.resolve(claim.parameters)
         name = cohort_name(settings)
         if not self._lanes:
@@ -193,9 +198,7 @@ class Worker:
         """Let the sampler choose parameters; those that an earlier attempt has drawn stay."""
         study = self.database.load_study(self.study.name)
         strategy = self.study.definition.search.strategy
-        study.sampler = build_sampler(
-            strategy, study_seed=self.study.definition.seed, trial_number=claim.number
-        )
+        study.sampler = build_sampler(strategy, study_seed=self.study.definition.seed, trial_number=claim.number)
         study.get_trials(deepcopy=False)  # Optuna's cache refuses to write to a trial that it has not read
         trial = optuna.Trial(study, claim.trial_id)
         for dimension in self.study.definition.search.dimensions:
@@ -247,14 +250,10 @@ class Worker:
         lane = self._lanes[trial_id]
         attributes = self._attributes(lane, decision.reason.value, decision.detail)
         if decision.reason is StopReason.DIVERGED or lane.best is None:
-            return Result(
-                trial_id=trial_id, outcome=Outcome.PRUNED, value=lane.last_value, attributes=attributes
-            )
+            return Result(trial_id=trial_id, outcome=Outcome.PRUNED, value=lane.last_value, attributes=attributes)
         if not self._save_if_best(lane):
             return None
-        return Result(
-            trial_id=trial_id, outcome=Outcome.COMPLETE, value=lane.best.zero_one, attributes=attributes
-        )
+        return Result(trial_id=trial_id, outcome=Outcome.COMPLETE, value=lane.best.zero_one, attributes=attributes)
 
     def _pruned_result(self, trial_id: int) -> Result:
         """As Optuna has it, the value of a pruned trial is its last report."""
@@ -279,7 +278,8 @@ class Worker:
 
     def _save_if_best(self, lane: Lane) -> bool:
         """Keep the parameters of a trial that is as good as any so far. False: the trial is no longer ours."""
-        assert self._cohort is not None and lane.best is not None
+        assert self._cohort is not None
+        assert lane.best is not None
         best_so_far = self._ledger.best_value()
         if best_so_far is not None and lane.best.zero_one > best_so_far:
             return True
@@ -292,7 +292,9 @@ class Worker:
         }
         parameters = self._cohort.best_parameters(lane.claim.trial_id)
         try:
-            self.artifacts.save_parameters(self.database.storage, lane.claim.trial_id, parameters, metadata)
+            self.database.with_optuna(
+                lambda: self.artifacts.save_parameters(self.database.storage, lane.claim.trial_id, parameters, metadata)
+            )
         except UpdateFinishedTrialError:
             return False
         return True

@@ -41,9 +41,7 @@ class DenseLayer:
             fans = {"fan_in": self.num_inputs, "fan_out": self.num_outputs}
             bound = weight_bound(self.activation, model.initialization, **fans)
         return {
-            self.weight: ParameterShape(
-                shape=(self.num_inputs, self.num_outputs), bound=bound, is_weight=True
-            ),
+            self.weight: ParameterShape(shape=(self.num_inputs, self.num_outputs), bound=bound, is_weight=True),
             self.bias: ParameterShape(shape=(self.num_outputs,), bound=0.0, is_weight=False),
         }
 
@@ -98,9 +96,7 @@ class Logistic(DenseNetwork):
 
     @cached_property
     def layers(self) -> tuple[DenseLayer, ...]:
-        scores = DenseLayer(
-            name="output", num_inputs=self.num_pixels, num_outputs=self.num_classes, activation=None
-        )
+        scores = DenseLayer(name="output", num_inputs=self.num_pixels, num_outputs=self.num_classes, activation=None)
         return (scores,)
 
 

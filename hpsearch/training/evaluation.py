@@ -18,9 +18,7 @@ SLICE_FLOATS = 2**20
 
 
 @torch.no_grad()
-def validate(
-    network: Network, parameters: Mapping[str, Tensor], data: ResidentData, *, iteration: int
-) -> Validation:
+def validate(network: Network, parameters: Mapping[str, Tensor], data: ResidentData, *, iteration: int) -> Validation:
     """Losses of one trial on the whole validation set.
 
     Args:
@@ -37,9 +35,7 @@ def validate(
 
 
 @torch.no_grad()
-def validate_lanes(
-    network: Network, parameters: Mapping[str, Tensor], data: ResidentData
-) -> tuple[Tensor, Tensor]:
+def validate_lanes(network: Network, parameters: Mapping[str, Tensor], data: ResidentData) -> tuple[Tensor, Tensor]:
     """Losses of every lane on the whole validation set, left on the device.
 
     Args:

@@ -30,9 +30,7 @@ class ParameterShape:
     is_weight: bool
 
 
-def weight_bound(
-    activation: Activation, initialization: Initialization, *, fan_in: float, fan_out: float
-) -> float:
+def weight_bound(activation: Activation, initialization: Initialization, *, fan_in: float, fan_out: float) -> float:
     """Half the width of the interval from which a layer's initial weights are drawn.
 
     tanh: sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010); sigmoid: 4 times that. ReLU: sqrt(6 / fan_in)

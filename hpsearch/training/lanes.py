@@ -166,9 +166,7 @@ class Cohort:
         seconds = (time.perf_counter() - started) / len(self._lanes)
         return {
             lane.key: self._report(lane, column, learning_rate, seconds)
-            for lane, column, learning_rate in zip(
-                self._lanes, zip(*rows, strict=True), learning_rates, strict=True
-            )
+            for lane, column, learning_rate in zip(self._lanes, zip(*rows, strict=True), learning_rates, strict=True)
         }
 
     def _train_epoch_on_device(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
@@ -188,8 +186,7 @@ class Cohort:
         if not self.shape.shuffle:
             return minibatches(self._data, self.shape.batch_size, dtype=self._dtype)
         orders = [
-            minibatch_order(lane.settings.seed, lane.num_epochs + 1, self._data.num_train)
-            for lane in self._lanes
+            minibatch_order(lane.settings.seed, lane.num_epochs + 1, self._data.num_train) for lane in self._lanes
         ]
         return lane_minibatches(self._data, self.shape.batch_size, dtype=self._dtype, orders=orders)
 
@@ -198,9 +195,7 @@ class Cohort:
             minibatch, num_minibatches=self._num_minibatches, validations_every=self._validations_every
         )
 
-    def _report(
-        self, lane: _Lane, numbers: tuple[float, ...], learning_rate: float, seconds: float
-    ) -> EpochReport:
+    def _report(self, lane: _Lane, numbers: tuple[float, ...], learning_rate: float, seconds: float) -> EpochReport:
         """Take note of one lane's epoch: train NLL, then zero-one loss and NLL of each validation."""
         offset = lane.num_epochs * self._num_minibatches
         validations = tuple(

@@ -74,9 +74,7 @@ class LeNet(Network):
         height, width = self.pooled_shapes[1]
         num_features = self.model.kernels[1] * height * width  # 50 * 4 * 4 = 800 in the notes
         units = self.model.hidden_units
-        hidden = DenseLayer(
-            name="hidden", num_inputs=num_features, num_outputs=units, activation=self.model.activation
-        )
+        hidden = DenseLayer(name="hidden", num_inputs=num_features, num_outputs=units, activation=self.model.activation)
         scores = DenseLayer(name="output", num_inputs=units, num_outputs=self.num_classes, activation=None)
         return hidden, scores
 
@@ -117,9 +115,7 @@ class LeNet(Network):
             maps = activate(self.model.activation, pooled + biases)
         hidden, scores = self.dense_layers
         features = maps.flatten(start_dim=1)  # [B, 800]
-        units = activate(
-            self.model.activation, features @ parameters[hidden.weight] + parameters[hidden.bias]
-        )
+        units = activate(self.model.activation, features @ parameters[hidden.weight] + parameters[hidden.bias])
         return units @ parameters[scores.weight] + parameters[scores.bias]
 
     def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:

@@ -61,9 +61,7 @@ def _slices(images: Tensor, labels: Tensor, batch_size: int, *, dim: int) -> Ite
         yield images.narrow(dim, start, batch_size), labels.narrow(dim, start, batch_size)
 
 
-def _lane_chunks(
-    data: ResidentData, batch_size: int, orders: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _lane_chunks(data: ResidentData, batch_size: int, orders: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """The lanes' chunks side by side: images [L, K*B, pixels], labels [L, K*B]. Takes L chunks of memory.
 
     All visits share the same device buffers: each lane's chunk is copied before the next lane's comes.

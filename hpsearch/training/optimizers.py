@@ -52,9 +52,7 @@ class Rates:
     @classmethod
     def _unpacked(cls, values: Tensor) -> Rates:
         learning_rate, momentum, beta_1, beta_2, epsilon = values.unbind(0)
-        return cls(
-            learning_rate=learning_rate, momentum=momentum, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon
-        )
+        return cls(learning_rate=learning_rate, momentum=momentum, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
 
 
 def _row(training: TrainingSettings, learning_rate: float) -> list[float]:

@@ -58,9 +58,7 @@ class _Trial:
         validation = validate(self.network, self.parameters, data, iteration=self.iteration)
         if validation.is_finite and validation.is_better_than(self.best):
             self.best = validation
-            self.best_parameters = {
-                name: value.cpu().numpy().copy() for name, value in self.parameters.items()
-            }
+            self.best_parameters = {name: value.cpu().numpy().copy() for name, value in self.parameters.items()}
         return validation
 
 

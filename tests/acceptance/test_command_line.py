@@ -168,9 +168,7 @@ def test_the_views_tell_the_same_best_point(shell: Shell) -> None:
     assert json.loads((shell.folder / "best.json").read_text())["parameters"] == document["parameters"]
     assert tomllib.loads((shell.folder / "best.toml").read_text())["parameters"] == document["parameters"]
     assert yaml.safe_load((shell.folder / "best.yaml").read_text())["parameters"] == document["parameters"]
-    variables = dict(
-        word.split("=", 1) for word in shlex.split((shell.folder / "best.env").read_text(), comments=True)
-    )
+    variables = dict(word.split("=", 1) for word in shlex.split((shell.folder / "best.env").read_text(), comments=True))
     assert float(variables["HPSEARCH_LEARNING_RATE"]) == learning_rate
 
     shell.told("export", "small", "-o", "best.json", "--model", "best.safetensors")
@@ -204,17 +202,16 @@ def test_everything_killed_and_run_again_does_exactly_the_remainder(shell: Shell
     shell.ok(*arguments)
     trials = shell.counted()
     assert [trial.user_attrs["point"] for trial in trials] == list(range(9))
-    assert all(
-        trial.datetime_complete == finished.get(trial.number, trial.datetime_complete) for trial in trials
-    )
+    assert all(trial.datetime_complete == finished.get(trial.number, trial.datetime_complete) for trial in trials)
 
 
-def test_ctrl_c_leaves_a_study_that_the_same_command_resumes(shell: Shell) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_an_interrupted_study_is_resumed_by_the_same_command(number: signal.Signals, shell: Shell) -> None:
     arguments = ("run", shell.study_file, "--set", "training.max_epochs=150", "--lanes", "2")
     process = shell.start(*arguments)
     wait_until(lambda: any(trial.intermediate_values for trial in shell_trials(shell)))
     workers = children_of(process.pid)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "the same command resumes the study" in err
@@ -254,9 +251,7 @@ def test_sigterm_gives_the_trials_back_within_ten_seconds_and_exits_0(shell: She
     assert json.loads(shell.told("status", "small", "--json"))["points"]["waiting"] == 9
 
 
-def test_without_a_storage_the_embedded_postgresql_serves_and_keeps_the_study(
-    shell: Shell, open_folder: Path
-) -> None:
+def test_without_a_storage_the_embedded_postgresql_serves_and_keeps_the_study(shell: Shell, open_folder: Path) -> None:
     home = open_folder / "embedded-home"
     del shell.environment["HPSEARCH_STORAGE"]
     shell.environment["HPSEARCH_HOME"] = str(home)
@@ -299,7 +294,8 @@ BAD_DEFINITIONS = [
     (["training.learning_rate=nan"], "training.learning_rate must be finite and > 0, got nan", None),
     (["training.learning_rate=fast"], "training.learning_rate must be finite and > 0, got 'fast'", None),
     (["training.batch_size=0"], "training.batch_size must be a whole number >= 1, got 0", None),
-    (["training.batch_size=2000"], "batch_size must be from 1 to 1,285", None),
+    (["training.batch_size=2000"], "training.batch_size must be in 1..1285", None),
+    (["data.max_resident_bytes=1000"], "data.max_resident_bytes = 1000 holds 0", "at least 62880"),
     (["training.max_epochs=0"], "training.max_epochs must be a whole number >= 1, got 0", None),
     (["search.learning_rate=[]"], "search.learning_rate has no values", None),
     (["search.learning_rate=[0.1, 0.1]"], "search.learning_rate has the value 0.1 twice", None),
@@ -360,9 +356,7 @@ def test_a_changed_definition_under_the_same_name_is_refused_with_its_difference
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_bad_command_is_refused_in_one_line(
-    arguments: list[str], code: int, message: str, shell: Shell
-) -> None:
+def test_a_bad_command_is_refused_in_one_line(arguments: list[str], code: int, message: str, shell: Shell) -> None:
     done = shell.within(*arguments)
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert message in done.stderr

@@ -1,4 +1,4 @@
-"""What integration tests share: a database with its tables, studies in it, and a look at what stands there."""
+"""What integration tests share: a database with its tables, studies in it, and a look at what is there."""
 
 from __future__ import annotations
 
@@ -115,8 +115,6 @@ def epoch() -> Callable[..., EpochReport]:
 
     def make(number: int = 1, zero_one: float = 0.5) -> EpochReport:
         validation = Validation(iteration=100 * number, zero_one=zero_one, nll=2 * zero_one)
-        return EpochReport(
-            epoch=number, validations=(validation,), train_nll=0.25, learning_rate=0.125, seconds=0.5
-        )
+        return EpochReport(epoch=number, validations=(validation,), train_nll=0.25, learning_rate=0.125, seconds=0.5)
 
     return make

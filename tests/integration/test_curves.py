@@ -95,9 +95,7 @@ def test_reading_is_one_statement_that_leaves_out_what_is_known(
     assert [a is b for a, b in zip(first, second, strict=True)] == [True, True, True, False, False]
 
 
-def test_other_studies_do_not_show(
-    ledger: Ledger, reader: CurveReader, new_study: Callable[..., StoredStudy]
-) -> None:
+def test_other_studies_do_not_show(ledger: Ledger, reader: CurveReader, new_study: Callable[..., StoredStudy]) -> None:
     other = Ledger(database=ledger.database, study_id=new_study(2).study_id, owner=1)
     other.claim(2)
     assert reader.read() == []
@@ -117,14 +115,11 @@ def test_pruner_decides_on_these_trials_as_optuna_does_on_its_own(
     ledger: Ledger, reader: CurveReader, epoch: Epoch, pruner: optuna.pruners.BasePruner
 ) -> None:
     claims = ledger.claim(5)
-    for number in (1, 2, 3):
-        ledger.record(
-            {claim.trial_id: epoch(number, 0.1 * (i + 1) / number) for i, claim in enumerate(claims)},
-            [
-                (claim.trial_id, f"completed_rung_{number - 1}", 0.1 * (i + 1))
-                for i, claim in enumerate(claims)
-            ],
-        )
+    for number in (1, 2, 3, 4):
+        ledger.record({claim.trial_id: epoch(number, 0.1 * (i + 1)) for i, claim in enumerate(claims)})
+    # The rungs at epochs 1 and 2 are behind all of them, the one at epoch 4 behind the first three.
+    passed = [(i, rung) for i in range(5) for rung in range(3) if i < 3 or rung < 2]
+    ledger.record({}, [(claims[i].trial_id, f"completed_rung_{rung}", 0.1 * (i + 1)) for i, rung in passed])
     ledger.finish([Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, value=0.1) for c in claims[:3]])
     name = ledger.database.storage.get_study_name_from_id(ledger.study_id)
     snapshot = StudySnapshot(study_name=name, study_id=ledger.study_id, pruner=pruner)

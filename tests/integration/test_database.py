@@ -96,9 +96,7 @@ def test_sessions_run_in_utc_whatever_the_server_says(database_url: str) -> None
 
 
 def test_options_of_the_url_are_kept(database_url: str) -> None:
-    url = make_url(database_url).update_query_dict(
-        {"options": "-c lock_timeout=1234", "application_name": "mine"}
-    )
+    url = make_url(database_url).update_query_dict({"options": "-c lock_timeout=1234", "application_name": "mine"})
     opened = open_database(url.render_as_string(hide_password=False))
     ask = opened.transaction
     assert ask(lambda c: c.execute(text("SHOW lock_timeout")).scalar_one()) == "1234ms"
@@ -107,12 +105,8 @@ def test_options_of_the_url_are_kept(database_url: str) -> None:
     opened.close()
 
 
-@pytest.mark.parametrize(
-    ("revision", "hint"), [("v3.0.0.d", "optuna storage upgrade"), ("v9.9.9.a", "newer Optuna")]
-)
-def test_optuna_schema_of_another_version_is_refused_with_both(
-    tables_url: str, revision: str, hint: str
-) -> None:
+@pytest.mark.parametrize(("revision", "hint"), [("v3.0.0.d", "optuna storage upgrade"), ("v9.9.9.a", "newer Optuna")])
+def test_optuna_schema_of_another_version_is_refused_with_both(tables_url: str, revision: str, hint: str) -> None:
     engine = create_engine(tables_url)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = :r"), {"r": revision})
@@ -138,9 +132,7 @@ def test_own_schema_of_another_version_is_refused_with_both(tables_url: str, sql
     assert caught.value.hint is not None
 
 
-def test_optuna_with_another_schema_than_we_write_is_refused(
-    tables_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_optuna_with_another_schema_than_we_write_is_refused(tables_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RDBStorage, "get_head_version", lambda _: "v6.0.0.a")
     with pytest.raises(StorageError, match=r"has schema revision v6\.0\.0\.a, this hpsearch writes v3"):
         open_database(tables_url)
@@ -297,9 +289,7 @@ def test_unreachable_database_gets_address_seconds_and_attempts(monkeypatch: pyt
     assert naps == [0.2, 0.4]
 
 
-def test_server_that_comes_up_while_we_wait_is_joined(
-    tables_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_that_comes_up_while_we_wait_is_joined(tables_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = sqlalchemy.Engine.connect
     refusals = iter([True, True])
 

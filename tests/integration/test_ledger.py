@@ -1,4 +1,4 @@
-"""The ledger: claims, leases and fences; every point counted exactly once, whatever dies and in whatever order."""
+"""The ledger: claims, leases and fences; every point counted exactly once, whatever dies whenever."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def workers(database: Database, new_study: NewStudy) -> Callable[..., list[Ledge
 
     def make(number: int, points: int | dict[str, Any] = 3, **options: Any) -> list[Ledger]:
         study = new_study(points)
-        return [
-            Ledger(database=database, study_id=study.study_id, owner=i + 1, **options) for i in range(number)
-        ]
+        return [Ledger(database=database, study_id=study.study_id, owner=i + 1, **options) for i in range(number)]
 
     return make
 
@@ -98,9 +96,7 @@ def test_claims_come_in_point_order_with_parameters_and_start_the_trials(workers
 
 
 def test_one_claim_brings_points_of_one_cohort_only(workers: Any) -> None:
-    first, second = workers(
-        2, {"learning_rate": [0.1, 0.2], "batch_size": [20, 500]}
-    )  # cohorts 20 500 20 500
+    first, second = workers(2, {"learning_rate": [0.1, 0.2], "batch_size": [20, 500]})  # cohorts 20 500 20 500
     assert [c.point for c in first.claim(9)] == [0, 2]
     assert first.claim(9, cohort="batch 20") == []
     assert [c.point for c in second.claim(9, cohort="batch 500")] == [1, 3]
@@ -111,9 +107,7 @@ def test_cohort_of_another_claimer_in_the_same_moment_is_passed_over(workers: An
     first, second = workers(2, {"learning_rate": [0.1, 0.2], "batch_size": [20, 500]})
     with first.database.engine.begin() as connection:
         connection.execute(
-            text(
-                "SELECT trial_id FROM hpsearch_points WHERE cohort = 'batch 20' AND study_id = :study FOR UPDATE"
-            ),
+            text("SELECT trial_id FROM hpsearch_points WHERE cohort = 'batch 20' AND study_id = :study FOR UPDATE"),
             {"study": first.study_id},
         )
         assert [c.point for c in second.claim(9)] == [1, 3]
@@ -156,9 +150,7 @@ def test_claimers_at_once_get_each_point_exactly_once(tables_url: str, new_study
 # Records
 
 
-def test_record_writes_one_epoch_of_all_lanes_and_renews_the_leases(
-    workers: Any, execute: Any, epoch: Epoch
-) -> None:
+def test_record_writes_one_epoch_of_all_lanes_and_renews_the_leases(workers: Any, execute: Any, epoch: Epoch) -> None:
     (ledger,) = workers(1)
     one, two, three = ledger.claim(3)
     let_leases_run_out(ledger)
@@ -168,9 +160,7 @@ def test_record_writes_one_epoch_of_all_lanes_and_renews_the_leases(
     assert execute("SELECT * FROM hpsearch_epochs WHERE trial_id = :id", id=two.trial_id) == [
         (two.trial_id, 1, 0.25, 0.8, 0.125, 0.5)
     ]
-    assert execute("SELECT bool_and(lease_expires_at > now() + interval '20 s') FROM hpsearch_points") == [
-        (True,)
-    ]
+    assert execute("SELECT bool_and(lease_expires_at > now() + interval '20 s') FROM hpsearch_points") == [(True,)]
 
 
 def test_best_validation_of_the_epoch_is_its_value(workers: Any) -> None:
@@ -331,9 +321,7 @@ def test_worker_that_lost_its_lease_writes_nothing_more(workers: Any, execute: A
     """
     before = execute(everything)
     assert (
-        loser.record(
-            {claim.trial_id: epoch(2) for claim in claims}, [(claims[0].trial_id, "completed_rung_0", 0.1)]
-        )
+        loser.record({claim.trial_id: epoch(2) for claim in claims}, [(claims[0].trial_id, "completed_rung_0", 0.1)])
         == set()
     )
     assert loser.finish([complete(claims[0]), pruned(claims[1])]) == set()
@@ -347,9 +335,10 @@ def test_nobody_writes_on_a_trial_that_another_worker_holds(workers: Any, epoch:
     holder, other = workers(2)
     (claim,) = holder.claim(1)
     assert other.record({claim.trial_id: epoch()}) == set()
+    assert other.record({}, [(claim.trial_id, "completed_rung_0", 0.5)]) == set()
     assert other.finish([complete(claim)]) == set()
     trial = trials_of(holder)[0]
-    assert (trial.state, trial.intermediate_values) == (TrialState.RUNNING, {})
+    assert (trial.state, trial.intermediate_values, trial.system_attrs) == (TrialState.RUNNING, {}, {})
     assert holder.finish([complete(claim)]) == {claim.trial_id}
 
 
@@ -365,9 +354,7 @@ def test_lease_that_ran_out_is_good_until_somebody_takes_it(workers: Any, epoch:
 # Release
 
 
-def test_stopped_worker_gives_its_points_back_without_a_crash(
-    workers: Any, execute: Any, epoch: Epoch
-) -> None:
+def test_stopped_worker_gives_its_points_back_without_a_crash(workers: Any, execute: Any, epoch: Epoch) -> None:
     stopped, other = workers(2)
     one, two = stopped.claim(2)
     stopped.record({one.trial_id: epoch(1), two.trial_id: epoch(1)})
@@ -469,9 +456,7 @@ def test_trial_is_stale_when_its_lease_ran_out_or_its_worker_is_gone(
 
 
 @pytest.mark.usefixtures("old_server")
-def test_presence_in_another_database_or_of_another_worker_does_not_count(
-    workers: Any, database_url: str
-) -> None:
+def test_presence_in_another_database_or_of_another_worker_does_not_count(workers: Any, database_url: str) -> None:
     worker, reaper = workers(2)
     worker.claim(1)
     age_renewals(worker, 20)
@@ -490,9 +475,7 @@ def test_reaping_counts_a_crash_and_requeues_the_point(workers: Any, execute: An
     let_leases_run_out(worker)
     assert reaper.reap() == 1
     assert reaper.reap() == 0
-    assert execute("SELECT attempt, crashes, owner, claim FROM hpsearch_points WHERE point = 0") == [
-        (2, 1, None, None)
-    ]
+    assert execute("SELECT attempt, crashes, owner, claim FROM hpsearch_points WHERE point = 0") == [(2, 1, None, None)]
     assert trials_of(worker)[0].user_attrs["fail_reason"] == "its worker died or lost the database"
 
 
@@ -518,7 +501,7 @@ def test_worker_that_fails_counts_its_crashes_itself(workers: Any) -> None:
 
 
 def test_poisonous_point_takes_no_neighbour_with_it(workers: Any) -> None:
-    """Every worker that trains point 2 dies, with all that is in its lanes: the others are counted all the same."""
+    """Every worker that trains point 2 dies, with all its lanes: the others are counted all the same."""
     (ledger,) = workers(1, 6)
     deaths = 0
     while ledger.counts().unfinished:
@@ -540,6 +523,7 @@ def test_point_on_its_last_attempt_comes_alone_and_last(workers: Any) -> None:
     (two,) = first.claim(1)
     assert two.point == 2
     assert [claim.point for claim in first.claim(9)] == [3]  # 0 and 1 wait for a worker with nothing else
+    assert first.claim(9) == []
     (alone,) = second.claim(9)
     assert alone.point == 0
     assert second.claim(9) == []  # nothing beside it
@@ -549,9 +533,7 @@ def test_point_on_its_last_attempt_comes_alone_and_last(workers: Any) -> None:
 
 def wait_until_blocked(connection: Connection, key: int) -> None:
     """Return when some session waits for the advisory lock `key`."""
-    waiting = text(
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key AND NOT granted"
-    )
+    waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key AND NOT granted")
     deadline = time.monotonic() + 30
     while connection.execute(waiting, {"key": key}).scalar_one() == 0:
         assert time.monotonic() < deadline
@@ -699,7 +681,10 @@ WORKERS = st.integers(0, 2)
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Three workers, six points of two cohorts, and anything that may happen, against a model of the rules."""
+    """Three workers, six points of two cohorts, and anything that may happen, against a model of the rules.
+
+    Source: the four rules of ledger.py, and that a point on its last attempt is trained alone.
+    """
 
     def __init__(self, database: Database, new_study: NewStudy) -> None:
         super().__init__()
@@ -726,9 +711,7 @@ class LedgerMachine(RuleBasedStateMachine):
         waiting = [
             point
             for point in self.points
-            if point.state == "WAITING"
-            and cohort in (None, point.cohort)
-            and (point.crashes < last or not held)
+            if point.state == "WAITING" and cohort in (None, point.cohort) and (point.crashes < last or not held)
         ]
         if not waiting:
             return []
@@ -753,9 +736,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def record(self, number: int, drops_lost: bool) -> None:
         worker = self.workers[number]
         validation = Validation(iteration=1, zero_one=0.5, nll=1.0)
-        report = EpochReport(
-            epoch=1, validations=(validation,), train_nll=1.0, learning_rate=0.1, seconds=1.0
-        )
+        report = EpochReport(epoch=1, validations=(validation,), train_nll=1.0, learning_rate=0.1, seconds=1.0)
         held = worker.ledger.record(dict.fromkeys(worker.lanes, report))
         assert held == {point.trial_id for point in self.held_by(worker)}
         assert held <= worker.lanes.keys()
@@ -815,8 +796,7 @@ class LedgerMachine(RuleBasedStateMachine):
             rows = connection.execute(_POINTS, values).all()
             trials = connection.execute(_TRIALS, values).all()
         expected = [
-            (p.point, p.state, p.owner, p.attempt, p.crashes, p.state in ("COMPLETE", "PRUNED"))
-            for p in self.points
+            (p.point, p.state, p.owner, p.attempt, p.crashes, p.state in ("COMPLETE", "PRUNED")) for p in self.points
         ]
         assert [tuple(row) for row in rows] == expected
         assert [number for number, _, _ in trials] == list(range(len(trials)))

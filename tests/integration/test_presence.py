@@ -17,7 +17,6 @@ from sqlalchemy.exc import OperationalError
 from hpsearch.errors import StorageError
 from hpsearch.service import presence as presence_module
 from hpsearch.service.database import Database
-from hpsearch.service.embedded import EmbeddedPostgres
 from hpsearch.service.ledger import PRESENCE_NAMESPACE, Ledger, PointCounts
 from hpsearch.service.presence import Presence
 from hpsearch.service.registry import StoredStudy
@@ -183,9 +182,7 @@ def test_thread_renews_the_leases_again_and_again(ledger: Ledger, execute: Any) 
     with Presence(watching) as presence:
         presence.ledger.claim(1)
         for _ in range(3):
-            execute(
-                "UPDATE hpsearch_points SET renewed_at = now() - interval '1 day' WHERE owner IS NOT NULL"
-            )
+            execute("UPDATE hpsearch_points SET renewed_at = now() - interval '1 day' WHERE owner IS NOT NULL")
             for _ in range(2):  # the first may have begun before the UPDATE
                 assert watching.renewed.acquire(timeout=30)
             assert execute(
@@ -222,9 +219,7 @@ def test_worker_that_hangs_is_not_present_for_ever(ledger: Ledger, execute: Any)
     presence._close()
 
 
-def test_start_waits_for_a_database_that_is_away_for_a_moment(
-    ledger: Ledger, postgres_server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_start_waits_for_a_database_that_is_away_for_a_moment(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Presence._ask
     failures = iter([OperationalError("SELECT", {}, Exception("server closed the connection"))])
 

@@ -1,4 +1,4 @@
-"""Studies in the database: created whole and once, found again, refused when changed, readable with plain Optuna."""
+"""Studies in the database: created whole and once, found again, refused if changed, read by plain Optuna."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ SEARCH: dict[str, Any] = {
 
 
 def definition(search: dict[str, Any] | None = None, **document: Any) -> StudyDefinition:
-    return parse_definition(
-        {"name": "a", "search": SEARCH if search is None else search, **document}, source="test"
-    )
+    return parse_definition({"name": "a", "search": SEARCH if search is None else search, **document}, source="test")
 
 
 def cohort_of(settings: TrialSettings) -> str:
@@ -92,15 +90,14 @@ def test_two_creators_at_once_make_one_study_and_both_see_all_points(tables_url:
     assert {waiting for _, waiting in outcomes} == {wanted.num_points}
 
 
-def test_creation_is_all_or_nothing(
-    database: Database, execute: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_creation_is_all_or_nothing(database: Database, execute: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("died here")
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+    with monkeypatch.context() as patch:
         patch.setattr(registry, "write_trial_attributes", fail)
-        create(database, definition())
+        with pytest.raises(RuntimeError, match="died here"):
+            create(database, definition())
     assert execute("SELECT count(*) FROM studies") == [(0,)]
     assert execute("SELECT count(*) FROM trials") == [(0,)]
     assert create(database, definition())[1]
@@ -173,9 +170,7 @@ def test_other_data_under_the_same_name_is_refused(database: Database) -> None:
 
 
 def test_foreign_optuna_study_of_this_name_is_left_alone(database: Database) -> None:
-    optuna.create_study(study_name="a", storage=database.storage).add_trial(
-        optuna.trial.create_trial(value=1.0)
-    )
+    optuna.create_study(study_name="a", storage=database.storage).add_trial(optuna.trial.create_trial(value=1.0))
     for refuse in (
         lambda: create(database, definition()),
         lambda: load_study(database, "a"),
@@ -215,9 +210,7 @@ def test_definition_of_a_newer_hpsearch_is_told_from_a_damaged_one(database: Dat
         load_study(database, "a")
 
 
-def test_deleting_the_study_with_optuna_deletes_our_rows(
-    database: Database, execute: Any, epoch: Any
-) -> None:
+def test_deleting_the_study_with_optuna_deletes_our_rows(database: Database, execute: Any, epoch: Any) -> None:
     study, _ = create(database, definition())
     ledger = Ledger(database=database, study_id=study.study_id, owner=1)
     claims = ledger.claim(2)
@@ -232,9 +225,7 @@ def test_deleting_the_study_with_optuna_deletes_our_rows(
 # As plain Optuna sees it
 
 
-def test_plain_optuna_reads_every_point_with_its_parameters_and_scales(
-    database: Database, tables_url: str
-) -> None:
+def test_plain_optuna_reads_every_point_with_its_parameters_and_scales(database: Database, tables_url: str) -> None:
     wanted = definition()
     create(database, wanted)
     study = optuna.load_study(study_name="a", storage=tables_url)
@@ -245,9 +236,7 @@ def test_plain_optuna_reads_every_point_with_its_parameters_and_scales(
     assert [trial.number for trial in trials] == list(range(wanted.num_points))
     assert [trial.params for trial in trials] == list(wanted.points())
     assert [list(trial.params) for trial in trials] == [list(SEARCH)] * wanted.num_points
-    assert [trial.user_attrs for trial in trials] == [
-        {"point": i, "attempt": 1} for i in range(wanted.num_points)
-    ]
+    assert [trial.user_attrs for trial in trials] == [{"point": i, "attempt": 1} for i in range(wanted.num_points)]
     assert trials[0].distributions == {
         "learning_rate": FloatDistribution(0.001, 0.1, log=True),
         "lambda_2": CategoricalDistribution((0.0, 0.01, 0.001)),

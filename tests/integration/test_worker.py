@@ -250,9 +250,7 @@ def test_a_point_that_always_fails_is_given_up_and_the_study_ends(bench: Callabl
 
 
 @pytest.mark.parametrize("strategy", ["random", "tpe"])
-def test_drawn_points_are_counted_once_and_the_same_for_any_worker(
-    strategy: str, bench: Callable[..., Bench]
-) -> None:
+def test_drawn_points_are_counted_once_and_the_same_for_any_worker(strategy: str, bench: Callable[..., Bench]) -> None:
     search = {
         "strategy": strategy,
         "num_points": 7,
@@ -265,9 +263,7 @@ def test_drawn_points_are_counted_once_and_the_same_for_any_worker(
     second.worker(lanes=1, stop=BeforeEpoch(9)).run()
     second.worker(lanes=1).run()
     assert len(first.counted()) == len(second.counted()) == 7
-    assert all(
-        set(t.params) >= {"learning_rate", "lambda_2_is_zero", "hidden_units"} for t in first.counted()
-    )
+    assert all(set(t.params) >= {"learning_rate", "lambda_2_is_zero", "hidden_units"} for t in first.counted())
     if strategy == "random":  # TPE's draws depend on what was known at the time
         assert first.counted()[0].params == second.counted()[0].params
 
@@ -290,16 +286,12 @@ def test_a_drawn_point_of_another_shape_waits_for_the_cohort_to_drain(bench: Cal
 
 def test_own_stopping_rule_ends_a_trial_as_complete(bench: Callable[..., Bench]) -> None:
     stopping = {"rule": "no-improvement-in-n", "n": 2}
-    study = bench(
-        stopping=stopping, training={"max_epochs": 50}, search={"learning_rate": [1e-7], "lambda_2": [0.0]}
-    )
+    study = bench(stopping=stopping, training={"max_epochs": 50}, search={"learning_rate": [1e-7], "lambda_2": [0.0]})
     study.worker().run()
     (trial,) = study.counted()
     assert trial.state is TrialState.COMPLETE
     assert trial.user_attrs["stop_reason"] == "no-improvement"
-    assert (
-        list(trial.intermediate_values.values()) == [trial.value] * 3
-    )  # the rate is too small to change anything
+    assert list(trial.intermediate_values.values()) == [trial.value] * 3  # the rate is too small to change anything
 
 
 def test_a_running_study_can_be_joined_by_a_second_worker(bench: Callable[..., Bench]) -> None:

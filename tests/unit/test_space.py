@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -67,15 +68,13 @@ def test_whole_numbers_of_fractions_are_refused() -> None:
     per_decade=st.integers(1, 12),
     zero=st.booleans(),
 )
-def test_log_grid_is_evenly_spaced_and_includes_both_ends(
-    first: int, last: int, per_decade: int, zero: bool
-) -> None:
+def test_log_grid_is_evenly_spaced_and_includes_both_ends(first: int, last: int, per_decade: int, zero: bool) -> None:
     values = log_grid(first, last, per_decade=per_decade, zero=zero)
     if zero:
         assert values.pop(0) == 0.0
     assert len(values) == abs(last - first) * per_decade + 1
     assert (values[0], values[-1]) == (float(f"1e{first}"), float(f"1e{last}"))
-    steps = [math.log10(b) - math.log10(a) for a, b in zip(values, values[1:], strict=False)]
+    steps = [math.log10(b) - math.log10(a) for a, b in itertools.pairwise(values)]
     step = math.copysign(1 / per_decade, last - first)
     assert all(math.isclose(found, step, abs_tol=1e-9) for found in steps)
 

@@ -84,10 +84,7 @@ def test_number_of_further_errors_is_told() -> None:
     message, hint = described({"size": 0, "kind": "x", "is_on": 1})
     assert message.startswith("size must be")
     assert hint == "and 2 more in the same file"
-    assert (
-        described({"kind": "fncy", "zzz": 1, "size": 1})[1]
-        == 'did you mean "fancy"?; and 1 more in the same file'
-    )
+    assert described({"kind": "fncy", "zzz": 1, "size": 1})[1] == 'did you mean "fancy"?; and 1 more in the same file'
 
 
 def test_long_values_are_cut_and_stay_on_one_line() -> None:

@@ -38,9 +38,7 @@ class MadeUpStudy:
         if not definition.is_drawn:
             return claim
         study = self.database.load_study(self.name)
-        study.sampler = build_sampler(
-            definition.search.strategy, study_seed=definition.seed, trial_number=claim.number
-        )
+        study.sampler = build_sampler(definition.search.strategy, study_seed=definition.seed, trial_number=claim.number)
         study.get_trials(deepcopy=False)  # Optuna's cache refuses to write to a trial that it has not read
         trial = optuna.Trial(study, claim.trial_id)
         for dimension in definition.search.dimensions:
@@ -80,9 +78,7 @@ class MadeUpStudy:
             "stop_detail": f"no significant improvement since epoch {best_epoch}",
             "epochs": len(errors),
             "best_epoch": best_epoch,
-            "best_validation_nll": (nlls or [3 * error for error in errors])[best_epoch - 1]
-            if errors
-            else None,
+            "best_validation_nll": (nlls or [3 * error for error in errors])[best_epoch - 1] if errors else None,
             "seconds": float(len(errors)),
             "worker": "host:1",
             "device": "cpu",

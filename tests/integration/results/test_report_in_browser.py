@@ -131,9 +131,7 @@ def test_a_curve_tells_its_parameters_when_it_is_pointed_at(
     assert "hidden_units 50" in hover.text_content()
 
 
-def test_the_page_fits_a_narrow_window(
-    make_study: Callable[..., Any], open_report: Callable[..., Opened]
-) -> None:
+def test_the_page_fits_a_narrow_window(make_study: Callable[..., Any], open_report: Callable[..., Opened]) -> None:
     study = make_study({"learning_rate": {"log10": [-1, -3]}})
     _train(study, 3)
     page = open_report(study, width=390).page

@@ -116,9 +116,7 @@ def test_parameters_that_lie_elsewhere_are_missed_by_name_with_the_option_that_h
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_damaged_parameters_are_not_exported(
-    trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path
-) -> None:
+def test_damaged_parameters_are_not_exported(trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path) -> None:
     artifact = _artifact(artifacts)
     artifact.write_bytes(artifact.read_bytes()[:-4])
     with pytest.raises(ArtifactError, match="is damaged"):
@@ -143,9 +141,7 @@ def test_a_folder_in_the_artifacts_place_is_an_error(
         export_model(trained, artifacts, tmp_path / "model.safetensors")
 
 
-def test_a_trial_without_an_artifact_says_so(
-    learning_rates: Any, artifacts: ArtifactFolder, tmp_path: Path
-) -> None:
+def test_a_trial_without_an_artifact_says_so(learning_rates: Any, artifacts: ArtifactFolder, tmp_path: Path) -> None:
     learning_rates.complete(learning_rates.claim(), [0.3])
     summary = read_summary(learning_rates.database, "made-up")
     with pytest.raises(ArtifactError, match=r"trial 0 of study 'made-up' has no parameters\.safetensors"):

@@ -58,9 +58,7 @@ def test_curves_are_read_when_asked_for(learning_rates: Any) -> None:
     learning_rates.complete(learning_rates.claim(), [0.3, 0.2], [0.9, 0.6])
     assert read_summary(learning_rates.database, "made-up").trials[0].curve == ()
     trial = read_summary(learning_rates.database, "made-up", with_curves=True).require_best()
-    first = EpochRecord(
-        epoch=1, zero_one=0.3, train_nll=0.9 * 0.9, validation_nll=0.9, learning_rate=0.1, seconds=1.0
-    )
+    first = EpochRecord(epoch=1, zero_one=0.3, train_nll=0.9 * 0.9, validation_nll=0.9, learning_rate=0.1, seconds=1.0)
     second = EpochRecord(
         epoch=2, zero_one=0.2, train_nll=0.9 * 0.6, validation_nll=0.6, learning_rate=0.05, seconds=1.0
     )

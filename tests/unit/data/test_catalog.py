@@ -71,9 +71,7 @@ def test_train_samples_keeps_the_first_images_and_all_of_validation(
         load_selection_data(DataSettings(dataset=folder, train_samples=51), locations=locations)
 
 
-def test_a_published_set_is_found_verified_and_split(
-    locations: DataLocations, synthetic_set, publish
-) -> None:
+def test_a_published_set_is_found_verified_and_split(locations: DataLocations, synthetic_set, publish) -> None:
     publish(synthetic_set.publish("mnist"))
     synthetic_set.write(locations.cache / "mnist")
     data = load_selection_data(DataSettings(dataset="mnist"), locations=locations)
@@ -150,9 +148,7 @@ def test_a_path_where_nothing_is_names_the_path(
         load_selection_data(DataSettings(dataset=dataset), locations=locations)
 
 
-def test_a_path_that_may_not_be_looked_at_says_so(
-    monkeypatch: pytest.MonkeyPatch, locations: DataLocations
-) -> None:
+def test_a_path_that_may_not_be_looked_at_says_so(monkeypatch: pytest.MonkeyPatch, locations: DataLocations) -> None:
     def refuse(_: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 
@@ -175,9 +171,7 @@ def test_a_folder_without_the_files_names_the_missing_one(tmp_path: Path, locati
     assert all(name in str(caught.value.hint) for name in FILE_NAMES)
 
 
-def test_fetch_downloads_what_is_missing_of_all_four_files(
-    tmp_path: Path, synthetic_set, publish, mirror
-) -> None:
+def test_fetch_downloads_what_is_missing_of_all_four_files(tmp_path: Path, synthetic_set, publish, mirror) -> None:
     """A second call finds them all."""
     publish(synthetic_set.publish("mnist", mirrors=(mirror.address,)))
     mirror.files |= {f"/{name}.gz": synthetic_set.packed(name) for name in FILE_NAMES}
@@ -201,9 +195,7 @@ def test_fetch_replaces_a_wrong_file_in_the_cache(tmp_path: Path, synthetic_set,
     assert mirror.requests == [f"/{TRAIN_IMAGES}.gz"]
 
 
-def test_fetch_leaves_a_wrong_file_of_the_users_own_alone(
-    tmp_path: Path, synthetic_set, publish, mirror
-) -> None:
+def test_fetch_leaves_a_wrong_file_of_the_users_own_alone(tmp_path: Path, synthetic_set, publish, mirror) -> None:
     publish(synthetic_set.publish("mnist", mirrors=(mirror.address,)))
     wrong = synthetic_set.write(tmp_path / "local") / f"{TRAIN_IMAGES}.gz"
     wrong.write_bytes(b"<html>")
@@ -218,9 +210,7 @@ def test_fetch_has_nothing_to_do_for_digits(locations: DataLocations) -> None:
 
 
 @pytest.mark.parametrize("command", [fetch_dataset, verify_dataset])
-def test_fetch_and_verify_take_names_of_the_catalogue_only(
-    tmp_path: Path, locations: DataLocations, command
-) -> None:
+def test_fetch_and_verify_take_names_of_the_catalogue_only(tmp_path: Path, locations: DataLocations, command) -> None:
     for name in ("mnst", str(tmp_path)):
         with pytest.raises(InputError, match="unknown data set"):
             command(name, locations)
@@ -315,9 +305,7 @@ def trace_data_files(function: str, dataset: str, cache: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_test_files_are_opened_by_the_vaults_reader_only(
-    tmp_path: Path, synthetic_set, is_folder: bool
-) -> None:
+def test_test_files_are_opened_by_the_vaults_reader_only(tmp_path: Path, synthetic_set, is_folder: bool) -> None:
     """The whole folder is there to be opened; the second half shows that the trace would see it."""
     folder = synthetic_set.write(tmp_path / "traced")
     dataset = str(folder) if is_folder else "traced"

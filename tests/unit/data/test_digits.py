@@ -33,9 +33,7 @@ def test_pixels_are_float32_in_the_unit_interval_and_use_all_of_it() -> None:
 def test_enlarging_keeps_a_uniform_image_uniform() -> None:
     for level in (0, 5, 16):
         images = np.full((1, 8, 8), level, dtype=np.uint8)
-        np.testing.assert_array_equal(
-            digits_split(images, np.zeros(1, dtype=np.uint8)).images, np.float32(level / 16)
-        )
+        np.testing.assert_array_equal(digits_split(images, np.zeros(1, dtype=np.uint8)).images, np.float32(level / 16))
 
 
 def test_enlarging_is_bilinear_between_pixel_centres() -> None:

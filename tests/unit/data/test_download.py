@@ -198,8 +198,7 @@ def test_concurrent_downloads_never_share_a_file(tmp_path: Path, mirror) -> None
 
     with ThreadPoolExecutor(num_downloads) as pool:
         futures = [
-            pool.submit(download_file, NAME, [mirror.address], tmp_path, verify=verify)
-            for _ in range(num_downloads)
+            pool.submit(download_file, NAME, [mirror.address], tmp_path, verify=verify) for _ in range(num_downloads)
         ]
         assert {future.result() for future in futures} == {tmp_path / NAME}
     assert len(set(verified)) == num_downloads

@@ -50,8 +50,7 @@ def test_the_digits_that_are_left_over_are_the_last_256(locations: DataLocations
 
 def test_the_third_pair_of_a_pickle_is_read(tmp_path: Path, locations: DataLocations) -> None:
     pairs = [
-        (np.full((3, 784), level, dtype=np.float32), np.arange(3) + place)
-        for place, level in enumerate((0, 0.5, 1))
+        (np.full((3, 784), level, dtype=np.float32), np.arange(3) + place) for place, level in enumerate((0, 0.5, 1))
     ]
     path = tmp_path / "mnist.pkl.gz"
     path.write_bytes(gzip.compress(pickle.dumps(tuple(pairs), 2)))

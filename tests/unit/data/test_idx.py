@@ -22,9 +22,7 @@ FUNCTION_FIXTURES_ARE_CONSTANT = settings(suppress_health_check=[HealthCheck.fun
 
 
 def data_file(content: bytes, source: str = "some-file") -> DataFile:
-    return DataFile(
-        source=source, content=content, sha256=hashlib.sha256(content).hexdigest(), packed_md5=None
-    )
+    return DataFile(source=source, content=content, sha256=hashlib.sha256(content).hexdigest(), packed_md5=None)
 
 
 @FUNCTION_FIXTURES_ARE_CONSTANT
@@ -52,9 +50,7 @@ def test_a_gzipped_file_is_read_from_disk(tmp_path: Path, idx: IDX) -> None:
 
 def test_a_label_file_in_place_of_an_image_file_names_both_magic_numbers(idx: IDX) -> None:
     labels = data_file(idx(np.zeros(4, dtype=np.uint8)))
-    with pytest.raises(
-        DataError, match="some-file: not an IDX image file: expected magic number 2051, found 2049"
-    ):
+    with pytest.raises(DataError, match="some-file: not an IDX image file: expected magic number 2051, found 2049"):
         parse_images(labels)
 
 
@@ -66,9 +62,7 @@ def test_an_image_file_in_place_of_a_label_file_names_both_magic_numbers(idx: ID
 
 @pytest.mark.parametrize("content", [b"", b"\x00\x00", b"\x00\x00\x08\x03\x00\x00"])
 def test_a_file_shorter_than_its_header_names_both_sizes(content: bytes) -> None:
-    with pytest.raises(
-        DataError, match=f"expected at least 16 bytes of header, found {len(content)} bytes in all"
-    ):
+    with pytest.raises(DataError, match=f"expected at least 16 bytes of header, found {len(content)} bytes in all"):
         parse_images(data_file(content))
 
 
@@ -76,9 +70,7 @@ def test_a_file_shorter_than_its_header_names_both_sizes(content: bytes) -> None
 def test_a_file_of_the_wrong_size_names_count_and_both_sizes(idx: IDX, change: int) -> None:
     content = idx(np.zeros((2, 3, 4), dtype=np.uint8))  # 16 + 24 bytes
     content = content[:change] if change < 0 else content + bytes(change)
-    with pytest.raises(
-        DataError, match=f"2 images of 3 x 4: expected 40 bytes, found {40 + change}"
-    ) as caught:
+    with pytest.raises(DataError, match=f"2 images of 3 x 4: expected 40 bytes, found {40 + change}") as caught:
         parse_images(data_file(content))
     assert caught.value.hint == "download the file again"
 

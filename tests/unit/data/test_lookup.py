@@ -112,9 +112,7 @@ def test_downloading_can_be_switched_off(tmp_path: Path, synthetic_set, mirror) 
     assert mirror.requests == []
 
 
-def test_a_local_folder_that_is_no_folder_is_an_error_and_not_passed_over(
-    tmp_path: Path, synthetic_set
-) -> None:
+def test_a_local_folder_that_is_no_folder_is_an_error_and_not_passed_over(tmp_path: Path, synthetic_set) -> None:
     places = DataLocations(local=tmp_path / "mistyped", cache=tmp_path / "cache")
     synthetic_set.write(places.cache / "mine")
     with pytest.raises(DataError, match=r"HPSEARCH_DATA is .*mistyped, which is not a folder"):
@@ -126,9 +124,7 @@ def test_a_folder_that_cannot_be_searched_is_an_error(tmp_path: Path) -> None:
         find_file("x" * 300, tmp_path)
 
 
-def test_the_environment_names_the_local_folder_and_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_names_the_local_folder_and_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPSEARCH_DATA", str(tmp_path / "mine"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     places = DataLocations.from_environment()
@@ -138,9 +134,7 @@ def test_the_environment_names_the_local_folder_and_the_cache(
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_an_unset_or_empty_variable_names_no_local_folder(
-    monkeypatch: pytest.MonkeyPatch, value: str | None
-) -> None:
+def test_an_unset_or_empty_variable_names_no_local_folder(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
     if value is None:
         monkeypatch.delenv("HPSEARCH_DATA", raising=False)
     else:

@@ -97,9 +97,7 @@ class Command:
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_hostile_pickle_runs_nothing_and_the_error_says_what_was_refused(
-    tmp_path: Path, place: int
-) -> None:
+def test_a_hostile_pickle_runs_nothing_and_the_error_says_what_was_refused(tmp_path: Path, place: int) -> None:
     """Also in the place of the test pair, which nobody asked for."""
     witness = tmp_path / "witness"
     parts: list[object] = [TRAIN, VALIDATION, TEST]
@@ -159,15 +157,11 @@ def test_wrong_images_and_labels_say_what_was_expected_and_found(
 
 def test_an_array_whose_bytes_are_missing_names_its_part(tmp_path: Path) -> None:
     pickled = pickle.dumps((TRAIN, VALIDATION, TEST), 2)
-    shorter = pickled.replace(
-        b"K\x0cM\x10\x03", b"K\x0bM\x10\x03", 1
-    )  # the shape (12, 784) becomes (11, 784)
+    shorter = pickled.replace(b"K\x0cM\x10\x03", b"K\x0bM\x10\x03", 1)  # the shape (12, 784) becomes (11, 784)
     assert shorter != pickled
     path = tmp_path / "mnist.pkl"
     path.write_bytes(shorter)
-    with pytest.raises(
-        DataError, match=r"train: refused an array of shape \(11, 784\) and type <f4: expected 34496"
-    ):
+    with pytest.raises(DataError, match=r"train: refused an array of shape \(11, 784\) and type <f4: expected 34496"):
         load_pickled_selection(path, None)
 
 

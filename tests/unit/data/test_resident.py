@@ -166,9 +166,7 @@ def test_chunks_are_as_large_as_the_bound_allows_and_share_their_memory(layout: 
 
 def test_shuffled_epochs_of_whole_data_share_their_memory() -> None:
     data = ResidentData.place(make_data(12), CPU)
-    addresses = {
-        images.data_ptr() for epoch in range(3) for images, _ in data.chunks(4, minibatch_order(0, epoch, 12))
-    }
+    addresses = {images.data_ptr() for epoch in range(3) for images, _ in data.chunks(4, minibatch_order(0, epoch, 12))}
     assert len(addresses) == 1
 
 
@@ -203,9 +201,7 @@ def test_a_batch_size_out_of_range_names_the_range(batch_size: int) -> None:
             ask(batch_size)
 
 
-@pytest.mark.parametrize(
-    "order", [torch.arange(11), torch.arange(12.0), torch.zeros(12, 1, dtype=torch.int64)]
-)
+@pytest.mark.parametrize("order", [torch.arange(11), torch.arange(12.0), torch.zeros(12, 1, dtype=torch.int64)])
 def test_an_order_of_another_form_is_refused(order: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"order must be \[12\] int64"):
         ResidentData.place(make_data(12), CPU).chunks(4, order)
@@ -229,9 +225,7 @@ def test_read_only_and_strided_arrays_are_placed() -> None:
 
 
 @given(seed=st.integers(0, 2**63 - 1), epoch=st.integers(1, 10_000), num_images=st.integers(1, 200))
-def test_an_order_is_a_permutation_and_depends_on_its_arguments_only(
-    seed: int, epoch: int, num_images: int
-) -> None:
+def test_an_order_is_a_permutation_and_depends_on_its_arguments_only(seed: int, epoch: int, num_images: int) -> None:
     state = torch.random.get_rng_state()
     order = minibatch_order(seed, epoch, num_images)
     torch.manual_seed(epoch)

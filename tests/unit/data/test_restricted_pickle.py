@@ -43,9 +43,7 @@ def build(record: object) -> np.ndarray:
     return record.build()
 
 
-def array_pickle(
-    *, shape: object = (2,), code: object = "f4", dtype_state: object = None, raw: object = None
-):
+def array_pickle(*, shape: object = (2,), code: object = "f4", dtype_state: object = None, raw: object = None):
     """A pickle of one array, written by hand so that each of its parts can be wrong."""
 
     class Dtype:
@@ -302,9 +300,7 @@ def test_a_pickle_cut_short_anywhere_is_refused() -> None:
             unpickle_arrays(content[:length])
 
 
-@given(
-    content=st.binary(max_size=60), start=st.sampled_from([b"", b"\x80\x02", b"cnumpy\ndtype\n", b"(K\x01"])
-)
+@given(content=st.binary(max_size=60), start=st.sampled_from([b"", b"\x80\x02", b"cnumpy\ndtype\n", b"(K\x01"]))
 def test_any_bytes_are_refused_or_plain_values(content: bytes, start: bytes) -> None:
     try:
         value = unpickle_arrays(start + content)

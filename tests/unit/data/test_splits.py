@@ -23,9 +23,7 @@ def test_the_parts_cover_all_images_once_and_validation_is_a_sixth(num_images: i
 
 
 @given(num_images=st.integers(6, 10**7), data=st.data())
-def test_train_samples_keeps_the_first_and_leaves_validation_as_it_is(
-    num_images: int, data: st.DataObject
-) -> None:
+def test_train_samples_keeps_the_first_and_leaves_validation_as_it_is(num_images: int, data: st.DataObject) -> None:
     whole, validation = selection_slices(num_images, None, source="mine")
     train_samples = data.draw(st.integers(1, whole.stop))
     assert selection_slices(num_images, train_samples, source="mine") == (
@@ -52,8 +50,6 @@ def test_grey_levels_become_float32_fractions_of_255() -> None:
     assert split.images.dtype == np.float32
     assert split.labels.dtype == np.int64
     assert split.images.shape == (4, 64)
-    np.testing.assert_array_equal(
-        split.images.reshape(-1), np.arange(256, dtype=np.float32) / np.float32(255)
-    )
+    np.testing.assert_array_equal(split.images.reshape(-1), np.arange(256, dtype=np.float32) / np.float32(255))
     np.testing.assert_array_equal(split.labels, [0, 3, 9, 1])
     assert len(split) == 4

@@ -84,9 +84,7 @@ def _epoch(epoch: int, error: float) -> EpochRecord:
     )
 
 
-def _summary(
-    trials: Sequence[TrialSummary], search: dict[str, Any] | None = None, **sections: Any
-) -> StudySummary:
+def _summary(trials: Sequence[TrialSummary], search: dict[str, Any] | None = None, **sections: Any) -> StudySummary:
     """A study over `search` with the definitions' own distributions on its trials."""
     document = {"name": "by-hand", "search": search or {}, **sections}
     definition = parse_definition(document, source="test")

@@ -83,9 +83,7 @@ def test_nothing_complete_is_an_error(make_summary: Any) -> None:
 
 
 @pytest.mark.parametrize("export_format", READERS)
-def test_every_format_reads_back_as_the_same_content(
-    summary: StudySummary, export_format: ExportFormat
-) -> None:
+def test_every_format_reads_back_as_the_same_content(summary: StudySummary, export_format: ExportFormat) -> None:
     document = export_best(summary)
     text = document.render(export_format)
     assert READERS[export_format](text) == document.content
@@ -154,9 +152,7 @@ def test_the_format_follows_from_option_or_suffix(name: str | None, path: str | 
         ("json", "best.toml", "--format json contradicts -o best.toml", "leave one of them out"),
     ],
 )
-def test_an_unclear_format_is_an_input_error(
-    name: str | None, path: str | None, said: str, hint: str
-) -> None:
+def test_an_unclear_format_is_an_input_error(name: str | None, path: str | None, said: str, hint: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
         choose_format(name, None if path is None else Path(path))
     assert hint in str(caught.value.hint)

@@ -46,9 +46,7 @@ def test_every_curve_is_drawn_once_the_best_last_and_in_its_colour(summary: Stud
 
 
 def test_attempts_that_failed_have_no_curve(make_summary: Any, make_trial: Any) -> None:
-    replaced = make_trial(
-        1, None, {"learning_rate": 0.1}, state=TrialState.FAIL, curve=[0.3], is_current=False
-    )
+    replaced = make_trial(1, None, {"learning_rate": 0.1}, state=TrialState.FAIL, curve=[0.3], is_current=False)
     given_up = make_trial(2, None, {"learning_rate": 0.01}, state=TrialState.FAIL, curve=[0.3])
     trials = [make_trial(0, 0.1, {"learning_rate": 0.1}), replaced, given_up]
     assert len(learning_curves(make_summary(trials, RATES)).figure.data) == 1
@@ -114,8 +112,7 @@ def test_importance_is_a_sentence_where_there_is_nothing_to_compare(
     make_summary: Any, make_trial: Any, values: list[float], rates: list[float], reason: str
 ) -> None:
     trials = [
-        make_trial(i, value, {"learning_rate": rate})
-        for i, (value, rate) in enumerate(zip(values, rates, strict=True))
+        make_trial(i, value, {"learning_rate": rate}) for i, (value, rate) in enumerate(zip(values, rates, strict=True))
     ]
     summary = make_summary(trials, RATES)
     panel = parameter_importance(summary, optuna_study(summary))

@@ -63,9 +63,7 @@ def hostile(make_summary: Any, make_trial: Any) -> StudySummary:
     return summary
 
 
-def test_hostile_text_is_shown_as_it_stands_and_makes_no_element(
-    hostile: StudySummary, summary: StudySummary
-) -> None:
+def test_hostile_text_is_shown_as_it_stands_and_makes_no_element(hostile: StudySummary, summary: StudySummary) -> None:
     page, harmless = Page(render_report(hostile)), Page(render_report(summary))
     # 3 times the best point's activation; data set; detail, device and worker; 2 + 1 reasons.
     assert page.text.count(HOSTILE) == 10
@@ -111,15 +109,10 @@ def test_the_page_tells_counts_best_point_and_evidence(summary: StudySummary) ->
 def test_an_unfinished_study_says_so(make_summary: Any, make_trial: Any) -> None:
     trials = [make_trial(0, 0.1), make_trial(1, None, state=TrialState.WAITING)]
     text = " ".join(Page(render_report(make_summary(trials))).text.split())
-    assert (
-        "The search was not finished when this report was written. Points still waiting: 1, running: 0."
-        in text
-    )
+    assert "The search was not finished when this report was written. Points still waiting: 1, running: 0." in text
 
 
-def test_the_ranking_holds_the_best_twenty_and_says_how_many_there_are(
-    make_summary: Any, make_trial: Any
-) -> None:
+def test_the_ranking_holds_the_best_twenty_and_says_how_many_there_are(make_summary: Any, make_trial: Any) -> None:
     trials = [make_trial(i, 0.1 + i / 100) for i in range(25)]
     html = render_report(make_summary(trials))
     ranking = html[html.index('class="ranking"') :]
@@ -127,9 +120,7 @@ def test_the_ranking_holds_the_best_twenty_and_says_how_many_there_are(
     assert "The best 20 of 25 complete trials." in html
 
 
-def test_a_given_up_point_is_told_from_one_that_was_taken_up_again(
-    make_summary: Any, make_trial: Any
-) -> None:
+def test_a_given_up_point_is_told_from_one_that_was_taken_up_again(make_summary: Any, make_trial: Any) -> None:
     trials = [
         make_trial(0, 0.1),
         make_trial(1, None, state=TrialState.FAIL, is_current=False, fail_reason="its worker died"),

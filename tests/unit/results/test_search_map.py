@@ -33,9 +33,7 @@ LAMBDA = {"log10": [-3, -4], "zero": True}
         ({"hidden_units": [50], "learning_rate": RATE}, ["hidden_units", "learning_rate"]),
     ],
 )
-def test_learning_rate_and_lambda_come_first_then_other_numbers(
-    search: dict[str, Any], names: list[str]
-) -> None:
+def test_learning_rate_and_lambda_come_first_then_other_numbers(search: dict[str, Any], names: list[str]) -> None:
     definition = parse_definition({"name": "a", "search": search}, source="test")
     assert [dimension.name for dimension in leading_dimensions(definition)] == names
 
@@ -85,9 +83,7 @@ def test_dimensions_that_are_not_drawn_are_named(grid: StudySummary) -> None:
     assert "Searched too, and not drawn: activation." in search_map(grid).caption
 
 
-def test_drawn_values_are_scattered_with_zero_beside_the_logarithmic_axis(
-    make_summary: Any, make_trial: Any
-) -> None:
+def test_drawn_values_are_scattered_with_zero_beside_the_logarithmic_axis(make_summary: Any, make_trial: Any) -> None:
     search = {"strategy": "random", "num_points": 3, "lambda_2": LAMBDA}
     search["learning_rate"] = {"low": 1e-4, "high": 0.1, "log": True}
     summary = make_summary([], search)
@@ -112,8 +108,7 @@ def test_drawn_values_are_scattered_with_zero_beside_the_logarithmic_axis(
 def test_one_dimension_is_a_line_over_its_values(make_summary: Any, make_trial: Any) -> None:
     points = [(2, 0.02, 400, "tanh"), (1, 0.03, 25, "tanh"), (0, 0.04, 400, "relu")]
     trials = [
-        make_trial(number, value, {"hidden_units": units, "activation": name})
-        for number, value, units, name in points
+        make_trial(number, value, {"hidden_units": units, "activation": name}) for number, value, units, name in points
     ]
     search = {"hidden_units": [25, 400], "activation": ["tanh", "relu"]}
     panel = search_map(make_summary(trials, search))

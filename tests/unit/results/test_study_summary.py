@@ -61,9 +61,7 @@ def test_asking_for_the_best_of_nothing_tells_the_counts_by_state(
     assert hint in str(caught.value.hint)
 
 
-def test_a_complete_trial_that_stands_for_no_point_is_never_the_best(
-    make_summary: Any, make_trial: Any
-) -> None:
+def test_a_complete_trial_that_stands_for_no_point_is_never_the_best(make_summary: Any, make_trial: Any) -> None:
     """Somebody may add trials to the study with plain Optuna."""
     summary = make_summary([make_trial(0, 0.01, is_current=False), make_trial(1, 0.5)])
     assert summary.require_best().number == 1

@@ -76,9 +76,7 @@ def test_no_trial_is_pruned_in_its_warmup_epochs(name: PrunerName, warmup_epochs
 
 
 def test_successive_halving_judges_at_min_epochs_and_its_multiples_by_the_factor() -> None:
-    pruner = build_pruner(
-        PruningSettings(pruner="successive-halving", min_epochs=2, reduction_factor=3), max_epochs=20
-    )
+    pruner = build_pruner(PruningSettings(pruner="successive-halving", min_epochs=2, reduction_factor=3), max_epochs=20)
     rivals = {"completed_rung_0": 0.1, "completed_rung_1": 0.1, "completed_rung_2": 0.1}
     others = [frozen(number, [0.1], TrialState.PRUNED, **rivals) for number in range(2)]
 

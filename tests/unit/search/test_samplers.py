@@ -60,9 +60,7 @@ def test_the_same_history_gives_the_same_suggestion(strategy: str, num_finished:
 def test_trials_and_studies_draw_differently(strategy: str, num_finished: int) -> None:
     study = make_study(num_finished)
     draws = [suggest(study, strategy)["learning_rate"] for _ in range(5)]
-    draws += [
-        suggest(make_study(num_finished), strategy, study_seed=seed)["learning_rate"] for seed in (2, 3)
-    ]
+    draws += [suggest(make_study(num_finished), strategy, study_seed=seed)["learning_rate"] for seed in (2, 3)]
     assert len(set(draws)) == 7
 
 
@@ -99,9 +97,7 @@ def test_the_seeds_are_the_same_everywhere_and_always() -> None:
 
 @pytest.mark.parametrize("strategy", ["random", "tpe"])
 @given(study_seed=st.integers(0, 2**63 - 1), trial_number=st.integers(0, 10**6))
-def test_every_study_seed_and_trial_number_makes_a_sampler(
-    strategy: str, study_seed: int, trial_number: int
-) -> None:
+def test_every_study_seed_and_trial_number_makes_a_sampler(strategy: str, study_seed: int, trial_number: int) -> None:
     assert 0 <= trial_seed(study_seed, trial_number) < 2**32
     build_sampler(strategy, study_seed=study_seed, trial_number=trial_number)
 

@@ -165,9 +165,7 @@ Pace = Callable[[SideBySide, random.Random, int, int], None]
 
 @pytest.mark.parametrize("pace", [run_all_lanes_at_once, run_interleaved])
 @pytest.mark.parametrize("pruning", COMPETITIVE, ids=lambda p: f"{p.pruner}-{p.min_epochs}-{p.warmup_epochs}")
-def test_a_real_study_of_many_trials_is_pruned_exactly_as_by_optuna(
-    pruning: PruningSettings, pace: Pace
-) -> None:
+def test_a_real_study_of_many_trials_is_pruned_exactly_as_by_optuna(pruning: PruningSettings, pace: Pace) -> None:
     study = SideBySide(pruning, "many-trials")
     pace(study, random.Random(1), 60, 5)
     study.assert_same_marks()

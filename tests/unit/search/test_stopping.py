@@ -201,9 +201,7 @@ def test_a_trial_of_the_notes_that_never_improves_trains_its_10_000_minibatches(
     stopping = StoppingSettings(patience=10_000)
     assert validation_interval(stopping, num_minibatches) == num_minibatches
     rule = stopping_rule(stopping, num_minibatches=num_minibatches)
-    decisions = [
-        rule.observe(report_of(e, [(e * num_minibatches, 0.02 if e == 1 else 0.03)])) for e in range(1, 101)
-    ]
+    decisions = [rule.observe(report_of(e, [(e * num_minibatches, 0.02 if e == 1 else 0.03)])) for e in range(1, 101)]
     assert [decision is not None for decision in decisions].index(True) + 1 == epochs
 
 
@@ -253,9 +251,7 @@ def kzl_last_epoch(losses: list[float], n: int) -> int | None:
     return None
 
 
-@given(
-    losses=st.lists(st.integers(0, 20).map(lambda i: i / 20), min_size=1, max_size=60), n=st.integers(1, 6)
-)
+@given(losses=st.lists(st.integers(0, 20).map(lambda i: i / 20), min_size=1, max_size=60), n=st.integers(1, 6))
 def test_no_improvement_in_n_stops_where_its_definition_does(losses: list[float], n: int) -> None:
     rule = NoImprovementInN(n=n)
     stopped_at = None
@@ -284,9 +280,7 @@ def test_a_tie_is_no_improvement_even_with_a_lower_nll() -> None:
 
 def test_never_stops_keeps_the_best() -> None:
     rule = NeverStops()
-    assert [rule.observe(make_report(e, loss)) for e, loss in enumerate([0.3, 0.1, 0.2], start=1)] == [
-        None
-    ] * 3
+    assert [rule.observe(make_report(e, loss)) for e, loss in enumerate([0.3, 0.1, 0.2], start=1)] == [None] * 3
     assert rule.best is not None
     assert (rule.best.zero_one, rule.best.iteration) == (0.1, 2)
 

@@ -60,9 +60,7 @@ def selection_data() -> Callable[..., SelectionData]:
 def resident(selection_data: Callable[..., SelectionData]) -> Callable[..., ResidentData]:
     """Build resident data: `resident(num_train=..., num_validation=..., image_shape=..., ...)`."""
 
-    def place(
-        *, device: torch.device = CPU, max_resident_bytes: int | None = None, **sizes: Any
-    ) -> ResidentData:
+    def place(*, device: torch.device = CPU, max_resident_bytes: int | None = None, **sizes: Any) -> ResidentData:
         return ResidentData.place(selection_data(**sizes), device, max_resident_bytes=max_resident_bytes)
 
     return place

@@ -97,9 +97,7 @@ def test_steps_of_lanes_equal_single_trials_by_autograd(
 @pytest.mark.parametrize("is_shared", [True, False], ids=["shared", "own"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize(("family", "activation"), NETWORKS[:4])
-def test_the_hand_written_gradient_is_autograds(
-    family: str, activation: str, optimizer: str, is_shared: bool
-) -> None:
+def test_the_hand_written_gradient_is_autograds(family: str, activation: str, optimizer: str, is_shared: bool) -> None:
     network = build(family, activation)
     assert isinstance(network, DenseNetwork)
     by_hand, by_autograd = (filled_stack(network, optimizer, LANES) for _ in range(2))
@@ -121,9 +119,7 @@ def test_the_hand_written_gradient_agrees_with_central_differences(family: str) 
     network = build(family, "tanh")
     settings = TrainingSettings(learning_rate=1.0, lambda_1=1e-3, lambda_2=1e-2)
     ((images, labels), *_) = batches(is_shared=True)
-    stack = filled_stack(
-        network, "sgd", [settings.model_dump(include={"learning_rate", "lambda_1", "lambda_2"})]
-    )
+    stack = filled_stack(network, "sgd", [settings.model_dump(include={"learning_rate", "lambda_1", "lambda_2"})])
     before = random_parameters(network, 0)
 
     build_step(network, build_optimizer("sgd"))(stack, images, labels)

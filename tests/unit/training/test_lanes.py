@@ -82,8 +82,7 @@ def reference(
 def numbers(curve: list[EpochReport]) -> list[tuple[object, ...]]:
     """All of a curve but its seconds, for comparison bit for bit."""
     return [
-        (r.epoch, r.validations, r.train_nll, r.learning_rate, r.is_schedule_exhausted, r.has_diverged)
-        for r in curve
+        (r.epoch, r.validations, r.train_nll, r.learning_rate, r.is_schedule_exhausted, r.has_diverged) for r in curve
     ]
 
 
@@ -114,8 +113,7 @@ def three(trial: Trial) -> Callable[..., dict[str, TrialSettings]]:
             {"learning_rate": rate / 2, "epsilon": 1e-6, "beta_2": 0.99, "study_seed": 2},
         ]
         return {
-            key: trial(family, optimizer=optimizer, **(one | settings))
-            for key, one in zip("abc", own, strict=True)
+            key: trial(family, optimizer=optimizer, **(one | settings)) for key, one in zip("abc", own, strict=True)
         }
 
     return build
@@ -127,9 +125,7 @@ Three = Callable[..., dict[str, TrialSettings]]
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_lanes_equal_the_reference(
-    resident: Build, three: Three, family: str, optimizer: str, schedule: str
-) -> None:
+def test_lanes_equal_the_reference(resident: Build, three: Three, family: str, optimizer: str, schedule: str) -> None:
     data = resident()
     settings = three(
         family,
@@ -204,9 +200,7 @@ def test_a_curve_depends_neither_on_the_lane_nor_on_the_number_of_lanes(
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_same_lanes_give_the_same_bits_again(
-    resident: Build, three: Three, family: str, shuffle: bool
-) -> None:
+def test_the_same_lanes_give_the_same_bits_again(resident: Build, three: Three, family: str, shuffle: bool) -> None:
     first, second = (
         train(cohort_of(three(family, shuffle=shuffle), resident(), dtype=torch.float32), 2) for _ in range(2)
     )
@@ -299,9 +293,7 @@ def test_lanes_are_refilled_in_mid_study(
         assert_same_curve(curve, list(expected.reports))
 
 
-def test_releasing_a_lane_in_the_middle_leaves_its_neighbours_as_they_were(
-    resident: Build, three: Three
-) -> None:
+def test_releasing_a_lane_in_the_middle_leaves_its_neighbours_as_they_were(resident: Build, three: Three) -> None:
     data, settings = resident(), three("mlp", "adam")
     cohort = cohort_of(settings, data)
     curves = train(cohort, 2)
@@ -350,9 +342,7 @@ def test_best_parameters_are_a_copy_of_their_own(resident: Build, trial: Trial) 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_chunked_residence_gives_the_same_curves(
-    resident: Build, three: Three, family: str, shuffle: bool
-) -> None:
+def test_chunked_residence_gives_the_same_curves(resident: Build, three: Three, family: str, shuffle: bool) -> None:
     settings = three(family, shuffle=shuffle)
     whole = train(cohort_of(settings, resident()), 3)
     chunked_data = resident(max_resident_bytes=CHUNK_BYTES)

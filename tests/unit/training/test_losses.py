@@ -55,9 +55,7 @@ def test_nll_of_huge_scores_does_not_overflow() -> None:
 
 
 def test_zero_one_by_hand() -> None:
-    assert (
-        int(zero_one_count(LOGITS, LABELS)) == 1
-    )  # the second row; of the third's equals the first is taken
+    assert int(zero_one_count(LOGITS, LABELS)) == 1  # the second row; of the third's equals the first is taken
     assert float(zero_one_loss(LOGITS, LABELS)) == pytest.approx(1 / 3, rel=1e-15)
 
 

@@ -52,9 +52,7 @@ def test_minibatches_are_slices_in_file_order_without_the_remainder(
 
 
 @pytest.mark.parametrize("max_resident_bytes", [None, CHUNK_BYTES])
-def test_each_lane_gets_the_minibatches_of_its_own_order(
-    resident: Build, max_resident_bytes: int | None
-) -> None:
+def test_each_lane_gets_the_minibatches_of_its_own_order(resident: Build, max_resident_bytes: int | None) -> None:
     data = resident(num_train=130, max_resident_bytes=max_resident_bytes)
     orders = [minibatch_order(5, epoch, 130) for epoch in (1, 2, 9)]
 

@@ -156,9 +156,7 @@ def test_convolution_and_pool_by_hand() -> None:
 
 @pytest.mark.parametrize("image_shape", [(15, 28), (28, 15), (8, 8), (1, 1)])
 def test_images_too_small_for_lenet_are_an_input_error(image_shape: tuple[int, int]) -> None:
-    with pytest.raises(
-        InputError, match=f"at least 16x16 pixels, got {image_shape[0]}x{image_shape[1]}"
-    ) as e:
+    with pytest.raises(InputError, match=f"at least 16x16 pixels, got {image_shape[0]}x{image_shape[1]}") as e:
         network("cnn", image_shape=image_shape)
     assert e.value.hint
 

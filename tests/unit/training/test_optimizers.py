@@ -29,9 +29,7 @@ LANES = [
 ]
 
 
-def parameters_and_gradients(
-    seed: int, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+def parameters_and_gradients(seed: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> dict[str, Tensor]:
@@ -58,9 +56,7 @@ def torch_result(
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("lane", range(len(LANES)))
 @pytest.mark.parametrize("name", list(TORCH_OPTIMIZERS))
-def test_one_trial_is_updated_as_by_torch_optim(
-    name: str, lane: int, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_one_trial_is_updated_as_by_torch_optim(name: str, lane: int, dtype: torch.dtype, tolerance: float) -> None:
     settings = TrainingSettings(optimizer=name, **LANES[lane])
     start, gradients = parameters_and_gradients(lane, dtype)
     expected = torch_result(name, settings, start, gradients)
@@ -78,9 +74,7 @@ def test_one_trial_is_updated_as_by_torch_optim(
 @pytest.mark.parametrize("name", list(TORCH_OPTIMIZERS))
 def test_lanes_are_updated_each_as_by_torch_optim_with_its_own_rates(name: str) -> None:
     settings = [TrainingSettings(optimizer=name, **lane) for lane in LANES]
-    starts, gradients = zip(
-        *(parameters_and_gradients(lane, torch.float64) for lane in range(3)), strict=True
-    )
+    starts, gradients = zip(*(parameters_and_gradients(lane, torch.float64) for lane in range(3)), strict=True)
     optimizer = build_optimizer(name)
     rates = Rates.of_lanes(settings, [s.learning_rate for s in settings], CPU)
     parameters = {key: torch.stack([start[key] for start in starts]) for key in starts[0]}

@@ -63,9 +63,7 @@ def test_logistic_regression_follows_a_plain_numpy_loop(
 
 @pytest.mark.parametrize("family", ["logistic", "mlp", "cnn"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
-def test_every_model_learns_with_every_optimizer(
-    resident: Build, trial: Trial, family: str, optimizer: str
-) -> None:
+def test_every_model_learns_with_every_optimizer(resident: Build, trial: Trial, family: str, optimizer: str) -> None:
     rate = {"sgd": 0.1, "momentum": 0.02, "adam": 0.01}[optimizer]
     settings = trial(family, optimizer=optimizer, learning_rate=rate, max_epochs=40, kernels=(8, 16))
     result = run(settings, resident())
@@ -76,9 +74,7 @@ def test_every_model_learns_with_every_optimizer(
     assert result.best.zero_one < 0.45  # guessing: 0.9
 
 
-def test_validations_within_an_epoch_count_minibatches_of_the_whole_trial(
-    resident: Build, trial: Trial
-) -> None:
+def test_validations_within_an_epoch_count_minibatches_of_the_whole_trial(resident: Build, trial: Trial) -> None:
     result = run(trial(max_epochs=2), resident(num_train=145), validations_every=3)
 
     iterations = [[v.iteration for v in report.validations] for report in result.reports]
@@ -177,9 +173,7 @@ def test_shuffling_follows_the_study_seed_and_the_epoch(resident: Build, trial: 
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_chunked_residence_gives_the_same_curve_to_the_last_bit(
-    resident: Build, trial: Trial, shuffle: bool
-) -> None:
+def test_chunked_residence_gives_the_same_curve_to_the_last_bit(resident: Build, trial: Trial, shuffle: bool) -> None:
     settings = trial("mlp", shuffle=shuffle, max_epochs=3)
     whole = run(settings, resident())
     chunked = run(settings, resident(max_resident_bytes=45 * (256 * 4 + 8)))

@@ -89,9 +89,7 @@ def test_halving_ends_when_the_rate_would_fall_below_a_1024th() -> None:
     assert schedule.learning_rate == 2.0**-10  # eta0 / 1024 itself is still trained with
 
 
-@pytest.mark.parametrize(
-    ("factor", "ratio", "num_rates"), [(0.1, 1000.0, 4), (0.5, 1024.0, 11), (0.5, 3.0, 2)]
-)
+@pytest.mark.parametrize(("factor", "ratio", "num_rates"), [(0.1, 1000.0, 4), (0.5, 1024.0, 11), (0.5, 3.0, 2)])
 def test_halving_reaches_a_floor_that_is_a_power_of_its_factor_in_spite_of_rounding(
     factor: float, ratio: float, num_rates: int
 ) -> None:

@@ -1,0 +1,117 @@
+"""How a worker is asked to stop: once for an orderly end, twice for an end at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from hpsearch.service.signals import StopSignal, WorkerStopped
+
+# Trains for ever; when stopped, says so and cleans up for ever.
+WORKER = """
+import signal, sys
+from hpsearch.service.signals import StopSignal, WorkerStopped
+stop = StopSignal().install()
+print("ready", flush=True)
+try:
+    with stop.interruptible():
+        while True:
+            signal.pause()
+except WorkerStopped:
+    print("stopped", stop.is_set(), flush=True)
+sys.stdin.readline()
+print("clean", flush=True)
+"""
+
+
+@contextmanager
+def worker() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert line_of(process) == "ready"
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=30)
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_first_signal_ends_the_epoch_at_once_and_lets_the_worker_clean_up(number: signal.Signals) -> None:
+    with worker() as process:
+        process.send_signal(number)
+        assert line_of(process) == "stopped True"
+        output, _ = process.communicate("\n", timeout=30)
+        assert (output, process.returncode) == ("clean\n", 0)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
+    with worker() as process:
+        process.send_signal(signal.SIGTERM)
+        assert line_of(process) == "stopped True"
+        process.send_signal(second)
+        assert process.wait(timeout=30) == 128 + second
+        assert line_of(process) == ""
+
+
+@pytest.fixture
+def stop() -> Iterator[StopSignal]:
+    """Installed in this process; the handlers that were there come back afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield StopSignal().install()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_signal_outside_of_an_epoch_cuts_nothing_but_the_next_epoch_does_not_begin(stop: StopSignal) -> None:
+    signal.raise_signal(signal.SIGTERM)  # in the middle of database work, say: no exception
+    assert stop.is_set()
+    with pytest.raises(WorkerStopped), stop.interruptible():
+        pytest.fail("an epoch began")
+
+
+def test_signal_after_an_epoch_cuts_nothing(stop: StopSignal) -> None:
+    with stop.interruptible():
+        pass
+    signal.raise_signal(signal.SIGINT)
+    assert stop.is_set()
+
+
+def test_error_inside_an_epoch_ends_the_interruptible_part(stop: StopSignal) -> None:
+    with pytest.raises(ZeroDivisionError), stop.interruptible():
+        raise ZeroDivisionError
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.is_set()
+
+
+def test_waiting_ends_when_somebody_asks_to_stop() -> None:
+    stop = StopSignal()
+    assert not stop.wait(0)
+    threading.Timer(0.01, stop.set).start()
+    assert stop.wait(60)
+    assert stop.is_set()
+
+
+def test_worker_stops_when_its_supervisor_is_gone() -> None:
+    assert not StopSignal(parent_pid=os.getppid()).is_set()
+    orphan = StopSignal(parent_pid=2**22 + 1)  # larger than any process id
+    assert orphan.is_set()
+    assert orphan.wait(0)
+    with pytest.raises(WorkerStopped), orphan.interruptible():
+        pytest.fail("an epoch began")
+
+
+def test_worker_without_a_supervisor_does_not_mind_its_parent() -> None:
+    assert not StopSignal().is_set()
