@@ -33,6 +33,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: venv ## a real search on MNIST in under three minutes: best.json and report.html
 	@if $(BIN)/hpsearch data fetch mnist; then \
 		study=quickstart; set --; \
+	elif $(BIN)/hpsearch data verify mnist 2>/dev/null | grep '^wrong'; then \
+		echo "the files above are not MNIST's: the demo does not train on them" >&2; exit 3; \
 	else \
 		echo; echo "*** MNIST cannot be had here: THE DEMO RUNS ON DIGITS (1,797 images of scikit-learn) INSTEAD ***"; echo; \
 		study=quickstart-digits; set -- --set data.dataset=digits --set name=quickstart-digits; \
@@ -51,7 +53,7 @@ test: lint ## lint, then all tests against a real PostgreSQL
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) $(PYTEST_ARGS)
 
 bench: venv ## seconds per trial and epoch, on this machine
-	$(BIN)/python -m benchmarks
+	$(BIN)/python benchmarks/lanes_micro.py
 
 clean: ## remove .venv, caches and what the demo made (studies stay in the database)
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

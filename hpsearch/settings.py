@@ -82,6 +82,7 @@ class TrainingSettings(Settings):
             None stands for 0.5 (0.95 for `exponential`).
         schedule_every: `step`: epochs between two steps.
         schedule_target: `step`: the constant rate that holds after the first step, in place of the factor.
+            It never raises the rate: a lower start stays.
         schedule_patience: `plateau`, `halving`: epochs in a row without a new best before the rate falls.
         schedule_stop_ratio: `halving`: the trial ends when the rate would fall below eta0 / ratio.
     Source: REFERENCE sections 3 and 4.

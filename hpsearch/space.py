@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from optuna.distributions import (
     BaseDistribution,
@@ -21,12 +21,16 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from hpsearch.settings import Number, Settings
+from hpsearch.settings import Count, Number, Settings
 
 ParameterValue = float | int | str | bool
 Point = Mapping[str, ParameterValue]
+Strategy = Literal["grid", "random", "tpe"]
+
+# -0.0 equals 0.0, and so must the two definitions' texts and hashes.
+Exponent = Annotated[Number, AfterValidator(lambda exponent: exponent + 0.0)]
 
 ZERO_SUFFIX = "_is_zero"  # the switch that random and tpe draw for a log-spaced dimension with zero
 
@@ -48,7 +52,7 @@ class LogGrid(Settings):
         zero: puts 0 in front, which no log-spaced grid reaches.
     """
 
-    log10: Annotated[tuple[Number, Number], Field(strict=False)]
+    log10: Annotated[tuple[Exponent, Exponent], Field(strict=False)]
     per_decade: Annotated[int, Field(ge=1, le=1000)] = 1
     zero: bool = False
 
@@ -130,6 +134,7 @@ class Dimension(Settings):
         is_continuous: draw anywhere between smallest and largest value, rather than from the list.
         is_log: distances are measured on a logarithmic scale.
         has_zero: 0 stands beside a logarithmic scale (and is among the values).
+        log_grid: what the values were listed from, if not from a list or a range: a user writes this.
     """
 
     name: str
@@ -138,6 +143,7 @@ class Dimension(Settings):
     is_continuous: bool = False
     is_log: bool = False
     has_zero: bool = False
+    log_grid: LogGrid | None = None
 
     @property
     def _bounds(self) -> tuple[float, float]:
@@ -167,6 +173,20 @@ class Dimension(Settings):
         if self.is_integer:
             return trial.suggest_int(self.name, round(low), round(high), log=self.is_log)
         return trial.suggest_float(self.name, low, high, log=self.is_log)
+
+
+class SearchSettings(Settings):
+    """[search]: the strategy, and one dimension per searched key.
+
+    Args:
+        num_points: how many points random and tpe draw; a grid's number follows from its values.
+        max_points: a study of more points than this is refused: most likely a slip.
+    """
+
+    strategy: Strategy = "grid"
+    num_points: Count | None = None
+    max_points: Count = 10_000
+    dimensions: tuple[Dimension, ...] = ()
 
 
 def grid_points(dimensions: tuple[Dimension, ...]) -> Iterator[dict[str, ParameterValue]]:

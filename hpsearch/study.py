@@ -11,15 +11,15 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, ValidationError, model_validator
+from pydantic import AfterValidator, model_validator
 
+from hpsearch.effects import check_effects, idle_keys
 from hpsearch.errors import InputError
 from hpsearch.settings import (
-    Count,
     DataSettings,
     ModelSettings,
     PruningSettings,
@@ -29,25 +29,11 @@ from hpsearch.settings import (
     TrainingSettings,
     TrialSettings,
 )
-from hpsearch.space import (
-    Choice,
-    Dimension,
-    LogGrid,
-    ParameterValue,
-    Point,
-    Range,
-    grid_points,
-    without_zero_switches,
-)
-from hpsearch.validation_messages import describe_first_error, shown, suggest_names
-
-Strategy = Literal["grid", "random", "tpe"]
-
-S = TypeVar("S", bound=Settings)
+from hpsearch.space import ParameterValue, Point, SearchSettings, grid_points, without_zero_switches
+from hpsearch.study_document import apply_override, inline_text, parse_dimension, validated, written_dimension
+from hpsearch.validation_messages import shown
 
 _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_SECTIONS: dict[str, type[Settings]] = {"model": ModelSettings, "training": TrainingSettings}
-_NOT_SEARCHABLE = {"kernels"}  # a pair is no value that Optuna can store
 
 
 def check_study_name(name: str) -> str:
@@ -57,20 +43,6 @@ def check_study_name(name: str) -> str:
             f"must be 1 to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit, got {shown(name)}"
         )
     return name
-
-
-class SearchSettings(Settings):
-    """[search]: the strategy, and one dimension per searched key.
-
-    Args:
-        num_points: how many points random and tpe draw; a grid's number follows from its values.
-        max_points: a study of more points than this is refused: most likely a slip.
-    """
-
-    strategy: Strategy = "grid"
-    num_points: Count | None = None
-    max_points: Count = 10_000
-    dimensions: tuple[Dimension, ...] = ()
 
 
 class StudyDefinition(Settings):
@@ -144,6 +116,21 @@ class StudyDefinition(Settings):
             seed=self.seed,
         )
 
+    def document(self) -> dict[str, Any]:
+        """The study file that says this: `parse_definition` reads it back as the same definition.
+
+        Defaults are written out, except where the key has no effect.
+        """
+        sections = self.model_dump(mode="json")
+        idle = idle_keys(sections, self.search)
+        document = {
+            section: _without_absent(content, section, idle) if isinstance(content, dict) else content
+            for section, content in sections.items()
+        }
+        del document["search"]["dimensions"]
+        document["search"].update({d.name: written_dimension(d) for d in self.search.dimensions})
+        return document
+
     def canonical_json(self) -> str:
         """One text per meaning: defaults written out, keys sorted. `from_canonical_json` reads it back."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -174,7 +161,7 @@ def load_definition(path: Path, overrides: Sequence[str] = ()) -> StudyDefinitio
         hint = "https://toml.io shows the syntax"
         raise InputError(f"{path}: not valid TOML: {error}", hint=hint) from error
     for override in overrides:
-        _apply_override(document, override)
+        apply_override(document, override)
     # The value at fault may stand in an override and not in the file.
     return parse_definition(document, source=f"{path} with --set" if overrides else str(path))
 
@@ -192,22 +179,24 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
     if not isinstance(search, dict):
         raise InputError(f"{source}: search must be a section, got {shown(search)}", hint="write [search]")
     # The other sections come first: a dimension's values are judged by the section that they will stand in.
-    base = _validated(StudyDefinition, {**document, "search": {}}, source=source)
+    base = validated(StudyDefinition, {**document, "search": {}}, source=source)
     own = {key: value for key, value in search.items() if key in SearchSettings.model_fields}
     own.pop("dimensions", None)
-    settings = _validated(SearchSettings, own, source=source, section="search")
+    settings = validated(SearchSettings, own, source=source, section="search")
+    sections = base.model_dump()
     dimensions = tuple(
-        _parse_dimension(name, spec, base, settings.max_points, source)
+        parse_dimension(name, spec, sections, settings.max_points, source)
         for name, spec in search.items()
         if name not in own
     )
     settings = settings.model_copy(update={"dimensions": dimensions})
-    return _validated(StudyDefinition, {**document, "search": settings}, source=source)
+    check_effects(sections, settings, _set_keys(document), source)
+    return validated(StudyDefinition, {**document, "search": settings}, source=source)
 
 
 def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> list[str]:
     """One line per field that differs: `training.max_epochs: 200 in the study, 3 in the file`."""
-    old, new = (dict(_flatten(json.loads(d.canonical_json()))) for d in (stored, given))
+    old, new = (dict(_lines(definition)) for definition in (stored, given))
     return [
         f"{key}: {old.get(key, 'absent')} in the study, {new.get(key, 'absent')} given"
         for key in sorted(old.keys() | new.keys())
@@ -215,114 +204,34 @@ def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> lis
     ]
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{key}" if prefix else key)
-    elif prefix == "search.dimensions":
-        for dimension in value:  # keyed by name, so that reordered or added dimensions read well
-            for key, inner in dimension.items():
-                if key != "name":
-                    yield f"search.{dimension['name']}.{key}", json.dumps(inner)
-        yield "search (order of the dimensions)", json.dumps([dimension["name"] for dimension in value])
-    else:
-        yield prefix, json.dumps(value)
+def _lines(definition: StudyDefinition) -> Iterator[tuple[str, str]]:
+    """Every field with its value, dimensions as they are written."""
+    for section, content in definition.model_dump(mode="json").items():
+        if not isinstance(content, dict):
+            yield section, inline_text(content)
+            continue
+        for key, value in content.items():
+            if key != "dimensions":
+                yield f"{section}.{key}", inline_text(value)
+    dimensions = definition.search.dimensions
+    for dimension in dimensions:
+        yield f"search.{dimension.name}", inline_text(written_dimension(dimension))
+    yield "search (order of the dimensions)", inline_text([dimension.name for dimension in dimensions])
 
 
-def _validated(kind: type[S], values: Any, *, source: str, section: str = "") -> S:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        message, hint = describe_first_error(error, kind, section)
-        raise InputError(f"{source}: {message}", hint=hint) from None
+def _set_keys(document: dict[str, Any]) -> set[str]:
+    """`section.key` of all that the document itself says."""
+    return {f"{section}.{key}" for section, content in document.items() if isinstance(content, dict) for key in content}
 
 
-def _parse_dimension(name: str, spec: Any, base: StudyDefinition, max_values: int, source: str) -> Dimension:
-    section = _section_of(name, source)
-    is_integer = _is_integer(section, name)
-    shape = _parse_shape(name, spec, section, source)
-    try:
-        raw = shape.listed(is_integer=is_integer, limit=max_values)
-    except ValueError as error:
-        raise InputError(f"{source}: search.{name} {error}") from None
-    return Dimension(
-        name=name,
-        values=_checked_values(name, raw, base, section, source),
-        is_integer=is_integer,
-        is_continuous=isinstance(shape, Range),
-        is_log=isinstance(shape, LogGrid) or (isinstance(shape, Range) and shape.log),
-        has_zero=isinstance(shape, LogGrid) and shape.zero,
-    )
-
-
-def _section_of(name: str, source: str) -> str:
-    """The section whose key `name` is, if it can be searched."""
-    section = next((s for s, kind in _SECTIONS.items() if name in kind.model_fields), None)
-    if section is not None and name not in _NOT_SEARCHABLE:
-        return section
-    own = [key for key in SearchSettings.model_fields if key != "dimensions"]
-    searchable = [k for kind in _SECTIONS.values() for k in kind.model_fields if k not in _NOT_SEARCHABLE]
-    reason = "no such key to search" if section is None else "this key cannot be searched"
-    raise InputError(f"{source}: search.{name}: {reason}", hint=suggest_names(name, [*own, *searchable]))
-
-
-def _parse_shape(name: str, spec: Any, section: str, source: str) -> LogGrid | Range | Choice:
-    """Tell the three ways to describe a dimension apart by their keys."""
-    key = f"search.{name}"
-    table = {"values": spec} if isinstance(spec, list) else spec
-    if isinstance(table, dict):
-        if "log10" in table:
-            return _validated(LogGrid, table, source=source, section=key)
-        if "low" in table or "high" in table:
-            return _validated(Range, table, source=source, section=key)
-        if "values" in table:
-            return _validated(Choice, table, source=source, section=key)
-    raise InputError(
-        f"{source}: {key} must be a list of values or a table, got {shown(spec)}",
-        hint=f"{name} = [...], {{ log10 = [-1, -4] }} or {{ low = ..., high = ... }}; "
-        f"a single value belongs under [{section}]",
-    )
-
-
-def _is_integer(section: str, name: str) -> bool:
-    default = _SECTIONS[section].model_fields[name].get_default()
-    # training.seed is the one whole number without a default of its own.
-    return name == "seed" or (isinstance(default, int) and not isinstance(default, bool))
-
-
-def _checked_values(
-    name: str, raw: Sequence[Any], base: StudyDefinition, section: str, source: str
-) -> tuple[ParameterValue, ...]:
-    """Every value must be one that its section takes, and none may stand twice."""
-    if not raw:
-        raise InputError(f"{source}: search.{name} has no values", hint="an empty grid has no points")
-    values: dict[ParameterValue, None] = {}  # an ordered set
-    own = getattr(base, section).model_dump()
-    for entry in raw:
-        settings = _validated(_SECTIONS[section], {**own, name: entry}, source=source, section="search")
-        value = getattr(settings, name)  # as the section reads it: 1 becomes 1.0 for a rate
-        if value in values:
-            raise InputError(
-                f"{source}: search.{name} has the value {value!r} twice", hint="each point is counted once"
-            )
-        values[value] = None
-    return tuple(values)
-
-
-def _apply_override(document: dict[str, Any], override: str) -> None:
-    """Put `section.key=value` into the document; the value is read as TOML, or as a bare word."""
-    key, separator, text = override.partition("=")
-    path = key.strip().split(".")
-    if not separator or not all(path):
-        raise InputError(f"--set {override}: must be KEY=VALUE", hint="--set training.max_epochs=3")
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        parsed = {}
-    # `--set data.dataset=digits` needs no quotes; more keys than one come of a line break in the text.
-    value = parsed["value"] if len(parsed) == 1 else text.strip()
-    for section in path[:-1]:
-        document = document.setdefault(section, {})
-        if not isinstance(document, dict):
-            raise InputError(f"--set {override}: {section} is a value, not a section")
-    document[path[-1]] = value
+def _without_absent(content: dict[str, Any], section: str, idle: Collection[str]) -> dict[str, Any]:
+    """A section without nulls, which TOML has not, and without defaults that have no effect."""
+    kind = StudyDefinition.model_fields[section].annotation
+    assert isinstance(kind, type)
+    assert issubclass(kind, Settings)
+    defaults = kind().model_dump(mode="json")
+    return {
+        key: value
+        for key, value in content.items()
+        if value is not None and not (f"{section}.{key}" in idle and value == defaults[key])
+    }

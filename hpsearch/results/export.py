@@ -25,7 +25,6 @@ from hpsearch.results.atomic_file import replaced_file, write_file
 from hpsearch.results.summary import StudySummary, TrialSummary, format_time
 from hpsearch.service.artifacts import PARAMETERS_FILE, ArtifactFolder
 from hpsearch.service.registry import current_versions
-from hpsearch.study import StudyDefinition
 
 ENVIRONMENT_PREFIX = "HPSEARCH_"
 MODEL_SUFFIX = ".safetensors"
@@ -63,7 +62,7 @@ class ExportDocument:
             settings            model and training, resolved: the parameters stand among them
             seed                the study's
             dataset, dataset_checksums (file name -> SHA-256 of the unpacked content)
-            definition_sha256, definition (the whole study)
+            definition_sha256, definition (the whole study, as a study file says it)
             versions            created: of the programs that made the study; exported: of those that export
             exported_at         UTC
     """
@@ -104,17 +103,11 @@ def export_best(summary: StudySummary, *, now: datetime | None = None) -> Export
         "dataset": definition.data.dataset,
         "dataset_checksums": dict(summary.study.dataset_checksums),
         "definition_sha256": definition.sha256,
-        "definition": definition_content(definition),
+        "definition": definition.document(),
         "versions": {"created": dict(summary.study.versions), "exported": exporting_versions},
         "exported_at": format_time(now or datetime.now(UTC)),
     }
     return ExportDocument(content=_without_nulls(content))
-
-
-def definition_content(definition: StudyDefinition) -> dict[str, Any]:
-    """The whole definition as plain values, nulls left out: what is absent has its default."""
-    content: dict[str, Any] = _without_nulls(definition.model_dump(mode="json"))
-    return content
 
 
 def choose_format(name: str | None, path: Path | None) -> ExportFormat:

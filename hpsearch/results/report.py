@@ -19,7 +19,6 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from hpsearch.results.atomic_file import write_file
-from hpsearch.results.export import definition_content
 from hpsearch.results.figures import (
     Panel,
     best_trial_losses,
@@ -72,7 +71,7 @@ def render_report(summary: StudySummary) -> str:
         .render(
             summary=summary,
             definition=summary.study.definition,
-            definition_toml=tomli_w.dumps(definition_content(summary.study.definition)),
+            definition_toml=tomli_w.dumps(summary.study.definition.document()),
             best=best,
             best_trials=summary.complete[:BEST_TABLE_ROWS],
             dimensions=[dimension.name for dimension in summary.study.definition.search.dimensions],

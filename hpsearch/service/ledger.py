@@ -255,7 +255,9 @@ def _fail_and_requeue(
         return
     connection.execute(statements.FAIL, {"trial_ids": [row.trial_id for row in rows]})
     write_trial_attributes(connection, [(row.trial_id, {"fail_reason": reason}) for row in rows])
-    given_up = [row for row in rows if is_crash and row.crashes + 1 >= MAX_CRASHES]
+    # An attempt that got farther than all before it was not killed by its point: machines die, too.
+    crash_of = {row.trial_id: int(is_crash and row.reached <= row.furthest_epoch) for row in rows}
+    given_up = [row for row in rows if crash_of[row.trial_id] and row.crashes + 1 >= MAX_CRASHES]
     again = [row for row in rows if row not in given_up]
     if given_up:
         connection.execute(statements.GIVE_UP, {"trial_ids": [row.trial_id for row in given_up]})
@@ -265,7 +267,8 @@ def _fail_and_requeue(
     new_ids = insert_trials(connection, study_id, len(again), first_number=first_number)
     pairs = {"old_ids": old_ids, "new_ids": new_ids}
     connection.execute(statements.COPY_PARAMETERS, pairs)
-    connection.execute(statements.REPLACE_TRIAL, {**pairs, "crash": int(is_crash)})
+    crashes = {"crashes": [crash_of[i] for i in old_ids], "reached": [row.reached for row in again]}
+    connection.execute(statements.REPLACE_TRIAL, {**pairs, **crashes})
     write_trial_attributes(
         connection,
         [

@@ -111,6 +111,7 @@ FINISH = text("""
     ), valued AS (
         INSERT INTO trial_values (trial_id, objective, value, value_type)
         SELECT trial_id, 0, value, 'FINITE' FROM results WHERE value IS NOT NULL
+        ON CONFLICT (trial_id, objective) DO NOTHING  -- somebody told it through plain Optuna: theirs stands
     )
     SELECT trial_id, true AS is_new FROM counted
     UNION ALL
@@ -123,10 +124,17 @@ RENEW = text("""
     WHERE study_id = :study AND owner = :owner
 """)
 
-HELD_FOR_UPDATE = text("""
-    SELECT point, trial_id, attempt, crashes FROM hpsearch_points
-    WHERE study_id = :study AND owner = :owner ORDER BY point FOR UPDATE
-""")
+# What a requeue must know of a point; `reached` is the last epoch that its attempt recorded.
+_TO_REQUEUE = """
+    SELECT p.point, p.trial_id, p.attempt, p.crashes, p.furthest_epoch,
+        (SELECT coalesce(max(e.epoch), 0) FROM hpsearch_epochs e WHERE e.trial_id = p.trial_id) AS reached
+    FROM hpsearch_points p JOIN trials t USING (trial_id)
+"""
+
+HELD_FOR_UPDATE = text(
+    _TO_REQUEUE
+    + "WHERE p.study_id = :study AND p.owner = :owner AND t.state = 'RUNNING' ORDER BY p.point FOR UPDATE OF p"
+)
 
 # A trial is stale when its lease has run out; or, sooner, when it has not been renewed for a while and the
 # session that its owner keeps open is gone.
@@ -137,9 +145,7 @@ HELD_FOR_UPDATE = text("""
 #
 # `is_counted` looks needless beside the trial's state, but that is the state of the statement's snapshot: a
 # trial that was finished since (owner NULL!) must not be requeued.
-_STALE = """
-    SELECT p.point, p.trial_id, p.attempt, p.crashes
-    FROM hpsearch_points p JOIN trials t USING (trial_id)
+_STALE = f"""{_TO_REQUEUE}
     WHERE p.study_id = :study AND NOT p.is_counted AND t.state = 'RUNNING' AND (
         p.owner IS NULL
         OR (
@@ -184,9 +190,11 @@ COPY_PARAMETERS = text("""
 
 REPLACE_TRIAL = text("""
     UPDATE hpsearch_points p
-    SET trial_id = r.new_id, attempt = p.attempt + 1, crashes = p.crashes + :crash,
+    SET trial_id = r.new_id, attempt = p.attempt + 1, crashes = p.crashes + r.crash,
+        furthest_epoch = greatest(p.furthest_epoch, r.reached),
         owner = NULL, claim = NULL, lease_expires_at = NULL
-    FROM unnest(CAST(:old_ids AS int[]), CAST(:new_ids AS int[])) AS r(old_id, new_id)
+    FROM unnest(CAST(:old_ids AS int[]), CAST(:new_ids AS int[]), CAST(:crashes AS int[]), CAST(:reached AS int[]))
+        AS r(old_id, new_id, crash, reached)
     WHERE p.trial_id = r.old_id
 """)
 

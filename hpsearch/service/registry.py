@@ -37,8 +37,8 @@ POINT_ATTRIBUTE = "point"
 ATTEMPT_ATTRIBUTE = "attempt"
 
 _INSERT_POINTS = text("""
-    INSERT INTO hpsearch_points (study_id, point, trial_id, cohort, attempt, crashes, is_counted)
-    SELECT :study, place - 1, trial_id, cohort, 1, 0, false
+    INSERT INTO hpsearch_points (study_id, point, trial_id, cohort, attempt, crashes, furthest_epoch, is_counted)
+    SELECT :study, place - 1, trial_id, cohort, 1, 0, 0, false
     FROM unnest(CAST(:trial_ids AS int[]), CAST(:cohorts AS text[]))
         WITH ORDINALITY AS r(trial_id, cohort, place)
 """)

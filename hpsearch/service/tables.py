@@ -61,7 +61,9 @@ points = Table(
     # Points of one cohort may share a worker's lanes. NULL: parameters are drawn when the point is claimed.
     Column("cohort", Text),
     Column("attempt", Integer, nullable=False, default=1),
-    Column("crashes", Integer, nullable=False, default=0),  # attempts that ended with their worker's death
+    # Attempts that ended with their worker's death and had got no farther than an earlier one.
+    Column("crashes", Integer, nullable=False, default=0),
+    Column("furthest_epoch", Integer, nullable=False, default=0),  # that any dead attempt had reached
     Column("owner", BigInteger),  # the worker that holds the lease; NULL when nobody does
     Column("claim", BigInteger),  # the call that claimed it: made again, it finds what it has already
     Column("renewed_at", DateTime(timezone=True)),

@@ -62,9 +62,10 @@ def _slices(images: Tensor, labels: Tensor, batch_size: int, *, dim: int) -> Ite
 
 
 def _lane_chunks(data: ResidentData, batch_size: int, orders: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The lanes' chunks side by side: images [L, K*B, pixels], labels [L, K*B]. Takes L chunks of memory.
+    """The lanes' chunks side by side: images [L, K*B, pixels], labels [L, K*B].
 
-    All visits share the same device buffers: each lane's chunk is copied before the next lane's comes.
+    All visits share the same device buffers: each lane's chunk is copied before the next lane's comes. The
+    copies stay beside their stack, so that this takes 2 L chunks of memory besides those buffers.
     """
     visits = [data.chunks(batch_size, order) for order in orders]
     for first_images, first_labels in visits[0]:

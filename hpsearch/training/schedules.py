@@ -105,14 +105,15 @@ class InverseTimeSchedule(LearningRateSchedule):
 
 @final
 class StepSchedule(LearningRateSchedule):
-    """Every n epochs times a factor, or after n epochs a constant such as 0.01 (FAU)."""
+    """Every n epochs times a factor, or after n epochs a constant such as 0.01 (FAU), if that is lower."""
 
     @property
     def learning_rate(self) -> float:
         num_steps = self.state.num_epochs // self.training.schedule_every
         if self.training.schedule_target is None:
             return float(self.training.learning_rate * self.factor**num_steps)
-        return self.training.learning_rate if num_steps == 0 else self.training.schedule_target
+        start = self.training.learning_rate
+        return start if num_steps == 0 else min(start, self.training.schedule_target)
 
 
 @final

@@ -658,9 +658,13 @@ class ModelPoint:
     is_expired: bool = False
     attempt: int = 1
     crashes: int = 0
+    reached: int = 0  # the last epoch that this attempt recorded
+    furthest: int = 0  # that any dead attempt had recorded
 
     def requeue(self, *, is_crash: bool) -> None:
         self.owner, self.is_expired = None, False
+        is_crash = is_crash and self.reached <= self.furthest  # else it got on, and something else killed it
+        self.furthest, self.reached = max(self.furthest, self.reached), 0
         self.crashes += is_crash
         if is_crash and self.crashes == MAX_CRASHES:
             self.state = "FAIL"
@@ -740,6 +744,8 @@ class LedgerMachine(RuleBasedStateMachine):
         held = worker.ledger.record(dict.fromkeys(worker.lanes, report))
         assert held == {point.trial_id for point in self.held_by(worker)}
         assert held <= worker.lanes.keys()
+        for point in self.held_by(worker):
+            point.reached = 1
         self.renewed(worker)
         if drops_lost:
             worker.lanes = {i: claim for i, claim in worker.lanes.items() if i in held}

@@ -153,7 +153,7 @@ def test_changed_definition_gets_a_difference_field_by_field(database: Database,
         assert str(caught.value).splitlines() == [
             "study 'a' exists with another definition:",
             '  pruning.pruner: "none" in the study, "median" given',
-            "  search.learning_rate.values: [0.1, 0.01, 0.001] in the study, [0.1, 0.01, 0.001, 0.0001] given",
+            "  search.learning_rate: { log10 = [-1, -3] } in the study, { log10 = [-1, -4] } given",
             "  training.max_epochs: 200 in the study, 3 given",
         ]
         assert caught.value.hint is not None

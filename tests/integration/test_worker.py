@@ -304,3 +304,20 @@ def test_a_running_study_can_be_joined_by_a_second_worker(bench: Callable[..., B
     assert first.num_finished + second.num_finished == 6
     assert second.num_finished >= 1
     study.counted()
+
+
+def test_a_worker_that_keeps_dying_does_not_cost_a_point_that_makes_progress(
+    bench: Callable[..., Bench], database: Database
+) -> None:
+    study = bench(search={"learning_rate": [0.1], "lambda_2": [0.0]}, training={"max_epochs": 8})
+
+    def die() -> None:
+        raise RuntimeError("out of memory, because of somebody else")
+
+    for num_epochs in range(2, 2 + MAX_CRASHES):  # each attempt gets one epoch farther than the one before
+        with pytest.raises(RuntimeError):
+            study.worker(stop=BeforeEpoch(num_epochs, die)).run()
+    assert study.ledger.counts().failed == 0
+    study.worker().run()
+    (trial,) = study.counted()
+    assert trial.user_attrs["attempt"] == MAX_CRASHES + 1

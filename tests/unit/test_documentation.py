@@ -18,7 +18,8 @@ from hpsearch.settings import (
     StoppingSettings,
     TrainingSettings,
 )
-from hpsearch.study import SearchSettings, StudyDefinition, load_definition, parse_definition
+from hpsearch.space import SearchSettings
+from hpsearch.study import StudyDefinition, load_definition, parse_definition
 
 ROOT = Path(__file__).parents[2]
 SECTIONS: dict[str, type[Settings]] = {
@@ -50,17 +51,21 @@ def test_the_study_file_document_lists_every_key_with_its_default(section: str) 
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("studies/**/*.toml")), ids=lambda path: path.stem)
-def test_every_shipped_study_is_valid_and_says_what_it_shows_and_how_long_it_takes(path: Path) -> None:
+def test_every_shipped_study_is_valid_and_says_what_it_shows_and_how_long_it_takes(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert isinstance(load_definition(path), StudyDefinition)
+    assert caplog.messages == []  # no key without effect
     comment = "".join(line for line in path.read_text().splitlines(True) if line.startswith("#"))
     assert re.search(r"minute|hour|night|second", comment, re.IGNORECASE)
 
 
-def test_the_readmes_study_is_valid() -> None:
+def test_the_readmes_study_is_valid(caplog: pytest.LogCaptureFixture) -> None:
     readme = (ROOT / "README.md").read_text()
     block = readme.split("## A study\n")[1].split("\n\nAny key")[0]
     document = tomllib.loads(re.sub(r"^    ", "", block, flags=re.MULTILINE))
     assert parse_definition(document, source="README.md").num_points == 4 * 5 * 2
+    assert caplog.messages == []
 
 
 def test_every_linked_file_of_the_documents_is_there() -> None:

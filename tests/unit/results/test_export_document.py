@@ -26,7 +26,7 @@ from hpsearch.results.export import (
 )
 from hpsearch.results.summary import StudySummary
 from hpsearch.service.registry import current_versions
-from hpsearch.study import StudyDefinition
+from hpsearch.study import parse_definition
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 READERS: dict[ExportFormat, Callable[[str], Any]] = {
@@ -40,7 +40,7 @@ def test_a_document_holds_the_configuration_and_its_evidence(summary: StudySumma
     content = dict(export_best(summary, now=NOON).content)
     definition = summary.study.definition
     settings = content.pop("settings")
-    assert StudyDefinition.from_canonical_json(json.dumps(content.pop("definition"))) == definition
+    assert parse_definition(content.pop("definition"), source="best.json") == definition
     assert content == {
         "study": "by-hand",
         "trial": 1,

@@ -23,7 +23,7 @@ LAMBDA = {"log10": [-3, -4], "zero": True}
         ({"shuffle": [True, False]}, []),
         ({"activation": ["tanh", "relu"], "hidden_units": [50, 100]}, ["hidden_units"]),
         (
-            {"hidden_units": [50, 100], "batch_size": [20, 40], "momentum": [0.5]},
+            {"hidden_units": [50, 100], "batch_size": [20, 40], "max_epochs": [5]},
             ["hidden_units", "batch_size"],
         ),
         (

@@ -55,6 +55,12 @@ def test_step_to_a_constant_stays_there() -> None:
     assert rates(schedule, [0.5] * 5) == [0.8, 0.8, 0.01, 0.01, 0.01, 0.01]
 
 
+def test_step_to_a_constant_does_not_raise_the_rate() -> None:
+    schedule = build("step", learning_rate=0.001, schedule_every=2, schedule_target=0.01)
+
+    assert rates(schedule, [0.5] * 3) == [0.001] * 4
+
+
 def test_exponential_multiplies_each_epoch_by_095_or_the_factor() -> None:
     assert rates(build("exponential", learning_rate=1.0), [0.5] * 2) == pytest.approx([1.0, 0.95, 0.9025])
     schedule = build("exponential", learning_rate=1.0, schedule_factor=0.5)

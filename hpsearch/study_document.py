@@ -1,0 +1,161 @@
+"""The parts of a study file that are more than values: dimensions, as they are written and as they are held.
+
+`parse_dimension` and `written_dimension` are each other's inverse. Overrides (`--set`) are put into the parsed
+TOML here, before anything judges it.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from hpsearch.errors import InputError
+from hpsearch.settings import ModelSettings, Settings, TrainingSettings
+from hpsearch.space import Choice, Dimension, LogGrid, ParameterValue, Range, SearchSettings
+from hpsearch.validation_messages import describe_first_error, shown, suggest_names
+
+S = TypeVar("S", bound=Settings)
+
+_SECTIONS: dict[str, type[Settings]] = {"model": ModelSettings, "training": TrainingSettings}
+_NOT_SEARCHABLE = {"kernels"}  # a pair is no value that Optuna can store
+_STRING_KEYS = {"name", "data.dataset"}  # `--set name=5` means the word
+
+
+def validated(kind: type[S], values: Any, *, source: str, section: str = "") -> S:
+    """The values as a `kind`, or an InputError that names source, key, value and what was expected."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        message, hint = describe_first_error(error, kind, section)
+        raise InputError(f"{source}: {message}", hint=hint) from None
+
+
+def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_values: int, source: str) -> Dimension:
+    """What `[search]` says about one key.
+
+    Args:
+        sections: section -> key -> value: a dimension's values are judged beside the study's own.
+        max_values: more values than this are refused.
+    Raises:
+        InputError: no such key, or values that its section does not take; names source, key and value.
+    """
+    section = _section_of(name, source)
+    is_integer = _is_integer(section, name)
+    shape = _parse_shape(name, spec, section, source)
+    try:
+        raw = shape.listed(is_integer=is_integer, limit=max_values)
+    except ValueError as error:
+        raise InputError(f"{source}: search.{name} {error}") from None
+    return Dimension(
+        name=name,
+        values=_checked_values(name, raw, sections[section], shape, section, source),
+        is_integer=is_integer,
+        is_continuous=isinstance(shape, Range),
+        is_log=isinstance(shape, LogGrid) or (isinstance(shape, Range) and shape.log),
+        has_zero=isinstance(shape, LogGrid) and shape.zero,
+        log_grid=shape if isinstance(shape, LogGrid) else None,
+    )
+
+
+def written_dimension(dimension: Dimension) -> dict[str, Any] | list[ParameterValue]:
+    """The dimension as a user writes it: a list, or a table with `log10` or with `low` and `high`."""
+    if grid := dimension.log_grid:
+        exponents = [int(e) if e.is_integer() else e for e in grid.log10]
+        finer = {"per_decade": grid.per_decade} if grid.per_decade != 1 else {}
+        return {"log10": exponents, **finer, **({"zero": True} if grid.zero else {})}
+    if dimension.is_continuous:
+        low, high = dimension.values
+        return {"low": low, "high": high, **({"log": True} if dimension.is_log else {})}
+    return list(dimension.values)
+
+
+def inline_text(value: Any) -> str:
+    """A plain value on one line, as TOML writes it: `{ log10 = [-1, -4], zero = true }`."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {inline_text(inner)}" for key, inner in value.items()) + " }"
+    return json.dumps(value)
+
+
+def _section_of(name: str, source: str) -> str:
+    """The section whose key `name` is, if it can be searched."""
+    section = next((s for s, kind in _SECTIONS.items() if name in kind.model_fields), None)
+    if section is not None and name not in _NOT_SEARCHABLE:
+        return section
+    own = [key for key in SearchSettings.model_fields if key != "dimensions"]
+    searchable = [k for kind in _SECTIONS.values() for k in kind.model_fields if k not in _NOT_SEARCHABLE]
+    reason = "no such key to search" if section is None else "this key cannot be searched"
+    raise InputError(f"{source}: search.{name}: {reason}", hint=suggest_names(name, [*own, *searchable]))
+
+
+def _parse_shape(name: str, spec: Any, section: str, source: str) -> LogGrid | Range | Choice:
+    """Tell the three ways to describe a dimension apart by their keys."""
+    key = f"search.{name}"
+    table = {"values": spec} if isinstance(spec, list) else spec
+    if isinstance(table, dict):
+        if "log10" in table:
+            return validated(LogGrid, table, source=source, section=key)
+        if "low" in table or "high" in table:
+            return validated(Range, table, source=source, section=key)
+        if "values" in table:
+            return validated(Choice, table, source=source, section=key)
+    raise InputError(
+        f"{source}: {key} must be a list of values or a table, got {shown(spec)}",
+        hint=f"{name} = [...], {{ log10 = [-1, -4] }} or {{ low = ..., high = ... }}; "
+        f"a single value belongs under [{section}]",
+    )
+
+
+def _is_integer(section: str, name: str) -> bool:
+    default = _SECTIONS[section].model_fields[name].get_default()
+    # training.seed is the one whole number without a default of its own.
+    return name == "seed" or (isinstance(default, int) and not isinstance(default, bool))
+
+
+def _checked_values(
+    name: str,
+    raw: Sequence[Any],
+    own: Mapping[str, Any],
+    shape: LogGrid | Range | Choice,
+    section: str,
+    source: str,
+) -> tuple[ParameterValue, ...]:
+    """Every value must be one that its section takes, and none may stand twice."""
+    if not raw:
+        raise InputError(f"{source}: search.{name} has no values", hint="an empty grid has no points")
+    values: dict[ParameterValue, None] = {}  # an ordered set
+    for entry in raw:
+        settings = validated(_SECTIONS[section], {**own, name: entry}, source=source, section="search")
+        value = getattr(settings, name)  # as the section reads it: 1 becomes 1.0 for a rate
+        if value in values:
+            is_rounded = isinstance(shape, LogGrid)  # only whole numbers that were rounded can meet in it
+            raise InputError(
+                f"{source}: search.{name} has the value {value!r} twice",
+                hint="lower per_decade or widen log10" if is_rounded else "each point is counted once",
+            )
+        values[value] = None
+    return tuple(values)
+
+
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Put `section.key=value` into the document; the value is read as TOML, or as a bare word."""
+    key, separator, text = override.partition("=")
+    path = key.strip().split(".")
+    if not separator or not all(path):
+        raise InputError(f"--set {override}: must be KEY=VALUE", hint="--set training.max_epochs=3")
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        parsed = {}
+    # `--set data.dataset=digits` needs no quotes; more keys than one come of a line break in the text.
+    value = parsed["value"] if len(parsed) == 1 else text.strip()
+    if ".".join(path) in _STRING_KEYS and not isinstance(value, str):
+        value = text.strip()
+    for section in path[:-1]:
+        document = document.setdefault(section, {})
+        if not isinstance(document, dict):
+            raise InputError(f"--set {override}: {section} is a value, not a section")
+    document[path[-1]] = value
