@@ -17,6 +17,7 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
@@ -185,9 +186,12 @@ def open_database(
     url = parse_url(text)
     options = _engine_options(url)
     engine = sqlalchemy.create_engine(url, **options)
+    event.listen(engine, "connect", _use_utc)
     try:
         _connect(engine, url, wait_seconds)
         storage = create_schema(engine, describe_address(url), options)
+        event.listen(storage.engine, "connect", _use_utc)
+        storage.engine.dispose()  # its first connection was made before
     except StorageInternalError as error:  # Optuna's wrapper
         engine.dispose()
         raise _refusal(error.__cause__ or error, url) from error
@@ -211,9 +215,7 @@ def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
         "tcp_user_timeout": 20_000,  # milliseconds
         "application_name": "hpsearch",
     }
-    # What the URL says wins, but for the time zone: naive times are UTC in Optuna's tables.
-    arguments = {key: value for key, value in own.items() if key not in url.query}
-    arguments["options"] = f"{_query_text(url, 'options')} -c timezone=UTC".strip()
+    arguments = {key: value for key, value in own.items() if key not in url.query}  # what the URL says wins
     return {
         "pool_pre_ping": True,  # a restarted server costs a reconnect, not an error
         "pool_size": 4,
@@ -221,9 +223,11 @@ def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
     }
 
 
-def _query_text(url: sqlalchemy.URL, key: str) -> str:
-    value = url.query.get(key, "")
-    return value if isinstance(value, str) else " ".join(value)
+def _use_utc(connection: Any, record: object) -> None:
+    """Naive times in Optuna's tables are UTC. A start-up option would not do: the variable PGTZ wins over it."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
 
 
 def _connect(engine: sqlalchemy.Engine, url: sqlalchemy.URL, wait_seconds: float) -> None:

@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import yaml
@@ -145,6 +147,19 @@ def test_running_a_finished_study_again_does_nothing_and_says_so(shell: Shell) -
     assert again.returncode == 0
     assert "finished: all 9 points are done, nothing to run" in again.stderr
     assert [trial.datetime_complete for trial in shell.study().trials] == before
+
+
+def test_a_finished_study_is_told_even_where_its_data_is_not(shell: Shell, tmp_path: Path) -> None:
+    images = np.zeros((60, 28, 28), np.uint8)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, 60, 28, 28) + images.tobytes())
+    (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 60) + bytes(range(10)) * 6)
+    sets = ("--set", f"data.dataset={folder}", "--set", "training.max_epochs=1")
+    arguments = ("run", shell.study_file, *sets)
+    shell.ok(*arguments)
+    (folder / "train-images-idx3-ubyte").unlink()
+    assert "nothing to run" in shell.within(*arguments).stderr
 
 
 def test_the_views_tell_the_same_best_point(shell: Shell) -> None:

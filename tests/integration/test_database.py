@@ -82,7 +82,10 @@ def test_database_that_plain_optuna_made_is_used_as_it_is(database_url: str) -> 
     opened.close()
 
 
-def test_sessions_run_in_utc_whatever_the_server_says(database_url: str) -> None:
+def test_sessions_run_in_utc_whatever_server_and_environment_say(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGTZ", "America/Lima")
     name = make_url(database_url).database
     engine = create_engine(database_url)
     with engine.begin() as connection:

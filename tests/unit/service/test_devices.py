@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hpsearch.errors import DeviceError, InputError
-from hpsearch.service.devices import VisibleDevices, describe_device, resolve_device
+from hpsearch.service.devices import VisibleDevices, describe_device, resolve_device, worker_devices
 
 CPU_BUILD = VisibleDevices(num_gpus=0, has_cuda_build=False)
 NO_GPU = VisibleDevices(num_gpus=0, has_cuda_build=True)
@@ -78,3 +78,23 @@ def test_cpu_needs_no_further_name() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_is_described_by_its_model() -> None:
     assert describe_device(torch.device("cuda", 0)) == f"cuda:0 ({torch.cuda.get_device_name(0)})"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "visible", "devices"),
+    [
+        ("auto", TWO_GPUS, ["cuda:0", "cuda:1"]),
+        ("cuda", TWO_GPUS, ["cuda:0", "cuda:1"]),
+        ("auto", NO_GPU, ["cpu", "cpu"]),
+        ("cpu", TWO_GPUS, ["cpu", "cpu"]),
+        ("cuda:1", TWO_GPUS, ["cuda:1", "cuda:1"]),  # asked for in so many words
+    ],
+)
+def test_local_workers_take_a_gpu_each(wanted: str, visible: VisibleDevices, devices: list[str]) -> None:
+    assert worker_devices(wanted, 2, visible) == devices
+
+
+def test_more_workers_than_gpus_never_double_up_silently() -> None:
+    with pytest.raises(InputError, match="3 workers were asked for, but 2 GPUs are there") as caught:
+        worker_devices("auto", 3, TWO_GPUS)
+    assert "--workers 2" in str(caught.value.hint)

@@ -1,0 +1,109 @@
+"""The supervisor with workers that cannot work or keep dying; the workers here are tiny programs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from hpsearch.errors import ArtifactError
+from hpsearch.service import supervisor as module
+from hpsearch.service.ledger import PointCounts
+from hpsearch.service.progress import Progress
+from hpsearch.service.supervisor import MAX_RESTARTS, Supervisor, WorkerCommand, WorkersFailedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeCommand(WorkerCommand):
+    """Starts `program` in place of a worker."""
+
+    program: str = ""
+
+    def start(self, index: int) -> subprocess.Popen[bytes]:
+        with self._open_log(index) as log:
+            return subprocess.Popen([sys.executable, "-S", "-c", self.program], stdout=log, stderr=log)
+
+
+def command(folder: Path, program: str = "") -> FakeCommand:
+    return FakeCommand(
+        study_name="s",
+        storage_url=None,
+        devices=["cpu"],
+        lanes="1",
+        artifacts=folder,
+        threads=1,
+        log_folder=folder,
+        program=program,
+    )
+
+
+def supervisor(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str, counts: list[PointCounts]) -> Supervisor:
+    """A supervisor that reads these counts one after the other, the last one for ever."""
+    left = iter(counts)
+    last = counts[-1]
+
+    def read(database: Any, study_id: int) -> Progress:
+        return Progress(
+            counts=next(left, last), epochs=0, epochs_of_counted=0, best_value=None, best_trial=None, running=()
+        )
+
+    monkeypatch.setattr(module, "read_progress", read)
+    study = cast(Any, type("Study", (), {"study_id": 1}))
+    return Supervisor(
+        database=cast(Any, None), study=study, command=command(folder, program), num_workers=1, poll_seconds=0.05
+    )
+
+
+OPEN = PointCounts(waiting=1)
+DONE = PointCounts(complete=1)
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_a_worker_that_cannot_work_ends_the_run_with_its_error_and_its_code(
+    code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = f"print('error: the disk is full'); print('hint: make room'); raise SystemExit({code})"
+    with pytest.raises(WorkersFailedError, match="worker 0 cannot work: the disk is full") as caught:
+        supervisor(monkeypatch, tmp_path, program, [OPEN]).run(lambda progress: None)
+    assert caught.value.exit_code == code
+    assert str(tmp_path / "s-worker-0.log") in str(caught.value.hint)
+
+
+def test_a_worker_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = "import os; os.abort()"
+    with pytest.raises(WorkersFailedError, match=rf"died {MAX_RESTARTS + 1} times in a row \(signal 6\)") as caught:
+        supervisor(monkeypatch, tmp_path, program, [OPEN]).run(lambda progress: None)
+    assert caught.value.exit_code == 1
+
+
+def test_deaths_between_which_points_are_counted_do_not_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = "import os; os.abort()"
+    many = [PointCounts(waiting=200 - i // 4, complete=i // 4) for i in range(120)]  # a point every fourth look
+    supervisor(monkeypatch, tmp_path, program, [*many, DONE]).run(lambda progress: None)
+    starts = (tmp_path / "s-worker-0.log").read_text().count("worker started")
+    assert starts > MAX_RESTARTS + 1
+
+
+def test_workers_that_left_in_peace_are_called_back_while_a_point_is_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    supervisor(monkeypatch, tmp_path, "pass", [OPEN] * 40 + [DONE]).run(lambda progress: None)
+    assert (tmp_path / "s-worker-0.log").read_text().count("worker started") > 1
+
+
+def test_last_words_are_those_of_the_last_start(tmp_path: Path) -> None:
+    worker = command(tmp_path)
+    for words in ("error: of yesterday", ""):
+        with worker._open_log(0) as log:
+            log.write(words.encode() + b"\n")
+    assert worker.last_words(0) == "its log is empty"
+
+
+def test_a_log_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot write the workers' logs into"):
+        command(tmp_path / "file" / "logs").start(0)
