@@ -14,6 +14,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import optuna
 import torch
@@ -218,8 +219,7 @@ class Worker:
     def _train_epoch(self) -> None:
         assert self._cohort is not None
         with self.stop.interruptible():
-            reports = self._cohort.train_epoch()
-        by_trial: dict[int, EpochReport] = {int(str(key)): report for key, report in reports.items()}
+            by_trial = cast("dict[int, EpochReport]", self._cohort.train_epoch())  # keys are the trial ids we gave it
         decisions = {trial_id: self._lanes[trial_id].take_in(report) for trial_id, report in by_trial.items()}
         held = self._ledger.record({i: r for i, r in by_trial.items() if not r.has_diverged})
         for trial_id in by_trial.keys() - held:
