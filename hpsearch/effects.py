@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from hpsearch.errors import InputError
 from hpsearch.logs import get_logger
+from hpsearch.settings import CUSTOM_FAMILY, is_custom_family
 from hpsearch.space import ParameterValue, SearchSettings
 
 _log = get_logger("study")
@@ -30,6 +31,7 @@ EFFECTS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "model.kernels": ("model.family", ("cnn",)),
     "model.activation": _HIDDEN,
     "model.initialization": _HIDDEN,
+    "model.options": ("model.family", (CUSTOM_FAMILY,)),
     "training.momentum": ("training.optimizer", ("momentum",)),
     "training.beta_1": _ADAM,
     "training.beta_2": _ADAM,
@@ -58,7 +60,7 @@ def idle_keys(sections: Sections, search: SearchSettings) -> dict[str, str]:
     idle = {}
     for key, (owner, values) in EFFECTS.items():
         possible = _possible_values(owner, sections, search)
-        if not set(possible) & set(values):
+        if not any(_matters(value, values) for value in possible):
             idle[key] = f"{owner} is {_either(possible)}"
     return idle
 
@@ -81,14 +83,15 @@ def check_effects(sections: Sections, search: SearchSettings, set_keys: Collecti
         )
     idle = idle_keys(sections, search)
     for key, (owner, values) in EFFECTS.items():
-        if _name(key) in searched:
-            _check_searched(key, owner, values, idle.get(key), sections, search, source)
-        elif key in idle and key in set_keys:
+        names = [name for name in searched if name == _name(key) or name.startswith(f"{_name(key)}.")]
+        for name in names:
+            _check_searched(name, owner, values, idle.get(key), sections, search, source)
+        if not names and key in idle and key in set_keys:
             _log.warning("%s: %s has no effect: %s", source, key, idle[key])
 
 
 def _check_searched(
-    key: str,
+    name: str,
     owner: str,
     values: Collection[str],
     idle_because: str | None,
@@ -96,13 +99,12 @@ def _check_searched(
     search: SearchSettings,
     source: str,
 ) -> None:
-    name = _name(key)
     if idle_because is not None:
         raise InputError(
             f"{source}: search.{name} has no effect: {idle_because}",
             hint=f"it belongs to {owner} = {_either(values)}",
         )
-    without = [value for value in _possible_values(owner, sections, search) if value not in values]
+    without = [value for value in _possible_values(owner, sections, search) if not _matters(value, values)]
     num_values = next(len(dimension.values) for dimension in search.dimensions if dimension.name == name)
     if search.strategy == "grid" and without and num_values > 1:
         raise InputError(
@@ -120,6 +122,11 @@ def _possible_values(owner: str, sections: Sections, search: SearchSettings) -> 
         if dimension.name == name:
             return dimension.values
     return (sections[section][name],)
+
+
+def _matters(value: ParameterValue, values: Collection[str]) -> bool:
+    """Whether the owner's value is among those listed; every custom family is one and the same there."""
+    return (CUSTOM_FAMILY if is_custom_family(str(value)) else value) in values
 
 
 def _name(key: str) -> str:

@@ -6,9 +6,13 @@ with the point's put in their place, validated again. This module knows no tenso
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+import re
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, PlainSerializer
+from pydantic_core import PydanticCustomError
 
 
 def _refuse_bool(value: object) -> object:
@@ -25,10 +29,53 @@ UnitFraction = Annotated[Number, Field(ge=0, lt=1)]
 Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
 Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**63)]
 
-Family = Literal["logistic", "mlp", "cnn"]
+BUILT_IN_FAMILIES: Final = ("logistic", "mlp", "cnn")
+CUSTOM_FAMILY: Final = "package.module:factory"  # the form of a family of a user's own, and what stands for all of them
+_CUSTOM_FAMILY_RULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+OPTION_PREFIX: Final = "options."  # `options.width` is the dimension that searches the option `width`
+_FACTORY_ARGUMENTS = ("image_shape", "num_classes")
+
+
+def is_custom_family(family: str) -> bool:
+    """Whether a `model.family` names a factory of a user's own."""
+    return _CUSTOM_FAMILY_RULE.fullmatch(family) is not None
+
+
+def _check_family(family: object) -> object:
+    if isinstance(family, str) and (family in BUILT_IN_FAMILIES or is_custom_family(family)):
+        return family
+    # The type that a Literal has for what it does not know: the message names the choices.
+    choices = [*BUILT_IN_FAMILIES, CUSTOM_FAMILY]
+    raise PydanticCustomError("literal_error", "no such family", {"choices": choices})
+
+
+OptionValue = str | bool | int | float
+Options = tuple[tuple[str, OptionValue], ...]
+
+
+def _parse_options(table: object) -> object:
+    """A table's pairs in the order of their names: hashable, and two tables that say the same are equal."""
+    if isinstance(table, tuple):
+        return table  # read before
+    if not isinstance(table, Mapping):
+        raise ValueError(f"must be a table of plain values, got {table!r:.60}")
+    for name, value in table.items():
+        if not name.isidentifier() or name in _FACTORY_ARGUMENTS:
+            reserved = " and ".join(_FACTORY_ARGUMENTS)
+            raise ValueError(f"must have names of Python arguments other than {reserved}, got {name!r:.60}")
+        if not isinstance(value, str | bool | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"must hold strings, truth values and finite numbers, got {name} = {value!r:.60}")
+    return tuple(sorted(table.items()))
+
+
+Family = Annotated[str, BeforeValidator(_check_family)]
+OptionTable = Annotated[
+    Options, BeforeValidator(_parse_options), PlainSerializer(dict, return_type=dict[str, OptionValue])
+]
 Activation = Literal["tanh", "sigmoid", "relu"]
 Initialization = Literal["glorot", "lecun"]
 Optimizer = Literal["sgd", "momentum", "adam"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 ScheduleName = Literal["constant", "inverse-time", "halving", "step", "plateau", "exponential"]
 StoppingRule = Literal["geometric-patience", "no-improvement-in-n", "none"]
 PrunerName = Literal["none", "median", "percentile", "successive-halving", "hyperband"]
@@ -59,7 +106,8 @@ class ModelSettings(Settings):
 
     `kernels` are LeNet's feature maps in its two convolutions. `initialization` "glorot" scales initial
     weights by fan-in and fan-out (4 times that for sigmoid); "lecun" is the older rule, uniform in
-    -1/sqrt(n_in) .. 1/sqrt(n_in).
+    -1/sqrt(n_in) .. 1/sqrt(n_in). `options` are keyword arguments of a custom family's factory; a table in
+    the file, pairs sorted by name here.
     Source: REFERENCE section 2.
     """
 
@@ -68,6 +116,7 @@ class ModelSettings(Settings):
     kernels: Annotated[tuple[Count, Count], Field(strict=False)] = (20, 50)
     activation: Activation = "tanh"
     initialization: Initialization = "glorot"
+    options: OptionTable = ()
 
 
 class TrainingSettings(Settings):
@@ -76,6 +125,9 @@ class TrainingSettings(Settings):
     Args:
         seed: draws the initial weights; None stands for the study's seed.
         lambda_1, lambda_2: factors of sum |W| and sum W^2 over weights (not biases).
+        precision: of matrix products and convolutions in training: what goes into them is rounded to `tf32` (10
+            bits of mantissa; CUDA only, float32 elsewhere) or `bfloat16` (7 bits). Weights, losses and validations
+            are float32 in any case.
         shuffle: visit minibatches in a fresh order each epoch (from the study's seed), else in file order.
         schedule_decay: `inverse-time`: eta0 / (1 + decay * epoch).
         schedule_factor: `step`, `plateau`, `halving`, `exponential`: what the rate is multiplied with.
@@ -106,6 +158,7 @@ class TrainingSettings(Settings):
     schedule_patience: Count = 10
     schedule_stop_ratio: Annotated[Number, Field(gt=1)] = 1024.0
     shuffle: bool = False
+    precision: Precision = "float32"
     seed: Seed | None = None
 
 

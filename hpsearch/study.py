@@ -30,7 +30,16 @@ from hpsearch.settings import (
     TrialSettings,
 )
 from hpsearch.space import ParameterValue, Point, SearchSettings, grid_points, without_zero_switches
-from hpsearch.study_document import apply_override, inline_text, parse_dimension, validated, written_dimension
+from hpsearch.study_document import (
+    apply_override,
+    flat_search,
+    inline_text,
+    parse_dimension,
+    section_of,
+    validated,
+    with_value,
+    written_dimension,
+)
 from hpsearch.validation_messages import shown
 
 _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -106,13 +115,14 @@ class StudyDefinition(Settings):
         Args:
             parameters: as Optuna stores them (with `_is_zero` switches).
         """
-        values = without_zero_switches(parameters)
-        model = {k: v for k, v in values.items() if k in ModelSettings.model_fields}
-        training = {k: v for k, v in values.items() if k in TrainingSettings.model_fields}
-        assert model.keys() | training.keys() == values.keys(), "a parameter that no setting takes"
+        sections = {"model": self.model.model_dump(), "training": self.training.model_dump()}
+        for name, value in without_zero_switches(parameters).items():
+            section = section_of(name)
+            assert section is not None, "a parameter that no setting takes"
+            sections[section] = with_value(sections[section], name, value)
         return TrialSettings(
-            model=ModelSettings.model_validate({**self.model.model_dump(), **model}),
-            training=TrainingSettings.model_validate({**self.training.model_dump(), **training}),
+            model=ModelSettings.model_validate(sections["model"]),
+            training=TrainingSettings.model_validate(sections["training"]),
             seed=self.seed,
         )
 
@@ -178,6 +188,7 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
     search = document.pop("search", {})
     if not isinstance(search, dict):
         raise InputError(f"{source}: search must be a section, got {shown(search)}", hint="write [search]")
+    search = flat_search(search, source)
     # The other sections come first: a dimension's values are judged by the section that they will stand in.
     base = validated(StudyDefinition, {**document, "search": {}}, source=source)
     own = {key: value for key, value in search.items() if key in SearchSettings.model_fields}

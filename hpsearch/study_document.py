@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from hpsearch.errors import InputError
-from hpsearch.settings import ModelSettings, Settings, TrainingSettings
+from hpsearch.settings import OPTION_PREFIX, ModelSettings, Settings, TrainingSettings
 from hpsearch.space import Choice, Dimension, LogGrid, ParameterValue, Range, SearchSettings
 from hpsearch.validation_messages import describe_first_error, shown, suggest_names
 
 S = TypeVar("S", bound=Settings)
 
 _SECTIONS: dict[str, type[Settings]] = {"model": ModelSettings, "training": TrainingSettings}
-_NOT_SEARCHABLE = {"kernels"}  # a pair is no value that Optuna can store
+_NOT_SEARCHABLE = {"kernels", "options"}  # a pair or a table is no value that Optuna can store
 _STRING_KEYS = {"name", "data.dataset"}  # `--set name=5` means the word
 
 
@@ -43,8 +43,8 @@ def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_value
     Raises:
         InputError: no such key, or values that its section does not take; names source, key and value.
     """
-    section = _section_of(name, source)
-    is_integer = _is_integer(section, name)
+    section = _searchable_section(name, source)
+    is_integer = _is_integer(section, name, sections[section])
     shape = _parse_shape(name, spec, section, source)
     try:
         raw = shape.listed(is_integer=is_integer, limit=max_values)
@@ -59,6 +59,40 @@ def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_value
         has_zero=isinstance(shape, LogGrid) and shape.zero,
         log_grid=shape if isinstance(shape, LogGrid) else None,
     )
+
+
+def flat_search(search: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """`[search]` with one entry per dimension: TOML reads `options.width = [...]` as a table in a table."""
+    options = search.get("options")
+    if not isinstance(options, dict):
+        return dict(search)
+    flat: dict[str, Any] = {}
+    for name, spec in search.items():
+        entries = {OPTION_PREFIX + option: inner for option, inner in options.items()}
+        flat.update(entries if name == "options" else {name: spec})
+    if len(flat) < len(search) - 1 + len(options):
+        raise InputError(f"{source}: an option of [search] stands there twice", hint="write options.NAME once")
+    return flat
+
+
+def section_of(name: str) -> str | None:
+    """The section whose key (or whose option) a dimension searches."""
+    if name.startswith(OPTION_PREFIX):
+        return "model"
+    return next((section for section, kind in _SECTIONS.items() if name in kind.model_fields), None)
+
+
+def with_value(section: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """A section's values with a dimension's value in its place."""
+    if not name.startswith(OPTION_PREFIX):
+        return {**section, name: value}
+    return {**section, "options": {**section["options"], name.removeprefix(OPTION_PREFIX): value}}
+
+
+def _value_in(settings: Settings, name: str) -> Any:
+    if not name.startswith(OPTION_PREFIX):
+        return getattr(settings, name)
+    return settings.model_dump()["options"][name.removeprefix(OPTION_PREFIX)]
 
 
 def written_dimension(dimension: Dimension) -> dict[str, Any] | list[ParameterValue]:
@@ -80,13 +114,14 @@ def inline_text(value: Any) -> str:
     return json.dumps(value)
 
 
-def _section_of(name: str, source: str) -> str:
+def _searchable_section(name: str, source: str) -> str:
     """The section whose key `name` is, if it can be searched."""
-    section = next((s for s, kind in _SECTIONS.items() if name in kind.model_fields), None)
+    section = section_of(name)
     if section is not None and name not in _NOT_SEARCHABLE:
         return section
     own = [key for key in SearchSettings.model_fields if key != "dimensions"]
     searchable = [k for kind in _SECTIONS.values() for k in kind.model_fields if k not in _NOT_SEARCHABLE]
+    searchable.append(f"{OPTION_PREFIX}NAME")
     reason = "no such key to search" if section is None else "this key cannot be searched"
     raise InputError(f"{source}: search.{name}: {reason}", hint=suggest_names(name, [*own, *searchable]))
 
@@ -109,8 +144,11 @@ def _parse_shape(name: str, spec: Any, section: str, source: str) -> LogGrid | R
     )
 
 
-def _is_integer(section: str, name: str) -> bool:
-    default = _SECTIONS[section].model_fields[name].get_default()
+def _is_integer(section: str, name: str, own: Mapping[str, Any]) -> bool:
+    if name.startswith(OPTION_PREFIX):  # nothing but the study's own value tells what an option holds
+        default = own["options"].get(name.removeprefix(OPTION_PREFIX))
+    else:
+        default = _SECTIONS[section].model_fields[name].get_default()
     # training.seed is the one whole number without a default of its own.
     return name == "seed" or (isinstance(default, int) and not isinstance(default, bool))
 
@@ -128,8 +166,8 @@ def _checked_values(
         raise InputError(f"{source}: search.{name} has no values", hint="an empty grid has no points")
     values: dict[ParameterValue, None] = {}  # an ordered set
     for entry in raw:
-        settings = validated(_SECTIONS[section], {**own, name: entry}, source=source, section="search")
-        value = getattr(settings, name)  # as the section reads it: 1 becomes 1.0 for a rate
+        settings = validated(_SECTIONS[section], with_value(own, name, entry), source=source, section="search")
+        value = _value_in(settings, name)  # as the section reads it: 1 becomes 1.0 for a rate
         if value in values:
             is_rounded = isinstance(shape, LogGrid)  # only whole numbers that were rounded can meet in it
             raise InputError(

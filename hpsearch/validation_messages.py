@@ -55,7 +55,8 @@ def _describe(detail: Any, kind: type[BaseModel], section: str) -> tuple[str, st
         case "model_type":
             return f"{key} must be a section, got {given}", f"write [{key}]"
         case "literal_error":
-            choices = _literal_choices(_annotation_at(kind, location))
+            # A family may also be of a user's own: its check tells the choices, no annotation has them.
+            choices = detail["ctx"].get("choices") or _literal_choices(_annotation_at(kind, location))
             near = difflib.get_close_matches(str(detail["input"]), choices, n=1)
             hint = f'did you mean "{near[0]}"?' if near else _tell_default(kind, location)
             return f"{key} must be one of {', '.join(choices)}, got {given}", hint

@@ -94,6 +94,19 @@ class ResidentData:
             num_classes=data.num_classes,
         )
 
+    def head(self, *, num_train: int, num_validation: int) -> ResidentData:
+        """The first images of each part only: for measurements.
+
+        Whole training data are shared with this; chunks get buffers of their own.
+        """
+        return ResidentData(
+            train=self._train.head(num_train),
+            validation_images=self.validation_images[:num_validation],
+            validation_labels=self.validation_labels[:num_validation],
+            image_shape=self.image_shape,
+            num_classes=self.num_classes,
+        )
+
     @property
     def num_train(self) -> int:
         return self._train.num_images
@@ -148,6 +161,9 @@ class _WholeTraining:
     def num_images(self) -> int:
         return len(self._labels)
 
+    def head(self, num_images: int) -> _WholeTraining:
+        return _WholeTraining(self._images[:num_images], self._labels[:num_images])
+
     def check_fit(self, batch_size: int) -> None:
         """Everything is on the device already."""
 
@@ -181,6 +197,10 @@ class _ChunkedTraining:
     @property
     def num_images(self) -> int:
         return len(self._host[1])
+
+    def head(self, num_images: int) -> _ChunkedTraining:
+        images, labels = (part[:num_images] for part in self._host)
+        return _ChunkedTraining(images, labels, self._buffers[0].device, self._max_resident_bytes)
 
     def check_fit(self, batch_size: int) -> None:
         if batch_size > self._capacity:

@@ -31,3 +31,8 @@ def artifact_folder() -> Path:
 def log_folder() -> Path:
     """Where local workers write their logs."""
     return home_folder() / "logs"
+
+
+def lane_folder() -> Path:
+    """Where it is remembered how many lanes pay on this machine."""
+    return home_folder() / "lanes"

@@ -14,9 +14,10 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError
 from hpsearch.search.pruners import build_pruner
+from hpsearch.service.cohorts import cohort_name
 from hpsearch.service.database import Database
 from hpsearch.service.registry import StoredStudy, create_study, find_study
-from hpsearch.service.worker import cohort_name
+from hpsearch.settings import OPTION_PREFIX
 from hpsearch.space import Dimension, grid_points
 from hpsearch.study import StudyDefinition
 from hpsearch.training.networks import build_network
@@ -82,11 +83,24 @@ def check_points(definition: StudyDefinition, data: SelectionData) -> None:
     resident = ResidentData.place(data, torch.device("cpu"), max_resident_bytes=definition.data.max_resident_bytes)
     for settings in map(definition.resolve, _corner_points(definition)):
         resident.num_minibatches(settings.training.batch_size)
-        build_network(settings.model, data.image_shape, data.num_classes)
+    check_networks(definition, data)
+
+
+def check_networks(definition: StudyDefinition, data: SelectionData) -> None:
+    """Build every network that the points name, once each: a custom family's code must be on this machine.
+
+    Raises:
+        InputError: a network does not fit the data, or a family of a user's own cannot be imported or trained.
+    """
+    models = dict.fromkeys(definition.resolve(point).model for point in _corner_points(definition))
+    for model in models:
+        build_network(model, data.image_shape, data.num_classes)
 
 
 def _corner_points(definition: StudyDefinition) -> list[dict[str, float | int | str | bool]]:
     """Points with every value of the dimensions that shape tensors; the others do not matter here."""
     shaping = ("family", "hidden_units", "batch_size")
-    dimensions: list[Dimension] = [d for d in definition.search.dimensions if d.name in shaping]
+    dimensions: list[Dimension] = [
+        d for d in definition.search.dimensions if d.name in shaping or d.name.startswith(OPTION_PREFIX)
+    ]
     return list(grid_points(tuple(dimensions)))

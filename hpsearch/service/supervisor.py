@@ -30,6 +30,7 @@ _log = get_logger("supervisor")
 MAX_RESTARTS = 5  # per worker, without a point that was counted or given up since
 STOP_SECONDS = 10.0  # what a worker gets between SIGTERM and SIGKILL
 SUPERVISOR_VARIABLE = "HPSEARCH_SUPERVISOR_PID"
+NUM_WORKERS_VARIABLE = "HPSEARCH_SUPERVISED_WORKERS"  # how many this machine runs: they share its memory and the points
 _LOG_HEADING = "--- worker started"
 
 
@@ -75,6 +76,7 @@ class WorkerCommand:
             # times slower (docs/lab-notes.md).
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             SUPERVISOR_VARIABLE: str(os.getpid()),
+            NUM_WORKERS_VARIABLE: str(len(self.devices)),
         }
         if self.storage_url is not None:
             environment["HPSEARCH_STORAGE"] = self.storage_url

@@ -10,16 +10,17 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hpsearch.settings import Activation, ModelSettings
-from hpsearch.training.activations import activate
+from hpsearch.training.activations import activate, activate_
 from hpsearch.training.initialization import ParameterShape, weight_bound
 from hpsearch.training.network import Network
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenseLayer:
-    """outputs = activation(inputs @ weight + bias); without an activation: the softmax layer's scores."""
+    """outputs = activation(inputs @ weight.T + bias); without an activation: the softmax layer's scores."""
 
     name: str
     num_inputs: int
@@ -35,13 +36,17 @@ class DenseLayer:
         return f"{self.name}.bias"
 
     def shapes(self, model: ModelSettings) -> dict[str, ParameterShape]:
-        """[inputs, outputs]: `images @ weight` reads both row by row. Softmax layers start at 0 (DLT)."""
+        """[outputs, inputs], as torch.nn.Linear has it. Softmax layers start at 0 (DLT).
+
+        In this order the products of a minibatch with the weights of all lanes run at the rate of large
+        ones; the other order costs a fifth (docs/performance.md).
+        """
         bound = 0.0
         if self.activation is not None:
             fans = {"fan_in": self.num_inputs, "fan_out": self.num_outputs}
             bound = weight_bound(self.activation, model.initialization, **fans)
         return {
-            self.weight: ParameterShape(shape=(self.num_inputs, self.num_outputs), bound=bound, is_weight=True),
+            self.weight: ParameterShape(shape=(self.num_outputs, self.num_inputs), bound=bound, is_weight=True),
             self.bias: ParameterShape(shape=(self.num_outputs,), bound=0.0, is_weight=False),
         }
 
@@ -66,24 +71,30 @@ class DenseNetwork(Network):
     def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
         outputs = images
         for layer in self.layers:
-            outputs = outputs @ parameters[layer.weight] + parameters[layer.bias]
+            outputs = functional.linear(outputs, parameters[layer.weight], parameters[layer.bias])
             if layer.activation is not None:
                 outputs = activate(layer.activation, outputs)
         return outputs
 
     def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        return self.lane_layer_inputs(parameters, images)[-1]
-
-    def lane_layer_inputs(self, parameters: Mapping[str, Tensor], images: Tensor) -> list[Tensor]:
-        """What each layer reads, [L, B, inputs] each, and last the scores: all that a backward pass needs."""
         num_lanes = parameters[self.layers[0].weight].shape[0]
-        # Shared images are expanded, not copied: every lane's GEMM reads the same minibatch.
-        results = [images if images.dim() == 3 else images.expand(num_lanes, *images.shape)]
+        # Shared images are expanded, not copied: every lane's product reads the same minibatch.
+        outputs = images if images.dim() == 3 else images.expand(num_lanes, *images.shape)
         for layer in self.layers:
-            biases = parameters[layer.bias].unsqueeze(1)  # [L, 1, outputs]
-            outputs = torch.baddbmm(biases, results[-1], parameters[layer.weight])
-            results.append(outputs if layer.activation is None else activate(layer.activation, outputs))
-        return results
+            weights, bias = parameters[layer.weight], parameters[layer.bias]
+            if layer.activation is None:
+                outputs = lane_linear(outputs, weights, bias)
+            elif torch.is_grad_enabled():
+                outputs = activate(layer.activation, lane_linear(outputs, weights, bias))
+            else:  # autograd wants its own copies; without it passes over memory are saved
+                outputs = torch.bmm(outputs, weights.transpose(1, 2))
+                outputs = activate_(layer.activation, outputs, bias=bias.unsqueeze(1))
+        return outputs
+
+
+def lane_linear(inputs: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+    """torch.nn.functional.linear of every lane: [L, B, inputs], [L, outputs, inputs], [L, outputs]."""
+    return torch.baddbmm(biases.unsqueeze(1), inputs, weights.transpose(1, 2))
 
 
 @final

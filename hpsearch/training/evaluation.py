@@ -47,11 +47,20 @@ def validate_lanes(network: Network, parameters: Mapping[str, Tensor], data: Res
     num_errors = torch.zeros(first.shape[0], dtype=torch.int64, device=first.device)
     total_nll = torch.zeros(first.shape[0], dtype=torch.float64, device=first.device)
     for images, labels in _slices(data, network, first.dtype):
-        logits = network.lane_logits(parameters, images)
+        logits = _lane_logits(network, parameters, images)
         num_errors += zero_one_count(logits, labels)
         total_nll += sum_nll(logits, labels)
     num_images = len(data.validation_labels)
     return num_errors.double() / num_images, total_nll / num_images
+
+
+def _lane_logits(network: Network, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """Scores of all lanes on the same images, [L, B, classes]."""
+    if not network.prefers_single_lanes(images.device):
+        return network.lane_logits(parameters, images)
+    num_lanes = next(iter(parameters.values())).shape[0]
+    lanes = [{name: value[lane] for name, value in parameters.items()} for lane in range(num_lanes)]
+    return torch.stack([network.logits(lane, images) for lane in lanes])
 
 
 def _slices(data: ResidentData, network: Network, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpsearch.settings import Activation, Initialization
@@ -62,6 +63,14 @@ def draw_parameters(
     for name, parameter in shapes.items():
         values = np.zeros(parameter.shape)
         if parameter.bound > 0:
-            values = generator.uniform(-parameter.bound, parameter.bound, size=parameter.shape)
+            values = _uniform(generator, parameter)
         parameters[name] = torch.from_numpy(values).to(dtype=dtype, device=device)
     return parameters
+
+
+def _uniform(generator: np.random.Generator, parameter: ParameterShape) -> NDArray[np.float64]:
+    if len(parameter.shape) != 2:
+        return generator.uniform(-parameter.bound, parameter.bound, size=parameter.shape)
+    # Dense weights are drawn in the notes' order (x W: input by input) and kept output by output.
+    drawn = generator.uniform(-parameter.bound, parameter.bound, size=parameter.shape[::-1])
+    return np.ascontiguousarray(drawn.T)

@@ -1,130 +1,144 @@
-"""One minibatch for all lanes: forward, backward, update.
+"""Consecutive minibatches for all lanes: forward, backward, update. The hot path.
 
-The hot path: everything here runs once per minibatch.
-
-Two ways to the same numbers: `AutogradStep` for any network, `DenseStep` with the gradient written out for
-fully connected ones. A fused or captured step needs only the same signature.
+`AutogradStep` serves any network; `DenseStep` has the gradient of fully connected ones written out. They give
+the same numbers, to rounding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
-from hpsearch.training.activations import slope_at_output
-from hpsearch.training.dense import DenseLayer, DenseNetwork
-from hpsearch.training.losses import lanes_first, mean_nll
+from hpsearch.settings import Precision
+from hpsearch.training.captured_step import CapturedStep
+from hpsearch.training.dense import DenseNetwork
+from hpsearch.training.dense_step import BLOCK_ROWS, DenseStep
+from hpsearch.training.losses import mean_nll, nll_per_image
 from hpsearch.training.network import Network
 from hpsearch.training.optimizers import Optimizer
+from hpsearch.training.precision import computing
 from hpsearch.training.stack import LaneStack
+
+# Floats of a slice's widest intermediate result, 32 MiB of float32: bounds the memory of large minibatches.
+# The notes' 500 images are one slice: smaller ones were slower (docs/performance.md).
+SLICE_FLOATS = 2**23
 
 
 class LaneStep(Protocol):
-    """Train every lane on one minibatch."""
+    """Trains every lane."""
 
-    def __call__(self, stack: LaneStack, images: Tensor, labels: Tensor) -> Tensor:
-        """Update the stack's parameters and optimizer state in place, without a host sync.
+    def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+        """Train on consecutive minibatches: updates the stack's parameters and optimizer state in place.
+
+        Nothing waits for the device.
 
         Args:
-            images: [B, pixels] shared by the lanes, or [L, B, pixels].
-            labels: [B] or [L, B] int64.
+            images: [N, pixels] shared by the lanes, or [L, N, pixels]; N is a multiple of the batch size.
+            labels: [N] or [L, N] int64.
         Returns:
-            Mean NLL of the minibatch before the update, in nats, [L].
+            Sum over the minibatches of the mean NLL before the update, in nats, [L] float64.
         """
 
 
-def build_step(network: Network, optimizer: Optimizer) -> LaneStep:
-    """The fastest step that we have for this network."""
+def build_step(
+    network: Network, optimizer: Optimizer, device: torch.device, precision: Precision = "float32"
+) -> LaneStep:
+    """The fastest step that we have for this network on this device."""
+    step: LaneStep
     if isinstance(network, DenseNetwork):
-        return DenseStep(network=network, optimizer=optimizer)
-    return AutogradStep(network=network, optimizer=optimizer)
+        rows = BLOCK_ROWS[device.type]
+        step = DenseStep(network=network, optimizer=optimizer, precision=precision, block_rows=rows)
+    else:
+        is_sliced = network.prefers_single_lanes(device)
+        step = AutogradStep(network=network, optimizer=optimizer, precision=precision, is_sliced=is_sliced)
+    return CapturedStep(step=step) if device.type == "cuda" else step
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class AutogradStep:
-    """Gradients by torch.autograd, of a sum over lanes in which each lane's loss has its own factor.
+    """Gradients by torch.autograd, with each lane's loss multiplied by a factor of its own.
 
     The factor carries the optimizer's gradient scale (the learning rate), so that gradients arrive ready to
     be added.
+
+    Args:
+        is_sliced: go through the lanes one by one, and through large minibatches in slices, instead of all at
+            once (`Network.prefers_single_lanes`).
     """
 
     network: Network
     optimizer: Optimizer
+    precision: Precision = "float32"
+    is_sliced: bool = False
 
-    def __call__(self, stack: LaneStack, images: Tensor, labels: Tensor) -> Tensor:
-        leaves = {name: value.detach().requires_grad_(True) for name, value in stack.parameters.items()}
+    def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+        losses = torch.zeros(stack.num_lanes, dtype=torch.float64, device=images.device)
+        for start in range(0, labels.shape[-1], batch_size):
+            minibatch = images.narrow(-2, start, batch_size), labels.narrow(-1, start, batch_size)
+            losses += self._train_minibatch(stack, *minibatch)
+        return losses
+
+    def _train_minibatch(self, stack: LaneStack, images: Tensor, labels: Tensor) -> Tensor:
         scale = self.optimizer.gradient_scale(stack.rates)
+        gradients_of = self._lane_by_lane if self.is_sliced else self._all_at_once
+        losses, gradients = gradients_of(stack.parameters, images, labels, scale)
+        with torch.no_grad():
+            targets = self.optimizer.targets_(stack.parameters, stack.optimizer_state, stack.rates)
+            penalties = stack.penalties.scaled(scale, losses.dtype)
+            for name in self.network.weight_names:
+                penalties.add_gradient_(targets[name], stack.parameters[name])
+            for name, gradient in gradients.items():
+                targets[name].add_(gradient)
+            self.optimizer.finish_(stack.parameters, stack.optimizer_state, stack.rates, targets)
+        return losses
+
+    def _all_at_once(
+        self, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor, scale: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean NLL [L], and its scaled gradients [L, ...] by name."""
+        leaves = {name: value.detach().requires_grad_(True) for name, value in parameters.items()}
         with torch.enable_grad():
-            losses = mean_nll(self.network.lane_logits(leaves, images), labels)
+            with computing(self.precision, images.device):
+                logits = self.network.lane_logits(leaves, images)
+            losses = mean_nll(logits.to(_dtype_of(parameters)), labels)
             # A lane that is NaN makes the sum NaN, but not the other lanes' derivatives of it.
             total = (losses * scale.to(losses.dtype)).sum()
         gradients = torch.autograd.grad(total, list(leaves.values()))
-        with torch.no_grad():
-            targets = self.optimizer.targets_(stack.parameters, stack.optimizer_state, stack.rates)
-            for name in self.network.weight_names:
-                stack.penalties.add_gradient_(targets[name], stack.parameters[name], scale=scale)
-            for name, gradient in zip(leaves, gradients, strict=True):
-                targets[name].add_(gradient)
-            self.optimizer.finish_(stack.parameters, stack.optimizer_state, stack.rates, targets)
-        return losses.detach()
+        return losses.detach(), dict(zip(leaves, gradients, strict=True))
+
+    def _lane_by_lane(
+        self, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor, scale: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, with one lane's slice of images at work at a time."""
+        losses = torch.zeros(len(scale), dtype=_dtype_of(parameters), device=images.device)
+        gradients = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        for lane, factor in enumerate(scale.to(losses.dtype) / labels.shape[-1]):
+            leaves = {name: value[lane].detach().requires_grad_(True) for name, value in parameters.items()}
+            lane_images = images if images.dim() == 2 else images[lane]
+            lane_labels = labels if labels.dim() == 1 else labels[lane]
+            for rows in _even_slices(len(lane_labels), SLICE_FLOATS // self.network.widest_activation):
+                with torch.enable_grad():
+                    with computing(self.precision, images.device):
+                        logits = self.network.logits(leaves, lane_images[rows])
+                    nll = nll_per_image(logits.to(losses.dtype), lane_labels[rows]).sum()
+                    scaled = nll * factor
+                for name, gradient in zip(leaves, torch.autograd.grad(scaled, list(leaves.values())), strict=True):
+                    gradients[name][lane].add_(gradient)
+                losses[lane] += nll.detach()
+        return losses / labels.shape[-1], gradients
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class DenseStep:
-    """Backpropagation written out for fully connected layers.
-
-    At batch 20 the time goes into reading and writing weights. A weight's gradient is inputs^T @ deltas; the
-    GEMM that computes it adds straight into the optimizer's target (for SGD the weight itself), so that no
-    gradient is written down. This needs the learning rate inside the deltas: they are scaled once, at the
-    scores, where they are small.
-    """
-
-    network: DenseNetwork
-    optimizer: Optimizer
-
-    @torch.no_grad()
-    def __call__(self, stack: LaneStack, images: Tensor, labels: Tensor) -> Tensor:
-        scale = self.optimizer.gradient_scale(stack.rates)
-        *inputs, logits = self.network.lane_layer_inputs(stack.parameters, images)
-        losses, score_deltas = _softmax_deltas(logits, labels, scale)
-        # All deltas come before the first update: they need the weights of this step's forward pass.
-        deltas = self._layer_deltas(stack, inputs, score_deltas)
-        targets = self.optimizer.targets_(stack.parameters, stack.optimizer_state, stack.rates)
-        for layer, layer_inputs, layer_deltas in zip(self.network.layers, inputs, deltas, strict=True):
-            weights = targets[layer.weight]
-            stack.penalties.add_gradient_(weights, stack.parameters[layer.weight], scale=scale)
-            weights.baddbmm_(layer_inputs.transpose(1, 2), layer_deltas)
-            targets[layer.bias].add_(layer_deltas.sum(dim=1))
-        self.optimizer.finish_(stack.parameters, stack.optimizer_state, stack.rates, targets)
-        return losses
-
-    def _layer_deltas(self, stack: LaneStack, inputs: list[Tensor], score_deltas: Tensor) -> list[Tensor]:
-        """The scaled loss derived by each layer's weighted sums, [L, B, outputs] each, first layer first."""
-        deltas = [score_deltas]
-        for below, layer, layer_inputs in _hidden_layers_downwards(self.network.layers, inputs):
-            by_outputs = torch.bmm(deltas[0], stack.parameters[layer.weight].transpose(1, 2))
-            assert below.activation is not None  # only the last layer has none
-            deltas.insert(0, by_outputs.mul_(slope_at_output(below.activation, layer_inputs)))
-        return deltas
+def _even_slices(num_rows: int, limit: int) -> list[slice]:
+    """Slices of about equal length, at most `limit` rows each."""
+    num_slices = -(-num_rows // max(1, limit))
+    size = -(-num_rows // num_slices)
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
-def _hidden_layers_downwards(
-    layers: tuple[DenseLayer, ...], inputs: list[Tensor]
-) -> list[tuple[DenseLayer, DenseLayer, Tensor]]:
-    """(hidden layer, the layer above it, what lies between them), from the scores down."""
-    return list(zip(layers, layers[1:], inputs[1:], strict=False))[::-1]
-
-
-def _softmax_deltas(logits: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean NLL [L], and scale * NLL's derivative by the scores: scale * (p - onehot) / B, [L, B, classes]."""
-    log_probabilities = torch.log_softmax(logits, dim=-1)
-    chosen = labels.expand(logits.shape[:-1]).unsqueeze(-1)  # [L, B, 1]
-    losses = -log_probabilities.gather(-1, chosen).squeeze(-1).mean(dim=-1)
-    deltas = log_probabilities.exp_()
-    deltas.scatter_add_(-1, chosen, deltas.new_full((), -1.0).expand(chosen.shape))
-    return losses, deltas.mul_(lanes_first(scale / logits.shape[1], deltas))
+def _dtype_of(parameters: Mapping[str, Tensor]) -> torch.dtype:
+    return next(iter(parameters.values())).dtype

@@ -8,7 +8,7 @@ Source: DESIGN, "Lanes" and "Cohorts"; what a lane computes is `reference`'s loo
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,38 +17,42 @@ from torch import Tensor
 
 from hpsearch.data.resident import ResidentData, minibatch_order
 from hpsearch.epoch_report import EpochReport, Validation
-from hpsearch.settings import ModelSettings, TrialSettings
+from hpsearch.settings import ModelSettings, Precision, TrialSettings
 from hpsearch.settings import Optimizer as OptimizerName
+from hpsearch.training.dense_step import is_linear
 from hpsearch.training.evaluation import validate_lanes
 from hpsearch.training.lane_steps import build_step
-from hpsearch.training.minibatches import (
-    is_validation_due,
-    lane_minibatches,
-    minibatches,
-)
+from hpsearch.training.minibatches import is_validation_due, lane_stretches
+from hpsearch.training.network import Network
 from hpsearch.training.networks import build_network
 from hpsearch.training.optimizers import build_optimizer
+from hpsearch.training.padding import PADDED_FAMILIES, cohort_model, fit
 from hpsearch.training.schedules import LearningRateSchedule, build_schedule
 from hpsearch.training.stack import LaneStack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CohortShape:
-    """What trials must have in common to train side by side; rates, lambdas, schedules, seeds may differ."""
+    """What trials must have in common to train side by side; rates, lambdas, schedules, seeds may differ.
+
+    Hidden layers may differ in width within a class (`padding`); `model` then names the widest of the class.
+    """
 
     model: ModelSettings
     optimizer: OptimizerName
     batch_size: int
     shuffle: bool
+    precision: Precision
 
     @classmethod
     def of(cls, settings: TrialSettings) -> CohortShape:
         training = settings.training
         return cls(
-            model=settings.model,
+            model=cohort_model(settings.model),
             optimizer=training.optimizer,
             batch_size=training.batch_size,
             shuffle=training.shuffle,
+            precision=training.precision,
         )
 
 
@@ -59,6 +63,7 @@ class _Lane:
     key: Hashable
     settings: TrialSettings
     schedule: LearningRateSchedule
+    network: Network  # its own; the cohort's may be wider
     num_epochs: int = 0
     best: Validation | None = None
 
@@ -96,16 +101,21 @@ class Cohort:
         self._num_minibatches = data.num_minibatches(shape.batch_size)
         minibatches_of_epoch = range(1, self._num_minibatches + 1)
         self._due = tuple(m for m in minibatches_of_epoch if self._is_validation_due(m))
-        self._network = build_network(shape.model, data.image_shape, data.num_classes)
         self._optimizer = build_optimizer(shape.optimizer)
-        self._step = build_step(self._network, self._optimizer)
+        self._networks: dict[ModelSettings, Network] = {}
+        self._network = self._network_of(shape.model)
+        self._step = build_step(self._network, self._optimizer, device, shape.precision)
         self._stack = LaneStack(device=device)
-        self._lanes: list[_Lane] = []
+        self._lanes: list[_Lane | None] = []  # None: free, until an admission takes it or an epoch begins
 
     @property
     def keys(self) -> tuple[Hashable, ...]:
         """The trials that are in a lane, in the order of the lanes."""
-        return tuple(lane.key for lane in self._lanes)
+        return tuple(lane.key for lane in self._busy)
+
+    @property
+    def _busy(self) -> list[_Lane]:
+        return [lane for lane in self._lanes if lane is not None]
 
     def admit(self, key: Hashable, settings: TrialSettings) -> None:
         """Put a fresh trial into a lane; its first epoch is part of the next `train_epoch`."""
@@ -113,21 +123,31 @@ class Cohort:
             raise ValueError(f"trial {key!r} is in a lane already")
         if CohortShape.of(settings) != self.shape:
             raise ValueError(f"trial {key!r} has another shape than this cohort: {CohortShape.of(settings)}")
-        parameters = self._network.initial_parameters(
-            seed=settings.initial_weights_seed, dtype=self._dtype, device=self._device
-        )
-        self._stack.append(parameters, self._optimizer.initial_state(parameters))
-        self._lanes.append(_Lane(key=key, settings=settings, schedule=build_schedule(settings.training)))
+        network = self._network_of(settings.model)
+        fresh = _Lane(key=key, settings=settings, schedule=build_schedule(settings.training), network=network)
+        self._use_width([*self._busy, fresh], can_shrink=False)
+        own = network.initial_parameters(seed=settings.initial_weights_seed, dtype=self._dtype, device=self._device)
+        parameters = fit(own, self._network)
+        state = self._optimizer.initial_state(parameters)
+        # Lanes whose updates are linear stand in front (LaneStack.num_linear).
+        first, last = (0, self._stack.num_linear) if is_linear(settings.training) else (self._stack.num_linear, None)
+        for lane, busy in enumerate(self._lanes[first:last], start=first):
+            if busy is None:
+                self._stack.replace(lane, parameters, state)
+                self._lanes[lane] = fresh
+                return
+        lane = len(self._lanes) if last is None else last
+        self._stack.insert(lane, parameters, state)
+        self._lanes.insert(lane, fresh)
+        self._stack.num_linear += is_linear(settings.training)
 
     def release(self, key: Hashable) -> None:
-        """Take a trial out; its lane costs nothing any more.
+        """Take a trial out. Its lane goes to the next one that is admitted, or ends with the next epoch's start.
 
         Raises:
             KeyError: the trial is in no lane.
         """
-        lane = self._index(key)
-        self._stack.remove(lane)
-        del self._lanes[lane]
+        self._lanes[self._index(key)] = None
 
     def best(self, key: Hashable) -> Validation | None:
         """The trial's best validation so far; None before the first finite one.
@@ -135,7 +155,7 @@ class Cohort:
         Raises:
             KeyError: the trial is in no lane.
         """
-        return self._lanes[self._index(key)].best
+        return self._lane(key).best
 
     def best_parameters(self, key: Hashable) -> dict[str, np.ndarray]:
         """A deep copy of the trial's parameters at its best validation so far.
@@ -144,9 +164,10 @@ class Cohort:
             KeyError: the trial is in no lane, or has no finite validation yet.
         """
         lane = self._index(key)
-        if self._lanes[lane].best is None:
+        if self._lane(key).best is None:
             raise KeyError(f"trial {key!r} has no finite validation yet")
-        return {name: value[lane].cpu().numpy().copy() for name, value in self._stack.best_parameters.items()}
+        stacked = {name: value[lane] for name, value in self._stack.best_parameters.items()}
+        return {name: value.cpu().numpy().copy() for name, value in fit(stacked, self._lane(key).network).items()}
 
     def train_epoch(self) -> dict[Hashable, EpochReport]:
         """Train every lane for one epoch, each its own next one.
@@ -155,40 +176,68 @@ class Cohort:
             One report per trial. A trial that has diverged says so and stays, harmlessly, until it is
             released.
         """
-        if not self._lanes:
+        self._close_gaps()
+        lanes = self._busy
+        self._use_width(lanes)
+        if not lanes:
             return {}
         started = time.perf_counter()
-        learning_rates = [lane.schedule.learning_rate for lane in self._lanes]
-        self._stack.set_rates([lane.settings.training for lane in self._lanes], learning_rates)
+        learning_rates = [lane.schedule.learning_rate for lane in lanes]
+        self._stack.set_rates([lane.settings.training for lane in lanes], learning_rates)
         train_nll, validations = self._train_epoch_on_device()
         # The epoch's only host sync: [1 + 2 * validations, L] numbers.
         rows = torch.stack([train_nll, *(loss for pair in validations for loss in pair)]).cpu().tolist()
-        seconds = (time.perf_counter() - started) / len(self._lanes)
+        seconds = (time.perf_counter() - started) / len(lanes)
         return {
             lane.key: self._report(lane, column, learning_rate, seconds)
-            for lane, column, learning_rate in zip(self._lanes, zip(*rows, strict=True), learning_rates, strict=True)
+            for lane, column, learning_rate in zip(lanes, zip(*rows, strict=True), learning_rates, strict=True)
         }
+
+    def _close_gaps(self) -> None:
+        """A cohort that drains shrinks: lanes that nobody has taken cost no time in this epoch."""
+        for lane in reversed(range(len(self._lanes))):
+            if self._lanes[lane] is None:
+                del self._lanes[lane]
+                self._stack.remove(lane)
+                self._stack.num_linear -= lane < self._stack.num_linear
+
+    def _network_of(self, model: ModelSettings) -> Network:
+        if model not in self._networks:
+            self._networks[model] = build_network(model, self._data.image_shape, self._data.num_classes)
+        return self._networks[model]
+
+    def _use_width(self, lanes: Sequence[_Lane], *, can_shrink: bool = True) -> None:
+        """Make the stack just as wide as the widest of these lanes needs it."""
+        if self.shape.model.family not in PADDED_FAMILIES or not lanes:
+            return
+        widest = max((lane.network for lane in lanes), key=lambda network: network.model.hidden_units)
+        current = self._network.model.hidden_units if self._stack.num_lanes else 0
+        needed = widest.model.hidden_units
+        if needed > current or (can_shrink and needed < current):
+            self._network = widest
+            self._step = build_step(widest, self._optimizer, self._device, self.shape.precision)
+            self._stack.resize(lambda tensors: fit(tensors, widest))
 
     def _train_epoch_on_device(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Mean train NLL [L], and zero-one loss and NLL [L] of every validation."""
         total_nll = torch.zeros(len(self._lanes), dtype=torch.float64, device=self._device)
         validations = []
-        for minibatch, (images, labels) in enumerate(self._minibatches(), start=1):
-            total_nll += self._step(self._stack, images, labels)
+        for images, labels, minibatch in self._stretches():
+            total_nll += self._step.train(self._stack, images, labels, self.shape.batch_size)
             if self._is_validation_due(minibatch):
                 zero_one, nll = validate_lanes(self._network, self._stack.parameters, self._data)
                 self._stack.keep_best(zero_one, nll)
                 validations.append((zero_one, nll))
         return total_nll / self._num_minibatches, validations
 
-    def _minibatches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _stretches(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Without shuffling, lanes share each minibatch; with it, each has the order of its own epoch."""
-        if not self.shape.shuffle:
-            return minibatches(self._data, self.shape.batch_size, dtype=self._dtype)
-        orders = [
-            minibatch_order(lane.settings.seed, lane.num_epochs + 1, self._data.num_train) for lane in self._lanes
-        ]
-        return lane_minibatches(self._data, self.shape.batch_size, dtype=self._dtype, orders=orders)
+        orders = None
+        if self.shape.shuffle:
+            orders = [
+                minibatch_order(lane.settings.seed, lane.num_epochs + 1, self._data.num_train) for lane in self._busy
+            ]
+        return lane_stretches(self._data, self.shape.batch_size, dtype=self._dtype, ends=self._due, orders=orders)
 
     def _is_validation_due(self, minibatch: int) -> bool:
         return is_validation_due(
@@ -216,8 +265,13 @@ class Cohort:
             is_schedule_exhausted=lane.schedule.is_exhausted,
         )
 
+    def _lane(self, key: Hashable) -> _Lane:
+        lane = self._lanes[self._index(key)]
+        assert lane is not None
+        return lane
+
     def _index(self, key: Hashable) -> int:
         for lane, busy in enumerate(self._lanes):
-            if busy.key == key:
+            if busy is not None and busy.key == key:
                 return lane
         raise KeyError(f"trial {key!r} is in no lane")

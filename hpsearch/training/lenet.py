@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from hpsearch.errors import InputError
 from hpsearch.training.activations import activate
-from hpsearch.training.dense import DenseLayer
+from hpsearch.training.dense import DenseLayer, lane_linear
 from hpsearch.training.initialization import ParameterShape, weight_bound
 from hpsearch.training.network import Network
 
@@ -107,6 +107,10 @@ class LeNet(Network):
         convolved = (height - KERNEL_SIZE + 1) * (width - KERNEL_SIZE + 1)
         return max(self.model.kernels[0] * convolved, self.model.hidden_units)
 
+    def prefers_single_lanes(self, device: torch.device) -> bool:
+        """A CPU convolves no faster for many lanes than for one, whose results are still in its cache."""
+        return device.type == "cpu"
+
     def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
         maps = _fast_layout(images.reshape(-1, 1, *self.image_shape))
         for name in ("conv1", "conv2"):
@@ -115,8 +119,9 @@ class LeNet(Network):
             maps = activate(self.model.activation, pooled + biases)
         hidden, scores = self.dense_layers
         features = maps.flatten(start_dim=1)  # [B, 800]
-        units = activate(self.model.activation, features @ parameters[hidden.weight] + parameters[hidden.bias])
-        return units @ parameters[scores.weight] + parameters[scores.bias]
+        units = functional.linear(features, parameters[hidden.weight], parameters[hidden.bias])
+        units = activate(self.model.activation, units)
+        return functional.linear(units, parameters[scores.weight], parameters[scores.bias])
 
     def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
         num_lanes = parameters["conv1.weight"].shape[0]
@@ -132,9 +137,9 @@ class LeNet(Network):
         maps = self._lane_maps("conv2", parameters, maps, groups=num_lanes)  # [B, L * 50, 4, 4]
         features = maps.reshape(maps.shape[0], num_lanes, -1).transpose(0, 1)  # [L, B, 800]
         hidden, scores = self.dense_layers
-        units = torch.baddbmm(parameters[hidden.bias].unsqueeze(1), features, parameters[hidden.weight])
+        units = lane_linear(features, parameters[hidden.weight], parameters[hidden.bias])
         units = activate(self.model.activation, units)
-        return torch.baddbmm(parameters[scores.bias].unsqueeze(1), units, parameters[scores.weight])
+        return lane_linear(units, parameters[scores.weight], parameters[scores.bias])
 
     def _lane_maps(self, name: str, parameters: Mapping[str, Tensor], maps: Tensor, *, groups: int) -> Tensor:
         kernels = _fast_layout(parameters[f"{name}.weight"].flatten(end_dim=1))  # [L * kernels, maps, 5, 5]

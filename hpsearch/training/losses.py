@@ -8,12 +8,10 @@ Source: REFERENCE section 3; DLT, "A Primer on Supervised Learning for Deep Lear
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-
-from hpsearch.settings import TrainingSettings
 
 
 def nll_per_image(logits: Tensor, labels: Tensor) -> Tensor:
@@ -85,16 +83,9 @@ class LanePenalties:
     has_l1: bool
     has_l2: bool
 
-    @classmethod
-    def of(cls, trainings: Sequence[TrainingSettings], device: torch.device) -> LanePenalties:
-        rows = [[training.lambda_1, training.lambda_2] for training in trainings]
-        values = torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, 2)
-        return cls(
-            lambda_1=values[:, 0],
-            lambda_2=values[:, 1],
-            has_l1=any(training.lambda_1 > 0 for training in trainings),
-            has_l2=any(training.lambda_2 > 0 for training in trainings),
-        )
+    def part(self, lanes: slice) -> LanePenalties:
+        """Some of the lanes', in the same memory."""
+        return replace(self, lambda_1=self.lambda_1[lanes], lambda_2=self.lambda_2[lanes])
 
     def regularised(self, nll: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """Every lane's nll + lambda_1 * sum |w| + lambda_2 * sum w^2, [L]; weights are stacked, [L, ...]."""
@@ -107,19 +98,43 @@ class LanePenalties:
                 loss = loss + self.lambda_2.to(weight.dtype) * flat.square().sum(dim=1)
         return loss
 
-    def add_gradient_(self, target: Tensor, weight: Tensor, *, scale: Tensor) -> None:
-        """Add scale * (lambda_1 * sign(w) + 2 * lambda_2 * w) to the target, which may be the weight itself.
+    def scaled(self, scale: Tensor, dtype: torch.dtype) -> ScaledPenalties:
+        """What the penalties add to gradients that are multiplied with `scale`, [L]."""
+        return ScaledPenalties(
+            l1_factor=(self.lambda_1 * scale).to(dtype) if self.has_l1 else None,
+            l2_factor=(2.0 * self.lambda_2 * scale).to(dtype) if self.has_l2 else None,
+        )
 
-        Args:
-            target, weight: [L, ...].
-            scale: [L], what every lane's gradient is multiplied with.
-        """
-        # The sign of 0 is 0: L1 leaves a weight of exactly 0 alone, as torch's gradient of abs does.
-        signs = weight.sign() if self.has_l1 else None
-        if self.has_l2:
-            target.addcmul_(weight, lanes_first(2.0 * self.lambda_2 * scale, weight))
-        if signs is not None:
-            target.addcmul_(signs, lanes_first(self.lambda_1 * scale, weight))
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledPenalties:
+    """The penalties' share in scaled gradients: l1_factor * sign(w) + l2_factor * w.
+
+    Args:
+        l1_factor, l2_factor: [L] in the weights' precision; None is a term that no lane has.
+    """
+
+    l1_factor: Tensor | None
+    l2_factor: Tensor | None
+
+    def add_gradient_(self, target: Tensor, weight: Tensor) -> None:
+        """Add the penalties' gradient to the target, [L, ...], which may be the weight itself."""
+        if self.l1_factor is None:
+            if self.l2_factor is not None:
+                target.addcmul_(weight, lanes_first(self.l2_factor, weight))
+            return
+        l1_factor = lanes_first(self.l1_factor, weight)
+        l2_factor = None if self.l2_factor is None else lanes_first(self.l2_factor, weight)
+        # On a CPU lane by lane, through one buffer: a lane's signs are in the cache when they are added.
+        step = 1 if weight.device.type == "cpu" else len(weight)
+        signs = torch.empty_like(weight[:step])
+        for start in range(0, len(weight), step):
+            lanes = slice(start, start + step)
+            # The sign of 0 is 0: L1 leaves a weight of exactly 0 alone, as torch's gradient of abs does.
+            torch.sign(weight[lanes], out=signs)
+            if l2_factor is not None:
+                target[lanes].addcmul_(weight[lanes], l2_factor[lanes])
+            target[lanes].addcmul_(signs, l1_factor[lanes])
 
 
 def lanes_first(values: Tensor, like: Tensor) -> Tensor:

@@ -5,12 +5,16 @@ Both training loops (`reference`, `lanes`) take their minibatches from here, so 
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from hpsearch.data.resident import ResidentData
+
+# Images gathered at once for lanes that each have an order of their own.
+GATHERED_BYTES = 2**26
 
 
 def is_validation_due(minibatch: int, *, num_minibatches: int, validations_every: int) -> bool:
@@ -32,33 +36,58 @@ def minibatches(
     Source: DLT, "MNIST Dataset": x[i*B:(i+1)*B].
     """
     for images, labels in data.chunks(batch_size, order):
-        yield from _slices(images.to(dtype), labels, batch_size, dim=0)
+        for start in range(0, len(labels), batch_size):
+            rows = slice(start, start + batch_size)
+            yield images[rows].to(dtype), labels[rows]
 
 
-def lane_minibatches(
-    data: ResidentData, batch_size: int, *, dtype: torch.dtype, orders: Sequence[Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch's minibatches of lanes that each have their own order: images [L, B, pixels], labels [L, B].
+def lane_stretches(
+    data: ResidentData,
+    batch_size: int,
+    *,
+    dtype: torch.dtype,
+    ends: Sequence[int],
+    orders: Sequence[Tensor] | None = None,
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """An epoch as stretches of minibatches without a validation between them.
 
     Args:
-        orders: one [num_train] int64 on the host per lane.
+        ends: the minibatches (1-based, ascending) after which a stretch has to end; the last is the epoch's.
+        orders: one [num_train] int64 on the host per lane (`resident.minibatch_order`); None: the file's
+            order for all.
+    Returns:
+        Images [N, pixels] or, with orders, [L, N, pixels]; labels [N] or [L, N]; both valid until the next
+        ones are asked for. And the number of the last minibatch.
     """
+    done = 0
+    for images, labels in _pieces(data, batch_size, orders):
+        position, length = 0, labels.shape[-1] // batch_size
+        while position < length:
+            next_end = ends[bisect.bisect_right(ends, done)]
+            size = min(length - position, next_end - done)
+            rows = position * batch_size, size * batch_size
+            done, position = done + size, position + size
+            yield images.narrow(-2, *rows).to(dtype), labels.narrow(-1, *rows), done
+
+
+def _pieces(data: ResidentData, batch_size: int, orders: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Whole minibatches, as many as the memory allows: images [..., N, pixels], labels [..., N]."""
+    if orders is None:
+        yield from data.chunks(batch_size)
+        return
     if data.is_chunked:
-        for images, labels in _lane_chunks(data, batch_size, orders):
-            yield from _slices(images.to(dtype), labels, batch_size, dim=1)
+        yield from _lane_chunks(data, batch_size, orders)
         return
     # Minibatches of one image leave no remainder out: this chunk is the whole training set, not a copy of it.
     ((images, labels),) = data.chunks(1)
     indices = torch.stack(list(orders)).to(images.device)  # [L, num_train], the epoch's only transfer
-    for start in range(0, data.num_minibatches(batch_size) * batch_size, batch_size):
-        chosen = indices[:, start : start + batch_size]
+    bytes_per_minibatch = len(orders) * batch_size * images.shape[1] * images.element_size()
+    rows = batch_size * max(1, GATHERED_BYTES // bytes_per_minibatch)
+    num_images = data.num_minibatches(batch_size) * batch_size
+    for start in range(0, num_images, rows):
+        chosen = indices[:, start : min(start + rows, num_images)]
         flat = chosen.reshape(-1)  # index_select copies whole rows, which images[chosen] does not
-        yield images.index_select(0, flat).reshape(*chosen.shape, -1).to(dtype), labels[chosen]
-
-
-def _slices(images: Tensor, labels: Tensor, batch_size: int, *, dim: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, labels.shape[dim], batch_size):
-        yield images.narrow(dim, start, batch_size), labels.narrow(dim, start, batch_size)
+        yield images.index_select(0, flat).reshape(*chosen.shape, -1), labels[chosen]
 
 
 def _lane_chunks(data: ResidentData, batch_size: int, orders: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

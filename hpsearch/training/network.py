@@ -55,6 +55,10 @@ class Network(ABC):
             [L, B, classes].
         """
 
+    def prefers_single_lanes(self, device: torch.device) -> bool:
+        """Whether this device computes one lane after the other faster than all of them together."""
+        return False
+
     @cached_property
     def num_pixels(self) -> int:
         height, width = self.image_shape

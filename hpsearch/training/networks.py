@@ -1,8 +1,9 @@
-"""The networks of the notes by name: logistic regression, multilayer perceptron, LeNet."""
+"""Networks by name: those of the notes (logistic regression, multilayer perceptron, LeNet), and a user's own."""
 
 from __future__ import annotations
 
 from hpsearch.settings import ModelSettings
+from hpsearch.training.custom_network import build_custom_network
 from hpsearch.training.dense import Logistic, Mlp
 from hpsearch.training.lenet import LeNet
 from hpsearch.training.network import Network
@@ -12,7 +13,7 @@ def build_network(model: ModelSettings, image_shape: tuple[int, int], num_classe
     """Describe the network that the settings ask for.
 
     Raises:
-        InputError: the images are too small for LeNet.
+        InputError: the images are too small for LeNet; a module of a user's own cannot be had or trained in lanes.
     """
     match model.family:
         case "logistic":
@@ -21,3 +22,5 @@ def build_network(model: ModelSettings, image_shape: tuple[int, int], num_classe
             return Mlp(model=model, image_shape=image_shape, num_classes=num_classes)
         case "cnn":
             return LeNet(model=model, image_shape=image_shape, num_classes=num_classes)
+        case _:
+            return build_custom_network(model, image_shape, num_classes)

@@ -10,8 +10,8 @@ Source: REFERENCE section 4.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import final
 
 import torch
@@ -37,26 +37,14 @@ class Rates:
 
     @classmethod
     def of(cls, training: TrainingSettings, learning_rate: float, device: torch.device) -> Rates:
-        """One trial's."""
-        return cls._unpacked(torch.tensor(_row(training, learning_rate), dtype=torch.float64, device=device))
+        """One trial's, in one transfer."""
+        row = [learning_rate, training.momentum, training.beta_1, training.beta_2, training.epsilon]
+        rate, momentum, beta_1, beta_2, epsilon = torch.tensor(row, dtype=torch.float64, device=device).unbind()
+        return cls(learning_rate=rate, momentum=momentum, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
 
-    @classmethod
-    def of_lanes(
-        cls, trainings: Sequence[TrainingSettings], learning_rates: Sequence[float], device: torch.device
-    ) -> Rates:
-        """All lanes', in one transfer to the device."""
-        rows = [_row(training, rate) for training, rate in zip(trainings, learning_rates, strict=True)]
-        values = torch.tensor(rows, dtype=torch.float64, device=device).reshape(-1, 5)
-        return cls._unpacked(values.t().contiguous())
-
-    @classmethod
-    def _unpacked(cls, values: Tensor) -> Rates:
-        learning_rate, momentum, beta_1, beta_2, epsilon = values.unbind(0)
-        return cls(learning_rate=learning_rate, momentum=momentum, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
-
-
-def _row(training: TrainingSettings, learning_rate: float) -> list[float]:
-    return [learning_rate, training.momentum, training.beta_1, training.beta_2, training.epsilon]
+    def part(self, lanes: slice) -> Rates:
+        """Some of the lanes', in the same memory."""
+        return Rates(**{number.name: getattr(self, number.name)[lanes] for number in fields(self)})
 
 
 class Optimizer(ABC):

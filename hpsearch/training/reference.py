@@ -23,6 +23,7 @@ from hpsearch.training.minibatches import is_validation_due, minibatches
 from hpsearch.training.network import Network
 from hpsearch.training.networks import build_network
 from hpsearch.training.optimizers import Optimizer, Rates, build_optimizer
+from hpsearch.training.precision import computing
 from hpsearch.training.schedules import build_schedule
 
 
@@ -132,7 +133,9 @@ def _train_epoch(
         # Forward: the loss of this minibatch with the parameters as they are.
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        nll = mean_nll(network.logits(parameters, images), labels)
+        with computing(training.precision, images.device):
+            logits = network.logits(parameters, images).to(dtype)
+        nll = mean_nll(logits, labels)
         weights = [parameters[name] for name in network.weight_names]
         loss = regularised_loss(nll, weights, lambda_1=training.lambda_1, lambda_2=training.lambda_2)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from hpsearch.settings import TrainingSettings
 from hpsearch.training.losses import LanePenalties
 from hpsearch.training.optimizers import Rates
 
+# What an epoch's set-up sends to the device, lane by lane.
+NUMBERS = ("learning_rate", "momentum", "beta_1", "beta_2", "epsilon", "lambda_1", "lambda_2")
+
 
 @dataclass(kw_only=True)
 class LaneStack:
@@ -20,9 +23,17 @@ class LaneStack:
 
     Lane l of every tensor belongs to the same trial. `rates` and `penalties` hold for one epoch
     (`set_rates`).
+
+    Args:
+        num_linear: so many lanes, the first ones, may be trained in blocks of minibatches (`dense_step`); they
+            have no L1.
+        version: grows whenever tensors have moved to other memory, or a step would do other operations;
+            what was captured before must not be replayed any more.
     """
 
     device: torch.device
+    num_linear: int = 0
+    version: int = 0
     rates: Rates = field(init=False)
     penalties: LanePenalties = field(init=False)
     parameters: dict[str, Tensor] = field(default_factory=dict)
@@ -31,27 +42,75 @@ class LaneStack:
     best_losses: dict[str, Tensor] = field(default_factory=dict)  # zero_one, nll: [L] float64
 
     def __post_init__(self) -> None:
+        self._numbers = torch.empty(len(NUMBERS), 0, dtype=torch.float64, device=self.device)
         self.set_rates([], [])
 
-    def append(self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
-        """Put one trial's tensors behind the last lane. They are copied."""
-        worst = torch.tensor(math.inf, dtype=torch.float64, device=self.device)
-        self.parameters = _appended(self.parameters, parameters)
-        self.optimizer_state = _appended(self.optimizer_state, optimizer_state)
-        self.best_parameters = _appended(self.best_parameters, parameters)
-        self.best_losses = _appended(self.best_losses, {"zero_one": worst, "nll": worst})
+    @property
+    def num_lanes(self) -> int:
+        return len(self.best_losses["nll"]) if self.best_losses else 0
+
+    def insert(self, lane: int, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
+        """Put one trial's tensors before a lane, or behind the last one. They are copied."""
+        self.version += 1
+        for stacked, single in self._pairs(parameters, optimizer_state):
+            for name, value in single.items():
+                behind = stacked.get(name, value.new_empty(0, *value.shape))
+                stacked[name] = torch.cat([behind[:lane], value.unsqueeze(0), behind[lane:]])
+
+    def replace(self, lane: int, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
+        """Give a lane to another trial, in the same memory."""
+        for stacked, single in self._pairs(parameters, optimizer_state):
+            for name, value in single.items():
+                stacked[name][lane].copy_(value)
 
     def remove(self, lane: int) -> None:
         """Close the gap that a finished trial leaves: the lanes behind it move up."""
-        self.parameters = _without(self.parameters, lane)
-        self.optimizer_state = _without(self.optimizer_state, lane)
-        self.best_parameters = _without(self.best_parameters, lane)
-        self.best_losses = _without(self.best_losses, lane)
+        self.version += 1
+        for stacked in self._tensors():
+            for name, value in stacked.items():
+                # Two slices rather than index_select: no index has to travel to the device.
+                stacked[name] = torch.cat([value[:lane], value[lane + 1 :]])
+
+    def resize(self, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+        """Bring all lanes' parameters and optimizer state to other shapes."""
+        self.version += 1
+        self.parameters = change(self.parameters)
+        self.optimizer_state = change(self.optimizer_state)
+        self.best_parameters = change(self.best_parameters)
+
+    def part(self, start: int, stop: int) -> LaneStack:
+        """Some neighbouring lanes, in the same memory: training them trains these lanes."""
+        lanes = slice(start, stop)
+        part = LaneStack(device=self.device, num_linear=min(max(self.num_linear - start, 0), stop - start))
+        part.rates, part.penalties = self.rates.part(lanes), self.penalties.part(lanes)
+        if stop <= self.num_linear:
+            part.penalties = replace(part.penalties, has_l1=False)
+        for mine, its in zip(self._tensors(), part._tensors(), strict=True):
+            its.update({name: value[lanes] for name, value in mine.items()})
+        return part
 
     def set_rates(self, trainings: Sequence[TrainingSettings], learning_rates: Sequence[float]) -> None:
-        """Prepare an epoch: one transfer for the rates and one for the lambdas."""
-        self.rates = Rates.of_lanes(trainings, learning_rates, self.device)
-        self.penalties = LanePenalties.of(trainings, self.device)
+        """Prepare an epoch with one transfer; into the same memory as long as the number of lanes is the same."""
+        rows = [
+            [rate, *(getattr(training, name) for name in NUMBERS[1:])]
+            for training, rate in zip(trainings, learning_rates, strict=True)
+        ]
+        values = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(NUMBERS)).t()
+        if values.shape != self._numbers.shape:
+            self._numbers = torch.empty(values.shape, dtype=torch.float64, device=self.device)
+            self.version += 1
+        self._numbers.copy_(values)
+        by_name = dict(zip(NUMBERS, self._numbers, strict=True))
+        before = self.penalties if hasattr(self, "penalties") else None
+        self.penalties = LanePenalties(
+            lambda_1=by_name.pop("lambda_1"),
+            lambda_2=by_name.pop("lambda_2"),
+            has_l1=any(training.lambda_1 > 0 for training in trainings),
+            has_l2=any(training.lambda_2 > 0 for training in trainings),
+        )
+        self.rates = Rates(**by_name)
+        if before is not None and (before.has_l1, before.has_l2) != (self.penalties.has_l1, self.penalties.has_l2):
+            self.version += 1
 
     @torch.no_grad()
     def keep_best(self, zero_one: Tensor, nll: Tensor) -> None:
@@ -71,13 +130,13 @@ class LaneStack:
             # where, not arithmetic with a 0/1 mask: 0 * NaN would let a diverged lane spoil its own best.
             torch.where(mask, parameter, best, out=best)
 
+    def _pairs(
+        self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]
+    ) -> list[tuple[dict[str, Tensor], Mapping[str, Tensor]]]:
+        """The stacked tensors, and what a fresh trial puts into each."""
+        worst = torch.tensor(math.inf, dtype=torch.float64, device=self.device)
+        fresh = [parameters, optimizer_state, parameters, {"zero_one": worst, "nll": worst}]
+        return list(zip(self._tensors(), fresh, strict=True))
 
-def _appended(stacked: dict[str, Tensor], single: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if not stacked:
-        return {name: value.unsqueeze(0).clone() for name, value in single.items()}
-    return {name: torch.cat([stacked[name], value.unsqueeze(0)]) for name, value in single.items()}
-
-
-def _without(stacked: dict[str, Tensor], lane: int) -> dict[str, Tensor]:
-    # Two slices rather than index_select: no index has to travel to the device.
-    return {name: torch.cat([value[:lane], value[lane + 1 :]]) for name, value in stacked.items()}
+    def _tensors(self) -> tuple[dict[str, Tensor], ...]:
+        return self.parameters, self.optimizer_state, self.best_parameters, self.best_losses

@@ -142,6 +142,18 @@ def test_run_trains_every_point_once_and_prints_the_best_table(shell: Shell) -> 
     assert len({tuple(trial.params.items()) for trial in trials}) == 9
 
 
+def test_how_many_lanes_pay_is_measured_once_and_remembered(shell: Shell) -> None:
+    first = shell("run", shell.study_file)
+    assert "1 worker with as many lanes as pay" in first.stderr
+    (case,) = (shell.folder / "home" / "lanes").glob("*.json")
+    measured = case.read_bytes()
+    assert json.loads(measured)["seconds"].keys() >= {"1", "2"}
+    shell.ok("run", shell.study_file, "--set", "name=again")
+    assert case.read_bytes() == measured
+    logs = shell.folder / "home" / "logs"
+    assert "s per trial-epoch" in (logs / "again-worker-0.log").read_text()
+
+
 def test_running_a_finished_study_again_does_nothing_and_says_so(shell: Shell) -> None:
     shell.ok("run", shell.study_file)
     before = [trial.datetime_complete for trial in shell.study().trials]
@@ -189,7 +201,7 @@ def test_the_views_tell_the_same_best_point(shell: Shell) -> None:
     assert float(variables["HPSEARCH_LEARNING_RATE"]) == learning_rate
 
     shell.told("export", "small", "-o", "best.json", "--model", "best.safetensors")
-    assert load_file(shell.folder / "best.safetensors")["hidden.weight"].shape == (784, 10)
+    assert load_file(shell.folder / "best.safetensors")["hidden.weight"].shape == (10, 784)
     shell.told("report", "small", "-o", "report.html")
     assert "small" in (shell.folder / "report.html").read_text()
 
@@ -318,7 +330,11 @@ BAD_DEFINITIONS = [
     (["search.learning_rate=[0.1, 0.1]"], "search.learning_rate has the value 0.1 twice", None),
     (["search.max_points=5"], "the grid has 9 points, more than the limit of 5", None),
     (["data.dataset=minst"], "minst", "mnist"),
-    (["model.family=mpl"], "model.family must be one of logistic, mlp, cnn, got 'mpl'", "did you mean"),
+    (
+        ["model.family=mpl"],
+        "model.family must be one of logistic, mlp, cnn, package.module:factory, got 'mpl'",
+        "did you mean",
+    ),
     (["model.activation=tan"], "model.activation must be one of tanh, sigmoid, relu", None),
     (["training.optimizer=sdg"], "training.optimizer must be one of sgd, momentum, adam", None),
     (["training.schedule=cosine"], "training.schedule must be one of constant", None),

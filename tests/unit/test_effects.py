@@ -10,6 +10,7 @@ import pytest
 
 from hpsearch.effects import EFFECTS
 from hpsearch.errors import InputError
+from hpsearch.settings import BUILT_IN_FAMILIES, CUSTOM_FAMILY
 from hpsearch.study import StudyDefinition, load_definition, parse_definition
 
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -33,7 +34,7 @@ def test_table_names_keys_and_values_that_exist(key: str) -> None:
     owner_section, _, owner_name = owner.partition(".")
     assert name in fields[section].annotation.model_fields  # type: ignore[union-attr]
     choices = get_args(fields[owner_section].annotation.model_fields[owner_name].annotation)  # type: ignore[union-attr]
-    assert set(values) < set(choices)
+    assert set(values) < set(choices or [*BUILT_IN_FAMILIES, CUSTOM_FAMILY])
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,23 @@ def test_table_names_keys_and_values_that_exist(key: str) -> None:
             '[search]\nstrategy = "random"\nnum_points = 3\nschedule_decay = { low = 0.1, high = 0.2 }',
             "search.schedule_decay has no effect: training.schedule is constant",
             "it belongs to training.schedule = inverse-time",
+        ),
+        (
+            "[search]\noptions.width = [3]",
+            "search.options.width has no effect: model.family is mlp",
+            "it belongs to model.family = package.module:factory",
+        ),
+        (
+            '[model]\nfamily = "my.networks:build"\n[search]\nhidden_units = [50, 100]',
+            "search.hidden_units has no effect: model.family is my.networks:build",
+            "it belongs to model.family = mlp or cnn",
+        ),
+        (
+            '[search]\nfamily = ["mlp", "my.networks:build"]\noptions.width = [3, 4]',
+            "search.options.width has no effect where search.family is mlp: "
+            "the grid would train each such point 2 times",
+            "run two studies: one that searches options.width with model.family = package.module:factory, "
+            "and one without options.width for mlp",
         ),
     ],
 )
@@ -85,6 +103,7 @@ def test_grid_that_would_train_points_twice_is_refused_with_the_way_out() -> Non
         'optimizer = ["sgd", "momentum"]\nmomentum = [0.5]',  # one value makes no duplicates
         'optimizer = ["momentum"]\nmomentum = [0.5, 0.9]',  # what is searched counts, not the section's sgd
         'family = ["mlp", "cnn"]\nhidden_units = [50, 100]',
+        'family = ["my.networks:build", "your.networks:build"]\noptions.width = [3, 4]',
         'strategy = "tpe"\nnum_points = 3\noptimizer = ["sgd", "momentum"]\nmomentum = [0.5, 0.9]',
     ],
 )
@@ -99,6 +118,15 @@ def test_set_key_without_effect_is_told_of_once_and_accepted(caplog: pytest.LogC
     assert caplog.messages == [
         "study.toml: training.momentum has no effect: training.optimizer is sgd",
         "study.toml: stopping.n has no effect: stopping.rule is geometric-patience",
+    ]
+
+
+def test_keys_of_the_built_in_families_are_told_of_beside_a_custom_one(caplog: pytest.LogCaptureFixture) -> None:
+    parsed('[model]\nfamily = "my.networks:build"\nhidden_units = 3\noptions = { width = 3 }')
+    parsed("[model]\noptions = { width = 3 }")
+    assert caplog.messages == [
+        "study.toml: model.hidden_units has no effect: model.family is my.networks:build",
+        "study.toml: model.options has no effect: model.family is mlp",
     ]
 
 

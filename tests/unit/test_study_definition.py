@@ -121,6 +121,85 @@ def test_seed_of_the_weights_can_be_searched_beside_the_seed_of_the_study() -> N
     assert [(s.seed, s.initial_weights_seed) for s in resolved] == [(7, 0), (7, 1)]
 
 
+# A family of a user's own and its options
+
+CUSTOM = 'name = "a"\n[model]\nfamily = "my.networks:Net"\noptions = { width = 8, act = "x", on = true, p = 0.5 }\n'
+
+
+def test_options_are_a_table_in_the_file_and_hashable_inside() -> None:
+    definition = parsed(CUSTOM)
+    assert definition.model.family == "my.networks:Net"
+    assert dict(definition.model.options) == {"width": 8, "act": "x", "on": True, "p": 0.5}
+    assert hash(definition.model) == hash(parsed(CUSTOM).model)
+    assert definition.document()["model"]["options"] == {"act": "x", "on": True, "p": 0.5, "width": 8}
+
+
+def test_order_of_the_options_does_not_matter() -> None:
+    other = parsed(CUSTOM.replace("width = 8, ", "").replace(" }", ", width = 8 }"))
+    assert other.sha256 == parsed(CUSTOM).sha256
+    assert describe_differences(parsed(CUSTOM), other) == []
+
+
+@pytest.mark.parametrize("key", ["options.width", '"options.width"'])
+def test_searched_option_replaces_its_own_value_only(key: str) -> None:
+    definition = parsed(f"{CUSTOM}[search]\n{key} = [8, 16]")
+    resolved = [dict(definition.resolve(point).model.options) for point in definition.points()]
+    assert resolved == [{"width": width, "act": "x", "on": True, "p": 0.5} for width in (8, 16)]
+    assert [list(point) for point in definition.points()] == [["options.width"]] * 2
+    assert parse_definition(definition.document(), source="again") == definition
+    assert StudyDefinition.from_canonical_json(definition.canonical_json()) == definition
+
+
+def test_option_that_only_the_search_names_is_an_option() -> None:
+    definition = parsed(f"{CUSTOM}[search]\noptions.depth = [1]")
+    assert dict(definition.resolve({"options.depth": 1}).model.options)["depth"] == 1
+
+
+def test_own_value_of_an_option_says_whether_it_is_a_whole_number() -> None:
+    text = f'{CUSTOM}[search]\nstrategy = "tpe"\nnum_points = 2\n'
+    whole = parsed(f"{text}options.width = {{ log10 = [0, 2] }}").search.dimensions[0]
+    assert (whole.is_integer, whole.values) == (True, (1, 10, 100))
+    real = parsed(f"{text}options.p = {{ low = 0, high = 1 }}").search.dimensions[0]
+    assert (real.is_integer, real.values) == (False, (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name = "a"\n[model]\noptions = 5', "model.options must be a table of plain values, got 5"),
+        (
+            'name = "a"\n[model]\noptions = { width = [1] }',
+            "model.options must hold strings, truth values and finite numbers, got width = [1]",
+        ),
+        (
+            'name = "a"\n[model]\noptions = { width = inf }',
+            "model.options must hold strings, truth values and finite numbers, got width = inf",
+        ),
+        (
+            'name = "a"\n[model]\noptions = { num_classes = 3 }',
+            "model.options must have names of Python arguments other than image_shape and num_classes, "
+            "got 'num_classes'",
+        ),
+        (
+            'name = "a"\n[model]\noptions = { my-width = 3 }',
+            "model.options must have names of Python arguments other than image_shape and num_classes, got 'my-width'",
+        ),
+        (
+            f"{CUSTOM}[search]\noptions.width = [[1]]",
+            "search.options must hold strings, truth values and finite numbers, got width = [1]",
+        ),
+        (f"{CUSTOM}[search]\noptions.width = [1, 1]", "search.options.width has the value 1 twice"),
+        (f"{CUSTOM}[search]\noptions = [1]", "search.options: this key cannot be searched"),
+        (
+            f'{CUSTOM}[search]\noptions.width = [1]\n"options.width" = [2]',
+            "an option of [search] stands there twice",
+        ),
+    ],
+)
+def test_bad_option_is_named_with_its_value(text: str, message: str) -> None:
+    assert str(refusal(text)) == f"study.toml: {message}"
+
+
 # Zero beside a logarithmic scale
 
 
@@ -201,7 +280,9 @@ def test_training_value_out_of_range_gets_the_allowed_range(line: str, message: 
 @pytest.mark.parametrize(
     ("section", "line", "choices"),
     [
-        ("model", 'family = "mpl"', "logistic, mlp, cnn"),
+        ("model", 'family = "mpl"', "logistic, mlp, cnn, package.module:factory"),
+        ("model", 'family = "my-networks.py:build"', "logistic, mlp, cnn, package.module:factory"),
+        ("model", 'family = "networks"', "logistic, mlp, cnn, package.module:factory"),
         ("model", 'activation = "tahn"', "tanh, sigmoid, relu"),
         ("training", 'optimizer = "agd"', "sgd, momentum, adam"),
         ("training", 'schedule = "constnat"', "constant, inverse-time, halving, step, plateau, exponential"),
@@ -380,6 +461,7 @@ def study_file(tmp_path: Path) -> Path:
         ("data.dataset=2024-01-01", "data", "dataset", "2024-01-01"),
         ("training.shuffle=true", "training", "shuffle", True),
         ("model.kernels=[6, 16]", "model", "kernels", (6, 16)),
+        ("model.options.width=5", "model", "options", (("width", 5),)),
     ],
 )
 def test_override_replaces_one_value(study_file: Path, override: str, section: str, key: str, value: object) -> None:

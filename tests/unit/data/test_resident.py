@@ -245,3 +245,27 @@ def test_drawing_an_order_leaves_the_global_generator_alone() -> None:
     state = torch.random.get_rng_state()
     minibatch_order(1, 1, 100)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("max_resident_bytes", [None, 8 * IMAGE_BYTES])
+@pytest.mark.parametrize("num_train", [4, 12, 40])
+def test_the_head_has_the_first_minibatches_only(max_resident_bytes: int | None, num_train: int) -> None:
+    source = make_data(40)
+    whole = ResidentData.place(source, CPU, max_resident_bytes=max_resident_bytes)
+    head = whole.head(num_train=num_train, num_validation=2)
+    assert head.num_train == num_train
+    assert torch.equal(head.validation_images, whole.validation_images[:2])
+    assert torch.equal(head.validation_labels, whole.validation_labels[:2])
+    found, expected = minibatches(head, 4, None), minibatches(whole, 4, None)[: num_train // 4]
+    assert len(found) == len(expected)
+    for (images, labels), (expected_images, expected_labels) in zip(found, expected, strict=True):
+        assert torch.equal(images, expected_images)
+        assert torch.equal(labels, expected_labels)
+    assert len(minibatches(whole, 4, None)) == 10  # the whole is as it was
+
+
+def test_a_head_of_whole_data_takes_no_memory() -> None:
+    whole = ResidentData.place(make_data(12), CPU)
+    ((images, _),) = whole.chunks(12)
+    ((first_images, _),) = whole.head(num_train=4, num_validation=1).chunks(4)
+    assert first_images.data_ptr() == images.data_ptr()

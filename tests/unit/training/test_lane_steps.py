@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hpsearch.settings import ModelSettings, TrainingSettings
 from hpsearch.training.dense import DenseNetwork
-from hpsearch.training.lane_steps import AutogradStep, DenseStep, build_step
+from hpsearch.training.dense_step import DenseStep, is_linear
+from hpsearch.training.lane_steps import AutogradStep, build_step
 from hpsearch.training.losses import mean_nll, regularised_loss
 from hpsearch.training.network import Network
 from hpsearch.training.networks import build_network
@@ -18,6 +19,7 @@ from hpsearch.training.optimizers import Rates, build_optimizer
 from hpsearch.training.stack import LaneStack
 
 CPU = torch.device("cpu")
+BATCH = 7
 LANES = [
     {"learning_rate": 0.1, "lambda_1": 0.01},
     {"learning_rate": 0.02, "momentum": 0.5, "lambda_2": 0.03},
@@ -43,16 +45,17 @@ def random_parameters(network: Network, seed: int) -> dict[str, Tensor]:
 def filled_stack(network: Network, optimizer: str, lanes: list[dict[str, float]]) -> LaneStack:
     stack = LaneStack(device=CPU)
     trainings = [TrainingSettings(optimizer=optimizer, **lane) for lane in lanes]
+    stack.num_linear = next((i for i, one in enumerate(trainings) if not is_linear(one)), len(lanes))
     for lane in range(len(lanes)):
         parameters = random_parameters(network, lane)
-        stack.append(parameters, build_optimizer(optimizer).initial_state(parameters))
+        stack.insert(lane, parameters, build_optimizer(optimizer).initial_state(parameters))
     stack.set_rates(trainings, [training.learning_rate for training in trainings])
     return stack
 
 
 def batches(is_shared: bool) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(9)
-    shape = (7,) if is_shared else (3, 7)
+    shape = (BATCH,) if is_shared else (3, BATCH)
     return [
         (
             torch.rand(*shape, 256, dtype=torch.float64, generator=generator),
@@ -71,9 +74,9 @@ def test_steps_of_lanes_equal_single_trials_by_autograd(
 ) -> None:
     network = build(family, activation)
     stack = filled_stack(network, optimizer, lanes)
-    step = build_step(network, build_optimizer(optimizer))
+    step = build_step(network, build_optimizer(optimizer), CPU)
 
-    losses = torch.stack([step(stack, images, labels) for images, labels in batches(is_shared)])
+    losses = torch.stack([step.train(stack, images, labels, BATCH) for images, labels in batches(is_shared)])
 
     for lane, settings in enumerate(lanes):
         training = TrainingSettings(optimizer=optimizer, **settings)
@@ -101,12 +104,15 @@ def test_the_hand_written_gradient_is_autograds(family: str, activation: str, op
     network = build(family, activation)
     assert isinstance(network, DenseNetwork)
     by_hand, by_autograd = (filled_stack(network, optimizer, LANES) for _ in range(2))
-    dense = DenseStep(network=network, optimizer=build_optimizer(optimizer))
+    dense = DenseStep(network=network, optimizer=build_optimizer(optimizer), block_rows=BATCH)
     autograd = AutogradStep(network=network, optimizer=build_optimizer(optimizer))
 
     for images, labels in batches(is_shared):
         torch.testing.assert_close(
-            dense(by_hand, images, labels), autograd(by_autograd, images, labels), rtol=1e-11, atol=0
+            dense.train(by_hand, images, labels, BATCH),
+            autograd.train(by_autograd, images, labels, BATCH),
+            rtol=1e-11,
+            atol=0,
         )
 
     for name, value in by_hand.parameters.items():
@@ -122,7 +128,7 @@ def test_the_hand_written_gradient_agrees_with_central_differences(family: str) 
     stack = filled_stack(network, "sgd", [settings.model_dump(include={"learning_rate", "lambda_1", "lambda_2"})])
     before = random_parameters(network, 0)
 
-    build_step(network, build_optimizer("sgd"))(stack, images, labels)
+    build_step(network, build_optimizer("sgd"), CPU).train(stack, images, labels, BATCH)
 
     def loss() -> float:
         weights = [before[name] for name in network.weight_names]
@@ -150,10 +156,11 @@ def test_a_lane_of_nan_changes_no_bit_of_its_neighbours(family: str, activation:
     healthy, poisoned = (filled_stack(network, optimizer, LANES) for _ in range(2))
     for value in poisoned.parameters.values():
         value[1] = math.nan
-    step = build_step(network, build_optimizer(optimizer))
+    step = build_step(network, build_optimizer(optimizer), CPU)
 
     for images, labels in batches(is_shared=True):
-        expected, losses = step(healthy, images, labels), step(poisoned, images, labels)
+        expected = step.train(healthy, images, labels, BATCH)
+        losses = step.train(poisoned, images, labels, BATCH)
         assert losses[1].isnan()
         assert torch.equal(expected[[0, 2]], losses[[0, 2]])
 
@@ -162,5 +169,112 @@ def test_a_lane_of_nan_changes_no_bit_of_its_neighbours(family: str, activation:
 
 
 def test_convolutions_take_the_general_step_and_dense_networks_the_hand_written_one() -> None:
-    assert isinstance(build_step(build("cnn", "tanh"), build_optimizer("sgd")), AutogradStep)
-    assert isinstance(build_step(build("mlp", "tanh"), build_optimizer("sgd")), DenseStep)
+    assert isinstance(build_step(build("cnn", "tanh"), build_optimizer("sgd"), CPU), AutogradStep)
+    assert isinstance(build_step(build("mlp", "tanh"), build_optimizer("sgd"), CPU), DenseStep)
+
+
+def long_stretch(num_minibatches: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    num_images = num_minibatches * BATCH
+    images = torch.rand(num_images, 256, dtype=torch.float64, generator=generator)
+    return images, torch.randint(0, 5, (num_images,), generator=generator)
+
+
+@pytest.mark.parametrize("lambda_2", [0.0, 3e-3])
+@pytest.mark.parametrize("minibatches_per_block", [2, 3, 5, 8, 100])
+@pytest.mark.parametrize(("family", "activation"), NETWORKS[:4])
+def test_a_block_of_minibatches_is_the_same_sgd(
+    family: str, activation: str, minibatches_per_block: int, lambda_2: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums in another order, nothing else; blocks that end in the middle included. One lane has no L2."""
+    monkeypatch.setattr("hpsearch.training.dense_step.LEAST_OUTPUTS_PER_ROW", 0)
+    lanes = [{"learning_rate": 0.5, "lambda_2": lambda_2}, {"learning_rate": 2.0}, {"learning_rate": 0.01}]
+    network = build(family, activation)
+    assert isinstance(network, DenseNetwork)
+    in_blocks, one_by_one = (filled_stack(network, "sgd", lanes) for _ in range(2))
+    assert in_blocks.num_linear == 3
+    images, labels = long_stretch(8)
+    rows = minibatches_per_block * BATCH
+
+    losses = DenseStep(network=network, optimizer=build_optimizer("sgd"), block_rows=rows).train(
+        in_blocks, images, labels, BATCH
+    )
+
+    autograd = AutogradStep(network=network, optimizer=build_optimizer("sgd"))
+    torch.testing.assert_close(losses, autograd.train(one_by_one, images, labels, BATCH), rtol=1e-10, atol=0)
+    for name, value in in_blocks.parameters.items():
+        torch.testing.assert_close(value, one_by_one.parameters[name], rtol=1e-9, atol=1e-11)
+
+
+def test_linear_lanes_go_in_blocks_and_their_neighbours_one_minibatch_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hpsearch.training.dense_step.LEAST_OUTPUTS_PER_ROW", 0)
+    lanes = [{"learning_rate": 0.5}, {"learning_rate": 0.1, "lambda_2": 0.01}, {"learning_rate": 0.3, "lambda_1": 0.01}]
+    lanes.append({"learning_rate": 0.9, "lambda_2": 0.5})  # shrinks its weights too fast for a block
+    network = build("mlp", "tanh")
+    assert isinstance(network, DenseNetwork)
+    mixed, one_by_one = (filled_stack(network, "sgd", lanes) for _ in range(2))
+    assert mixed.num_linear == 2
+    images, labels = long_stretch(6)
+    dense = DenseStep(network=network, optimizer=build_optimizer("sgd"), block_rows=3 * BATCH)
+    autograd = AutogradStep(network=network, optimizer=build_optimizer("sgd"))
+
+    losses = dense.train(mixed, images, labels, BATCH)
+
+    torch.testing.assert_close(losses, autograd.train(one_by_one, images, labels, BATCH), rtol=1e-10, atol=0)
+    for name, value in mixed.parameters.items():
+        torch.testing.assert_close(value, one_by_one.parameters[name], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, True),
+        ({"lambda_2": 0.1, "learning_rate": 0.09}, True),
+        ({"lambda_2": 0.1, "learning_rate": 0.11}, False),
+        ({"lambda_1": 1e-9}, False),
+        ({"optimizer": "momentum"}, False),
+        ({"optimizer": "adam"}, False),
+    ],
+)
+def test_updates_are_linear_in_the_weights_only_for_sgd_without_l1(settings: dict[str, object], expected: bool) -> None:
+    assert is_linear(TrainingSettings(**settings)) is expected
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("is_shared", [True, False], ids=["shared", "own"])
+def test_slices_of_a_minibatch_lane_by_lane_are_the_same_step(
+    optimizer: str, is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = build("cnn", "tanh")
+    monkeypatch.setattr("hpsearch.training.lane_steps.SLICE_FLOATS", 3 * network.widest_activation)  # 7 = 3 + 3 + 1
+    sliced, at_once = (filled_stack(network, optimizer, LANES) for _ in range(2))
+    build_by = {"network": network, "optimizer": build_optimizer(optimizer)}
+
+    for images, labels in batches(is_shared):
+        losses = AutogradStep(**build_by, is_sliced=True).train(sliced, images, labels, BATCH)
+        expected = AutogradStep(**build_by).train(at_once, images, labels, BATCH)
+        torch.testing.assert_close(losses, expected, rtol=1e-11, atol=0)
+
+    for name, value in sliced.parameters.items():
+        torch.testing.assert_close(value, at_once.parameters[name], rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize(("family", "activation"), NETWORKS)
+def test_bfloat16_rounds_products_and_keeps_weights_and_losses_in_float32(family: str, activation: str) -> None:
+    network = build(family, activation)
+    exact, rounded = (filled_stack(network, "sgd", FREE_LANES) for _ in range(2))
+    for stack in (exact, rounded):
+        stack.parameters = {name: value.float() for name, value in stack.parameters.items()}
+    for images, labels in batches(is_shared=True):
+        minibatch = images.float(), labels, BATCH
+        expected = build_step(network, build_optimizer("sgd"), CPU).train(exact, *minibatch)
+        losses = build_step(network, build_optimizer("sgd"), CPU, "bfloat16").train(rounded, *minibatch)
+        assert losses.dtype == torch.float64
+        torch.testing.assert_close(losses, expected, rtol=0.05, atol=0)
+        assert not torch.equal(losses, expected)
+
+    for name, value in rounded.parameters.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, exact.parameters[name], rtol=0.1, atol=0.03)

@@ -293,6 +293,49 @@ def test_lanes_are_refilled_in_mid_study(
         assert_same_curve(curve, list(expected.reports))
 
 
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
+def test_hidden_layers_of_different_width_share_a_cohort(
+    resident: Build, trial: Trial, family: str, optimizer: str, activation: str
+) -> None:
+    """Narrow ones are filled up, wider ones come and go, and each has its own network's curve and parameters."""
+    data, rate = resident(), RATES[optimizer]
+    own = {
+        7: {"lambda_2": 1e-3},
+        20: {"lambda_1": 1e-4},
+        3: {"initialization": "lecun"},
+        32: {"learning_rate": rate / 2},
+    }
+    settings = {
+        width: trial(
+            family,
+            **({"learning_rate": rate, "optimizer": optimizer, "activation": activation, "hidden_units": width} | more),
+        )
+        for width, more in own.items()
+    }
+    cohort = cohort_of({width: settings[width] for width in (7, 20)}, data)
+    curves = train(cohort, 1)
+    cohort.admit(3, settings[3])
+    cohort.admit(32, settings[32])  # wider than any so far
+    train(cohort, 2, curves)
+    widest = cohort.best_parameters(32)["hidden.weight"]
+    assert widest.shape[0] == 32
+    cohort.release(32)
+    cohort.release(20)
+    train(cohort, 1, curves)  # narrower again
+
+    assert {width: len(curve) for width, curve in curves.items()} == {7: 4, 20: 3, 3: 3, 32: 2}
+    for width, curve in curves.items():
+        expected = reference(settings[width], data, len(curve))
+        assert_same_curve(curve, list(expected.reports))
+        if width in cohort.keys:
+            parameters = cohort.best_parameters(width)
+            assert parameters.keys() == expected.best_parameters.keys()
+            for name, value in parameters.items():
+                np.testing.assert_allclose(value, expected.best_parameters[name], rtol=1e-6, atol=1e-9)
+
+
 def test_releasing_a_lane_in_the_middle_leaves_its_neighbours_as_they_were(resident: Build, three: Three) -> None:
     data, settings = resident(), three("mlp", "adam")
     cohort = cohort_of(settings, data)
@@ -397,9 +440,11 @@ def test_trials_of_one_shape_share_a_cohort_and_others_do_not(trial: Trial) -> N
         {"study_seed": 4},
         {"momentum": 0.1},
         {"max_epochs": 3},
+        {"hidden_units": 32},
+        {"initialization": "lecun"},
     ]
-    other = [{"hidden_units": 13}, {"activation": "relu"}, {"batch_size": 21}, {"optimizer": "adam"}]
-    other += [{"shuffle": True}, {"initialization": "lecun"}]
+    other = [{"hidden_units": 33}, {"activation": "relu"}, {"batch_size": 21}, {"optimizer": "adam"}]
+    other += [{"shuffle": True}, {"precision": "bfloat16"}]
 
     assert all(CohortShape.of(trial(**settings)) == shape for settings in same)
     assert {shape: 1}[CohortShape.of(trial(seed=1))] == 1
@@ -410,7 +455,7 @@ def test_a_trial_of_another_shape_or_twice_is_refused(resident: Build, trial: Tr
     cohort = cohort_of({"a": trial()}, resident())
 
     with pytest.raises(ValueError, match="another shape"):
-        cohort.admit("b", trial(hidden_units=13))
+        cohort.admit("b", trial(hidden_units=33))
     with pytest.raises(ValueError, match="in a lane already"):
         cohort.admit("a", trial())
     with pytest.raises(KeyError, match="in no lane"):

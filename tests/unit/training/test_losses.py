@@ -23,6 +23,7 @@ from hpsearch.training.losses import (
     zero_one_loss,
 )
 from hpsearch.training.networks import build_network
+from hpsearch.training.stack import LaneStack
 
 CPU = torch.device("cpu")
 # p = (1/2, 1/4, 1/4), (1/6, 1/3, 1/2), (1/3, 1/3, 1/3)
@@ -110,7 +111,9 @@ def test_lambdas_of_zero_leave_the_loss_as_it_is() -> None:
 
 
 def penalties(*lambdas: tuple[float, float]) -> LanePenalties:
-    return LanePenalties.of([TrainingSettings(lambda_1=one, lambda_2=two) for one, two in lambdas], CPU)
+    stack = LaneStack(device=CPU)
+    stack.set_rates([TrainingSettings(lambda_1=one, lambda_2=two) for one, two in lambdas], [1.0] * len(lambdas))
+    return stack.penalties
 
 
 def test_each_lanes_regularised_loss_is_the_single_trials() -> None:
@@ -139,7 +142,7 @@ def test_penalty_gradient_is_autograds(lambdas: list[tuple[float, float]]) -> No
 
     target = torch.ones_like(weight)
     with torch.no_grad():
-        terms.add_gradient_(target, weight, scale=scale)
+        terms.scaled(scale, torch.float64).add_gradient_(target, weight)
 
     torch.testing.assert_close(target, 1.0 + expected, rtol=1e-14, atol=1e-14)
 
@@ -150,7 +153,7 @@ def test_penalty_gradient_may_be_added_to_the_weight_itself() -> None:
         weight = torch.tensor([[2.0, -4.0]], dtype=torch.float64)
         scale = torch.tensor([-rate], dtype=torch.float64)
 
-        penalties((0.5, 0.25)).add_gradient_(weight, weight, scale=scale)
+        penalties((0.5, 0.25)).scaled(scale, torch.float64).add_gradient_(weight, weight)
 
         # w - rate * (0.5 * sign(w) + 2 * 0.25 * w)
         assert weight.tolist()[0] == pytest.approx([2 - rate * (0.5 + 1.0), -4 + rate * (0.5 + 2.0)])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hpsearch.data.resident import ResidentData, minibatch_order
 from hpsearch.data.splits import SelectionData
-from hpsearch.training.minibatches import is_validation_due, lane_minibatches, minibatches
+from hpsearch.training.minibatches import is_validation_due, lane_stretches, minibatches
 
 Build = Callable[..., ResidentData]
 BATCH = 20
@@ -51,12 +51,45 @@ def test_minibatches_are_slices_in_file_order_without_the_remainder(
         assert torch.equal(labels, torch.from_numpy(train.labels[chosen]))
 
 
+def minibatches_of(stretches: object) -> list[tuple[Tensor, Tensor]]:
+    """Stretches cut into minibatches, as copies."""
+    return [
+        (images.narrow(-2, start, BATCH).clone(), labels.narrow(-1, start, BATCH).clone())
+        for images, labels, _ in stretches
+        for start in range(0, labels.shape[-1], BATCH)
+    ]
+
+
+@pytest.mark.parametrize("ends", [[6], [1, 6], [2, 4, 6], [1, 2, 3, 4, 5, 6], [5, 6]])
 @pytest.mark.parametrize("max_resident_bytes", [None, CHUNK_BYTES])
-def test_each_lane_gets_the_minibatches_of_its_own_order(resident: Build, max_resident_bytes: int | None) -> None:
+def test_stretches_are_the_minibatches_without_a_validation_between_them(
+    resident: Build, max_resident_bytes: int | None, ends: list[int]
+) -> None:
+    data = resident(num_train=130, max_resident_bytes=max_resident_bytes)
+    last_ones = [last for *_, last in lane_stretches(data, BATCH, dtype=torch.float32, ends=ends)]
+
+    found = minibatches_of(lane_stretches(data, BATCH, dtype=torch.float32, ends=ends))
+
+    if max_resident_bytes is None:
+        assert last_ones == ends  # as long as can be
+    assert set(ends) <= set(last_ones)
+    expected = collected(minibatches(data, BATCH, dtype=torch.float32))
+    assert len(found) == len(expected)
+    for pair, other in zip(found, expected, strict=True):
+        assert torch.equal(pair[0], other[0])
+        assert torch.equal(pair[1], other[1])
+
+
+@pytest.mark.parametrize("gathered_bytes", [1, 3 * 40 * 1024, 2**26], ids=["one", "two", "all"])
+@pytest.mark.parametrize("max_resident_bytes", [None, CHUNK_BYTES])
+def test_each_lane_gets_the_minibatches_of_its_own_order(
+    resident: Build, max_resident_bytes: int | None, gathered_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpsearch.training.minibatches.GATHERED_BYTES", gathered_bytes)
     data = resident(num_train=130, max_resident_bytes=max_resident_bytes)
     orders = [minibatch_order(5, epoch, 130) for epoch in (1, 2, 9)]
 
-    batches = collected(lane_minibatches(data, BATCH, dtype=torch.float64, orders=orders))
+    batches = minibatches_of(lane_stretches(data, BATCH, dtype=torch.float64, ends=[4, 6], orders=orders))
 
     for lane, order in enumerate(orders):
         alone = collected(minibatches(data, BATCH, dtype=torch.float64, order=order))
@@ -72,7 +105,7 @@ def test_shuffled_lanes_may_draw_images_from_the_remainder(resident: Build) -> N
     data = resident(num_train=21)
     order = torch.arange(21).flip(0)  # begins with the last image, leaves out the first
 
-    ((_, labels),) = collected(lane_minibatches(data, BATCH, dtype=torch.float32, orders=[order]))
+    ((_, labels, _),) = lane_stretches(data, BATCH, dtype=torch.float32, ends=[1], orders=[order])
 
     ((_, file_labels),) = data.chunks(1)
     assert torch.equal(labels[0], file_labels.flip(0)[:20])

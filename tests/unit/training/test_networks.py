@@ -37,7 +37,7 @@ def test_logistic_regression_is_one_softmax_layer_that_starts_at_zero() -> None:
     parameters = network("logistic", image_shape=(28, 28)).initial_parameters(seed=1)
 
     assert {name: tuple(value.shape) for name, value in parameters.items()} == {
-        "output.weight": (784, 10),
+        "output.weight": (10, 784),
         "output.bias": (10,),
     }
     assert not any(value.any() for value in parameters.values())
@@ -47,9 +47,9 @@ def test_mlp_has_a_drawn_hidden_layer_and_a_zero_softmax_layer() -> None:
     parameters = network("mlp", image_shape=(28, 28), hidden_units=500).initial_parameters(seed=1)
 
     assert {name: tuple(value.shape) for name, value in parameters.items()} == {
-        "hidden.weight": (784, 500),
+        "hidden.weight": (500, 784),
         "hidden.bias": (500,),
-        "output.weight": (500, 10),
+        "output.weight": (10, 500),
         "output.bias": (10,),
     }
     bound = math.sqrt(6 / (784 + 500))
@@ -68,9 +68,9 @@ def test_lenet_has_the_shapes_and_initial_weights_of_the_notes() -> None:
         "conv1.bias": (20,),
         "conv2.weight": (50, 20, 5, 5),
         "conv2.bias": (50,),
-        "hidden.weight": (800, 500),
+        "hidden.weight": (500, 800),
         "hidden.bias": (500,),
-        "output.weight": (500, 10),
+        "output.weight": (10, 500),
         "output.bias": (10,),
     }
     # fan_in = 1*5*5, fan_out = 20*5*5/4; fan_in = 20*5*5, fan_out = 50*5*5/4
@@ -89,9 +89,9 @@ def test_only_weights_are_regularised() -> None:
 def test_mlp_logits_by_hand() -> None:
     mlp = build_network(ModelSettings(family="mlp", hidden_units=2), (1, 2), 2)
     parameters = {
-        "hidden.weight": torch.tensor([[1.0, 0.0], [2.0, -1.0]]),
+        "hidden.weight": torch.tensor([[1.0, 2.0], [0.0, -1.0]]),
         "hidden.bias": torch.tensor([0.5, 0.25]),
-        "output.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        "output.weight": torch.tensor([[1.0, 3.0], [2.0, 4.0]]),
         "output.bias": torch.tensor([-1.0, 1.0]),
     }
     first, second = math.tanh(1 * 0.5 + 2 * 1.0 + 0.5), math.tanh(-1.0 + 0.25)
@@ -113,8 +113,8 @@ def test_lenet_is_convolution_pool_bias_activation_twice_then_dense(activation: 
     x = images.reshape(5, 1, 28, 28)
     x = functional.max_pool2d(act(functional.conv2d(x, p["conv1.weight"], p["conv1.bias"])), 2)
     x = functional.max_pool2d(act(functional.conv2d(x, p["conv2.weight"], p["conv2.bias"])), 2)
-    x = act(functional.linear(x.flatten(1), p["hidden.weight"].T, p["hidden.bias"]))
-    expected = functional.linear(x, p["output.weight"].T, p["output.bias"])
+    x = act(functional.linear(x.flatten(1), p["hidden.weight"], p["hidden.bias"]))
+    expected = functional.linear(x, p["output.weight"], p["output.bias"])
 
     torch.testing.assert_close(lenet.logits(p, images), expected, rtol=1e-12, atol=1e-12)
 
@@ -164,7 +164,7 @@ def test_images_too_small_for_lenet_are_an_input_error(image_shape: tuple[int, i
 def test_the_smallest_images_for_lenet_leave_one_pixel() -> None:
     lenet = network("cnn", image_shape=(16, 16), kernels=(2, 3), hidden_units=4)
 
-    assert lenet.parameter_shapes["hidden.weight"].shape == (3, 4)
+    assert lenet.parameter_shapes["hidden.weight"].shape == (4, 3)
 
 
 def test_widest_activation_counts_floats_per_image() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hpsearch.settings import TrainingSettings
 from hpsearch.training.optimizers import Rates, build_optimizer
+from hpsearch.training.stack import LaneStack
 
 CPU = torch.device("cpu")
 NUM_STEPS = 12
@@ -53,6 +54,12 @@ def torch_result(
     return {key: value.detach() for key, value in parameters.items()}
 
 
+def lane_rates(settings: list[TrainingSettings], learning_rates: list[float]) -> Rates:
+    stack = LaneStack(device=CPU)
+    stack.set_rates(settings, learning_rates)
+    return stack.rates
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("lane", range(len(LANES)))
 @pytest.mark.parametrize("name", list(TORCH_OPTIMIZERS))
@@ -76,7 +83,7 @@ def test_lanes_are_updated_each_as_by_torch_optim_with_its_own_rates(name: str) 
     settings = [TrainingSettings(optimizer=name, **lane) for lane in LANES]
     starts, gradients = zip(*(parameters_and_gradients(lane, torch.float64) for lane in range(3)), strict=True)
     optimizer = build_optimizer(name)
-    rates = Rates.of_lanes(settings, [s.learning_rate for s in settings], CPU)
+    rates = lane_rates(settings, [s.learning_rate for s in settings])
     parameters = {key: torch.stack([start[key] for start in starts]) for key in starts[0]}
     states = [optimizer.initial_state(start) for start in starts]
     state = {key: torch.stack([one[key] for one in states]) for key in states[0]}
@@ -118,7 +125,7 @@ def test_adams_lanes_count_their_own_steps() -> None:
     state = {key: torch.stack([value, value]) for key, value in one_state.items()}
     state["num_steps"][0] = 2.0
     both = {key: torch.stack([value, value]) for key, value in gradients[0].items()}
-    optimizer.update_(stacked, both, state, Rates.of_lanes([settings] * 2, [0.01] * 2, CPU))
+    optimizer.update_(stacked, both, state, lane_rates([settings] * 2, [0.01] * 2))
 
     assert state["num_steps"].tolist() == [3.0, 1.0]
     for key, value in stacked.items():

@@ -1,4 +1,4 @@
-"""The lanes' tensors: appended, closed up, and the best of each kept."""
+"""The lanes' tensors: inserted, replaced, closed up, and the best of each kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def state(value: float) -> dict[str, Tensor]:
 def stack_of(*values: float) -> LaneStack:
     stack = LaneStack(device=CPU)
     for value in values:
-        stack.append(parameters(value), state(value))
+        stack.insert(stack.num_lanes, parameters(value), state(value))
     return stack
 
 
@@ -35,18 +35,24 @@ def doubles(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-@given(st.lists(st.one_of(st.just("append"), st.integers(0, 4)), max_size=12))
-def test_lanes_come_and_go_as_in_a_list(actions: list[str | int]) -> None:
+@given(st.lists(st.tuples(st.sampled_from(["insert", "replace", "remove"]), st.integers(0, 4)), max_size=12))
+def test_lanes_come_and_go_as_in_a_list(actions: list[tuple[str, int]]) -> None:
     """Every tensor of the stack keeps the same trials in the same order as a plain list would."""
     stack, expected, next_value = LaneStack(device=CPU), [], 1.0
-    for action in actions:
-        if action == "append":
-            stack.append(parameters(next_value), state(next_value))
-            expected.append(next_value)
-            next_value += 1
-        elif int(action) < len(expected):
-            stack.remove(int(action))
-            del expected[int(action)]
+    for action, lane in actions:
+        if action == "insert" and lane <= len(expected):
+            stack.insert(lane, parameters(next_value), state(next_value))
+            expected.insert(lane, next_value)
+        elif action == "replace" and lane < len(expected):
+            stack.keep_best(doubles(*[0.5] * len(expected)), doubles(*[1.0] * len(expected)))
+            stack.replace(lane, parameters(next_value), state(next_value))
+            assert stack.best_losses["zero_one"][lane].isinf()
+            expected[lane] = next_value
+        elif action == "remove" and lane < len(expected):
+            stack.remove(lane)
+            del expected[lane]
+        next_value += 1
+        assert stack.num_lanes == len(expected)
     for group in (stack.parameters, stack.best_parameters, stack.optimizer_state):
         for values in group.values():
             assert (
@@ -62,10 +68,10 @@ def test_lanes_come_and_go_as_in_a_list(actions: list[str | int]) -> None:
     assert all(len(losses) == len(expected) for losses in stack.best_losses.values())
 
 
-def test_appending_copies_the_trials_tensors() -> None:
+def test_inserting_copies_the_trials_tensors() -> None:
     first = parameters(1.0)
     stack = LaneStack(device=CPU)
-    stack.append(first, {})
+    stack.insert(0, first, {})
     stack.parameters["weight"].zero_()
 
     assert first["weight"].eq(1.0).all()
@@ -107,3 +113,34 @@ def test_penalties_are_known_to_be_absent_without_asking_the_device() -> None:
     assert (stack.penalties.has_l1, stack.penalties.has_l2) == (False, True)
     assert stack.penalties.lambda_2.tolist() == [0.0, 0.5]
     assert stack.rates.learning_rate.tolist() == [0.1, 0.2]
+
+
+def test_a_part_is_the_same_memory() -> None:
+    stack = stack_of(1.0, 2.0, 3.0)
+    stack.num_linear = 2
+    stack.set_rates([TrainingSettings(lambda_1=value) for value in (0.0, 0.0, 0.5)], [0.1, 0.2, 0.3])
+
+    part = stack.part(1, 3)
+    part.parameters["weight"].zero_()
+
+    assert stack.parameters["weight"].amax(dim=(1, 2)).tolist() == [1.0, 0.0, 0.0]
+    assert (part.num_lanes, part.num_linear) == (2, 1)
+    assert part.rates.learning_rate.tolist() == [0.2, 0.3]
+    assert part.penalties.lambda_1.tolist() == [0.0, 0.5]
+
+
+def test_tensors_stay_where_they_are_while_the_number_of_lanes_does() -> None:
+    """What a captured graph relies on: the version tells of every move."""
+    stack = stack_of(1.0, 2.0)
+    stack.set_rates([TrainingSettings()] * 2, [0.1, 0.2])
+    before = stack.version, stack.rates.learning_rate.data_ptr(), stack.parameters["weight"].data_ptr()
+
+    stack.replace(0, parameters(5.0), state(5.0))
+    stack.set_rates([TrainingSettings()] * 2, [0.3, 0.2])
+
+    assert (stack.version, stack.rates.learning_rate.data_ptr(), stack.parameters["weight"].data_ptr()) == before
+    stack.set_rates([TrainingSettings(lambda_2=0.1)] * 2, [0.3, 0.2])
+    assert stack.version > before[0]  # another operation: a captured step would leave it out
+    version = stack.version
+    stack.remove(0)
+    assert stack.version > version

@@ -1,0 +1,145 @@
+"""The benchmarks still run, and write what docs and readers rely on: each in its tiny mode, as a person starts it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import simulated_workers
+from benchmarks.simulated_workers import Load, Share, run_share
+from hpsearch.errors import HpsearchError
+from hpsearch.service.database import Database
+from hpsearch.service.ledger import Ledger
+from hpsearch.service.registry import StoredStudy
+
+ROOT = Path(__file__).parents[2]
+HAS_RAY = importlib.util.find_spec("ray") is not None
+
+
+def result_of(module: str, folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """What the tiny mode writes, and its table."""
+    output = folder / f"{module}.json"
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--tiny", "--output", str(output), *arguments]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=250)
+    assert ended.returncode == 0, ended.stderr
+    result: dict[str, Any] = json.loads(output.read_text())
+    assert result["benchmark"] == module
+    assert result["machine"]["versions"]["hpsearch"]
+    return result, ended.stdout
+
+
+def test_a_whole_study_is_timed_against_plain_optuna(tmp_path: Path) -> None:
+    result, table = result_of("whole_study", tmp_path, "--contenders", "hpsearch,optuna-parallel")
+    for name in ("hpsearch", "optuna-parallel"):
+        (run,) = result["details"][name]["runs"]
+        assert run["num_points"] == 4
+        assert run["trial_epochs"] == 8
+        assert run["best_error"] < 0.5
+        assert run["best_point"].keys() == {"learning_rate", "lambda_2"}
+    measured = {one["name"]: one["median"] for one in result["measurements"]}
+    ratio = measured["optuna-parallel / hpsearch, wall"]
+    assert ratio == measured["optuna-parallel, wall"] / measured["hpsearch, wall"]
+    assert "optuna-parallel / hpsearch, wall" in table
+
+
+@pytest.mark.skipif(not HAS_RAY, reason="Ray Tune is not installed: pip install --editable '.[bench]'")
+def test_a_whole_study_is_timed_with_ray_tune(tmp_path: Path) -> None:
+    result, _ = result_of("whole_study", tmp_path, "--contenders", "ray")
+    (run,) = result["details"]["ray"]["runs"]
+    assert (run["num_points"], run["trial_epochs"]) == (4, 8)
+    assert run["best_error"] < 0.5
+
+
+def test_the_number_of_statements_does_not_depend_on_the_lanes(tmp_path: Path) -> None:
+    result, table = result_of("sql_statements", tmp_path)
+    studies = {(study["pruner"], study["lanes"]): study for study in result["details"]["studies"]}
+    assert studies.keys() == {("none", 1), ("none", 4), ("median", 1), ("median", 4)}
+    assert result["details"]["is_flat"] == {"none": True, "median": True}
+    assert "flat" in table
+    for (pruner, _), study in studies.items():
+        assert study["trials"] == 4
+        # One statement records all lanes, another reads the curves that a pruner compares.
+        assert study["statements_per_quiet_epoch"] == (1 if pruner == "none" else 2)
+    assert result["details"]["plain_optuna_statements_per_trial_and_epoch"] > 2
+
+
+def test_reports_of_simulated_workers_are_counted(tmp_path: Path) -> None:
+    result, table = result_of("report_rate", tmp_path)
+    full_speed, paced, with_curves = result["details"]["steps"]
+    assert (full_speed["kind"], full_speed["workers"]) == ("full speed", 1)
+    assert full_speed["calls"] > 0
+    assert full_speed["reports_per_second"] == pytest.approx(8 * full_speed["calls"] / full_speed["seconds"])
+    assert 0 < full_speed["latencies_ms"][0] <= full_speed["latencies_ms"][2]
+    assert full_speed["server_cores"] > 0
+    assert (paced["kind"], paced["workers"]) == ("paced", 3)
+    assert paced["calls"] <= 3  # one epoch per second at most
+    assert with_curves["calls"] > 0
+    assert "reports/s" in table
+
+
+def test_a_simulated_worker_that_lost_its_trials_is_an_error_and_not_a_fast_one(
+    database: Database, new_study: Callable[..., StoredStudy], tables_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulated_workers, "_barrier", threading.Barrier(1))
+    study_id = new_study(points=1).study_id
+    (claim,) = Ledger(database=database, study_id=study_id, owner=1).claim(1)
+    load = Load(period_seconds=None, reads_curves=False, first_epoch=1, seconds=0.0)
+    for owner in (1, 2):
+        share = Share(url=tables_url, study_id=study_id, trials_of={owner: [claim.trial_id]}, load=load)
+        if owner == 1:
+            assert run_share(share).latencies == []  # no time to report anything
+        else:
+            with pytest.raises(HpsearchError, match="worker 2 holds 0 trials and not 1"):
+                run_share(share)
+
+
+def test_training_speed_is_measured_against_the_usual_loops(tmp_path: Path) -> None:
+    result, table = result_of("training_speed", tmp_path, "--case", "mlp-50")
+
+    measured = {one["name"]: one["median"] for one in result["details"]["mlp-50"]["measurements"]}
+    assert measured.keys() >= {"eager", "DataLoader", "lanes", "GEMM", "lanes over eager", "share of the GEMM rate"}
+    assert measured["lanes over eager"] == pytest.approx(measured["eager"] / measured["lanes"])  # one round
+    assert 0 < measured["share of the GEMM rate"] < 1
+    assert "at least 4" in table
+
+
+def test_the_gpu_script_runs_on_a_cpu_in_its_tiny_mode(tmp_path: Path) -> None:
+    result, table = result_of("gpu", tmp_path)
+
+    assert "errors" not in result["details"]
+    assert max(result["details"]["relative difference of NLL"].values()) < 1e-6
+    measured = {one["name"]: one["median"] for one in result["measurements"]}
+    for shape in ("MLP, batch 20, float32", "MLP, batch 500, float32", "LeNet, batch 500, float32"):
+        assert measured[f"{shape}, best"] == max(measured[f"{shape}, {lanes} lanes"] for lanes in (1, 4))
+    assert measured["a study of 4 points, wall"] > 0
+    assert "at least 300" in table
+
+
+def test_without_a_gpu_the_gpu_script_says_so() -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=100)
+
+    assert ended.returncode == 3
+    assert ended.stderr.splitlines() == [
+        "error: there is no CUDA device here",
+        "hint: --tiny tries the script on a CPU",
+    ]
+
+
+def test_the_effect_of_precision_is_measured_seed_by_seed(tmp_path: Path) -> None:
+    result, table = result_of("precision_effect", tmp_path)
+
+    for errors in result["details"]["best validation zero-one loss by seed"].values():
+        assert errors.keys() == {"float32", "bfloat16"}
+        assert all(len(values) == 2 and all(0 < value < 1 for value in values) for values in errors.values())
+    assert "+-" in table
