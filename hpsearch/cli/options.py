@@ -15,9 +15,7 @@ from hpsearch.errors import InputError
 from hpsearch.service.database import Database, open_database
 from hpsearch.service.embedded import EmbeddedPostgres
 from hpsearch.service.home import artifact_folder
-
-MAX_LANES = 512
-AUTO_LANES = 8  # most of what batching brings on a CPU, measured in DESIGN; the next version measures on the spot
+from hpsearch.service.lane_choice import MAX_LANES
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name.", show_default=False)]
@@ -39,7 +37,12 @@ Storage = Annotated[
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda:N", envvar="HPSEARCH_DEVICE", help="What to train on.")]
 Lanes = Annotated[
-    str, typer.Option(metavar="N|auto", envvar="HPSEARCH_LANES", help="Trials trained at once by one worker.")
+    str,
+    typer.Option(
+        metavar="N|auto",
+        envvar="HPSEARCH_LANES",
+        help="Trials trained at once by one worker; auto: as many as pay, measured on the device and remembered.",
+    ),
 ]
 Workers = Annotated[
     int | None,

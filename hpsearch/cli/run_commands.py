@@ -23,14 +23,17 @@ from hpsearch.results.summary import read_summary
 from hpsearch.service.artifacts import ArtifactFolder
 from hpsearch.service.database import Database
 from hpsearch.service.devices import describe_device, resolve_device, use_full_float32, worker_devices
-from hpsearch.service.home import log_folder
+from hpsearch.service.home import lane_folder, log_folder
+from hpsearch.service.lane_choice import FixedLanes, MeasuredLanes
+from hpsearch.service.lane_memory import LaneMemory
 from hpsearch.service.ledger import Ledger, PointCounts
-from hpsearch.service.prepare import PreparedStudy, load_study_data, prepare_study
+from hpsearch.service.prepare import PreparedStudy, check_networks, load_study_data, prepare_study
 from hpsearch.service.registry import StoredStudy, find_study, load_study
 from hpsearch.service.signals import StopSignal
-from hpsearch.service.supervisor import SUPERVISOR_VARIABLE, Supervisor, WorkerCommand
+from hpsearch.service.supervisor import NUM_WORKERS_VARIABLE, SUPERVISOR_VARIABLE, Supervisor, WorkerCommand
 from hpsearch.service.worker import Worker
 from hpsearch.study import StudyDefinition, load_definition
+from hpsearch.training.host_memory import keep_freed_memory
 
 _log = get_logger("run")
 _MOST_NAMED = 3  # points in an error message
@@ -52,7 +55,7 @@ def run(
     """
     _end_like_ctrl_c(signal.SIGTERM, signal.SIGHUP)
     definition = load_definition(study_file, overrides or ())
-    num_lanes = options.parse_lanes(lanes)
+    options.parse_lanes(lanes)
     num_workers = workers or options.default_num_workers(device)
     devices = worker_devices(device, num_workers)
     folder = ArtifactFolder(options.artifacts_in(artifacts)).folder
@@ -62,12 +65,11 @@ def run(
             _say(f"study {finished.name!r} is finished: {_describe_ended(database, finished)}, nothing to run")
         else:
             prepared = _prepare(database, definition)
-            unfinished = _counts(database, prepared.study).unfinished
             command = WorkerCommand(
                 study_name=definition.name,
                 storage_url=storage and database.url.render_as_string(hide_password=False),
                 devices=devices,
-                lanes=str(num_lanes or _fair_share(unfinished, num_workers)),
+                lanes=lanes,
                 artifacts=folder,
                 threads=options.threads_per_worker(num_workers),
                 log_folder=log_folder(),
@@ -107,13 +109,19 @@ def worker(
     folder = ArtifactFolder(options.artifacts_in(artifacts))
     torch.set_num_threads(options.threads_per_worker(1))
     use_full_float32()
+    keep_freed_memory()
     with options.open_storage(storage) as database:
         stored = load_study(database, study)
         with download_progress() as progress:
             selection = load_study_data(stored, locations=DataLocations.from_environment(), progress=progress)
+        check_networks(stored.definition, selection)  # before a point is claimed: its attempts are counted
         data = ResidentData.place(selection, target, max_resident_bytes=stored.definition.data.max_resident_bytes)
         supervisor = os.environ.get(SUPERVISOR_VARIABLE)
         stop = StopSignal(parent_pid=int(supervisor) if supervisor else None).install()
+        num_siblings = int(os.environ.get(NUM_WORKERS_VARIABLE, "1"))
+        measured = MeasuredLanes(
+            memory=LaneMemory(lane_folder()), data=data, device=target, stop=stop, num_sharing=num_siblings
+        )
         name = f"{platform.node()}:{os.getpid()}"
         _log.info("worker %s joins study %s on %s", name, study, describe_device(target))
         num_finished = Worker(
@@ -121,10 +129,11 @@ def worker(
             study=stored,
             data=data,
             device=target,
-            num_lanes=num_lanes or options.AUTO_LANES,
+            lanes=FixedLanes(num_lanes) if num_lanes else measured,
             artifacts=folder,
             stop=stop,
             name=name,
+            num_siblings=num_siblings,
         ).run()
         _log.info("worker %s leaves: %d trials finished", name, num_finished)
 
@@ -134,17 +143,12 @@ def _prepare(database: Database, definition: StudyDefinition) -> PreparedStudy:
         return prepare_study(database, definition, locations=DataLocations.from_environment(), progress=progress)
 
 
-def _fair_share(num_points: int, num_workers: int) -> int:
-    """Lanes per worker such that no worker takes points that another could train in its own lanes."""
-    return max(1, min(options.AUTO_LANES, -(-num_points // num_workers)))
-
-
 def _train(database: Database, prepared: PreparedStudy, command: WorkerCommand, num_workers: int) -> None:
     study = prepared.study
     _say(
         f"study {study.name!r} {'created' if prepared.is_new else 'resumed'}: "
         f"{study.definition.num_points} points, "
-        f"{num_workers} {'worker' if num_workers == 1 else 'workers'} with {command.lanes} lanes each"
+        f"{num_workers} {'worker' if num_workers == 1 else 'workers'} with {_describe_lanes(command.lanes)}"
     )
     supervisor = Supervisor(database=database, study=study, command=command, num_workers=num_workers)
     try:
@@ -191,6 +195,10 @@ def _describe_ended(database: Database, study: StoredStudy) -> str:
     counts = _counts(database, study)
     given_up = f", {counts.failed} were given up" if counts.failed else ""
     return f"all {counts.total} points are done{given_up}"
+
+
+def _describe_lanes(lanes: str) -> str:
+    return "as many lanes as pay" if lanes == "auto" else f"{lanes} {'lane' if lanes == '1' else 'lanes'} each"
 
 
 def _end_like_ctrl_c(*numbers: signal.Signals) -> None:

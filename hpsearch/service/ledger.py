@@ -228,6 +228,17 @@ class Ledger:
         by_state["failed"] = by_state.pop("fail", 0)
         return PointCounts(**by_state)
 
+    def num_waiting(self, cohort: str) -> int:
+        """How many WAITING points may be of this cohort: those that are, and those still to be drawn."""
+        values = {**self._values, "cohort": cohort}
+        number: int = self.database.transaction(lambda c: c.execute(statements.NUM_WAITING, values).scalar_one())
+        return number
+
+    def num_workers(self) -> int:
+        """How many living workers may want points of this study: all but those that train another one."""
+        number: int = self.database.transaction(lambda c: c.execute(statements.NUM_WORKERS, self._values).scalar_one())
+        return number
+
     @property
     def _values(self) -> dict[str, Any]:
         return {

@@ -171,6 +171,20 @@ COUNTS = text("""
     WHERE p.study_id = :study GROUP BY t.state
 """)
 
+NUM_WAITING = text("""
+    SELECT count(*) FROM hpsearch_points p JOIN trials t USING (trial_id)
+    WHERE p.study_id = :study AND t.state = 'WAITING' AND (p.cohort IS NULL OR p.cohort = :cohort)
+""")
+
+# Living workers but for those that hold points of other studies: they are at work there.
+NUM_WORKERS = text("""
+    SELECT count(DISTINCT l.objid) FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.classid = CAST(:namespace AS oid)
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND NOT EXISTS (
+        SELECT FROM hpsearch_points p WHERE CAST(p.owner AS oid) = l.objid AND p.study_id <> :study)
+""")
+
 BEST_VALUE = text("""
     SELECT min(v.value) FROM trials t JOIN trial_values v USING (trial_id)
     WHERE t.study_id = :study AND t.state = 'COMPLETE' AND v.objective = 0

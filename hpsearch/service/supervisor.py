@@ -42,6 +42,12 @@ class WorkersFailedError(HpsearchError):
         self.exit_code = exit_code  # that of the worker, which knows what was wrong
 
 
+# How often torch's threads look for each other before they sleep: some 50 microseconds' worth. A minibatch has dozens
+# of meetings. Threads that sleep at once made an epoch 1.7 times slower; threads that spin for milliseconds, as they do
+# of themselves, up to seven times where other work wanted the cores (docs/lab-notes.md).
+SPIN_COUNT = "2000"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkerCommand:
     """How to start one worker of a study.
@@ -72,12 +78,11 @@ class WorkerCommand:
             **os.environ,
             "HPSEARCH_ARTIFACTS": str(self.artifacts),
             "OMP_NUM_THREADS": str(self.threads),
-            # Threads that wait for each other sleep rather than spin: on busy cores spinning made an epoch seven
-            # times slower (docs/lab-notes.md).
-            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             SUPERVISOR_VARIABLE: str(os.getpid()),
             NUM_WORKERS_VARIABLE: str(len(self.devices)),
         }
+        if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+            environment["GOMP_SPINCOUNT"] = SPIN_COUNT
         if self.storage_url is not None:
             environment["HPSEARCH_STORAGE"] = self.storage_url
         with self._open_log(index) as log:

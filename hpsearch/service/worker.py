@@ -2,7 +2,10 @@
 
 This is where `training` and `search` meet the database. One turn of the loop is one epoch of all lanes:
 
-    fill free lanes -> train an epoch -> own stopping rules -> record (one statement) -> ask the pruner -> finish
+    fill free lanes -> train an epoch -> own stopping rules -> hand the epoch over to be written -> ...
+
+What is written is written in the background, while the next epoch trains (epoch_writer.py). Only a pruner has to
+know the epoch before the next one begins: with one, the epoch is recorded and the pruner asked in between.
 
 A worker ends when no point of the study is waiting or running; while others still train, it stays to take over
 what they may drop.
@@ -10,9 +13,8 @@ what they may drop.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -21,68 +23,30 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 
 from hpsearch.data.resident import ResidentData
-from hpsearch.epoch_report import EpochReport, Validation
-from hpsearch.errors import StorageError
+from hpsearch.epoch_report import EpochReport
+from hpsearch.errors import DeviceError, StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import build_pruner, is_competitive
 from hpsearch.search.samplers import build_sampler
 from hpsearch.search.snapshot import StudySnapshot
-from hpsearch.search.stopping import (
-    StopDecision,
-    StoppingRule,
-    StopReason,
-    decide,
-    stopping_rule,
-    validation_interval,
-)
+from hpsearch.search.stopping import StopDecision, stopping_rule, validation_interval
 from hpsearch.service.artifacts import ArtifactFolder
+from hpsearch.service.cohorts import cohort_name
 from hpsearch.service.curves import CurveReader
 from hpsearch.service.database import Database
 from hpsearch.service.devices import describe_device
-from hpsearch.service.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.service.epoch_writer import BestParameters, Ending, EpochEntry, EpochWriter, Written
+from hpsearch.service.lane import Lane
+from hpsearch.service.lane_choice import LaneChoice
+from hpsearch.service.ledger import MAX_CRASHES, Claim, Ledger, Outcome, Result
 from hpsearch.service.presence import Presence
 from hpsearch.service.registry import StoredStudy
 from hpsearch.service.signals import StopSignal, WorkerStopped
 from hpsearch.settings import TrialSettings
 from hpsearch.training.lanes import Cohort, CohortShape
+from hpsearch.training.memory import describe_shortage, is_out_of_memory, release_cached_memory
 
 _log = get_logger("worker")
-PRUNED = "pruned"  # the stop_reason of a trial that lost against others
-
-
-def cohort_name(settings: TrialSettings) -> str:
-    """A short name for the cohort of a point, the same in every process; points of one name can share lanes."""
-    return hashlib.sha256(repr(CohortShape.of(settings)).encode()).hexdigest()[:16]
-
-
-@dataclass(kw_only=True)
-class Lane:
-    """A trial in training.
-
-    Args:
-        best: the best validation so far; None before the first epoch has ended.
-        last_value: the value of the last epoch that was recorded.
-    """
-
-    claim: Claim
-    settings: TrialSettings
-    rule: StoppingRule
-    best: Validation | None = None
-    best_epoch: int = 0
-    num_epochs: int = 0
-    seconds: float = 0.0
-    last_value: float | None = None
-
-    def take_in(self, report: EpochReport) -> StopDecision | None:
-        """Update the trial's history with an epoch; says whether it was the last one."""
-        decision = decide(self.rule, report, self.settings.training.max_epochs)
-        self.seconds += report.seconds
-        if not report.has_diverged:
-            self.num_epochs = report.epoch
-            self.last_value = report.best.zero_one
-            if report.best.is_better_than(self.best):
-                self.best, self.best_epoch = report.best, report.epoch
-        return decision
 
 
 @dataclass(kw_only=True)
@@ -91,34 +55,49 @@ class Worker:
 
     Args:
         data: resident on `device`; the test pair is not part of it.
-        num_lanes: how many trials are trained at once at most.
+        lanes: decides how many trials are trained at once at most.
+        num_siblings: workers that were started together with this one, itself included: they share the points.
         name: how this worker appears in trials and logs.
         poll_seconds: how often an idle worker looks for points that others dropped.
+        build_cohort: injected in tests.
     """
 
     database: Database
     study: StoredStudy
     data: ResidentData
     device: torch.device
-    num_lanes: int
+    lanes: LaneChoice
     artifacts: ArtifactFolder
     stop: StopSignal
     name: str
+    num_siblings: int = 1
     poll_seconds: float = 1.0
+    build_cohort: Callable[[CohortShape, ResidentData, torch.device, int], Cohort] = Cohort
     num_finished: int = 0
     _lanes: dict[int, Lane] = field(default_factory=dict)  # by trial id
-    _held_over: list[Claim] = field(default_factory=list)  # claimed, but of another cohort: next in line
+    _held_over: list[Claim] = field(default_factory=list)  # claimed, but in no lane yet: mostly of another cohort
     _cohort: Cohort | None = None
     _cohort_name: str | None = None
+    _num_lanes: int = 1  # of the current cohort
+    _num_lone_shortages: int = 0  # single trials that memory did not suffice for, one after the other
+    _best_value: float | None = None  # of the study's COMPLETE trials, as far as is known here
     _last_reap: float = 0.0
 
     def run(self, ledger: Ledger | None = None) -> int:
-        """Work until the study has no unfinished point or the worker is told to stop. Returns its finished trials."""
+        """Work until the study has no unfinished point or the worker is told to stop. Returns its finished trials.
+
+        Raises:
+            StorageError: the database has been away for too long.
+            DeviceError: the device has no memory even for one trial at a time, whichever it is.
+        """
         definition = self.study.definition
         self._curves = CurveReader(self.database, self.study.study_id)
         pruner = build_pruner(definition.pruning, definition.training.max_epochs)
         self._snapshot = StudySnapshot(study_name=definition.name, study_id=self.study.study_id, pruner=pruner)
-        with Presence(ledger or Ledger(database=self.database, study_id=self.study.study_id)) as presence:
+        with (
+            Presence(ledger or Ledger(database=self.database, study_id=self.study.study_id)) as presence,
+            EpochWriter(presence.ledger, self.artifacts, self.stop, self.name) as self._writer,
+        ):
             self._ledger = presence.ledger
             try:
                 while not self.stop.is_set() and self._turn():
@@ -128,23 +107,40 @@ class Worker:
             except StorageError:
                 raise  # nothing can be given back to a database that is away: the leases run out
             except BaseException:
-                self._ledger.release("its worker failed", is_crash=True)
+                self._give_up()
                 raise
+            self._note(self._writer.flush())
             num_released = self._ledger.release("its worker was stopped")
             if num_released:
                 _log.info("%s: stopped; %d trials given back", self.name, num_released)
         return self.num_finished
 
+    def _give_up(self) -> None:
+        """Give the trials back after an error of ours; what they have reached counts in their favour."""
+        try:
+            self._note(self._writer.flush())
+        except Exception as error:
+            _log.warning("%s: its last epoch was not recorded: %s", self.name, error)
+        self._ledger.release("its worker failed", is_crash=True)
+
     def _turn(self) -> bool:
         """One epoch, or one look around while there is nothing to train. False: the study is finished."""
         self._reap_now_and_then()
-        self._fill_lanes()
-        if self._lanes:
-            self._train_epoch()
+        try:
+            self._fill_lanes()
+            if self._lanes:
+                self._train_epoch()
+                return True
+        except Exception as error:
+            if not is_out_of_memory(error) or not self._lanes:
+                raise
+            shortage = describe_shortage(error)
+        else:
+            if self._ledger.counts().unfinished == 0:
+                return False
+            self.stop.wait(self.poll_seconds)
             return True
-        if self._ledger.counts().unfinished == 0:
-            return False
-        self.stop.wait(self.poll_seconds)
+        self._make_room(shortage)  # not in the handler: the error holds on to the tensors of where it happened
         return True
 
     def _reap_now_and_then(self) -> None:
@@ -159,18 +155,28 @@ class Worker:
 
     def _fill_lanes(self) -> None:
         """Claim points until all lanes are busy or nothing of the current cohort is left."""
-        while len(self._lanes) < self.num_lanes:
-            if self._held_over:
-                if self._lanes:
-                    return  # the current cohort drains before another one is opened
-                claims, self._held_over = self._held_over, []
-            else:
-                free = self.num_lanes - len(self._lanes)
-                claims = self._ledger.claim(free, cohort=self._cohort_name if self._lanes else None)
-            if not claims:
+        if not self._lanes:
+            self._num_lanes = 1  # the first trial opens a cohort, which decides how many may join it
+        while len(self._lanes) < self._num_lanes:
+            if not self._held_over:
+                self._held_over = self._claim(self._num_lanes - len(self._lanes))
+            elif self._lanes:
+                return  # the current cohort drains before another one is opened
+            if not self._held_over:
                 return
-            for claim in claims:
-                self._admit(claim)
+            for _ in range(len(self._held_over)):
+                self._admit(self._held_over.pop(0))
+
+    def _claim(self, number: int) -> list[Claim]:
+        cohort = self._cohort_name if self._lanes else None
+        claims = self._ledger.claim(number, cohort=cohort)
+        if claims and self.study.definition.is_drawn:
+            self._note(self._writer.collect())  # a sampler must know the trials that have just ended
+        if not claims and not self._lanes and self._writer.is_outstanding:
+            # A point on its last attempt comes to a worker that holds nothing else: trials must have ended first.
+            self._note(self._writer.collect())
+            claims = self._ledger.claim(number, cohort=cohort)
+        return claims
 
     def _admit(self, claim: Claim) -> None:
         definition = self.study.definition
@@ -181,19 +187,32 @@ class Worker:
                 _log.warning("%s: lost trial %d before it began", self.name, claim.number)
                 return
         settings = definition.resolve(claim.parameters)
-        name = cohort_name(settings)
-        if not self._lanes:
-            interval = validation_interval(definition.stopping, self._num_minibatches(settings))
-            self._cohort = Cohort(CohortShape.of(settings), self.data, self.device, interval)
-            self._cohort_name = name
-        elif name != self._cohort_name:
+        is_first = not self._lanes
+        if not is_first and (cohort_name(settings) != self._cohort_name or len(self._lanes) >= self._num_lanes):
             self._held_over.append(claim)
             return
-        assert self._cohort is not None
-        self._cohort.admit(claim.trial_id, settings)
         rule = stopping_rule(definition.stopping, num_minibatches=self._num_minibatches(settings))
         self._lanes[claim.trial_id] = Lane(claim=claim, settings=settings, rule=rule)
+        if is_first:
+            self._open_cohort(settings)
+        assert self._cohort is not None
+        self._cohort.admit(claim.trial_id, settings)
         _log.debug("%s: trial %d begins: %s", self.name, claim.number, dict(claim.parameters))
+
+    def _open_cohort(self, settings: TrialSettings) -> None:
+        self._cohort = None  # its memory may be what the measurement needs
+        self._cohort_name = cohort_name(settings)
+        self._num_lanes = self.lanes.num_lanes(settings, self._share)
+        interval = validation_interval(self.study.definition.stopping, self._num_minibatches(settings))
+        self._cohort = self.build_cohort(CohortShape.of(settings), self.data, self.device, interval)
+
+    def _share(self) -> int:
+        """How many points of the cohort there are for this worker if as many are to be left for each of the others."""
+        assert self._cohort_name is not None
+        num_workers = max(1, self.num_siblings, self._ledger.num_workers())
+        share = -(-self._ledger.counts().unfinished // num_workers)
+        num_ours = len(self._lanes) + len(self._held_over)
+        return max(1, min(share, num_ours + self._ledger.num_waiting(self._cohort_name)))
 
     def _draw(self, claim: Claim) -> Mapping[str, float | int | str | bool]:
         """Let the sampler choose parameters; those that an earlier attempt has drawn stay."""
@@ -214,27 +233,100 @@ class Worker:
         assert self._cohort is not None
         self._cohort.release(trial_id)
 
+    def _make_room(self, shortage: str) -> None:
+        """Memory did not suffice. All trials begin anew, for a broken epoch leaves no lane in a known state."""
+        num_lanes = len(self._lanes)
+        settings = next(iter(self._lanes.values())).settings
+        self._lanes.clear()
+        self._held_over.clear()
+        self._cohort = None
+        self._note(self._writer.collect())  # what was reached before counts
+        release_cached_memory(self.device)
+        where = describe_device(self.device)
+        if num_lanes > 1:
+            self.lanes.note_shortage(settings, num_lanes // 2)
+            num_released = self._ledger.release(f"out of memory on {where} with {num_lanes} lanes")
+            _log.warning(
+                "%s: out of memory on %s with %d lanes (%s): %d trials begin anew, in %d lanes at most",
+                *(self.name, where, num_lanes, shortage, num_released, num_lanes // 2),
+            )
+            return
+        reason = f"out of memory on {where} with one lane: {shortage}"
+        hint = "choose a smaller network or training.batch_size, or free the device"
+        _log.error("%s: %s; %s", self.name, reason, hint)
+        self._ledger.release(f"{reason}; {hint}", is_crash=True)
+        self._num_lone_shortages += 1
+        if self._num_lone_shortages > MAX_CRASHES:  # it is not the point, then
+            raise DeviceError(f"{reason}, {self._num_lone_shortages} times in a row", hint=hint)
+
     # One epoch
 
     def _train_epoch(self) -> None:
         assert self._cohort is not None
         with self.stop.interruptible():
             by_trial = cast("dict[int, EpochReport]", self._cohort.train_epoch())  # keys are the trial ids we gave it
+        self._num_lone_shortages = 0
         decisions = {trial_id: self._lanes[trial_id].take_in(report) for trial_id, report in by_trial.items()}
-        held = self._ledger.record({i: r for i, r in by_trial.items() if not r.has_diverged})
-        for trial_id in by_trial.keys() - held:
+        self._note(self._writer.collect())  # of the epoch before
+        reports = {i: r for i, r in by_trial.items() if i in self._lanes and not r.has_diverged}
+        if is_competitive(self.study.definition.pruning):
+            held = self._held()
+            self._note(Written(lost=held - self._ledger.record(reports)))
+            undecided = [i for i in by_trial if i in self._lanes and decisions[i] is None]
+            self._hand_over(None, decisions, losers=self._ask_pruner(undecided))
+        else:
+            self._hand_over(reports, decisions)
+
+    def _held(self) -> frozenset[int]:
+        return frozenset(self._lanes).union(claim.trial_id for claim in self._held_over)
+
+    def _hand_over(
+        self,
+        reports: Mapping[int, EpochReport] | None,
+        decisions: Mapping[int, StopDecision | None],
+        losers: Sequence[int] = (),
+    ) -> None:
+        """Have the epoch written and take the trials that ended out of their lanes, at once."""
+        held = self._held()
+        origin = {"worker": self.name, "device": describe_device(self.device)}
+        ended = [(i, self._lanes[i].result(d, origin)) for i, d in decisions.items() if d and i in self._lanes]
+        pruner = self.study.definition.pruning.pruner
+        ended += [(i, self._lanes[i].pruned_result(pruner, origin)) for i in losers]
+        endings = [self._ending(self._lanes[i], result) for i, result in ended]
+        for trial_id, _ in ended:
+            self._drop(trial_id)
+        if reports is not None or endings:
+            self._writer.hand_over(EpochEntry(held=held, reports=reports, endings=endings))
+
+    def _ending(self, lane: Lane, result: Result) -> Ending:
+        """A trial's end, with its parameters if it may be the study's best: its lane is gone when that is known."""
+        is_worse = self._best_value is not None and result.value is not None and result.value > self._best_value
+        if result.outcome is not Outcome.COMPLETE or is_worse:
+            return Ending(number=lane.claim.number, result=result)
+        assert self._cohort is not None
+        metadata = {
+            "study": self.study.name,
+            "definition_sha256": self.study.definition.sha256,
+            "trial": str(lane.claim.number),
+            "settings": lane.settings.model_dump_json(),
+            "validation_zero_one": repr(result.value),
+        }
+        best = BestParameters(arrays=self._cohort.best_parameters(lane.claim.trial_id), metadata=metadata)
+        return Ending(number=lane.claim.number, result=result, best=best)
+
+    def _note(self, written: Written) -> None:
+        """Learn what became of an epoch; trials that are no longer ours are dropped."""
+        self.num_finished += len(written.counted)
+        if written.best_value is not None:
+            self._best_value = written.best_value
+        for trial_id in written.lost & self._lanes.keys():
             _log.warning("%s: lost trial %d to another worker", self.name, self._lanes[trial_id].claim.number)
             self._drop(trial_id)
-        self._held_over = [claim for claim in self._held_over if claim.trial_id in held]
-        undecided = [i for i in by_trial if i in held and decisions[i] is None]
-        losers = self._ask_pruner(undecided)
-        results = [self._result(i, decision) for i, decision in decisions.items() if i in held and decision]
-        results += [self._pruned_result(i) for i in losers]
-        self._finish([result for result in results if result is not None])
+        self._held_over = [claim for claim in self._held_over if claim.trial_id not in written.lost]
 
     def _ask_pruner(self, trial_ids: list[int]) -> list[int]:
         """The trials that the pruner gives up, by Optuna's own decision on all curves as of now."""
-        if not trial_ids or not is_competitive(self.study.definition.pruning):
+        if not trial_ids:
             return []
         self._snapshot.replace_trials(self._curves.read())
         # A trial may have been taken from us since its report was recorded: the next record finds that out.
@@ -244,72 +336,3 @@ class Worker:
         if rungs:
             self._ledger.record({}, rungs)
         return losers
-
-    def _result(self, trial_id: int, decision: StopDecision) -> Result | None:
-        """What is written for a trial that ended of its own accord; None if another worker has taken it."""
-        lane = self._lanes[trial_id]
-        attributes = self._attributes(lane, decision.reason.value, decision.detail)
-        if decision.reason is StopReason.DIVERGED or lane.best is None:
-            return Result(trial_id=trial_id, outcome=Outcome.PRUNED, value=lane.last_value, attributes=attributes)
-        if not self._save_if_best(lane):
-            return None
-        return Result(trial_id=trial_id, outcome=Outcome.COMPLETE, value=lane.best.zero_one, attributes=attributes)
-
-    def _pruned_result(self, trial_id: int) -> Result:
-        """As Optuna has it, the value of a pruned trial is its last report."""
-        lane = self._lanes[trial_id]
-        pruner = self.study.definition.pruning.pruner
-        detail = f"pruned at epoch {lane.num_epochs}: {pruner} found it worse than the others"
-        attributes = self._attributes(lane, PRUNED, detail)
-        return Result(trial_id=trial_id, outcome=Outcome.PRUNED, value=lane.last_value, attributes=attributes)
-
-    def _attributes(self, lane: Lane, reason: str, detail: str) -> dict[str, str | int | float | None]:
-        return {
-            "stop_reason": reason,
-            "stop_detail": detail,
-            "epochs": lane.num_epochs,
-            "best_epoch": lane.best_epoch,
-            "best_validation_zero_one": lane.best.zero_one if lane.best else None,
-            "best_validation_nll": lane.best.nll if lane.best else None,
-            "seconds": round(lane.seconds, 3),
-            "worker": self.name,
-            "device": describe_device(self.device),
-        }
-
-    def _save_if_best(self, lane: Lane) -> bool:
-        """Keep the parameters of a trial that is as good as any so far. False: the trial is no longer ours."""
-        assert self._cohort is not None
-        assert lane.best is not None
-        best_so_far = self._ledger.best_value()
-        if best_so_far is not None and lane.best.zero_one > best_so_far:
-            return True
-        metadata = {
-            "study": self.study.name,
-            "definition_sha256": self.study.definition.sha256,
-            "trial": str(lane.claim.number),
-            "settings": lane.settings.model_dump_json(),
-            "validation_zero_one": repr(lane.best.zero_one),
-        }
-        parameters = self._cohort.best_parameters(lane.claim.trial_id)
-        try:
-            self.database.with_optuna(
-                lambda: self.artifacts.save_parameters(self.database.storage, lane.claim.trial_id, parameters, metadata)
-            )
-        except UpdateFinishedTrialError:
-            return False
-        return True
-
-    def _finish(self, results: list[Result]) -> None:
-        accepted = self._ledger.finish(results)
-        for result in results:
-            lane = self._lanes[result.trial_id]
-            self._drop(result.trial_id)
-            if result.trial_id in accepted:
-                self.num_finished += 1
-                _log.debug(
-                    "%s: trial %d %s: %s",
-                    self.name,
-                    lane.claim.number,
-                    result.outcome.name,
-                    result.attributes,
-                )

@@ -409,6 +409,30 @@ def presence(database: Database, owner: int) -> Connection:
     return connection
 
 
+def test_waiting_points_of_a_cohort_are_counted(workers: Any) -> None:
+    (ledger,) = workers(1, {"learning_rate": [0.1, 0.2, 0.3], "batch_size": [20, 500]})
+    ledger.claim(1)
+    assert [ledger.num_waiting(cohort) for cohort in ("batch 20", "batch 500", "another")] == [2, 3, 0]
+    (drawing,) = workers(1, {"strategy": "random", "num_points": 3, "learning_rate": {"low": 0.1, "high": 0.2}})
+    assert drawing.num_waiting("whichever") == 3
+
+
+def test_living_workers_are_counted_but_for_those_at_other_studies(
+    workers: Any, database: Database, new_study: NewStudy
+) -> None:
+    first, _ = workers(2)
+    assert first.num_workers() == 0
+    elsewhere = Ledger(database=database, study_id=new_study().study_id, owner=3)
+    sessions = [presence(database, owner) for owner in (1, 2, 3)]
+    first.claim(1)
+    assert first.num_workers() == 3  # the third has nothing to do yet
+    elsewhere.claim(1)
+    assert (first.num_workers(), elsewhere.num_workers()) == (2, 2)
+    for session in sessions:
+        session.invalidate()
+        session.close()
+
+
 def age_renewals(ledger: Ledger, seconds: float) -> None:
     with ledger.database.engine.begin() as connection:
         connection.execute(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from concurrent import futures
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,22 @@ from safetensors.numpy import load_file
 
 from hpsearch.data.catalog import DataLocations
 from hpsearch.data.resident import ResidentData
+from hpsearch.epoch_report import EpochReport
+from hpsearch.errors import ArtifactError, DeviceError
+from hpsearch.service import worker as worker_module
 from hpsearch.service.artifacts import ArtifactFolder
 from hpsearch.service.database import Database, open_database
-from hpsearch.service.ledger import MAX_CRASHES, Ledger
+from hpsearch.service.epoch_writer import EpochEntry, EpochWriter, Written
+from hpsearch.service.lane_choice import FixedLanes, LaneChoice, MeasuredLanes
+from hpsearch.service.lane_memory import KnownLanes, LaneCase, LaneMemory
+from hpsearch.service.ledger import MAX_CRASHES, Ledger, PointCounts
 from hpsearch.service.prepare import PreparedStudy, prepare_study
+from hpsearch.service.presence import Presence
 from hpsearch.service.signals import StopSignal
 from hpsearch.service.worker import Worker
+from hpsearch.settings import TrialSettings
 from hpsearch.study import StudyDefinition, parse_definition
+from hpsearch.training.lanes import Cohort
 
 CPU = torch.device("cpu")
 
@@ -64,17 +75,18 @@ class Bench:
         self.data = ResidentData.place(self.prepared.data, CPU)
         self.ledger = Ledger(database=database, study_id=self.prepared.study.study_id)
 
-    def worker(self, *, lanes: int = 4, stop: StopSignal | None = None) -> Worker:
+    def worker(self, *, lanes: int | LaneChoice = 4, stop: StopSignal | None = None, **options: Any) -> Worker:
         return Worker(
             database=self.database,
             study=self.prepared.study,
             data=self.data,
             device=CPU,
-            num_lanes=lanes,
+            lanes=FixedLanes(lanes) if isinstance(lanes, int) else lanes,
             artifacts=ArtifactFolder(self.folder / "artifacts"),
             stop=stop or StopSignal(),
             name="tester",
             poll_seconds=0.01,
+            **options,
         )
 
     @property
@@ -98,7 +110,10 @@ def bench(database: Database, idx_folder: Path, tmp_path: Path) -> Callable[...,
             "data": {"dataset": str(idx_folder)},
             "model": {"hidden_units": 8},
             "training": {"batch_size": 10, "max_epochs": 4},
-            "search": {"learning_rate": [0.5, 0.1, 0.02], "lambda_2": [0.0, 0.001]},
+            "search": {
+                "learning_rate": [0.2, 0.1, 0.02],
+                "lambda_2": [0.0, 0.001],
+            },  # above 0.3 it is chaotic: rounding decides
             "stopping": {"rule": "none"},
         }
         for section, values in sections.items():
@@ -158,14 +173,14 @@ def test_the_best_trials_parameters_are_kept_and_reproduce_its_value(bench: Call
     assert path is not None
     parameters = load_file(path)
     images, labels = study.data.validation_images.numpy(), study.data.validation_labels.numpy()
-    hidden = np.tanh(images @ parameters["hidden.weight"] + parameters["hidden.bias"])
-    scores = hidden @ parameters["output.weight"] + parameters["output.bias"]
+    hidden = np.tanh(images @ parameters["hidden.weight"].T + parameters["hidden.bias"])
+    scores = hidden @ parameters["output.weight"].T + parameters["output.bias"]
     assert np.mean(scores.argmax(axis=1) != labels) == best.value
 
 
 def test_a_loser_is_pruned_by_optunas_own_rule(bench: Callable[..., Bench]) -> None:
     pruning = {"pruner": "median", "startup_trials": 1, "warmup_epochs": 1}
-    search = {"learning_rate": [0.5, 1e-6], "lambda_2": [0.0]}
+    search = {"learning_rate": [0.2, 1e-6], "lambda_2": [0.0]}
     study = bench(pruning=pruning, search=search)
     study.worker(lanes=1).run()
     winner, loser = study.counted()
@@ -217,9 +232,11 @@ def test_a_worker_that_lost_a_lease_drops_the_trial_and_goes_on(
     thief = replace(study.ledger, owner=99)
 
     def steal() -> None:
-        with database.engine.begin() as connection:
-            connection.exec_driver_sql("UPDATE hpsearch_points SET lease_expires_at = now() - interval '1 s'")
-        assert thief.reap() == 2
+        num_stolen = 0
+        while num_stolen < 2:  # the epoch before may just be written, which renews the leases
+            with database.engine.begin() as connection:
+                connection.exec_driver_sql("UPDATE hpsearch_points SET lease_expires_at = now() - interval '1 s'")
+            num_stolen += thief.reap()
 
     study.worker(lanes=2, stop=BeforeEpoch(2, steal)).run()
     counted = study.counted()
@@ -321,3 +338,471 @@ def test_a_worker_that_keeps_dying_does_not_cost_a_point_that_makes_progress(
     study.worker().run()
     (trial,) = study.counted()
     assert trial.user_attrs["attempt"] == MAX_CRASHES + 1
+
+
+# The number of lanes
+
+
+class WholeShare:
+    """As many lanes as the worker may take points; notes how many that were."""
+
+    def __init__(self) -> None:
+        self.shares: list[int] = []
+
+    def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
+        self.shares.append(share())
+        return self.shares[-1]
+
+    def note_shortage(self, settings: TrialSettings, most: int) -> None:
+        pytest.fail("memory sufficed")
+
+
+def test_workers_that_start_together_share_the_points_out(bench: Callable[..., Bench]) -> None:
+    study = bench()
+    running: list[int] = []
+    stop = BeforeEpoch(1, lambda: running.append(study.ledger.counts().running))
+    study.worker(lanes=WholeShare(), stop=stop, num_siblings=4).run()
+    assert running == [2]  # of six: the fourth worker will find none, but no other one is left without
+    study.counted()
+
+
+def test_workers_that_came_by_themselves_share_the_points_out_too(
+    bench: Callable[..., Bench], database: Database
+) -> None:
+    study, elsewhere = bench(), bench()
+    alone, together = WholeShare(), WholeShare()
+    with Presence(elsewhere.ledger) as busy:
+        busy.ledger.claim(1)  # it trains another study and wants no point of this one
+        study.worker(lanes=alone, stop=BeforeEpoch(1)).run()
+        with Presence(study.ledger):
+            study.worker(lanes=together, stop=BeforeEpoch(1)).run()
+    assert (alone.shares, together.shares) == ([6], [3])
+
+
+def test_a_cohort_opens_no_more_lanes_than_it_has_points(bench: Callable[..., Bench]) -> None:
+    study = bench(search={"batch_size": [10, 20], "learning_rate": [0.1, 0.2, 0.05], "lambda_2": [0.0]})
+    lanes = WholeShare()
+    study.worker(lanes=lanes).run()
+    study.counted()
+    assert lanes.shares == [3, 3]
+
+
+def test_measured_lanes_train_a_study_and_are_remembered(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    study = bench()
+    stop = StopSignal()
+    memory = LaneMemory(tmp_path / "lanes")
+    lanes = MeasuredLanes(memory=memory, data=study.data, device=CPU, stop=stop)
+    assert study.worker(lanes=lanes, stop=stop).run() == 6
+    study.counted()
+    assert len(list(memory.folder.iterdir())) == 1
+
+
+def test_a_worker_that_is_stopped_while_it_measures_gives_its_point_back(
+    bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    study = bench()
+    stop = BeforeEpoch(1)  # the measurement is the first thing that can be interrupted
+    lanes = MeasuredLanes(memory=LaneMemory(tmp_path / "lanes"), data=study.data, device=CPU, stop=stop)
+    assert study.worker(lanes=lanes, stop=stop).run() == 0
+    assert study.ledger.counts() == PointCounts(waiting=6)
+
+
+def test_held_over_points_open_no_more_lanes_than_their_own_cohort_has(bench: Callable[..., Bench]) -> None:
+    search = {"strategy": "random", "num_points": 8, "batch_size": [10, 20], "learning_rate": [0.1, 0.2]}
+    study = bench(search=search)
+    busy: dict[int, int] = {}
+
+    class BySize(WholeShare):
+        def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
+            return 6 if settings.training.batch_size == 10 else 2
+
+    class Watching(StopSignal):
+        @contextlib.contextmanager
+        def interruptible(self) -> Iterator[None]:
+            for lane in worker._lanes.values():
+                size = lane.settings.training.batch_size
+                busy[size] = max(busy.get(size, 0), len(worker._lanes))
+            with super().interruptible():
+                yield
+
+    worker = study.worker(lanes=BySize(), stop=Watching())
+    worker.run()
+    study.counted()
+    assert busy[20] == 2
+
+
+def test_held_over_points_are_among_those_that_lanes_are_opened_for(bench: Callable[..., Bench]) -> None:
+    search = {"strategy": "random", "num_points": 8, "batch_size": [10, 20], "learning_rate": [0.1, 0.2]}
+    study = bench(search=search)
+    lanes = WholeShare()
+    study.worker(lanes=lanes).run()
+    sizes = [trial.params["batch_size"] for trial in study.counted()]
+    # All eight are claimed at once; those that turn out to have another size wait for the others to end.
+    assert lanes.shares == [8, sum(size != sizes[0] for size in sizes)]
+
+
+# Writing in the background
+
+
+class Early(EpochWriter):
+    """Writes each epoch before the next one begins, as if nothing overlapped."""
+
+    def hand_over(self, entry: EpochEntry) -> None:
+        super().hand_over(entry)
+        assert self._outstanding is not None
+        futures.wait([self._outstanding])
+
+
+class Late(EpochWriter):
+    """Writes each epoch only when the worker wants to know what became of it: as late as can be."""
+
+    _is_awaited = threading.Event()
+
+    def hand_over(self, entry: EpochEntry) -> None:
+        self._is_awaited.clear()
+        super().hand_over(entry)
+
+    def _is_written(self, seconds: float) -> bool:
+        self._is_awaited.set()
+        return super()._is_written(seconds)
+
+    def _write(self, entry: EpochEntry) -> Written:
+        assert self._is_awaited.wait(60)
+        return super()._write(entry)
+
+
+def curves(study: Bench) -> list[Any]:
+    """All that a study's counted trials say, but for times."""
+    return [
+        (t.params, t.state, t.value, t.intermediate_values, {k: v for k, v in t.user_attrs.items() if k != "seconds"})
+        for t in study.counted()
+    ]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"stopping": {"rule": "no-improvement-in-n", "n": 1}, "training": {"max_epochs": 6}},
+        {"pruning": {"pruner": "median", "startup_trials": 1}},
+        {"pruning": {"pruner": "successive-halving", "reduction_factor": 2}},
+        {  # enough points for the sampler to look at those before, and trials that end one by one
+            "search": {"strategy": "tpe", "num_points": 16, "learning_rate": {"log10": [0, -3]}, "lambda_2": [0.0]},
+            "stopping": {"rule": "no-improvement-in-n", "n": 1},
+        },
+        {"training": {"batch_size": 10, "max_epochs": 2}, "search": {"hidden_units": [4, 8], "lambda_2": [0.0]}},
+    ],
+    ids=["own rule", "median", "asha", "tpe", "cohorts"],
+)
+def test_results_are_the_same_whether_an_epoch_is_written_early_or_late(
+    sections: dict[str, Any], bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies = []
+    for kind in (Early, Late):
+        monkeypatch.setattr(worker_module, "EpochWriter", kind)
+        study = bench(**sections)
+        study.worker(lanes=2).run()
+        studies.append(curves(study))
+    assert studies[0] == studies[1]
+
+
+class Watched(Cohort):
+    """Calls something before and after each epoch."""
+
+    def __init__(self, before: Callable[[], Any], after: Callable[[], Any], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._before = before
+        self._after = after
+
+    def train_epoch(self) -> dict[Hashable, EpochReport]:
+        self._before()
+        reports = super().train_epoch()
+        self._after()
+        return reports
+
+
+def test_a_database_that_does_not_answer_keeps_no_epoch_from_being_trained(
+    bench: Callable[..., Bench], database: Database
+) -> None:
+    study = bench()
+    locker = database.engine.connect()
+    begun = itertools.count(1)
+    ended = itertools.count(1)
+
+    def before() -> None:
+        if next(begun) == 1:  # not for ever, so that a worker that waits fails and does not hang
+            locker.exec_driver_sql("SET idle_in_transaction_session_timeout = '30s'")
+            locker.exec_driver_sql("SELECT point FROM hpsearch_points WHERE owner IS NOT NULL FOR UPDATE")
+
+    def after() -> None:
+        if next(ended) == 2:
+            with database.engine.connect() as reader:
+                recorded.append(reader.exec_driver_sql("SELECT count(*) FROM hpsearch_epochs").scalar_one())
+            locker.rollback()
+
+    recorded: list[int] = []
+
+    def build(*arguments: Any) -> Cohort:
+        return Watched(before, after, *arguments)
+
+    study.worker(lanes=2, build_cohort=build).run()
+    locker.close()
+    assert recorded == [0]  # after two epochs
+    assert all(list(trial.intermediate_values) == [1, 2, 3, 4] for trial in study.counted())
+
+
+def test_a_lane_is_free_in_the_epoch_after_its_trials_last_one(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "EpochWriter", Late)
+    study = bench()
+    busy: list[int] = []
+    stop = WatchedStop(lambda: busy.append(len(worker._lanes)))
+    worker = study.worker(lanes=2, stop=stop)
+    worker.run()
+    study.counted()
+    assert busy == [2] * 12  # 6 trials of 4 epochs
+
+
+class WatchedStop(StopSignal):
+    """Calls something before every epoch."""
+
+    def __init__(self, action: Callable[[], Any]) -> None:
+        super().__init__()
+        self._action = action
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        self._action()
+        with super().interruptible():
+            yield
+
+
+def test_a_pruned_lane_costs_nothing_in_the_next_epoch(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "EpochWriter", Late)
+    study = bench(pruning={"pruner": "successive-halving", "reduction_factor": 2}, training={"max_epochs": 8})
+    epochs_in_lanes: list[int] = []
+    worker = study.worker(lanes=3, stop=WatchedStop(lambda: epochs_in_lanes.append(len(worker._lanes))))
+    worker.run()
+    trials = study.counted()
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert sum(epochs_in_lanes) == sum(len(trial.intermediate_values) for trial in trials)
+
+
+def test_a_stopped_worker_records_what_it_has_trained(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "EpochWriter", Late)
+    study = bench()
+    assert study.worker(lanes=2, stop=BeforeEpoch(6)).run() == 2
+    given_back = [t for t in study.study.trials if t.state is TrialState.FAIL]
+    assert [list(trial.intermediate_values) for trial in given_back] == [[1], [1]]
+    assert study.ledger.counts() == PointCounts(waiting=4, complete=2)
+
+
+def test_a_failing_worker_records_what_it_has_trained(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "EpochWriter", Late)
+    study = bench()
+
+    def die() -> None:
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        study.worker(lanes=2, stop=BeforeEpoch(6, die)).run()
+    assert study.ledger.counts() == PointCounts(waiting=4, complete=2)
+    failed = [t for t in study.study.trials if t.state is TrialState.FAIL]
+    assert [list(trial.intermediate_values) for trial in failed] == [[1], [1]]
+
+
+def test_an_error_of_the_background_ends_the_worker_like_its_own(bench: Callable[..., Bench]) -> None:
+    study = bench()
+    worker = study.worker(lanes=6)
+    worker.artifacts.folder.rename(study.folder / "away")
+    with pytest.raises(ArtifactError, match="cannot write the best parameters"):
+        worker.run()
+    counts = study.ledger.counts()
+    assert (counts.running, counts.waiting) == (0, 6)
+    (study.folder / "away").rename(worker.artifacts.folder)
+    assert study.worker().run() == 6
+    study.counted()
+
+
+def test_an_error_after_an_error_of_the_background_still_gives_the_trials_back(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_module, "EpochWriter", Late)
+    stopping = {"rule": "no-improvement-in-n", "n": 1}
+    study = bench(stopping=stopping, search={"learning_rate": [1e-7, 0.2], "lambda_2": [0.0]})
+
+    def die() -> None:
+        worker.artifacts.folder.rename(study.folder / "away")
+        raise RuntimeError("on purpose")
+
+    worker = study.worker(lanes=2, stop=BeforeEpoch(3, die))  # the first one has just ended
+    with pytest.raises(RuntimeError, match="on purpose"):
+        worker.run()
+    assert study.ledger.counts() == PointCounts(waiting=2)
+    assert "its last epoch was not recorded: cannot write the best parameters" in caplog.text
+
+
+@pytest.mark.parametrize("num_points", [1, 12])
+@pytest.mark.parametrize(("pruner", "expected"), [("none", 1), ("median", 2)])
+def test_an_epochs_statements_do_not_depend_on_the_number_of_lanes(
+    pruner: str,
+    expected: int,
+    num_points: int,
+    bench: Callable[..., Bench],
+    statements: Callable[[], contextlib.AbstractContextManager[list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "EpochWriter", Early)
+    search = {"seed": list(range(num_points)), "learning_rate": [0.1], "lambda_2": [0.0]}
+    study = bench(search=search, pruning={"pruner": pruner})
+    marks: list[int] = []
+    with statements() as seen:
+        study.worker(lanes=num_points, stop=WatchedStop(lambda: marks.append(len(seen)))).run()
+    study.counted()
+    assert [after - before for before, after in itertools.pairwise(marks)] == [expected] * 3
+
+
+# Out of memory
+
+
+class Small(Cohort):
+    """A device with room for so many lanes, or for none of some trial."""
+
+    room = 8
+    too_large: float | None = None  # the learning rate of a trial for which memory never suffices
+    fails_in_admission = False
+    first_failing_epoch = 1
+    num_epochs = 0  # of all cohorts
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._rates: dict[Hashable, float] = {}
+
+    def admit(self, key: Hashable, settings: TrialSettings) -> None:
+        super().admit(key, settings)
+        self._rates[key] = settings.training.learning_rate
+        if self.fails_in_admission and len(self.keys) > self.room:
+            torch.empty(2**50)
+
+    def train_epoch(self) -> dict[Hashable, EpochReport]:
+        type(self).num_epochs += 1
+        is_full = len(self.keys) > self.room and self.num_epochs >= self.first_failing_epoch
+        if is_full or self.too_large in [self._rates[key] for key in self.keys]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
+        return super().train_epoch()
+
+
+def crashes(database: Database) -> int:
+    with database.engine.connect() as connection:
+        return int(connection.exec_driver_sql("SELECT sum(crashes) FROM hpsearch_points").scalar_one())
+
+
+@pytest.mark.parametrize("fails_in_admission", [False, True])
+def test_out_of_memory_halves_the_lanes_and_loses_no_trial(
+    fails_in_admission: bool, bench: Callable[..., Bench], database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = bench()
+
+    class Roomy(Small):
+        room = 3
+
+    Roomy.fails_in_admission = fails_in_admission
+    assert study.worker(lanes=6, build_cohort=Roomy).run() == 6
+    assert all(list(trial.intermediate_values) == [1, 2, 3, 4] for trial in study.counted())
+    assert crashes(database) == 0
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    tried = "tried to allocate 4194304.00 GiB" if fails_in_admission else "tried to allocate 20.00 GiB"
+    num_lanes = 4 if fails_in_admission else 6
+    assert caplog.messages == [
+        f"tester: out of memory on cpu with {num_lanes} lanes ({tried}): "
+        f"6 trials begin anew, in {num_lanes // 2} lanes at most"
+    ]
+    failed = [t for t in study.study.trials if t.state is TrialState.FAIL]
+    assert {t.user_attrs["fail_reason"] for t in failed} == {f"out of memory on cpu with {num_lanes} lanes"}
+
+
+def test_lanes_are_halved_until_they_fit(bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture) -> None:
+    study = bench()
+
+    class Narrow(Small):
+        room = 1
+
+    study.worker(lanes=6, build_cohort=Narrow).run()
+    study.counted()
+    assert ["6 lanes" in caplog.messages[0], "3 lanes" in caplog.messages[1]] == [True, True]
+    assert len(caplog.messages) == 2
+
+
+def test_what_was_reached_before_memory_ran_out_stands(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "EpochWriter", Late)
+    study = bench()
+
+    class Later(Small):
+        room = 1
+        first_failing_epoch = 6  # two trials ended with the fourth
+
+    study.worker(lanes=2, build_cohort=Later).run()
+    failed = [t for t in study.study.trials if t.state is TrialState.FAIL]
+    assert [(t.user_attrs["point"], list(t.intermediate_values)) for t in failed] == [(2, [1]), (3, [1])]
+    assert [trial.user_attrs["attempt"] for trial in study.counted()] == [1, 1, 2, 2, 1, 1]
+
+
+def test_a_point_that_never_fits_is_given_up_and_the_others_are_trained(
+    bench: Callable[..., Bench], database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = bench(search={"learning_rate": [0.2, 0.1, 0.02], "lambda_2": [0.0]})
+
+    class Picky(Small):
+        too_large = 0.1
+
+    assert study.worker(lanes=3, build_cohort=Picky).run() == 2
+    assert study.ledger.counts() == PointCounts(complete=2, failed=1)
+    reasons = {t.user_attrs["fail_reason"] for t in study.study.trials if t.user_attrs["point"] == 1}
+    alone = (
+        "out of memory on cpu with one lane: tried to allocate 20.00 GiB; "
+        "choose a smaller network or training.batch_size, or free the device"
+    )
+    assert alone in reasons
+    assert [record.levelname for record in caplog.records].count("ERROR") == MAX_CRASHES
+    assert f"tester: {alone}" in caplog.messages
+
+
+def test_a_device_without_room_for_any_trial_ends_the_worker_before_all_points_are_given_up(
+    bench: Callable[..., Bench],
+) -> None:
+    study = bench()
+
+    class Full(Small):
+        room = 0
+
+    with pytest.raises(DeviceError, match=r"out of memory on cpu with one lane.*4 times in a row") as caught:
+        study.worker(lanes=1, build_cohort=Full).run()
+    assert caught.value.exit_code == 3
+    assert study.ledger.counts().waiting == 6
+    study.worker(lanes=2).run()
+    study.counted()
+
+
+def test_lanes_that_ran_out_of_memory_are_remembered(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    study = bench()
+    stop = StopSignal()
+    memory = LaneMemory(tmp_path / "lanes")
+    lanes = MeasuredLanes(memory=memory, data=study.data, device=CPU, stop=stop)
+    settings = study.prepared.study.definition.resolve({"learning_rate": 0.2, "lambda_2": 0.0})
+    case = LaneCase.of(settings, study.data, CPU)
+    memory.remember(KnownLanes(case=case.words, seconds={1: 1.0, 2: 0.5, 4: 0.25, 6: 0.2}))
+
+    class Roomy(Small):
+        room = 3
+
+    study.worker(lanes=lanes, stop=stop, build_cohort=Roomy).run()
+    study.counted()
+    assert memory.recall(case).most == 3

@@ -14,7 +14,14 @@ from hpsearch.errors import ArtifactError
 from hpsearch.service import supervisor as module
 from hpsearch.service.ledger import PointCounts
 from hpsearch.service.progress import Progress
-from hpsearch.service.supervisor import MAX_RESTARTS, Supervisor, WorkerCommand, WorkersFailedError
+from hpsearch.service.supervisor import (
+    MAX_RESTARTS,
+    NUM_WORKERS_VARIABLE,
+    SPIN_COUNT,
+    Supervisor,
+    WorkerCommand,
+    WorkersFailedError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,3 +114,62 @@ def test_a_log_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="cannot write the workers' logs into"):
         command(tmp_path / "file" / "logs").start(0)
+
+
+def test_workers_are_told_how_many_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share the machine's memory and the study's points."""
+    told: dict[str, str] = {}
+    monkeypatch.setattr(module.subprocess, "Popen", lambda *_, env, **__: told.update(env))
+    workers = WorkerCommand(
+        study_name="s",
+        storage_url=None,
+        devices=["cpu"] * 3,
+        lanes="auto",
+        artifacts=tmp_path,
+        threads=1,
+        log_folder=tmp_path,
+    )
+    workers.start(0)
+    assert told[NUM_WORKERS_VARIABLE] == "3"
+
+
+class _StartedError(Exception):
+    """In place of a process."""
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": SPIN_COUNT}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": "7"}),
+    ],
+)
+def test_a_workers_threads_wait_for_each_other_as_the_user_says_or_for_a_moment(
+    own: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    environments = []
+
+    def start(*arguments: Any, env: dict[str, str], **options: Any) -> None:
+        environments.append(env)
+        raise _StartedError
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    worker = WorkerCommand(
+        study_name="s",
+        storage_url=None,
+        devices=["cpu"],
+        lanes="1",
+        artifacts=tmp_path,
+        threads=3,
+        log_folder=tmp_path,
+    )
+    with pytest.raises(_StartedError):
+        worker.start(0)
+
+    assert {name: environments[0][name] for name in names if name in environments[0]} == expected
