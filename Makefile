@@ -52,8 +52,11 @@ lint: venv ## ruff, mypy --strict and the direction of imports
 test: lint ## lint, then all tests against a real PostgreSQL
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) $(PYTEST_ARGS)
 
-bench: venv ## seconds per trial and epoch, on this machine
-	$(BIN)/python benchmarks/lanes_micro.py
+bench: venv ## all benchmarks of a machine without a GPU: tables, and JSON in benchmarks/results (half an hour)
+	$(BIN)/python -m benchmarks.training_speed
+	$(BIN)/python -m benchmarks.sql_statements
+	$(BIN)/python -m benchmarks.report_rate
+	$(BIN)/python -m benchmarks.whole_study
 
 clean: ## remove .venv, caches and what the demo made (studies stay in the database)
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

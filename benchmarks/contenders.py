@@ -39,6 +39,7 @@ class Contender:
     Args:
         kind: `lanes`: hpsearch. `eager`: one trial, torch.nn and autograd, images on the device. `loader`: the same
             with a DataLoader. `gemm`: a large matrix product.
+        keeps_memory: `eager`, `loader`: freed memory is kept, as hpsearch's workers do (host_memory.py).
         num_images: training images of an epoch; validation has a fifth.
     """
 
@@ -48,6 +49,7 @@ class Contender:
     batch_size: int = 20
     precision: Precision = "float32"
     num_lanes: int = 8
+    keeps_memory: bool = False
     num_images: int = 5000
     device: str = "cpu"
     threads: int = 2
@@ -156,6 +158,8 @@ def _lanes(contender: Contender) -> Callable[[], float]:
 
 
 def _usual(contender: Contender) -> Callable[[], float]:
+    if contender.keeps_memory:
+        keep_freed_memory()
     device = torch.device(contender.device)
     settings, images = contender.settings(), random_images(contender.num_images)
     data = usual_loop.UsualData.of(images)

@@ -36,6 +36,8 @@ CONV_1 = 2 * 24 * 24 * 20 * 25
 CONV_2 = 2 * 8 * 8 * 50 * 500
 LENET_DENSE = 2 * (800 * 500 + 500 * 10)
 
+KEPT = "eager, freed memory kept"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -59,6 +61,7 @@ def cases(*, num_lanes: int, threads: int, num_images: int) -> list[Case]:
         lanes = replace(base, hidden_units=hidden_units, batch_size=batch_size)
         contenders = {
             "eager": replace(lanes, kind="eager"),
+            KEPT: replace(lanes, kind="eager", keeps_memory=True),
             "DataLoader": replace(lanes, kind="loader"),
             "lanes": lanes,
         }
@@ -79,6 +82,7 @@ def cases(*, num_lanes: int, threads: int, num_images: int) -> list[Case]:
             name="lenet",
             contenders={
                 "eager": replace(lenet, kind="eager"),
+                KEPT: replace(lenet, kind="eager", keeps_memory=True),
                 "lanes": lenet,
                 "lanes bfloat16": replace(lenet, precision="bfloat16"),
             }
@@ -116,7 +120,7 @@ def measure(case: Case, rounds: int) -> list[Measurement]:
         for name, seconds in values.items()
     ]
     for name in ("lanes", "lanes bfloat16"):
-        for base in ("eager", "DataLoader"):
+        for base in ("eager", KEPT, "DataLoader"):
             if name in values and base in values:
                 label = f"{name} over {base}"
                 measurements.append(ratio(label, of=values[base], over=values[name], at_least=case.goals.get(label)))

@@ -108,7 +108,8 @@ class EpochWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A write that hangs is not waited for; that its worker is gone keeps it from changing anything.
+        # A write that hangs is not waited for here. Python waits for it before the process ends, unless it is killed
+        # first; that its worker's lease is gone keeps it from changing anything.
         self._thread.shutdown(wait=self._outstanding is None or self._outstanding.done(), cancel_futures=True)
 
     @property

@@ -105,8 +105,9 @@ class MeasuredLanes:
             return known
         news = {"seconds": timings.seconds, "obstacle": timings.obstacle, "bytes_per_lane": timer.bytes_per_lane}
         measured = known.model_copy(update=news)
-        # What was not tried for want of time is left to the next worker, which goes on from here.
-        is_final = timings.obstacle is not Obstacle.TIME
+        # What was not tried for want of time, or of memory that others may have held, is left to the next worker,
+        # which goes on from here.
+        is_final = timings.obstacle is None
         self.memory.remember(measured if is_final else measured.model_copy(update={"obstacle": None}))
         return measured
 

@@ -10,12 +10,14 @@ import contextlib
 import hashlib
 import platform
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from hpsearch import __version__
 from hpsearch.data.resident import ResidentData
@@ -25,6 +27,8 @@ from hpsearch.settings import TrialSettings
 from hpsearch.training.lane_probe import LaneTimings, Obstacle
 
 _log = get_logger("lanes")
+
+SHORTAGE_LASTS = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ class KnownLanes(BaseModel):
         seconds, obstacle: as `LaneTimings` has them.
         bytes_per_lane: with the most lanes that were timed.
         most: more lanes than these ran out of memory in earnest.
+        most_until: from then on that is forgotten: others may have held the memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +71,7 @@ class KnownLanes(BaseModel):
     obstacle: Obstacle | None = None
     bytes_per_lane: Annotated[int, Field(ge=0)] = 0
     most: Annotated[int, Field(ge=1)] | None = None
+    most_until: AwareDatetime | None = None
 
     @property
     def timings(self) -> LaneTimings:
@@ -77,10 +83,12 @@ class LaneMemory:
 
     Args:
         folder: need not be there; where it cannot be written, nothing is remembered.
+        now: the time.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.folder = folder
+        self._now = now
 
     def recall(self, case: LaneCase) -> KnownLanes:
         """What is known of the case; nothing if its file is missing, damaged or not ours."""
@@ -88,6 +96,8 @@ class LaneMemory:
         try:
             known = KnownLanes.model_validate_json(path.read_bytes())
             if known.case == case.words:
+                if known.most_until is not None and known.most_until < self._now():
+                    return known.model_copy(update={"most": None, "most_until": None})
                 return known
             reason = "it is of another case"
         except FileNotFoundError:
@@ -118,7 +128,8 @@ class LaneMemory:
 
     def note_shortage(self, case: LaneCase, most: int) -> None:
         """More than `most` lanes ran out of memory."""
-        self.remember(self.recall(case).model_copy(update={"most": most}))
+        until = self._now() + SHORTAGE_LASTS
+        self.remember(self.recall(case).model_copy(update={"most": most, "most_until": until}))
 
     def path(self, case: LaneCase) -> Path:
         return self.folder / f"{hashlib.sha256(case.words.encode()).hexdigest()[:24]}.json"

@@ -39,19 +39,28 @@ Capture = Callable[[Work], Work]
 class CudaCapture:
     """Captures work as a CUDA graph; all graphs of one step share their memory, since they never overlap."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._graph: torch.cuda.CUDAGraph | None = None  # the first one, whose memory the others use as well
 
     def __call__(self, work: Work) -> Work:
         """Record the work, without running it. What is returned runs it, and returns the same tensor each time."""
         graph = torch.cuda.CUDAGraph()
         pool = None if self._graph is None else self._graph.pool()
-        with torch.cuda.graph(graph, pool=pool):
-            result = work()
+        # On a stream of this very device: torch would otherwise record on the current device, and work for
+        # another one would run there and then, on the tensors of the first call.
+        with torch.cuda.device(self._device):
+            before = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+                    result = work()
+            finally:
+                torch.cuda.set_stream(before)  # torch leaves its own one behind if ending the capture fails
         self._graph = self._graph or graph
 
         def replay() -> Tensor:
-            graph.replay()
+            with torch.cuda.device(self._device):
+                graph.replay()
             return result
 
         return replay
@@ -77,7 +86,7 @@ class CapturedStep:
     """
 
     step: InnerStep
-    capture: Capture = field(default_factory=CudaCapture)
+    capture: Capture
     _version: int = -1
     _runs: dict[tuple[torch.Size, int], _Run] = field(default_factory=dict)
     _is_warm: set[tuple[torch.Size, int]] = field(default_factory=set)
@@ -85,6 +94,7 @@ class CapturedStep:
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         if stack.version != self._version:
             self._runs.clear()
+            self._is_warm.clear()  # other shapes may mean other algorithms
             self._version = stack.version
         losses = torch.zeros(stack.num_lanes, dtype=torch.float64, device=images.device)
         rows = GRAPH_MINIBATCHES * batch_size

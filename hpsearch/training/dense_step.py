@@ -28,7 +28,7 @@ from hpsearch.training.activations import activate_, multiply_slope
 from hpsearch.training.dense import DenseLayer, DenseNetwork
 from hpsearch.training.losses import ScaledPenalties, lanes_first
 from hpsearch.training.optimizers import Optimizer
-from hpsearch.training.precision import Products
+from hpsearch.training.precision import Products, multiplying
 from hpsearch.training.stack import LaneStack
 
 # Images per block. On a CPU products reach their full rate at about 100 rows, and each block also pays for
@@ -74,12 +74,13 @@ class DenseStep:
         cut = stack.num_linear
         parts = [(0, cut), (cut, stack.num_lanes)] if 0 < cut < stack.num_lanes else [(0, stack.num_lanes)]
         losses = []
-        for start, stop in parts:
-            lanes = _Lanes(step=self, stack=stack.part(start, stop), batch_size=batch_size)
-            if images.dim() == 3:
-                losses.append(lanes.train(images[start:stop], labels[start:stop]))
-            else:
-                losses.append(lanes.train(images, labels))
+        with multiplying(self.precision, images.device):
+            for start, stop in parts:
+                lanes = _Lanes(step=self, stack=stack.part(start, stop), batch_size=batch_size)
+                if images.dim() == 3:
+                    losses.append(lanes.train(images[start:stop], labels[start:stop]))
+                else:
+                    losses.append(lanes.train(images, labels))
         return torch.cat(losses)
 
 
@@ -129,9 +130,13 @@ class _Lanes:
 
     def _minibatches_per_block(self, images: Tensor) -> int:
         rows = self.step.block_rows
-        outputs = self.stack.num_lanes * self._first.num_outputs
         # Lanes with minibatches of their own would each need a Gram matrix of their own.
-        if images.dim() == 3 or self.stack.num_linear == 0 or outputs < LEAST_OUTPUTS_PER_ROW * rows:
+        if images.dim() == 3 or self.stack.num_linear == 0:
+            return 1
+        # In float32 both ways give the same to rounding. In bfloat16 they round differently, and a trial must
+        # not depend on its neighbours.
+        outputs = self.stack.num_lanes * self._first.num_outputs
+        if self.step.precision != "bfloat16" and outputs < LEAST_OUTPUTS_PER_ROW * rows:
             return 1
         return max(1, rows // self.batch_size)
 

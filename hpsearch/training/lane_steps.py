@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from hpsearch.settings import Precision
-from hpsearch.training.captured_step import CapturedStep
+from hpsearch.training.captured_step import CapturedStep, CudaCapture
 from hpsearch.training.dense import DenseNetwork
 from hpsearch.training.dense_step import BLOCK_ROWS, DenseStep
 from hpsearch.training.losses import mean_nll, nll_per_image
 from hpsearch.training.network import Network
 from hpsearch.training.optimizers import Optimizer
-from hpsearch.training.precision import computing
+from hpsearch.training.precision import computing, multiplying
 from hpsearch.training.stack import LaneStack
 
 # Floats of a slice's widest intermediate result, 32 MiB of float32: bounds the memory of large minibatches.
@@ -55,7 +55,7 @@ def build_step(
     else:
         is_sliced = network.prefers_single_lanes(device)
         step = AutogradStep(network=network, optimizer=optimizer, precision=precision, is_sliced=is_sliced)
-    return CapturedStep(step=step) if device.type == "cuda" else step
+    return CapturedStep(step=step, capture=CudaCapture(device)) if device.type == "cuda" else step
 
 
 @final
@@ -78,9 +78,10 @@ class AutogradStep:
 
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         losses = torch.zeros(stack.num_lanes, dtype=torch.float64, device=images.device)
-        for start in range(0, labels.shape[-1], batch_size):
-            minibatch = images.narrow(-2, start, batch_size), labels.narrow(-1, start, batch_size)
-            losses += self._train_minibatch(stack, *minibatch)
+        with multiplying(self.precision, images.device):
+            for start in range(0, labels.shape[-1], batch_size):
+                minibatch = images.narrow(-2, start, batch_size), labels.narrow(-1, start, batch_size)
+                losses += self._train_minibatch(stack, *minibatch)
         return losses
 
     def _train_minibatch(self, stack: LaneStack, images: Tensor, labels: Tensor) -> Tensor:

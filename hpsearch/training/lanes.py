@@ -19,6 +19,7 @@ from hpsearch.data.resident import ResidentData, minibatch_order
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.settings import ModelSettings, Precision, TrialSettings
 from hpsearch.settings import Optimizer as OptimizerName
+from hpsearch.training.dense import DenseNetwork
 from hpsearch.training.dense_step import is_linear
 from hpsearch.training.evaluation import validate_lanes
 from hpsearch.training.lane_steps import build_step
@@ -130,7 +131,8 @@ class Cohort:
         parameters = fit(own, self._network)
         state = self._optimizer.initial_state(parameters)
         # Lanes whose updates are linear stand in front (LaneStack.num_linear).
-        first, last = (0, self._stack.num_linear) if is_linear(settings.training) else (self._stack.num_linear, None)
+        is_in_front = isinstance(network, DenseNetwork) and is_linear(settings.training)
+        first, last = (0, self._stack.num_linear) if is_in_front else (self._stack.num_linear, None)
         for lane, busy in enumerate(self._lanes[first:last], start=first):
             if busy is None:
                 self._stack.replace(lane, parameters, state)
@@ -139,7 +141,7 @@ class Cohort:
         lane = len(self._lanes) if last is None else last
         self._stack.insert(lane, parameters, state)
         self._lanes.insert(lane, fresh)
-        self._stack.num_linear += is_linear(settings.training)
+        self._stack.num_linear += is_in_front
 
     def release(self, key: Hashable) -> None:
         """Take a trial out. Its lane goes to the next one that is admitted, or ends with the next epoch's start.
@@ -231,12 +233,12 @@ class Cohort:
         return total_nll / self._num_minibatches, validations
 
     def _stretches(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Without shuffling, lanes share each minibatch; with it, each has the order of its own epoch."""
+        """Without shuffling, lanes share each minibatch; with it, those do that are in the same epoch."""
         orders = None
         if self.shape.shuffle:
-            orders = [
-                minibatch_order(lane.settings.seed, lane.num_epochs + 1, self._data.num_train) for lane in self._busy
-            ]
+            epochs = [(lane.settings.seed, lane.num_epochs + 1) for lane in self._busy]
+            distinct = {epoch: minibatch_order(*epoch, self._data.num_train) for epoch in epochs}
+            orders = list(distinct.values()) if len(distinct) == 1 else [distinct[epoch] for epoch in epochs]
         return lane_stretches(self._data, self.shape.batch_size, dtype=self._dtype, ends=self._due, orders=orders)
 
     def _is_validation_due(self, minibatch: int) -> bool:

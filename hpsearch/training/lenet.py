@@ -116,7 +116,8 @@ class LeNet(Network):
         for name in ("conv1", "conv2"):
             pooled = max_pool(convolve(maps, parameters[f"{name}.weight"]))
             biases = parameters[f"{name}.bias"].reshape(1, -1, 1, 1)
-            maps = activate(self.model.activation, pooled + biases)
+            # In the precision of the maps: under autocast a sum with float32 would be float32 from here on.
+            maps = activate(self.model.activation, pooled + biases.to(pooled.dtype))
         hidden, scores = self.dense_layers
         features = maps.flatten(start_dim=1)  # [B, 800]
         units = functional.linear(features, parameters[hidden.weight], parameters[hidden.bias])
@@ -144,7 +145,8 @@ class LeNet(Network):
     def _lane_maps(self, name: str, parameters: Mapping[str, Tensor], maps: Tensor, *, groups: int) -> Tensor:
         kernels = _fast_layout(parameters[f"{name}.weight"].flatten(end_dim=1))  # [L * kernels, maps, 5, 5]
         biases = parameters[f"{name}.bias"].reshape(1, -1, 1, 1)
-        return activate(self.model.activation, max_pool(convolve(maps, kernels, groups=groups)) + biases)
+        pooled = max_pool(convolve(maps, kernels, groups=groups))
+        return activate(self.model.activation, pooled + biases.to(pooled.dtype))
 
 
 def _fast_layout(maps: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ _SHORTAGES = (
     "CUDA error: out of memory",
     "CUDA out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # how cuBLAS says that its handle found no memory
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
 )
 _REQUEST = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.I)
 _NO_CGROUP_LIMIT = "max"
@@ -32,7 +35,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how torch or Python say that memory does not suffice."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES)
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES):
+        return True
+    # Ending the capture of a graph that broke for want of memory fails in its own words.
+    earlier = error.__cause__ or error.__context__
+    return earlier is not None and is_out_of_memory(earlier)
 
 
 def describe_shortage(error: BaseException) -> str:

@@ -53,11 +53,11 @@ def lane_stretches(
 
     Args:
         ends: the minibatches (1-based, ascending) after which a stretch has to end; the last is the epoch's.
-        orders: one [num_train] int64 on the host per lane (`resident.minibatch_order`); None: the file's
-            order for all.
+        orders: one [num_train] int64 on the host per lane, or a single one for all lanes
+            (`resident.minibatch_order`); None: the file's order for all.
     Returns:
-        Images [N, pixels] or, with orders, [L, N, pixels]; labels [N] or [L, N]; both valid until the next
-        ones are asked for. And the number of the last minibatch.
+        Images [N, pixels] shared by all lanes or, with an order for each, [L, N, pixels]; labels [N] or [L, N];
+        both valid until the next ones are asked for. And the number of the last minibatch.
     """
     done = 0
     for images, labels in _pieces(data, batch_size, orders):
@@ -72,8 +72,8 @@ def lane_stretches(
 
 def _pieces(data: ResidentData, batch_size: int, orders: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
     """Whole minibatches, as many as the memory allows: images [..., N, pixels], labels [..., N]."""
-    if orders is None:
-        yield from data.chunks(batch_size)
+    if orders is None or len(orders) == 1:
+        yield from data.chunks(batch_size, orders[0] if orders else None)
         return
     if data.is_chunked:
         yield from _lane_chunks(data, batch_size, orders)

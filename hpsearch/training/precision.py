@@ -1,7 +1,8 @@
-"""How precisely training multiplies: float32, TF32 or bfloat16. Everything else is float32 in any case.
+"""How precisely training multiplies: float32, TF32 or bfloat16.
 
-Weights, sums over minibatches, softmax and losses, the optimizer's state and all validations stay float32;
-what changes is the rounding of what goes into matrix products and convolutions.
+TF32 rounds what goes into matrix products and convolutions. bfloat16 rounds what goes in and what comes out
+(sums within a product are float32), and LeNet's maps and a user's own activations stay so rounded. Weights,
+softmax and losses, the optimizer's state and all validations are float32 in any case.
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ from hpsearch.settings import Precision
 
 @contextlib.contextmanager
 def computing(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Products and convolutions inside are computed as the study asks.
-
-    TF32 exists on CUDA devices only; elsewhere such a study trains in float32, which is more exact.
-    """
+    """A forward pass inside is computed in bfloat16 if the study asks for it; its backward pass follows suit."""
     if precision == "bfloat16":
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
-            yield
-    elif precision == "tf32" and device.type == "cuda":
-        with _tf32():
             yield
     else:
         yield
 
 
 @contextlib.contextmanager
-def _tf32() -> Iterator[None]:
+def multiplying(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Products and convolutions inside, forward and backward, may use TF32 if the study asks for it.
+
+    TF32 exists on CUDA devices only; elsewhere such a study trains in float32, which is more exact.
+    """
+    if precision != "tf32" or device.type != "cuda":
+        yield
+        return
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32, cudnn.allow_tf32 = True, True
@@ -56,7 +58,7 @@ class Products:
         return matrices.bfloat16() if self.precision == "bfloat16" else matrices
 
     def multiply(self, left: Tensor, right: Tensor) -> Tensor:
-        """[L, n, k] @ [L, k, m] of prepared matrices, in the precision of the weights."""
+        """[L, n, k] @ [L, k, m] of prepared matrices; as float32, if rounded."""
         product = torch.bmm(left, right)
         return product.float() if self.precision == "bfloat16" else product
 

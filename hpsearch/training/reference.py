@@ -23,7 +23,7 @@ from hpsearch.training.minibatches import is_validation_due, minibatches
 from hpsearch.training.network import Network
 from hpsearch.training.networks import build_network
 from hpsearch.training.optimizers import Optimizer, Rates, build_optimizer
-from hpsearch.training.precision import computing
+from hpsearch.training.precision import computing, multiplying
 from hpsearch.training.schedules import build_schedule
 
 
@@ -133,14 +133,15 @@ def _train_epoch(
         # Forward: the loss of this minibatch with the parameters as they are.
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        with computing(training.precision, images.device):
+        with multiplying(training.precision, images.device), computing(training.precision, images.device):
             logits = network.logits(parameters, images).to(dtype)
         nll = mean_nll(logits, labels)
         weights = [parameters[name] for name in network.weight_names]
         loss = regularised_loss(nll, weights, lambda_1=training.lambda_1, lambda_2=training.lambda_2)
 
         # Backward: its gradient, and one step down.
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        with multiplying(training.precision, images.device):
+            gradients = torch.autograd.grad(loss, list(parameters.values()))
         for parameter in parameters.values():
             parameter.requires_grad_(False)
         trial.optimizer.update_(parameters, dict(zip(parameters, gradients, strict=True)), trial.state, rates)

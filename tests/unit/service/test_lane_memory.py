@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def test_a_shortage_is_added_to_what_is_known(tmp_path: Path) -> None:
     memory = LaneMemory(tmp_path)
     memory.remember(KNOWN)
     memory.note_shortage(CASE, 2)
-    assert memory.recall(CASE) == KNOWN.model_copy(update={"most": 2})
+    found = memory.recall(CASE)
+    assert found == KNOWN.model_copy(update={"most": 2, "most_until": found.most_until})
     other = LaneCase(words="never measured")
     memory.note_shortage(other, 3)
     assert memory.recall(other).most == 3
@@ -117,3 +119,15 @@ def test_a_case_is_all_that_the_measurement_depends_on(
     others.append(words())
     assert len({usual, *others}) == len(others) + 1
     assert f"torch {torch.__version__}" in usual
+
+
+def test_a_shortage_is_forgotten_after_a_day(tmp_path: Path) -> None:
+    """Others may have held the memory."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    memory = LaneMemory(tmp_path, now=lambda: now)
+    memory.remember(KNOWN)
+    memory.note_shortage(CASE, 2)
+    now += timedelta(hours=23)
+    assert memory.recall(CASE).most == 2
+    now += timedelta(hours=2)
+    assert memory.recall(CASE) == KNOWN

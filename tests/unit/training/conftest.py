@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
@@ -81,3 +84,61 @@ def trial() -> Callable[..., TrialSettings]:
         )
 
     return build
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every operation below autograd, with its arguments and results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        self.operations.append((function, args, kwargs, result))
+        return result
+
+
+class FrozenReplay:
+    """A `Capture` that does what a CUDA graph does, on a CPU: run the recorded operations on the same tensors again.
+
+    A graph replays kernels; nothing of the Python that launched them runs again. So operations that depend on
+    something that has changed since the recording are stale here as they would be there.
+
+    Args:
+        state: the tensors that recorded work changes; they are put back after the recording, which must run nothing.
+    """
+
+    def __init__(self, state: Callable[[], Iterable[Tensor]]) -> None:
+        self._state = state
+        self.num_captures = 0
+        self.num_replays = 0
+
+    def __call__(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        before = [(tensor, tensor.clone()) for tensor in self._state()]
+        with _Recorder() as recorder:
+            result = work()
+        for tensor, value in before:
+            tensor.copy_(value)
+        self.num_captures += 1
+
+        @torch.no_grad()
+        def replay() -> Tensor:
+            self.num_replays += 1
+            for function, args, kwargs, recorded in recorder.operations:
+                for old, new in zip(_tensors(recorded), _tensors(function(*args, **kwargs)), strict=True):
+                    if old.data_ptr() != new.data_ptr():  # a result of its own, not a view or an argument
+                        old.detach().copy_(new)
+            return result
+
+        return replay
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@pytest.fixture
+def frozen_replay() -> type[FrozenReplay]:
+    return FrozenReplay

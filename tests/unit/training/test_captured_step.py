@@ -1,19 +1,20 @@
 """Replayed runs of minibatches train as the step itself does, and are captured anew when lanes have moved.
 
-A recorder stands in for the CUDA graph: like a graph it keeps the work and the tensors that it was made with,
-and runs them again. What only a GPU can show is in tests/gpu.
+`FrozenReplay` (conftest.py) stands in for the CUDA graph: like a graph it runs the operations again that it has
+recorded, and none of the Python around them. What only a GPU can show is in tests/gpu.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from hpsearch.settings import ModelSettings, TrainingSettings
-from hpsearch.training.captured_step import CapturedStep, Work
+from hpsearch.training.captured_step import CapturedStep
 from hpsearch.training.lane_steps import LaneStep, build_step
 from hpsearch.training.network import Network
 from hpsearch.training.networks import build_network
@@ -21,24 +22,8 @@ from hpsearch.training.optimizers import build_optimizer
 from hpsearch.training.stack import LaneStack
 
 CPU = torch.device("cpu")
+Build = Callable[..., Any]
 BATCH = 5
-
-
-class Recorder:
-    """Counts captures and replays. A capture runs nothing, as with a graph."""
-
-    def __init__(self) -> None:
-        self.num_captures = 0
-        self.num_replays = 0
-
-    def __call__(self, work: Work) -> Work:
-        self.num_captures += 1
-
-        def replay() -> Tensor:
-            self.num_replays += 1
-            return work()
-
-        return replay
 
 
 @pytest.fixture
@@ -80,11 +65,11 @@ def step(mlp: Network) -> LaneStep:
 
 
 def test_replays_train_on_the_images_and_rates_of_their_call(
-    step: LaneStep, stack_of: Callable[..., LaneStack]
+    step: LaneStep, stack_of: Callable[..., LaneStack], frozen_replay: Build
 ) -> None:
-    recorder = Recorder()
-    captured = CapturedStep(step=step, capture=recorder)
     replayed, expected = stack_of(0.5, 0.1), stack_of(0.5, 0.1)
+    recorder = frozen_replay(replayed.parameters.values)
+    captured = CapturedStep(step=step, capture=recorder)
 
     for epoch in range(4):
         for stack in (replayed, expected):
@@ -97,12 +82,12 @@ def test_replays_train_on_the_images_and_rates_of_their_call(
 
 
 def test_long_stretches_are_cut_into_runs_of_equal_length_and_a_rest(
-    step: LaneStep, stack_of: Callable[..., LaneStack], monkeypatch: pytest.MonkeyPatch
+    step: LaneStep, stack_of: Callable[..., LaneStack], monkeypatch: pytest.MonkeyPatch, frozen_replay: Build
 ) -> None:
     monkeypatch.setattr("hpsearch.training.captured_step.GRAPH_MINIBATCHES", 4)
-    recorder = Recorder()
-    captured = CapturedStep(step=step, capture=recorder)
     replayed, expected = stack_of(0.5), stack_of(0.5)
+    recorder = frozen_replay(replayed.parameters.values)
+    captured = CapturedStep(step=step, capture=recorder)
     run = images_of(10, seed=1)
 
     for _ in range(2):
@@ -114,11 +99,11 @@ def test_long_stretches_are_cut_into_runs_of_equal_length_and_a_rest(
 
 
 def test_lanes_that_moved_are_captured_anew_and_a_refilled_lane_is_not(
-    mlp: Network, step: LaneStep, stack_of: Callable[..., LaneStack]
+    mlp: Network, step: LaneStep, stack_of: Callable[..., LaneStack], frozen_replay: Build
 ) -> None:
-    recorder = Recorder()
-    captured = CapturedStep(step=step, capture=recorder)
     stacks = replayed, expected = stack_of(0.5, 0.1), stack_of(0.5, 0.1)
+    recorder = frozen_replay(lambda: replayed.parameters.values())
+    captured = CapturedStep(step=step, capture=recorder)
 
     def train() -> None:
         run = images_of(3, seed=recorder.num_replays)
@@ -135,5 +120,21 @@ def test_lanes_that_moved_are_captured_anew_and_a_refilled_lane_is_not(
     for stack in stacks:
         stack.remove(0)
         set_rates(stack, 0.2)
+    train()  # warms up again: with other sizes libraries may choose other algorithms
     train()
     assert recorder.num_captures == 2
+
+
+@pytest.mark.parametrize("penalty", ["lambda_1", "lambda_2"])
+def test_a_term_that_no_lane_had_is_captured_when_one_has_it(
+    step: LaneStep, stack_of: Callable[..., LaneStack], penalty: str, frozen_replay: Build
+) -> None:
+    replayed, expected = stack_of(0.5, 0.1), stack_of(0.5, 0.1)
+    captured = CapturedStep(step=step, capture=frozen_replay(replayed.parameters.values))
+
+    for index, value in enumerate((0.0, 0.0, 0.01, 0.01)):
+        for stack in (replayed, expected):
+            stack.set_rates([TrainingSettings(), TrainingSettings(**{penalty: value})], [0.5, 0.1])
+        run = images_of(3, seed=index)
+        assert torch.equal(captured.train(replayed, *run, BATCH), step.train(expected, *run, BATCH))
+        assert_same(replayed, expected)

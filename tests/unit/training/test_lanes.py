@@ -19,6 +19,7 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import InputError
 from hpsearch.settings import TrialSettings
+from hpsearch.training.dense_step import BLOCK_ROWS
 from hpsearch.training.evaluation import validate
 from hpsearch.training.lanes import Cohort, CohortShape
 from hpsearch.training.networks import build_network
@@ -35,6 +36,13 @@ SCHEDULES = ["constant", "inverse-time", "step", "exponential", "plateau", "halv
 RATES = {"sgd": 0.3, "momentum": 0.05, "adam": 0.02}
 CHUNK_BYTES = 45 * (256 * 4 + 8)  # room for two minibatches of 20 images of 16x16
 VALIDATIONS_EVERY = 4  # of 6 minibatches: two validations per epoch
+
+
+@pytest.fixture(autouse=True)
+def _blocks_of_two_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of this size would not be trained in blocks otherwise."""
+    monkeypatch.setattr("hpsearch.training.dense_step.LEAST_OUTPUTS_PER_ROW", 0)
+    monkeypatch.setitem(BLOCK_ROWS, "cpu", 45)
 
 
 def cohort_of(
@@ -196,6 +204,20 @@ def test_a_curve_depends_neither_on_the_lane_nor_on_the_number_of_lanes(
         alone = train(cohort_of({key: one}, data, dtype=dtype), 3)
         assert_same_curve(in_order[key], reversed_[key], **tolerance)
         assert_same_curve(in_order[key], alone[key], **tolerance)
+
+
+def test_in_bfloat16_as_well_a_curve_depends_on_no_neighbour(
+    resident: Build, trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks round otherwise than single minibatches: the number of lanes must not choose between them."""
+    monkeypatch.setattr("hpsearch.training.dense_step.LEAST_OUTPUTS_PER_ROW", 1)  # 12 units: blocks from 4 lanes on
+    data = resident()
+    settings = {lane: trial(learning_rate=0.3 / (lane + 1), precision="bfloat16") for lane in range(8)}
+
+    alone = train(cohort_of({0: settings[0]}, data, dtype=torch.float32), 6)
+    together = train(cohort_of(settings, data, dtype=torch.float32), 6)
+
+    assert_same_curve(together[0], alone[0], nll=1e-4, zero_one=1 / 80)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

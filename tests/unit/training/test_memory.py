@@ -82,3 +82,15 @@ def test_a_gpus_growth_is_its_peak() -> None:
     del (_ := [torch.ones(2**24, device="cuda")])[:]
     assert memory.growth() >= 2**26
     assert 0 < memory.available() <= before
+
+
+def test_a_shortage_behind_another_error_is_found() -> None:
+    """Ending the capture of a CUDA graph that broke fails in words of its own."""
+    try:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    except RuntimeError as error:
+        assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("CUDA error: operation failed due to a previous error during capture"))

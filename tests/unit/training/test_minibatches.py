@@ -105,7 +105,21 @@ def test_shuffled_lanes_may_draw_images_from_the_remainder(resident: Build) -> N
     data = resident(num_train=21)
     order = torch.arange(21).flip(0)  # begins with the last image, leaves out the first
 
-    ((_, labels, _),) = lane_stretches(data, BATCH, dtype=torch.float32, ends=[1], orders=[order])
+    ((_, labels, _),) = lane_stretches(data, BATCH, dtype=torch.float32, ends=[1], orders=[order, order])
 
     ((_, file_labels),) = data.chunks(1)
     assert torch.equal(labels[0], file_labels.flip(0)[:20])
+
+
+@pytest.mark.parametrize("max_resident_bytes", [None, CHUNK_BYTES])
+def test_a_single_order_is_shared_by_all_lanes(resident: Build, max_resident_bytes: int | None) -> None:
+    data = resident(num_train=130, max_resident_bytes=max_resident_bytes)
+    order = minibatch_order(5, 2, 130)
+
+    found = minibatches_of(lane_stretches(data, BATCH, dtype=torch.float32, ends=[4, 6], orders=[order]))
+
+    expected = collected(minibatches(data, BATCH, dtype=torch.float32, order=order))
+    assert len(found) == len(expected)
+    for (images, labels), (own_images, own_labels) in zip(found, expected, strict=True):
+        assert torch.equal(images, own_images)  # [B, pixels]: one minibatch for all
+        assert torch.equal(labels, own_labels)
