@@ -126,3 +126,27 @@ class CapturedStep:
             return self.step.train(stack, own_images, own_labels, batch_size)
 
         return _Run(images=own_images, labels=own_labels, replay=self.capture(work))
+
+
+@final
+@dataclass(kw_only=True)
+class CapturedValidation:
+    """The lanes' validation, replayed.
+
+    Args:
+        capture: records work for replays.
+    """
+
+    capture: Capture
+    _version: int = -1
+    _replay: Work | None = None
+
+    def __call__(self, stack: LaneStack, validate: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """What `validate` returns for the stack as it is now: two tensors [L] of one precision."""
+        if stack.version != self._version:
+            self._version, self._replay = stack.version, None
+            return validate()  # and warms up
+        if self._replay is None:
+            self._replay = self.capture(lambda: torch.stack(validate()))
+        zero_one, nll = self._replay().clone()  # the next replay writes into the same tensor
+        return zero_one, nll

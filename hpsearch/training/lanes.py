@@ -19,6 +19,7 @@ from hpsearch.data.resident import ResidentData, minibatch_order
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.settings import ModelSettings, Precision, TrialSettings
 from hpsearch.settings import Optimizer as OptimizerName
+from hpsearch.training.captured_step import CapturedValidation, CudaCapture
 from hpsearch.training.dense import DenseNetwork
 from hpsearch.training.dense_step import is_linear
 from hpsearch.training.evaluation import validate_lanes
@@ -106,6 +107,9 @@ class Cohort:
         self._networks: dict[ModelSettings, Network] = {}
         self._network = self._network_of(shape.model)
         self._step = build_step(self._network, self._optimizer, device, shape.precision)
+        self._captured_validation: CapturedValidation | None = None
+        if device.type == "cuda":
+            self._captured_validation = CapturedValidation(capture=CudaCapture(device))
         self._stack = LaneStack(device=device)
         self._lanes: list[_Lane | None] = []  # None: free, until an admission takes it or an epoch begins
 
@@ -227,10 +231,18 @@ class Cohort:
         for images, labels, minibatch in self._stretches():
             total_nll += self._step.train(self._stack, images, labels, self.shape.batch_size)
             if self._is_validation_due(minibatch):
-                zero_one, nll = validate_lanes(self._network, self._stack.parameters, self._data)
+                zero_one, nll = self._validate()
                 self._stack.keep_best(zero_one, nll)
                 validations.append((zero_one, nll))
         return total_nll / self._num_minibatches, validations
+
+    def _validate(self) -> tuple[Tensor, Tensor]:
+        """Zero-one loss and NLL of every lane, [L] each, without a host sync."""
+
+        def validate() -> tuple[Tensor, Tensor]:
+            return validate_lanes(self._network, self._stack.parameters, self._data)
+
+        return validate() if self._captured_validation is None else self._captured_validation(self._stack, validate)
 
     def _stretches(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Without shuffling, lanes share each minibatch; with it, those do that are in the same epoch."""

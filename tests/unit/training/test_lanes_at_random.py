@@ -18,7 +18,7 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.settings import TrialSettings
 from hpsearch.training import lane_steps
-from hpsearch.training.captured_step import CapturedStep
+from hpsearch.training.captured_step import CapturedStep, CapturedValidation
 from hpsearch.training.lanes import Cohort, CohortShape
 from hpsearch.training.reference import TrialResult, train_trial
 
@@ -93,6 +93,7 @@ def test_every_trial_of_a_random_study_has_its_own_curve(
     data = resident(max_resident_bytes=study.max_resident_bytes)
     first = study.next_trial()
     cohort = Cohort(CohortShape.of(first), data, CPU, study.validations_every, dtype=torch.float64)
+    cohort._captured_validation = CapturedValidation(capture=frozen_replay(list))
     trials: list[TrialSettings] = []
     curves: dict[int, list[EpochReport]] = {}
     bests = {}
