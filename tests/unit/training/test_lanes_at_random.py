@@ -64,7 +64,7 @@ class RandomStudy:
         return self._trial(self.family, **self._common, **own)
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(16))
 def test_every_trial_of_a_random_study_has_its_own_curve(
     seed: int,
     resident: Callable[..., ResidentData],
