@@ -180,7 +180,9 @@ def write_result(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArtifactError(f"cannot make the folder {path.parent}: {error.strerror}") from error
-    write_file(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    # Where somebody keeps this repository says nothing about a result.
+    text = json.dumps(document, indent=2, allow_nan=False).replace(f"{_REPOSITORY}/", "")
+    write_file(path, text + "\n")
     say(f"wrote {path}")
 
 

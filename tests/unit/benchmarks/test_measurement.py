@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import measurement
 from benchmarks.measurement import (
+    RESULTS,
     Measurement,
     interleave,
     machine,
@@ -62,8 +63,10 @@ def test_a_missed_goal_shows_in_the_table(capsys: pytest.CaptureFixture[str]) ->
 def test_a_result_says_where_when_and_with_what_it_was_measured(tmp_path: Path) -> None:
     path = tmp_path / "new" / "speed.json"
     speed = Measurement(name="speed", unit="x", values=(2.0, 4.0))
-    write_result(path, title="Speed", machine=machine(), settings={"lanes": 8}, measurements=[speed])
+    settings = {"lanes": 8, "study": str(RESULTS / "study.toml")}
+    write_result(path, title="Speed", machine=machine(), settings=settings, measurements=[speed])
     result = json.loads(path.read_text())
+    assert result["settings"] == {"lanes": 8, "study": "benchmarks/results/study.toml"}
     assert result["benchmark"] == "speed"
     assert {"date", "commit", "processor", "cores", "load_average", "versions"} <= result["machine"].keys()
     assert {"hpsearch", "torch", "optuna"} <= result["machine"]["versions"].keys()
