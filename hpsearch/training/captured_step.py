@@ -52,7 +52,9 @@ class CudaCapture:
         with torch.cuda.device(self._device):
             before = torch.cuda.current_stream()
             try:
-                with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+                stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                # thread_local: another thread may fetch a checkpoint meanwhile, whose calls would break the capture.
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     result = work()
             finally:
                 torch.cuda.set_stream(before)  # torch leaves its own one behind if ending the capture fails

@@ -8,7 +8,7 @@ Source: DESIGN, "Lanes" and "Cohorts"; what a lane computes is `reference`'s loo
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,13 @@ from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.settings import ModelSettings, Precision, TrialSettings
 from hpsearch.settings import Optimizer as OptimizerName
 from hpsearch.training.captured_step import CapturedValidation, CudaCapture
+from hpsearch.training.checkpoint import (
+    CudaToHost,
+    PendingCheckpoint,
+    TrialCheckpoint,
+    TrialProgress,
+    copy_to_host,
+)
 from hpsearch.training.dense import DenseNetwork
 from hpsearch.training.dense_step import is_linear
 from hpsearch.training.evaluation import validate_lanes
@@ -30,7 +37,7 @@ from hpsearch.training.networks import build_network
 from hpsearch.training.optimizers import build_optimizer
 from hpsearch.training.padding import PADDED_FAMILIES, cohort_model, fit
 from hpsearch.training.schedules import LearningRateSchedule, build_schedule
-from hpsearch.training.stack import LaneStack
+from hpsearch.training.stack import LaneStack, TrialTensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +75,11 @@ class _Lane:
     network: Network  # its own; the cohort's may be wider
     num_epochs: int = 0
     best: Validation | None = None
+
+    def go_on_from(self, progress: TrialProgress) -> None:
+        self.schedule = build_schedule(self.settings.training, progress.schedule)
+        self.num_epochs = progress.num_epochs
+        self.best = progress.best
 
 
 class Cohort:
@@ -122,30 +134,54 @@ class Cohort:
     def _busy(self) -> list[_Lane]:
         return [lane for lane in self._lanes if lane is not None]
 
-    def admit(self, key: Hashable, settings: TrialSettings) -> None:
-        """Put a fresh trial into a lane; its first epoch is part of the next `train_epoch`."""
+    def admit(self, key: Hashable, settings: TrialSettings, checkpoint: TrialCheckpoint | None = None) -> None:
+        """Put a trial into a lane, fresh or from a checkpoint; its next epoch is part of the next `train_epoch`.
+
+        From a checkpoint its curve, parameters and best ones go on as if it had not been interrupted: bit for bit
+        on the same kind of device with the same lanes beside it, else to rounding, as with other neighbours.
+
+        Raises:
+            ArtifactError: the checkpoint is not one of this trial; nothing has changed.
+        """
         if key in self.keys:
             raise ValueError(f"trial {key!r} is in a lane already")
         if CohortShape.of(settings) != self.shape:
             raise ValueError(f"trial {key!r} has another shape than this cohort: {CohortShape.of(settings)}")
         network = self._network_of(settings.model)
-        fresh = _Lane(key=key, settings=settings, schedule=build_schedule(settings.training), network=network)
-        self._use_width([*self._busy, fresh], can_shrink=False)
-        own = network.initial_parameters(seed=settings.initial_weights_seed, dtype=self._dtype, device=self._device)
-        parameters = fit(own, self._network)
+        newcomer = _Lane(key=key, settings=settings, schedule=build_schedule(settings.training), network=network)
+        tensors = self._fresh_tensors(newcomer)
+        if checkpoint is not None:
+            checkpoint.check_is_of(self._progress(newcomer))
+            tensors = checkpoint.tensors(like=tensors)
+            newcomer.go_on_from(checkpoint.progress)
+        self._use_width([*self._busy, newcomer], can_shrink=False)
+        self._take_lane(newcomer, tensors.fit(self._network))
+
+    def _fresh_tensors(self, lane: _Lane) -> TrialTensors:
+        """What a trial begins with, in its own widths."""
+        seed = lane.settings.initial_weights_seed
+        parameters = lane.network.initial_parameters(seed=seed, dtype=self._dtype, device=self._device)
         state = self._optimizer.initial_state(parameters)
+        return TrialTensors(parameters=parameters, optimizer_state=state, best_parameters=parameters)
+
+    def _take_lane(self, newcomer: _Lane, tensors: TrialTensors) -> None:
+        """Put a trial into a lane that has fallen free, or into a new one."""
         # Lanes whose updates are linear stand in front (LaneStack.num_linear).
-        is_in_front = isinstance(network, DenseNetwork) and is_linear(settings.training)
-        first, last = (0, self._stack.num_linear) if is_in_front else (self._stack.num_linear, None)
-        for lane, busy in enumerate(self._lanes[first:last], start=first):
-            if busy is None:
-                self._stack.replace(lane, parameters, state)
-                self._lanes[lane] = fresh
-                return
-        lane = len(self._lanes) if last is None else last
-        self._stack.insert(lane, parameters, state)
-        self._lanes.insert(lane, fresh)
-        self._stack.num_linear += is_in_front
+        is_in_front = isinstance(newcomer.network, DenseNetwork) and is_linear(newcomer.settings.training)
+        first, last = (0, self._stack.num_linear) if is_in_front else (self._stack.num_linear, len(self._lanes))
+        for lane in range(first, last):
+            if self._lanes[lane] is None:
+                self._stack.replace(lane, tensors.parameters, tensors.optimizer_state)
+                self._lanes[lane] = newcomer
+                break
+        else:
+            lane = last
+            self._stack.insert(lane, tensors.parameters, tensors.optimizer_state)
+            self._lanes.insert(lane, newcomer)
+            self._stack.num_linear += is_in_front
+        if newcomer.best is not None:
+            best = newcomer.best
+            self._stack.set_best(lane, tensors.best_parameters, zero_one=best.zero_one, nll=best.nll)
 
     def release(self, key: Hashable) -> None:
         """Take a trial out. Its lane goes to the next one that is admitted, or ends with the next epoch's start.
@@ -174,6 +210,24 @@ class Cohort:
             raise KeyError(f"trial {key!r} has no finite validation yet")
         stacked = {name: value[lane] for name, value in self._stack.best_parameters.items()}
         return {name: value.cpu().numpy().copy() for name, value in fit(stacked, self._lane(key).network).items()}
+
+    def checkpoint(self, keys: Iterable[Hashable]) -> PendingCheckpoint:
+        """Take a copy of these trials as they are between two epochs, on the device; nothing waits for it.
+
+        Training goes on while another thread fetches the copy, and is not changed by a bit. Until the copy is
+        given up it takes as much memory on the device as its lanes do: with SGD 2 times their parameters (the best
+        ones among them), with momentum 3 times, with Adam 4 times, in the widths of the cohort.
+
+        Raises:
+            KeyError: a trial is in no lane.
+            RuntimeError: as torch does for want of memory (`memory.is_out_of_memory`); training can go on.
+        """
+        lanes = {key: self._index(key) for key in keys}
+        trials = {key: (self._progress(self._lane(key)), self._lane(key).network) for key in lanes}
+        copies = self._stack.copied(list(lanes.values()))
+        # After the copies: what it brings to the host is what has been computed up to its making.
+        to_host = CudaToHost(self._device) if self._device.type == "cuda" else copy_to_host
+        return PendingCheckpoint(trials=trials, tensors=copies, to_host=to_host)
 
     def train_epoch(self) -> dict[Hashable, EpochReport]:
         """Train every lane for one epoch, each its own next one.
@@ -277,6 +331,16 @@ class Cohort:
             learning_rate=learning_rate,
             seconds=seconds,
             is_schedule_exhausted=lane.schedule.is_exhausted,
+        )
+
+    def _progress(self, lane: _Lane) -> TrialProgress:
+        return TrialProgress(
+            settings=lane.settings,
+            num_train=self._data.num_train,
+            validations_every=self._validations_every,
+            num_epochs=lane.num_epochs,
+            schedule=lane.schedule.state,
+            best=lane.best,
         )
 
     def _lane(self, key: Hashable) -> _Lane:

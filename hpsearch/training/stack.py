@@ -11,10 +11,48 @@ from torch import Tensor
 
 from hpsearch.settings import TrainingSettings
 from hpsearch.training.losses import LanePenalties
+from hpsearch.training.network import Network
 from hpsearch.training.optimizers import Rates
+from hpsearch.training.padding import PADDED_FAMILIES, fit
 
 # What an epoch's set-up sends to the device, lane by lane.
 NUMBERS = ("learning_rate", "momentum", "beta_1", "beta_2", "epsilon", "lambda_1", "lambda_2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialTensors:
+    """All tensors that one trial's training goes on from, or, stacked, those of several trials."""
+
+    parameters: Mapping[str, Tensor]
+    optimizer_state: Mapping[str, Tensor]
+    best_parameters: Mapping[str, Tensor]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TrialTensors:
+        """Change every tensor."""
+        return self.replaced({name: change(tensor) for name, tensor in self.named().items()})
+
+    def fit(self, network: Network) -> TrialTensors:
+        """Bring all of them to the widths of another network (`padding.fit`)."""
+        if network.model.family not in PADDED_FAMILIES:
+            return self  # there is one width only
+        return TrialTensors(
+            parameters=fit(self.parameters, network),
+            optimizer_state=fit(self.optimizer_state, network),
+            best_parameters=fit(self.best_parameters, network),
+        )
+
+    def named(self) -> dict[str, Tensor]:
+        """All of them by one name each: parameters/..., optimizer/..., best/..."""
+        parts = {"parameters": self.parameters, "optimizer": self.optimizer_state, "best": self.best_parameters}
+        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    def replaced(self, named: Mapping[str, Tensor]) -> TrialTensors:
+        """The same with other tensors, by the names that `named` gives them."""
+        return TrialTensors(
+            parameters={name: named[f"parameters/{name}"] for name in self.parameters},
+            optimizer_state={name: named[f"optimizer/{name}"] for name in self.optimizer_state},
+            best_parameters={name: named[f"best/{name}"] for name in self.best_parameters},
+        )
 
 
 @dataclass(kw_only=True)
@@ -62,6 +100,26 @@ class LaneStack:
         for stacked, single in self._pairs(parameters, optimizer_state):
             for name, value in single.items():
                 stacked[name][lane].copy_(value)
+
+    def set_best(self, lane: int, parameters: Mapping[str, Tensor], *, zero_one: float, nll: float) -> None:
+        """Let a lane have a best from earlier epochs, in the same memory; no host sync."""
+        for name, value in parameters.items():
+            self.best_parameters[name][lane].copy_(value)
+        self.best_losses["zero_one"][lane] = zero_one
+        self.best_losses["nll"][lane] = nll
+
+    def copied(self, lanes: Sequence[int]) -> TrialTensors:
+        """A copy of some lanes' tensors, stacked in this order, on the device; no host sync."""
+
+        def copy(stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            # Not index_select: no index has to travel to the device.
+            return {name: torch.stack([value[lane] for lane in lanes]) for name, value in stacked.items() if lanes}
+
+        return TrialTensors(
+            parameters=copy(self.parameters),
+            optimizer_state=copy(self.optimizer_state),
+            best_parameters=copy(self.best_parameters),
+        )
 
     def remove(self, lane: int) -> None:
         """Close the gap that a finished trial leaves: the lanes behind it move up."""

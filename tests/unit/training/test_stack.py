@@ -144,3 +144,39 @@ def test_tensors_stay_where_they_are_while_the_number_of_lanes_does() -> None:
     version = stack.version
     stack.remove(0)
     assert stack.version > version
+
+
+def test_a_best_from_earlier_is_beaten_by_a_better_one_only() -> None:
+    stack = stack_of(1.0, 2.0)
+    version, place = stack.version, stack.best_parameters["weight"].data_ptr()
+    stack.set_best(1, parameters(9.0), zero_one=0.25, nll=0.5)
+
+    assert (stack.version, stack.best_parameters["weight"].data_ptr()) == (version, place)
+    assert stack.best_parameters["weight"].amax(dim=(1, 2)).tolist() == [1.0, 9.0]
+    assert stack.parameters["weight"].amax(dim=(1, 2)).tolist() == [1.0, 2.0]
+    stack.keep_best(doubles(0.5, 0.25), doubles(1.0, 0.5))
+    assert stack.best_parameters["weight"].amax(dim=(1, 2)).tolist() == [1.0, 9.0]
+    assert (stack.best_losses["zero_one"].tolist(), stack.best_losses["nll"].tolist()) == ([0.5, 0.25], [1.0, 0.5])
+    stack.keep_best(doubles(0.5, 0.25), doubles(1.0, 0.25))
+    assert stack.best_parameters["weight"].amax(dim=(1, 2)).tolist() == [1.0, 2.0]
+
+
+def test_a_copy_of_lanes_stands_in_the_order_asked_for_and_in_memory_of_its_own() -> None:
+    stack = stack_of(1.0, 2.0, 3.0)
+    copies = stack.copied([2, 0])
+    for tensors in (stack.parameters, stack.optimizer_state, stack.best_parameters):
+        for tensor in tensors.values():
+            tensor.zero_()
+
+    named = copies.named()
+    assert named.keys() == {
+        "parameters/weight",
+        "parameters/bias",
+        "optimizer/weight/velocity",
+        "optimizer/num_steps",
+        "best/weight",
+        "best/bias",
+    }
+    assert all(tensor.reshape(2, -1).amax(dim=1).tolist() == [3.0, 1.0] for tensor in named.values())
+    assert named["optimizer/num_steps"].shape == (2,)
+    assert stack.copied([]).named() == {}
