@@ -36,7 +36,7 @@ from benchmarks.scratch import scratch_folder, scratch_postgres
 from hpsearch.data.catalog import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.search.pruners import build_pruner
-from hpsearch.service.artifacts import ArtifactFolder
+from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.database import Database, open_database
 from hpsearch.service.lane_choice import FixedLanes
 from hpsearch.service.ledger import Ledger
@@ -104,10 +104,10 @@ class EpochMarks(StopSignal):
         self._log = log
 
     @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def interruptible(self, expected_seconds: float | None = None) -> Iterator[None]:
         assert self.worker is not None
         self.note()
-        with super().interruptible():
+        with super().interruptible(expected_seconds):
             yield
 
     def note(self) -> None:
@@ -229,7 +229,7 @@ def count_statements(database: Database, definition: StudyDefinition, lanes: int
         data=ResidentData.place(prepared.data, torch.device("cpu")),
         device=torch.device("cpu"),
         lanes=FixedLanes(lanes),
-        artifacts=ArtifactFolder(folder / "artifacts"),
+        artifacts=open_artifacts(folder / "artifacts"),
         stop=marks,
         name="benchmark",
     )

@@ -46,6 +46,12 @@ class DeviceError(SurroundingsError):
     """The device that was asked for is not there, or has no memory left."""
 
 
+class DeviceLostError(DeviceError):
+    """Another worker has the GPU now. To be started again helps, so the exit code is not that of the surroundings."""
+
+    exit_code: int = 1
+
+
 class ArtifactError(SurroundingsError):
     """A file (checkpoint, model, report) cannot be written or read back."""
 

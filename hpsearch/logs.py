@@ -1,18 +1,72 @@
-"""Logging: everything that is not a result goes to stderr, one line per event, never a password."""
+"""Logging: everything that is not a result goes to stderr, one line per event, never a password.
+
+Lines are text for people, or one JSON object each for a log collector (docs/observability.md has the fields). Fields
+that hold for the whole process (study, worker, device) are bound once; those of one event come with it:
+
+    log.info("trial %d goes on from epoch %d", 7, 3, extra={"trial": 7, "epoch": 3})
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import numbers
 import os
+import re
 import sys
-from typing import TextIO
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, TextIO
 
-import optuna
-
-from hpsearch.errors import InputError
+from hpsearch.errors import HpsearchError, InputError
 
 LOGGER_NAME = "hpsearch"
+LOG_FORMAT_VARIABLE = "HPSEARCH_LOG_FORMAT"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_ERROR_PREFIX = "error: "
+# Up to the last @ before a blank: an @ or / in a password is often left unencoded.
+_PASSWORD_IN_URL = re.compile(r"(postgres(?:ql)?(?:\+\w+)?://[^\s:/]*):\S*@")
+_PASSWORD_OPTION = re.compile(r"\b(password|sslpassword)=('(?:[^'\\]|\\.)*'|[^\s&'\"]+)")  # in a URL's query or a DSN
+_RECORD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class LogFormat(Enum):
+    """How a log line looks."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class _TextFormatter(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_passwords(super().format(record))
+
+
+class _JsonFormatter(logging.Formatter):
+    """One object per line, in ASCII: no line break of any alphabet splits it."""
+
+    def __init__(self, context: Mapping[str, str]) -> None:
+        super().__init__()
+        self._context = context
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+            + f"{int(record.created % 1 * 1000):03}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        own = {key: _plain(value) for key, value in vars(record).items() if key not in _RECORD_ATTRIBUTES}
+        line = {**fields, **self._context, **own, **fields}  # the first four come first, and nothing replaces them
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return mask_passwords(json.dumps(line))
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
@@ -20,10 +74,16 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.context: dict[str, str] = {}
+        self.log_format = LogFormat.TEXT
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]  # an attribute in the base class
         return sys.stderr
+
+    def use(self, log_format: LogFormat) -> None:
+        self.log_format = log_format
+        self.setFormatter(_JsonFormatter(self.context) if log_format is LogFormat.JSON else _TextFormatter())
 
 
 def get_logger(room: str) -> logging.Logger:
@@ -31,17 +91,101 @@ def get_logger(room: str) -> logging.Logger:
     return logging.getLogger(f"{LOGGER_NAME}.{room}")
 
 
-def configure_logging(*, verbose: bool = False) -> None:
-    """Send the package's log lines to stderr; HPSEARCH_LOG_LEVEL names another level. Safe to call twice."""
+def configure_logging(*, verbose: bool = False, log_format: LogFormat = LogFormat.TEXT) -> None:
+    """Send log lines to stderr; HPSEARCH_LOG_LEVEL names another level. Calling it again changes both.
+
+    In JSON, warnings of Python and of other libraries are lines of the same kind.
+
+    Raises:
+        InputError: HPSEARCH_LOG_LEVEL is no level; the error is reported in the format that was asked for.
+    """
     logger = logging.getLogger(LOGGER_NAME)
+    logger.propagate = False
+    handler = _our_handler() or _StderrHandler()
+    handler.use(log_format)
+    logger.addHandler(handler)  # does nothing the second time
+    is_json = log_format is LogFormat.JSON
+    logging.captureWarnings(is_json)
+    if is_json:
+        logging.getLogger().addHandler(handler)
+    else:
+        logging.getLogger().removeHandler(handler)
     level = os.environ.get("HPSEARCH_LOG_LEVEL", "DEBUG" if verbose else "INFO").upper()
     if level not in _LEVELS:
         raise InputError(f"HPSEARCH_LOG_LEVEL must be one of {', '.join(_LEVELS)}, got {level!r}")
     logger.setLevel(level)
-    logger.propagate = False
-    if not logger.handlers:
-        handler = _StderrHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
-        logger.addHandler(handler)
-    # Optuna prints a line per study and trial, which our own progress already tells.
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def bind_log_context(**fields: str) -> None:
+    """Add fields to every JSON line of this process from now on, such as study, worker and device.
+
+    Without `configure_logging` (hpsearch used as a library) it does nothing.
+    """
+    handler = _our_handler()
+    if handler is not None:
+        handler.context.update(fields)
+
+
+def is_json_logging() -> bool:
+    """Whether this process's log lines are JSON."""
+    handler = _our_handler()
+    return handler is not None and handler.log_format is LogFormat.JSON
+
+
+def take_over_logger(name: str) -> None:
+    """Show a library's warnings as lines of ours, and nothing less. Call it after the library's import.
+
+    Optuna installs a handler of its own and prints a line per study and trial, which our own progress already tells.
+    """
+    logger = logging.getLogger(name)
+    logger.setLevel(logging.WARNING)
+    handler = _our_handler()
+    if handler is not None:
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+
+
+def mask_passwords(text: str) -> str:
+    """The text without the passwords of database URLs and connection strings."""
+    return _PASSWORD_OPTION.sub(r"\1=***", _PASSWORD_IN_URL.sub(r"\1:***@", text))
+
+
+def log_final_error(error: HpsearchError) -> None:
+    """The JSON line that a command ends with, in place of the lines `error: ...` and `hint: ...`."""
+    fields: dict[str, Any] = {"exit_code": error.exit_code}
+    if error.hint:
+        fields["hint"] = error.hint
+    get_logger("cli").error("%s", error, extra=fields)
+
+
+def find_final_error(line: str) -> str | None:
+    """The message, if this line of a log is the error that a command ended with, in either format."""
+    if line.startswith(_ERROR_PREFIX):
+        return line.removeprefix(_ERROR_PREFIX)
+    if not line.startswith("{"):
+        return None
+    try:
+        fields = json.loads(line)
+    except ValueError:  # a line that was cut
+        return None
+    return str(fields["message"]) if {"message", "exit_code"} <= fields.keys() else None
+
+
+def _our_handler() -> _StderrHandler | None:
+    handlers = logging.getLogger(LOGGER_NAME).handlers
+    return next((handler for handler in handlers if isinstance(handler, _StderrHandler)), None)
+
+
+def _plain(value: object) -> Any:
+    """What JSON can hold; NaN and the infinities, for which it has no number, become words."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else repr(float(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    return str(value)

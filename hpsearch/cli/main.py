@@ -5,21 +5,77 @@ Exit codes: 0 done, 1 the work failed, 2 bad input, 3 the surroundings (database
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.main import get_group
 
 import hpsearch
-from hpsearch.cli import data_commands, run_commands, view_commands
+from hpsearch.cli.lazy_command import LazyCommand
 from hpsearch.errors import HpsearchError, InputError
-from hpsearch.logs import configure_logging
+from hpsearch.logs import (
+    LOG_FORMAT_VARIABLE,
+    LogFormat,
+    configure_logging,
+    get_logger,
+    is_json_logging,
+    log_final_error,
+    mask_passwords,
+)
+
+_log = get_logger("cli")
 
 # The base of "no such option", "missing argument" and the like. Typer has brought its own copy of click since 0.26, so
 # it is reached through a class that typer exports.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
+
+COMMANDS = (
+    LazyCommand(
+        "run",
+        "hpsearch.cli.run_commands:run",
+        "Create or resume a study, train it with workers of this machine or of a Ray cluster, end with the best table.",
+    ),
+    LazyCommand(
+        "create",
+        "hpsearch.cli.run_commands:create",
+        "Register a study with all its points; workers join it with `hpsearch worker`.",
+    ),
+    LazyCommand(
+        "worker",
+        "hpsearch.cli.run_commands:worker",
+        "Join a study from anywhere and train its points until none is left.",
+    ),
+    LazyCommand(
+        "status",
+        "hpsearch.cli.view_commands:status",
+        "Show how far a study is and its best trials, or a line for each study.",
+    ),
+    LazyCommand(
+        "report",
+        "hpsearch.cli.view_commands:report",
+        "Write one self-contained HTML file: search history, learning curves, heat map, importance.",
+    ),
+    LazyCommand(
+        "export",
+        "hpsearch.cli.view_commands:export",
+        "Write the best point with what it needs to be reproduced: settings, value, data, versions, seed.",
+    ),
+    LazyCommand(
+        "dashboard",
+        "hpsearch.cli.view_commands:dashboard",
+        "Serve optuna-dashboard on this storage until Ctrl-C. It has no login: whoever reaches it may delete studies.",
+    ),
+    LazyCommand("data", "hpsearch.cli.data_commands:app", "Fetch and verify data sets."),
+    LazyCommand(
+        "health",
+        "hpsearch.cli.health_command:health",
+        "Say whether the worker of this container is at work: exit code 0, or 1 when its life sign is old or missing.",
+    ),
+)
 
 app = typer.Typer(
     name="hpsearch",
@@ -28,17 +84,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (
-    run_commands.run,
-    run_commands.create,
-    run_commands.worker,
-    view_commands.status,
-    view_commands.report,
-    view_commands.export,
-    view_commands.dashboard,
-):
-    app.command()(command)
-app.add_typer(data_commands.app, name="data")
 
 
 def _print_version(wanted: bool) -> None:
@@ -50,12 +95,26 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def common(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More log lines on stderr.")] = False,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(envvar=LOG_FORMAT_VARIABLE, help="Of the lines on stderr; json: an object each, for collectors."),
+    ] = LogFormat.TEXT,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Options before the command's name."""
-    configure_logging(verbose=verbose)
+    if log_format is not LogFormat.TEXT:
+        os.environ[LOG_FORMAT_VARIABLE] = log_format.value  # for the workers that it starts
+    configure_logging(verbose=verbose, log_format=log_format)
+
+
+def build_command() -> Any:
+    """The whole command line, of the class that this version of typer makes of it."""
+    group = get_group(app)
+    for command in COMMANDS:
+        group.add_command(command)
+    return group
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -65,21 +124,47 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_command_line(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
-    stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        code = app(args=arguments, prog_name="hpsearch", standalone_mode=False)
+        code = build_command().main(args=arguments, prog_name="hpsearch", standalone_mode=False)
         return int(code or 0)
     except HpsearchError as error:
-        stderr.print(f"[bold red]error:[/] {escape(str(error))}")
-        if error.hint:
-            stderr.print(f"[bold]hint:[/] {escape(error.hint)}")
+        _report(error)
         return error.exit_code
     except UsageError as error:
-        error.show()
+        if is_json_logging():
+            log_final_error(InputError(error.format_message()))
+        else:
+            error.show()
         return InputError.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        stderr.print("interrupted")
+        _say("interrupted")
         return 130
     except BrokenPipeError:  # `hpsearch status | head`
         sys.stderr.close()
         return 0
+    except Exception:
+        if not is_json_logging():
+            raise  # a bug of ours: Python shows where
+        _log.critical("unexpected error", exc_info=True)
+        return HpsearchError.exit_code
+
+
+def _report(error: HpsearchError) -> None:
+    if is_json_logging():
+        log_final_error(error)
+        return
+    stderr = _stderr()
+    stderr.print(f"[bold red]error:[/] {escape(mask_passwords(str(error)))}")
+    if error.hint:
+        stderr.print(f"[bold]hint:[/] {escape(mask_passwords(error.hint))}")
+
+
+def _say(message: str) -> None:
+    if is_json_logging():
+        _log.info(message)
+    else:
+        _stderr().print(message)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, soft_wrap=True, highlight=False)

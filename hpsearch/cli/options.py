@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from hpsearch.errors import InputError
-from hpsearch.service.database import Database, open_database
+from hpsearch.logs import take_over_logger
+from hpsearch.service.artifact_store import is_bucket
+from hpsearch.service.database import PASSWORD_FILE_VARIABLE, Database, open_database, with_password_of_file
 from hpsearch.service.embedded import EmbeddedPostgres
 from hpsearch.service.home import artifact_folder
 from hpsearch.service.lane_choice import MAX_LANES
+from hpsearch.service.metrics import METRICS_VARIABLE, MetricsAddress
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name.", show_default=False)]
@@ -32,10 +34,27 @@ Storage = Annotated[
         metavar="URL",
         envvar="HPSEARCH_STORAGE",
         show_default="a private PostgreSQL that starts by itself",
-        help="The study database, postgresql://USER:PASSWORD@HOST:5432/DATABASE.",
+        help="The study database, postgresql://USER:PASSWORD@HOST:5432/DATABASE. The password may stand in a file "
+        f"that {PASSWORD_FILE_VARIABLE} names instead.",
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda:N", envvar="HPSEARCH_DEVICE", help="What to train on.")]
+WaitForGpu = Annotated[
+    bool,
+    typer.Option(
+        "--wait-for-gpu/--no-wait-for-gpu",
+        envvar="HPSEARCH_WAIT_FOR_GPU",
+        help="What a worker does that finds every GPU taken: wait until one is free, or leave with exit code 3.",
+    ),
+]
+ShareGpu = Annotated[
+    bool,
+    typer.Option(
+        "--share-gpu",
+        envvar="HPSEARCH_SHARE_GPU",
+        help="Let a worker train on a GPU together with others that were started with this option.",
+    ),
+]
 Lanes = Annotated[
     str,
     typer.Option(
@@ -54,13 +73,52 @@ Workers = Annotated[
         help="Local worker processes.",
     ),
 ]
-Artifacts = Annotated[
-    Path | None,
+On = Annotated[
+    str | None,
     typer.Option(
-        metavar="FOLDER",
+        "--on",
+        metavar="ray|ray://HOST:PORT",
+        envvar="HPSEARCH_ON",
+        show_default="this machine",
+        help="Where workers run: the Ray cluster that RAY_ADDRESS names or this machine is part of, or another one.",
+    ),
+]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|s3://BUCKET/PREFIX",
         envvar="HPSEARCH_ARTIFACTS",
         show_default="a folder in hpsearch's home",
-        help="Where best parameters are kept.",
+        help="Where best parameters and checkpoints are kept.",
+    ),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        metavar="[HOST:]PORT",
+        envvar=METRICS_VARIABLE,
+        show_default="not served",
+        help="Serve /metrics (Prometheus) and /healthz here, on this machine only unless HOST says otherwise; port 0 "
+        "takes a free one. Of several local workers each takes a port of its own, from PORT upwards.",
+    ),
+]
+CheckpointSeconds = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=0.0,
+        envvar="HPSEARCH_CHECKPOINT_SECONDS",
+        help="Between two checkpoints of all lanes; 0: only when the worker is stopped.",
+    ),
+]
+StallSeconds = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=1.0,
+        envvar="HPSEARCH_STALL_SECONDS",
+        help="Without progress for so long, or for ten times the longest epoch, a worker takes its device for hung and "
+        "ends; its points go to others.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -69,17 +127,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 @contextlib.contextmanager
 def open_storage(url: str | None) -> Iterator[Database]:
     """The database that was named, or the embedded one; the latter runs as long as somebody uses it."""
+    take_over_logger("optuna")
     with contextlib.ExitStack() as stack:
-        if url is None:
-            url = stack.enter_context(EmbeddedPostgres.start()).url
+        url = with_password_of_file(url) if url else stack.enter_context(EmbeddedPostgres.start()).url
         database = open_database(url)
         stack.callback(database.close)
         yield database
 
 
-def artifacts_in(folder: Path | None) -> Path:
-    """The folder that was named, or the default one, as an absolute path."""
-    return folder.expanduser().absolute() if folder else artifact_folder()
+def artifacts_in(place: str | None) -> str:
+    """The folder or bucket that was named, or the default folder; folders as absolute paths.
+
+    Raises:
+        InputError: neither a folder nor a bucket of S3.
+    """
+    if place is None:
+        return str(artifact_folder())
+    return place if is_bucket(place) else str(Path(place).expanduser().absolute())
 
 
 def parse_lanes(text: str) -> int | None:
@@ -91,11 +155,13 @@ def parse_lanes(text: str) -> int | None:
     raise InputError(f"--lanes must be auto or a whole number from 1 to {MAX_LANES}, got {text!r}")
 
 
-def default_num_workers(device: str) -> int:
-    """One per visible GPU, or one."""
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        return max(1, torch.cuda.device_count())
-    return 1
+def parse_metrics(text: str | None) -> MetricsAddress | None:
+    """`9100` or `0.0.0.0:9100`; None: serve no metrics.
+
+    Raises:
+        InputError: neither of them.
+    """
+    return MetricsAddress.parse(text) if text else None
 
 
 def threads_per_worker(num_workers: int) -> int:

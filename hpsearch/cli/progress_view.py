@@ -22,9 +22,11 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from hpsearch.data.catalog import DownloadProgress
+from hpsearch.logs import get_logger, is_json_logging
 from hpsearch.service.progress import Progress
 from hpsearch.service.registry import StoredStudy
 
+_log = get_logger("progress")
 _RATE_WINDOW_SECONDS = 60.0
 _LINE_EVERY_SECONDS = 10.0
 
@@ -50,8 +52,11 @@ def follow(study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
     """Show a study's progress while the context is open; call what it yields with each new reading."""
     console = Console(stderr=True)
     rate = EpochRate()
+    if is_json_logging():
+        yield _line_printer(_log.info, rate)
+        return
     if not console.is_terminal:
-        yield _line_printer(console, rate)
+        yield _line_printer(lambda line: console.print(line, highlight=False, soft_wrap=True), rate)
         return
     bar = RichProgress(
         TextColumn("{task.description}"),
@@ -108,7 +113,7 @@ def _running_lines(progress: Progress, most: int = 8) -> Text:
     return Text("\n".join(lines), style="dim")
 
 
-def _line_printer(console: Console, rate: EpochRate) -> Callable[[Progress], None]:
+def _line_printer(say: Callable[[str], object], rate: EpochRate) -> Callable[[Progress], None]:
     last_time = -_LINE_EVERY_SECONDS
     last_line = ""
 
@@ -118,7 +123,7 @@ def _line_printer(console: Console, rate: EpochRate) -> Callable[[Progress], Non
         line = describe(progress, rate.update(now, progress.epochs))
         is_due = now - last_time >= _LINE_EVERY_SECONDS or progress.counts.unfinished == 0
         if is_due and line != last_line:
-            console.print(line, highlight=False, soft_wrap=True)
+            say(line)
             last_time, last_line = now, line
 
     return update
@@ -126,8 +131,8 @@ def _line_printer(console: Console, rate: EpochRate) -> Callable[[Progress], Non
 
 @contextlib.contextmanager
 def download_progress() -> Iterator[DownloadProgress]:
-    """A bar per file that is downloaded; nothing is shown while all files are here."""
-    console = Console(stderr=True)
+    """A bar per file that is downloaded; nothing is shown while all files are here, and no bar among JSON logs."""
+    console = Console(stderr=True, quiet=is_json_logging())
     bars = RichProgress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -18,19 +18,32 @@ from hpsearch.cli.tables import print_json, print_summary
 from hpsearch.data.catalog import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.errors import UncountedPointsError
-from hpsearch.logs import get_logger
+from hpsearch.logs import bind_log_context, get_logger, is_json_logging
 from hpsearch.results.summary import read_summary
-from hpsearch.service.artifacts import ArtifactFolder
+from hpsearch.service.artifacts import open_artifacts
+from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS
 from hpsearch.service.database import Database
-from hpsearch.service.devices import describe_device, resolve_device, use_full_float32, worker_devices
+from hpsearch.service.device_pin import PinRules, describe_taken, pin_device
+from hpsearch.service.devices import VisibleDevices, make_current, num_local_workers, use_full_float32, wanted_gpus
 from hpsearch.service.home import lane_folder, log_folder
 from hpsearch.service.lane_choice import FixedLanes, MeasuredLanes
 from hpsearch.service.lane_memory import LaneMemory
 from hpsearch.service.ledger import Ledger, PointCounts
+from hpsearch.service.life_sign import LifeSign, WorkerState
+from hpsearch.service.metrics import WorkerMetrics
+from hpsearch.service.parent_death import end_with_parent
 from hpsearch.service.prepare import PreparedStudy, check_networks, load_study_data, prepare_study
+from hpsearch.service.ray_launcher import check_placement, ray_workers
 from hpsearch.service.registry import StoredStudy, find_study, load_study
 from hpsearch.service.signals import StopSignal
-from hpsearch.service.supervisor import NUM_WORKERS_VARIABLE, SUPERVISOR_VARIABLE, Supervisor, WorkerCommand
+from hpsearch.service.supervisor import (
+    NUM_WORKERS_VARIABLE,
+    SUPERVISOR_VARIABLE,
+    Supervisor,
+    WorkerCommand,
+    WorkerLauncher,
+)
+from hpsearch.service.watchdog import DEFAULT_STALL_SECONDS, Watchdog
 from hpsearch.service.worker import Worker
 from hpsearch.study import StudyDefinition, load_definition
 from hpsearch.training.host_memory import keep_freed_memory
@@ -47,34 +60,48 @@ def run(
     lanes: options.Lanes = "auto",
     storage: options.Storage = None,
     artifacts: options.Artifacts = None,
+    on: options.On = None,
+    wait_for_gpu: options.WaitForGpu = True,
+    share_gpu: options.ShareGpu = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Create or resume a study, train it with local workers, end with the best table.
+    """Create or resume a study, train it with workers of this machine or of a Ray cluster, end with the best table.
 
     Ctrl-C leaves a study that the same command resumes.
     """
     _end_like_ctrl_c(signal.SIGTERM, signal.SIGHUP)
     definition = load_definition(study_file, overrides or ())
     options.parse_lanes(lanes)
-    num_workers = workers or options.default_num_workers(device)
-    devices = worker_devices(device, num_workers)
-    folder = ArtifactFolder(options.artifacts_in(artifacts)).folder
+    if on is not None:
+        check_placement(on, device)
+    visible = VisibleDevices.detect()
+    num_workers = workers or 1  # in a cluster, which knows better
+    if on is None:
+        num_workers = num_local_workers(workers, device, visible, is_shared=share_gpu)
+    kept_in = open_artifacts(options.artifacts_in(artifacts)).place
     with options.open_storage(storage) as database:
         finished = _find_finished(database, definition)
         if finished is not None:
             _say(f"study {finished.name!r} is finished: {_describe_ended(database, finished)}, nothing to run")
         else:
-            prepared = _prepare(database, definition)
             command = WorkerCommand(
                 study_name=definition.name,
                 storage_url=storage and database.url.render_as_string(hide_password=False),
-                devices=devices,
+                device=device,
+                num_workers=num_workers,
                 lanes=lanes,
-                artifacts=folder,
+                artifacts=kept_in,
                 threads=options.threads_per_worker(num_workers),
                 log_folder=log_folder(),
+                options=_gpu_options(wait_for_gpu=wait_for_gpu, share_gpu=share_gpu),
             )
-            _train(database, prepared, command, num_workers)
+            if on is None:
+                for taken in describe_taken(database, wanted_gpus(device, visible)):
+                    _say(f"held by another worker: {taken}")
+                _train(database, _prepare(database, definition), command, num_workers)
+            else:
+                with ray_workers(on, command, num_workers=workers, url=database.url) as launcher:
+                    _train(database, _prepare(database, definition), launcher, launcher.num_workers)
         _finish(database, definition.name, as_json)
 
 
@@ -101,41 +128,91 @@ def worker(
     lanes: options.Lanes = "auto",
     storage: options.Storage = None,
     artifacts: options.Artifacts = None,
+    wait_for_gpu: options.WaitForGpu = True,
+    share_gpu: options.ShareGpu = False,
+    checkpoint_seconds: options.CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS,
+    stall_seconds: options.StallSeconds = DEFAULT_STALL_SECONDS,
+    metrics: options.Metrics = None,
 ) -> None:
     """Join a study from anywhere and train its points until none is left."""
     signal.signal(signal.SIGTERM, _leave_at_once)  # nothing is claimed yet; the worker has its own handler
+    supervisor = os.environ.get(SUPERVISOR_VARIABLE)
+    if supervisor:
+        end_with_parent(int(supervisor))
     num_lanes = options.parse_lanes(lanes)
-    target = resolve_device(device)
-    folder = ArtifactFolder(options.artifacts_in(artifacts))
+    address = options.parse_metrics(metrics)
+    visible = VisibleDevices.detect()
+    wanted_gpus(device, visible)  # a device that is not there is an error at once
+    kept = open_artifacts(options.artifacts_in(artifacts))
     torch.set_num_threads(options.threads_per_worker(1))
     use_full_float32()
     keep_freed_memory()
-    with options.open_storage(storage) as database:
+    name = f"{platform.node()}:{os.getpid()}"
+    bind_log_context(study=study, worker=name)
+    with LifeSign.from_environment() as life_sign, options.open_storage(storage) as database:
         stored = load_study(database, study)
         with download_progress() as progress:
             selection = load_study_data(stored, locations=DataLocations.from_environment(), progress=progress)
         check_networks(stored.definition, selection)  # before a point is claimed: its attempts are counted
-        data = ResidentData.place(selection, target, max_resident_bytes=stored.definition.data.max_resident_bytes)
-        supervisor = os.environ.get(SUPERVISOR_VARIABLE)
         stop = StopSignal(parent_pid=int(supervisor) if supervisor else None).install()
-        num_siblings = int(os.environ.get(NUM_WORKERS_VARIABLE, "1"))
-        measured = MeasuredLanes(
-            memory=LaneMemory(lane_folder()), data=data, device=target, stop=stop, num_sharing=num_siblings
-        )
-        name = f"{platform.node()}:{os.getpid()}"
-        _log.info("worker %s joins study %s on %s", name, study, describe_device(target))
-        num_finished = Worker(
-            database=database,
-            study=stored,
-            data=data,
-            device=target,
-            lanes=FixedLanes(num_lanes) if num_lanes else measured,
-            artifacts=folder,
-            stop=stop,
-            name=name,
-            num_siblings=num_siblings,
-        ).run()
-        _log.info("worker %s leaves: %d trials finished", name, num_finished)
+        counted = WorkerMetrics(study=study, worker=name, life_sign=life_sign)
+
+        def is_finished() -> bool:
+            life_sign.renew(WorkerState.WAITING_FOR_GPU)
+            return _counts(database, stored).unfinished == 0
+
+        with (
+            counted.serve(address),
+            pin_device(
+                database,
+                device,
+                visible,
+                worker=name,
+                stop=stop,
+                is_finished=is_finished,
+                rules=PinRules(waits=wait_for_gpu, is_shared=share_gpu),
+            ) as pinned,
+        ):
+            if pinned is None:
+                _log.info("worker %s leaves: nothing is left for it", name)
+                return
+            bind_log_context(device=pinned.description)
+            counted.set_device(pinned.description)
+            make_current(pinned.device)
+            max_bytes = stored.definition.data.max_resident_bytes
+            data = ResidentData.place(selection, pinned.device, max_resident_bytes=max_bytes)
+            num_siblings = int(os.environ.get(NUM_WORKERS_VARIABLE, "1"))
+            memory = LaneMemory(lane_folder())
+            measured = MeasuredLanes(
+                memory=memory, data=data, device=pinned.device, stop=stop, num_sharing=num_siblings
+            )
+            _log.info("worker %s joins study %s on %s", name, study, pinned.description)
+            num_finished = Worker(
+                database=database,
+                study=stored,
+                data=data,
+                device=pinned.device,
+                device_name=pinned.description,
+                lanes=FixedLanes(num_lanes) if num_lanes else measured,
+                artifacts=kept,
+                stop=stop,
+                name=name,
+                num_siblings=num_siblings,
+                checkpoint_seconds=checkpoint_seconds,
+                keep=[pinned.keep],
+                is_device_lost=lambda: pinned.is_lost,
+                watchdog=Watchdog(stall_seconds, is_cpu=pinned.device.type == "cpu"),
+                life_sign=life_sign,
+                metrics=counted,
+            ).run()
+            _log.info("worker %s leaves: %d trials finished", name, num_finished)
+            pinned.require()
+
+
+def _gpu_options(*, wait_for_gpu: bool, share_gpu: bool) -> list[str]:
+    """What the workers of `run` are told of GPUs."""
+    waiting = [] if wait_for_gpu else ["--no-wait-for-gpu"]
+    return [*waiting, "--share-gpu"] if share_gpu else waiting
 
 
 def _prepare(database: Database, definition: StudyDefinition) -> PreparedStudy:
@@ -143,14 +220,14 @@ def _prepare(database: Database, definition: StudyDefinition) -> PreparedStudy:
         return prepare_study(database, definition, locations=DataLocations.from_environment(), progress=progress)
 
 
-def _train(database: Database, prepared: PreparedStudy, command: WorkerCommand, num_workers: int) -> None:
+def _train(database: Database, prepared: PreparedStudy, launcher: WorkerLauncher, num_workers: int) -> None:
     study = prepared.study
     _say(
         f"study {study.name!r} {'created' if prepared.is_new else 'resumed'}: "
         f"{study.definition.num_points} points, "
-        f"{num_workers} {'worker' if num_workers == 1 else 'workers'} with {_describe_lanes(command.lanes)}"
+        f"{num_workers} {'worker' if num_workers == 1 else 'workers'} with {_describe_lanes(launcher.lanes)}"
     )
-    supervisor = Supervisor(database=database, study=study, command=command, num_workers=num_workers)
+    supervisor = Supervisor(database=database, study=study, command=launcher, num_workers=num_workers)
     try:
         with follow(study) as on_progress:
             supervisor.run(on_progress)
@@ -213,4 +290,7 @@ def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _say(message: str) -> None:
-    typer.echo(message, err=True)
+    if is_json_logging():
+        _log.info(message)
+    else:
+        typer.echo(message, err=True)

@@ -15,6 +15,7 @@ from hpsearch.results.summary import StudySummary, TrialSummary
 from hpsearch.space import ParameterValue
 
 MOST_TRIALS = 10
+_MOST_RUNNING = 8  # of one worker
 NOT_A_TERMINAL_WIDTH = 160
 
 
@@ -35,7 +36,7 @@ def print_studies(summaries: list[StudySummary]) -> None:
 
 def summary_view(summary: StudySummary) -> RenderableType:
     """The state of a study and its best trials, to be printed or shown live."""
-    return Group(Text(_headline(summary)), _trials_table(summary))
+    return Group(Text(_headline(summary)), *map(Text, _running_lines(summary)), _trials_table(summary))
 
 
 def studies_view(summaries: list[StudySummary]) -> RenderableType:
@@ -82,6 +83,20 @@ def _headline(summary: StudySummary) -> str:
         parts.append(f"{points.failed} FAILED")
     parts.append(f"{summary.num_epochs:,} epochs on {summary.study.definition.data.dataset}")
     return " · ".join(parts)
+
+
+def _running_lines(summary: StudySummary) -> list[str]:
+    """Who trains what on which device: `node7:4711 on cuda:0 (...): trials 3, 5`."""
+    numbers: dict[tuple[str, str], list[str]] = {}
+    for trial in summary.running:
+        where = str(trial.attributes.get("worker", "a worker")), str(trial.attributes.get("device", "its device"))
+        numbers.setdefault(where, []).append(str(trial.number))
+    lines = []
+    for (worker, device), trials in sorted(numbers.items()):
+        more = f" and {len(trials) - _MOST_RUNNING} more" if len(trials) > _MOST_RUNNING else ""
+        named = ", ".join(trials[:_MOST_RUNNING])
+        lines.append(f"{worker} on {device}: {'trial' if len(trials) == 1 else 'trials'} {named}{more}")
+    return lines
 
 
 def _trials_table(summary: StudySummary) -> RenderableType:

@@ -25,7 +25,7 @@ from hpsearch.errors import InputError
 from hpsearch.results.export import choose_format, export_best, export_model, write_export
 from hpsearch.results.report import write_report
 from hpsearch.results.summary import StudySummary, read_summary
-from hpsearch.service.artifacts import ArtifactFolder
+from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.dashboard import serve_dashboard
 from hpsearch.service.database import Database
 from hpsearch.service.registry import study_names
@@ -100,8 +100,8 @@ def export(
         elif model is None or format_name is not None:
             typer.echo(document.render(export_format), nl=False)
         if model is not None:
-            folder = ArtifactFolder(options.artifacts_in(artifacts), is_read_only=True)
-            export_model(summary, folder, model)
+            kept = open_artifacts(options.artifacts_in(artifacts), is_read_only=True)
+            export_model(summary, kept, model)
             typer.echo(f"wrote {model}", err=True)
 
 
@@ -121,9 +121,9 @@ def dashboard(
             f"--host {host} would let others in, and optuna-dashboard has no login",
             hint="keep 127.0.0.1 and tunnel, or put an authenticating proxy in front and add --behind-proxy",
         )
-    folder = ArtifactFolder(options.artifacts_in(artifacts))
+    kept = open_artifacts(options.artifacts_in(artifacts))
     with options.open_storage(storage) as database:
-        serve_dashboard(database.storage, folder, host, port, on_ready=lambda url: typer.echo(url))
+        serve_dashboard(database.storage, kept, host, port, on_ready=lambda url: typer.echo(url))
 
 
 def _is_loopback(host: str) -> bool:

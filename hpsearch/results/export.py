@@ -18,16 +18,19 @@ from typing import Any
 
 import tomli_w
 import yaml
-from safetensors import SafetensorError, safe_open
+from optuna.artifacts.exceptions import ArtifactNotFound
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from hpsearch.errors import ArtifactError, InputError
 from hpsearch.results.atomic_file import replaced_file, write_file
 from hpsearch.results.summary import StudySummary, TrialSummary, format_time
-from hpsearch.service.artifacts import PARAMETERS_FILE, ArtifactFolder
+from hpsearch.service.artifacts import PARAMETERS_FILE, Artifacts
 from hpsearch.service.registry import current_versions
 
 ENVIRONMENT_PREFIX = "HPSEARCH_"
 MODEL_SUFFIX = ".safetensors"
+_PLACE_HINT = "name the folder or bucket that the workers wrote to with --artifacts or HPSEARCH_ARTIFACTS"
 
 
 class ExportFormat(StrEnum):
@@ -144,15 +147,15 @@ def write_export(document: ExportDocument, path: Path, export_format: ExportForm
     write_file(path, document.render(export_format))
 
 
-def export_model(summary: StudySummary, artifacts: ArtifactFolder, path: Path) -> None:
-    """Copy the best trial's parameters out of the artifact folder, whole or not at all.
+def export_model(summary: StudySummary, artifacts: Artifacts, path: Path) -> None:
+    """Copy the best trial's parameters out of the artifacts, whole or not at all.
 
     The file's metadata names the study, its hash, the trial and all settings.
 
     Raises:
         InputError: the file's name asks for another format.
         NothingCompleteError: there is no best trial.
-        ArtifactError: the parameters are not in the folder, are damaged, or the file cannot be written.
+        ArtifactError: the parameters are not there, are damaged, or the file cannot be written.
     """
     if path.suffix.lower() != MODEL_SUFFIX:
         raise InputError(
@@ -164,38 +167,42 @@ def export_model(summary: StudySummary, artifacts: ArtifactFolder, path: Path) -
         file.write(content)
 
 
-def _read_parameters(summary: StudySummary, best: TrialSummary, artifacts: ArtifactFolder) -> bytes:
+def _read_parameters(summary: StudySummary, best: TrialSummary, artifacts: Artifacts) -> bytes:
     """The bytes of the trial's parameter file, after a look at what it says it is."""
-    source = artifacts.parameters_path(best.frozen())
-    if source is None:
+    artifact_id = artifacts.parameters_id(best.frozen())
+    if artifact_id is None:
         raise ArtifactError(
             f"trial {best.number} of study {summary.name!r} has no {PARAMETERS_FILE} on record",
             hint="it was not trained by hpsearch worker; train the study again under another name",
         )
-    found = f"artifact {source.name} ({PARAMETERS_FILE} of trial {best.number})"
+    found = f"artifact {artifact_id} ({PARAMETERS_FILE} of trial {best.number})"
     try:
-        with safe_open(source, framework="numpy") as file:
-            metadata = file.metadata() or {}
-        content = source.read_bytes()
-    except FileNotFoundError as error:
-        raise ArtifactError(
-            f"{found} is not in the folder {artifacts.folder}",
-            hint="name the folder that the workers wrote to with --artifacts or HPSEARCH_ARTIFACTS",
-        ) from error
+        content = artifacts.store.read(artifact_id)
+        metadata = _read_metadata(content)
+    except ArtifactNotFound as error:
+        raise ArtifactError(f"{found} is not in {artifacts.place}", hint=_PLACE_HINT) from error
     except OSError as error:
-        raise ArtifactError(f"{found} in {artifacts.folder} cannot be read: {error.strerror}") from error
+        raise ArtifactError(f"{found} in {artifacts.place} cannot be read: {error.strerror}") from error
     except SafetensorError as error:
-        raise ArtifactError(f"{found} in {artifacts.folder} is damaged: {error}") from error
+        raise ArtifactError(f"{found} in {artifacts.place} is damaged: {error}") from error
     if (metadata.get("definition_sha256"), metadata.get("trial")) != (
         summary.study.definition.sha256,
         str(best.number),
     ):
         raise ArtifactError(
-            f"{found} in {artifacts.folder} says that it belongs to trial {metadata.get('trial')} of study "
+            f"{found} in {artifacts.place} says that it belongs to trial {metadata.get('trial')} of study "
             f"{metadata.get('study')!r}",
-            hint="name the folder that the workers wrote to with --artifacts or HPSEARCH_ARTIFACTS",
+            hint=_PLACE_HINT,
         )
     return content
+
+
+def _read_metadata(content: bytes) -> Mapping[str, str]:
+    """What a safetensors file says about itself. Raises SafetensorError if it is damaged."""
+    load(content)  # checks the header and every tensor's place; it does not give the metadata away
+    header_length = int.from_bytes(content[:8], "little")
+    metadata: Mapping[str, str] = json.loads(content[8 : 8 + header_length]).get("__metadata__", {})
+    return metadata
 
 
 def _without_nulls(value: Any) -> Any:

@@ -154,6 +154,12 @@ class StudySummary:
         )
 
     @property
+    def running(self) -> tuple[TrialSummary, ...]:
+        """The trials in training, by number; `worker` and `device` among their attributes say where."""
+        running = [trial for trial in self.trials if trial.is_current and trial.state is TrialState.RUNNING]
+        return tuple(sorted(running, key=lambda trial: trial.number))
+
+    @property
     def num_epochs(self) -> int:
         """Epochs trained so far, by all attempts."""
         return sum(trial.num_epochs for trial in self.trials)
@@ -187,6 +193,8 @@ class StudySummary:
         points              total, waiting, running, complete, pruned, failed (given up)
         epochs              trained so far, failed attempts included
         failed_attempts     how many trials ended with their worker
+        running             trials in training: trial (its number), point, epochs, worker and device (null if
+                            they are not known), params
         best                null, or the best trial: trial (its number), point, value (fraction of
                             misclassified validation images), validation_nll (nats), best_epoch, epochs,
                             params (the searched keys)
@@ -210,6 +218,17 @@ class StudySummary:
             },
             "epochs": self.num_epochs,
             "failed_attempts": len(self.failed_attempts),
+            "running": [
+                {
+                    "trial": trial.number,
+                    "point": trial.point,
+                    "epochs": trial.num_epochs,
+                    "worker": trial.attributes.get("worker"),
+                    "device": trial.attributes.get("device"),
+                    "params": trial.point_parameters,
+                }
+                for trial in self.running
+            ],
             "best": best
             and {
                 "trial": best.number,

@@ -2,6 +2,9 @@
 
 Plain Optuna re-reads the whole study for every decision, nine statements and more per trial and epoch. Here
 one statement per worker and epoch reads what may have changed; finished trials are read once.
+
+Failed attempts are left out, unlike in plain Optuna: their points are trained again, and a point that was interrupted
+would compete twice (its rungs count for successive halving whatever became of the trial).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ _READ = text("""
         (SELECT json_object_agg(a.key, a.value_json) FROM trial_system_attributes a
             WHERE a.trial_id = t.trial_id AND a.key LIKE 'completed\\_rung\\_%') AS rungs
     FROM trials t LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
-    WHERE t.study_id = :study AND t.state <> 'WAITING' AND NOT t.trial_id = ANY(CAST(:known AS int[]))
+    WHERE t.study_id = :study AND t.state NOT IN ('WAITING', 'FAIL') AND NOT t.trial_id = ANY(CAST(:known AS int[]))
     ORDER BY t.number
 """)
 
@@ -36,7 +39,7 @@ class CurveReader:
         self._finished: dict[int, FrozenTrial] = {}
 
     def read(self) -> list[FrozenTrial]:
-        """All trials that have begun, by number, as of now. One statement."""
+        """All trials that have begun and not failed, by number, as of now. One statement."""
         values = {"study": self._study_id, "known": list(self._finished)}
         rows = self._database.transaction(lambda connection: connection.execute(_READ, values).all())
         fresh = [_frozen_trial(row) for row in rows]

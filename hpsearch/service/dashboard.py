@@ -1,4 +1,4 @@
-"""optuna-dashboard on the study database, with our artifact folder."""
+"""optuna-dashboard on the study database, with our artifacts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from optuna.storages import RDBStorage
 
 from hpsearch.errors import InputError
-from hpsearch.service.artifacts import ArtifactFolder
+from hpsearch.service.artifacts import Artifacts
 
 
 class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
@@ -26,7 +26,7 @@ class _QuietHandler(WSGIRequestHandler):
 
 def serve_dashboard(
     storage: RDBStorage,
-    artifacts: ArtifactFolder,
+    artifacts: Artifacts,
     host: str,
     port: int,
     *,

@@ -6,11 +6,14 @@ password, rights, versions) becomes one clear line here; the password never appe
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import optuna
@@ -19,16 +22,29 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_delay,
+    stop_any,
+    stop_when_event_set,
+    wait_random_exponential,
+)
 
 from hpsearch.errors import InputError, StorageError
 from hpsearch.logs import get_logger
+from hpsearch.service.answer_limit import ANSWER_SECONDS, answer_limit, limit_answers
 from hpsearch.service.schema import create_schema
 
 _log = get_logger("database")
 T = TypeVar("T")
+DatabaseOperation = Literal["claim", "record", "finish", "renew", "release", "reap", "other"]  # for metrics
 
+PASSWORD_FILE_VARIABLE = "HPSEARCH_STORAGE_PASSWORD_FILE"
 CONNECT_TIMEOUT_SECONDS = 5
+BRIEF_ANSWER_SECONDS = 3.0
 DEFAULT_OUTAGE_SECONDS = 120.0  # how long a worker waits for a database that went away
 
 # Answers to a new connection that no second attempt will change. They bear no SQLSTATE in psycopg2.
@@ -37,13 +53,17 @@ _FINAL_REFUSALS = (
     (re.compile(r'role "[^"]*" does not exist', re.I), "does not know user {user}"),
     (re.compile(r'database "[^"]*" does not exist', re.I), "has no database {database} for user {user}"),
     (
-        re.compile(r"permission denied|no pg_hba.conf entry|not permitted to log in", re.I),
+        re.compile(r"permission denied|pg_hba.conf (entry|rejects)|not permitted to log in", re.I),
         "denies user {user} the right",
     ),
 )
 # SQLSTATEs (or their classes) that a new attempt may cure: connection lost, server stopping or starting,
 # serialization failure, deadlock, too many connections, lock not available.
 _TRANSIENT_STATES = ("08", "57P", "40001", "40P01", "53300", "55P03")
+
+
+class DatabaseAwayError(StorageError):
+    """The database did not answer in time; it may be back later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +74,33 @@ class Database:
         engine: connections for our own statements; sessions run in UTC.
         storage: the same database as Optuna sees it.
         outage_seconds: how long `transaction` goes on trying when the connection is lost.
+        answer_seconds: how long it waits for one answer before it takes the connection for lost.
+        abandoned: once it is set, nobody waits for the database any more, in whatever thread.
+        on_call, on_retry: told of each attempt's seconds and purpose, and of each that the database's absence cost.
     """
 
     engine: sqlalchemy.Engine
     storage: RDBStorage
     url: sqlalchemy.URL
     outage_seconds: float = DEFAULT_OUTAGE_SECONDS
+    answer_seconds: float = ANSWER_SECONDS
+    on_call: Callable[[float, DatabaseOperation], None] = field(default=lambda seconds, operation: None)
+    on_retry: Callable[[], None] = field(default=lambda: None)
+    abandoned: threading.Event = field(default_factory=threading.Event)
+
+    def brief(self) -> Database:
+        """The same database for a caller that has better things to do than to wait for it.
+
+        `transaction` then raises DatabaseAwayError when the first attempt fails, and after seconds where a server
+        hangs.
+        """
+        return replace(self, outage_seconds=0.0, answer_seconds=BRIEF_ANSWER_SECONDS)
 
     @property
     def address(self) -> str:
         return describe_address(self.url)
 
-    def transaction(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
+    def transaction(self, work: Callable[[sqlalchemy.Connection], T], operation: DatabaseOperation = "other") -> T:
         """Run `work` in one transaction and return its result; start over when the connection is lost.
 
         `work` must be safe to run again after a commit whose answer was lost: all our statements compare
@@ -74,7 +109,7 @@ class Database:
         Raises:
             StorageError: the database did not come back in time, or cannot do it (disk full, rights).
         """
-        return self._patiently(lambda: self._run_once(work))
+        return self._patiently(lambda: self._run_once(work), operation)
 
     def with_optuna(self, work: Callable[[], T]) -> T:
         """Run `work`, which calls Optuna's own storage, and return its result; wait for a database that is away.
@@ -84,27 +119,43 @@ class Database:
         Raises:
             StorageError: as in `transaction`.
         """
-        return self._patiently(work)
+        return self._patiently(work, "other")
 
-    def _patiently(self, work: Callable[[], T]) -> T:
+    def _patiently(self, work: Callable[[], T], operation: DatabaseOperation) -> T:
         retrying = Retrying(
             retry=retry_if_exception(is_connection_lost),
-            stop=stop_after_delay(self.outage_seconds),
+            stop=stop_any(stop_after_delay(self.outage_seconds), stop_when_event_set(self.abandoned)),
             wait=wait_random_exponential(multiplier=0.1, max=5.0),
-            before_sleep=lambda state: _log.warning("database is away (attempt %d)", state.attempt_number),
+            sleep=sleep_using_event(self.abandoned),
+            before_sleep=self._note_retry,
             reraise=True,
         )
         try:
-            return retrying(work)
+            with answer_limit(self.answer_seconds):
+                return retrying(lambda: self._timed(work, operation))
         except (DBAPIError, StorageInternalError) as error:
             if not is_connection_lost(error):
                 if isinstance(error, DBAPIError) and _is_refusal(error):
                     raise _refusal(error, self.url) from error
                 raise  # a bug of ours keeps its traceback
-            raise StorageError(
-                f"the database at {self.address} has been away for {self.outage_seconds:.0f} s",
+            waited = f"has been away for {self.outage_seconds:.0f} s" if self.outage_seconds else "is away"
+            raise DatabaseAwayError(
+                f"the database at {self.address} {waited}",
                 hint="running trials are taken up again when a worker is started after it is back",
             ) from error
+
+    def _timed(self, work: Callable[[], T], operation: DatabaseOperation) -> T:
+        started = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.on_call(time.perf_counter() - started, operation)
+
+    def _note_retry(self, state: RetryCallState) -> None:
+        self.on_retry()
+        # Once a second or so at first, then rarer: an outage of minutes is not worth a hundred lines.
+        if state.attempt_number in (1, 3) or state.attempt_number % 10 == 0:
+            _log.warning("database is away (attempt %d)", state.attempt_number)
 
     def _run_once(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
         with self.engine.begin() as connection:
@@ -130,6 +181,28 @@ def parse_url(text: str) -> sqlalchemy.URL:
     if url.drivername not in ("postgresql", "postgres", "postgresql+psycopg2"):
         raise InputError(f"storage must be PostgreSQL, got {url.drivername}://", hint=hint)
     return url.set(drivername="postgresql+psycopg2")
+
+
+def with_password_of_file(text: str) -> str:
+    """The URL with the password from the file that PASSWORD_FILE_VARIABLE names, if it has none itself.
+
+    Raises:
+        InputError: the URL or the file cannot be read, or the file is empty.
+    """
+    named = os.environ.get(PASSWORD_FILE_VARIABLE)
+    url = parse_url(text)
+    if not named or url.password is not None:
+        return text
+    path = Path(named).expanduser()
+    hint = f"{PASSWORD_FILE_VARIABLE} names a file whose first line is the password"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise InputError(f"cannot read the password file {path}: {reason}", hint=hint) from error
+    if not lines or not lines[0]:
+        raise InputError(f"the password file {path} is empty", hint=hint)
+    return url.set(password=lines[0]).render_as_string(hide_password=False)
 
 
 def _with_whole_password(url: sqlalchemy.URL, text: str) -> sqlalchemy.URL:
@@ -185,6 +258,7 @@ def open_database(
     """
     url = parse_url(text)
     options = _engine_options(url)
+    limit_answers()
     engine = sqlalchemy.create_engine(url, **options)
     event.listen(engine, "connect", _use_utc)
     try:

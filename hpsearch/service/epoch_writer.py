@@ -1,16 +1,22 @@
-"""Writes an epoch to the study database in a thread of its own, while the device trains the next one.
+"""Writes epochs to the study database in a thread of its own, while the device trains the next one.
 
 The worker hands over what an epoch has brought, trains on, and collects what became of it before it hands over the
-next one: one epoch is outstanding at most, and a worker that was fenced out learns of it one epoch later. Within an
-epoch the reports of a trial come before its end.
+next one: a worker that was fenced out learns of it one epoch later. Within an epoch the reports of a trial come before
+its end.
+
+A database that is away does not stop the training: epochs queue up, in order, and are written when it is back, each of
+them safe to write twice. Two bounds end this: the ledger's patience (`outage_seconds`), which ends the worker, and
+MAX_BUFFERED_REPORTS, beyond which the training waits.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
@@ -19,15 +25,19 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from hpsearch.epoch_report import EpochReport
 from hpsearch.logs import get_logger
-from hpsearch.service.artifacts import ArtifactFolder
+from hpsearch.service.artifacts import Artifacts
 from hpsearch.service.ledger import Ledger, Result
 from hpsearch.service.signals import StopSignal, WorkerStopped
 
 _log = get_logger("worker")
 
-# Docker and our supervisor kill a worker 10 s after they have asked it to stop: half of that for what is outstanding,
-# half for giving the trials back.
-FLUSH_SECONDS = 5.0
+# Docker and our supervisor kill a worker 10 s after they have asked it to stop. The epoch in progress may take 3 of
+# them (signals.py), what is outstanding 3; the rest is for checkpoints and for giving the trials back.
+FLUSH_SECONDS = 3.0
+# How long an epoch waits for the one before to be written. A database that is merely slow so holds the training back a
+# little; one that is away does not hold it up.
+SLOW_SECONDS = 1.0
+MAX_BUFFERED_REPORTS = 200_000  # some 200 MB
 _LOOK_SECONDS = 0.5  # between two looks at the stop signal while the database is slow
 
 
@@ -82,6 +92,22 @@ class Written:
     counted: frozenset[int] = frozenset()
     best_value: float | None = None
 
+    def followed_by(self, later: Written) -> Written:
+        """What became of this entry and of a later one."""
+        return Written(
+            lost=self.lost | later.lost,
+            counted=self.counted | later.counted,
+            best_value=self.best_value if later.best_value is None else later.best_value,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outstanding:
+    """An entry that was handed over, and how many reports it keeps in memory."""
+
+    write: Future[Written]
+    num_reports: int
+
 
 class EpochWriter:
     """Context manager: the thread that writes one worker's epochs. To be used by one thread.
@@ -89,15 +115,28 @@ class EpochWriter:
     Args:
         ledger: in the worker's name.
         name: the worker's, for the log.
+        discard: told of the trials that were counted, whose checkpoints nobody needs any more.
     """
 
-    def __init__(self, ledger: Ledger, artifacts: ArtifactFolder, stop: StopSignal, name: str) -> None:
-        self._ledger = ledger
+    def __init__(
+        self,
+        ledger: Ledger,
+        artifacts: Artifacts,
+        stop: StopSignal,
+        name: str,
+        *,
+        discard: Callable[[Collection[int]], object] = lambda trial_ids: None,
+    ) -> None:
+        # Its own, so that it can be made to give up when its worker has gone.
+        self._abandoned = threading.Event()
+        self._ledger = replace(ledger, database=replace(ledger.database, abandoned=self._abandoned))
         self._artifacts = artifacts
         self._stop = stop
         self._name = name
+        self._discard = discard
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="epoch writer")
-        self._outstanding: Future[Written] | None = None
+        self._queue: deque[_Outstanding] = deque()
+        self._is_behind = False
 
     def __enter__(self) -> EpochWriter:
         return self
@@ -108,46 +147,87 @@ class EpochWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A write that hangs is not waited for here. Python waits for it before the process ends, unless it is killed
-        # first; that its worker's lease is gone keeps it from changing anything.
-        self._thread.shutdown(wait=self._outstanding is None or self._outstanding.done(), cancel_futures=True)
+        # A write that hangs is not waited for here; one that waits for the database gives up. Python waits for the
+        # thread before the process ends, unless it is killed first.
+        self._abandoned.set()
+        self._thread.shutdown(wait=all(entry.write.done() for entry in self._queue), cancel_futures=True)
 
     @property
     def is_outstanding(self) -> bool:
         """Whether something was handed over that has not been collected."""
-        return self._outstanding is not None
+        return bool(self._queue)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the database does not keep up, at the last look: it is slow, hangs, or is away."""
+        return self._is_behind
+
+    @property
+    def num_buffered(self) -> int:
+        """Reports that have not been written."""
+        return sum(entry.num_reports for entry in self._queue)
+
+    @property
+    def last_write(self) -> Future[Written] | None:
+        """Done when all that was handed over has been written; None if that is so."""
+        return self._queue[-1].write if self._queue else None
 
     def hand_over(self, entry: EpochEntry) -> None:
-        """Write this in the background. What was handed over before must have been collected."""
-        assert self._outstanding is None
-        self._outstanding = self._thread.submit(self._write, entry)
+        """Write this in the background, after all that was handed over before."""
+        write = self._thread.submit(self._write, entry)
+        self._queue.append(_Outstanding(write=write, num_reports=len(entry.reports or ())))
 
     def collect(self) -> Written:
-        """Wait until what is outstanding has been written, and say what became of it.
+        """What became of the epochs that have been written, after a moment's patience with those that have not.
 
         Raises:
             StorageError: the database has been away for too long.
             ArtifactError: the best parameters could not be kept.
-            WorkerStopped: asked to stop while the database did not answer; the entry is still outstanding.
         """
-        while not self._is_written(_LOOK_SECONDS):
+        self._await(0.0 if self._is_behind else SLOW_SECONDS)
+        written = self._take()
+        while self.num_buffered > MAX_BUFFERED_REPORTS and not self._stop.is_set():
+            self._await(_LOOK_SECONDS)
+            written = written.followed_by(self._take())
+        self._note_behind(self.is_outstanding)
+        return written
+
+    def drain(self) -> Written:
+        """The same when nothing else is to be done: wait until all has been written.
+
+        Raises:
+            StorageError, ArtifactError: as above.
+            WorkerStopped: asked to stop while the database did not answer; what is outstanding stays so.
+        """
+        while not self._await(_LOOK_SECONDS):
             if self._stop.is_set():
                 raise WorkerStopped
+        self._note_behind(False)
         return self._take()
 
     def flush(self) -> Written:
         """The same at a worker's end: wait for `FLUSH_SECONDS` at most, whoever asks to stop."""
-        if self._is_written(FLUSH_SECONDS):
-            return self._take()
-        _log.warning("%s: the database does not answer: its last epoch may not be recorded", self._name)
-        return Written()
+        if not self._await(FLUSH_SECONDS):
+            _log.warning("%s: the database does not answer: its last epochs may not be recorded", self._name)
+        return self._take()
 
-    def _is_written(self, seconds: float) -> bool:
-        return self._outstanding is None or bool(wait([self._outstanding], timeout=seconds).done)
+    def _await(self, seconds: float) -> bool:
+        """Whether all is written, after so long at most."""
+        return not self._queue or bool(wait([self._queue[-1].write], timeout=seconds).done)
+
+    def _note_behind(self, is_behind: bool) -> None:
+        if is_behind and not self._is_behind:
+            _log.warning("%s: the database does not answer: training goes on, its reports are kept", self._name)
+        elif self._is_behind and not is_behind:
+            _log.info("%s: the database is back, and all epochs are written", self._name)
+        self._is_behind = is_behind
 
     def _take(self) -> Written:
-        outstanding, self._outstanding = self._outstanding, None
-        return Written() if outstanding is None else outstanding.result()
+        """What became of the entries that are done, in order."""
+        written = Written()
+        while self._queue and self._queue[0].write.done():
+            written = written.followed_by(self._queue.popleft().write.result())
+        return written
 
     # In the thread
 
@@ -158,6 +238,7 @@ class EpochWriter:
         endings = [ending for ending in entry.endings if ending.result.trial_id in held]
         counted, best_value = self._finish(endings)
         uncounted = {ending.result.trial_id for ending in endings} - counted
+        self._discard(counted)
         self._tell(entry.endings, counted)
         return Written(lost=(entry.held - held) | uncounted, counted=frozenset(counted), best_value=best_value)
 

@@ -23,9 +23,8 @@ def home_folder() -> Path:
 
 
 def artifact_folder() -> Path:
-    """$HPSEARCH_ARTIFACTS, else a folder in our home."""
-    named = os.environ.get("HPSEARCH_ARTIFACTS")
-    return Path(named).expanduser().absolute() if named else home_folder() / "artifacts"
+    """Where artifacts are kept if nothing else is named."""
+    return home_folder() / "artifacts"
 
 
 def log_folder() -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from hpsearch.epoch_report import EpochReport, Validation
-from hpsearch.search.stopping import StopDecision, StoppingRule, StopReason, decide
+from hpsearch.errors import ArtifactError
+from hpsearch.search.stopping import StopDecision, StoppingRule, StopReason, decide, rule_from_state
 from hpsearch.service.ledger import Claim, Outcome, Result
 from hpsearch.settings import TrialSettings
 
@@ -19,6 +21,7 @@ class Lane:
 
     Args:
         best: the best validation so far; None before the first epoch has ended.
+        num_epochs: the last finite epoch, those of the attempts that this one goes on from included.
         last_value: the value of the last finite epoch.
     """
 
@@ -30,6 +33,38 @@ class Lane:
     num_epochs: int = 0
     seconds: float = 0.0
     last_value: float | None = None
+    rungs: dict[str, Any] = field(default_factory=dict)  # a pruner's notes on this trial, by system attribute
+
+    def state(self) -> dict[str, Any]:
+        """What goes into a checkpoint: the trial's own history and its stopping rule's, JSON-serialisable and exact."""
+        return {
+            "rule": self.rule.state(),
+            "best": None if self.best is None else asdict(self.best),
+            "best_epoch": self.best_epoch,
+            "num_epochs": self.num_epochs,
+            "seconds": self.seconds,
+            "last_value": self.last_value,
+            "rungs": dict(self.rungs),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the history of an earlier attempt; from here on this trial decides as that one would have.
+
+        Raises:
+            ArtifactError: it is no state of a lane.
+        """
+        try:
+            rule = rule_from_state(state["rule"])
+            best = None if state["best"] is None else Validation(**state["best"])
+            history = {name: state[name] for name in ("best_epoch", "num_epochs", "seconds", "last_value", "rungs")}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"the checkpoint of trial {self.claim.number}'s point is damaged: {error!r}",
+                hint="the trial begins anew",
+            ) from error
+        self.rule, self.best = rule, best
+        for name, value in history.items():
+            setattr(self, name, value)
 
     def take_in(self, report: EpochReport) -> StopDecision | None:
         """Update the trial's history with an epoch; says whether it was the last one."""

@@ -19,6 +19,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 from optuna.distributions import json_to_distribution
@@ -118,7 +119,14 @@ class Ledger:
     lease_seconds: float = LEASE_SECONDS
     absence_seconds: float = ABSENCE_SECONDS
 
-    def claim(self, limit: int, *, cohort: str | None = None) -> list[Claim]:
+    def claim(
+        self,
+        limit: int,
+        *,
+        cohort: str | None = None,
+        token: int | None = None,
+        attributes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[Claim]:
         """Take up to `limit` WAITING points, all of one cohort, in point order.
 
         A point on its last attempt comes alone, and only to a worker that holds nothing else.
@@ -126,17 +134,24 @@ class Ledger:
         Args:
             cohort: take only points of this cohort (or with parameters still to be drawn); None: of whichever
                 cohort comes first.
+            token: of this claim (`new_claim_token`). Whoever makes a claim again whose answer was lost must give the
+                same one: what the first has taken is then given, and nothing more.
+            attributes: user attributes of the trials from the start, such as where they are trained.
         """
-        values = {**self._values, "limit": limit, "cohort": cohort, "claim": secrets.randbelow(2**62)}
+        token = new_claim_token() if token is None else token
+        values = {**self._values, "limit": limit, "cohort": cohort, "claim": token}
 
         def work(connection: Connection) -> Sequence[Row[Any]]:
             # If the connection was lost after the commit, these points are ours: claiming others instead
             # would leave them without a lane, and renewed for ever.
-            if not connection.execute(statements.CLAIMED, values).all():
+            rows = connection.execute(statements.CLAIMED, values).all()
+            if not rows:
                 connection.execute(statements.CLAIM, values)
-            return connection.execute(statements.CLAIMED, values).all()
+                rows = connection.execute(statements.CLAIMED, values).all()
+                write_trial_attributes(connection, [(row.trial_id, attributes) for row in rows])
+            return rows
 
-        return [_claim_from(row) for row in self.database.transaction(work)]
+        return [_claim_from(row) for row in self.database.transaction(work, "claim")]
 
     def record(
         self,
@@ -162,7 +177,7 @@ class Ledger:
                 connection.execute(statements.RECORD_RUNGS, {**self._values, **_rung_columns(rungs)})
             return held
 
-        return self.database.transaction(work)
+        return self.database.transaction(work, "record")
 
     def finish(self, results: Sequence[Result]) -> set[int]:
         """Count these trials: state, value, attributes and the end of the lease, in two statements.
@@ -178,11 +193,11 @@ class Ledger:
             write_trial_attributes(connection, attributes)
             return set(is_new)
 
-        return self.database.transaction(work) if results else set()
+        return self.database.transaction(work, "finish") if results else set()
 
     def renew(self) -> int:
         """Renew all of the worker's leases; returns how many it holds."""
-        return self.database.transaction(lambda c: c.execute(statements.RENEW, self._values).rowcount)
+        return self.database.transaction(lambda c: c.execute(statements.RENEW, self._values).rowcount, "renew")
 
     def release(self, reason: str, *, is_crash: bool = False) -> int:
         """Give back every point that this worker holds: its trials FAIL, their points WAIT. Returns how many.
@@ -197,11 +212,11 @@ class Ledger:
             _fail_and_requeue(connection, self.study_id, rows, reason, first_number, is_crash=is_crash)
             return len(rows)
 
-        return self.database.transaction(work)
+        return self.database.transaction(work, "release")
 
     def reap(self) -> int:
         """Requeue the points of dead workers; returns how many. Cheap if there are none; all may call it."""
-        stale = self.database.transaction(lambda c: c.execute(statements.STALE, self._values).first())
+        stale = self.database.transaction(lambda c: c.execute(statements.STALE, self._values).first(), "reap")
         if stale is None:
             return 0
 
@@ -212,7 +227,7 @@ class Ledger:
             _fail_and_requeue(connection, self.study_id, rows, reason, first_number, is_crash=True)
             return len(rows)
 
-        return self.database.transaction(work)
+        return self.database.transaction(work, "reap")
 
     def best_value(self) -> float | None:
         """The lowest value of a COMPLETE trial so far."""
@@ -250,6 +265,11 @@ class Ledger:
             "outage": self.database.outage_seconds,
             "last_attempt": MAX_CRASHES - 1,
         }
+
+
+def new_claim_token() -> int:
+    """What tells one claim from all others."""
+    return secrets.randbelow(2**62)
 
 
 def _fail_and_requeue(

@@ -1,15 +1,19 @@
-"""A worker's sign of life: a number of its own, a database session that stays open, leases renewed in time.
+"""A worker's presence: a number of its own, a database session that stays open, leases renewed in time.
 
 The session holds the advisory lock (PRESENCE_NAMESPACE, owner). When the worker dies, the server notices the
 closed connection and drops the lock, and others need not wait for the leases to run out. A thread renews the
-leases at a third of their length, because one epoch of many lanes may take longer than a lease.
+leases at a third of their length, because one epoch of many lanes may take longer than a lease. It does so for a
+worker that gets on: where a watchdog says that the device hangs, the points are given back and the process ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 
@@ -18,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpsearch.logs import get_logger
 from hpsearch.service.ledger import PRESENCE_NAMESPACE, Ledger
+from hpsearch.service.watchdog import Watchdog
 
 _log = get_logger("presence")
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(:namespace, :owner)")
@@ -29,11 +34,37 @@ _HAS_LOCK = text("""
 """)
 
 
-class Presence:
-    """Context manager: while it is open, this worker lives. `ledger` acts in its name."""
+STALLED_EXIT_CODE = 1  # whoever watches over the worker starts it again
+_GOODBYE_SECONDS = 10.0  # what a stalled worker's last statement may take
 
-    def __init__(self, ledger: Ledger) -> None:
+
+def leave_at_once() -> None:
+    """End the process without asking the thread that hangs."""
+    os._exit(STALLED_EXIT_CODE)
+
+
+class Presence:
+    """Context manager: while it is open, this worker lives. `ledger` acts in its name.
+
+    Args:
+        watchdog: None for a worker whose device is not watched.
+        keep: called by the thread with each renewal; must not raise (what else a worker holds in the database).
+        leave: ends the process of a worker that has stalled; injected in tests.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        watchdog: Watchdog | None = None,
+        keep: Sequence[Callable[[], object]] = (),
+        leave: Callable[[], None] = leave_at_once,
+    ) -> None:
         self._database = ledger.database
+        self._watchdog = watchdog
+        self._keep = keep
+        self._leave = leave
+        self._renewed_at = time.monotonic()
         self._connection: Connection | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_stopped, name="lease renewal", daemon=True)
@@ -62,22 +93,54 @@ class Presence:
         Raises:
             StorageError: the database has been away for too long.
         """
+        self._renew_with(self.ledger)
+
+    def _renew_with(self, ledger: Ledger) -> None:
         try:
             self._keep_lock()
         except SQLAlchemyError as error:
             _log.info("lost the session that shows this worker's presence: %s", _first_line(error))
             with contextlib.suppress(SQLAlchemyError):
                 self._keep_lock()  # in a new session, at once: without one, others take this worker for dead
-        self.ledger.renew()
+        ledger.renew()
+        self._renewed_at = time.monotonic()
 
     def _renew_until_stopped(self) -> None:
-        while not self._stopped.wait(self.ledger.lease_seconds / 3):
+        interval = self.ledger.lease_seconds / 3
+        # Not more patient than a turn is long: the next turn tries again, and knows what time it is.
+        brief = replace(self.ledger, database=replace(self._database, outage_seconds=interval / 2))
+        was_told = False
+        while not self._stopped.wait(interval):
+            if self._watchdog is not None and self._watchdog.turn(interval):
+                self._leave_stalled(self._watchdog)
+                return
             try:
-                self.renew()
+                self._renew_with(brief)
+                was_told = False
             except Exception as error:
                 # Whatever it was: the worker's own writes find out about a lasting outage and end it, while the
                 # end of this thread would silently cost all leases.
                 _log.warning("could not renew the leases: %s", _first_line(error))
+                if not was_told and time.monotonic() - self._renewed_at > self.ledger.lease_seconds:
+                    was_told = True
+                    _log.warning(
+                        "cut off from the database for longer than a lease: what others have taken over meanwhile "
+                        "is theirs; nothing of it will be written here"
+                    )
+            for keep in self._keep:
+                keep()
+
+    def _leave_stalled(self, watchdog: Watchdog) -> None:
+        """The thread that trains cannot be reached: give its points back in its place, and end the process."""
+        seconds = watchdog.quiet_seconds
+        _log.error("no progress for %.0f s: the device hangs; this worker gives its trials back and ends", seconds)
+        brief = replace(self.ledger, database=replace(self._database, outage_seconds=_GOODBYE_SECONDS))
+        try:
+            brief.release(f"no progress for {seconds:.0f} s: its device hangs", is_crash=True)
+        except Exception as error:
+            _log.error("could not give the trials back, their leases will run out: %s", _first_line(error))
+        finally:
+            self._leave()
 
     def _take_number(self) -> int:
         """Draw numbers until one is free: the lock proves that no living worker has it.

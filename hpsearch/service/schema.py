@@ -1,4 +1,7 @@
-"""The schema of the study database: create what tables are missing, refuse versions that we do not speak.
+"""The schema of the study database: create what is missing, upgrade what is older, refuse what we do not speak.
+
+An upgrade only adds tables. So it takes a moment whatever the database holds, and workers of the older version that
+are at work finish their study beside newer ones; what starts after it must be of the newer version.
 
 `open_database` calls this once per process. Any number of processes may do so at once, empty database or not.
 """
@@ -12,11 +15,13 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
-from sqlalchemy import Connection, Engine, insert, select, text
+from sqlalchemy import Connection, Engine, insert, select, text, update
 
 from hpsearch.errors import StorageError
+from hpsearch.logs import get_logger
 from hpsearch.service import tables
 
+_log = get_logger("database")
 _SCHEMA_LOCK = 0x68707363  # "hpsc": advisory lock that guards the creation of tables
 
 
@@ -76,13 +81,18 @@ def _check_optuna_revision(storage: RDBStorage, address: str) -> None:
 
 
 def _create_own_tables(connection: Connection, address: str) -> None:
+    """Bring our tables to SCHEMA_VERSION in one transaction; a refusal rolls it back."""
     is_new = not sqlalchemy.inspect(connection).has_table(tables.points.name)
     tables.metadata.create_all(connection)
     if is_new:
         connection.execute(insert(tables.schema).values(version=tables.SCHEMA_VERSION))
     # Without a row, the tables are from before the first release.
     stored = connection.execute(select(tables.schema.c.version)).scalar_one_or_none() or 0
-    if stored != tables.SCHEMA_VERSION:
+    if 1 <= stored < tables.SCHEMA_VERSION:
+        # Version 1 lacks the table of checkpoints alone, and create_all has just made it.
+        connection.execute(update(tables.schema).values(version=tables.SCHEMA_VERSION))
+        _log.info("upgraded the tables in the database at %s from version %d", address, stored)
+    elif stored != tables.SCHEMA_VERSION:
         raise StorageError(
             f"the database at {address} has hpsearch's schema version {stored}, "
             f"this hpsearch has {tables.SCHEMA_VERSION}",

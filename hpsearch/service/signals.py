@@ -1,17 +1,23 @@
 """How a worker is asked to stop: SIGTERM, SIGINT, or the end of the process that started it.
 
-The first signal ends the epoch in progress at once (the trial is given back and begins anew elsewhere); a
-second one ends the process without further ado.
+The first signal lets the epoch in progress end if that is a matter of seconds, so that its trials can be checkpointed
+where they are, and else ends it at once (they go on from their last checkpoint elsewhere). A second one ends the
+process without further ado.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
+
+# Of the ten seconds that Docker and our supervisor leave between SIGTERM and SIGKILL.
+EPOCH_GRACE_SECONDS = 3.0
 
 
 class WorkerStopped(BaseException):
@@ -29,11 +35,14 @@ class StopSignal:
         self._event = threading.Event()
         self._parent_pid = parent_pid
         self._is_interruptible = False
+        self._is_alarm_set = False
+        self._ends_at = 0.0  # when the interruptible section should be over, time.monotonic()
 
     def install(self) -> StopSignal:
         """Handle SIGTERM and SIGINT from now on; only the main thread can."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
+        signal.signal(signal.SIGALRM, self._interrupt)
         return self
 
     def set(self) -> None:
@@ -49,8 +58,14 @@ class StopSignal:
         return self._event.wait(seconds) or self.is_set()
 
     @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Inside, a signal raises WorkerStopped at once. For arithmetic only: database work is not cut."""
+    def interruptible(self, expected_seconds: float | None = None) -> Iterator[None]:
+        """Inside, a signal raises WorkerStopped. For arithmetic only: database work is not cut.
+
+        Args:
+            expected_seconds: how long this should take; what would be over within EPOCH_GRACE_SECONDS is let end.
+                None: the signal ends it at once.
+        """
+        self._ends_at = math.inf if expected_seconds is None else time.monotonic() + expected_seconds
         self._is_interruptible = True
         try:
             if self.is_set():
@@ -58,10 +73,21 @@ class StopSignal:
             yield
         finally:
             self._is_interruptible = False
+            if self._is_alarm_set:  # rung after Python has taken its handlers down, it would kill a process at its end
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._event.is_set():
             os._exit(128 + number)  # asked twice: no clean-up, the leases run out
         self._event.set()
+        if not self._is_interruptible:
+            return
+        if self._ends_at - time.monotonic() > EPOCH_GRACE_SECONDS:
+            raise WorkerStopped
+        self._is_alarm_set = True
+        signal.setitimer(signal.ITIMER_REAL, EPOCH_GRACE_SECONDS)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        """The grace is over; whether anything is still to be cut shows now."""
         if self._is_interruptible:
             raise WorkerStopped

@@ -16,12 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, NoReturn, Protocol
 
 from hpsearch.errors import ArtifactError, HpsearchError, InputError, SurroundingsError
-from hpsearch.logs import get_logger
+from hpsearch.logs import find_final_error, get_logger
 from hpsearch.service.database import Database
 from hpsearch.service.ledger import PointCounts
+from hpsearch.service.life_sign import LIFE_SIGN_VARIABLE
+from hpsearch.service.metrics import METRICS_VARIABLE, MetricsAddress
 from hpsearch.service.progress import Progress, read_progress
 from hpsearch.service.registry import StoredStudy
 
@@ -55,36 +57,47 @@ class WorkerCommand:
     Args:
         storage_url: passed in the environment, never on the command line, where `ps` would show its password;
             None: the embedded PostgreSQL, which the workers join as users of their own.
-        devices: one per worker.
+        device: what each of them asks for; each pins a GPU of its own.
+        num_workers: how many are started; they are told, for they share the machine's memory and the points.
+        artifacts: a folder or bucket.
         threads: CPU threads per worker.
         log_folder: one file per worker.
+        options: further ones of `hpsearch worker`.
+        metrics: where the first of them serves its metrics; each next one at the next port.
     """
 
     study_name: str
     storage_url: str | None
-    devices: Sequence[str]
+    device: str
+    num_workers: int
     lanes: str
-    artifacts: Path
+    artifacts: str
     threads: int
     log_folder: Path
+    options: Sequence[str] = ()
+    metrics: MetricsAddress | None = None
 
     def log_file(self, index: int) -> Path:
         return self.log_folder / f"{self.study_name}-worker-{index}.log"
 
     def start(self, index: int) -> subprocess.Popen[bytes]:
         """Start worker number `index` (0, 1, ...); its output goes to its log file."""
-        arguments = ["worker", self.study_name, "--device", self.devices[index], "--lanes", self.lanes]
+        arguments = ["worker", self.study_name, "--device", self.device, "--lanes", self.lanes, *self.options]
         environment = {
             **os.environ,
-            "HPSEARCH_ARTIFACTS": str(self.artifacts),
+            "HPSEARCH_ARTIFACTS": self.artifacts,
             "OMP_NUM_THREADS": str(self.threads),
             SUPERVISOR_VARIABLE: str(os.getpid()),
-            NUM_WORKERS_VARIABLE: str(len(self.devices)),
+            NUM_WORKERS_VARIABLE: str(self.num_workers),
         }
         if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
             environment["GOMP_SPINCOUNT"] = SPIN_COUNT
         if self.storage_url is not None:
             environment["HPSEARCH_STORAGE"] = self.storage_url
+        environment.pop(LIFE_SIGN_VARIABLE, None)  # of one process; several in one file would hide each other
+        environment.pop(METRICS_VARIABLE, None)
+        if self.metrics is not None:
+            environment[METRICS_VARIABLE] = str(self.metrics.of_worker(index))
         with self._open_log(index) as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "hpsearch", *arguments],
@@ -99,7 +112,7 @@ class WorkerCommand:
         """The error that a worker's log ends with, or its last line."""
         text = self.log_file(index).read_text(encoding="utf-8", errors="replace")
         lines = text.rpartition(_LOG_HEADING)[2].strip().splitlines()[1:]  # of this start only
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        errors = [error for line in lines if (error := find_final_error(line)) is not None]
         return (errors or lines or ["its log is empty"])[-1]
 
     def _open_log(self, index: int) -> IO[bytes]:
@@ -116,16 +129,35 @@ class WorkerCommand:
         return log
 
 
+class WorkerProcess(Protocol):
+    """What the supervisor needs to know of a worker that runs: subprocess.Popen, or an actor (ray_launcher.py)."""
+
+    def poll(self) -> int | None: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
+
+
+class WorkerLauncher(Protocol):
+    """How workers are started, and where their output is: WorkerCommand here, or RayLauncher on other machines."""
+
+    @property
+    def lanes(self) -> str: ...
+    def start(self, index: int) -> WorkerProcess: ...
+    def last_words(self, index: int) -> str: ...
+    def log_file(self, index: int) -> Path | str: ...
+
+
 @dataclass(kw_only=True)
 class Supervisor:
     """Keeps `num_workers` workers alive until the study is finished."""
 
     database: Database
     study: StoredStudy
-    command: WorkerCommand
+    command: WorkerLauncher
     num_workers: int
     poll_seconds: float = 1.0
-    _processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)  # by worker index
+    _processes: dict[int, WorkerProcess] = field(default_factory=dict)  # by worker index
     _restarts: dict[int, int] = field(default_factory=dict)  # since a point was last counted or given up
     _num_settled: int = 0
 

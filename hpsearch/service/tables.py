@@ -1,12 +1,13 @@
-"""The tables: Optuna's own, as its models declare them, and our two beside them.
+"""The tables: Optuna's own, as its models declare them, and ours beside them.
 
 Optuna's tables hold what every Optuna program reads: studies, trials, parameters, values. They are reached
 through Optuna's declarations, so that a renamed column breaks at import and not in the data; the versions of
 both schemas are checked when a database is opened (schema.py). Ours hold what Optuna has no place for:
 
-    hpsearch_schema   one row: the version of these tables
-    hpsearch_points   one row per point of a study: its current trial, its attempt, and the lease on it
-    hpsearch_epochs   one row per trial and epoch: what the intermediate value alone does not tell
+    hpsearch_schema        one row: the version of these tables
+    hpsearch_points        one row per point of a study: its current trial, its attempt, and the lease on it
+    hpsearch_epochs        one row per trial and epoch: what the intermediate value alone does not tell
+    hpsearch_checkpoints   one row per point that can be resumed: where its last checkpoint is
 
 Deleting a study in optuna-dashboard deletes our rows too (ON DELETE CASCADE).
 """
@@ -23,6 +24,7 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -30,7 +32,8 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 1  # of our own tables
+# Of our own tables; what a new version changes stands in schema.py. 1: points, epochs. 2: checkpoints.
+SCHEMA_VERSION = 2
 OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables whose columns are written here (Optuna 3.2 to 5.0)
 
 
@@ -81,4 +84,18 @@ epochs = Table(
     Column("validation_nll", Double, nullable=False),  # nats
     Column("learning_rate", Double, nullable=False),
     Column("seconds", Double, nullable=False),
+)
+
+checkpoints = Table(
+    "hpsearch_checkpoints",
+    metadata,
+    Column("study_id", Integer, primary_key=True),
+    Column("point", Integer, primary_key=True),
+    # The trial that wrote it: the point's current one, or an earlier attempt.
+    Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), nullable=False, unique=True),
+    Column("epoch", Integer, nullable=False),  # the last one that it contains
+    Column("artifact_id", Text, nullable=False),  # its file in the workers' artifact store
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("saved_at", DateTime(timezone=True), nullable=False),
+    ForeignKeyConstraint(["study_id", "point"], [points.c.study_id, points.c.point], ondelete="CASCADE"),
 )

@@ -7,6 +7,9 @@ This is where `training` and `search` meet the database. One turn of the loop is
 What is written is written in the background, while the next epoch trains (epoch_writer.py). Only a pruner has to
 know the epoch before the next one begins: with one, the epoch is recorded and the pruner asked in between.
 
+A database that is away does not stop a worker that has something to train: what it is asked meanwhile is asked briefly
+and again later. Freed lanes then stay empty for a while, and nothing is pruned.
+
 A worker ends when no point of the study is waiting or running; while others still train, it stays to take over
 what they may drop.
 """
@@ -16,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TypeVar, cast
 
 import optuna
 import torch
@@ -24,29 +27,39 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
-from hpsearch.errors import DeviceError, StorageError
+from hpsearch.errors import ArtifactError, DeviceError, StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import build_pruner, is_competitive
 from hpsearch.search.samplers import build_sampler
 from hpsearch.search.snapshot import StudySnapshot
 from hpsearch.search.stopping import StopDecision, stopping_rule, validation_interval
-from hpsearch.service.artifacts import ArtifactFolder
+from hpsearch.service.artifacts import Artifacts
+from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS, Checkpointer
+from hpsearch.service.checkpoints import Checkpoints, ResumeOutcome
 from hpsearch.service.cohorts import cohort_name
 from hpsearch.service.curves import CurveReader
-from hpsearch.service.database import Database
+from hpsearch.service.database import Database, DatabaseAwayError
 from hpsearch.service.devices import describe_device
 from hpsearch.service.epoch_writer import BestParameters, Ending, EpochEntry, EpochWriter, Written
 from hpsearch.service.lane import Lane
 from hpsearch.service.lane_choice import LaneChoice
-from hpsearch.service.ledger import MAX_CRASHES, Claim, Ledger, Outcome, Result
+from hpsearch.service.ledger import MAX_CRASHES, Claim, Ledger, Outcome, Result, new_claim_token
+from hpsearch.service.life_sign import LifeSign, WorkerState
+from hpsearch.service.metrics import WorkerMetrics
 from hpsearch.service.presence import Presence
 from hpsearch.service.registry import StoredStudy
 from hpsearch.service.signals import StopSignal, WorkerStopped
+from hpsearch.service.watchdog import Watchdog
 from hpsearch.settings import TrialSettings
 from hpsearch.training.lanes import Cohort, CohortShape
 from hpsearch.training.memory import describe_shortage, is_out_of_memory, release_cached_memory
 
 _log = get_logger("worker")
+T = TypeVar("T")
+
+RELEASE_SECONDS = 2.0  # how long a worker that is asked to stop waits for a database that is away
+_LONGEST_EPOCHS = 10.0  # a life sign allows an epoch of so many times the last one
+ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there is something to train
 
 
 @dataclass(kw_only=True)
@@ -59,6 +72,12 @@ class Worker:
         num_siblings: workers that were started together with this one, itself included: they share the points.
         name: how this worker appears in trials and logs.
         poll_seconds: how often an idle worker looks for points that others dropped.
+        checkpoint_seconds: between two checkpoints of all lanes; 0 takes only the last one, at a stop.
+        device_name: what trials call the device; None: `describe_device`.
+        is_device_lost: whether somebody else has the device by now (device_pin.py); ends the worker like a stop.
+        keep: called with each renewal of the leases (presence.py).
+        watchdog: ends the process if the device hangs; None watches nothing.
+        metrics: None: counted all the same, but nobody sees it.
         build_cohort: injected in tests.
     """
 
@@ -67,21 +86,33 @@ class Worker:
     data: ResidentData
     device: torch.device
     lanes: LaneChoice
-    artifacts: ArtifactFolder
+    artifacts: Artifacts
     stop: StopSignal
     name: str
     num_siblings: int = 1
     poll_seconds: float = 1.0
+    checkpoint_seconds: float = DEFAULT_CHECKPOINT_SECONDS
+    device_name: str | None = None
+    is_device_lost: Callable[[], bool] = lambda: False
+    keep: Sequence[Callable[[], object]] = ()
+    watchdog: Watchdog | None = None
+    life_sign: LifeSign = field(default_factory=LifeSign)
+    metrics: WorkerMetrics | None = None
     build_cohort: Callable[[CohortShape, ResidentData, torch.device, int], Cohort] = Cohort
     num_finished: int = 0
     _lanes: dict[int, Lane] = field(default_factory=dict)  # by trial id
     _held_over: list[Claim] = field(default_factory=list)  # claimed, but in no lane yet: mostly of another cohort
+    _outcomes: dict[int, Outcome] = field(default_factory=dict)  # of trials whose ends are being written
     _cohort: Cohort | None = None
     _cohort_name: str | None = None
     _num_lanes: int = 1  # of the current cohort
     _num_lone_shortages: int = 0  # single trials that memory did not suffice for, one after the other
     _best_value: float | None = None  # of the study's COMPLETE trials, as far as is known here
     _last_reap: float = 0.0
+    _ask_again_at: float = 0.0  # the database did not answer: not before this, time.monotonic()
+    _claim_token: int | None = None  # of a claim whose answer was lost
+    _lane_epoch_seconds: float | None = None  # of the cohort's last epoch, per lane
+    _is_mid_epoch: bool = False  # the lanes' tensors are of no epoch
 
     def run(self, ledger: Ledger | None = None) -> int:
         """Work until the study has no unfinished point or the worker is told to stop. Returns its finished trials.
@@ -91,29 +122,57 @@ class Worker:
             DeviceError: the device has no memory even for one trial at a time, whichever it is.
         """
         definition = self.study.definition
-        self._curves = CurveReader(self.database, self.study.study_id)
+        metrics = self.metrics or WorkerMetrics(study=definition.name, worker=self.name, life_sign=self.life_sign)
+        self._metrics = metrics
+        self.database = _observed(self.database, metrics)
+        self._curves = CurveReader(self.database.brief(), self.study.study_id)
         pruner = build_pruner(definition.pruning, definition.training.max_epochs)
         self._snapshot = StudySnapshot(study_name=definition.name, study_id=self.study.study_id, pruner=pruner)
-        with (
-            Presence(ledger or Ledger(database=self.database, study_id=self.study.study_id)) as presence,
-            EpochWriter(presence.ledger, self.artifacts, self.stop, self.name) as self._writer,
-        ):
+        ledger = ledger or Ledger(database=self.database, study_id=self.study.study_id)
+        ledger = replace(ledger, database=_observed(ledger.database, metrics))
+        with Presence(ledger, watchdog=self.watchdog, keep=self.keep) as presence:
             self._ledger = presence.ledger
-            try:
-                while not self.stop.is_set() and self._turn():
-                    pass
-            except WorkerStopped:
-                pass
-            except StorageError:
-                raise  # nothing can be given back to a database that is away: the leases run out
-            except BaseException:
-                self._give_up()
-                raise
-            self._note(self._writer.flush())
-            num_released = self._ledger.release("its worker was stopped")
-            if num_released:
-                _log.info("%s: stopped; %d trials given back", self.name, num_released)
+            self._brief_ledger = replace(self._ledger, database=self._ledger.database.brief())
+            checkpoints = Checkpoints(self._ledger, self.artifacts)
+            with (
+                Checkpointer(
+                    checkpoints, interval_seconds=self.checkpoint_seconds, name=self.name, metrics=metrics
+                ) as checkpointer,
+                EpochWriter(
+                    self._ledger, self.artifacts, self.stop, self.name, discard=checkpointer.discard
+                ) as self._writer,
+            ):
+                self._checkpointer = checkpointer
+                self._work()
         return self.num_finished
+
+    def _work(self) -> None:
+        try:
+            while not self.stop.is_set() and self._turn():
+                pass
+        except WorkerStopped:
+            pass
+        except StorageError:
+            raise  # nothing can be given back to a database that is away: the leases run out
+        except BaseException:
+            self._give_up()
+            raise
+        self._leave()
+
+    def _leave(self) -> None:
+        """Write what is outstanding, checkpoint the lanes, and give their trials back; in seconds."""
+        self._note(self._writer.flush())
+        trained = {trial_id: lane for trial_id, lane in self._lanes.items() if lane.num_epochs}
+        if trained and self._cohort is not None and not self._is_mid_epoch and not self._writer.is_outstanding:
+            self._checkpointer.take_last(self._cohort, trained)
+        hurried = replace(self._ledger, database=replace(self.database, outage_seconds=RELEASE_SECONDS))
+        try:
+            num_released = hurried.release("its worker was stopped")
+        except DatabaseAwayError as error:
+            _log.warning("%s: stopped, but its trials could not be given back: %s", self.name, error)
+            return
+        if num_released:
+            _log.info("%s: stopped; %d trials given back", self.name, num_released)
 
     def _give_up(self) -> None:
         """Give the trials back after an error of ours; what they have reached counts in their favour."""
@@ -125,6 +184,9 @@ class Worker:
 
     def _turn(self) -> bool:
         """One epoch, or one look around while there is nothing to train. False: the study is finished."""
+        self._note_progress()
+        if self.is_device_lost():
+            return False
         self._reap_now_and_then()
         try:
             self._fill_lanes()
@@ -136,6 +198,7 @@ class Worker:
                 raise
             shortage = describe_shortage(error)
         else:
+            self.life_sign.renew(WorkerState.IDLE)
             if self._ledger.counts().unfinished == 0:
                 return False
             self.stop.wait(self.poll_seconds)
@@ -147,9 +210,31 @@ class Worker:
         is_idle = not self._lanes
         if is_idle or time.monotonic() - self._last_reap > self._ledger.absence_seconds:
             self._last_reap = time.monotonic()
-            num_requeued = self._ledger.reap()
+            num_requeued = self._ask(Ledger.reap, 0)
             if num_requeued:
                 _log.warning("%s: %d trials of dead workers are queued again", self.name, num_requeued)
+
+    def _ask(self, question: Callable[[Ledger], T], default: T) -> T:
+        """Ask the ledger; with something to train, not for long: the default stands in for a database that is away."""
+        if not self._lanes:
+            return question(self._ledger)
+        if self._is_database_away():
+            return default
+        try:
+            return question(self._brief_ledger)
+        except DatabaseAwayError:
+            self._note_absence()
+            return default
+
+    def _is_database_away(self) -> bool:
+        return self._writer.is_behind or time.monotonic() < self._ask_again_at
+
+    def _note_absence(self) -> None:
+        self._ask_again_at = time.monotonic() + ASK_AGAIN_SECONDS
+
+    def _note_progress(self, epoch_seconds: float = 0.0) -> None:
+        if self.watchdog is not None:
+            self.watchdog.note_progress(epoch_seconds)
 
     # Lanes
 
@@ -165,24 +250,45 @@ class Worker:
             if not self._held_over:
                 return
             for _ in range(len(self._held_over)):
-                self._admit(self._held_over.pop(0))
+                claim = self._held_over.pop(0)
+                try:
+                    self._admit(claim)
+                except DatabaseAwayError:
+                    if not self._lanes:
+                        raise
+                    self._note_absence()
+                    self._held_over.append(claim)
+                    return
 
     def _claim(self, number: int) -> list[Claim]:
-        cohort = self._cohort_name if self._lanes else None
-        claims = self._ledger.claim(number, cohort=cohort)
+        nothing: list[Claim] = []
+        claims = self._ask(lambda ledger: self._claim_from(ledger, number), nothing)
         if claims and self.study.definition.is_drawn:
             self._note(self._writer.collect())  # a sampler must know the trials that have just ended
         if not claims and not self._lanes and self._writer.is_outstanding:
             # A point on its last attempt comes to a worker that holds nothing else: trials must have ended first.
-            self._note(self._writer.collect())
-            claims = self._ledger.claim(number, cohort=cohort)
+            self._note(self._writer.drain())
+            claims = self._claim_from(self._ledger, number)
+        return claims
+
+    def _claim_from(self, ledger: Ledger, number: int) -> list[Claim]:
+        self._claim_token = self._claim_token or new_claim_token()
+        claims = ledger.claim(
+            number,
+            cohort=self._cohort_name if self._lanes else None,
+            token=self._claim_token,
+            attributes=self._origin,
+        )
+        self._checkpointer.look_up(claims)
+        self._claim_token = None
         return claims
 
     def _admit(self, claim: Claim) -> None:
         definition = self.study.definition
         if definition.is_drawn:
+            database = self.database.brief() if self._lanes else self.database
             try:
-                claim = replace(claim, parameters=self.database.with_optuna(lambda: self._draw(claim)))
+                claim = replace(claim, parameters=database.with_optuna(lambda: self._draw(claim)))
             except UpdateFinishedTrialError:
                 _log.warning("%s: lost trial %d before it began", self.name, claim.number)
                 return
@@ -196,12 +302,50 @@ class Worker:
         if is_first:
             self._open_cohort(settings)
         assert self._cohort is not None
+        if self._resume(self._lanes[claim.trial_id], self._cohort):
+            return
         self._cohort.admit(claim.trial_id, settings)
         _log.debug("%s: trial %d begins: %s", self.name, claim.number, dict(claim.parameters))
+
+    def _resume(self, lane: Lane, cohort: Cohort) -> bool:
+        """Put a trial into its lane as an earlier attempt was checkpointed, if one was; False: it begins anew.
+
+        Raises:
+            DatabaseAwayError: the trial is in no lane.
+        """
+        claim = lane.claim
+        resumption = self._checkpointer.load(claim)
+        if resumption is None:
+            return False
+        fresh = replace(lane)
+        try:
+            lane.restore(resumption.checkpoint.extra)
+            cohort.admit(claim.trial_id, lane.settings, resumption.checkpoint)
+        except ArtifactError as error:
+            _log.warning("%s: trial %d begins anew: %s", self.name, claim.number, error)
+            self._lanes[claim.trial_id] = fresh
+            return False
+        try:
+            outcome = self._checkpointer.resume(claim, resumption, is_brief=len(self._lanes) > 1)
+        except DatabaseAwayError:
+            self._drop(claim.trial_id)
+            raise
+        if outcome is ResumeOutcome.RESUMED:
+            self._ledger.record({}, [(claim.trial_id, key, value) for key, value in lane.rungs.items()])
+            _log.info("%s: trial %d goes on after epoch %d", self.name, claim.number, lane.num_epochs)
+            return True
+        self._drop(claim.trial_id)
+        if outcome is ResumeOutcome.LOST:
+            _log.warning("%s: lost trial %d before it began", self.name, claim.number)
+            return True
+        _log.warning("%s: trial %d begins anew: its curve was not recorded", self.name, claim.number)
+        self._lanes[claim.trial_id] = fresh
+        return False
 
     def _open_cohort(self, settings: TrialSettings) -> None:
         self._cohort = None  # its memory may be what the measurement needs
         self._cohort_name = cohort_name(settings)
+        self._lane_epoch_seconds = None
         self._num_lanes = self.lanes.num_lanes(settings, self._share)
         interval = validation_interval(self.study.definition.stopping, self._num_minibatches(settings))
         self._cohort = self.build_cohort(CohortShape.of(settings), self.data, self.device, interval)
@@ -234,20 +378,20 @@ class Worker:
         self._cohort.release(trial_id)
 
     def _make_room(self, shortage: str) -> None:
-        """Memory did not suffice. All trials begin anew, for a broken epoch leaves no lane in a known state."""
+        """Memory did not suffice. All trials are given back, for a broken epoch leaves no lane in a known state."""
         num_lanes = len(self._lanes)
         settings = next(iter(self._lanes.values())).settings
         self._lanes.clear()
         self._held_over.clear()
         self._cohort = None
-        self._note(self._writer.collect())  # what was reached before counts
+        self._note(self._writer.drain())  # what was reached before counts
         release_cached_memory(self.device)
-        where = describe_device(self.device)
+        where = self._origin["device"]
         if num_lanes > 1:
             self.lanes.note_shortage(settings, num_lanes // 2)
             num_released = self._ledger.release(f"out of memory on {where} with {num_lanes} lanes")
             _log.warning(
-                "%s: out of memory on %s with %d lanes (%s): %d trials begin anew, in %d lanes at most",
+                "%s: out of memory on %s with %d lanes (%s): %d trials are taken up again, in %d lanes at most",
                 *(self.name, where, num_lanes, shortage, num_released, num_lanes // 2),
             )
             return
@@ -263,19 +407,57 @@ class Worker:
 
     def _train_epoch(self) -> None:
         assert self._cohort is not None
-        with self.stop.interruptible():
+        num_lanes, started = len(self._lanes), time.monotonic()
+        per_lane = self._lane_epoch_seconds
+        with self.stop.interruptible(None if per_lane is None else per_lane * num_lanes):
+            self._is_mid_epoch = True
             by_trial = cast("dict[int, EpochReport]", self._cohort.train_epoch())  # keys are the trial ids we gave it
+            self._is_mid_epoch = False
+        self._note_epoch(num_lanes, time.monotonic() - started)
         self._num_lone_shortages = 0
         decisions = {trial_id: self._lanes[trial_id].take_in(report) for trial_id, report in by_trial.items()}
         self._note(self._writer.collect())  # of the epoch before
         reports = {i: r for i, r in by_trial.items() if i in self._lanes and not r.has_diverged}
-        if is_competitive(self.study.definition.pruning):
-            held = self._held()
-            self._note(Written(lost=held - self._ledger.record(reports)))
-            undecided = [i for i in by_trial if i in self._lanes and decisions[i] is None]
-            self._hand_over(None, decisions, losers=self._ask_pruner(undecided))
-        else:
+        losers = self._losers(reports, decisions)
+        if losers is None:
             self._hand_over(reports, decisions)
+        else:
+            self._hand_over(None, decisions, losers)
+        if self._lanes:
+            self._checkpointer.take_if_due(self._cohort, self._lanes, self._writer.last_write)
+
+    def _note_epoch(self, num_lanes: int, seconds: float) -> None:
+        self._lane_epoch_seconds = seconds / num_lanes
+        self._note_progress(seconds)
+        state = WorkerState.DATABASE_AWAY if self._writer.is_behind else WorkerState.TRAINING
+        self.life_sign.renew(state, f"{num_lanes} lanes", allowed_seconds=_LONGEST_EPOCHS * seconds)
+        self._metrics.epoch_trained(num_lanes, seconds)
+        self._metrics.set_lanes(busy=num_lanes, total=max(self._num_lanes, num_lanes))
+        self._metrics.set_reports_buffered(self._writer.num_buffered)
+
+    def _losers(
+        self, reports: Mapping[int, EpochReport], decisions: Mapping[int, StopDecision | None]
+    ) -> list[int] | None:
+        """Record the epoch and ask a competitive pruner; None: it was neither recorded nor asked."""
+        if not is_competitive(self.study.definition.pruning) or self._is_database_away():
+            return None
+        held = self._held()
+        try:
+            recorded = self._brief_ledger.record(reports)
+        except DatabaseAwayError:
+            self._note_absence()
+            return None
+        self._note(Written(lost=held - recorded))
+        try:
+            return self._ask_pruner([i for i in decisions if i in self._lanes and decisions[i] is None])
+        except DatabaseAwayError:
+            self._note_absence()
+            return []
+
+    @property
+    def _origin(self) -> dict[str, str]:
+        """What a trial says of where it is trained."""
+        return {"worker": self.name, "device": self.device_name or describe_device(self.device)}
 
     def _held(self) -> frozenset[int]:
         return frozenset(self._lanes).union(claim.trial_id for claim in self._held_over)
@@ -288,10 +470,11 @@ class Worker:
     ) -> None:
         """Have the epoch written and take the trials that ended out of their lanes, at once."""
         held = self._held()
-        origin = {"worker": self.name, "device": describe_device(self.device)}
+        origin = self._origin
         ended = [(i, self._lanes[i].result(d, origin)) for i, d in decisions.items() if d and i in self._lanes]
         pruner = self.study.definition.pruning.pruner
         ended += [(i, self._lanes[i].pruned_result(pruner, origin)) for i in losers]
+        self._outcomes.update({i: result.outcome for i, result in ended})
         endings = [self._ending(self._lanes[i], result) for i, result in ended]
         for trial_id, _ in ended:
             self._drop(trial_id)
@@ -317,6 +500,9 @@ class Worker:
     def _note(self, written: Written) -> None:
         """Learn what became of an epoch; trials that are no longer ours are dropped."""
         self.num_finished += len(written.counted)
+        self._metrics.writes_fenced(len(written.lost))
+        for trial_id in written.counted:
+            self._metrics.trial_ended(self._outcomes.pop(trial_id))
         if written.best_value is not None:
             self._best_value = written.best_value
         for trial_id in written.lost & self._lanes.keys():
@@ -333,6 +519,12 @@ class Worker:
         running = [trial_id for trial_id in trial_ids if self._snapshot.is_running(trial_id)]
         losers = [trial_id for trial_id in running if self._snapshot.should_prune(trial_id)]
         rungs = self._snapshot.drain_system_attrs()
+        for trial_id, key, value in rungs:
+            self._lanes[trial_id].rungs[key] = value
         if rungs:
-            self._ledger.record({}, rungs)
+            self._brief_ledger.record({}, rungs)
         return losers
+
+
+def _observed(database: Database, metrics: WorkerMetrics) -> Database:
+    return replace(database, on_call=metrics.database_called, on_retry=metrics.database_retried)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from moto import mock_aws
 from sqlalchemy import create_engine, event, make_url, text
 
 from hpsearch.epoch_report import EpochReport, Validation
@@ -16,6 +20,45 @@ from hpsearch.service.embedded import EmbeddedPostgres
 from hpsearch.service.registry import StoredStudy, create_study
 from hpsearch.settings import TrialSettings
 from hpsearch.study import StudyDefinition, parse_definition
+
+
+@pytest.fixture
+def aws_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS's variables name somebody, and nothing of the user's."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "an-id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-key")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+
+
+@pytest.fixture
+def bucket(aws_variables: None) -> Iterator[Any]:
+    """An empty bucket, as boto3 sees it, that lives in this process only."""
+    with mock_aws():
+        yield boto3.resource("s3").create_bucket(Bucket=f"bucket-{uuid.uuid4().hex}")
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The address of a server that speaks S3, in a thread of this process."""
+    from moto.server import ThreadedMotoServer  # here: it takes a second
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def served_bucket(s3_endpoint: str, aws_variables: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty bucket that other processes reach too: AWS_ENDPOINT_URL names its server, as for MinIO."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    return boto3.resource("s3").create_bucket(Bucket=f"bucket-{uuid.uuid4().hex}")
 
 
 @pytest.fixture(scope="session")

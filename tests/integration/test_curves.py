@@ -68,14 +68,16 @@ def test_reader_sees_what_optuna_sees(ledger: Ledger, reader: CurveReader, epoch
         found = reader.read()
         assert [essence(trial) for trial in found] == [essence(trial) for trial in expected]
         assert all(type(v) is float for trial in found for v in trial.intermediate_values.values())
+
+
+def test_failed_attempts_do_not_compete(ledger: Ledger, reader: CurveReader, epoch: Epoch) -> None:
+    one, two, three = ledger.claim(3)
+    ledger.record({claim.trial_id: epoch() for claim in (one, two, three)}, [(three.trial_id, "completed_rung_0", 0.5)])
+    ledger.finish([Result(trial_id=one.trial_id, outcome=Outcome.COMPLETE, value=0.15)])
+    ledger.finish([Result(trial_id=two.trial_id, outcome=Outcome.PRUNED, value=None)])
+    assert len(reader.read()) == 3
     ledger.release("stopped")
-    assert [essence(trial) for trial in reader.read()] == [essence(t) for t in as_optuna_reads(ledger)]
-    assert [trial.state for trial in reader.read()] == [
-        TrialState.COMPLETE,
-        TrialState.PRUNED,
-        TrialState.FAIL,
-        TrialState.FAIL,
-    ]
+    assert [trial.state for trial in reader.read()] == [TrialState.COMPLETE, TrialState.PRUNED]
 
 
 def test_reading_is_one_statement_that_leaves_out_what_is_known(

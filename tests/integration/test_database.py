@@ -63,7 +63,7 @@ def test_eight_processes_open_an_empty_database_at_once(database_url: str) -> No
     )
     assert result.stdout.strip() == str([0] * 8), result.stderr
     names = table_names(database_url)
-    assert {"studies", "trials", "hpsearch_schema", "hpsearch_points", "hpsearch_epochs"} <= set(names)
+    assert {"studies", "trials", *tables.metadata.tables} <= set(names)
     assert len(names) == len(set(names))
 
 
@@ -130,7 +130,9 @@ def test_own_schema_of_another_version_is_refused_with_both(tables_url: str, sql
     with engine.begin() as connection:
         connection.execute(text(sql))
     engine.dispose()
-    with pytest.raises(StorageError, match=f"schema version {stored}, this hpsearch has 1") as caught:
+    with pytest.raises(
+        StorageError, match=f"schema version {stored}, this hpsearch has {tables.SCHEMA_VERSION}"
+    ) as caught:
         open_database(tables_url)
     assert caught.value.hint is not None
 

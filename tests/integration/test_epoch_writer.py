@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from hpsearch.errors import ArtifactError, StorageError
 from hpsearch.service import epoch_writer as module
 from hpsearch.service import ledger as ledger_module
 from hpsearch.service import ledger_statements
-from hpsearch.service.artifacts import RECORD_PREFIX, ArtifactFolder
+from hpsearch.service.artifacts import RECORD_PREFIX, Artifacts, open_artifacts
 from hpsearch.service.database import Database
 from hpsearch.service.epoch_writer import BestParameters, Ending, EpochEntry, EpochWriter, Written
 from hpsearch.service.ledger import Claim, Ledger, Outcome, PointCounts, Result
@@ -33,8 +34,8 @@ Statements = Callable[[], AbstractContextManager[list[str]]]
 
 
 @pytest.fixture
-def artifacts(tmp_path: Path) -> ArtifactFolder:
-    return ArtifactFolder(tmp_path / "artifacts")
+def artifacts(tmp_path: Path) -> Artifacts:
+    return open_artifacts(tmp_path / "artifacts")
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def stop() -> StopSignal:
 
 
 @pytest.fixture
-def writer(ledger: Ledger, artifacts: ArtifactFolder, stop: StopSignal) -> Iterator[EpochWriter]:
+def writer(ledger: Ledger, artifacts: Artifacts, stop: StopSignal) -> Iterator[EpochWriter]:
     with EpochWriter(ledger, artifacts, stop, "tester") as writer:
         yield writer
 
@@ -99,12 +100,93 @@ def test_nothing_is_outstanding_at_first_and_after_it_was_collected(writer: Epoc
     assert writer.collect() == writer.flush() == Written()
 
 
-def test_one_epoch_is_outstanding_at_most(writer: EpochWriter, ledger: Ledger) -> None:
+def test_epochs_queue_up_and_are_written_in_order(
+    ledger: Ledger, writer: EpochWriter, database: Database, epoch: Epoch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SLOW_SECONDS", 0.01)
+    claim, other = ledger.claim(2)
+    with locked_points(database):
+        for number in (1, 2, 3):
+            writer.hand_over(entry([claim, other], {claim.trial_id: epoch(number, 1 / number)}))
+            assert writer.collect() == Written()
+        writer.hand_over(entry([claim, other], None, complete(claim, 0.125)))
+        assert (writer.num_buffered, writer.is_behind, writer.is_outstanding) == (3, True, True)
+    assert writer.drain() == Written(counted=frozenset({claim.trial_id}), best_value=0.125)
+    assert (writer.num_buffered, writer.is_behind, writer.is_outstanding) == (0, False, False)
+    assert trials_of(ledger)[0].intermediate_values == {1: 1.0, 2: 0.5, 3: pytest.approx(1 / 3)}
+
+
+def test_training_goes_on_while_the_database_does_not_answer_and_that_is_said_once(
+    ledger: Ledger,
+    writer: EpochWriter,
+    database: Database,
+    epoch: Epoch,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "hpsearch")
+    monkeypatch.setattr(module, "SLOW_SECONDS", 0.01)
     (claim,) = ledger.claim(1)
-    writer.hand_over(entry([claim], {}))
-    with pytest.raises(AssertionError):
-        writer.hand_over(entry([claim], {}))
-    writer.collect()
+    with locked_points(database):
+        for number in (1, 2, 3):
+            writer.hand_over(entry([claim], {claim.trial_id: epoch(number)}))
+            writer.collect()
+    writer.drain()
+    assert caplog.messages == [
+        "tester: the database does not answer: training goes on, its reports are kept",
+        "tester: the database is back, and all epochs are written",
+    ]
+
+
+def test_training_waits_when_too_many_reports_are_kept(
+    ledger: Ledger, writer: EpochWriter, database: Database, epoch: Epoch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SLOW_SECONDS", 0.01)
+    monkeypatch.setattr(module, "MAX_BUFFERED_REPORTS", 1)
+    (claim,) = ledger.claim(1)
+    with futures.ThreadPoolExecutor() as pool:
+        with locked_points(database):
+            for number in (1, 2):
+                writer.hand_over(entry([claim], {claim.trial_id: epoch(number)}))
+            collected = pool.submit(writer.collect)
+            with pytest.raises(futures.TimeoutError):
+                collected.result(timeout=0.3)
+        assert collected.result(timeout=30) == Written()
+    assert writer.num_buffered <= 1
+
+
+def test_a_stopped_worker_does_not_wait_for_room(
+    ledger: Ledger,
+    writer: EpochWriter,
+    database: Database,
+    stop: StopSignal,
+    epoch: Epoch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SLOW_SECONDS", 0.01)
+    monkeypatch.setattr(module, "MAX_BUFFERED_REPORTS", 0)
+    (claim,) = ledger.claim(1)
+    stop.set()
+    with locked_points(database):
+        writer.hand_over(entry([claim], {claim.trial_id: epoch(1)}))
+        assert writer.collect() == Written()
+
+
+def test_what_became_of_two_entries_is_told_together() -> None:
+    first = Written(lost=frozenset({1}), counted=frozenset({2}), best_value=0.5)
+    assert first.followed_by(Written(lost=frozenset({3}), counted=frozenset({4}))) == Written(
+        lost=frozenset({1, 3}), counted=frozenset({2, 4}), best_value=0.5
+    )
+    assert first.followed_by(Written(best_value=0.25)).best_value == 0.25
+
+
+def test_checkpoints_of_counted_trials_are_discarded(ledger: Ledger, artifacts: Artifacts, stop: StopSignal) -> None:
+    claims = ledger.claim(2)
+    discarded: list[set[int]] = []
+    with EpochWriter(ledger, artifacts, stop, "tester", discard=lambda ids: discarded.append(set(ids))) as writer:
+        writer.hand_over(entry(claims, None, complete(claims[0])))
+        writer.collect()
+    assert discarded == [{claims[0].trial_id}]
 
 
 def test_the_hand_over_does_not_wait_for_the_database(
@@ -130,7 +212,7 @@ def test_reports_come_before_ends(ledger: Ledger, writer: EpochWriter, epoch: Ep
 @pytest.mark.parametrize("num_lanes", [1, 8, 64])
 def test_an_epoch_takes_the_same_number_of_statements_for_any_number_of_lanes(
     database: Database,
-    artifacts: ArtifactFolder,
+    artifacts: Artifacts,
     stop: StopSignal,
     new_study: Callable[..., StoredStudy],
     epoch: Epoch,
@@ -220,29 +302,29 @@ def test_a_worker_that_loses_its_leases_while_its_write_is_outstanding_writes_no
 
 
 def test_a_trial_that_finished_elsewhere_keeps_no_parameters_of_ours(
-    ledger: Ledger, writer: EpochWriter, artifacts: ArtifactFolder
+    ledger: Ledger, writer: EpochWriter, artifacts: Artifacts
 ) -> None:
     """Its lease may still bear our name: plain Optuna was told of it."""
     (claim,) = ledger.claim(1)
     ledger.database.storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
     writer.hand_over(entry([claim], None, complete(claim)))
     assert writer.collect() == Written(lost=frozenset({claim.trial_id}))
-    assert list(artifacts.folder.iterdir()) == []
+    assert list(Path(artifacts.place).iterdir()) == []
 
 
 # Errors and stopping
 
 
 def test_an_error_of_the_thread_reaches_the_worker_when_it_collects(
-    ledger: Ledger, writer: EpochWriter, artifacts: ArtifactFolder, epoch: Epoch
+    ledger: Ledger, writer: EpochWriter, artifacts: Artifacts, epoch: Epoch
 ) -> None:
     claims = ledger.claim(2)
-    shutil.rmtree(artifacts.folder)
+    shutil.rmtree(Path(artifacts.place))
     writer.hand_over(entry(claims, {c.trial_id: epoch(1) for c in claims}, complete(claims[0])))
     with pytest.raises(ArtifactError, match="cannot write the best parameters"):
         writer.collect()
     assert ledger.counts() == PointCounts(waiting=4, running=2)  # recorded, but not ended without its parameters
-    artifacts.folder.mkdir()
+    Path(artifacts.place).mkdir()
     writer.hand_over(entry(claims, {c.trial_id: epoch(2) for c in claims}, complete(claims[0])))  # the thread lives on
     assert writer.collect().counted == {claims[0].trial_id}
 
@@ -265,7 +347,7 @@ def away(url: str) -> Iterator[None]:
 
 
 def test_a_database_that_stays_away_is_told_when_the_worker_collects(
-    tables_url: str, ledger: Ledger, artifacts: ArtifactFolder, stop: StopSignal, epoch: Epoch
+    tables_url: str, ledger: Ledger, artifacts: Artifacts, stop: StopSignal, epoch: Epoch
 ) -> None:
     (claim,) = ledger.claim(1)
     impatient = replace(ledger, database=replace(ledger.database, outage_seconds=0.2))
@@ -295,14 +377,14 @@ def test_a_worker_that_is_asked_to_stop_does_not_wait_for_a_slow_database(
         writer.hand_over(entry([claim], {claim.trial_id: epoch(1)}, complete(claim)))
         stop.set()
         with pytest.raises(WorkerStopped):
-            writer.collect()
+            writer.drain()
     assert writer.flush().counted == {claim.trial_id}  # what was outstanding is not lost
 
 
 def test_the_last_flush_waits_but_not_for_ever(
     ledger: Ledger,
     database: Database,
-    artifacts: ArtifactFolder,
+    artifacts: Artifacts,
     stop: StopSignal,
     epoch: Epoch,
     monkeypatch: pytest.MonkeyPatch,
@@ -314,12 +396,12 @@ def test_the_last_flush_waits_but_not_for_ever(
         with EpochWriter(ledger, artifacts, stop, "tester") as writer:
             writer.hand_over(entry([claim], {claim.trial_id: epoch(1)}))
             assert writer.flush() == Written()
-        assert caplog.messages == ["tester: the database does not answer: its last epoch may not be recorded"]
+        assert caplog.messages == ["tester: the database does not answer: its last epochs may not be recorded"]
     writer._thread.shutdown(wait=True)
     assert trials_of(ledger)[0].intermediate_values == {1: 0.5}
 
 
-def test_the_thread_ends_with_its_writer(ledger: Ledger, artifacts: ArtifactFolder, stop: StopSignal) -> None:
+def test_the_thread_ends_with_its_writer(ledger: Ledger, artifacts: Artifacts, stop: StopSignal) -> None:
     (claim,) = ledger.claim(1)
     with EpochWriter(ledger, artifacts, stop, "tester") as writer:
         writer.hand_over(entry([claim], {}))

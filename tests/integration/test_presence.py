@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from hpsearch.service.database import Database
 from hpsearch.service.ledger import PRESENCE_NAMESPACE, Ledger, PointCounts
 from hpsearch.service.presence import Presence
 from hpsearch.service.registry import StoredStudy
+from hpsearch.service.watchdog import Watchdog
 
 # Claims two points of study argv[2] in the database argv[1], tells its number, and never ends.
 WORKER = """
@@ -231,3 +232,68 @@ def test_start_waits_for_a_database_that_is_away_for_a_moment(ledger: Ledger, mo
     monkeypatch.setattr(Presence, "_ask", ask)
     with Presence(ledger) as presence:
         assert presence.ledger.owner > 0
+
+
+class Hung(Watchdog):
+    """Says at its first turn that the device hangs."""
+
+    def turn(self, seconds: float) -> bool:
+        self._quiet_seconds += seconds
+        return True
+
+
+def leaving(ledger: Ledger, **options: Any) -> tuple[Presence, threading.Event]:
+    left = threading.Event()
+    return Presence(ledger, watchdog=Hung(0.0, is_cpu=False), leave=left.set, **options), left
+
+
+def test_a_hung_worker_gives_its_points_back_as_a_crash_and_ends(
+    ledger: Ledger, execute: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    presence, left = leaving(replace(ledger, lease_seconds=0.3))
+    presence.ledger.claim(2)
+    with presence:
+        assert left.wait(30)
+    assert presence.ledger.counts() == PointCounts(waiting=3)
+    assert execute("SELECT crashes FROM hpsearch_points ORDER BY point") == [(1,), (1,), (0,)]
+    assert "no progress for 0 s: the device hangs" in caplog.text
+    reasons = execute("SELECT value_json FROM trial_user_attributes WHERE key = 'fail_reason'")
+    assert reasons == [('"no progress for 0 s: its device hangs"',)] * 2
+
+
+def test_a_hung_worker_ends_even_if_the_database_takes_nothing_back(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise StorageError("away")
+
+    monkeypatch.setattr(Ledger, "release", fail)
+    presence, left = leaving(replace(ledger, lease_seconds=0.03))
+    with presence:
+        assert left.wait(30)
+    assert "could not give the trials back, their leases will run out: away" in caplog.text
+
+
+def test_a_worker_that_gets_on_is_renewed(ledger: Ledger) -> None:
+    watching = watched(ledger)
+    with Presence(watching, watchdog=Watchdog(3600.0, is_cpu=False)):
+        for _ in range(2):
+            assert watching.renewed.acquire(timeout=30)
+
+
+def test_what_else_a_worker_holds_is_kept_with_each_renewal_whatever_becomes_of_it(ledger: Ledger) -> None:
+    watching = watched(ledger, StorageError("away"))
+    kept = threading.Semaphore(0)
+    with Presence(watching, keep=[kept.release]):
+        for _ in range(2):
+            assert kept.acquire(timeout=30)
+
+
+def test_a_worker_that_is_cut_off_for_longer_than_a_lease_says_so_once(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    watching = watched(ledger, *[StorageError("away")] * 12)
+    with Presence(watching):
+        for _ in range(14):
+            assert watching.renewed.acquire(timeout=30)
+    assert caplog.text.count("cut off from the database for longer than a lease") == 1

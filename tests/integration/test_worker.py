@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import sqlalchemy
 import torch
 from optuna.trial import TrialState
 from safetensors.numpy import load_file
@@ -22,14 +23,18 @@ from safetensors.numpy import load_file
 from hpsearch.data.catalog import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
-from hpsearch.errors import ArtifactError, DeviceError
+from hpsearch.errors import ArtifactError, DeviceError, StorageError
+from hpsearch.service import epoch_writer as epoch_writer_module
 from hpsearch.service import worker as worker_module
-from hpsearch.service.artifacts import ArtifactFolder
-from hpsearch.service.database import Database, open_database
+from hpsearch.service.artifacts import open_artifacts
+from hpsearch.service.checkpoints import Checkpoints
+from hpsearch.service.database import Database, DatabaseAwayError, open_database
 from hpsearch.service.epoch_writer import EpochEntry, EpochWriter, Written
 from hpsearch.service.lane_choice import FixedLanes, LaneChoice, MeasuredLanes
 from hpsearch.service.lane_memory import KnownLanes, LaneCase, LaneMemory
 from hpsearch.service.ledger import MAX_CRASHES, Ledger, PointCounts
+from hpsearch.service.life_sign import LifeSign, WorkerState
+from hpsearch.service.metrics import WorkerMetrics
 from hpsearch.service.prepare import PreparedStudy, prepare_study
 from hpsearch.service.presence import Presence
 from hpsearch.service.signals import StopSignal
@@ -82,7 +87,7 @@ class Bench:
             data=self.data,
             device=CPU,
             lanes=FixedLanes(lanes) if isinstance(lanes, int) else lanes,
-            artifacts=ArtifactFolder(self.folder / "artifacts"),
+            artifacts=open_artifacts(self.folder / "artifacts"),
             stop=stop or StopSignal(),
             name="tester",
             poll_seconds=0.01,
@@ -132,11 +137,11 @@ class BeforeEpoch(StopSignal):
         self._action = action or self.set
 
     @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def interruptible(self, expected_seconds: float | None = None) -> Iterator[None]:
         self._epochs_to_go -= 1
         if self._epochs_to_go == 0:
             self._action()
-        with super().interruptible():
+        with super().interruptible(expected_seconds):
             yield
 
 
@@ -169,9 +174,9 @@ def test_the_best_trials_parameters_are_kept_and_reproduce_its_value(bench: Call
     worker = study.worker()
     worker.run()
     best = study.study.best_trial
-    path = worker.artifacts.parameters_path(best)
-    assert path is not None
-    parameters = load_file(path)
+    artifact_id = worker.artifacts.parameters_id(best)
+    assert artifact_id is not None
+    parameters = load_file(Path(worker.artifacts.place) / artifact_id)
     images, labels = study.data.validation_images.numpy(), study.data.validation_labels.numpy()
     hidden = np.tanh(images @ parameters["hidden.weight"].T + parameters["hidden.bias"])
     scores = hidden @ parameters["output.weight"].T + parameters["output.bias"]
@@ -418,11 +423,11 @@ def test_held_over_points_open_no_more_lanes_than_their_own_cohort_has(bench: Ca
 
     class Watching(StopSignal):
         @contextlib.contextmanager
-        def interruptible(self) -> Iterator[None]:
+        def interruptible(self, expected_seconds: float | None = None) -> Iterator[None]:
             for lane in worker._lanes.values():
                 size = lane.settings.training.batch_size
                 busy[size] = max(busy.get(size, 0), len(worker._lanes))
-            with super().interruptible():
+            with super().interruptible(expected_seconds):
                 yield
 
     worker = study.worker(lanes=BySize(), stop=Watching())
@@ -449,8 +454,8 @@ class Early(EpochWriter):
 
     def hand_over(self, entry: EpochEntry) -> None:
         super().hand_over(entry)
-        assert self._outstanding is not None
-        futures.wait([self._outstanding])
+        assert self.last_write is not None
+        futures.wait([self.last_write])
 
 
 class Late(EpochWriter):
@@ -462,9 +467,9 @@ class Late(EpochWriter):
         self._is_awaited.clear()
         super().hand_over(entry)
 
-    def _is_written(self, seconds: float) -> bool:
+    def _await(self, seconds: float) -> bool:
         self._is_awaited.set()
-        return super()._is_written(seconds)
+        return super()._await(seconds)
 
     def _write(self, entry: EpochEntry) -> Written:
         assert self._is_awaited.wait(60)
@@ -571,9 +576,9 @@ class WatchedStop(StopSignal):
         self._action = action
 
     @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def interruptible(self, expected_seconds: float | None = None) -> Iterator[None]:
         self._action()
-        with super().interruptible():
+        with super().interruptible(expected_seconds):
             yield
 
 
@@ -620,12 +625,12 @@ def test_a_failing_worker_records_what_it_has_trained(
 def test_an_error_of_the_background_ends_the_worker_like_its_own(bench: Callable[..., Bench]) -> None:
     study = bench()
     worker = study.worker(lanes=6)
-    worker.artifacts.folder.rename(study.folder / "away")
+    Path(worker.artifacts.place).rename(study.folder / "away")
     with pytest.raises(ArtifactError, match="cannot write the best parameters"):
         worker.run()
     counts = study.ledger.counts()
     assert (counts.running, counts.waiting) == (0, 6)
-    (study.folder / "away").rename(worker.artifacts.folder)
+    (study.folder / "away").rename(Path(worker.artifacts.place))
     assert study.worker().run() == 6
     study.counted()
 
@@ -638,7 +643,7 @@ def test_an_error_after_an_error_of_the_background_still_gives_the_trials_back(
     study = bench(stopping=stopping, search={"learning_rate": [1e-7, 0.2], "lambda_2": [0.0]})
 
     def die() -> None:
-        worker.artifacts.folder.rename(study.folder / "away")
+        Path(worker.artifacts.place).rename(study.folder / "away")
         raise RuntimeError("on purpose")
 
     worker = study.worker(lanes=2, stop=BeforeEpoch(3, die))  # the first one has just ended
@@ -721,7 +726,7 @@ def test_out_of_memory_halves_the_lanes_and_loses_no_trial(
     num_lanes = 4 if fails_in_admission else 6
     assert caplog.messages == [
         f"tester: out of memory on cpu with {num_lanes} lanes ({tried}): "
-        f"6 trials begin anew, in {num_lanes // 2} lanes at most"
+        f"6 trials are taken up again, in {num_lanes // 2} lanes at most"
     ]
     failed = [t for t in study.study.trials if t.state is TrialState.FAIL]
     assert {t.user_attrs["fail_reason"] for t in failed} == {f"out of memory on cpu with {num_lanes} lanes"}
@@ -806,3 +811,302 @@ def test_lanes_that_ran_out_of_memory_are_remembered(bench: Callable[..., Bench]
     study.worker(lanes=lanes, stop=stop, build_cohort=Roomy).run()
     study.counted()
     assert memory.recall(case).most == 3
+
+
+# Taking trials up again
+
+
+def counted_curves(study: Bench) -> list[Any]:
+    """What a study's counted trials say of their training: nothing of attempts, workers and times."""
+    names = ("stop_reason", "epochs", "best_epoch", "best_validation_nll")
+    return [
+        (t.params, t.state, t.value, t.intermediate_values, [t.user_attrs[name] for name in names])
+        for t in study.counted()
+    ]
+
+
+class CountedEpochs(StopSignal):
+    """Counts a worker's epochs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    @contextlib.contextmanager
+    def interruptible(self, expected_seconds: float | None = None) -> Iterator[None]:
+        self.number += 1
+        with super().interruptible(expected_seconds):
+            yield
+
+
+RULES = [
+    {},
+    {"stopping": {"rule": "geometric-patience", "patience": 70, "patience_increase": 2.0}},
+    {"training": {"optimizer": "adam", "schedule": "plateau", "schedule_patience": 1, "shuffle": True}},
+    {"pruning": {"pruner": "successive-halving", "reduction_factor": 2}},
+]
+
+
+@pytest.mark.parametrize("sections", RULES, ids=["plain", "patience", "adam", "asha"])
+def test_a_stopped_worker_s_trials_go_on_where_they_were(bench: Callable[..., Bench], sections: dict[str, Any]) -> None:
+    whole, parts = bench(**sections), bench(**sections)
+    whole.worker(lanes=1).run()
+    num_stops = 0
+    while parts.ledger.counts().unfinished:
+        parts.worker(lanes=1, stop=BeforeEpoch(3)).run()  # two epochs each
+        num_stops += 1
+    assert num_stops > 3
+    assert counted_curves(parts) == counted_curves(whole)
+    resumed = [trial for trial in parts.counted() if "resumed_at_epoch" in trial.user_attrs]
+    assert resumed
+    assert all(trial.user_attrs["resumed_at_epoch"] < trial.user_attrs["epochs"] for trial in resumed)
+
+
+def test_no_epoch_is_trained_twice_after_a_stop(bench: Callable[..., Bench]) -> None:
+    study = bench()
+    study.worker(lanes=6, stop=BeforeEpoch(4)).run()
+    stop = CountedEpochs()
+    assert study.worker(lanes=6, stop=stop).run() == 6
+    assert stop.number == 1
+    assert all(trial.user_attrs["resumed_at_epoch"] == 3 for trial in study.counted())
+
+
+def test_a_failed_worker_s_trials_go_on_from_their_last_checkpoint(bench: Callable[..., Bench]) -> None:
+    whole, parts = bench(), bench()
+    whole.worker(lanes=6).run()
+
+    def die() -> None:
+        job = worker._checkpointer._job
+        assert job is not None
+        futures.wait([job])
+        raise RuntimeError("on purpose")
+
+    worker = parts.worker(lanes=6, stop=BeforeEpoch(4, die), checkpoint_seconds=1e-9)
+    with pytest.raises(RuntimeError):
+        worker.run()
+    parts.worker(lanes=6).run()
+    assert {trial.user_attrs.get("resumed_at_epoch") for trial in parts.counted()} <= {1, 2, 3}
+    assert counted_curves(parts) == counted_curves(whole)
+
+
+def test_counted_trials_leave_no_checkpoint(bench: Callable[..., Bench], database: Database) -> None:
+    study = bench()
+    worker = study.worker(lanes=3, checkpoint_seconds=1e-9)
+    worker.run()
+    study.counted()
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM hpsearch_checkpoints").scalar_one() == 0
+    assert not list(Path(worker.artifacts.place).glob("checkpoint-*"))
+
+
+def test_a_damaged_checkpoint_lets_its_trial_begin_anew(
+    bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, study = bench(), bench()
+    whole.worker(lanes=6).run()
+    worker = study.worker(lanes=6, stop=BeforeEpoch(3))
+    worker.run()
+    first, second, *_ = sorted(Path(worker.artifacts.place).glob("checkpoint-*"))
+    content = first.read_bytes()
+    first.write_bytes(content[:-8] + b"\1" * 8)
+    second.unlink()
+    study.worker(lanes=6).run()
+    assert counted_curves(study) == counted_curves(whole)
+    assert sum("resumed_at_epoch" in trial.user_attrs for trial in study.counted()) == 4
+    assert len([message for message in caplog.messages if "begins anew" in message]) == 2
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_training(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> set[int]:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(Checkpoints, "save", refuse)
+    study = bench()
+    study.worker(lanes=2, checkpoint_seconds=1e-9).run()
+    study.counted()
+    assert "tester: a checkpoint was not taken: no room" in caplog.messages
+
+
+def test_a_device_without_room_for_a_copy_goes_without_a_checkpoint(
+    bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    class NoRoom(Cohort):
+        def checkpoint(self, keys: Any) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    study = bench()
+    study.worker(lanes=2, checkpoint_seconds=1e-9, build_cohort=NoRoom).run()
+    study.counted()
+    assert "tester: no checkpoint: the device has no memory left for a copy of the lanes" in caplog.messages
+
+
+def test_a_trial_says_from_the_start_where_it_is_trained(bench: Callable[..., Bench]) -> None:
+    study = bench()
+    seen: list[dict[str, Any]] = []
+
+    def look() -> None:
+        seen.extend(t.user_attrs for t in study.study.get_trials(states=[TrialState.RUNNING]))
+
+    study.worker(lanes=2, stop=BeforeEpoch(1, look), device_name="cuda:0 (test)").run()
+    assert [(attributes["worker"], attributes["device"]) for attributes in seen] == [("tester", "cuda:0 (test)")] * 2
+
+
+# A database that is away
+
+
+@contextlib.contextmanager
+def away(database: Database) -> Iterator[None]:
+    """A database that admits nobody for a while."""
+    name = database.url.database
+    engine = sqlalchemy.create_engine(database.url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        connection.exec_driver_sql(
+            f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{name}'"
+        )
+        try:
+            yield
+        finally:
+            connection.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    engine.dispose()
+
+
+class Outage:
+    """Takes the database away before one epoch and brings it back before a later one."""
+
+    def __init__(self, database: Database, first: int, last: int) -> None:
+        self._stack = contextlib.ExitStack()
+        self._database = database
+        self._epochs = itertools.count(1)
+        self._first, self._last = first, last
+
+    def __call__(self) -> None:
+        epoch = next(self._epochs)
+        if epoch == self._first:
+            self._stack.enter_context(away(self._database))
+        elif epoch == self._last:
+            self._stack.close()
+
+
+@pytest.mark.parametrize("sections", [{}, {"pruning": {"pruner": "median", "startup_trials": 1}}], ids=["", "median"])
+def test_training_goes_on_while_the_database_is_away_and_nothing_is_lost(
+    bench: Callable[..., Bench], database: Database, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(epoch_writer_module, "SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(worker_module, "ASK_AGAIN_SECONDS", 0.05)
+    study = bench(
+        training={"max_epochs": 30}, search={"learning_rate": [0.2, 0.1, 0.02], "lambda_2": [0.0]}, **sections
+    )
+    study.worker(lanes=2, stop=WatchedStop(Outage(database, 3, 20))).run()
+    for trial in study.counted():
+        assert list(trial.intermediate_values) == list(range(1, trial.user_attrs["epochs"] + 1))
+    assert {trial.user_attrs["attempt"] for trial in study.counted()} == {1}
+
+
+def test_lanes_that_fall_free_while_the_database_is_away_are_filled_when_it_is_back(
+    bench: Callable[..., Bench], database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch_writer_module, "SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(worker_module, "ASK_AGAIN_SECONDS", 0.05)
+    rates = {"learning_rate": [1e-7, 0.2, 0.1, 0.02], "lambda_2": [0.0]}  # the first one stops after two epochs
+    study = bench(stopping={"rule": "no-improvement-in-n", "n": 1}, training={"max_epochs": 12}, search=rates)
+    busy: list[int] = []
+    with contextlib.ExitStack() as stack:
+
+        def note() -> None:
+            busy.append(len(worker._lanes))
+            if len(busy) == 2:
+                stack.enter_context(away(database))
+            elif len(busy) == 3:  # the worker may run out of lanes, and wait
+                threading.Timer(1.0, stack.close).start()
+
+        worker = study.worker(lanes=2, stop=WatchedStop(note))
+        worker.run()
+    study.counted()
+    assert busy[:3] == [2, 2, 1]  # a free lane, and nobody to ask
+
+
+def test_a_database_that_stays_away_ends_the_worker(
+    bench: Callable[..., Bench], database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch_writer_module, "SLOW_SECONDS", 0.05)
+    study = bench(training={"max_epochs": 100_000})
+    study.database = replace(database, outage_seconds=0.5)
+    with contextlib.ExitStack() as stack:
+        stop = BeforeEpoch(2, lambda: stack.enter_context(away(database)))
+        with pytest.raises(StorageError, match="has been away") as caught:
+            study.worker(lanes=2, stop=stop).run()
+        assert caught.value.exit_code == 3
+    assert study.ledger.counts().running == 2  # until their leases run out
+
+
+def test_a_worker_that_is_stopped_while_the_database_is_away_leaves_in_time(
+    bench: Callable[..., Bench], database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(epoch_writer_module, "FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(worker_module, "RELEASE_SECONDS", 0.1)
+    study = bench()
+    with contextlib.ExitStack() as stack:
+
+        def stop_away() -> None:
+            stack.enter_context(away(database))
+            stop.set()
+
+        stop = BeforeEpoch(2, stop_away)
+        study.worker(lanes=2, stop=stop).run()
+    assert any("stopped, but its trials could not be given back" in message for message in caplog.messages)
+    study.ledger.reap()
+    assert study.ledger.counts().running == 2
+
+
+def test_a_claim_whose_answer_was_lost_is_made_again_and_not_twice(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = bench()
+    real = Ledger.claim
+    lost = iter([None])
+
+    def claim(self: Ledger, *arguments: Any, **options: Any) -> Any:
+        claims = real(self, *arguments, **options)
+        if worker._lanes:
+            for _ in lost:
+                raise DatabaseAwayError("the answer was lost")
+        return claims
+
+    monkeypatch.setattr(Ledger, "claim", claim)
+    monkeypatch.setattr(worker_module, "ASK_AGAIN_SECONDS", 0.0)
+    worker = study.worker(lanes=2)
+    assert worker.run() == 6
+    assert {trial.user_attrs["attempt"] for trial in study.counted()} == {1}
+
+
+def test_a_worker_whose_device_was_taken_gives_its_trials_back_without_a_crash(
+    bench: Callable[..., Bench], database: Database
+) -> None:
+    study = bench()
+    lost = threading.Event()
+    study.worker(lanes=2, stop=BeforeEpoch(2, lost.set), is_device_lost=lost.is_set).run()
+    assert study.ledger.counts() == PointCounts(waiting=6)
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT sum(crashes) FROM hpsearch_points").scalar_one() == 0
+
+
+def test_what_a_worker_does_is_counted(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    study = bench()
+    life_sign = LifeSign(tmp_path / "alive")
+    metrics = WorkerMetrics(study="s", worker="w", life_sign=life_sign)
+    states: list[WorkerState] = []
+    stop = WatchedStop(lambda: states.append(life_sign.state))
+    with life_sign:
+        study.worker(lanes=2, stop=stop, metrics=metrics, life_sign=life_sign, checkpoint_seconds=1e-9).run()
+    sample = metrics.registry.get_sample_value
+    assert sample("hpsearch_trial_epochs_total") == 24
+    assert sample("hpsearch_trials_ended_total", {"outcome": "complete"}) == 6
+    assert sample("hpsearch_lanes") == 2
+    assert sample("hpsearch_reports_buffered") in (0, 2)
+    assert sample("hpsearch_database_seconds_count", {"operation": "record"}) == 12
+    assert (sample("hpsearch_checkpoints_total", {"result": "written"}) or 0) > 0
+    assert states == [WorkerState.STARTING] + [WorkerState.TRAINING] * 11
+    assert life_sign.state is WorkerState.IDLE

@@ -15,19 +15,19 @@ from safetensors.numpy import load_file, save_file
 from hpsearch.errors import ArtifactError, InputError, NothingCompleteError
 from hpsearch.results.export import ExportFormat, export_best, export_model, write_export
 from hpsearch.results.summary import StudySummary, read_summary
-from hpsearch.service.artifacts import ArtifactFolder
+from hpsearch.service.artifacts import Artifacts, open_artifacts
 from hpsearch.service.ledger import Claim
 
 WEIGHTS = {"output.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
 
 @pytest.fixture
-def artifacts(tmp_path: Path) -> ArtifactFolder:
-    return ArtifactFolder(tmp_path / "artifacts")
+def artifacts(tmp_path: Path) -> Artifacts:
+    return open_artifacts(tmp_path / "artifacts")
 
 
 @pytest.fixture
-def trained(learning_rates: Any, artifacts: ArtifactFolder) -> StudySummary:
+def trained(learning_rates: Any, artifacts: Artifacts) -> StudySummary:
     """Two complete trials; the second is the best, and its parameters are kept."""
     learning_rates.complete(learning_rates.claim(), [0.3])
     claim = learning_rates.claim()
@@ -36,7 +36,7 @@ def trained(learning_rates: Any, artifacts: ArtifactFolder) -> StudySummary:
     return read_summary(learning_rates.database, "made-up")
 
 
-def _save(study: Any, artifacts: ArtifactFolder, claim: Claim) -> None:
+def _save(study: Any, artifacts: Artifacts, claim: Claim) -> None:
     """As the worker does."""
     metadata = {
         "study": study.name,
@@ -46,8 +46,8 @@ def _save(study: Any, artifacts: ArtifactFolder, claim: Claim) -> None:
     artifacts.save_parameters(study.database.storage, claim.trial_id, WEIGHTS, metadata)
 
 
-def _artifact(artifacts: ArtifactFolder) -> Path:
-    (path,) = artifacts.folder.iterdir()
+def _artifact(artifacts: Artifacts) -> Path:
+    (path,) = Path(artifacts.place).iterdir()
     return path
 
 
@@ -77,7 +77,7 @@ def test_a_write_that_fails_leaves_the_old_export(trained: StudySummary, tmp_pat
 
 
 def test_the_model_is_the_best_trials_parameters_with_their_metadata(
-    trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path
+    trained: StudySummary, artifacts: Artifacts, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.safetensors"
     export_model(trained, artifacts, path)
@@ -87,7 +87,7 @@ def test_the_model_is_the_best_trials_parameters_with_their_metadata(
 
 
 def test_another_suffix_is_an_input_error_with_the_choices(
-    trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path
+    trained: StudySummary, artifacts: Artifacts, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"unknown model format '\.onnx'") as caught:
         export_model(trained, artifacts, tmp_path / "model.onnx")
@@ -95,7 +95,7 @@ def test_another_suffix_is_an_input_error_with_the_choices(
 
 
 def test_a_model_of_nothing_complete_is_an_error(
-    learning_rates: Any, artifacts: ArtifactFolder, tmp_path: Path
+    learning_rates: Any, artifacts: Artifacts, tmp_path: Path
 ) -> None:
     summary = read_summary(learning_rates.database, "made-up")
     with pytest.raises(NothingCompleteError, match="4 waiting"):
@@ -103,20 +103,20 @@ def test_a_model_of_nothing_complete_is_an_error(
 
 
 def test_parameters_that_lie_elsewhere_are_missed_by_name_with_the_option_that_helps(
-    trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path
+    trained: StudySummary, artifacts: Artifacts, tmp_path: Path
 ) -> None:
-    elsewhere = ArtifactFolder(tmp_path / "elsewhere")
+    elsewhere = open_artifacts(tmp_path / "elsewhere")
     with pytest.raises(ArtifactError) as caught:
         export_model(trained, elsewhere, tmp_path / "model.safetensors")
     name = _artifact(artifacts).name
     assert str(caught.value) == (
-        f"artifact {name} (parameters.safetensors of trial 1) is not in the folder {elsewhere.folder}"
+        f"artifact {name} (parameters.safetensors of trial 1) is not in {elsewhere.place}"
     )
     assert "HPSEARCH_ARTIFACTS" in str(caught.value.hint)
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_damaged_parameters_are_not_exported(trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path) -> None:
+def test_damaged_parameters_are_not_exported(trained: StudySummary, artifacts: Artifacts, tmp_path: Path) -> None:
     artifact = _artifact(artifacts)
     artifact.write_bytes(artifact.read_bytes()[:-4])
     with pytest.raises(ArtifactError, match="is damaged"):
@@ -124,7 +124,7 @@ def test_damaged_parameters_are_not_exported(trained: StudySummary, artifacts: A
 
 
 def test_parameters_of_another_trial_are_not_exported(
-    trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path
+    trained: StudySummary, artifacts: Artifacts, tmp_path: Path
 ) -> None:
     save_file(WEIGHTS, _artifact(artifacts), metadata={"study": "made-up", "trial": "0"})
     with pytest.raises(ArtifactError, match="says that it belongs to trial 0 of study 'made-up'"):
@@ -132,7 +132,7 @@ def test_parameters_of_another_trial_are_not_exported(
 
 
 def test_a_folder_in_the_artifacts_place_is_an_error(
-    trained: StudySummary, artifacts: ArtifactFolder, tmp_path: Path
+    trained: StudySummary, artifacts: Artifacts, tmp_path: Path
 ) -> None:
     artifact = _artifact(artifacts)
     artifact.unlink()
@@ -141,7 +141,7 @@ def test_a_folder_in_the_artifacts_place_is_an_error(
         export_model(trained, artifacts, tmp_path / "model.safetensors")
 
 
-def test_a_trial_without_an_artifact_says_so(learning_rates: Any, artifacts: ArtifactFolder, tmp_path: Path) -> None:
+def test_a_trial_without_an_artifact_says_so(learning_rates: Any, artifacts: Artifacts, tmp_path: Path) -> None:
     learning_rates.complete(learning_rates.claim(), [0.3])
     summary = read_summary(learning_rates.database, "made-up")
     with pytest.raises(ArtifactError, match=r"trial 0 of study 'made-up' has no parameters\.safetensors"):

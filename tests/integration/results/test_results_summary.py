@@ -42,6 +42,16 @@ def test_points_are_counted_as_the_ledger_counts_them(learning_rates: Any) -> No
     assert summary.as_json()["finished"] is False
 
 
+def test_a_running_trial_tells_its_worker_and_device(learning_rates: Any) -> None:
+    where = {"worker": "node7:4711", "device": "cuda:0 (NVIDIA Fake, GPU-1)"}
+    learning_rates.ledger.claim(2, attributes=where)
+    summary = read_summary(learning_rates.database, "made-up")
+    assert [(trial.number, dict(trial.attributes).items() >= where.items()) for trial in summary.running] == [
+        (0, True),
+        (1, True),
+    ]
+
+
 def test_a_point_that_always_fails_is_given_up_and_counted_as_failed(make_study: Callable[..., Any]) -> None:
     study = make_study({"hidden_units": [50]})
     for _ in range(3):

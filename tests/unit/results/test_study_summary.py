@@ -26,6 +26,7 @@ def test_json_has_the_documented_keys(summary: StudySummary) -> None:
         "points": {"total": 3, "waiting": 0, "running": 0, "complete": 2, "pruned": 1, "failed": 0},
         "epochs": 6,
         "failed_attempts": 0,
+        "running": [],
         "best": {
             "trial": 1,
             "point": 1,
@@ -36,6 +37,27 @@ def test_json_has_the_documented_keys(summary: StudySummary) -> None:
             "params": {"learning_rate": 0.01},
         },
     }
+
+
+def test_json_says_where_running_trials_are_trained(make_summary: Any, make_trial: Any) -> None:
+    running = {"state": TrialState.RUNNING, "curve": [0.9]}
+    trials = [
+        make_trial(2, None, **running),
+        make_trial(1, None, {"learning_rate": 0.1}, worker="node7:4711", device="cuda:0 (Fake, GPU-1)", **running),
+        make_trial(0, 0.5),
+        make_trial(3, None, is_current=False, **running),  # somebody's own, through plain Optuna
+    ]
+    assert make_summary(trials, {"learning_rate": [0.1]}).as_json()["running"] == [
+        {
+            "trial": 1,
+            "point": 1,
+            "epochs": 1,
+            "worker": "node7:4711",
+            "device": "cuda:0 (Fake, GPU-1)",
+            "params": {"learning_rate": 0.1},
+        },
+        {"trial": 2, "point": 2, "epochs": 1, "worker": None, "device": None, "params": {}},
+    ]
 
 
 def test_json_of_a_study_with_nothing_complete_has_no_best(make_summary: Any, make_trial: Any) -> None:

@@ -12,16 +12,21 @@ from contextlib import contextmanager
 
 import pytest
 
+from hpsearch.service import signals
 from hpsearch.service.signals import StopSignal, WorkerStopped
 
 # Trains for ever; when stopped, says so and cleans up for ever.
 WORKER = """
 import signal, sys
+from hpsearch.service import signals
 from hpsearch.service.signals import StopSignal, WorkerStopped
+signals.EPOCH_GRACE_SECONDS = 0.2
 stop = StopSignal().install()
 print("ready", flush=True)
 try:
-    with stop.interruptible():
+    with stop.interruptible(EXPECTED):
+        signal.pause()
+        print("goes on", flush=True)
         while True:
             signal.pause()
 except WorkerStopped:
@@ -32,8 +37,11 @@ print("clean", flush=True)
 
 
 @contextmanager
-def worker() -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def worker(expected_seconds: float | None = None) -> Iterator[subprocess.Popen[str]]:
+    program = WORKER.replace("EXPECTED", repr(expected_seconds))
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert line_of(process) == "ready"
         yield process
@@ -48,8 +56,11 @@ def line_of(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_first_signal_ends_the_epoch_at_once_and_lets_the_worker_clean_up(number: signal.Signals) -> None:
-    with worker() as process:
+@pytest.mark.parametrize("expected_seconds", [None, 3600.0])
+def test_first_signal_ends_a_long_epoch_at_once_and_lets_the_worker_clean_up(
+    number: signal.Signals, expected_seconds: float | None
+) -> None:
+    with worker(expected_seconds) as process:
         process.send_signal(number)
         assert line_of(process) == "stopped True"
         output, _ = process.communicate("\n", timeout=30)
@@ -66,10 +77,19 @@ def test_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
         assert line_of(process) == ""
 
 
+def test_an_epoch_that_should_be_over_soon_goes_on_for_the_grace_and_is_ended_then() -> None:
+    with worker(0.0) as process:
+        process.send_signal(signal.SIGTERM)
+        assert line_of(process) == "goes on"
+        assert line_of(process) == "stopped True"
+        output, _ = process.communicate("\n", timeout=30)
+        assert (output, process.returncode) == ("clean\n", 0)
+
+
 @pytest.fixture
 def stop() -> Iterator[StopSignal]:
     """Installed in this process; the handlers that were there come back afterwards."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
     yield StopSignal().install()
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -80,6 +100,23 @@ def test_signal_outside_of_an_epoch_cuts_nothing_but_the_next_epoch_does_not_beg
     assert stop.is_set()
     with pytest.raises(WorkerStopped), stop.interruptible():
         pytest.fail("an epoch began")
+
+
+def test_the_end_of_the_grace_cuts_nothing_after_the_epoch(stop: StopSignal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "EPOCH_GRACE_SECONDS", 0.05)
+    with stop.interruptible(0.0):
+        signal.raise_signal(signal.SIGTERM)
+    while signal.getitimer(signal.ITIMER_REAL)[0]:  # until the alarm has rung
+        pass
+    assert stop.is_set()
+
+
+def test_no_alarm_is_left_after_the_epoch(stop: StopSignal) -> None:
+    """It would ring while the process ends, when Python's handlers are gone, and kill it."""
+    with stop.interruptible(0.0):
+        signal.raise_signal(signal.SIGTERM)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 def test_signal_after_an_epoch_cuts_nothing(stop: StopSignal) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ import pytest
 from hpsearch.errors import ArtifactError
 from hpsearch.service import supervisor as module
 from hpsearch.service.ledger import PointCounts
+from hpsearch.service.metrics import MetricsAddress
 from hpsearch.service.progress import Progress
 from hpsearch.service.supervisor import (
     MAX_RESTARTS,
@@ -39,9 +41,10 @@ def command(folder: Path, program: str = "") -> FakeCommand:
     return FakeCommand(
         study_name="s",
         storage_url=None,
-        devices=["cpu"],
+        device="cpu",
+        num_workers=1,
         lanes="1",
-        artifacts=folder,
+        artifacts=str(folder),
         threads=1,
         log_folder=folder,
         program=program,
@@ -123,14 +126,53 @@ def test_workers_are_told_how_many_they_are(tmp_path: Path, monkeypatch: pytest.
     workers = WorkerCommand(
         study_name="s",
         storage_url=None,
-        devices=["cpu"] * 3,
+        device="cpu",
+        num_workers=3,
         lanes="auto",
-        artifacts=tmp_path,
+        artifacts=str(tmp_path),
         threads=1,
         log_folder=tmp_path,
     )
     workers.start(0)
     assert told[NUM_WORKERS_VARIABLE] == "3"
+
+
+def test_each_of_several_workers_serves_metrics_at_a_port_of_its_own_and_none_writes_a_life_sign(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPSEARCH_LIFE_SIGN", str(tmp_path / "alive"))
+    monkeypatch.setenv("HPSEARCH_METRICS", "9100")
+    environments: list[dict[str, str]] = []
+    monkeypatch.setattr(module.subprocess, "Popen", lambda *_, env, **__: environments.append(env))
+    plain = WorkerCommand(
+        study_name="s",
+        storage_url=None,
+        device="cpu",
+        num_workers=2,
+        lanes="auto",
+        artifacts=str(tmp_path),
+        threads=1,
+        log_folder=tmp_path,
+    )
+    with_metrics = replace(plain, metrics=MetricsAddress.parse("0.0.0.0:9100"))
+    for workers in (plain, with_metrics):
+        for index in range(2):
+            workers.start(index)
+    told = [environment.get("HPSEARCH_METRICS") for environment in environments]
+    assert told == [None, None, "0.0.0.0:9100", "0.0.0.0:9101"]
+    assert not any("HPSEARCH_LIFE_SIGN" in environment for environment in environments)
+
+
+def test_last_words_are_found_in_a_json_log_too(tmp_path: Path) -> None:
+    lines = [
+        {"level": "ERROR", "message": "out of memory"},
+        {"level": "ERROR", "message": "the disk is full", "hint": "make room", "exit_code": 3},
+        {"level": "INFO", "message": "it leaves"},
+    ]
+    worker = command(tmp_path)
+    with worker._open_log(0) as log:
+        log.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+    assert worker.last_words(0) == "the disk is full"
 
 
 class _StartedError(Exception):
@@ -163,9 +205,10 @@ def test_a_workers_threads_wait_for_each_other_as_the_user_says_or_for_a_moment(
     worker = WorkerCommand(
         study_name="s",
         storage_url=None,
-        devices=["cpu"],
+        device="cpu",
+        num_workers=1,
         lanes="1",
-        artifacts=tmp_path,
+        artifacts=str(tmp_path),
         threads=3,
         log_folder=tmp_path,
     )

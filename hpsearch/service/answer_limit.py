@@ -1,0 +1,62 @@
+"""A time limit on the client's side for every answer of PostgreSQL.
+
+A server process that was stopped, or a network that was cut without a word, leaves a client waiting: TCP's own limits
+do not see the first (the kernel still acknowledges), and the server's `statement_timeout` sees neither. psycopg2 lets a
+callback do the waiting, for all connections of the process; ours gives up, and psycopg2 closes the connection then.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg2
+from psycopg2 import extensions
+
+# As long as our connections let unacknowledged data be (tcp_user_timeout): both are a connection without a server.
+ANSWER_SECONDS = 20.0
+_DEFAULT_CONNECT_SECONDS = 5.0
+_CONNECTED = (extensions.STATUS_READY, extensions.STATUS_BEGIN, extensions.STATUS_PREPARED)
+
+
+class _Limit(threading.local):
+    seconds: float = ANSWER_SECONDS
+
+
+_limit = _Limit()
+
+
+def limit_answers() -> None:
+    """Give up on answers that do not come, in this process, from now on. Safe to call again."""
+    extensions.set_wait_callback(_wait)
+
+
+@contextmanager
+def answer_limit(seconds: float) -> Iterator[None]:
+    """Inside, and in this thread, wait so long for an answer."""
+    before, _limit.seconds = _limit.seconds, seconds
+    try:
+        yield
+    finally:
+        _limit.seconds = before
+
+
+def _wait(connection: Any) -> None:
+    """Wait until the connection is ready; each sign of life of the server begins the limit anew."""
+    while (state := connection.poll()) != extensions.POLL_OK:
+        seconds = _limit.seconds if connection.status in _CONNECTED else _connect_seconds(connection)
+        descriptors = [connection.fileno()]
+        wants_read, wants_write = state == extensions.POLL_READ, state == extensions.POLL_WRITE
+        if not wants_read and not wants_write:
+            raise psycopg2.OperationalError(f"the connection is in a state that we do not know: {state}")
+        if not any(select.select(descriptors if wants_read else [], descriptors if wants_write else [], [], seconds)):
+            raise psycopg2.OperationalError(f"the server has not answered for {seconds:g} s")
+
+
+def _connect_seconds(connection: Any) -> float:
+    """libpq leaves its connect_timeout to whoever does the waiting."""
+    named = extensions.parse_dsn(connection.dsn).get("connect_timeout", "")
+    return float(named) if named.isdecimal() and int(named) > 0 else _DEFAULT_CONNECT_SECONDS

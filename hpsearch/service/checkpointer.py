@@ -1,0 +1,182 @@
+"""When and how a worker checkpoints its lanes, and how a trial is taken up again.
+
+Between two epochs, at most every so many seconds, the lanes' tensors are copied on the device. A thread of its own
+brings them to the host, writes a file per trial and records them, after the epochs that they contain: a checkpoint in
+the database always has its curve there. While one is being written, no other is begun. None of this may end the
+worker: a checkpoint that fails costs the epochs since the one before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, cast
+
+from hpsearch.errors import ArtifactError
+from hpsearch.logs import get_logger
+from hpsearch.service.checkpoints import Checkpoints, ResumeOutcome, StoredCheckpoint
+from hpsearch.service.database import DatabaseAwayError
+from hpsearch.service.lane import Lane
+from hpsearch.service.ledger import Claim
+from hpsearch.service.metrics import WorkerMetrics
+from hpsearch.training.checkpoint import PendingCheckpoint, TrialCheckpoint
+from hpsearch.training.lanes import Cohort
+from hpsearch.training.memory import is_out_of_memory
+
+_log = get_logger("checkpoints")
+
+DEFAULT_CHECKPOINT_SECONDS = 60.0
+_FILES_AT_ONCE = 16  # so many trials' files are held in memory, and recorded by one statement
+LAST_SECONDS = 3.0  # what the checkpoint of a worker that is asked to stop may take
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """What a trial goes on from."""
+
+    stored: StoredCheckpoint
+    checkpoint: TrialCheckpoint
+
+
+class Checkpointer:
+    """Context manager: one worker's checkpoints. To be used by one thread.
+
+    Args:
+        interval_seconds: between two checkpoints of all lanes; 0 takes only the last one, when the worker is stopped.
+        name: the worker's, for the log.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, *, interval_seconds: float, name: str, metrics: WorkerMetrics) -> None:
+        self._checkpoints = checkpoints
+        self._metrics = metrics
+        self._interval_seconds = interval_seconds
+        self._name = name
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._job: Future[None] | None = None
+        self._taken_at = time.monotonic()
+        self._known: set[int] = set()  # trials of which there may be a checkpoint
+        self._found: dict[int, StoredCheckpoint] = {}  # what freshly claimed trials may go on from
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown(wait=self._job is None or self._job.done(), cancel_futures=True)
+
+    def take_if_due(self, cohort: Cohort, lanes: Mapping[int, Lane], written: Future[Any] | None) -> None:
+        """Begin a checkpoint of these lanes, if the interval is over and the last one is written.
+
+        Args:
+            written: done when the epochs that these lanes have trained are recorded; None if they are.
+        """
+        if self._interval_seconds <= 0 or time.monotonic() - self._taken_at < self._interval_seconds:
+            return
+        if self._job is None or self._job.done():
+            self._begin(cohort, lanes, written)
+
+    def take_last(self, cohort: Cohort, lanes: Mapping[int, Lane]) -> None:
+        """Checkpoint these lanes now, all of whose epochs are recorded; waits `LAST_SECONDS` at most."""
+        deadline = time.monotonic() + LAST_SECONDS
+        if self._job is not None:
+            wait([self._job], timeout=LAST_SECONDS)
+        if self._job is None or self._job.done():
+            job = self._begin(cohort, lanes, None)
+            if job is None or wait([job], timeout=max(0.0, deadline - time.monotonic())).done:
+                return
+        _log.warning("%s: the last checkpoint took too long; trials go on from the one before", self._name)
+
+    def discard(self, trial_ids: Collection[int]) -> None:
+        """Forget the checkpoints of trials that are counted."""
+        obsolete = self._known.intersection(trial_ids)
+        if obsolete:
+            self._known -= obsolete
+            self._checkpoints.discard(obsolete)
+
+    def look_up(self, claims: Sequence[Claim]) -> None:
+        """Find out which of these have a checkpoint to go on from; one statement, none for first attempts."""
+        again = [claim.trial_id for claim in claims if claim.attempt > 1]
+        if again:
+            self._found.update(self._checkpoints.find(again))
+
+    def load(self, claim: Claim) -> Resumption | None:
+        """What a claimed trial goes on from; None if it begins anew."""
+        stored = self._found.pop(claim.trial_id, None)
+        content = None if stored is None else self._checkpoints.load(stored)
+        if stored is None or content is None:
+            return None
+        self._known.add(claim.trial_id)
+        try:
+            return Resumption(stored=stored, checkpoint=TrialCheckpoint.from_bytes(content))
+        except ArtifactError as error:
+            _log.warning("%s: trial %d begins anew: %s", self._name, claim.number, error)
+            return None
+
+    def resume(self, claim: Claim, resumption: Resumption, *, is_brief: bool) -> ResumeOutcome:
+        """Give the trial the curve up to its checkpoint.
+
+        Args:
+            is_brief: do not wait for a database that is away.
+        Raises:
+            DatabaseAwayError: it is, and the checkpoint can be loaded again.
+        """
+        checkpoints = self._checkpoints.brief() if is_brief else self._checkpoints
+        try:
+            outcome = checkpoints.resume(claim.trial_id, resumption.stored)
+        except DatabaseAwayError:
+            self._found[claim.trial_id] = resumption.stored
+            raise
+        if outcome is ResumeOutcome.RESUMED:
+            self._metrics.checkpoint("restored")
+        return outcome
+
+    def _begin(self, cohort: Cohort, lanes: Mapping[int, Lane], written: Future[Any] | None) -> Future[None] | None:
+        self._taken_at = time.monotonic()
+        self._known.update(lanes)
+        states = {trial_id: (lane.num_epochs, lane.state()) for trial_id, lane in lanes.items()}
+        try:
+            pending = cohort.checkpoint(list(lanes))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _log.warning("%s: no checkpoint: the device has no memory left for a copy of the lanes", self._name)
+            return None
+        self._job = self._thread.submit(self._write, pending, states, written)
+        return self._job
+
+    # In the thread
+
+    def _write(
+        self,
+        pending: PendingCheckpoint,
+        states: Mapping[int, tuple[int, dict[str, Any]]],
+        written: Future[Any] | None,
+    ) -> None:
+        try:
+            if written is not None:
+                written.result()
+            items: dict[int, tuple[int, bytes]] = {}
+            for key, checkpoint in pending.fetch_each():
+                trial_id = cast("int", key)  # as we gave it
+                epoch, state = states[trial_id]
+                items[trial_id] = (epoch, replace(checkpoint, extra=state).to_bytes())
+                if len(items) == _FILES_AT_ONCE:
+                    self._save(items)
+                    items = {}
+            self._save(items)
+        except Exception as error:
+            # The worker's own writes find out about a lasting trouble and end it.
+            _log.warning("%s: a checkpoint was not taken: %s", self._name, str(error).partition("\n")[0])
+            self._metrics.checkpoint("failed")
+
+    def _save(self, items: Mapping[int, tuple[int, bytes]]) -> None:
+        """Write them; a trial that has ended meanwhile is no failure, a store that refuses is logged by `save`."""
+        for _ in self._checkpoints.save(items):
+            self._metrics.checkpoint("written")

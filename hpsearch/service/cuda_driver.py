@@ -1,0 +1,59 @@
+"""What the CUDA driver tells of the GPUs that this process sees: their UUIDs and names.
+
+torch's own properties would do for whole GPUs. Of a MIG instance they may tell its parent's UUID, which all instances
+of that GPU share, while the driver tells the instance's own. None of these calls makes a context, which would cost
+some hundred megabytes on every GPU that it is made on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+_LIBRARY = "libcuda.so.1"
+_NAME_BYTES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriverGpu:
+    """A GPU or MIG instance.
+
+    Args:
+        uuid: 8-4-4-4-12 hexadecimal digits; a MIG instance's own.
+    """
+
+    uuid: str
+    name: str
+
+
+def read_driver_gpus(driver: Any = None) -> tuple[DriverGpu, ...]:
+    """The GPUs in the order of `cuda:0`, `cuda:1` ..., as CUDA_VISIBLE_DEVICES leaves them.
+
+    Args:
+        driver: the driver's library, loaded; injected in tests.
+    Returns:
+        Nothing where there is no driver, no GPU, or a driver older than CUDA 11.4, which tells no instance's UUID.
+    Source: CUDA driver API, "Device Management".
+    """
+    try:
+        driver = driver or ctypes.CDLL(_LIBRARY)
+        uuid_of = driver.cuDeviceGetUuid_v2
+        number = ctypes.c_int()
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(number)):
+            return ()
+    except (OSError, AttributeError):
+        return ()
+    gpus = []
+    for ordinal in range(number.value):
+        device, octets = ctypes.c_int(), (ctypes.c_ubyte * 16)()
+        name = ctypes.create_string_buffer(_NAME_BYTES)
+        if (
+            driver.cuDeviceGet(ctypes.byref(device), ordinal)
+            or uuid_of(octets, device)
+            or driver.cuDeviceGetName(name, _NAME_BYTES, device)
+        ):
+            return ()
+        gpus.append(DriverGpu(uuid=str(uuid.UUID(bytes=bytes(octets))), name=name.value.decode(errors="replace")))
+    return tuple(gpus)

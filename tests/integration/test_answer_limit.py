@@ -1,0 +1,127 @@
+"""A server that is stopped, and one that never finishes a handshake, do not make a client wait for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import psycopg2
+import pytest
+from psycopg2 import extensions
+from sqlalchemy import Connection, text
+
+from hpsearch.service import answer_limit as module
+from hpsearch.service.answer_limit import answer_limit
+from hpsearch.service.database import Database, DatabaseAwayError
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_server_process_that_was_stopped_costs_the_limit_and_the_connection(database: Database) -> None:
+    with database.engine.connect() as connection:
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        raw = connection.connection.driver_connection
+        with (
+            stopped(pid),
+            answer_limit(0.2),
+            pytest.raises(Exception, match=r"the server has not answered for 0\.2 s") as caught,
+        ):
+            connection.execute(text("SELECT 1"))
+        assert raw is not None
+        assert raw.closed
+        assert getattr(caught.value, "connection_invalidated", False)
+
+
+def test_a_transaction_goes_on_in_a_new_connection(database: Database) -> None:
+    impatient = replace(database, answer_seconds=0.2)
+    pids: list[int] = []
+
+    def work(connection: Connection) -> int:
+        pid: int = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        pids.append(pid)
+        if len(pids) == 1:
+            os.kill(pid, signal.SIGSTOP)
+        return int(connection.execute(text("SELECT 42")).scalar_one())
+
+    try:
+        assert impatient.transaction(work) == 42
+    finally:
+        os.kill(pids[0], signal.SIGCONT)
+    assert len(set(pids)) == 2
+
+
+def test_a_brief_caller_is_told_at_once(database: Database) -> None:
+    brief = replace(database.brief(), answer_seconds=0.2)
+    attempts: list[int] = []
+
+    def work(connection: Connection) -> None:
+        attempts.append(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+        with stopped(attempts[-1]):
+            connection.execute(text("SELECT 1"))
+
+    with pytest.raises(DatabaseAwayError, match="is away"):
+        brief.transaction(work)
+    assert len(attempts) == 1
+
+
+def test_nobody_waits_for_a_database_once_it_is_abandoned(database: Database) -> None:
+    attempts: list[None] = []
+
+    def failing(connection: Connection) -> None:
+        database.abandoned.set()
+        attempts.append(None)
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        with stopped(pid):
+            connection.execute(text("SELECT 1"))
+
+    with pytest.raises(DatabaseAwayError):
+        replace(database, answer_seconds=0.2, outage_seconds=3600.0).transaction(failing)
+    assert len(attempts) == 1
+
+
+def test_the_limit_holds_for_its_thread_and_block_only(database: Database) -> None:
+    with answer_limit(0.1):
+        with answer_limit(7.0):
+            assert module._limit.seconds == 7.0
+        assert module._limit.seconds == 0.1
+    assert module._limit.seconds == module.ANSWER_SECONDS
+    with answer_limit(0.05), database.engine.connect() as connection, pytest.raises(Exception, match="not answered"):
+        connection.execute(text("SELECT pg_sleep(60)"))
+
+
+def test_a_slow_answer_within_the_limit_is_waited_for(database: Database) -> None:
+    with answer_limit(60.0), database.engine.connect() as connection:
+        assert connection.execute(text("SELECT 1 FROM pg_sleep(0.2)")).scalar_one() == 1
+
+
+def test_a_server_that_accepts_and_says_nothing_is_given_up(database: Database) -> None:
+    """libpq's own connect_timeout does not hold where a callback does the waiting."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(psycopg2.OperationalError, match="has not answered for 1 s"):
+            psycopg2.connect(host="127.0.0.1", port=port, dbname="d", user="u", connect_timeout=1)
+
+
+def test_a_state_that_psycopg2_does_not_document_is_an_error() -> None:
+    class Strange:
+        status = extensions.STATUS_READY
+
+        def poll(self) -> int:
+            return 99
+
+        def fileno(self) -> int:
+            return 0
+
+    with pytest.raises(psycopg2.OperationalError, match="state that we do not know: 99"):
+        module._wait(Strange())

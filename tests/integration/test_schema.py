@@ -1,0 +1,110 @@
+"""Our tables' versions: an older database is upgraded as it is opened, by any number of processes at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy import create_engine, text
+
+from hpsearch.errors import StorageError
+from hpsearch.service import tables
+from hpsearch.service.database import Database, open_database
+from hpsearch.service.ledger import Ledger, PointCounts
+from hpsearch.service.registry import StoredStudy
+
+# What version 2 has added; version 1 had everything else.
+BACK_TO_VERSION_1 = ("DROP TABLE hpsearch_checkpoints", "UPDATE hpsearch_schema SET version = 1")
+
+OPEN_AT_ONCE = """
+import multiprocessing, sys
+from hpsearch.service.database import open_database
+
+def open_it(barrier, url):
+    barrier.wait(30)
+    open_database(url).close()
+
+context = multiprocessing.get_context("fork")
+barrier = context.Barrier(6)
+processes = [context.Process(target=open_it, args=(barrier, sys.argv[1])) for _ in range(6)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+print([process.exitcode for process in processes])
+"""
+
+
+def run_sql(url: str, *sql: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in sql:
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+def versions_and_tables(url: str) -> tuple[list[int], set[str]]:
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        versions = list(connection.execute(text("SELECT version FROM hpsearch_schema")).scalars())
+        names = {name for name in sqlalchemy.inspect(connection).get_table_names() if name.startswith("hpsearch_")}
+    engine.dispose()
+    return versions, names
+
+
+def test_database_of_version_1_is_upgraded_with_its_studies_untouched(
+    tables_url: str, database: Database, new_study: Callable[..., StoredStudy]
+) -> None:
+    study = new_study(3)
+    run_sql(tables_url, *BACK_TO_VERSION_1)
+    opened = open_database(tables_url)
+    ledger = Ledger(database=opened, study_id=study.study_id, owner=1)
+    assert ledger.counts() == PointCounts(waiting=3)
+    assert [claim.point for claim in ledger.claim(1)] == [0]
+    opened.close()
+    assert versions_and_tables(tables_url) == ([tables.SCHEMA_VERSION], set(tables.metadata.tables))
+
+
+def test_an_upgraded_database_has_the_same_tables_as_a_new_one(tables_url: str, database: Database) -> None:
+    new = describe_columns(database)
+    run_sql(tables_url, *BACK_TO_VERSION_1)
+    opened = open_database(tables_url)
+    assert describe_columns(opened) == new
+    opened.close()
+
+
+def describe_columns(database: Database) -> Any:
+    """Columns, keys and references of all our tables."""
+    inspector = sqlalchemy.inspect(database.engine)
+    return {
+        name: (
+            [(column["name"], str(column["type"]), column["nullable"]) for column in inspector.get_columns(name)],
+            inspector.get_pk_constraint(name),
+            sorted(inspector.get_foreign_keys(name), key=str),
+            sorted(inspector.get_unique_constraints(name), key=str),
+        )
+        for name in tables.metadata.tables
+    }
+
+
+def test_processes_that_upgrade_at_once_wait_for_each_other(tables_url: str) -> None:
+    run_sql(tables_url, *BACK_TO_VERSION_1)
+    result = subprocess.run(
+        [sys.executable, "-c", OPEN_AT_ONCE, tables_url], capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout.strip() == str([0] * 6), result.stderr
+    assert versions_and_tables(tables_url) == ([tables.SCHEMA_VERSION], set(tables.metadata.tables))
+
+
+def test_a_newer_database_is_refused_and_left_as_it_is(tables_url: str) -> None:
+    newer = tables.SCHEMA_VERSION + 1
+    run_sql(tables_url, "DROP TABLE hpsearch_checkpoints", f"UPDATE hpsearch_schema SET version = {newer}")
+    with pytest.raises(StorageError, match=f"schema version {newer}, this hpsearch has {tables.SCHEMA_VERSION}"):
+        open_database(tables_url)
+    versions, names = versions_and_tables(tables_url)
+    assert versions == [newer]
+    assert "hpsearch_checkpoints" not in names
