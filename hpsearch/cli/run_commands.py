@@ -63,6 +63,9 @@ def run(
     on: options.On = None,
     wait_for_gpu: options.WaitForGpu = True,
     share_gpu: options.ShareGpu = False,
+    checkpoint_seconds: options.CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS,
+    stall_seconds: options.StallSeconds = DEFAULT_STALL_SECONDS,
+    metrics: options.Metrics = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Create or resume a study, train it with workers of this machine or of a Ray cluster, end with the best table.
@@ -72,6 +75,7 @@ def run(
     _end_like_ctrl_c(signal.SIGTERM, signal.SIGHUP)
     definition = load_definition(study_file, overrides or ())
     options.parse_lanes(lanes)
+    address = options.parse_metrics(metrics)
     if on is not None:
         check_placement(on, device)
     visible = VisibleDevices.detect()
@@ -93,7 +97,13 @@ def run(
                 artifacts=kept_in,
                 threads=options.threads_per_worker(num_workers),
                 log_folder=log_folder(),
-                options=_gpu_options(wait_for_gpu=wait_for_gpu, share_gpu=share_gpu),
+                metrics=address,
+                options=[
+                    *([] if wait_for_gpu else ["--no-wait-for-gpu"]),
+                    *(["--share-gpu"] if share_gpu else []),
+                    f"--checkpoint-seconds={checkpoint_seconds:g}",
+                    f"--stall-seconds={stall_seconds:g}",
+                ],
             )
             if on is None:
                 for taken in describe_taken(database, wanted_gpus(device, visible)):
@@ -201,18 +211,14 @@ def worker(
                 checkpoint_seconds=checkpoint_seconds,
                 keep=[pinned.keep],
                 is_device_lost=lambda: pinned.is_lost,
-                watchdog=Watchdog(stall_seconds, is_cpu=pinned.device.type == "cpu"),
+                watchdog=Watchdog(
+                    stall_seconds, is_cpu=pinned.device.type == "cpu", on_computing=life_sign.renew_unchanged
+                ),
                 life_sign=life_sign,
                 metrics=counted,
             ).run()
             _log.info("worker %s leaves: %d trials finished", name, num_finished)
             pinned.require()
-
-
-def _gpu_options(*, wait_for_gpu: bool, share_gpu: bool) -> list[str]:
-    """What the workers of `run` are told of GPUs."""
-    waiting = [] if wait_for_gpu else ["--no-wait-for-gpu"]
-    return [*waiting, "--share-gpu"] if share_gpu else waiting
 
 
 def _prepare(database: Database, definition: StudyDefinition) -> PreparedStudy:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, cast
 
@@ -31,14 +31,6 @@ _log = get_logger("checkpoints")
 DEFAULT_CHECKPOINT_SECONDS = 60.0
 _FILES_AT_ONCE = 16  # so many trials' files are held in memory, and recorded by one statement
 LAST_SECONDS = 3.0  # what the checkpoint of a worker that is asked to stop may take
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resumption:
-    """What a trial goes on from."""
-
-    stored: StoredCheckpoint
-    checkpoint: TrialCheckpoint
 
 
 class Checkpointer:
@@ -106,35 +98,56 @@ class Checkpointer:
         if again:
             self._found.update(self._checkpoints.find(again))
 
-    def load(self, claim: Claim) -> Resumption | None:
-        """What a claimed trial goes on from; None if it begins anew."""
+    def resume(self, lane: Lane, cohort: Cohort, *, is_brief: bool) -> ResumeOutcome | None:
+        """Put a trial into the cohort as an earlier attempt was checkpointed, and give it its curve up to there.
+
+        Args:
+            lane: of a freshly claimed trial; it takes over the earlier attempt's history.
+            is_brief: do not wait for a database that is away.
+        Returns:
+            RESUMED: it is in the cohort. Otherwise neither lane nor cohort have changed: LOST, or None for a trial that
+            begins anew.
+        Raises:
+            DatabaseAwayError: neither has changed, and this can be tried again.
+        """
+        claim = lane.claim
         stored = self._found.pop(claim.trial_id, None)
         content = None if stored is None else self._checkpoints.load(stored)
         if stored is None or content is None:
             return None
         self._known.add(claim.trial_id)
+        resumed = replace(lane)
         try:
-            return Resumption(stored=stored, checkpoint=TrialCheckpoint.from_bytes(content))
+            checkpoint = TrialCheckpoint.from_bytes(content)
+            resumed.restore(checkpoint.extra)
+            cohort.admit(claim.trial_id, lane.settings, checkpoint)
         except ArtifactError as error:
-            _log.warning("%s: trial %d begins anew: %s", self._name, claim.number, error)
+            _log.warning("%s: trial %d begins anew: %s", self._name, claim.number, error, extra={"trial": claim.number})
             return None
-
-    def resume(self, claim: Claim, resumption: Resumption, *, is_brief: bool) -> ResumeOutcome:
-        """Give the trial the curve up to its checkpoint.
-
-        Args:
-            is_brief: do not wait for a database that is away.
-        Raises:
-            DatabaseAwayError: it is, and the checkpoint can be loaded again.
-        """
-        checkpoints = self._checkpoints.brief() if is_brief else self._checkpoints
         try:
-            outcome = checkpoints.resume(claim.trial_id, resumption.stored)
+            outcome = self._record(resumed, stored, is_brief=is_brief)
         except DatabaseAwayError:
-            self._found[claim.trial_id] = resumption.stored
+            cohort.release(claim.trial_id)
+            self._found[claim.trial_id] = stored
             raise
-        if outcome is ResumeOutcome.RESUMED:
-            self._metrics.checkpoint("restored")
+        if outcome is not ResumeOutcome.RESUMED:
+            cohort.release(claim.trial_id)
+            if outcome is ResumeOutcome.INCOMPLETE:
+                _log.warning("%s: trial %d begins anew: its curve was not recorded", self._name, claim.number)
+                return None
+            return outcome
+        lane.take_over(resumed)
+        self._metrics.checkpoint("restored")
+        fields = {"trial": claim.number, "epoch": lane.num_epochs}
+        _log.info("%s: trial %d goes on after epoch %d", self._name, *fields.values(), extra=fields)
+        return outcome
+
+    def _record(self, lane: Lane, stored: StoredCheckpoint, *, is_brief: bool) -> ResumeOutcome:
+        trial_id = lane.claim.trial_id
+        checkpoints = self._checkpoints.brief() if is_brief else self._checkpoints
+        outcome = checkpoints.resume(trial_id, stored)
+        if outcome is ResumeOutcome.RESUMED and lane.rungs:
+            checkpoints.ledger.record({}, [(trial_id, key, value) for key, value in lane.rungs.items()])
         return outcome
 
     def _begin(self, cohort: Cohort, lanes: Mapping[int, Lane], written: Future[Any] | None) -> Future[None] | None:

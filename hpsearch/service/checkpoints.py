@@ -77,7 +77,7 @@ class Checkpoints:
     """
 
     def __init__(self, ledger: Ledger, artifacts: Artifacts) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
         self._artifacts = artifacts
         self._store = artifacts.store
         # Files of which it is not known whether a row names them: the database went away on the way.
@@ -88,7 +88,7 @@ class Checkpoints:
 
     def brief(self) -> Checkpoints:
         """The same checkpoints, to find and to resume without waiting for a database that is away."""
-        return Checkpoints(replace(self._ledger, database=self._ledger.database.brief()), self._artifacts)
+        return Checkpoints(replace(self.ledger, database=self.ledger.database.brief()), self._artifacts)
 
     def save(self, items: Mapping[int, tuple[int, bytes]]) -> set[int]:
         """Write checkpoints and have them take the place of earlier ones.
@@ -189,10 +189,10 @@ class Checkpoints:
 
     @property
     def _values(self) -> dict[str, Any]:
-        return {"study": self._ledger.study_id, "owner": self._ledger.owner}
+        return {"study": self.ledger.study_id, "owner": self.ledger.owner}
 
     def _transaction(self, work: Callable[[Connection], T]) -> T:
-        return self._ledger.database.transaction(work)
+        return self.ledger.database.transaction(work)
 
     def _write(self, items: Mapping[int, tuple[int, bytes]]) -> list[dict[str, Any]]:
         """Write files until one is refused (the others would be, too); one dictionary for each that is there."""

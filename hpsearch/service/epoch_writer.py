@@ -278,9 +278,12 @@ class EpochWriter:
         for ending in endings:
             if ending.result.trial_id in counted:
                 result = ending.result
-                _log.debug("%s: trial %d %s: %s", self._name, ending.number, result.outcome.name, result.attributes)
+                message = "%s: trial %d %s: %s"
+                values = self._name, ending.number, result.outcome.name, result.attributes
+                _log.debug(message, *values, extra={"trial": ending.number})
             else:
-                _log.warning("%s: lost trial %d to another worker", self._name, ending.number)
+                number = ending.number
+                _log.warning("%s: lost trial %d to another worker", self._name, number, extra={"trial": number})
 
 
 def _value(ending: Ending) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from hpsearch.epoch_report import EpochReport, Validation
@@ -65,6 +65,11 @@ class Lane:
         self.rule, self.best = rule, best
         for name, value in history.items():
             setattr(self, name, value)
+
+    def take_over(self, other: Lane) -> None:
+        """Take over the history of another lane of the same trial."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(other, each.name))
 
     def take_in(self, report: EpochReport) -> StopDecision | None:
         """Update the trial's history with an epoch; says whether it was the last one."""

@@ -47,7 +47,7 @@ class UnhealthyError(HpsearchError):
 class LifeSign:
     """Context manager: one worker's life sign; its file is there while the context is open.
 
-    Only the thread that trains may renew it; any thread may read it.
+    Any thread may renew it if it knows that the one that trains gets on; any may read it.
 
     Args:
         path: of the file, on this machine; None: kept in memory only, for the metrics.
@@ -123,6 +123,11 @@ class LifeSign:
                 if self._is_writable:
                     _log.warning("cannot write the life sign %s: %s", self._path, error.strerror)
                 self._is_writable = False
+
+    def renew_unchanged(self) -> None:
+        """What the worker has been doing it still does, as another thread can tell."""
+        sign = self._latest
+        self.renew(sign.state, sign.detail, allowed_seconds=sign.max_age_seconds)
 
     @property
     def state(self) -> WorkerState:

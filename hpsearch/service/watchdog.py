@@ -7,6 +7,7 @@ counts its own turns, not the clock: a process that was stopped (SIGSTOP, a susp
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 DEFAULT_STALL_SECONDS = 600.0
 _LONGEST_EPOCHS = 10.0  # an epoch may take so many times as long as the longest before it
@@ -20,11 +21,19 @@ class Watchdog:
     Args:
         stall_seconds: without a sign of progress for so long, the device hangs.
         is_cpu: processor time counts as progress; beside a GPU it doesn't, for waiting for one may use it, too.
+        on_computing: called when only processor time shows that a long epoch goes on.
     """
 
-    def __init__(self, stall_seconds: float = DEFAULT_STALL_SECONDS, *, is_cpu: bool) -> None:
+    def __init__(
+        self,
+        stall_seconds: float = DEFAULT_STALL_SECONDS,
+        *,
+        is_cpu: bool,
+        on_computing: Callable[[], object] = lambda: None,
+    ) -> None:
         self.stall_seconds = stall_seconds
         self._is_cpu = is_cpu
+        self._on_computing = on_computing
         self._quiet_seconds = 0.0
         self._longest_epoch = 0.0
         self._processor_seconds = time.process_time()
@@ -48,6 +57,7 @@ class Watchdog:
         used, self._processor_seconds = processor_seconds - self._processor_seconds, processor_seconds
         if self._is_cpu and used > _LEAST_CORE_SHARE * seconds:
             self._quiet_seconds = 0.0
+            self._on_computing()
         else:
             self._quiet_seconds += seconds
         return self._quiet_seconds > self.limit_seconds

@@ -16,30 +16,29 @@ what they may drop.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar, cast
 
-import optuna
 import torch
 from optuna.exceptions import UpdateFinishedTrialError
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
-from hpsearch.errors import ArtifactError, DeviceError, StorageError
+from hpsearch.errors import DeviceError, StorageError
 from hpsearch.logs import get_logger
-from hpsearch.search.pruners import build_pruner, is_competitive
-from hpsearch.search.samplers import build_sampler
-from hpsearch.search.snapshot import StudySnapshot
+from hpsearch.search.pruners import is_competitive
 from hpsearch.search.stopping import StopDecision, stopping_rule, validation_interval
 from hpsearch.service.artifacts import Artifacts
 from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS, Checkpointer
 from hpsearch.service.checkpoints import Checkpoints, ResumeOutcome
 from hpsearch.service.cohorts import cohort_name
-from hpsearch.service.curves import CurveReader
+from hpsearch.service.competition import Competition
 from hpsearch.service.database import Database, DatabaseAwayError
 from hpsearch.service.devices import describe_device
+from hpsearch.service.drawing import draw_parameters
 from hpsearch.service.epoch_writer import BestParameters, Ending, EpochEntry, EpochWriter, Written
 from hpsearch.service.lane import Lane
 from hpsearch.service.lane_choice import LaneChoice
@@ -125,14 +124,12 @@ class Worker:
         metrics = self.metrics or WorkerMetrics(study=definition.name, worker=self.name, life_sign=self.life_sign)
         self._metrics = metrics
         self.database = _observed(self.database, metrics)
-        self._curves = CurveReader(self.database.brief(), self.study.study_id)
-        pruner = build_pruner(definition.pruning, definition.training.max_epochs)
-        self._snapshot = StudySnapshot(study_name=definition.name, study_id=self.study.study_id, pruner=pruner)
         ledger = ledger or Ledger(database=self.database, study_id=self.study.study_id)
         ledger = replace(ledger, database=_observed(ledger.database, metrics))
         with Presence(ledger, watchdog=self.watchdog, keep=self.keep) as presence:
             self._ledger = presence.ledger
             self._brief_ledger = replace(self._ledger, database=self._ledger.database.brief())
+            self._competition = Competition(self.study, self._brief_ledger)
             checkpoints = Checkpoints(self._ledger, self.artifacts)
             with (
                 Checkpointer(
@@ -288,9 +285,9 @@ class Worker:
         if definition.is_drawn:
             database = self.database.brief() if self._lanes else self.database
             try:
-                claim = replace(claim, parameters=database.with_optuna(lambda: self._draw(claim)))
+                claim = replace(claim, parameters=draw_parameters(database, self.study, claim))
             except UpdateFinishedTrialError:
-                _log.warning("%s: lost trial %d before it began", self.name, claim.number)
+                self._log_trial(logging.WARNING, "lost trial %d before it began", claim)
                 return
         settings = definition.resolve(claim.parameters)
         is_first = not self._lanes
@@ -298,49 +295,21 @@ class Worker:
             self._held_over.append(claim)
             return
         rule = stopping_rule(definition.stopping, num_minibatches=self._num_minibatches(settings))
-        self._lanes[claim.trial_id] = Lane(claim=claim, settings=settings, rule=rule)
+        lane = self._lanes[claim.trial_id] = Lane(claim=claim, settings=settings, rule=rule)
         if is_first:
             self._open_cohort(settings)
         assert self._cohort is not None
-        if self._resume(self._lanes[claim.trial_id], self._cohort):
-            return
-        self._cohort.admit(claim.trial_id, settings)
-        _log.debug("%s: trial %d begins: %s", self.name, claim.number, dict(claim.parameters))
-
-    def _resume(self, lane: Lane, cohort: Cohort) -> bool:
-        """Put a trial into its lane as an earlier attempt was checkpointed, if one was; False: it begins anew.
-
-        Raises:
-            DatabaseAwayError: the trial is in no lane.
-        """
-        claim = lane.claim
-        resumption = self._checkpointer.load(claim)
-        if resumption is None:
-            return False
-        fresh = replace(lane)
         try:
-            lane.restore(resumption.checkpoint.extra)
-            cohort.admit(claim.trial_id, lane.settings, resumption.checkpoint)
-        except ArtifactError as error:
-            _log.warning("%s: trial %d begins anew: %s", self.name, claim.number, error)
-            self._lanes[claim.trial_id] = fresh
-            return False
-        try:
-            outcome = self._checkpointer.resume(claim, resumption, is_brief=len(self._lanes) > 1)
+            outcome = self._checkpointer.resume(lane, self._cohort, is_brief=not is_first)
         except DatabaseAwayError:
-            self._drop(claim.trial_id)
+            del self._lanes[claim.trial_id]
             raise
-        if outcome is ResumeOutcome.RESUMED:
-            self._ledger.record({}, [(claim.trial_id, key, value) for key, value in lane.rungs.items()])
-            _log.info("%s: trial %d goes on after epoch %d", self.name, claim.number, lane.num_epochs)
-            return True
-        self._drop(claim.trial_id)
         if outcome is ResumeOutcome.LOST:
-            _log.warning("%s: lost trial %d before it began", self.name, claim.number)
-            return True
-        _log.warning("%s: trial %d begins anew: its curve was not recorded", self.name, claim.number)
-        self._lanes[claim.trial_id] = fresh
-        return False
+            del self._lanes[claim.trial_id]
+            self._log_trial(logging.WARNING, "lost trial %d before it began", claim)
+        elif outcome is None:
+            self._cohort.admit(claim.trial_id, settings)
+            self._log_trial(logging.DEBUG, "trial %d begins: %s", claim, dict(claim.parameters))
 
     def _open_cohort(self, settings: TrialSettings) -> None:
         self._cohort = None  # its memory may be what the measurement needs
@@ -357,17 +326,6 @@ class Worker:
         share = -(-self._ledger.counts().unfinished // num_workers)
         num_ours = len(self._lanes) + len(self._held_over)
         return max(1, min(share, num_ours + self._ledger.num_waiting(self._cohort_name)))
-
-    def _draw(self, claim: Claim) -> Mapping[str, float | int | str | bool]:
-        """Let the sampler choose parameters; those that an earlier attempt has drawn stay."""
-        study = self.database.load_study(self.study.name)
-        strategy = self.study.definition.search.strategy
-        study.sampler = build_sampler(strategy, study_seed=self.study.definition.seed, trial_number=claim.number)
-        study.get_trials(deepcopy=False)  # Optuna's cache refuses to write to a trial that it has not read
-        trial = optuna.Trial(study, claim.trial_id)
-        for dimension in self.study.definition.search.dimensions:
-            dimension.suggest(trial)
-        return trial.params
 
     def _num_minibatches(self, settings: TrialSettings) -> int:
         return self.data.num_minibatches(settings.training.batch_size)
@@ -443,16 +401,20 @@ class Worker:
             return None
         held = self._held()
         try:
-            recorded = self._brief_ledger.record(reports)
+            recorded = self._competition.record(reports)
         except DatabaseAwayError:
             self._note_absence()
             return None
         self._note(Written(lost=held - recorded))
         try:
-            return self._ask_pruner([i for i in decisions if i in self._lanes and decisions[i] is None])
+            undecided = [i for i in decisions if i in self._lanes and decisions[i] is None]
+            return self._competition.losers(undecided, self._lanes)
         except DatabaseAwayError:
             self._note_absence()
             return []
+
+    def _log_trial(self, level: int, message: str, claim: Claim, *arguments: object) -> None:
+        _log.log(level, f"%s: {message}", self.name, claim.number, *arguments, extra={"trial": claim.number})
 
     @property
     def _origin(self) -> dict[str, str]:
@@ -506,24 +468,9 @@ class Worker:
         if written.best_value is not None:
             self._best_value = written.best_value
         for trial_id in written.lost & self._lanes.keys():
-            _log.warning("%s: lost trial %d to another worker", self.name, self._lanes[trial_id].claim.number)
+            self._log_trial(logging.WARNING, "lost trial %d to another worker", self._lanes[trial_id].claim)
             self._drop(trial_id)
         self._held_over = [claim for claim in self._held_over if claim.trial_id not in written.lost]
-
-    def _ask_pruner(self, trial_ids: list[int]) -> list[int]:
-        """The trials that the pruner gives up, by Optuna's own decision on all curves as of now."""
-        if not trial_ids:
-            return []
-        self._snapshot.replace_trials(self._curves.read())
-        # A trial may have been taken from us since its report was recorded: the next record finds that out.
-        running = [trial_id for trial_id in trial_ids if self._snapshot.is_running(trial_id)]
-        losers = [trial_id for trial_id in running if self._snapshot.should_prune(trial_id)]
-        rungs = self._snapshot.drain_system_attrs()
-        for trial_id, key, value in rungs:
-            self._lanes[trial_id].rungs[key] = value
-        if rungs:
-            self._brief_ledger.record({}, rungs)
-        return losers
 
 
 def _observed(database: Database, metrics: WorkerMetrics) -> Database:

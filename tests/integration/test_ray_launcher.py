@@ -29,7 +29,6 @@ pytestmark = pytest.mark.filterwarnings(
     # Ray's own, of its cluster for tests and its driver: files and processes that it leaves to the end of the process.
     "ignore:unclosed file:ResourceWarning",
     "ignore:subprocess .* is still running:ResourceWarning",
-    "ignore::pytest.PytestUnraisableExceptionWarning",
 )
 NUM_POINTS = 8
 NUM_EPOCHS = 150

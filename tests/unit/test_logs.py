@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hpsearch.errors import InputError, StorageError
 from hpsearch.logs import (
     LogFormat,
+    _our_handler,
     bind_log_context,
     configure_logging,
     find_final_error,
@@ -120,7 +121,8 @@ def test_an_exception_and_line_breaks_stay_in_one_line(objects: Callable[[], lis
 )
 def test_whatever_a_field_holds_the_line_is_json(value: object) -> None:
     configure_logging(log_format=LogFormat.JSON)
-    (handler,) = logging.getLogger("hpsearch").handlers
+    handler = _our_handler()  # pytest has its own on a logger that does not propagate
+    assert handler is not None
     record = logging.makeLogRecord({"name": "x", "msg": "m", "value": value})
     line = handler.format(record)
     assert len(line.splitlines()) == 1

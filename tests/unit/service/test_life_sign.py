@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -163,18 +162,19 @@ def test_a_place_that_cannot_be_written_is_an_error_at_the_start(tmp_path: Path)
 
 
 def test_a_place_that_cannot_be_written_any_more_is_said_once_and_training_goes_on(
-    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    monkeypatch.setattr(logging.getLogger("hpsearch"), "propagate", True)
+    said: list[str] = []
+    monkeypatch.setattr(module._log, "warning", lambda message, *values: said.append(message % values))
     with LifeSign(folder / "alive") as life_sign:
         (folder / "alive").unlink()
         folder.rmdir()
         for _ in range(3):
             clock.now += 2
             life_sign.renew(WorkerState.TRAINING)
-        assert len(caplog.records) == 1
+        assert said == [f"cannot write the life sign {folder / 'alive'}: No such file or directory"]
         folder.mkdir()
         clock.now += 2
         life_sign.renew(WorkerState.TRAINING)

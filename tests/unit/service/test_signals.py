@@ -22,10 +22,11 @@ from hpsearch.service import signals
 from hpsearch.service.signals import StopSignal, WorkerStopped
 signals.EPOCH_GRACE_SECONDS = 0.2
 stop = StopSignal().install()
-print("ready", flush=True)
 try:
     with stop.interruptible(EXPECTED):
-        signal.pause()
+        print("ready", flush=True)
+        while not stop.is_set():
+            signal.sigtimedwait([], 0.01)
         print("goes on", flush=True)
         while True:
             signal.pause()
