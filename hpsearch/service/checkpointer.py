@@ -92,11 +92,19 @@ class Checkpointer:
             self._known -= obsolete
             self._checkpoints.discard(obsolete)
 
-    def look_up(self, claims: Sequence[Claim]) -> None:
-        """Find out which of these have a checkpoint to go on from; one statement, none for first attempts."""
+    def discard_left_over(self) -> None:
+        """Forget the checkpoints of counted points that workers have left which were killed before they came to it."""
+        self._checkpoints.discard()
+
+    def look_up(self, claims: Sequence[Claim], *, is_brief: bool) -> None:
+        """Find out which of these have a checkpoint to go on from; one statement, none for first attempts.
+
+        Args:
+            is_brief: do not wait for a database that is away.
+        """
         again = [claim.trial_id for claim in claims if claim.attempt > 1]
         if again:
-            self._found.update(self._checkpoints.find(again))
+            self._found.update((self._checkpoints.brief() if is_brief else self._checkpoints).find(again))
 
     def resume(self, lane: Lane, cohort: Cohort, *, is_brief: bool) -> ResumeOutcome | None:
         """Put a trial into the cohort as an earlier attempt was checkpointed, and give it its curve up to there.

@@ -197,6 +197,7 @@ class Worker:
         else:
             self.life_sign.renew(WorkerState.IDLE)
             if self._ledger.counts().unfinished == 0:
+                self._checkpointer.discard_left_over()
                 return False
             self.stop.wait(self.poll_seconds)
             return True
@@ -276,7 +277,7 @@ class Worker:
             token=self._claim_token,
             attributes=self._origin,
         )
-        self._checkpointer.look_up(claims)
+        self._checkpointer.look_up(claims, is_brief=ledger is self._brief_ledger)
         self._claim_token = None
         return claims
 

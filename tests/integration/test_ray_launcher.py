@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import secrets
 import signal
@@ -63,6 +64,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             cluster.add_node(num_cpus=1)
         yield cluster
         cluster.shutdown()
+        del cluster
+        gc.collect()  # closes what Ray left open where its warnings are ignored, and not at the session's end
 
 
 class Run:

@@ -899,6 +899,25 @@ def test_counted_trials_leave_no_checkpoint(bench: Callable[..., Bench], databas
     assert not list(Path(worker.artifacts.place).glob("checkpoint-*"))
 
 
+def test_what_a_killed_worker_left_is_removed_when_the_study_is_finished(
+    bench: Callable[..., Bench], database: Database
+) -> None:
+    study = bench()
+    study.worker(lanes=6, stop=BeforeEpoch(2)).run()
+    killed = study.worker(lanes=6)
+    killed.run()
+    with database.engine.begin() as connection:  # a row that nobody came to discard
+        connection.exec_driver_sql(
+            "INSERT INTO hpsearch_checkpoints (study_id, point, trial_id, epoch, artifact_id, num_bytes, saved_at) "
+            "SELECT study_id, point, trial_id, 1, 'checkpoint-left', 1, now() FROM hpsearch_points WHERE point = 0"
+        )
+    (Path(killed.artifacts.place) / "checkpoint-left").write_bytes(b"x")
+    study.worker().run()
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM hpsearch_checkpoints").scalar_one() == 0
+    assert not list(Path(killed.artifacts.place).glob("checkpoint-*"))
+
+
 def test_a_damaged_checkpoint_lets_its_trial_begin_anew(
     bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
 ) -> None:
