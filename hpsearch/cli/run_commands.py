@@ -4,49 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import signal
 from types import FrameType
 from typing import NoReturn
 
-import torch
 import typer
 
 from hpsearch.cli import options
 from hpsearch.cli.progress_view import download_progress, follow
 from hpsearch.cli.tables import print_json, print_summary
 from hpsearch.data.catalog import DataLocations
-from hpsearch.data.resident import ResidentData
 from hpsearch.errors import UncountedPointsError
 from hpsearch.logs import bind_log_context, get_logger, is_json_logging
 from hpsearch.results.summary import read_summary
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS
 from hpsearch.service.database import Database
-from hpsearch.service.device_pin import PinRules, describe_taken, pin_device
-from hpsearch.service.devices import VisibleDevices, make_current, num_local_workers, use_full_float32, wanted_gpus
-from hpsearch.service.home import lane_folder, log_folder
-from hpsearch.service.lane_choice import FixedLanes, MeasuredLanes
-from hpsearch.service.lane_memory import LaneMemory
+from hpsearch.service.device_pin import PinRules, describe_taken
+from hpsearch.service.devices import VisibleDevices, num_local_workers, wanted_gpus
+from hpsearch.service.home import log_folder
 from hpsearch.service.ledger import Ledger, PointCounts
-from hpsearch.service.life_sign import LifeSign, WorkerState
-from hpsearch.service.metrics import WorkerMetrics
+from hpsearch.service.life_sign import LifeSign
 from hpsearch.service.parent_death import end_with_parent
-from hpsearch.service.prepare import PreparedStudy, check_networks, load_study_data, prepare_study
+from hpsearch.service.prepare import PreparedStudy, prepare_study
 from hpsearch.service.ray_launcher import check_placement, ray_workers
-from hpsearch.service.registry import StoredStudy, find_study, load_study
-from hpsearch.service.signals import StopSignal
+from hpsearch.service.registry import StoredStudy, find_study
 from hpsearch.service.supervisor import (
-    NUM_WORKERS_VARIABLE,
     SUPERVISOR_VARIABLE,
     Supervisor,
     WorkerCommand,
     WorkerLauncher,
 )
-from hpsearch.service.watchdog import DEFAULT_STALL_SECONDS, Watchdog
-from hpsearch.service.worker import Worker
+from hpsearch.service.watchdog import DEFAULT_STALL_SECONDS
+from hpsearch.service.worker_process import WorkerOptions, run_worker, worker_name
 from hpsearch.study import StudyDefinition, load_definition
-from hpsearch.training.host_memory import keep_freed_memory
 
 _log = get_logger("run")
 _MOST_NAMED = 3  # points in an error message
@@ -149,76 +140,24 @@ def worker(
     supervisor = os.environ.get(SUPERVISOR_VARIABLE)
     if supervisor:
         end_with_parent(int(supervisor))
-    num_lanes = options.parse_lanes(lanes)
-    address = options.parse_metrics(metrics)
     visible = VisibleDevices.detect()
     wanted_gpus(device, visible)  # a device that is not there is an error at once
-    kept = open_artifacts(options.artifacts_in(artifacts))
-    torch.set_num_threads(options.threads_per_worker(1))
-    use_full_float32()
-    keep_freed_memory()
-    name = f"{platform.node()}:{os.getpid()}"
-    bind_log_context(study=study, worker=name)
+    worker_options = WorkerOptions(
+        study=study,
+        device=device,
+        visible=visible,
+        pin_rules=PinRules(waits=wait_for_gpu, is_shared=share_gpu),
+        num_lanes=options.parse_lanes(lanes),
+        artifacts=open_artifacts(options.artifacts_in(artifacts)),
+        checkpoint_seconds=checkpoint_seconds,
+        stall_seconds=stall_seconds,
+        threads=options.threads_per_worker(1),
+        supervisor_pid=int(supervisor) if supervisor else None,
+        metrics=options.parse_metrics(metrics),
+    )
+    bind_log_context(study=study, worker=worker_name())
     with LifeSign.from_environment() as life_sign, options.open_storage(storage) as database:
-        stored = load_study(database, study)
-        with download_progress() as progress:
-            selection = load_study_data(stored, locations=DataLocations.from_environment(), progress=progress)
-        check_networks(stored.definition, selection)  # before a point is claimed: its attempts are counted
-        stop = StopSignal(parent_pid=int(supervisor) if supervisor else None).install()
-        counted = WorkerMetrics(study=study, worker=name, life_sign=life_sign)
-
-        def is_finished() -> bool:
-            life_sign.renew(WorkerState.WAITING_FOR_GPU)
-            return _counts(database, stored).unfinished == 0
-
-        with (
-            counted.serve(address),
-            pin_device(
-                database,
-                device,
-                visible,
-                worker=name,
-                stop=stop,
-                is_finished=is_finished,
-                rules=PinRules(waits=wait_for_gpu, is_shared=share_gpu),
-            ) as pinned,
-        ):
-            if pinned is None:
-                _log.info("worker %s leaves: nothing is left for it", name)
-                return
-            bind_log_context(device=pinned.description)
-            counted.set_device(pinned.description)
-            make_current(pinned.device)
-            max_bytes = stored.definition.data.max_resident_bytes
-            data = ResidentData.place(selection, pinned.device, max_resident_bytes=max_bytes)
-            num_siblings = int(os.environ.get(NUM_WORKERS_VARIABLE, "1"))
-            memory = LaneMemory(lane_folder())
-            measured = MeasuredLanes(
-                memory=memory, data=data, device=pinned.device, stop=stop, num_sharing=num_siblings
-            )
-            _log.info("worker %s joins study %s on %s", name, study, pinned.description)
-            num_finished = Worker(
-                database=database,
-                study=stored,
-                data=data,
-                device=pinned.device,
-                device_name=pinned.description,
-                lanes=FixedLanes(num_lanes) if num_lanes else measured,
-                artifacts=kept,
-                stop=stop,
-                name=name,
-                num_siblings=num_siblings,
-                checkpoint_seconds=checkpoint_seconds,
-                keep=[pinned.keep],
-                is_device_lost=lambda: pinned.is_lost,
-                watchdog=Watchdog(
-                    stall_seconds, is_cpu=pinned.device.type == "cpu", on_computing=life_sign.renew_unchanged
-                ),
-                life_sign=life_sign,
-                metrics=counted,
-            ).run()
-            _log.info("worker %s leaves: %d trials finished", name, num_finished)
-            pinned.require()
+        run_worker(worker_options, database, life_sign, download_progress)
 
 
 def _prepare(database: Database, definition: StudyDefinition) -> PreparedStudy:

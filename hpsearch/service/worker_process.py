@@ -1,0 +1,156 @@
+"""What surrounds a worker in its process: data, device, signals, metrics and life sign, from start to exit."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from hpsearch.data.catalog import DataLocations, DownloadProgress
+from hpsearch.data.resident import ResidentData
+from hpsearch.data.splits import SelectionData
+from hpsearch.logs import bind_log_context, get_logger
+from hpsearch.service.artifacts import Artifacts
+from hpsearch.service.database import Database
+from hpsearch.service.device_pin import PinnedDevice, PinRules, pin_device
+from hpsearch.service.devices import VisibleDevices, make_current, use_full_float32
+from hpsearch.service.home import lane_folder
+from hpsearch.service.lane_choice import FixedLanes, LaneChoice, MeasuredLanes
+from hpsearch.service.lane_memory import LaneMemory
+from hpsearch.service.ledger import Ledger
+from hpsearch.service.life_sign import LifeSign, WorkerState
+from hpsearch.service.metrics import MetricsAddress, WorkerMetrics
+from hpsearch.service.prepare import check_networks, load_study_data
+from hpsearch.service.registry import StoredStudy, load_study
+from hpsearch.service.signals import StopSignal
+from hpsearch.service.supervisor import NUM_WORKERS_VARIABLE
+from hpsearch.service.watchdog import Watchdog
+from hpsearch.service.worker import Worker
+from hpsearch.training.host_memory import keep_freed_memory
+
+_log = get_logger("worker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """What a worker is told at its start.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`, of `visible`.
+        num_lanes: None: as many as pay.
+        threads: of the CPU.
+        supervisor_pid: the process that started this one, whose end is this one's, too.
+        metrics: where they are served, if anywhere.
+    """
+
+    study: str
+    device: str
+    visible: VisibleDevices
+    pin_rules: PinRules
+    num_lanes: int | None
+    artifacts: Artifacts
+    checkpoint_seconds: float
+    stall_seconds: float
+    threads: int
+    supervisor_pid: int | None
+    metrics: MetricsAddress | None
+
+
+def worker_name() -> str:
+    """`host:pid`: how a worker appears in trials and logs."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def run_worker(
+    options: WorkerOptions,
+    database: Database,
+    life_sign: LifeSign,
+    show_download: Callable[[], AbstractContextManager[DownloadProgress | None]],
+) -> None:
+    """Train points of a study until none is left, or until somebody asks to stop.
+
+    Everything that can be wrong on this machine is found before a point is claimed: its attempts are counted.
+
+    Raises:
+        HpsearchError: as the command line shows it.
+    """
+    torch.set_num_threads(options.threads)
+    use_full_float32()
+    keep_freed_memory()
+    study = load_study(database, options.study)
+    with show_download() as progress:
+        selection = load_study_data(study, locations=DataLocations.from_environment(), progress=progress)
+    check_networks(study.definition, selection)
+    stop = StopSignal(parent_pid=options.supervisor_pid).install()
+    name = worker_name()
+    metrics = WorkerMetrics(study=study.name, worker=name, life_sign=life_sign)
+
+    def is_finished() -> bool:
+        life_sign.renew(WorkerState.WAITING_FOR_GPU)
+        return Ledger(database=database, study_id=study.study_id).counts().unfinished == 0
+
+    pin = pin_device(
+        database,
+        options.device,
+        options.visible,
+        worker=name,
+        stop=stop,
+        is_finished=is_finished,
+        rules=options.pin_rules,
+    )
+    with metrics.serve(options.metrics), pin as pinned:
+        if pinned is None:
+            _log.info("worker %s leaves: nothing is left for it", name)
+            return
+        bind_log_context(device=pinned.description)
+        metrics.set_device(pinned.description)
+        make_current(pinned.device)
+        _log.info("worker %s joins study %s on %s", name, study.name, pinned.description)
+        worker = _build_worker(options, database, study, selection, pinned, stop, life_sign, metrics)
+        num_finished = worker.run()
+        _log.info("worker %s leaves: %d trials finished", name, num_finished)
+        pinned.require()
+
+
+def _build_worker(
+    options: WorkerOptions,
+    database: Database,
+    study: StoredStudy,
+    selection: SelectionData,
+    pinned: PinnedDevice,
+    stop: StopSignal,
+    life_sign: LifeSign,
+    metrics: WorkerMetrics,
+) -> Worker:
+    device = pinned.device
+    data = ResidentData.place(selection, device, max_resident_bytes=study.definition.data.max_resident_bytes)
+    num_siblings = int(os.environ.get(NUM_WORKERS_VARIABLE, "1"))
+    lanes: LaneChoice
+    if options.num_lanes is None:
+        memory = LaneMemory(lane_folder())
+        lanes = MeasuredLanes(memory=memory, data=data, device=device, stop=stop, num_sharing=num_siblings)
+    else:
+        lanes = FixedLanes(options.num_lanes)
+    watchdog = Watchdog(options.stall_seconds, is_cpu=device.type == "cpu", on_computing=life_sign.renew_unchanged)
+    return Worker(
+        database=database,
+        study=study,
+        data=data,
+        device=device,
+        device_name=pinned.description,
+        lanes=lanes,
+        artifacts=options.artifacts,
+        stop=stop,
+        name=worker_name(),
+        num_siblings=num_siblings,
+        checkpoint_seconds=options.checkpoint_seconds,
+        keep=[pinned.keep],
+        is_device_lost=lambda: pinned.is_lost,
+        watchdog=watchdog,
+        life_sign=life_sign,
+        metrics=metrics,
+    )
