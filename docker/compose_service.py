@@ -1,0 +1,207 @@
+"""What the services of docker-compose.yml start: `compose_service.py password|study|worker`.
+
+    password  puts the database's password where the other services read it: a random one, or the user's own
+    study     registers the study of the study file, and writes its name down for the workers
+    worker    joins that study
+
+All settings come as environment variables (.env.example). Nothing here is evaluated by a shell.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+import shlex
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+PASSWORD_FILE = Path("/run/secrets/database_password")
+OWN_PASSWORD_FILE = Path("/run/own-secrets/database_password")
+NAME_FILE = Path("/cache/current-study")
+QUICK_START = "studies/quickstart.toml"
+QUICK_START_ON_DIGITS = ("--set", "data.dataset=digits", "--set", "name=quickstart-digits")
+CPU_QUOTA_FILES = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
+BAD_INPUT = 2
+
+
+class SettingError(Exception):
+    """A setting of the user's is wrong: one line, and one with a hint."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one role; returns the exit code."""
+    roles = {"password": provide_password, "study": create_study, "worker": work}
+    if len(arguments) != 1 or arguments[0] not in roles:
+        print(f"usage: compose_service.py {'|'.join(roles)}", file=sys.stderr)
+        return BAD_INPUT
+    for name in [name for name, value in os.environ.items() if name.startswith("HPSEARCH_") and not value]:
+        del os.environ[name]  # Compose passes what is not set as an empty value
+    try:
+        return roles[arguments[0]](os.environ)
+    except SettingError as error:
+        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
+        return BAD_INPUT
+    except SystemExit as end:  # a worker that was asked to stop before it had claimed anything
+        return end.code if isinstance(end.code, int) else 1
+
+
+def provide_password(environment: Mapping[str, str]) -> int:
+    """Write the password file, whole and for owner and group only, unless the right one is there.
+
+    A random one is made once and kept: the database remembers the password that it was created with.
+    """
+    if OWN_PASSWORD_FILE.exists():
+        lines = OWN_PASSWORD_FILE.read_text(encoding="utf-8").splitlines()
+        if not lines or not lines[0]:
+            raise SettingError("the password file is empty", "its first line is the password of the database")
+        password = lines[0]
+        print("taking the password from your own file")
+    elif PASSWORD_FILE.exists():
+        print("the database's password is there already")
+        return 0
+    else:
+        password = secrets.token_urlsafe(32)
+        print("made a random password for the database")
+    _write_whole(PASSWORD_FILE, password, mode=0o440)
+    return 0
+
+
+def create_study(environment: Mapping[str, str]) -> int:
+    """Register the study, or find it, and write its name down.
+
+    The quick start alone, with nothing set by the user, runs on digits where MNIST cannot be had: loudly.
+    """
+    options = study_options(environment)
+    file = environment.get("STUDY") or QUICK_START
+    if not file.endswith(".toml"):
+        raise SettingError(f"STUDY must name a study file, got {file!r}", f"for example STUDY={QUICK_START}")
+    # Here and not above: the role `password` needs none of it, and it takes seconds.
+    from hpsearch.cli.main import run_command_line
+    from hpsearch.study import load_definition
+
+    if not environment.get("STUDY") and not options and not _can_have_mnist(file):
+        print("*** MNIST cannot be had here: THE QUICK START RUNS ON DIGITS (1,797 images of scikit-learn) INSTEAD ***")
+        options = QUICK_START_ON_DIGITS
+    code = run_command_line(["create", file, *options])
+    if code == 0:
+        logging.disable(logging.WARNING)  # what there is to say about the file has been said
+        _write_whole(NAME_FILE, load_definition(Path(file), options[1::2]).name, mode=0o644)
+    return code
+
+
+def work(environment: Mapping[str, str]) -> int:
+    """Join the study: the one that STUDY names, or whose file it names."""
+    signal.signal(signal.SIGTERM, _leave_at_once)  # while torch is imported; then the command has its own handler
+    study = environment.get("STUDY") or QUICK_START
+    name = NAME_FILE.read_text(encoding="utf-8") if study.endswith(".toml") else study
+    os.environ["OMP_NUM_THREADS"] = str(worker_threads(environment, usable_cpus()))
+    from hpsearch.cli.main import run_command_line
+
+    return run_command_line(["worker", name])
+
+
+def study_options(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """STUDY_OPTIONS as arguments: any number of `--set KEY=VALUE`, quoted as in a shell."""
+    text = environment.get("STUDY_OPTIONS", "")
+    hint = "for example STUDY_OPTIONS='--set data.dataset=digits --set training.max_epochs=3'"
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise SettingError(f"STUDY_OPTIONS cannot be read: {error}", hint) from None
+    options: list[str] = []
+    for word in words:
+        follows_set = len(options) % 2 == 1
+        key = word.removeprefix("--set=")
+        if follows_set or word == "--set":
+            options.append(word)
+        elif word != key:
+            options += ["--set", key]
+        else:
+            raise SettingError(f"STUDY_OPTIONS takes --set KEY=VALUE only, got {word!r}", hint)
+    if len(options) % 2 == 1:
+        raise SettingError("STUDY_OPTIONS ends with --set and nothing to set", hint)
+    return tuple(options)
+
+
+def worker_threads(environment: Mapping[str, str], num_cpus: int) -> int:
+    """CPU threads of one worker: WORKER_THREADS, or this machine's cores shared out among WORKERS."""
+    named = {key: environment.get(key, "") for key in ("WORKER_THREADS", "HPSEARCH_SUPERVISED_WORKERS")}
+    numbers = {}
+    for key, text in named.items():
+        if text and (not text.isdecimal() or int(text) == 0):
+            variable = "WORKERS" if key != "WORKER_THREADS" else key
+            raise SettingError(f"{variable} must be a whole number from 1, got {text!r}", "correct it in .env")
+        numbers[key] = int(text) if text else None
+    return numbers["WORKER_THREADS"] or max(1, num_cpus // (numbers["HPSEARCH_SUPERVISED_WORKERS"] or 1))
+
+
+def usable_cpus() -> int:
+    """Cores that this container may use: a limit of Compose's is a quota of time, which affinity does not show."""
+    cores = len(os.sched_getaffinity(0))
+    unified, first_version = CPU_QUOTA_FILES
+    if unified.exists():
+        quota, period = unified.read_text().split()
+    elif first_version.exists():
+        quota = first_version.read_text().strip()
+        period = first_version.with_name("cpu.cfs_period_us").read_text()
+    else:
+        return cores
+    if not quota.isdecimal():  # "max", or -1
+        return cores
+    return min(cores, max(1, math.ceil(int(quota) / int(period))))
+
+
+def _can_have_mnist(file: str) -> bool:
+    """Load what the study reads of MNIST, downloading it if need be; False if no mirror answers.
+
+    Damaged files are not taken for missing ones: then the command itself says what is wrong.
+    """
+    from hpsearch.cli.progress_view import download_progress
+    from hpsearch.data.catalog import DataLocations, load_selection_data
+    from hpsearch.data.download import MirrorsFailedError
+    from hpsearch.errors import DataError
+    from hpsearch.study import load_definition
+
+    try:
+        with download_progress() as progress:
+            locations = DataLocations.from_environment()
+            load_selection_data(load_definition(Path(file), ()).data, locations=locations, progress=progress)
+    except DataError as error:
+        return not isinstance(error.__cause__, MirrorsFailedError)
+    return True
+
+
+def _write_whole(path: Path, text: str, *, mode: int) -> None:
+    """The old content or the new one, never a part, and no moment in which others may read it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fchmod(handle, mode)
+        os.fsync(handle)
+    temporary.replace(path)
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    exit_code = main(sys.argv[1:])
+    # All is written and closed. What Python would still take down, torch above all, takes seconds on a busy machine:
+    # of the ten that a worker has to end in.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -1,0 +1,239 @@
+"""What the services start, docker/compose_service.py: settings, the password file, and errors in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from sqlalchemy import make_url
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "docker" / "compose_service.py"
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module, with its files in a folder of the test's."""
+    spec = importlib.util.spec_from_file_location("compose_service", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "PASSWORD_FILE", tmp_path / "database_password")
+    monkeypatch.setattr(module, "OWN_PASSWORD_FILE", tmp_path / "own")
+    monkeypatch.setattr(module, "NAME_FILE", tmp_path / "current-study")
+    monkeypatch.chdir(ROOT)
+    return module
+
+
+def test_a_random_password_is_made_once_for_owner_and_group_only(service: ModuleType) -> None:
+    assert service.provide_password({}) == 0
+    made = service.PASSWORD_FILE.read_text()
+    assert len(made) >= 43  # 32 bytes
+    assert service.PASSWORD_FILE.stat().st_mode & 0o777 == 0o440
+    assert service.provide_password({}) == 0
+    assert service.PASSWORD_FILE.read_text() == made
+
+
+def test_no_two_projects_get_the_same_password(service: ModuleType) -> None:
+    service.provide_password({})
+    first = service.PASSWORD_FILE.read_text()
+    service.PASSWORD_FILE.unlink()
+    service.provide_password({})
+    assert service.PASSWORD_FILE.read_text() != first
+
+
+def test_the_first_line_of_ones_own_file_is_the_password_and_wins(service: ModuleType) -> None:
+    service.provide_password({})
+    service.OWN_PASSWORD_FILE.write_text("own pass word\nand a note\n")
+    assert service.provide_password({}) == 0
+    assert service.PASSWORD_FILE.read_text() == "own pass word"
+    assert [path.name for path in service.PASSWORD_FILE.parent.glob(".database_password*")] == []
+
+
+@pytest.mark.parametrize("text", ["", "\nsecond line\n"])
+def test_an_empty_password_is_refused(service: ModuleType, text: str) -> None:
+    service.OWN_PASSWORD_FILE.write_text(text)
+    with pytest.raises(service.SettingError, match="password file is empty"):
+        service.provide_password({})
+    assert not service.PASSWORD_FILE.exists()
+
+
+def test_the_password_is_never_printed(service: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    service.provide_password({})
+    service.OWN_PASSWORD_FILE.write_text("own-password")
+    service.provide_password({})
+    printed = capsys.readouterr()
+    assert "own-password" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("", ()),
+        ("--set a=1 --set b=2", ("--set", "a=1", "--set", "b=2")),
+        ("--set=a=1", ("--set", "a=1")),
+        ("--set 'name=two words'", ("--set", "name=two words")),
+        ("--set name=$(reboot);`id`", ("--set", "name=$(reboot);`id`")),
+        ("--set --set=x", ("--set", "--set=x")),
+    ],
+)
+def test_study_options_are_split_like_words_of_a_shell_and_run_by_none(
+    service: ModuleType, text: str, options: tuple[str, ...]
+) -> None:
+    assert service.study_options({"STUDY_OPTIONS": text}) == options
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("--storage postgresql://elsewhere/x", "takes --set KEY=VALUE only, got '--storage'"),
+        ("a=1", "takes --set KEY=VALUE only, got 'a=1'"),
+        ("--set a=1 --set", "ends with --set and nothing to set"),
+        ("--set 'a=1", "cannot be read: No closing quotation"),
+    ],
+)
+def test_other_study_options_are_refused(service: ModuleType, text: str, error: str) -> None:
+    with pytest.raises(service.SettingError, match=error):
+        service.study_options({"STUDY_OPTIONS": text})
+
+
+@pytest.mark.parametrize(
+    ("settings", "threads"),
+    [
+        ({}, 8),
+        ({"WORKER_THREADS": "", "HPSEARCH_SUPERVISED_WORKERS": "3"}, 2),
+        ({"HPSEARCH_SUPERVISED_WORKERS": "20"}, 1),
+        ({"WORKER_THREADS": "5", "HPSEARCH_SUPERVISED_WORKERS": "3"}, 5),
+    ],
+)
+def test_workers_share_the_cores_unless_their_threads_are_named(
+    service: ModuleType, settings: Mapping[str, str], threads: int
+) -> None:
+    assert service.worker_threads(settings, 8) == threads
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5"])
+@pytest.mark.parametrize(
+    ("variable", "named"), [("WORKER_THREADS", "WORKER_THREADS"), ("HPSEARCH_SUPERVISED_WORKERS", "WORKERS")]
+)
+def test_numbers_of_threads_and_workers_are_checked(service: ModuleType, variable: str, named: str, text: str) -> None:
+    with pytest.raises(service.SettingError, match=f"^{named} must be a whole number from 1, got '{text}'"):
+        service.worker_threads({variable: text}, 8)
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 6),
+        ({"cpu.max": "900000 100000\n"}, 6),
+        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 6),
+        ({}, 6),
+    ],
+)
+def test_a_limit_of_the_container_counts_as_its_cores(
+    service: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Mapping[str, str], cpus: int
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    paths = (tmp_path / "cpu.max", tmp_path / "cpu" / "cpu.cfs_quota_us")
+    monkeypatch.setattr(service, "CPU_QUOTA_FILES", paths)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    assert service.usable_cpus() == cpus
+
+
+def test_a_study_is_registered_under_its_own_name_and_found_again(
+    service: ModuleType, database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HPSEARCH_STORAGE", database_url)
+    settings = {
+        "STUDY": "studies/quickstart.toml",
+        "STUDY_OPTIONS": "--set data.dataset=digits --set name=mine --set training.batch_size=20",
+    }
+    assert service.create_study(settings) == 0
+    assert service.NAME_FILE.read_text() == "mine"
+    assert service.create_study(settings) == 0
+    assert "was there already, with the same definition" in capsys.readouterr().out
+
+
+def test_another_definition_of_the_study_is_an_error_and_the_workers_keep_their_study(
+    service: ModuleType, database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HPSEARCH_STORAGE", database_url)
+    study = {"STUDY": "studies/quickstart.toml", "STUDY_OPTIONS": "--set data.dataset=digits"}
+    assert service.create_study(study) == 0
+    service.NAME_FILE.write_text("kept")
+    assert (
+        service.create_study({**study, "STUDY_OPTIONS": f"{study['STUDY_OPTIONS']} --set training.max_epochs=1"}) == 2
+    )
+    assert "max_epochs" in capsys.readouterr().err
+    assert service.NAME_FILE.read_text() == "kept"
+
+
+@pytest.mark.parametrize("is_set", [True, False])
+def test_only_a_quick_start_with_nothing_set_falls_back_to_digits(
+    service: ModuleType,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_set: bool,
+) -> None:
+    monkeypatch.setenv("HPSEARCH_STORAGE", database_url)
+    monkeypatch.delenv("HPSEARCH_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", _no_network)
+    code = service.create_study({"STUDY": "studies/quickstart.toml"} if is_set else {"STUDY": "", "STUDY_OPTIONS": ""})
+    out = capsys.readouterr().out
+    assert code == (3 if is_set else 0)
+    assert ("THE QUICK START RUNS ON DIGITS" in out) is not is_set
+    assert service.NAME_FILE.exists() is not is_set
+
+
+def _no_network(*arguments: object, **named: object) -> None:
+    raise OSError("no network in this test")
+
+
+def test_a_study_that_is_no_file_is_refused(service: ModuleType) -> None:
+    with pytest.raises(service.SettingError, match="STUDY must name a study file, got 'quickstart'"):
+        service.create_study({"STUDY": "quickstart"})
+
+
+def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_errors_are_one_line_and_a_hint_with_exit_code_2() -> None:
+    done = run_script("study", STUDY="quickstart")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("everything",), ("study", "worker")])
+def test_unknown_roles_are_refused(arguments: tuple[str, ...]) -> None:
+    done = run_script(*arguments)
+    assert (done.returncode, done.stderr) == (2, "usage: compose_service.py password|study|worker\n")
+
+
+def test_a_worker_joins_the_study_it_is_told_with_its_share_of_threads(database_url: str, tmp_path: Path) -> None:
+    assert make_url(database_url)
+    done = run_script("worker", STUDY="not-there", HPSEARCH_STORAGE=database_url, HPSEARCH_ARTIFACTS=str(tmp_path))
+    assert done.returncode == 2
+    assert "not-there" in done.stderr
