@@ -4,15 +4,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Workers of the tests; each has its own PostgreSQL. PYTEST_ARGS="-k lanes" narrows them.
-TEST_WORKERS ?= 2
+# Workers of the tests; each has its own PostgreSQL. More than two cores, for many tests wait most of the time. PYTEST_ARGS="-k lanes" narrows them.
+TEST_WORKERS ?= 3
 PYTEST_ARGS ?=
+SOAK_SECONDS ?= 1800
+SOAK_LOG ?= docs/results/soak.log
+SOAK_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench clean
+.PHONY: help venv demo test test-compose test-faults soak lint bench clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 venv: $(STAMP) ## make .venv with the hpsearch command and all tools
 
@@ -51,6 +54,15 @@ lint: venv ## ruff, mypy --strict and the direction of imports
 
 test: lint ## lint, then all tests against a real PostgreSQL
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) $(PYTEST_ARGS)
+
+test-compose: venv ## the service as containers, with faults, on a Docker engine that must be there
+	HPSEARCH_REQUIRE_DOCKER=1 $(BIN)/python -m pytest -m docker tests/acceptance $(PYTEST_ARGS)
+
+test-faults: venv ## the fault table of docs/faults.md, row by row, and a short soak
+	$(BIN)/python -m pytest tests/faults --verbose $(PYTEST_ARGS)
+
+soak: venv ## faults at random for SOAK_SECONDS (30 minutes) over study after study; the log goes to SOAK_LOG
+	$(BIN)/python -m tests.faults.soak --seconds $(SOAK_SECONDS) --log $(SOAK_LOG) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
 
 bench: venv ## all benchmarks of a machine without a GPU: tables, and JSON in benchmarks/results (half an hour)
 	$(BIN)/python -m benchmarks.training_speed

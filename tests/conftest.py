@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -36,6 +37,9 @@ def open_folder() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_user(open_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the studies, caches or storage of the person who runs it."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("hpsearch") and isinstance(logger, logging.Logger):
+            logger.disabled = False  # Alembic's set-up of logging, run by some test, silences all that are there
     monkeypatch.delenv("HPSEARCH_STORAGE", raising=False)
     monkeypatch.setenv("HPSEARCH_HOME", str(open_folder / "home"))
 

@@ -73,7 +73,8 @@ class Database:
     Args:
         engine: connections for our own statements; sessions run in UTC.
         storage: the same database as Optuna sees it.
-        outage_seconds: how long `transaction` goes on trying when the connection is lost.
+        outage_seconds: how long workers go on when the connection is lost; also how long an absent one is waited for.
+        patience_seconds: how long `transaction` goes on trying; None: `outage_seconds`.
         answer_seconds: how long it waits for one answer before it takes the connection for lost.
         abandoned: once it is set, nobody waits for the database any more, in whatever thread.
         on_call, on_retry: told of each attempt's seconds and purpose, and of each that the database's absence cost.
@@ -83,6 +84,7 @@ class Database:
     storage: RDBStorage
     url: sqlalchemy.URL
     outage_seconds: float = DEFAULT_OUTAGE_SECONDS
+    patience_seconds: float | None = None
     answer_seconds: float = ANSWER_SECONDS
     on_call: Callable[[float, DatabaseOperation], None] = field(default=lambda seconds, operation: None)
     on_retry: Callable[[], None] = field(default=lambda: None)
@@ -94,7 +96,7 @@ class Database:
         `transaction` then raises DatabaseAwayError when the first attempt fails, and after seconds where a server
         hangs.
         """
-        return replace(self, outage_seconds=0.0, answer_seconds=BRIEF_ANSWER_SECONDS)
+        return replace(self, patience_seconds=0.0, answer_seconds=BRIEF_ANSWER_SECONDS)
 
     @property
     def address(self) -> str:
@@ -122,9 +124,10 @@ class Database:
         return self._patiently(work, "other")
 
     def _patiently(self, work: Callable[[], T], operation: DatabaseOperation) -> T:
+        patience = self.outage_seconds if self.patience_seconds is None else self.patience_seconds
         retrying = Retrying(
             retry=retry_if_exception(is_connection_lost),
-            stop=stop_any(stop_after_delay(self.outage_seconds), stop_when_event_set(self.abandoned)),
+            stop=stop_any(stop_after_delay(patience), stop_when_event_set(self.abandoned)),
             wait=wait_random_exponential(multiplier=0.1, max=5.0),
             sleep=sleep_using_event(self.abandoned),
             before_sleep=self._note_retry,
@@ -138,7 +141,7 @@ class Database:
                 if isinstance(error, DBAPIError) and _is_refusal(error):
                     raise _refusal(error, self.url) from error
                 raise  # a bug of ours keeps its traceback
-            waited = f"has been away for {self.outage_seconds:.0f} s" if self.outage_seconds else "is away"
+            waited = f"has been away for {patience:.0f} s" if patience >= 1 else "is away"
             raise DatabaseAwayError(
                 f"the database at {self.address} {waited}",
                 hint="running trials are taken up again when a worker is started after it is back",
@@ -260,11 +263,10 @@ def open_database(
     options = _engine_options(url)
     limit_answers()
     engine = sqlalchemy.create_engine(url, **options)
-    event.listen(engine, "connect", _use_utc)
+    event.listen(engine, "connect", _set_up_session)
     try:
-        _connect(engine, url, wait_seconds)
-        storage = create_schema(engine, describe_address(url), options)
-        event.listen(storage.engine, "connect", _use_utc)
+        storage = _connect(engine, url, wait_seconds, lambda: create_schema(engine, describe_address(url), options))
+        event.listen(storage.engine, "connect", _set_up_session)
         storage.engine.dispose()  # its first connection was made before
     except StorageInternalError as error:  # Optuna's wrapper
         engine.dispose()
@@ -297,14 +299,25 @@ def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
     }
 
 
-def _use_utc(connection: Any, record: object) -> None:
-    """Naive times in Optuna's tables are UTC. A start-up option would not do: the variable PGTZ wins over it."""
+def _set_up_session(connection: Any, record: object) -> None:
+    """What every session of ours begins with.
+
+    Naive times in Optuna's tables are UTC. A start-up option would not do: the variable PGTZ wins over it. And the
+    server must miss a client whose machine or network is gone within seconds, not after the kernel's two hours: the
+    session may hold a lock that says that its worker lives. (Without effect, and without harm, on a unix socket.)
+    """
     with connection.cursor() as cursor:
-        cursor.execute("SET TIME ZONE 'UTC'")
+        cursor.execute(
+            "SET TIME ZONE 'UTC'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 5; "
+            "SET tcp_keepalives_count = 3; SET tcp_user_timeout = 20000"
+        )
     connection.commit()
 
 
-def _connect(engine: sqlalchemy.Engine, url: sqlalchemy.URL, wait_seconds: float) -> None:
+def _connect(
+    engine: sqlalchemy.Engine, url: sqlalchemy.URL, wait_seconds: float, create: Callable[[], RDBStorage]
+) -> RDBStorage:
+    """Make the first connection and the tables; wait for a server that does not answer, or restarts meanwhile."""
     started = time.monotonic()
     attempts = 0
     while True:
@@ -312,15 +325,16 @@ def _connect(engine: sqlalchemy.Engine, url: sqlalchemy.URL, wait_seconds: float
         try:
             with engine.connect() as connection:
                 connection.execute(sqlalchemy.text("SELECT 1"))
-            return
-        except DBAPIError as error:
+            return create()
+        except (DBAPIError, StorageInternalError) as error:
             if not is_connection_lost(error):
-                raise _refusal(error, url) from error
+                raise
             waited = time.monotonic() - started
             if waited >= wait_seconds:
+                cause = error.orig if isinstance(error, DBAPIError) else error.__cause__
                 raise StorageError(
                     f"no database answers at {describe_address(url)} "
-                    f"({attempts} attempts in {waited:.0f} s): {_first_line(error.orig)}",
+                    f"({attempts} attempts in {waited:.0f} s): {_first_line(cause)}",
                     hint="is it running, and reachable from here? --storage or HPSEARCH_STORAGE name it",
                 ) from error
             time.sleep(min(1.0, 0.1 * 2**attempts))

@@ -23,12 +23,7 @@ SESSION_TITLE = "hpsearch gpu"
 _MOST_NAME = 40  # the server cuts an application_name at 63 bytes
 
 _SET_UP = text("""
-    SELECT set_config('application_name', :title, false),
-        -- The server's end of the connection: its own default takes two hours to notice that a machine is gone.
-        set_config('tcp_keepalives_idle', '5', false),
-        set_config('tcp_keepalives_interval', '5', false),
-        set_config('tcp_keepalives_count', '3', false),
-        set_config('tcp_user_timeout', '20000', false)
+    SELECT set_config('application_name', :title, false)
 """)
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
 _TRY_LOCK_SHARED = text("SELECT pg_try_advisory_lock_shared(:key)")

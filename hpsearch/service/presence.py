@@ -108,7 +108,7 @@ class Presence:
     def _renew_until_stopped(self) -> None:
         interval = self.ledger.lease_seconds / 3
         # Not more patient than a turn is long: the next turn tries again, and knows what time it is.
-        brief = replace(self.ledger, database=replace(self._database, outage_seconds=interval / 2))
+        brief = replace(self.ledger, database=replace(self._database, patience_seconds=interval / 2))
         was_told = False
         while not self._stopped.wait(interval):
             if self._watchdog is not None and self._watchdog.turn(interval):
@@ -134,7 +134,7 @@ class Presence:
         """The thread that trains cannot be reached: give its points back in its place, and end the process."""
         seconds = watchdog.quiet_seconds
         _log.error("no progress for %.0f s: the device hangs; this worker gives its trials back and ends", seconds)
-        brief = replace(self.ledger, database=replace(self._database, outage_seconds=_GOODBYE_SECONDS))
+        brief = replace(self.ledger, database=replace(self._database, patience_seconds=_GOODBYE_SECONDS))
         try:
             brief.release(f"no progress for {seconds:.0f} s: its device hangs", is_crash=True)
         except Exception as error:

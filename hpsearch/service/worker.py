@@ -162,7 +162,7 @@ class Worker:
         trained = {trial_id: lane for trial_id, lane in self._lanes.items() if lane.num_epochs}
         if trained and self._cohort is not None and not self._is_mid_epoch and not self._writer.is_outstanding:
             self._checkpointer.take_last(self._cohort, trained)
-        hurried = replace(self._ledger, database=replace(self.database, outage_seconds=RELEASE_SECONDS))
+        hurried = replace(self._ledger, database=replace(self.database, patience_seconds=RELEASE_SECONDS))
         try:
             num_released = hurried.release("its worker was stopped")
         except DatabaseAwayError as error:

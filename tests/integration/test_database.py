@@ -412,7 +412,7 @@ def test_server_that_is_restarted_goes_unnoticed_and_one_that_stays_away_does_no
     opened.transaction(lambda c: c.execute(text("SELECT 1")))
     own_server.stop()
     impatient = Database(engine=opened.engine, storage=opened.storage, url=opened.url, outage_seconds=0.3)
-    with pytest.raises(StorageError, match=r"has been away for 0 s") as caught:
+    with pytest.raises(StorageError, match=r"is away") as caught:
         impatient.transaction(lambda c: c.execute(text("SELECT 1")))
     assert caught.value.hint is not None
     answers: list[Any] = []

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, create_engine, text
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.service import ledger as ledger_module
-from hpsearch.service.database import Database, open_database
+from hpsearch.service.database import Database, DatabaseOperation, open_database
 from hpsearch.service.embedded import EmbeddedPostgres
 from hpsearch.service.ledger import (
     MAX_CRASHES,
@@ -640,7 +640,7 @@ def test_restarted_server_gives_its_workers_time_to_come_back(restartable: Embed
 class AnswerLost(Database):
     """Runs every transaction twice, as `transaction` does when the connection breaks after the commit."""
 
-    def transaction(self, work: Callable[[Connection], Any]) -> Any:
+    def transaction(self, work: Callable[[Connection], Any], operation: DatabaseOperation = "other") -> Any:
         self._run_once(work)
         return self._run_once(work)
 

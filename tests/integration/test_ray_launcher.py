@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:subprocess .* is still running:ResourceWarning",
 )
 NUM_POINTS = 8
-NUM_EPOCHS = 150
+NUM_EPOCHS = 300
 STUDY = f"""
 [data]
 dataset = "digits"

@@ -94,9 +94,7 @@ def test_another_suffix_is_an_input_error_with_the_choices(
     assert ".safetensors" in str(caught.value.hint)
 
 
-def test_a_model_of_nothing_complete_is_an_error(
-    learning_rates: Any, artifacts: Artifacts, tmp_path: Path
-) -> None:
+def test_a_model_of_nothing_complete_is_an_error(learning_rates: Any, artifacts: Artifacts, tmp_path: Path) -> None:
     summary = read_summary(learning_rates.database, "made-up")
     with pytest.raises(NothingCompleteError, match="4 waiting"):
         export_model(summary, artifacts, tmp_path / "model.safetensors")
@@ -109,9 +107,7 @@ def test_parameters_that_lie_elsewhere_are_missed_by_name_with_the_option_that_h
     with pytest.raises(ArtifactError) as caught:
         export_model(trained, elsewhere, tmp_path / "model.safetensors")
     name = _artifact(artifacts).name
-    assert str(caught.value) == (
-        f"artifact {name} (parameters.safetensors of trial 1) is not in {elsewhere.place}"
-    )
+    assert str(caught.value) == (f"artifact {name} (parameters.safetensors of trial 1) is not in {elsewhere.place}")
     assert "HPSEARCH_ARTIFACTS" in str(caught.value.hint)
     assert not (tmp_path / "model.safetensors").exists()
 

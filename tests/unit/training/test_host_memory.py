@@ -39,7 +39,7 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
     is_kept, num_faults = faults()
 
     assert is_kept == "True"
-    assert num_faults < PAGES / 20
+    assert num_faults < PAGES / 10
 
 
 def test_the_users_own_settings_win() -> None:
