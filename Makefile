@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Workers of the tests; each has its own PostgreSQL. More than two cores, for many tests wait most of the time. PYTEST_ARGS="-k lanes" narrows them.
+# Workers of the tests; each has its own PostgreSQL. More than cores, for many tests wait most of the time.
+# PYTEST_ARGS="-k lanes" narrows the tests.
 TEST_WORKERS ?= 3
 PYTEST_ARGS ?=
 SOAK_SECONDS ?= 1800
