@@ -13,6 +13,8 @@ from tests.faults.soak import run_soak
 
 pytestmark = pytest.mark.faults
 
+DEFAULT_SECONDS = "120" if os.environ.get("CI") else "45"
+
 
 @pytest.mark.timeout(1200)
 def test_every_point_is_counted_once_under_a_rain_of_faults(
@@ -24,7 +26,7 @@ def test_every_point_is_counted_once_under_a_rain_of_faults(
         stopped_server,
         fork_server,
         tmp_path,
-        seconds=float(os.environ.get("SOAK_SECONDS", "45")),
+        seconds=float(os.environ.get("SOAK_SECONDS", DEFAULT_SECONDS)),
         seed=int(os.environ.get("SOAK_SEED", "4")),
         log_file=tmp_path / "soak.log",
     )
