@@ -53,7 +53,7 @@ lint: venv ## ruff, mypy --strict and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## lint, then all tests against a real PostgreSQL
+test: lint ## lint, then all tests against a real PostgreSQL (and containers, where Docker answers)
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) $(PYTEST_ARGS)
 
 test-compose: venv ## the service as containers, with faults, on a Docker engine that must be there

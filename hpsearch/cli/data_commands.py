@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hpsearch.cli.notice import say
 from hpsearch.cli.progress_view import download_progress
 from hpsearch.data.catalog import DataLocations, catalog_names, fetch_dataset, verify_dataset
 from hpsearch.errors import DataError
@@ -25,7 +26,7 @@ def fetch(name: DatasetName) -> None:
     for path in paths:
         typer.echo(str(path))
     if not paths:
-        typer.echo(f"{name} comes with scikit-learn: nothing to fetch", err=True)
+        say(f"{name} comes with scikit-learn: nothing to fetch")
 
 
 @app.command()

@@ -12,11 +12,12 @@ from typing import NoReturn
 import typer
 
 from hpsearch.cli import options
+from hpsearch.cli.notice import say
 from hpsearch.cli.progress_view import download_progress, follow
 from hpsearch.cli.tables import print_json, print_summary
 from hpsearch.data.catalog import DataLocations
 from hpsearch.errors import UncountedPointsError
-from hpsearch.logs import bind_log_context, get_logger, is_json_logging
+from hpsearch.logs import bind_log_context, get_logger
 from hpsearch.results.summary import read_summary
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS
@@ -78,7 +79,7 @@ def run(
     with options.open_storage(storage) as database:
         finished = _find_finished(database, definition)
         if finished is not None:
-            _say(f"study {finished.name!r} is finished: {_describe_ended(database, finished)}, nothing to run")
+            say(f"study {finished.name!r} is finished: {_describe_ended(database, finished)}, nothing to run")
         else:
             command = WorkerCommand(
                 study_name=definition.name,
@@ -99,7 +100,7 @@ def run(
             )
             if on is None:
                 for taken in describe_taken(database, wanted_gpus(device, visible)):
-                    _say(f"held by another worker: {taken}")
+                    say(f"held by another worker: {taken}")
                 _train(database, _prepare(database, definition), command, num_workers)
             else:
                 with ray_workers(on, command, num_workers=workers, url=database.url) as launcher:
@@ -169,7 +170,7 @@ def _prepare(database: Database, definition: StudyDefinition) -> PreparedStudy:
 
 def _train(database: Database, prepared: PreparedStudy, launcher: WorkerLauncher, num_workers: int) -> None:
     study = prepared.study
-    _say(
+    say(
         f"study {study.name!r} {'created' if prepared.is_new else 'resumed'}: "
         f"{study.definition.num_points} points, "
         f"{num_workers} {'worker' if num_workers == 1 else 'workers'} with {_describe_lanes(launcher.lanes)}"
@@ -181,7 +182,7 @@ def _train(database: Database, prepared: PreparedStudy, launcher: WorkerLauncher
     except KeyboardInterrupt:
         with contextlib.suppress(Exception):
             left = _counts(database, study).unfinished
-            _say(f"interrupted: {left} points are left; the same command resumes the study")
+            say(f"interrupted: {left} points are left; the same command resumes the study")
         raise
 
 
@@ -244,10 +245,3 @@ def _leave_without_teardown() -> NoReturn:
 
 def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
-
-
-def _say(message: str) -> None:
-    if is_json_logging():
-        _log.info(message)
-    else:
-        typer.echo(message, err=True)

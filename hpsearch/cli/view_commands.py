@@ -13,6 +13,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from hpsearch.cli import options
+from hpsearch.cli.notice import say
 from hpsearch.cli.tables import (
     NOT_A_TERMINAL_WIDTH,
     print_json,
@@ -61,7 +62,7 @@ def status(
             elif summaries:
                 print_studies(summaries)
             else:
-                typer.echo("there is no study yet: hpsearch run STUDY.toml", err=True)
+                say("there is no study yet: hpsearch run STUDY.toml")
 
 
 def report(
@@ -72,7 +73,7 @@ def report(
     """Write one self-contained HTML file: search history, learning curves, heat map, importance."""
     with options.open_storage(storage) as database:
         write_report(database, study, output)
-    typer.echo(f"wrote {output}", err=True)
+    say(f"wrote {output}")
 
 
 def export(
@@ -96,13 +97,13 @@ def export(
         document = export_best(summary)
         if output is not None:
             write_export(document, output, export_format)
-            typer.echo(f"wrote {output}", err=True)
+            say(f"wrote {output}")
         elif model is None or format_name is not None:
             typer.echo(document.render(export_format), nl=False)
         if model is not None:
             kept = open_artifacts(options.artifacts_in(artifacts), is_read_only=True)
             export_model(summary, kept, model)
-            typer.echo(f"wrote {model}", err=True)
+            say(f"wrote {model}")
 
 
 def dashboard(

@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Row, text
 
 from hpsearch.errors import NothingCompleteError
 from hpsearch.service.artifacts import RECORD_PREFIX
+from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.service.database import Database
 from hpsearch.service.ledger import PointCounts
 from hpsearch.service.registry import POINT_ATTRIBUTE, StoredStudy, load_study
@@ -161,8 +162,8 @@ class StudySummary:
 
     @property
     def num_epochs(self) -> int:
-        """Epochs trained so far, by all attempts."""
-        return sum(trial.num_epochs for trial in self.trials)
+        """Epochs trained so far, by all attempts; what one has taken over from another counts once."""
+        return sum(trial.num_epochs - int(trial.attributes.get(RESUMED_AT_ATTRIBUTE, 0)) for trial in self.trials)
 
     @property
     def failed_attempts(self) -> tuple[TrialSummary, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,11 +20,15 @@ from psycopg2 import extensions
 # As long as our connections let unacknowledged data be (tcp_user_timeout): both are a connection without a server.
 ANSWER_SECONDS = 20.0
 _DEFAULT_CONNECT_SECONDS = 5.0
+_EVENTS = {extensions.POLL_READ: select.POLLIN, extensions.POLL_WRITE: select.POLLOUT}
+_LOOK_SECONDS = 0.5  # between two looks at whether anybody still wants the answer
+_ABANDONED_SECONDS = 1.0
 _CONNECTED = (extensions.STATUS_READY, extensions.STATUS_BEGIN, extensions.STATUS_PREPARED)
 
 
 class _Limit(threading.local):
     seconds: float = ANSWER_SECONDS
+    abandoned: threading.Event | None = None
 
 
 _limit = _Limit()
@@ -35,25 +40,43 @@ def limit_answers() -> None:
 
 
 @contextmanager
-def answer_limit(seconds: float) -> Iterator[None]:
-    """Inside, and in this thread, wait so long for an answer."""
-    before, _limit.seconds = _limit.seconds, seconds
+def answer_limit(seconds: float, abandoned: threading.Event | None = None) -> Iterator[None]:
+    """Inside, and in this thread, wait so long for an answer.
+
+    Args:
+        abandoned: once it is set, no longer than a second.
+    """
+    before = _limit.seconds, _limit.abandoned
+    _limit.seconds, _limit.abandoned = seconds, abandoned
     try:
         yield
     finally:
-        _limit.seconds = before
+        _limit.seconds, _limit.abandoned = before
 
 
 def _wait(connection: Any) -> None:
     """Wait until the connection is ready; each sign of life of the server begins the limit anew."""
     while (state := connection.poll()) != extensions.POLL_OK:
         seconds = _limit.seconds if connection.status in _CONNECTED else _connect_seconds(connection)
-        descriptors = [connection.fileno()]
-        wants_read, wants_write = state == extensions.POLL_READ, state == extensions.POLL_WRITE
-        if not wants_read and not wants_write:
+        if state not in _EVENTS:
             raise psycopg2.OperationalError(f"the connection is in a state that we do not know: {state}")
-        if not any(select.select(descriptors if wants_read else [], descriptors if wants_write else [], [], seconds)):
+        if not _is_ready(connection.fileno(), _EVENTS[state], seconds):
             raise psycopg2.OperationalError(f"the server has not answered for {seconds:g} s")
+
+
+def _is_ready(descriptor: int, events: int, seconds: float) -> bool:
+    """Whether the socket can be read or written, after so long at most."""
+    poll = select.poll()  # select() knows 1,024 descriptors only
+    poll.register(descriptor, events)
+    deadline, is_abandoned = time.monotonic() + seconds, False
+    while True:
+        if not is_abandoned and _limit.abandoned is not None and _limit.abandoned.is_set():
+            deadline, is_abandoned = min(deadline, time.monotonic() + _ABANDONED_SECONDS), True
+        remaining = max(0.0, deadline - time.monotonic())
+        if poll.poll(1000 * min(remaining, _LOOK_SECONDS)):
+            return True
+        if time.monotonic() >= deadline:
+            return False
 
 
 def _connect_seconds(connection: Any) -> float:

@@ -48,6 +48,7 @@ class Checkpointer:
         self._name = name
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._job: Future[None] | None = None
+        self._discarded: Future[None] | None = None  # the last that was begun
         self._taken_at = time.monotonic()
         self._known: set[int] = set()  # trials of which there may be a checkpoint
         self._found: dict[int, StoredCheckpoint] = {}  # what freshly claimed trials may go on from
@@ -61,7 +62,9 @@ class Checkpointer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._thread.shutdown(wait=self._job is None or self._job.done(), cancel_futures=True)
+        outstanding = [job for job in (self._job, self._discarded) if job is not None]
+        is_idle = not wait(outstanding, timeout=LAST_SECONDS).not_done
+        self._thread.shutdown(wait=is_idle, cancel_futures=True)
 
     def take_if_due(self, cohort: Cohort, lanes: Mapping[int, Lane], written: Future[Any] | None) -> None:
         """Begin a checkpoint of these lanes, if the interval is over and the last one is written.
@@ -90,11 +93,11 @@ class Checkpointer:
         obsolete = self._known.intersection(trial_ids)
         if obsolete:
             self._known -= obsolete
-            self._checkpoints.discard(obsolete)
+            self._discarded = self._thread.submit(self._discard, obsolete)  # a distant store may take its time
 
     def discard_left_over(self) -> None:
         """Forget the checkpoints of counted points that workers have left which were killed before they came to it."""
-        self._checkpoints.discard()
+        self._discarded = self._thread.submit(self._discard, None)
 
     def look_up(self, claims: Sequence[Claim], *, is_brief: bool) -> None:
         """Find out which of these have a checkpoint to go on from; one statement, none for first attempts.
@@ -128,6 +131,7 @@ class Checkpointer:
         try:
             checkpoint = TrialCheckpoint.from_bytes(content)
             resumed.restore(checkpoint.extra)
+            _check_epoch(checkpoint, resumed, stored)
             cohort.admit(claim.trial_id, lane.settings, checkpoint)
         except ArtifactError as error:
             _log.warning("%s: trial %d begins anew: %s", self._name, claim.number, error, extra={"trial": claim.number})
@@ -194,10 +198,29 @@ class Checkpointer:
             self._save(items)
         except Exception as error:
             # The worker's own writes find out about a lasting trouble and end it.
-            _log.warning("%s: a checkpoint was not taken: %s", self._name, str(error).partition("\n")[0])
+            _log.warning("%s: a checkpoint was not taken: %s", self._name, _first_line(error))
             self._metrics.checkpoint("failed")
 
     def _save(self, items: Mapping[int, tuple[int, bytes]]) -> None:
         """Write them; a trial that has ended meanwhile is no failure, a store that refuses is logged by `save`."""
         for _ in self._checkpoints.save(items):
             self._metrics.checkpoint("written")
+
+    def _discard(self, trial_ids: Collection[int] | None) -> None:
+        try:
+            self._checkpoints.discard(trial_ids)
+        except Exception as error:
+            _log.info("%s: checkpoints of finished trials are left over: %s", self._name, _first_line(error))
+
+
+def _check_epoch(checkpoint: TrialCheckpoint, lane: Lane, stored: StoredCheckpoint) -> None:
+    """Tensors, history and row must be of one epoch."""
+    epochs = {checkpoint.progress.num_epochs, lane.num_epochs, stored.epoch}
+    if len(epochs) > 1:
+        raise ArtifactError(
+            f"the checkpoint {stored.artifact_id} is of several epochs: {sorted(epochs)}", hint="the trial begins anew"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

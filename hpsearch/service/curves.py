@@ -25,9 +25,14 @@ _READ = text("""
         (SELECT json_object_agg(a.key, a.value_json) FROM trial_system_attributes a
             WHERE a.trial_id = t.trial_id AND a.key LIKE 'completed\\_rung\\_%') AS rungs
     FROM trials t LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
-    WHERE t.study_id = :study AND t.state NOT IN ('WAITING', 'FAIL') AND NOT t.trial_id = ANY(CAST(:known AS int[]))
-    ORDER BY t.number
+    WHERE t.study_id = :study AND (t.state = 'RUNNING' OR t.trial_id IN (
+        SELECT f.trial_id FROM trials f
+        WHERE f.study_id = :study AND f.state IN ('COMPLETE', 'PRUNED') AND NOT f.trial_id = ANY(CAST(:known AS int[]))
+        ORDER BY f.trial_id LIMIT :page))
 """)
+_PAGE = (
+    500  # finished trials at once: a worker that joins a study of thousands is not cut off in the middle of an answer
+)
 
 
 class CurveReader:
@@ -39,13 +44,20 @@ class CurveReader:
         self._finished: dict[int, FrozenTrial] = {}
 
     def read(self) -> list[FrozenTrial]:
-        """All trials that have begun and not failed, by number, as of now. One statement."""
-        values = {"study": self._study_id, "known": list(self._finished)}
+        """All trials that have begun and not failed, by number, as of now. One statement, more only to catch up."""
+        while True:
+            fresh = self._read_page()
+            known = list(self._finished.values())
+            finished = {trial._trial_id: trial for trial in fresh if trial.state.is_finished()}
+            self._finished.update(finished)
+            if len(finished) < _PAGE:
+                return sorted([*known, *fresh], key=lambda trial: trial.number)
+
+    def _read_page(self) -> list[FrozenTrial]:
+        """All running trials, and finished ones that are not known yet."""
+        values = {"study": self._study_id, "known": list(self._finished), "page": _PAGE}
         rows = self._database.transaction(lambda connection: connection.execute(_READ, values).all())
-        fresh = [_frozen_trial(row) for row in rows]
-        trials = sorted([*self._finished.values(), *fresh], key=lambda trial: trial.number)
-        self._finished.update({trial._trial_id: trial for trial in fresh if trial.state.is_finished()})
-        return trials
+        return [_frozen_trial(row) for row in rows]
 
 
 def _frozen_trial(row: Row[Any]) -> FrozenTrial:

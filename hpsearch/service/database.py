@@ -57,6 +57,7 @@ _FINAL_REFUSALS = (
         "denies user {user} the right",
     ),
 )
+_READ_ONLY = "25006"  # a standby, or a server in the middle of a fail-over: the next connection may reach the new one
 # SQLSTATEs (or their classes) that a new attempt may cure: connection lost, server stopping or starting,
 # serialization failure, deadlock, too many connections, lock not available.
 _TRANSIENT_STATES = ("08", "57P", "40001", "40P01", "53300", "55P03")
@@ -134,7 +135,7 @@ class Database:
             reraise=True,
         )
         try:
-            with answer_limit(self.answer_seconds):
+            with answer_limit(self.answer_seconds, self.abandoned):
                 return retrying(lambda: self._timed(work, operation))
         except (DBAPIError, StorageInternalError) as error:
             if not is_connection_lost(error):
@@ -236,9 +237,11 @@ def is_connection_lost(error: BaseException) -> bool:
         return False
     if error.connection_invalidated or isinstance(error, InterfaceError):
         return True
+    state = getattr(error.orig, "pgcode", None)
+    if state == _READ_ONLY:
+        return True
     if not isinstance(error, OperationalError):
         return False
-    state = getattr(error.orig, "pgcode", None)
     if state is not None:
         return str(state).startswith(_TRANSIENT_STATES)
     return not any(pattern.search(str(error.orig)) for pattern, _ in _FINAL_REFUSALS)

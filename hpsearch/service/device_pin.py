@@ -222,6 +222,8 @@ def _take_one(session: GpuLockSession, gpus: Sequence[Gpu], *, is_shared: bool) 
     """The first free GPU, or the one with the fewest others on it."""
     others = {gpu.index: session.holders(_uuid(gpu)) if is_shared else [] for gpu in gpus}
     for gpu in sorted(gpus, key=lambda gpu: len(others[gpu.index])):
+        if session.is_awaited(_uuid(gpu)):
+            continue
         if session.try_lock(_uuid(gpu), is_shared=is_shared):
             if is_shared:
                 names = ", ".join(holder.worker for holder in others[gpu.index])

@@ -13,22 +13,29 @@ from hpsearch.service.registry import StoredStudy
 from hpsearch.space import ParameterValue
 
 
-def draw_parameters(database: Database, study: StoredStudy, claim: Claim) -> Mapping[str, ParameterValue]:
-    """Let the study's sampler choose this point's parameters; those that an earlier attempt has drawn stay.
+class Drawing:
+    """One worker's access to a study's sampler. Not safe for threads."""
 
-    Raises:
-        StorageError: the database is away.
-        optuna.exceptions.UpdateFinishedTrialError: the trial has been taken from this worker.
-    """
-    return database.with_optuna(lambda: _draw(database, study, claim))
+    def __init__(self, study: StoredStudy) -> None:
+        self._study = study
+        self._loaded: optuna.Study | None = None  # with Optuna's cache, which reads finished trials once
 
+    def draw(self, database: Database, claim: Claim) -> Mapping[str, ParameterValue]:
+        """Let the sampler choose this point's parameters; those that an earlier attempt has drawn stay.
 
-def _draw(database: Database, study: StoredStudy, claim: Claim) -> Mapping[str, ParameterValue]:
-    loaded = database.load_study(study.name)
-    definition = study.definition
-    loaded.sampler = build_sampler(definition.search.strategy, study_seed=definition.seed, trial_number=claim.number)
-    loaded.get_trials(deepcopy=False)  # Optuna's cache refuses to write to a trial that it has not read
-    trial = optuna.Trial(loaded, claim.trial_id)
-    for dimension in definition.search.dimensions:
-        dimension.suggest(trial)
-    return trial.params
+        Raises:
+            StorageError: the database is away.
+            optuna.exceptions.UpdateFinishedTrialError: the trial has been taken from this worker.
+        """
+        return database.with_optuna(lambda: self._draw(database, claim))
+
+    def _draw(self, database: Database, claim: Claim) -> Mapping[str, ParameterValue]:
+        study, self._loaded = self._loaded or database.load_study(self._study.name), None  # kept if all goes well
+        definition = self._study.definition
+        study.sampler = build_sampler(definition.search.strategy, study_seed=definition.seed, trial_number=claim.number)
+        study.get_trials(deepcopy=False)  # Optuna's cache refuses to write to a trial that it has not read
+        trial = optuna.Trial(study, claim.trial_id)
+        for dimension in definition.search.dimensions:
+            dimension.suggest(trial)
+        self._loaded = study
+        return trial.params

@@ -137,6 +137,7 @@ class EpochWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="epoch writer")
         self._queue: deque[_Outstanding] = deque()
         self._is_behind = False
+        self._failure: BaseException | None = None  # of an entry; nothing after it is written
 
     def __enter__(self) -> EpochWriter:
         return self
@@ -184,7 +185,9 @@ class EpochWriter:
             StorageError: the database has been away for too long.
             ArtifactError: the best parameters could not be kept.
         """
-        self._await(0.0 if self._is_behind else SLOW_SECONDS)
+        # A database that is away is not waited for; one that answers is, or a single slow moment would never end.
+        is_answering = not self._is_behind or self._queue[0].write.done() if self._queue else True
+        self._await(SLOW_SECONDS if is_answering else 0.0)
         written = self._take()
         while self.num_buffered > MAX_BUFFERED_REPORTS and not self._stop.is_set():
             self._await(_LOOK_SECONDS)
@@ -217,21 +220,37 @@ class EpochWriter:
 
     def _note_behind(self, is_behind: bool) -> None:
         if is_behind and not self._is_behind:
-            _log.warning("%s: the database does not answer: training goes on, its reports are kept", self._name)
+            what = "the database, or the artifact store, does not answer: training goes on, its reports are kept"
+            _log.warning("%s: %s", self._name, what)
         elif self._is_behind and not is_behind:
-            _log.info("%s: the database is back, and all epochs are written", self._name)
+            _log.info("%s: all epochs are written again", self._name)
         self._is_behind = is_behind
 
     def _take(self) -> Written:
-        """What became of the entries that are done, in order."""
+        """What became of the entries that are done, in order; with an error, all that came after it is dropped."""
         written = Written()
         while self._queue and self._queue[0].write.done():
-            written = written.followed_by(self._queue.popleft().write.result())
+            try:
+                written = written.followed_by(self._queue.popleft().write.result())
+            except BaseException:
+                wait([entry.write for entry in self._queue if not entry.write.cancel()])
+                self._queue.clear()
+                self._failure = None
+                raise
         return written
 
     # In the thread
 
     def _write(self, entry: EpochEntry) -> Written:
+        if self._failure is not None:  # an epoch after one that is not recorded would leave a gap in its trials' curves
+            raise self._failure
+        try:
+            return self._write_entry(entry)
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def _write_entry(self, entry: EpochEntry) -> Written:
         held = entry.held
         if entry.reports is not None:
             held &= self._ledger.record(entry.reports)

@@ -39,6 +39,14 @@ _HOLDERS = text(f"""
     SELECT s.pid, s.application_name AS title
     FROM (SELECT l.pid {_LOCKS}) held JOIN pg_stat_activity s USING (pid) ORDER BY s.backend_start
 """)
+# A restarted server has forgotten all locks. Who trained on a GPU when it went down locks it again within seconds;
+# until then nobody else may.
+_IS_AWAITED = text("""
+    SELECT pg_postmaster_start_time() > now() - make_interval(secs => :grace) AND EXISTS (
+        SELECT FROM hpsearch_points p JOIN trial_user_attributes a ON a.trial_id = p.trial_id AND a.key = 'device'
+        WHERE p.owner IS NOT NULL AND strpos(a.value_json, :uuid) > 0)
+""")
+RESTART_GRACE_SECONDS = 25.0
 _END_SESSION = text("SELECT pg_terminate_backend(:pid, 2000)")  # milliseconds until it is gone
 
 
@@ -71,6 +79,10 @@ class GpuLockSession:
     def has_lock(self, uuid: str) -> bool:
         """True if this very session holds it: the server forgets the locks of a session that was cut."""
         return bool(self._ask(_HAS_LOCK, _halves(uuid))[0][0])
+
+    def is_awaited(self, uuid: str) -> bool:
+        """True just after a restart of the server, for a GPU on which trials were trained: its worker may come back."""
+        return bool(self._ask(_IS_AWAITED, {"uuid": uuid, "grace": RESTART_GRACE_SECONDS})[0][0])
 
     def holders(self, uuid: str) -> list[Holder]:
         """Who holds the lock on a GPU, the longest-lived session first."""

@@ -272,5 +272,5 @@ def _open_server(address: MetricsAddress, handler: type[_Handler]) -> _Server:
     except OSError as error:
         raise InputError(
             f"cannot serve metrics at {address}: {error.strerror or error}",
-            hint=f"name another port with --metrics or {METRICS_VARIABLE}, or 0 for a free one",
+            hint=f"name another port (0: a free one), or an address of this machine: --metrics or {METRICS_VARIABLE}",
         ) from error

@@ -21,6 +21,7 @@ from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpsearch.logs import get_logger
+from hpsearch.service.answer_limit import answer_limit
 from hpsearch.service.ledger import PRESENCE_NAMESPACE, Ledger
 from hpsearch.service.watchdog import Watchdog
 
@@ -35,6 +36,8 @@ _HAS_LOCK = text("""
 
 
 STALLED_EXIT_CODE = 1  # whoever watches over the worker starts it again
+_LOCK_ANSWER_SECONDS = 5.0  # of a session that may hang while the others do not
+_UNLOCK_SECONDS = 1.5  # at the end; a session that hangs is cut instead
 _GOODBYE_SECONDS = 10.0  # what a stalled worker's last statement may take
 
 
@@ -81,14 +84,14 @@ class Presence:
         trace: TracebackType | None,
     ) -> None:
         self._stopped.set()
-        self._thread.join(timeout=5.0)
+        self._thread.join(timeout=_UNLOCK_SECONDS)
         if not self._thread.is_alive():  # else it hangs in the session, which is cut then
-            with contextlib.suppress(SQLAlchemyError):
+            with contextlib.suppress(SQLAlchemyError), answer_limit(_UNLOCK_SECONDS):
                 self._ask(_UNLOCK, self.ledger.owner)
         self._close()
 
     def renew(self) -> None:
-        """Take the lock again if its session was cut, and renew the leases in the same turn.
+        """Renew the leases, and take the lock again if its session was cut.
 
         Raises:
             StorageError: the database has been away for too long.
@@ -96,14 +99,15 @@ class Presence:
         self._renew_with(self.ledger)
 
     def _renew_with(self, ledger: Ledger) -> None:
-        try:
-            self._keep_lock()
-        except SQLAlchemyError as error:
-            _log.info("lost the session that shows this worker's presence: %s", _first_line(error))
-            with contextlib.suppress(SQLAlchemyError):
-                self._keep_lock()  # in a new session, at once: without one, others take this worker for dead
-        ledger.renew()
+        ledger.renew()  # first: what its session does may take a while
         self._renewed_at = time.monotonic()
+        with answer_limit(_LOCK_ANSWER_SECONDS):
+            try:
+                self._keep_lock()
+            except SQLAlchemyError as error:
+                _log.info("lost the session that shows this worker's presence: %s", _first_line(error))
+                with contextlib.suppress(SQLAlchemyError):
+                    self._keep_lock()  # in a new session, at once: without one, others take this worker for dead
 
     def _renew_until_stopped(self) -> None:
         interval = self.ledger.lease_seconds / 3

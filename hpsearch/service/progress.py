@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
+from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.service.database import Database
 from hpsearch.service.ledger import Ledger, PointCounts
 
@@ -24,7 +25,7 @@ class Progress:
     """A moment of a study.
 
     Args:
-        epochs: trial-epochs recorded so far, those of failed attempts included.
+        epochs: trial-epochs trained so far, those of failed attempts included, and what was taken over from them once.
         epochs_of_counted: trial-epochs of the points that are counted.
         best_value: lowest value of a COMPLETE trial, or None.
         best_trial: its number.
@@ -49,7 +50,7 @@ class Progress:
 
 def read_progress(database: Database, study_id: int) -> Progress:
     """Read how far a study is."""
-    values = {"study": study_id}
+    values = {"study": study_id, "resumed": RESUMED_AT_ATTRIBUTE}
     totals = database.transaction(lambda connection: connection.execute(_TOTALS, values).one())
     running = database.transaction(lambda connection: connection.execute(_RUNNING, values).all())
     return Progress(
@@ -63,13 +64,15 @@ def read_progress(database: Database, study_id: int) -> Progress:
 
 
 _TOTALS = text("""
-    SELECT count(e.epoch) AS epochs,
+    SELECT count(e.epoch) FILTER (WHERE e.epoch > coalesce(CAST(r.value_json AS int), 0)) AS epochs,
         count(e.epoch) FILTER (WHERE t.state IN ('COMPLETE', 'PRUNED')) AS epochs_of_counted,
         (SELECT min(v.value) FROM trials b JOIN trial_values v USING (trial_id)
             WHERE b.study_id = :study AND b.state = 'COMPLETE') AS best_value,
         (SELECT b.number FROM trials b JOIN trial_values v USING (trial_id)
             WHERE b.study_id = :study AND b.state = 'COMPLETE' ORDER BY v.value, b.number LIMIT 1) AS best_trial
-    FROM trials t LEFT JOIN hpsearch_epochs e USING (trial_id) WHERE t.study_id = :study
+    FROM trials t LEFT JOIN hpsearch_epochs e USING (trial_id)
+        LEFT JOIN trial_user_attributes r ON r.trial_id = t.trial_id AND r.key = :resumed
+    WHERE t.study_id = :study
 """)
 
 _RUNNING = text("""

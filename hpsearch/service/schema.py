@@ -8,6 +8,7 @@ are at work finish their study beside newer ones; what starts after it must be o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,8 @@ from hpsearch.logs import get_logger
 from hpsearch.service import tables
 
 _log = get_logger("database")
+_LOCK_SECONDS = 60.0  # an open takes a quarter of a second at most: enough for hundreds that start at once
+_LOCK_POLL_SECONDS = 0.05
 _SCHEMA_LOCK = 0x68707363  # "hpsc": advisory lock that guards the creation of tables
 
 
@@ -34,7 +37,7 @@ def create_schema(engine: Engine, address: str, engine_options: dict[str, Any]) 
     Raises:
         StorageError: one of the schemas has another version.
     """
-    with _schema_lock(engine) as connection:
+    with _schema_lock(engine, address) as connection:
         # RDBStorage runs str.format on the URL: braces in a password must be doubled.
         url = engine.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
         storage = RDBStorage(url, engine_kwargs=engine_options, skip_compatibility_check=True)
@@ -48,11 +51,10 @@ def create_schema(engine: Engine, address: str, engine_options: dict[str, Any]) 
 
 
 @contextmanager
-def _schema_lock(engine: Engine) -> Iterator[Connection]:
+def _schema_lock(engine: Engine, address: str) -> Iterator[Connection]:
     """Hold the advisory lock that makes creators wait for each other: without it, two crash each other."""
     with engine.connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _SCHEMA_LOCK})
-        connection.commit()
+        _wait_for_lock(connection, address)
         try:
             yield connection
         finally:
@@ -60,6 +62,20 @@ def _schema_lock(engine: Engine) -> Iterator[Connection]:
                 connection.rollback()
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _SCHEMA_LOCK})
                 connection.commit()
+
+
+def _wait_for_lock(connection: Connection, address: str) -> None:
+    """Ask again and again: one long question would look like a server that does not answer (answer_limit.py)."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _SCHEMA_LOCK}).scalar_one():
+        connection.commit()
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"another process has been creating the tables at {address} for {_LOCK_SECONDS:.0f} s",
+                hint="look for it in pg_stat_activity, or start again",
+            )
+        time.sleep(_LOCK_POLL_SECONDS)
+    connection.commit()
 
 
 def _check_optuna_revision(storage: RDBStorage, address: str) -> None:

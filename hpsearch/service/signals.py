@@ -45,6 +45,11 @@ class StopSignal:
         signal.signal(signal.SIGALRM, self._interrupt)
         return self
 
+    @property
+    def event(self) -> threading.Event:
+        """Set once this process was asked to stop: for those who wait for something else."""
+        return self._event
+
     def set(self) -> None:
         self._event.set()
 

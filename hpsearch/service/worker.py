@@ -17,6 +17,7 @@ what they may drop.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,7 @@ from hpsearch.service.cohorts import cohort_name
 from hpsearch.service.competition import Competition
 from hpsearch.service.database import Database, DatabaseAwayError
 from hpsearch.service.devices import describe_device
-from hpsearch.service.drawing import draw_parameters
+from hpsearch.service.drawing import Drawing
 from hpsearch.service.epoch_writer import BestParameters, Ending, EpochEntry, EpochWriter, Written
 from hpsearch.service.lane import Lane
 from hpsearch.service.lane_choice import LaneChoice
@@ -100,7 +101,8 @@ class Worker:
     build_cohort: Callable[[CohortShape, ResidentData, torch.device, int], Cohort] = Cohort
     num_finished: int = 0
     _lanes: dict[int, Lane] = field(default_factory=dict)  # by trial id
-    _held_over: list[Claim] = field(default_factory=list)  # claimed, but in no lane yet: mostly of another cohort
+    _held_over: list[Claim] = field(default_factory=list)  # claimed, but of another cohort than the current one
+    _unadmitted: list[Claim] = field(default_factory=list)  # claimed, and not looked at: an outage may come between
     _outcomes: dict[int, Outcome] = field(default_factory=dict)  # of trials whose ends are being written
     _cohort: Cohort | None = None
     _cohort_name: str | None = None
@@ -123,9 +125,12 @@ class Worker:
         definition = self.study.definition
         metrics = self.metrics or WorkerMetrics(study=definition.name, worker=self.name, life_sign=self.life_sign)
         self._metrics = metrics
-        self.database = _observed(self.database, metrics)
+        # Once it is asked to stop, this worker waits for no answer any more but for those of its last writes.
+        self.database = replace(_observed(self.database, metrics), abandoned=self.stop.event)
+        self._drawing = Drawing(self.study)
         ledger = ledger or Ledger(database=self.database, study_id=self.study.study_id)
-        ledger = replace(ledger, database=_observed(ledger.database, metrics))
+        database = replace(_observed(ledger.database, metrics), abandoned=self.stop.event)
+        ledger = replace(ledger, database=database)
         with Presence(ledger, watchdog=self.watchdog, keep=self.keep) as presence:
             self._ledger = presence.ledger
             self._brief_ledger = replace(self._ledger, database=self._ledger.database.brief())
@@ -149,8 +154,9 @@ class Worker:
                 pass
         except WorkerStopped:
             pass
-        except StorageError:
-            raise  # nothing can be given back to a database that is away: the leases run out
+        except DatabaseAwayError:
+            if not self.stop.is_set():
+                raise  # nothing can be given back to a database that is away: the leases run out
         except BaseException:
             self._give_up()
             raise
@@ -158,18 +164,13 @@ class Worker:
 
     def _leave(self) -> None:
         """Write what is outstanding, checkpoint the lanes, and give their trials back; in seconds."""
-        self._note(self._writer.flush())
-        trained = {trial_id: lane for trial_id, lane in self._lanes.items() if lane.num_epochs}
-        if trained and self._cohort is not None and not self._is_mid_epoch and not self._writer.is_outstanding:
-            self._checkpointer.take_last(self._cohort, trained)
-        hurried = replace(self._ledger, database=replace(self.database, patience_seconds=RELEASE_SECONDS))
         try:
-            num_released = hurried.release("its worker was stopped")
-        except DatabaseAwayError as error:
-            _log.warning("%s: stopped, but its trials could not be given back: %s", self.name, error)
-            return
-        if num_released:
-            _log.info("%s: stopped; %d trials given back", self.name, num_released)
+            self._note(self._writer.flush())
+            trained = {trial_id: lane for trial_id, lane in self._lanes.items() if lane.num_epochs}
+            if trained and self._cohort is not None and not self._is_mid_epoch and not self._writer.is_outstanding:
+                self._checkpointer.take_last(self._cohort, trained)
+        finally:
+            self._release_hurriedly("its worker was stopped")
 
     def _give_up(self) -> None:
         """Give the trials back after an error of ours; what they have reached counts in their favour."""
@@ -177,7 +178,22 @@ class Worker:
             self._note(self._writer.flush())
         except Exception as error:
             _log.warning("%s: its last epoch was not recorded: %s", self.name, error)
-        self._ledger.release("its worker failed", is_crash=True)
+        self._release_hurriedly("its worker failed", is_crash=True)
+
+    def _release_hurriedly(self, reason: str, *, is_crash: bool = False) -> None:
+        database = replace(
+            self._ledger.database,
+            patience_seconds=RELEASE_SECONDS,
+            answer_seconds=RELEASE_SECONDS,
+            abandoned=threading.Event(),
+        )
+        try:
+            num_released = replace(self._ledger, database=database).release(reason, is_crash=is_crash)
+        except StorageError as error:
+            _log.warning("%s: its trials could not be given back, their leases will run out: %s", self.name, error)
+            return
+        if num_released:
+            _log.info("%s: %s; %s given back", self.name, reason, _trials(num_released))
 
     def _turn(self) -> bool:
         """One epoch, or one look around while there is nothing to train. False: the study is finished."""
@@ -210,7 +226,7 @@ class Worker:
             self._last_reap = time.monotonic()
             num_requeued = self._ask(Ledger.reap, 0)
             if num_requeued:
-                _log.warning("%s: %d trials of dead workers are queued again", self.name, num_requeued)
+                _log.warning("%s: %s of dead workers queued again", self.name, _trials(num_requeued))
 
     def _ask(self, question: Callable[[Ledger], T], default: T) -> T:
         """Ask the ledger; with something to train, not for long: the default stands in for a database that is away."""
@@ -241,22 +257,37 @@ class Worker:
         if not self._lanes:
             self._num_lanes = 1  # the first trial opens a cohort, which decides how many may join it
         while len(self._lanes) < self._num_lanes:
-            if not self._held_over:
-                self._held_over = self._claim(self._num_lanes - len(self._lanes))
-            elif self._lanes:
-                return  # the current cohort drains before another one is opened
-            if not self._held_over:
+            if self._lanes and self._is_database_away():
                 return
-            for _ in range(len(self._held_over)):
-                claim = self._held_over.pop(0)
-                try:
-                    self._admit(claim)
-                except DatabaseAwayError:
-                    if not self._lanes:
-                        raise
-                    self._note_absence()
-                    self._held_over.append(claim)
-                    return
+            claims = self._next_claims(self._num_lanes - len(self._lanes))
+            if not claims:
+                return
+            self._admit_all(claims)
+
+    def _next_claims(self, number: int) -> list[Claim]:
+        """Claims to be put into lanes: those that an outage has interrupted, those held over, or new ones."""
+        if self._unadmitted:
+            claims = self._unadmitted
+        elif self._held_over:
+            # They wait for the current cohort to drain before they open one of their own.
+            claims, self._held_over = ([], self._held_over) if self._lanes else (self._held_over, [])
+        else:
+            claims = self._claim(number)
+        return claims
+
+    def _admit_all(self, claims: Sequence[Claim]) -> None:
+        self._unadmitted = list(claims)
+        while self._unadmitted:
+            claim = self._unadmitted.pop(0)
+            try:
+                self._note_progress()
+                self._admit(claim)
+            except DatabaseAwayError:
+                self._unadmitted.insert(0, claim)
+                if not self._lanes:
+                    raise
+                self._note_absence()
+                return
 
     def _claim(self, number: int) -> list[Claim]:
         nothing: list[Claim] = []
@@ -286,7 +317,7 @@ class Worker:
         if definition.is_drawn:
             database = self.database.brief() if self._lanes else self.database
             try:
-                claim = replace(claim, parameters=draw_parameters(database, self.study, claim))
+                claim = replace(claim, parameters=self._drawing.draw(database, claim))
             except UpdateFinishedTrialError:
                 self._log_trial(logging.WARNING, "lost trial %d before it began", claim)
                 return
@@ -297,10 +328,10 @@ class Worker:
             return
         rule = stopping_rule(definition.stopping, num_minibatches=self._num_minibatches(settings))
         lane = self._lanes[claim.trial_id] = Lane(claim=claim, settings=settings, rule=rule)
-        if is_first:
-            self._open_cohort(settings)
-        assert self._cohort is not None
         try:
+            if is_first:
+                self._open_cohort(settings)
+            assert self._cohort is not None
             outcome = self._checkpointer.resume(lane, self._cohort, is_brief=not is_first)
         except DatabaseAwayError:
             del self._lanes[claim.trial_id]
@@ -325,7 +356,7 @@ class Worker:
         assert self._cohort_name is not None
         num_workers = max(1, self.num_siblings, self._ledger.num_workers())
         share = -(-self._ledger.counts().unfinished // num_workers)
-        num_ours = len(self._lanes) + len(self._held_over)
+        num_ours = len(self._held())
         return max(1, min(share, num_ours + self._ledger.num_waiting(self._cohort_name)))
 
     def _num_minibatches(self, settings: TrialSettings) -> int:
@@ -342,6 +373,7 @@ class Worker:
         settings = next(iter(self._lanes.values())).settings
         self._lanes.clear()
         self._held_over.clear()
+        self._unadmitted.clear()
         self._cohort = None
         self._note(self._writer.drain())  # what was reached before counts
         release_cached_memory(self.device)
@@ -371,10 +403,10 @@ class Worker:
         with self.stop.interruptible(None if per_lane is None else per_lane * num_lanes):
             self._is_mid_epoch = True
             by_trial = cast("dict[int, EpochReport]", self._cohort.train_epoch())  # keys are the trial ids we gave it
-            self._is_mid_epoch = False
         self._note_epoch(num_lanes, time.monotonic() - started)
         self._num_lone_shortages = 0
         decisions = {trial_id: self._lanes[trial_id].take_in(report) for trial_id, report in by_trial.items()}
+        self._is_mid_epoch = False  # only now: the lanes' history is of the same epoch as their tensors
         self._note(self._writer.collect())  # of the epoch before
         reports = {i: r for i, r in by_trial.items() if i in self._lanes and not r.has_diverged}
         losers = self._losers(reports, decisions)
@@ -423,7 +455,7 @@ class Worker:
         return {"worker": self.name, "device": self.device_name or describe_device(self.device)}
 
     def _held(self) -> frozenset[int]:
-        return frozenset(self._lanes).union(claim.trial_id for claim in self._held_over)
+        return frozenset(self._lanes).union(claim.trial_id for claim in (*self._held_over, *self._unadmitted))
 
     def _hand_over(
         self,
@@ -472,7 +504,12 @@ class Worker:
             self._log_trial(logging.WARNING, "lost trial %d to another worker", self._lanes[trial_id].claim)
             self._drop(trial_id)
         self._held_over = [claim for claim in self._held_over if claim.trial_id not in written.lost]
+        self._unadmitted = [claim for claim in self._unadmitted if claim.trial_id not in written.lost]
 
 
 def _observed(database: Database, metrics: WorkerMetrics) -> Database:
     return replace(database, on_call=metrics.database_called, on_retry=metrics.database_retried)
+
+
+def _trials(number: int) -> str:
+    return f"{number} {'trial' if number == 1 else 'trials'}"

@@ -6,16 +6,17 @@ import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from hpsearch.data.catalog import DataLocations, DownloadProgress
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData
+from hpsearch.errors import StorageError
 from hpsearch.logs import bind_log_context, get_logger
 from hpsearch.service.artifacts import Artifacts
-from hpsearch.service.database import Database
+from hpsearch.service.database import Database, DatabaseAwayError
 from hpsearch.service.device_pin import PinnedDevice, PinRules, pin_device
 from hpsearch.service.devices import VisibleDevices, make_current, use_full_float32
 from hpsearch.service.home import lane_folder
@@ -86,6 +87,23 @@ def run_worker(
         selection = load_study_data(study, locations=DataLocations.from_environment(), progress=progress)
     check_networks(study.definition, selection)
     stop = StopSignal(parent_pid=options.supervisor_pid).install()
+    database = replace(database, abandoned=stop.event)
+    try:
+        _train(options, database, study, selection, stop, life_sign)
+    except DatabaseAwayError as error:
+        if not stop.is_set():
+            raise
+        _log.warning("worker %s was stopped while the database was away: %s", worker_name(), error)
+
+
+def _train(
+    options: WorkerOptions,
+    database: Database,
+    study: StoredStudy,
+    selection: SelectionData,
+    stop: StopSignal,
+    life_sign: LifeSign,
+) -> None:
     name = worker_name()
     metrics = WorkerMetrics(study=study.name, worker=name, life_sign=life_sign)
 
@@ -113,7 +131,19 @@ def run_worker(
         worker = _build_worker(options, database, study, selection, pinned, stop, life_sign, metrics)
         num_finished = worker.run()
         _log.info("worker %s leaves: %d trials finished", name, num_finished)
+        _tell_given_up(database, study)
         pinned.require()
+
+
+def _tell_given_up(database: Database, study: StoredStudy) -> None:
+    """A worker has done its work all the same, and exits with 0: one that failed would be started again, in vain."""
+    try:
+        counts = Ledger(database=database, study_id=study.study_id).counts()
+    except StorageError:
+        return  # it was asked to stop, and the database is away
+    if counts.failed and not counts.unfinished:
+        message = "%d of %d points of study %s were given up: their workers died or failed each time"
+        _log.warning(message, counts.failed, counts.total, study.name)
 
 
 def _build_worker(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import psycopg2
 import pytest
@@ -125,3 +130,45 @@ def test_a_state_that_psycopg2_does_not_document_is_an_error() -> None:
 
     with pytest.raises(psycopg2.OperationalError, match="state that we do not know: 99"):
         module._wait(Strange())
+
+
+def test_more_descriptors_than_select_knows_are_no_obstacle(database: Database) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("this machine allows fewer descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    database.engine.dispose()  # what was opened before has a low number
+    with contextlib.ExitStack() as stack:
+        for _ in range(1100):
+            stack.enter_context(Path(os.devnull).open())
+        with database.engine.connect() as connection:
+            assert connection.connection.driver_connection is not None
+            assert connection.connection.driver_connection.fileno() > 1024
+            assert connection.execute(text("SELECT 1")).scalar_one() == 1
+
+
+def test_an_answer_that_nobody_wants_any_more_is_given_up_soon(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ABANDONED_SECONDS", 0.05)
+    with database.engine.connect() as connection, answer_limit(3600.0, database.abandoned):
+        threading.Timer(0.1, database.abandoned.set).start()
+        with pytest.raises(Exception, match="has not answered"):
+            connection.execute(text("SELECT pg_sleep(60)"))
+
+
+def test_a_server_that_has_become_read_only_is_waited_for(database: Database, execute: Any) -> None:
+    """As in a fail-over: the statement may succeed on the next connection."""
+    attempts: list[int] = []
+
+    def work(connection: Connection) -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            connection.execute(text("SET TRANSACTION READ ONLY"))
+        connection.execute(text("CREATE TEMPORARY TABLE IF NOT EXISTS t (i int)"))
+        connection.execute(text("INSERT INTO hpsearch_schema VALUES (99)"))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        database.transaction(work)
+    assert len(attempts) == 2

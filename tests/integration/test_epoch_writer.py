@@ -133,8 +133,8 @@ def test_training_goes_on_while_the_database_does_not_answer_and_that_is_said_on
             writer.collect()
     writer.drain()
     assert caplog.messages == [
-        "tester: the database does not answer: training goes on, its reports are kept",
-        "tester: the database is back, and all epochs are written",
+        "tester: the database, or the artifact store, does not answer: training goes on, its reports are kept",
+        "tester: all epochs are written again",
     ]
 
 
@@ -329,6 +329,46 @@ def test_an_error_of_the_thread_reaches_the_worker_when_it_collects(
     assert writer.collect().counted == {claims[0].trial_id}
 
 
+def test_nothing_is_written_after_an_epoch_that_was_not(
+    ledger: Ledger, writer: EpochWriter, epoch: Epoch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a trial would be complete without one of its epochs."""
+    (claim,) = ledger.claim(1)
+    real = Ledger.record
+    errors = iter([StorageError("away for too long")])
+
+    def record(self: Ledger, *arguments: Any) -> set[int]:
+        for error in errors:
+            raise error
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Ledger, "record", record)
+    writer.hand_over(entry([claim], {claim.trial_id: epoch(1)}))
+    writer.hand_over(entry([claim], {claim.trial_id: epoch(2)}, complete(claim)))
+    with pytest.raises(StorageError, match="for too long"):
+        writer.drain()
+    assert (writer.is_outstanding, ledger.counts().running) == (False, 1)
+    assert trials_of(ledger)[0].intermediate_values == {}
+
+
+def test_a_single_slow_moment_ends(
+    ledger: Ledger, writer: EpochWriter, database: Database, epoch: Epoch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch that is shorter than its writing is held back by a database that answers."""
+    monkeypatch.setattr(module, "SLOW_SECONDS", 0.05)
+    (claim,) = ledger.claim(1)
+    with locked_points(database):
+        for number in (1, 2, 3):
+            writer.hand_over(entry([claim], {claim.trial_id: epoch(number)}))
+            writer.collect()
+        assert writer.is_behind
+    monkeypatch.setattr(module, "SLOW_SECONDS", 30.0)
+    futures.wait([writer._queue[0].write])
+    writer.hand_over(entry([claim], {claim.trial_id: epoch(4)}))
+    writer.collect()
+    assert not writer.is_behind
+
+
 @contextmanager
 def away(url: str) -> Iterator[None]:
     """A database that admits nobody for a while."""
@@ -354,7 +394,7 @@ def test_a_database_that_stays_away_is_told_when_the_worker_collects(
     with EpochWriter(impatient, artifacts, stop, "tester") as writer:
         with away(tables_url):
             writer.hand_over(entry([claim], {claim.trial_id: epoch(1)}))
-            with pytest.raises(StorageError, match="has been away"):
+            with pytest.raises(StorageError, match="is away"):
                 writer.collect()
         writer.hand_over(entry([claim], {claim.trial_id: epoch(1)}))
         assert writer.collect() == Written()

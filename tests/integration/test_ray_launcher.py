@@ -183,7 +183,7 @@ def test_sigterm_gives_the_trials_back_and_leaves_no_worker(run: Run) -> None:
     assert run.trials(TrialState.RUNNING) == []
     # Given back by the workers, and not reaped from dead ones by others.
     logs = "".join(log.read_text() for log in (run.error_file.parent / "home" / "logs").iterdir())
-    assert logs.count("trials given back") == 2
+    assert logs.count("given back") == 2
 
 
 def command(folder: Path, url: str) -> WorkerCommand:

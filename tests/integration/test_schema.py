@@ -12,6 +12,7 @@ import sqlalchemy
 from sqlalchemy import create_engine, text
 
 from hpsearch.errors import StorageError
+from hpsearch.service import schema as schema_module
 from hpsearch.service import tables
 from hpsearch.service.database import Database, open_database
 from hpsearch.service.ledger import Ledger, PointCounts
@@ -108,3 +109,16 @@ def test_a_newer_database_is_refused_and_left_as_it_is(tables_url: str) -> None:
     versions, names = versions_and_tables(tables_url)
     assert versions == [newer]
     assert "hpsearch_checkpoints" not in names
+
+
+def test_a_process_that_keeps_the_tables_locked_is_told_of(
+    tables_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema_module, "_LOCK_SECONDS", 0.1)
+    with database.engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": schema_module._SCHEMA_LOCK})
+        with pytest.raises(StorageError, match="another process has been creating the tables") as caught:
+            open_database(tables_url)
+        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": schema_module._SCHEMA_LOCK})
+    assert caught.value.hint is not None
+    open_database(tables_url).close()

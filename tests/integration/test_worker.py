@@ -24,6 +24,7 @@ from hpsearch.data.catalog import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import ArtifactError, DeviceError, StorageError
+from hpsearch.results.summary import read_summary
 from hpsearch.service import epoch_writer as epoch_writer_module
 from hpsearch.service import lane_choice as lane_choice_module
 from hpsearch.service import worker as worker_module
@@ -38,7 +39,8 @@ from hpsearch.service.life_sign import LifeSign, WorkerState
 from hpsearch.service.metrics import WorkerMetrics
 from hpsearch.service.prepare import PreparedStudy, prepare_study
 from hpsearch.service.presence import Presence
-from hpsearch.service.signals import StopSignal
+from hpsearch.service.progress import read_progress
+from hpsearch.service.signals import StopSignal, WorkerStopped
 from hpsearch.service.worker import Worker
 from hpsearch.settings import TrialSettings
 from hpsearch.study import StudyDefinition, parse_definition
@@ -875,6 +877,14 @@ def test_no_epoch_is_trained_twice_after_a_stop(bench: Callable[..., Bench]) -> 
     assert all(trial.user_attrs["resumed_at_epoch"] == 3 for trial in study.counted())
 
 
+def test_epochs_that_were_taken_over_are_counted_once(bench: Callable[..., Bench], database: Database) -> None:
+    study = bench()
+    study.worker(lanes=6, stop=BeforeEpoch(4)).run()
+    study.worker(lanes=6).run()
+    assert read_progress(database, study.prepared.study.study_id).epochs == 6 * 4
+    assert read_summary(database, study.prepared.study.name).num_epochs == 6 * 4
+
+
 def test_a_failed_worker_s_trials_go_on_from_their_last_checkpoint(bench: Callable[..., Bench]) -> None:
     whole, parts = bench(), bench()
     whole.worker(lanes=6).run()
@@ -1059,7 +1069,7 @@ def test_a_database_that_stays_away_ends_the_worker(
     study.database = replace(database, outage_seconds=0.5)
     with contextlib.ExitStack() as stack:
         stop = BeforeEpoch(2, lambda: stack.enter_context(away(database)))
-        with pytest.raises(StorageError, match="has been away") as caught:
+        with pytest.raises(StorageError, match="is away") as caught:
             study.worker(lanes=2, stop=stop).run()
         assert caught.value.exit_code == 3
     assert study.ledger.counts().running == 2  # until their leases run out
@@ -1079,9 +1089,97 @@ def test_a_worker_that_is_stopped_while_the_database_is_away_leaves_in_time(
 
         stop = BeforeEpoch(2, stop_away)
         study.worker(lanes=2, stop=stop).run()
-    assert any("stopped, but its trials could not be given back" in message for message in caplog.messages)
+    assert any("its trials could not be given back" in message for message in caplog.messages)
     study.ledger.reap()
     assert study.ledger.counts().running == 2
+
+
+def test_an_idle_worker_that_is_stopped_does_not_wait_for_a_database_that_is_away(
+    bench: Callable[..., Bench], database: Database
+) -> None:
+    study = bench()
+    holder = replace(study.ledger, owner=9)
+    assert len(holder.claim(6)) == 6  # nothing is left for the worker
+    with contextlib.ExitStack() as stack:
+
+        class Stop(StopSignal):
+            def wait(self, seconds: float) -> bool:  # of an idle worker
+                stack.enter_context(away(database))
+                threading.Timer(0.3, self.set).start()
+                return super().wait(0)
+
+        assert study.worker(stop=Stop()).run() == 0
+    assert study.ledger.counts().running == 6
+
+
+def test_a_trial_that_an_outage_has_interrupted_gets_its_lane_when_it_is_over(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = bench(training={"max_epochs": 200})
+    study.worker(lanes=6, stop=BeforeEpoch(2)).run()
+    real = Checkpoints.resume
+    failures = iter([None])
+
+    def resume(self: Checkpoints, *arguments: Any) -> Any:
+        if len(worker._lanes) == 2:
+            for _ in failures:
+                raise DatabaseAwayError("away")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Checkpoints, "resume", resume)
+    monkeypatch.setattr(worker_module, "ASK_AGAIN_SECONDS", 0.01)
+    busy: list[int] = []
+    worker = study.worker(lanes=3, stop=WatchedStop(lambda: busy.append(len(worker._lanes))))
+    worker.run()
+    assert {trial.user_attrs["attempt"] for trial in study.counted()} == {2}
+    assert busy[0] == 1
+    assert 3 in busy[1:190]
+
+
+def test_a_database_that_goes_while_a_cohort_is_opened_leaves_no_lane_behind(
+    bench: Callable[..., Bench], database: Database
+) -> None:
+    study = bench()
+
+    class Away(FixedLanes):
+        def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
+            raise DatabaseAwayError("away")
+
+    with pytest.raises(DatabaseAwayError):
+        study.worker(lanes=Away(2)).run()
+    with database.engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT sum(crashes) FROM hpsearch_points").scalar_one() == 0
+
+
+def test_an_error_of_the_last_flush_still_gives_the_trials_back(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: EpochWriter) -> Written:
+        raise ArtifactError("no room")
+
+    monkeypatch.setattr(EpochWriter, "flush", refuse)
+    study = bench()
+    with pytest.raises(ArtifactError):
+        study.worker(lanes=2, stop=BeforeEpoch(2)).run()
+    assert study.ledger.counts() == PointCounts(waiting=6)
+
+
+def test_a_stop_while_an_epoch_is_taken_in_leaves_no_checkpoint_of_two_epochs(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, study = bench(), bench()
+    whole.worker(lanes=1).run()
+    epochs = itertools.count(1)
+
+    def interrupt(self: Worker, num_lanes: int, seconds: float) -> None:
+        if next(epochs) == 2:
+            raise WorkerStopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "_note_epoch", interrupt)
+        study.worker(lanes=1).run()
+    study.worker(lanes=1).run()
+    assert counted_curves(study) == counted_curves(whole)
 
 
 def test_a_claim_whose_answer_was_lost_is_made_again_and_not_twice(

@@ -1,0 +1,56 @@
+"""What surrounds a worker: a study whose points were given up, and a GPU whose worker is awaited after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hpsearch.service import gpu_lock
+from hpsearch.service.database import Database
+from hpsearch.service.device_pin import _take_one
+from hpsearch.service.devices import Gpu
+from hpsearch.service.gpu_lock import GpuLockSession
+from hpsearch.service.ledger import Ledger
+from hpsearch.service.registry import StoredStudy
+from hpsearch.service.worker_process import _tell_given_up
+
+UUID = "GPU-5ee1c0de"
+
+
+@pytest.mark.parametrize("state", ["FAIL", "COMPLETE"])
+def test_a_worker_that_leaves_tells_of_points_that_were_given_up(
+    database: Database,
+    new_study: Callable[..., StoredStudy],
+    execute: Any,
+    caplog: pytest.LogCaptureFixture,
+    state: str,
+) -> None:
+    study = new_study(3)
+    _tell_given_up(database, study)
+    assert caplog.messages == []  # not while points are open
+    execute(f"UPDATE trials SET state = '{state}'")
+    caplog.set_level("WARNING")
+    _tell_given_up(database, study)
+    told = f"3 of 3 points of study {study.name} were given up: their workers died or failed each time"
+    assert caplog.messages == ([told] if state == "FAIL" else [])
+
+
+def test_a_gpu_is_left_to_the_worker_that_trained_on_it_for_a_while_after_a_restart(
+    database: Database, new_study: Callable[..., StoredStudy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu(index=0, uuid=UUID, name="Test")
+    ledger = Ledger(database=database, study_id=new_study(3).study_id, owner=7)
+    session = GpuLockSession(database, "waiter")
+    monkeypatch.setattr(gpu_lock, "RESTART_GRACE_SECONDS", 10.0**6)  # the tests' server has just been started
+    try:
+        assert not session.is_awaited(UUID)  # a fresh server: nobody trains
+        ledger.claim(1, attributes={"device": f"cuda:0 (Test, {UUID})"})
+        assert session.is_awaited(UUID)
+        assert not session.is_awaited("GPU-0ther")
+        assert _take_one(session, [gpu], is_shared=False) is None
+        monkeypatch.setattr(gpu_lock, "RESTART_GRACE_SECONDS", 0.0)
+        assert _take_one(session, [gpu], is_shared=False) is gpu
+    finally:
+        session.close()
