@@ -1,17 +1,21 @@
-"""What the services of docker-compose.yml start: `compose_service.py password|study|worker`.
+"""What the services of docker-compose.yml start: `compose_service.py password|study|worker|dashboard`.
 
     password  puts the database's password where the other services read it: a random one, or the user's own
-    study     registers the study of the study file, and writes its name down for the workers
+    study     checks all settings, registers the study of the study file, and writes its name down for the workers
     worker    joins that study
+    dashboard serves optuna-dashboard, and tells the address at which Compose publishes it
 
 All settings come as environment variables (.env.example). Nothing here is evaluated by a shell.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -21,26 +25,32 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from hpsearch.errors import InputError
+from hpsearch.logs import LogFormat, configure_logging, get_logger, log_final_error
+
 PASSWORD_FILE = Path("/run/secrets/database_password")
 OWN_PASSWORD_FILE = Path("/run/own-secrets/database_password")
 NAME_FILE = Path("/cache/current-study")
+DATA_FOLDER = Path("/data")
+STUDY_FOLDERS = (Path("studies"), Path("examples"))
 QUICK_START = "studies/quickstart.toml"
 QUICK_START_ON_DIGITS = ("--set", "data.dataset=digits", "--set", "name=quickstart-digits")
 CPU_QUOTA_FILES = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
+LEAST_SECONDS = {"HPSEARCH_CHECKPOINT_SECONDS": 0, "HPSEARCH_STALL_SECONDS": 1, "HPSEARCH_LIFE_SIGN_MAX_AGE": 1}
+SWITCHES = ("HPSEARCH_WAIT_FOR_GPU", "HPSEARCH_SHARE_GPU")
 BAD_INPUT = 2
 
 
-class SettingError(Exception):
+class SettingError(InputError):
     """A setting of the user's is wrong: one line, and one with a hint."""
 
     def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(message, hint=hint)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one role; returns the exit code."""
-    roles = {"password": provide_password, "study": create_study, "worker": work}
+    roles = {"password": provide_password, "study": create_study, "worker": work, "dashboard": show_dashboard}
     if len(arguments) != 1 or arguments[0] not in roles:
         print(f"usage: compose_service.py {'|'.join(roles)}", file=sys.stderr)
         return BAD_INPUT
@@ -49,7 +59,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return roles[arguments[0]](os.environ)
     except SettingError as error:
-        print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
+        if _wants_json():
+            configure_logging(log_format=LogFormat.JSON)
+            log_final_error(error)
+        else:
+            print(f"error: {error}\nhint: {error.hint}", file=sys.stderr)
         return BAD_INPUT
     except SystemExit as end:  # a worker that was asked to stop before it had claimed anything
         return end.code if isinstance(end.code, int) else 1
@@ -65,13 +79,13 @@ def provide_password(environment: Mapping[str, str]) -> int:
         if not lines or not lines[0]:
             raise SettingError("the password file is empty", "its first line is the password of the database")
         password = lines[0]
-        print("taking the password from your own file")
+        _say("taking the password from your own file")
     elif PASSWORD_FILE.exists():
-        print("the database's password is there already")
+        _say("the database's password is there already")
         return 0
     else:
         password = secrets.token_urlsafe(32)
-        print("made a random password for the database")
+        _say("made a random password for the database")
     _write_whole(PASSWORD_FILE, password, mode=0o440)
     return 0
 
@@ -82,32 +96,98 @@ def create_study(environment: Mapping[str, str]) -> int:
     The quick start alone, with nothing set by the user, runs on digits where MNIST cannot be had: loudly.
     """
     options = study_options(environment)
-    file = environment.get("STUDY") or QUICK_START
-    if not file.endswith(".toml"):
-        raise SettingError(f"STUDY must name a study file, got {file!r}", f"for example STUDY={QUICK_START}")
+    file = study_file(environment)
+    check_settings(environment)
     # Here and not above: the role `password` needs none of it, and it takes seconds.
     from hpsearch.cli.main import run_command_line
     from hpsearch.study import load_definition
 
     if not environment.get("STUDY") and not options and not _can_have_mnist(file):
-        print("*** MNIST cannot be had here: THE QUICK START RUNS ON DIGITS (1,797 images of scikit-learn) INSTEAD ***")
+        _say(
+            "*** MNIST cannot be had here: THE QUICK START RUNS ON DIGITS (1,797 images of scikit-learn) INSTEAD ***",
+            level=logging.WARNING,
+        )
         options = QUICK_START_ON_DIGITS
     code = run_command_line(["create", file, *options])
     if code == 0:
         logging.disable(logging.WARNING)  # what there is to say about the file has been said
-        _write_whole(NAME_FILE, load_definition(Path(file), options[1::2]).name, mode=0o644)
+        name = load_definition(Path(file), options[1::2]).name
+        logging.disable(logging.NOTSET)
+        _write_whole(NAME_FILE, name, mode=0o644)
     return code
 
 
 def work(environment: Mapping[str, str]) -> int:
-    """Join the study: the one that STUDY names, or whose file it names."""
+    """Join the study that the service `study` registered; on another machine, the one that STUDY names."""
     signal.signal(signal.SIGTERM, _leave_at_once)  # while torch is imported; then the command has its own handler
-    study = environment.get("STUDY") or QUICK_START
-    name = NAME_FILE.read_text(encoding="utf-8") if study.endswith(".toml") else study
+    name = study_name(environment)
     os.environ["OMP_NUM_THREADS"] = str(worker_threads(environment, usable_cpus()))
     from hpsearch.cli.main import run_command_line
 
     return run_command_line(["worker", name])
+
+
+def show_dashboard(environment: Mapping[str, str]) -> int:
+    """Serve it for all addresses of the container, and tell the one outside instead: only Compose knows that."""
+    port = environment.get("DASHBOARD_PORT", "")
+    is_known = port not in ("", "0")
+    _say(f"http://127.0.0.1:{port}/dashboard" if is_known else "docker compose port dashboard 8080 tells its address")
+    from hpsearch.cli.main import run_command_line
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        return run_command_line(["dashboard", "--host", "0.0.0.0", "--port", "8080", "--behind-proxy"])
+
+
+def study_file(environment: Mapping[str, str]) -> str:
+    """The file that STUDY names, by its path or, in one of our folders, by its name alone."""
+    named = environment.get("STUDY") or QUICK_START
+    if named.endswith(".toml"):
+        return named
+    for folder in STUDY_FOLDERS:
+        path = folder / f"{named}.toml"
+        if path.is_file():
+            return str(path)
+    raise SettingError(f"STUDY must name a study file, got {named!r}", f"for example STUDY={QUICK_START}")
+
+
+def study_name(environment: Mapping[str, str]) -> str:
+    """What the service `study` wrote down. On another machine, where STUDY_OPTIONS is not passed, STUDY is the name."""
+    if "STUDY_OPTIONS" in environment:
+        return NAME_FILE.read_text(encoding="utf-8")
+    name = environment.get("STUDY", "")
+    if not name or name.endswith(".toml"):
+        hint = "`docker compose exec dashboard hpsearch status`, where the database is, lists the names"
+        raise SettingError(f"STUDY must be the study's name here, got {name!r}", hint)
+    return name
+
+
+def check_settings(environment: Mapping[str, str]) -> None:
+    """Refuse what a worker would refuse, before there is a worker that starts again and again."""
+    worker_threads(environment, num_cpus=1)
+    device = environment.get("HPSEARCH_DEVICE", "")
+    if device and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise SettingError(f"HPSEARCH_DEVICE must be auto, cpu or cuda:N, got {device!r}", "correct it in .env")
+    for variable, least in LEAST_SECONDS.items():
+        text = environment.get(variable, "")
+        if text and not _is_number_from(least, text):
+            raise SettingError(f"{variable} must be seconds, from {least}, got {text!r}", "correct it in .env")
+    for variable in SWITCHES:
+        text = environment.get(variable, "true")
+        if text.lower() not in ("", "true", "false", "1", "0", "yes", "no", "on", "off"):
+            raise SettingError(f"{variable} must be true or false, got {text!r}", "correct it in .env")
+    data = environment.get("DATA_FOLDER", "")
+    with contextlib.suppress(PermissionError):  # what cannot be looked at is the command's own error
+        if data and not any(DATA_FOLDER.iterdir()):
+            hint = "Docker makes a missing folder, as root's: correct HPSEARCH_DATA in .env"
+            raise SettingError(f"HPSEARCH_DATA is set to {data}, which has no data", hint)
+    from hpsearch.cli.options import parse_lanes, parse_metrics
+
+    try:
+        parse_lanes(environment.get("HPSEARCH_LANES") or "auto")
+        parse_metrics(environment.get("HPSEARCH_METRICS"))
+    except InputError as error:
+        message = str(error).replace("--lanes", "HPSEARCH_LANES").replace("--metrics", "HPSEARCH_METRICS")
+        raise SettingError(message, error.hint or "correct it in .env") from None
 
 
 def study_options(environment: Mapping[str, str]) -> tuple[str, ...]:
@@ -179,6 +259,26 @@ def _can_have_mnist(file: str) -> bool:
     except DataError as error:
         return not isinstance(error.__cause__, MirrorsFailedError)
     return True
+
+
+def _is_number_from(least: float, text: str) -> bool:
+    try:
+        return least <= float(text) < math.inf
+    except ValueError:
+        return False
+
+
+def _say(message: str, *, level: int = logging.INFO) -> None:
+    """A line for people on stdout, or for a log collector on stderr, as all of hpsearch's."""
+    if _wants_json():
+        configure_logging(log_format=LogFormat.JSON)
+        get_logger("compose").log(level, message)
+    else:
+        print(message, flush=True)
+
+
+def _wants_json() -> bool:
+    return os.environ.get("HPSEARCH_LOG_FORMAT") == LogFormat.JSON.value
 
 
 def _write_whole(path: Path, text: str, *, mode: int) -> None:

@@ -209,8 +209,8 @@ class EpochWriter:
         return self._take()
 
     def flush(self) -> Written:
-        """The same at a worker's end: wait for `FLUSH_SECONDS` at most, whoever asks to stop."""
-        if not self._await(FLUSH_SECONDS):
+        """The same at a worker's end: wait for `FLUSH_SECONDS` at most, less if the database is known to be away."""
+        if not self._await(min(SLOW_SECONDS, FLUSH_SECONDS) if self._is_behind else FLUSH_SECONDS):
             _log.warning("%s: the database does not answer: its last epochs may not be recorded", self._name)
         return self._take()
 

@@ -37,7 +37,7 @@ _HAS_LOCK = text("""
 
 STALLED_EXIT_CODE = 1  # whoever watches over the worker starts it again
 _LOCK_ANSWER_SECONDS = 5.0  # of a session that may hang while the others do not
-_UNLOCK_SECONDS = 1.5  # at the end; a session that hangs is cut instead
+_UNLOCK_SECONDS = 1.0  # at the end; a session that hangs is cut instead
 _GOODBYE_SECONDS = 10.0  # what a stalled worker's last statement may take
 
 

@@ -57,7 +57,7 @@ from hpsearch.training.memory import describe_shortage, is_out_of_memory, releas
 _log = get_logger("worker")
 T = TypeVar("T")
 
-RELEASE_SECONDS = 2.0  # how long a worker that is asked to stop waits for a database that is away
+RELEASE_SECONDS = 1.0  # how long a worker that is asked to stop waits for a database that is away
 _LONGEST_EPOCHS = 10.0  # a life sign allows an epoch of so many times the last one
 ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there is something to train
 

@@ -8,13 +8,20 @@ stopped=
 worker=
 trap 'stopped=yes; [ -z "$worker" ] || kill -TERM "$worker" 2>/dev/null' TERM
 
-tries=0
-until hpsearch status "$STUDY" >/dev/null 2>&1; do
+waits_until=$(($(date +%s) + ${STUDY_SECONDS:-600})) # the startup probe in workers.yaml outlasts it
+said_before=
+while :; do
+    said=$(hpsearch status "$STUDY" 2>&1 >/dev/null)
+    code=$?
+    [ "$code" -ne 0 ] || break
     [ -z "$stopped" ] || exit 143
-    tries=$((tries + 1))
-    if [ "$tries" -ge "${STUDY_TRIES:-120}" ]; then
-        hpsearch status "$STUDY" # says why
-        exit
+    [ "$said" = "$said_before" ] || printf '%s\n' "$said" >&2
+    said_before=$said
+    if [ "$(date +%s)" -ge "$waits_until" ]; then
+        case $said in
+        *"no study "*) exit 3 ;; # not ready yet: 2, bad input, would end the whole Job
+        *) exit "$code" ;;
+        esac
     fi
     sleep "${STUDY_WAIT_SECONDS:-5}" &
     wait "$!"

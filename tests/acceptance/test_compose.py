@@ -201,7 +201,7 @@ def test_a_study_is_counted_once_whatever_is_done_to_its_containers(engine: None
         assert state(first) == "running"
         docker("stop", "-t", "10", first)
         assert inspect(first)["State"]["ExitCode"] == 0
-        assert "trials given back" in stack.logs()
+        assert "given back" in stack.logs()
         docker("start", first)
 
         kill_own_process(second)

@@ -78,6 +78,18 @@ def test_a_worker_of_another_host_is_the_same_worker() -> None:
     assert here == there
 
 
+def test_another_password_file_is_another_configuration_of_what_copies_it() -> None:
+    """What Compose compares, to make a container anew, leaves out where a secret comes from."""
+    for path in (OTHER_HOST, ROOT / "docker" / "compose.password.yml"):
+        mounting = [service for service in services(path).values() if "secrets" in service]
+        assert [service["labels"] for service in mounting] == [{"own-password": "${HPSEARCH_PASSWORD_FILE}"}]
+
+
+def test_the_study_gets_the_workers_settings_to_check_them_first() -> None:
+    study, worker = (services(STACK)[name]["environment"] for name in ("study", "worker"))
+    assert {key for key in worker if worker[key] != study.get(key)} == {"HPSEARCH_LIFE_SIGN"}
+
+
 def test_no_file_holds_a_password_or_needs_a_registry_for_a_digest() -> None:
     for path in (STACK, OTHER_HOST, *OVERRIDES, ROOT / "docker" / "Dockerfile"):
         text = path.read_text()

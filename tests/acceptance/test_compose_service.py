@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "PASSWORD_FILE", tmp_path / "database_password")
     monkeypatch.setattr(module, "OWN_PASSWORD_FILE", tmp_path / "own")
     monkeypatch.setattr(module, "NAME_FILE", tmp_path / "current-study")
+    monkeypatch.setattr(module, "DATA_FOLDER", tmp_path / "data")
     monkeypatch.chdir(ROOT)
     return module
 
@@ -205,8 +207,100 @@ def _no_network(*arguments: object, **named: object) -> None:
 
 
 def test_a_study_that_is_no_file_is_refused(service: ModuleType) -> None:
-    with pytest.raises(service.SettingError, match="STUDY must name a study file, got 'quickstart'"):
-        service.create_study({"STUDY": "quickstart"})
+    with pytest.raises(service.SettingError, match="STUDY must name a study file, got 'not-there'"):
+        service.create_study({"STUDY": "not-there"})
+
+
+@pytest.mark.parametrize(
+    ("named", "file"),
+    [
+        ("mlp", "studies/mlp.toml"),
+        ("two_hidden_layers", "examples/two_hidden_layers.toml"),
+        ("elsewhere/mine.toml", "elsewhere/mine.toml"),
+        ("", "studies/quickstart.toml"),
+    ],
+)
+def test_a_study_file_is_named_by_its_path_or_its_name_alone(service: ModuleType, named: str, file: str) -> None:
+    assert service.study_file({"STUDY": named}) == file
+
+
+def test_a_worker_takes_the_name_that_was_registered_and_elsewhere_the_one_it_is_told(service: ModuleType) -> None:
+    service.NAME_FILE.write_text("mine")
+    assert service.study_name({"STUDY": "mlp", "STUDY_OPTIONS": ""}) == "mine"
+    assert service.study_name({"STUDY": "mlp"}) == "mlp"
+    with pytest.raises(service.SettingError, match=r"STUDY must be the study's name here, got 'studies/mlp.toml'"):
+        service.study_name({"STUDY": "studies/mlp.toml"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "named"),
+    [
+        ("HPSEARCH_LANES", "0", "HPSEARCH_LANES must be auto or a whole number from 1"),
+        ("WORKER_THREADS", "0", "WORKER_THREADS must be"),
+        ("HPSEARCH_SUPERVISED_WORKERS", "0", "WORKERS must be"),
+        ("HPSEARCH_DEVICE", "gpu", "HPSEARCH_DEVICE must be auto, cpu or cuda:N, got 'gpu'"),
+        ("HPSEARCH_CHECKPOINT_SECONDS", "-1", "HPSEARCH_CHECKPOINT_SECONDS must be seconds, from 0"),
+        ("HPSEARCH_STALL_SECONDS", "soon", "HPSEARCH_STALL_SECONDS must be seconds, from 1"),
+        ("HPSEARCH_STALL_SECONDS", "nan", "HPSEARCH_STALL_SECONDS must be seconds"),
+        ("HPSEARCH_LIFE_SIGN_MAX_AGE", "0", "HPSEARCH_LIFE_SIGN_MAX_AGE must be"),
+        ("HPSEARCH_METRICS", "here", "HPSEARCH_METRICS must be"),
+        ("HPSEARCH_SHARE_GPU", "perhaps", "HPSEARCH_SHARE_GPU must be true or false"),
+    ],
+)
+def test_the_study_refuses_what_its_workers_would_refuse(
+    service: ModuleType, variable: str, text: str, named: str
+) -> None:
+    with pytest.raises(service.SettingError, match=named):
+        service.create_study({variable: text})
+    assert not service.NAME_FILE.exists()
+
+
+def test_the_settings_of_the_example_are_accepted(service: ModuleType) -> None:
+    example = dict(
+        line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if line[:1].isupper()
+    )
+    service.check_settings({**example, "HPSEARCH_SUPERVISED_WORKERS": example["WORKERS"]})
+
+
+def test_a_folder_of_data_that_docker_has_just_made_is_named_as_the_user_named_it(service: ModuleType) -> None:
+    service.DATA_FOLDER.mkdir()
+    with pytest.raises(service.SettingError, match="HPSEARCH_DATA is set to /srv/dta, which has no data"):
+        service.create_study({"DATA_FOLDER": "/srv/dta"})
+    service.check_settings({"DATA_FOLDER": ""})
+    (service.DATA_FOLDER / "mnist").mkdir()
+    service.check_settings({"DATA_FOLDER": "/srv/data"})
+
+
+def test_for_a_log_collector_every_line_is_an_object(
+    service: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HPSEARCH_LOG_FORMAT", "json")
+    monkeypatch.setenv("STUDY", "not-there")
+    assert service.main(["password"]) == 0
+    assert service.main(["study"]) == 2
+    printed = capsys.readouterr()
+    notice, error = (json.loads(line) for line in printed.err.splitlines())
+    assert printed.out == ""
+    assert (notice["level"], notice["message"]) == ("INFO", "made a random password for the database")
+    assert list(notice) == ["time", "level", "logger", "message"]
+    assert (error["level"], error["exit_code"]) == ("ERROR", 2)
+    assert error["message"].startswith("STUDY must name a study file")
+
+
+@pytest.mark.parametrize(
+    ("port", "told"),
+    [("8081", "http://127.0.0.1:8081/dashboard\n"), ("0", "docker compose port dashboard 8080 tells its address\n")],
+)
+def test_the_dashboards_address_is_the_published_one(
+    service: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: str, told: str
+) -> None:
+    def serve(arguments: list[str]) -> int:
+        print("http://0.0.0.0:8080/dashboard")
+        return 0
+
+    monkeypatch.setattr("hpsearch.cli.main.run_command_line", serve)
+    assert service.show_dashboard({"DASHBOARD_PORT": port}) == 0
+    assert capsys.readouterr().out == told
 
 
 def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -220,7 +314,7 @@ def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProce
 
 
 def test_errors_are_one_line_and_a_hint_with_exit_code_2() -> None:
-    done = run_script("study", STUDY="quickstart")
+    done = run_script("study", STUDY="not-there")
     assert done.returncode == 2
     assert done.stdout == ""
     assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
@@ -229,7 +323,7 @@ def test_errors_are_one_line_and_a_hint_with_exit_code_2() -> None:
 @pytest.mark.parametrize("arguments", [(), ("everything",), ("study", "worker")])
 def test_unknown_roles_are_refused(arguments: tuple[str, ...]) -> None:
     done = run_script(*arguments)
-    assert (done.returncode, done.stderr) == (2, "usage: compose_service.py password|study|worker\n")
+    assert (done.returncode, done.stderr) == (2, "usage: compose_service.py password|study|worker|dashboard\n")
 
 
 def test_a_worker_joins_the_study_it_is_told_with_its_share_of_threads(database_url: str, tmp_path: Path) -> None:

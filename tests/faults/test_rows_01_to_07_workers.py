@@ -138,6 +138,31 @@ def exits_at_once_at_a_hung_database_when_asked_again(arena: Arena) -> None:
     assert arena.worker(faults=FAST).wait() == 0
 
 
+def leaves_in_time_while_the_database_is_away(arena: Arena) -> None:
+    leave_in_time(arena, harm=arena.server.stop, mend=arena.server.start)
+
+
+def leaves_in_time_while_the_database_hangs(arena: Arena) -> None:
+    leave_in_time(arena, harm=arena.server.hang, mend=arena.server.resume)
+
+
+def leave_in_time(arena: Arena, *, harm: Callable[[], None], mend: Callable[[], None]) -> None:
+    """One worker that trains and one that has nothing to do, both of which would wait for the database for a minute."""
+    arena.create(1, max_epochs=100)
+    faults = replace(SLOW, lease_seconds=2.0, absence_seconds=1.0)
+    training = arena.worker(faults=faults)
+    arena.wait_for_training(1, min_epochs=2)
+    idle = arena.worker(faults=faults)
+    wait_until(lambda: "joins study" in idle.said, "the other one has joined")
+    harm()
+    for worker in (training, idle):
+        worker.send(signal.SIGTERM)
+    for worker in (training, idle):
+        assert worker.wait(10) == 0, worker.said
+    mend()
+    assert arena.worker(faults=faults).wait() == 0
+
+
 def insist(worker: HpsearchProcess) -> None:
     """SIGTERM again and again; the worker must not get as far as a clean end."""
 
@@ -155,6 +180,8 @@ def insist(worker: HpsearchProcess) -> None:
         goes_on_from_its_checkpoint,
         exits_at_once_in_an_epoch_when_asked_again,
         exits_at_once_at_a_hung_database_when_asked_again,
+        leaves_in_time_while_the_database_is_away,
+        leaves_in_time_while_the_database_hangs,
     ],
     ids=lambda scenario: scenario.__name__,
 )

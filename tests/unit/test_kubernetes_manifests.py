@@ -194,7 +194,7 @@ def test_workers_are_an_indexed_job_that_disruptions_do_not_use_up(documents: li
     spec = one(documents, "Job", "workers")["spec"]
     assert spec["completionMode"] == "Indexed"
     assert spec["completions"] == spec["parallelism"] > 1
-    assert spec["backoffLimitPerIndex"] > 0
+    assert spec["backoffLimitPerIndex"] >= 50  # a database that is away for hours counts
     assert spec["template"]["spec"]["restartPolicy"] == "Never"  # podFailurePolicy asks for it
     ignored, fatal = spec["podFailurePolicy"]["rules"]
     assert ignored == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
@@ -284,7 +284,7 @@ def test_the_overlay_in_the_document_renders(tmp_path: Path) -> None:
 FAKE = """#!/bin/sh
 echo "$@" >>"$CALLS"
 case "$1" in
-status) [ -e "$STUDY_IS_THERE" ] || { echo "error: no study" >&2; exit 2; } ;;
+status) [ -e "$STUDY_IS_THERE" ] || { echo "${PROBLEM:-error: no study 'mlp'}" >&2; exit 2; } ;;
 worker) exec "$WORKER" ;;
 esac
 """
@@ -338,10 +338,31 @@ def test_a_worker_waits_for_its_study(tmp_path: Path) -> None:
     assert pod.end() == 0
 
 
-def test_a_study_that_never_comes_is_an_error_after_some_tries(tmp_path: Path) -> None:
-    pod = Pod(tmp_path, "exit 0", STUDY_TRIES="3")
+def test_a_study_that_never_comes_is_not_ready_which_does_not_end_the_job(tmp_path: Path) -> None:
+    pod = Pod(tmp_path, "exit 0", STUDY_SECONDS="0")
     _, errors = pod.process.communicate(timeout=60)
-    assert (pod.process.returncode, errors) == (2, "error: no study\n")
+    assert (pod.process.returncode, errors) == (3, "error: no study 'mlp'\n")
+
+
+def test_bad_input_ends_the_job_once_the_time_is_over(tmp_path: Path) -> None:
+    pod = Pod(tmp_path, "exit 0", STUDY_SECONDS="0", PROBLEM="error: bad URL")
+    _, errors = pod.process.communicate(timeout=60)
+    assert (pod.process.returncode, errors) == (2, "error: bad URL\n")
+
+
+def test_why_a_worker_waits_is_told_once(tmp_path: Path) -> None:
+    pod = Pod(tmp_path, "exit 0")
+    while not (tmp_path / "calls").exists() or (tmp_path / "calls").read_text().count("status") < 3:
+        assert pod.process.poll() is None
+    (tmp_path / "study").touch()
+    _, errors = pod.process.communicate(timeout=60)
+    assert (pod.process.returncode, errors) == (0, "error: no study 'mlp'\n")
+
+
+def test_the_startup_probe_outlasts_the_wait_for_the_study(documents: list[Document]) -> None:
+    (seconds,) = re.findall(r"STUDY_SECONDS:-(\d+)", (KUBERNETES / "base" / "worker.sh").read_text())
+    probe = one(documents, "Job", "workers")["spec"]["template"]["spec"]["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 2 * int(seconds)
 
 
 def test_a_worker_that_was_stopped_in_peace_does_not_count_as_done(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_it_starts_a_worker_with_the_jobs_processors_and_the_password_in_a_file(
     assert done.returncode == 0, done.stderr
     command, *variables = done.stdout.splitlines()
     assert command.endswith("hpsearch worker mlp")
-    assert "OMP_NUM_THREADS=6" in variables
+    assert {"OMP_NUM_THREADS=6", "SRUN_CPUS_PER_TASK=6"} <= set(variables)
     assert f"HPSEARCH_STORAGE_PASSWORD_FILE={tmp_path}/.hpsearch-password" in variables
     assert "HPSEARCH_HOME=/tmp/hpsearch-me" in variables
 
