@@ -7,8 +7,8 @@ This is where `training` and `search` meet the database. One turn of the loop is
 What is written is written in the background, while the next epoch trains (epoch_writer.py). Only a pruner has to
 know the epoch before the next one begins: with one, the epoch is recorded and the pruner asked in between.
 
-A database that is away does not stop a worker that has something to train: what it is asked meanwhile is asked briefly
-and again later. Freed lanes then stay empty for a while, and nothing is pruned.
+How points come into lanes is told in intake.py. A database that is away does not stop a worker that has something to
+train: freed lanes then stay empty for a while, and nothing is pruned.
 
 A worker ends when no point of the study is waiting or running; while others still train, it stays to take over
 what they may drop.
@@ -16,7 +16,6 @@ what they may drop.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,34 +23,31 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar, cast
 
 import torch
-from optuna.exceptions import UpdateFinishedTrialError
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import DeviceError, StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import is_competitive
-from hpsearch.search.stopping import StopDecision, stopping_rule, validation_interval
+from hpsearch.search.stopping import StopDecision
 from hpsearch.service.artifacts import Artifacts
 from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS, Checkpointer
-from hpsearch.service.checkpoints import Checkpoints, ResumeOutcome
-from hpsearch.service.cohorts import cohort_name
+from hpsearch.service.checkpoints import Checkpoints
 from hpsearch.service.competition import Competition
 from hpsearch.service.database import Database, DatabaseAwayError
 from hpsearch.service.devices import describe_device
-from hpsearch.service.drawing import Drawing
 from hpsearch.service.epoch_writer import BestParameters, Ending, EpochEntry, EpochWriter, Written
+from hpsearch.service.intake import BuildCohort, Intake
 from hpsearch.service.lane import Lane
 from hpsearch.service.lane_choice import LaneChoice
-from hpsearch.service.ledger import MAX_CRASHES, Claim, Ledger, Outcome, Result, new_claim_token
+from hpsearch.service.ledger import MAX_CRASHES, Ledger, Outcome, Result
 from hpsearch.service.life_sign import LifeSign, WorkerState
 from hpsearch.service.metrics import WorkerMetrics
 from hpsearch.service.presence import Presence
 from hpsearch.service.registry import StoredStudy
 from hpsearch.service.signals import StopSignal, WorkerStopped
 from hpsearch.service.watchdog import Watchdog
-from hpsearch.settings import TrialSettings
-from hpsearch.training.lanes import Cohort, CohortShape
+from hpsearch.training.lanes import Cohort
 from hpsearch.training.memory import describe_shortage, is_out_of_memory, release_cached_memory
 
 _log = get_logger("worker")
@@ -59,7 +55,6 @@ T = TypeVar("T")
 
 RELEASE_SECONDS = 1.0  # how long a worker that is asked to stop waits for a database that is away
 _LONGEST_EPOCHS = 10.0  # a life sign allows an epoch of so many times the last one
-ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there is something to train
 
 
 @dataclass(kw_only=True)
@@ -98,21 +93,14 @@ class Worker:
     watchdog: Watchdog | None = None
     life_sign: LifeSign = field(default_factory=LifeSign)
     metrics: WorkerMetrics | None = None
-    build_cohort: Callable[[CohortShape, ResidentData, torch.device, int], Cohort] = Cohort
+    build_cohort: BuildCohort = Cohort
     num_finished: int = 0
-    _lanes: dict[int, Lane] = field(default_factory=dict)  # by trial id
-    _held_over: list[Claim] = field(default_factory=list)  # claimed, but of another cohort than the current one
-    _unadmitted: list[Claim] = field(default_factory=list)  # claimed, and not looked at: an outage may come between
     _outcomes: dict[int, Outcome] = field(default_factory=dict)  # of trials whose ends are being written
-    _cohort: Cohort | None = None
-    _cohort_name: str | None = None
-    _num_lanes: int = 1  # of the current cohort
     _num_lone_shortages: int = 0  # single trials that memory did not suffice for, one after the other
     _best_value: float | None = None  # of the study's COMPLETE trials, as far as is known here
     _last_reap: float = 0.0
-    _ask_again_at: float = 0.0  # the database did not answer: not before this, time.monotonic()
-    _claim_token: int | None = None  # of a claim whose answer was lost
-    _lane_epoch_seconds: float | None = None  # of the cohort's last epoch, per lane
+    _lane_epoch_seconds: float | None = None  # of the last epoch, per lane
+    _timed_cohort: Cohort | None = None  # whose epoch that was
     _is_mid_epoch: bool = False  # the lanes' tensors are of no epoch
 
     def run(self, ledger: Ledger | None = None) -> int:
@@ -127,14 +115,11 @@ class Worker:
         self._metrics = metrics
         # Once it is asked to stop, this worker waits for no answer any more but for those of its last writes.
         self.database = replace(_observed(self.database, metrics), abandoned=self.stop.event)
-        self._drawing = Drawing(self.study)
         ledger = ledger or Ledger(database=self.database, study_id=self.study.study_id)
         database = replace(_observed(ledger.database, metrics), abandoned=self.stop.event)
         ledger = replace(ledger, database=database)
         with Presence(ledger, watchdog=self.watchdog, keep=self.keep) as presence:
             self._ledger = presence.ledger
-            self._brief_ledger = replace(self._ledger, database=self._ledger.database.brief())
-            self._competition = Competition(self.study, self._brief_ledger)
             checkpoints = Checkpoints(self._ledger, self.artifacts)
             with (
                 Checkpointer(
@@ -145,8 +130,31 @@ class Worker:
                 ) as self._writer,
             ):
                 self._checkpointer = checkpointer
+                self._intake = self._build_intake()
+                self._competition = Competition(self.study, self._intake.brief_ledger)
                 self._work()
         return self.num_finished
+
+    def _build_intake(self) -> Intake:
+        return Intake(
+            study=self.study,
+            data=self.data,
+            device=self.device,
+            ledger=self._ledger,
+            writer=self._writer,
+            checkpointer=self._checkpointer,
+            choice=self.lanes,
+            build_cohort=self.build_cohort,
+            name=self.name,
+            origin=self._origin,
+            num_siblings=self.num_siblings,
+            note=self._note,
+            note_progress=self._note_progress,
+        )
+
+    @property
+    def _lanes(self) -> dict[int, Lane]:
+        return self._intake.lanes
 
     def _work(self) -> None:
         try:
@@ -167,8 +175,9 @@ class Worker:
         try:
             self._note(self._writer.flush())
             trained = {trial_id: lane for trial_id, lane in self._lanes.items() if lane.num_epochs}
-            if trained and self._cohort is not None and not self._is_mid_epoch and not self._writer.is_outstanding:
-                self._checkpointer.take_last(self._cohort, trained)
+            is_whole = not self._is_mid_epoch and not self._writer.is_outstanding
+            if trained and self._intake.cohort is not None and is_whole:
+                self._checkpointer.take_last(self._intake.cohort, trained)
         finally:
             self._release_hurriedly("its worker was stopped")
 
@@ -202,7 +211,7 @@ class Worker:
             return False
         self._reap_now_and_then()
         try:
-            self._fill_lanes()
+            self._intake.fill()
             if self._lanes:
                 self._train_epoch()
                 return True
@@ -224,157 +233,19 @@ class Worker:
         is_idle = not self._lanes
         if is_idle or time.monotonic() - self._last_reap > self._ledger.absence_seconds:
             self._last_reap = time.monotonic()
-            num_requeued = self._ask(Ledger.reap, 0)
+            num_requeued = self._intake.ask(Ledger.reap, 0)
             if num_requeued:
                 _log.warning("%s: %s of dead workers queued again", self.name, _trials(num_requeued))
-
-    def _ask(self, question: Callable[[Ledger], T], default: T) -> T:
-        """Ask the ledger; with something to train, not for long: the default stands in for a database that is away."""
-        if not self._lanes:
-            return question(self._ledger)
-        if self._is_database_away():
-            return default
-        try:
-            return question(self._brief_ledger)
-        except DatabaseAwayError:
-            self._note_absence()
-            return default
-
-    def _is_database_away(self) -> bool:
-        return self._writer.is_behind or time.monotonic() < self._ask_again_at
-
-    def _note_absence(self) -> None:
-        self._ask_again_at = time.monotonic() + ASK_AGAIN_SECONDS
 
     def _note_progress(self, epoch_seconds: float = 0.0) -> None:
         if self.watchdog is not None:
             self.watchdog.note_progress(epoch_seconds)
 
-    # Lanes
-
-    def _fill_lanes(self) -> None:
-        """Claim points until all lanes are busy or nothing of the current cohort is left."""
-        if not self._lanes:
-            self._num_lanes = 1  # the first trial opens a cohort, which decides how many may join it
-        while len(self._lanes) < self._num_lanes:
-            if self._lanes and self._is_database_away():
-                return
-            claims = self._next_claims(self._num_lanes - len(self._lanes))
-            if not claims:
-                return
-            self._admit_all(claims)
-
-    def _next_claims(self, number: int) -> list[Claim]:
-        """Claims to be put into lanes: those that an outage has interrupted, those held over, or new ones."""
-        if self._unadmitted:
-            claims = self._unadmitted
-        elif self._held_over:
-            # They wait for the current cohort to drain before they open one of their own.
-            claims, self._held_over = ([], self._held_over) if self._lanes else (self._held_over, [])
-        else:
-            claims = self._claim(number)
-        return claims
-
-    def _admit_all(self, claims: Sequence[Claim]) -> None:
-        self._unadmitted = list(claims)
-        while self._unadmitted:
-            claim = self._unadmitted.pop(0)
-            try:
-                self._note_progress()
-                self._admit(claim)
-            except DatabaseAwayError:
-                self._unadmitted.insert(0, claim)
-                if not self._lanes:
-                    raise
-                self._note_absence()
-                return
-
-    def _claim(self, number: int) -> list[Claim]:
-        nothing: list[Claim] = []
-        claims = self._ask(lambda ledger: self._claim_from(ledger, number), nothing)
-        if claims and self.study.definition.is_drawn:
-            self._note(self._writer.collect())  # a sampler must know the trials that have just ended
-        if not claims and not self._lanes and self._writer.is_outstanding:
-            # A point on its last attempt comes to a worker that holds nothing else: trials must have ended first.
-            self._note(self._writer.drain())
-            claims = self._claim_from(self._ledger, number)
-        return claims
-
-    def _claim_from(self, ledger: Ledger, number: int) -> list[Claim]:
-        self._claim_token = self._claim_token or new_claim_token()
-        claims = ledger.claim(
-            number,
-            cohort=self._cohort_name if self._lanes else None,
-            token=self._claim_token,
-            attributes=self._origin,
-        )
-        self._checkpointer.look_up(claims, is_brief=ledger is self._brief_ledger)
-        self._claim_token = None
-        return claims
-
-    def _admit(self, claim: Claim) -> None:
-        definition = self.study.definition
-        if definition.is_drawn:
-            database = self.database.brief() if self._lanes else self.database
-            try:
-                claim = replace(claim, parameters=self._drawing.draw(database, claim))
-            except UpdateFinishedTrialError:
-                self._log_trial(logging.WARNING, "lost trial %d before it began", claim)
-                return
-        settings = definition.resolve(claim.parameters)
-        is_first = not self._lanes
-        if not is_first and (cohort_name(settings) != self._cohort_name or len(self._lanes) >= self._num_lanes):
-            self._held_over.append(claim)
-            return
-        rule = stopping_rule(definition.stopping, num_minibatches=self._num_minibatches(settings))
-        lane = self._lanes[claim.trial_id] = Lane(claim=claim, settings=settings, rule=rule)
-        try:
-            if is_first:
-                self._open_cohort(settings)
-            assert self._cohort is not None
-            outcome = self._checkpointer.resume(lane, self._cohort, is_brief=not is_first)
-        except DatabaseAwayError:
-            del self._lanes[claim.trial_id]
-            raise
-        if outcome is ResumeOutcome.LOST:
-            del self._lanes[claim.trial_id]
-            self._log_trial(logging.WARNING, "lost trial %d before it began", claim)
-        elif outcome is None:
-            self._cohort.admit(claim.trial_id, settings)
-            self._log_trial(logging.DEBUG, "trial %d begins: %s", claim, dict(claim.parameters))
-
-    def _open_cohort(self, settings: TrialSettings) -> None:
-        self._cohort = None  # its memory may be what the measurement needs
-        self._cohort_name = cohort_name(settings)
-        self._lane_epoch_seconds = None
-        self._num_lanes = self.lanes.num_lanes(settings, self._share)
-        interval = validation_interval(self.study.definition.stopping, self._num_minibatches(settings))
-        self._cohort = self.build_cohort(CohortShape.of(settings), self.data, self.device, interval)
-
-    def _share(self) -> int:
-        """How many points of the cohort there are for this worker if as many are to be left for each of the others."""
-        assert self._cohort_name is not None
-        num_workers = max(1, self.num_siblings, self._ledger.num_workers())
-        share = -(-self._ledger.counts().unfinished // num_workers)
-        num_ours = len(self._held())
-        return max(1, min(share, num_ours + self._ledger.num_waiting(self._cohort_name)))
-
-    def _num_minibatches(self, settings: TrialSettings) -> int:
-        return self.data.num_minibatches(settings.training.batch_size)
-
-    def _drop(self, trial_id: int) -> None:
-        del self._lanes[trial_id]
-        assert self._cohort is not None
-        self._cohort.release(trial_id)
-
     def _make_room(self, shortage: str) -> None:
         """Memory did not suffice. All trials are given back, for a broken epoch leaves no lane in a known state."""
         num_lanes = len(self._lanes)
         settings = next(iter(self._lanes.values())).settings
-        self._lanes.clear()
-        self._held_over.clear()
-        self._unadmitted.clear()
-        self._cohort = None
+        self._intake.clear()
         self._note(self._writer.drain())  # what was reached before counts
         release_cached_memory(self.device)
         where = self._origin["device"]
@@ -397,12 +268,14 @@ class Worker:
     # One epoch
 
     def _train_epoch(self) -> None:
-        assert self._cohort is not None
+        cohort = self._intake.cohort
+        assert cohort is not None
         num_lanes, started = len(self._lanes), time.monotonic()
-        per_lane = self._lane_epoch_seconds
+        per_lane = self._lane_epoch_seconds if cohort is self._timed_cohort else None
+        self._timed_cohort = cohort
         with self.stop.interruptible(None if per_lane is None else per_lane * num_lanes):
             self._is_mid_epoch = True
-            by_trial = cast("dict[int, EpochReport]", self._cohort.train_epoch())  # keys are the trial ids we gave it
+            by_trial = cast("dict[int, EpochReport]", cohort.train_epoch())  # keys are the trial ids we gave it
         self._note_epoch(num_lanes, time.monotonic() - started)
         self._num_lone_shortages = 0
         decisions = {trial_id: self._lanes[trial_id].take_in(report) for trial_id, report in by_trial.items()}
@@ -415,7 +288,7 @@ class Worker:
         else:
             self._hand_over(None, decisions, losers)
         if self._lanes:
-            self._checkpointer.take_if_due(self._cohort, self._lanes, self._writer.last_write)
+            self._checkpointer.take_if_due(cohort, self._lanes, self._writer.last_write)
 
     def _note_epoch(self, num_lanes: int, seconds: float) -> None:
         self._lane_epoch_seconds = seconds / num_lanes
@@ -423,39 +296,33 @@ class Worker:
         state = WorkerState.DATABASE_AWAY if self._writer.is_behind else WorkerState.TRAINING
         self.life_sign.renew(state, f"{num_lanes} lanes", allowed_seconds=_LONGEST_EPOCHS * seconds)
         self._metrics.epoch_trained(num_lanes, seconds)
-        self._metrics.set_lanes(busy=num_lanes, total=max(self._num_lanes, num_lanes))
+        self._metrics.set_lanes(busy=num_lanes, total=max(self._intake.num_lanes, num_lanes))
         self._metrics.set_reports_buffered(self._writer.num_buffered)
 
     def _losers(
         self, reports: Mapping[int, EpochReport], decisions: Mapping[int, StopDecision | None]
     ) -> list[int] | None:
         """Record the epoch and ask a competitive pruner; None: it was neither recorded nor asked."""
-        if not is_competitive(self.study.definition.pruning) or self._is_database_away():
+        if not is_competitive(self.study.definition.pruning) or self._intake.is_database_away():
             return None
-        held = self._held()
+        held = self._intake.held()
         try:
             recorded = self._competition.record(reports)
         except DatabaseAwayError:
-            self._note_absence()
+            self._intake.note_absence()
             return None
         self._note(Written(lost=held - recorded))
         try:
             undecided = [i for i in decisions if i in self._lanes and decisions[i] is None]
             return self._competition.losers(undecided, self._lanes)
         except DatabaseAwayError:
-            self._note_absence()
+            self._intake.note_absence()
             return []
-
-    def _log_trial(self, level: int, message: str, claim: Claim, *arguments: object) -> None:
-        _log.log(level, f"%s: {message}", self.name, claim.number, *arguments, extra={"trial": claim.number})
 
     @property
     def _origin(self) -> dict[str, str]:
         """What a trial says of where it is trained."""
         return {"worker": self.name, "device": self.device_name or describe_device(self.device)}
-
-    def _held(self) -> frozenset[int]:
-        return frozenset(self._lanes).union(claim.trial_id for claim in (*self._held_over, *self._unadmitted))
 
     def _hand_over(
         self,
@@ -464,7 +331,7 @@ class Worker:
         losers: Sequence[int] = (),
     ) -> None:
         """Have the epoch written and take the trials that ended out of their lanes, at once."""
-        held = self._held()
+        held = self._intake.held()
         origin = self._origin
         ended = [(i, self._lanes[i].result(d, origin)) for i, d in decisions.items() if d and i in self._lanes]
         pruner = self.study.definition.pruning.pruner
@@ -472,7 +339,7 @@ class Worker:
         self._outcomes.update({i: result.outcome for i, result in ended})
         endings = [self._ending(self._lanes[i], result) for i, result in ended]
         for trial_id, _ in ended:
-            self._drop(trial_id)
+            self._intake.drop(trial_id)
         if reports is not None or endings:
             self._writer.hand_over(EpochEntry(held=held, reports=reports, endings=endings))
 
@@ -481,7 +348,7 @@ class Worker:
         is_worse = self._best_value is not None and result.value is not None and result.value > self._best_value
         if result.outcome is not Outcome.COMPLETE or is_worse:
             return Ending(number=lane.claim.number, result=result)
-        assert self._cohort is not None
+        assert self._intake.cohort is not None
         metadata = {
             "study": self.study.name,
             "definition_sha256": self.study.definition.sha256,
@@ -489,7 +356,7 @@ class Worker:
             "settings": lane.settings.model_dump_json(),
             "validation_zero_one": repr(result.value),
         }
-        best = BestParameters(arrays=self._cohort.best_parameters(lane.claim.trial_id), metadata=metadata)
+        best = BestParameters(arrays=self._intake.cohort.best_parameters(lane.claim.trial_id), metadata=metadata)
         return Ending(number=lane.claim.number, result=result, best=best)
 
     def _note(self, written: Written) -> None:
@@ -500,11 +367,9 @@ class Worker:
             self._metrics.trial_ended(self._outcomes.pop(trial_id))
         if written.best_value is not None:
             self._best_value = written.best_value
-        for trial_id in written.lost & self._lanes.keys():
-            self._log_trial(logging.WARNING, "lost trial %d to another worker", self._lanes[trial_id].claim)
-            self._drop(trial_id)
-        self._held_over = [claim for claim in self._held_over if claim.trial_id not in written.lost]
-        self._unadmitted = [claim for claim in self._unadmitted if claim.trial_id not in written.lost]
+        for lane in self._intake.forget(written.lost):
+            number = lane.claim.number
+            _log.warning("%s: lost trial %d to another worker", self.name, number, extra={"trial": number})
 
 
 def _observed(database: Database, metrics: WorkerMetrics) -> Database:

@@ -26,6 +26,7 @@ from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import ArtifactError, DeviceError, StorageError
 from hpsearch.results.summary import read_summary
 from hpsearch.service import epoch_writer as epoch_writer_module
+from hpsearch.service import intake as intake_module
 from hpsearch.service import lane_choice as lane_choice_module
 from hpsearch.service import worker as worker_module
 from hpsearch.service.artifacts import open_artifacts
@@ -1028,7 +1029,7 @@ def test_training_goes_on_while_the_database_is_away_and_nothing_is_lost(
     bench: Callable[..., Bench], database: Database, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(epoch_writer_module, "SLOW_SECONDS", 0.05)
-    monkeypatch.setattr(worker_module, "ASK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(intake_module, "ASK_AGAIN_SECONDS", 0.05)
     study = bench(
         training={"max_epochs": 30}, search={"learning_rate": [0.2, 0.1, 0.02], "lambda_2": [0.0]}, **sections
     )
@@ -1042,7 +1043,7 @@ def test_lanes_that_fall_free_while_the_database_is_away_are_filled_when_it_is_b
     bench: Callable[..., Bench], database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(epoch_writer_module, "SLOW_SECONDS", 0.05)
-    monkeypatch.setattr(worker_module, "ASK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(intake_module, "ASK_AGAIN_SECONDS", 0.05)
     rates = {"learning_rate": [1e-7, 0.2, 0.1, 0.02], "lambda_2": [0.0]}  # the first one stops after two epochs
     study = bench(stopping={"rule": "no-improvement-in-n", "n": 1}, training={"max_epochs": 12}, search=rates)
     busy: list[int] = []
@@ -1127,7 +1128,7 @@ def test_a_trial_that_an_outage_has_interrupted_gets_its_lane_when_it_is_over(
         return real(self, *arguments)
 
     monkeypatch.setattr(Checkpoints, "resume", resume)
-    monkeypatch.setattr(worker_module, "ASK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(intake_module, "ASK_AGAIN_SECONDS", 0.01)
     busy: list[int] = []
     worker = study.worker(lanes=3, stop=WatchedStop(lambda: busy.append(len(worker._lanes))))
     worker.run()
@@ -1197,7 +1198,7 @@ def test_a_claim_whose_answer_was_lost_is_made_again_and_not_twice(
         return claims
 
     monkeypatch.setattr(Ledger, "claim", claim)
-    monkeypatch.setattr(worker_module, "ASK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(intake_module, "ASK_AGAIN_SECONDS", 0.0)
     worker = study.worker(lanes=2)
     assert worker.run() == 6
     assert {trial.user_attrs["attempt"] for trial in study.counted()} == {1}
