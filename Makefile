@@ -54,7 +54,7 @@ lint: venv ## ruff, mypy --strict and the direction of imports
 	$(BIN)/lint-imports
 
 test: lint ## lint, then all tests against a real PostgreSQL (and containers, where Docker answers)
-	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-compose: venv ## the service as containers, with faults, on a Docker engine that must be there
 	HPSEARCH_REQUIRE_DOCKER=1 $(BIN)/python -m pytest -m docker tests/acceptance $(PYTEST_ARGS)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 from sqlalchemy import create_engine, make_url, text
 
+from hpsearch import logs
 from hpsearch.service.embedded import EmbeddedPostgres
 
 # Read by torch when it is first imported, here and in the workers that tests start: tests run side by side,
@@ -40,6 +41,9 @@ def _no_settings_of_the_user(open_folder: Path, monkeypatch: pytest.MonkeyPatch)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("hpsearch") and isinstance(logger, logging.Logger):
             logger.disabled = False  # Alembic's set-up of logging, run by some test, silences all that are there
+    handler = logs._our_handler()
+    if handler is not None:
+        handler.context.clear()  # what a command that some test ran in this process has bound
     monkeypatch.delenv("HPSEARCH_STORAGE", raising=False)
     monkeypatch.setenv("HPSEARCH_HOME", str(open_folder / "home"))
 
