@@ -33,6 +33,12 @@ Epoch = Callable[..., EpochReport]
 Statements = Callable[[], AbstractContextManager[list[str]]]
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no slow database; tests of slow ones are impatient of their own accord."""
+    monkeypatch.setattr(module, "SLOW_SECONDS", 60.0)
+
+
 @pytest.fixture
 def artifacts(tmp_path: Path) -> Artifacts:
     return open_artifacts(tmp_path / "artifacts")

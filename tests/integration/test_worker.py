@@ -50,6 +50,12 @@ from hpsearch.training.lanes import Cohort
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no slow database; tests of slow ones are impatient of their own accord."""
+    monkeypatch.setattr(epoch_writer_module, "SLOW_SECONDS", 60.0)
+
+
 @pytest.fixture(scope="module")
 def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """240 images of 28x28: 200 to train on, 40 to validate; bright rows tell the class, noise makes errors."""
