@@ -186,7 +186,7 @@ class EpochWriter:
             ArtifactError: the best parameters could not be kept.
         """
         # A database that is away is not waited for; one that answers is, or a single slow moment would never end.
-        is_answering = not self._is_behind or self._queue[0].write.done() if self._queue else True
+        is_answering = not self._is_behind or not self._queue or self._queue[0].write.done()
         self._await(SLOW_SECONDS if is_answering else 0.0)
         written = self._take()
         while self.num_buffered > MAX_BUFFERED_REPORTS and not self._stop.is_set():
