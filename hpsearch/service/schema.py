@@ -105,7 +105,7 @@ def _create_own_tables(connection: Connection, address: str) -> None:
     # Without a row, the tables are from before the first release.
     stored = connection.execute(select(tables.schema.c.version)).scalar_one_or_none() or 0
     if 1 <= stored < tables.SCHEMA_VERSION:
-        # Version 1 lacks the table of checkpoints alone, and create_all has just made it.
+        # Older versions lack whole tables only, and create_all has just made them.
         connection.execute(update(tables.schema).values(version=tables.SCHEMA_VERSION))
         _log.info("upgraded the tables in the database at %s from version %d", address, stored)
     elif stored != tables.SCHEMA_VERSION:

@@ -8,8 +8,12 @@ both schemas are checked when a database is opened (schema.py). Ours hold what O
     hpsearch_points        one row per point of a study: its current trial, its attempt, and the lease on it
     hpsearch_epochs        one row per trial and epoch: what the intermediate value alone does not tell
     hpsearch_checkpoints   one row per point that can be resumed: where its last checkpoint is
+    hpsearch_correctness   one row per complete trial: on which validation images its best parameters are right
+    hpsearch_rounds        one row per round of points that a study has been given, or that ended its search
+    hpsearch_vault         one row per opening of the test set: who, when, and the number that it gave
 
-Deleting a study in optuna-dashboard deletes our rows too (ON DELETE CASCADE).
+Deleting a study in optuna-dashboard deletes our rows too (ON DELETE CASCADE), but for the vault's: that the test set
+was looked at stays true, so those rows keep the study's name and lose its id.
 """
 
 from __future__ import annotations
@@ -20,20 +24,25 @@ from optuna.storages._rdb import models
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     DateTime,
     Double,
     ForeignKey,
     ForeignKeyConstraint,
+    Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
 )
 
 # Of our own tables; what a new version changes stands in schema.py. 1: points, epochs. 2: checkpoints.
-SCHEMA_VERSION = 2
+# 3: correctness, rounds, vault.
+SCHEMA_VERSION = 3
 OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables whose columns are written here (Optuna 3.2 to 5.0)
 
 
@@ -98,4 +107,45 @@ checkpoints = Table(
     Column("num_bytes", BigInteger, nullable=False),
     Column("saved_at", DateTime(timezone=True), nullable=False),
     ForeignKeyConstraint(["study_id", "point"], [points.c.study_id, points.c.point], ondelete="CASCADE"),
+)
+
+correctness = Table(
+    "hpsearch_correctness",
+    metadata,
+    Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), primary_key=True),
+    Column("num_images", Integer, nullable=False),  # of the validation set
+    Column("bits", LargeBinary, nullable=False),  # numpy.packbits: 1 where the prediction is right, image by image
+)
+
+rounds = Table(
+    "hpsearch_rounds",
+    metadata,
+    Column("study_id", Integer, ForeignKey(studies.c.study_id, ondelete="CASCADE"), primary_key=True),
+    Column("round", Integer, primary_key=True),  # 0, 1, 2 ...; exactly one process inserts each
+    Column("num_points", Integer, nullable=False),  # that it added; 0: the search ended with this row
+    Column("state", Text, nullable=False),  # JSON: what the next round goes on from
+    Column("reason", Text, nullable=False),  # for people: why these points, or why no more
+    Column("opened_at", DateTime(timezone=True), nullable=False),
+)
+
+vault = Table(
+    "hpsearch_vault",
+    metadata,
+    Column("opening_id", BigInteger, Identity(), primary_key=True),
+    Column("study_id", Integer, ForeignKey(studies.c.study_id, ondelete="SET NULL")),  # NULL: the study was deleted
+    Column("study_name", Text, nullable=False),
+    Column("opening", Integer, nullable=False),  # 1: the one that counts; more only with a reason
+    Column("reason", Text),
+    Column("opened_at", DateTime(timezone=True), nullable=False),
+    Column("opened_by", Text, nullable=False),  # user@host
+    Column("code_commit", Text),  # of the checkout that hpsearch ran from; NULL if it was none
+    Column("versions", Text, nullable=False),  # JSON: hpsearch, python, torch ...
+    Column("definition_sha256", Text, nullable=False),
+    Column("test_checksums", Text, nullable=False),  # JSON: file -> SHA-256 of the unpacked content
+    Column("chosen", Text, nullable=False),  # JSON: which point, from which study and trial, with which parameters
+    Column("parameters_sha256", Text, nullable=False),  # of the safetensors file that was evaluated
+    Column("num_images", Integer, nullable=False),
+    Column("num_errors", Integer, nullable=False),
+    UniqueConstraint("study_id", "opening", name="uq_hpsearch_vault_opening"),
+    CheckConstraint("opening = 1 OR reason IS NOT NULL", name="ck_hpsearch_vault_reason"),
 )
