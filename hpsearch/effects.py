@@ -1,18 +1,20 @@
 """Keys that matter only for some values of another key: `momentum` for the optimiser of that name.
 
-A searched key without effect would count one point many times, and is refused. One that is merely set is
-told of in a warning: `--set model.family=logistic` must not force anybody to edit the rest of a file.
+Such a parameter is conditional: a point has it only where it has an effect, so that no point is counted twice. One
+that has an effect in no point is refused as a dimension. One that is merely set is told of in a warning:
+`--set model.family=logistic` must not force anybody to edit the rest of a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from hpsearch.errors import InputError
 from hpsearch.logs import get_logger
-from hpsearch.settings import CUSTOM_FAMILY, is_custom_family
-from hpsearch.space import ParameterValue, SearchSettings
+from hpsearch.settings import CUSTOM_FAMILY, OPTION_PREFIX, is_custom_family
+from hpsearch.space import Dimension, ParameterValue, Point, SearchSettings, grid_points
 
 _log = get_logger("study")
 
@@ -21,7 +23,7 @@ Sections = Mapping[str, Any]  # section -> key -> value, as `StudyDefinition.mod
 _HIDDEN: Final = ("model.family", ("mlp", "cnn"))
 _ADAM: Final = ("training.optimizer", ("adam",))
 _STEP: Final = ("training.schedule", ("step",))
-_PATIENCE: Final = ("stopping.rule", ("geometric-patience",))
+_PATIENCE: Final = ("stopping.rule", ("geometric-patience", "significance"))
 _AGAINST_OTHERS: Final = ("pruning.pruner", ("median", "percentile"))
 _RUNGS: Final = ("pruning.pruner", ("successive-halving", "hyperband"))
 
@@ -44,7 +46,8 @@ EFFECTS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "training.schedule_stop_ratio": ("training.schedule", ("halving",)),
     "stopping.patience": _PATIENCE,
     "stopping.patience_increase": _PATIENCE,
-    "stopping.improvement_threshold": _PATIENCE,
+    "stopping.improvement_threshold": ("stopping.rule", ("geometric-patience",)),
+    "stopping.significance_level": ("stopping.rule", ("significance",)),
     "stopping.n": ("stopping.rule", ("no-improvement-in-n",)),
     "pruning.warmup_epochs": _AGAINST_OTHERS,
     "pruning.startup_trials": _AGAINST_OTHERS,
@@ -52,6 +55,8 @@ EFFECTS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "pruning.min_epochs": _RUNGS,
     "pruning.reduction_factor": _RUNGS,
 }
+_KEY_OF: Final = {key.rpartition(".")[2]: key for key in EFFECTS if key.startswith(("model.", "training."))}
+_OWNERS: Final = {owner.rpartition(".")[2] for owner, _ in EFFECTS.values()}
 _EXCLUSIVE: Final = ("training.schedule_target", "training.schedule_factor")
 
 
@@ -66,13 +71,13 @@ def idle_keys(sections: Sections, search: SearchSettings) -> dict[str, str]:
 
 
 def check_effects(sections: Sections, search: SearchSettings, set_keys: Collection[str], source: str) -> None:
-    """Refuse searched keys without effect, and warn of those that are only set.
+    """Refuse searched keys that have an effect in no point, and warn of those that are only set.
 
     Args:
         set_keys: what the document itself says, `section.key` each; the rest are defaults.
         source: what messages call the document.
     Raises:
-        InputError: a searched key matters in no point, or a grid would list one point more than once.
+        InputError: a searched key matters in no point.
     """
     searched = {dimension.name for dimension in search.dimensions}
     given = {*set_keys, *(key for key in _EXCLUSIVE if _name(key) in searched)}
@@ -81,38 +86,84 @@ def check_effects(sections: Sections, search: SearchSettings, set_keys: Collecti
             f"{source}: {_EXCLUSIVE[0]} stands in place of {_EXCLUSIVE[1]}: give one of them",
             hint="the rate falls to the target once, or by the factor again and again",
         )
-    idle = idle_keys(sections, search)
-    for key, (owner, values) in EFFECTS.items():
-        names = [name for name in searched if name == _name(key) or name.startswith(f"{_name(key)}.")]
-        for name in names:
-            _check_searched(name, owner, values, idle.get(key), sections, search, source)
-        if not names and key in idle and key in set_keys:
-            _log.warning("%s: %s has no effect: %s", source, key, idle[key])
+    for key, because in idle_keys(sections, search).items():
+        owner, values = EFFECTS[key]
+        names = [name for name in searched if _key(name) == key]
+        if names:
+            raise InputError(
+                f"{source}: search.{names[0]} has no effect: {because}",
+                hint=f"it belongs to {owner} = {_either(values)}",
+            )
+        if key in set_keys:
+            _log.warning("%s: %s has no effect: %s", source, key, because)
 
 
-def _check_searched(
-    name: str,
-    owner: str,
-    values: Collection[str],
-    idle_because: str | None,
-    sections: Sections,
-    search: SearchSettings,
-    source: str,
-) -> None:
-    if idle_because is not None:
-        raise InputError(
-            f"{source}: search.{name} has no effect: {idle_because}",
-            hint=f"it belongs to {owner} = {_either(values)}",
-        )
-    without = [value for value in _possible_values(owner, sections, search) if not _matters(value, values)]
-    num_values = next(len(dimension.values) for dimension in search.dimensions if dimension.name == name)
-    if search.strategy == "grid" and without and num_values > 1:
-        raise InputError(
-            f"{source}: search.{name} has no effect where search.{_name(owner)} is {_either(without)}: "
-            f"the grid would train each such point {num_values} times",
-            hint=f"run two studies: one that searches {name} with {owner} = {_either(values)}, "
-            f"and one without {name} for {_either(without)}",
-        )
+def active_dimensions(
+    dimensions: tuple[Dimension, ...], sections: Sections, chosen: Mapping[str, ParameterValue]
+) -> Iterator[Dimension]:
+    """The dimensions that a point has, those first that decide about others.
+
+    Args:
+        chosen: the point so far: the caller puts the value of each dimension in before it asks for the next one.
+    """
+    for dimension in sorted(dimensions, key=lambda dimension: not _is_owner(dimension.name)):
+        if has_effect(dimension.name, chosen, sections):
+            yield dimension
+
+
+def has_effect(name: str, point: Point, sections: Sections) -> bool:
+    """Whether a searched key matters for a point; what the point does not say, its study's sections do."""
+    key = _key(name)
+    if key not in EFFECTS:
+        return True
+    owner, values = EFFECTS[key]
+    section, owner_name = owner.split(".")
+    return _matters(point.get(owner_name, sections[section][owner_name]), values)
+
+
+def without_idle(point: Point, sections: Sections) -> dict[str, ParameterValue]:
+    """The point without what has no effect in it."""
+    return {name: value for name, value in point.items() if has_effect(name, point, sections)}
+
+
+def effective_points(dimensions: tuple[Dimension, ...], sections: Sections) -> Iterator[dict[str, ParameterValue]]:
+    """The points of a grid in order, each once: conditional parameters stand only where they have an effect."""
+    if not _are_conditional(dimensions):
+        yield from grid_points(dimensions)
+        return
+    seen = set()
+    for point in (without_idle(point, sections) for point in grid_points(dimensions)):
+        identity = tuple(point.items())
+        if identity not in seen:
+            seen.add(identity)
+            yield point
+
+
+def num_effective_points(dimensions: tuple[Dimension, ...], sections: Sections) -> int:
+    """How many `effective_points` there are, without a look at each."""
+    owners = tuple(dimension for dimension in dimensions if _is_owner(dimension.name))
+    others = [dimension for dimension in dimensions if not _is_owner(dimension.name)]
+    if not _are_conditional(dimensions):
+        return math.prod(len(dimension.values) for dimension in dimensions)
+    return sum(
+        math.prod(len(dimension.values) for dimension in others if has_effect(dimension.name, point, sections))
+        for point in grid_points(owners)
+    )
+
+
+def _are_conditional(dimensions: tuple[Dimension, ...]) -> bool:
+    return any(_key(dimension.name) in EFFECTS for dimension in dimensions) and any(
+        _is_owner(dimension.name) for dimension in dimensions
+    )
+
+
+def _is_owner(name: str) -> bool:
+    return _key(name) in _OWNERS
+
+
+def _key(name: str) -> str:
+    """The key of `EFFECTS` that a searched key is, if it is there: `momentum` -> `training.momentum`."""
+    return _KEY_OF.get("options" if name.startswith(OPTION_PREFIX) else name, name)
 
 
 def _possible_values(owner: str, sections: Sections, search: SearchSettings) -> tuple[ParameterValue, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, PlainSerializer
 from pydantic_core import PydanticCustomError
@@ -68,6 +68,21 @@ def _parse_options(table: object) -> object:
     return tuple(sorted(table.items()))
 
 
+_KERNELS_RULE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
+
+
+def _parse_kernels(kernels: object) -> object:
+    """A pair, or the text of one as a search has it: "20x50"."""
+    match = _KERNELS_RULE.fullmatch(kernels) if isinstance(kernels, str) else None
+    return (int(match[1]), int(match[2])) if match else kernels
+
+
+def kernels_text(kernels: Any) -> Any:
+    """A pair of LeNet's feature maps as a search has it, `20x50`; whatever is no pair stays as it is."""
+    is_pair = isinstance(kernels, list | tuple) and len(kernels) == 2
+    return "x".join(map(str, kernels)) if is_pair else kernels
+
+
 Family = Annotated[str, BeforeValidator(_check_family)]
 OptionTable = Annotated[
     Options, BeforeValidator(_parse_options), PlainSerializer(dict, return_type=dict[str, OptionValue])
@@ -77,7 +92,7 @@ Initialization = Literal["glorot", "lecun"]
 Optimizer = Literal["sgd", "momentum", "adam"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 ScheduleName = Literal["constant", "inverse-time", "halving", "step", "plateau", "exponential"]
-StoppingRule = Literal["geometric-patience", "no-improvement-in-n", "none"]
+StoppingRule = Literal["geometric-patience", "significance", "no-improvement-in-n", "none"]
 PrunerName = Literal["none", "median", "percentile", "successive-halving", "hyperband"]
 
 
@@ -113,7 +128,7 @@ class ModelSettings(Settings):
 
     family: Family = "mlp"
     hidden_units: Count = 500
-    kernels: Annotated[tuple[Count, Count], Field(strict=False)] = (20, 50)
+    kernels: Annotated[tuple[Count, Count], BeforeValidator(_parse_kernels), Field(strict=False)] = (20, 50)
     activation: Activation = "tanh"
     initialization: Initialization = "glorot"
     options: OptionTable = ()
@@ -166,9 +181,12 @@ class StoppingSettings(Settings):
     """[stopping]: when a trial ends of its own accord (it is then COMPLETE with its best value).
 
     Args:
-        patience: `geometric-patience`: minibatches that are trained in any case (DLT: 5000 to 10,000).
+        patience: `geometric-patience`, `significance`: minibatches that are trained in any case (DLT: 5000 to
+            10,000).
         patience_increase: a significant new best lets the trial run to so many times the minibatches so far.
-        improvement_threshold: a new best is significant below this fraction of the old one.
+        improvement_threshold: `geometric-patience`: a new best is significant below this fraction of the old one.
+        significance_level: `significance`: a new best is significant if an exact one-sided McNemar test against the
+            last significant one, on the same validation images, gives a p-value of at most this.
         n: `no-improvement-in-n`: epochs in a row without a new best (KZL: 10, 20, 30).
     """
 
@@ -176,6 +194,7 @@ class StoppingSettings(Settings):
     patience: Count = 10_000
     patience_increase: Annotated[Number, Field(ge=1)] = 2.0
     improvement_threshold: Annotated[Number, Field(gt=0, le=1)] = 0.995
+    significance_level: Annotated[Number, Field(gt=0, lt=1)] = 0.05
     n: Count = 10
 
 

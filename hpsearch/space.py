@@ -3,9 +3,11 @@
     learning_rate = { log10 = [-1, -4] }              -> LogGrid: 0.1, 0.01, 0.001, 0.0001
     lambda_2 = { log10 = [-2, -6], zero = true }      -> LogGrid with 0 in front
     hidden_units = [50, 100, 500]                     -> Choice
-    momentum = { low = 0.5, high = 0.99 }             -> Range (random and tpe only)
+    momentum = { low = 0.5, high = 0.99 }             -> Range (not for grids)
+    kernels = [[10, 20], [20, 50]]                    -> Choice of "10x20", "20x50"
 
-A grid point is a mapping from names to values. Model-based strategies ask a `Suggester` (an optuna.Trial).
+A point is a mapping from names to values. Strategies that draw ask a `Suggester` (an optuna.Trial); the others list
+their points.
 Source: REFERENCE section 4 (log-spaced values, narrowed later).
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 from optuna.distributions import (
     BaseDistribution,
@@ -21,18 +23,21 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
-from hpsearch.settings import Count, Number, Settings
+from hpsearch.settings import Count, Number, PositiveNumber, Settings
 
 ParameterValue = float | int | str | bool
 Point = Mapping[str, ParameterValue]
-Strategy = Literal["grid", "random", "tpe"]
+Strategy = Literal["grid", "listed", "coarse-to-fine", "random", "qmc", "tpe", "gp", "cmaes"]
+DRAWN: Final = ("random", "qmc", "tpe", "gp", "cmaes")  # a sampler gives a point its parameters when it is claimed
+KeptParameters = Literal["best", "all"]
 
 # -0.0 equals 0.0, and so must the two definitions' texts and hashes.
 Exponent = Annotated[Number, AfterValidator(lambda exponent: exponent + 0.0)]
 
-ZERO_SUFFIX = "_is_zero"  # the switch that random and tpe draw for a log-spaced dimension with zero
+ZERO_SUFFIX = "_is_zero"  # the switch beside a log-spaced dimension with zero, where that is no list of values
+GROWTH_DECADES: Final = 3  # how far coarse-to-fine may look beyond each end of log-spaced values
 
 
 class Suggester(Protocol):
@@ -103,7 +108,7 @@ class Choice(Settings):
 
 
 class Range(Settings):
-    """A continuous (or integer) interval, both ends included; for strategies that draw, not for grids."""
+    """A continuous (or integer) interval, both ends included; for strategies that draw or narrow, not for grids."""
 
     low: Number
     high: Number
@@ -162,6 +167,21 @@ class Dimension(Settings):
             return IntDistribution(round(low), round(high), log=self.is_log)
         return FloatDistribution(low, high, log=self.is_log)
 
+    def narrowed_distributions(self) -> dict[str, BaseDistribution]:
+        """What Optuna is told about coarse-to-fine's values: the same for all rounds, as its importances want it.
+
+        Log-spaced values may grow beyond their ends; a zero beside them is a switch of its own.
+        """
+        if not self.is_log or self.is_continuous:
+            return {self.name: self.grid_distribution()}
+        low, high = self._bounds
+        low, high = low / 10**GROWTH_DECADES, high * 10**GROWTH_DECADES
+        value: BaseDistribution = FloatDistribution(low, high, log=True)
+        if self.is_integer:
+            value = IntDistribution(max(1, round(low)), round(high), log=True)
+        switch = {self.name + ZERO_SUFFIX: CategoricalDistribution((False, True))} if self.has_zero else {}
+        return {**switch, self.name: value}
+
     def suggest(self, trial: Suggester) -> ParameterValue:
         """Draw a value for `trial`; a dimension with zero takes two parameters, the switch and the value."""
         if not (self.is_log or self.is_continuous):
@@ -175,18 +195,46 @@ class Dimension(Settings):
         return trial.suggest_float(self.name, low, high, log=self.is_log)
 
 
+Pairs = tuple[tuple[str, Any], ...]
+
+
+def _parse_point(table: object) -> object:
+    """A point of a list, as pairs: hashable, in the order given."""
+    if isinstance(table, tuple):
+        return table  # read before
+    if not isinstance(table, Mapping) or not table:
+        raise ValueError(f"must be a table of names and values such as {{ learning_rate = 0.1 }}, got {table!r:.60}")
+    return tuple(table.items())
+
+
+ListedPoint = Annotated[Pairs, BeforeValidator(_parse_point), PlainSerializer(dict, return_type=dict[str, Any])]
+
+
 class SearchSettings(Settings):
     """[search]: the strategy, and one dimension per searched key.
 
     Args:
-        num_points: how many points random and tpe draw; a grid's number follows from its values.
+        num_points: how many points a strategy that draws is given; a grid's number follows from its values.
         max_points: a study of more points than this is refused: most likely a slip.
+        points: `listed`: the points themselves; `dimensions` then follow from them.
+        budget_points, budget_epochs, budget_hours: `coarse-to-fine`: no further round once so many points are there,
+            so many trial-epochs are trained, or they took so many hours of training, summed over all workers' lanes.
+        finest_per_decade: `coarse-to-fine`: log-spaced values come no closer than this.
     """
 
     strategy: Strategy = "grid"
     num_points: Count | None = None
     max_points: Count = 10_000
+    points: Annotated[tuple[ListedPoint, ...], Field(strict=False)] = ()
+    budget_points: Count | None = None
+    budget_epochs: Count | None = None
+    budget_hours: PositiveNumber | None = None
+    finest_per_decade: Annotated[int, Field(ge=1, le=1000)] = 16
     dimensions: tuple[Dimension, ...] = ()
+
+    @property
+    def is_drawn(self) -> bool:
+        return self.strategy in DRAWN
 
 
 def grid_points(dimensions: tuple[Dimension, ...]) -> Iterator[dict[str, ParameterValue]]:
@@ -205,3 +253,17 @@ def without_zero_switches(parameters: Mapping[str, ParameterValue]) -> dict[str,
         elif value:
             point[name.removesuffix(ZERO_SUFFIX)] = 0  # the whole number: settings read it as either kind
     return point
+
+
+def with_zero_switches(
+    parameters: Mapping[str, ParameterValue], dimensions: tuple[Dimension, ...]
+) -> dict[str, ParameterValue]:
+    """A point as Optuna parameters of `Dimension.narrowed_distributions`: the inverse of `without_zero_switches`."""
+    has_switch = {d.name for d in dimensions if d.is_log and d.has_zero and not d.is_continuous}
+    switched: dict[str, ParameterValue] = {}
+    for name, value in parameters.items():
+        if name in has_switch:
+            switched[name + ZERO_SUFFIX] = value == 0
+        if name not in has_switch or value != 0:
+            switched[name] = value
+    return switched

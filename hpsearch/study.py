@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, model_validator
+from optuna.distributions import BaseDistribution
+from pydantic import AfterValidator, ValidationError, model_validator
 
-from hpsearch.effects import check_effects, idle_keys
+from hpsearch.effects import (
+    active_dimensions,
+    check_effects,
+    effective_points,
+    idle_keys,
+    num_effective_points,
+    without_idle,
+)
 from hpsearch.errors import InputError
 from hpsearch.settings import (
     DataSettings,
@@ -28,12 +35,23 @@ from hpsearch.settings import (
     StoppingSettings,
     TrainingSettings,
     TrialSettings,
+    kernels_text,
 )
-from hpsearch.space import ParameterValue, Point, SearchSettings, grid_points, without_zero_switches
+from hpsearch.space import (
+    DRAWN,
+    KeptParameters,
+    ParameterValue,
+    Point,
+    SearchSettings,
+    Suggester,
+    with_zero_switches,
+    without_zero_switches,
+)
 from hpsearch.study_document import (
     apply_override,
     flat_search,
     inline_text,
+    listed_dimensions,
     parse_dimension,
     section_of,
     validated,
@@ -43,6 +61,17 @@ from hpsearch.study_document import (
 from hpsearch.validation_messages import shown
 
 _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+# Keys of [search] that belong to some strategies only.
+_OWN_KEYS: Final = {
+    "num_points": DRAWN,
+    "points": ("listed",),
+    "budget_points": ("coarse-to-fine",),
+    "budget_epochs": ("coarse-to-fine",),
+    "budget_hours": ("coarse-to-fine",),
+    "finest_per_decade": ("coarse-to-fine",),
+}
 
 
 def check_study_name(name: str) -> str:
@@ -55,7 +84,12 @@ def check_study_name(name: str) -> str:
 
 
 class StudyDefinition(Settings):
-    """What a study is: frozen, validated, the same for every worker."""
+    """What a study is: frozen, validated, the same for every worker.
+
+    Args:
+        keep_parameters: whose best parameters are kept as artifacts: those of each trial that may be the study's
+            best when it ends, or those of all complete trials.
+    """
 
     name: Annotated[str, AfterValidator(check_study_name)]
     seed: Seed = 0
@@ -65,23 +99,24 @@ class StudyDefinition(Settings):
     search: SearchSettings = SearchSettings()
     stopping: StoppingSettings = StoppingSettings()
     pruning: PruningSettings = PruningSettings()
+    keep_parameters: KeptParameters = "best"
 
     @model_validator(mode="after")
     def _check_number_of_points(self) -> StudyDefinition:
         search = self.search
+        _check_own_keys(search)
         if search.strategy == "grid":
-            if search.num_points is not None:
-                raise ValueError("search.num_points belongs to random and tpe; a grid has all its points")
             for dimension in search.dimensions:
                 if dimension.is_continuous:
                     raise ValueError(
                         f"search.{dimension.name} is a range, which a grid cannot list: "
-                        "give values or log10, or take strategy random or tpe"
+                        "give values or log10, or take strategy coarse-to-fine or random"
                     )
-        elif search.num_points is None:
+        elif search.is_drawn and search.num_points is None:
             raise ValueError(f"search.num_points is missing: strategy {search.strategy} draws that many")
         elif not search.dimensions:
-            raise ValueError(f"search has no dimension for strategy {search.strategy} to draw from")
+            what = "draw from" if search.is_drawn else "look at"
+            raise ValueError(f"search has no dimension for strategy {search.strategy} to {what}")
         if self.num_points > search.max_points:
             raise ValueError(
                 f"the {'grid' if search.strategy == 'grid' else 'search'} has {self.num_points:,} points, "
@@ -92,22 +127,72 @@ class StudyDefinition(Settings):
 
     @property
     def num_points(self) -> int:
-        """How many points the study counts, once each."""
-        if self.search.strategy == "grid":
-            return math.prod(len(dimension.values) for dimension in self.search.dimensions)
-        assert self.search.num_points is not None  # checked above
-        return self.search.num_points
+        """How many points the study begins with; all of them, but for coarse-to-fine, which adds rounds."""
+        if self.search.num_points is not None:
+            return self.search.num_points
+        if self.search.strategy == "listed":
+            return len(self.search.points)
+        return num_effective_points(self.search.dimensions, self._sections)
 
     @property
     def is_drawn(self) -> bool:
         """True if a sampler gives points their parameters, when they are claimed and not before."""
-        return self.search.strategy != "grid"
+        return self.search.is_drawn
+
+    @property
+    def keeps_all_parameters(self) -> bool:
+        """True if every complete trial's best parameters are kept, and not only those of the study's best."""
+        return self.keep_parameters == "all"
+
+    @property
+    def _sections(self) -> dict[str, dict[str, Any]]:
+        return {"model": self.model.model_dump(), "training": self.training.model_dump()}
 
     def points(self) -> Iterator[dict[str, ParameterValue]]:
-        """The points of a grid in order; a model-based strategy's points are empty until a worker asks."""
-        if self.search.strategy == "grid":
-            return grid_points(self.search.dimensions)
+        """The points that are known from the start, in order, without what has no effect in them.
+
+        A strategy that draws has points without parameters until a worker asks; coarse-to-fine has rounds
+        (search/narrowing.py) and is not asked here.
+        """
+        match self.search.strategy:
+            case "grid":
+                return effective_points(self.search.dimensions, self._sections)
+            case "listed":
+                return (dict(point) for point in self.search.points)
+            case "coarse-to-fine":
+                raise ValueError("coarse-to-fine has rounds, and no list of points")
         return ({} for _ in range(self.num_points))
+
+    def reduce(self, point: Point) -> dict[str, ParameterValue]:
+        """The point without what has no effect in it: `momentum` beside plain SGD."""
+        return without_idle(point, self._sections)
+
+    def draw(self, trial: Suggester) -> dict[str, ParameterValue]:
+        """Let a trial's sampler choose the values of all dimensions that have an effect in it."""
+        point: dict[str, ParameterValue] = {}
+        for dimension in active_dimensions(self.search.dimensions, self._sections, point):
+            point[dimension.name] = dimension.suggest(trial)
+        return point
+
+    def is_admissible(self, point: Point) -> bool:
+        """Whether the settings take these values; a search that grows may ask for a momentum of 1."""
+        try:
+            self.resolve(point)
+        except ValidationError:
+            return False
+        return True
+
+    def parameters(self, point: Point) -> dict[str, ParameterValue]:
+        """A point of `points`, or of a round, as Optuna has it; `distributions` has the same names."""
+        if self.search.strategy == "coarse-to-fine":
+            return with_zero_switches(point, self.search.dimensions)
+        return dict(point)
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """What Optuna is told about the parameters of points that are not drawn."""
+        if self.search.strategy != "coarse-to-fine":
+            return {d.name: d.grid_distribution() for d in self.search.dimensions}
+        return {n: dist for d in self.search.dimensions for n, dist in d.narrowed_distributions().items()}
 
     def resolve(self, parameters: Point) -> TrialSettings:
         """The study's settings with one trial's parameters in their place.
@@ -115,7 +200,7 @@ class StudyDefinition(Settings):
         Args:
             parameters: as Optuna stores them (with `_is_zero` switches).
         """
-        sections = {"model": self.model.model_dump(), "training": self.training.model_dump()}
+        sections = self._sections
         for name, value in without_zero_switches(parameters).items():
             section = section_of(name)
             assert section is not None, "a parameter that no setting takes"
@@ -137,8 +222,13 @@ class StudyDefinition(Settings):
             section: _without_absent(content, section, idle) if isinstance(content, dict) else content
             for section, content in sections.items()
         }
-        del document["search"]["dimensions"]
-        document["search"].update({d.name: written_dimension(d) for d in self.search.dimensions})
+        search = document["search"]
+        del search["dimensions"]
+        for name, strategies in _OWN_KEYS.items():
+            if self.search.strategy not in strategies:
+                search.pop(name, None)
+        if self.search.strategy != "listed":
+            search.update({d.name: written_dimension(d) for d in self.search.dimensions})
         return document
 
     def canonical_json(self) -> str:
@@ -153,6 +243,12 @@ class StudyDefinition(Settings):
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    @property
+    def value_sha256(self) -> str:
+        """Of all that a trial's value depends on besides its point: what it searches may change, this may not."""
+        meaning = self.model_dump(mode="json", exclude={"name", "search", "keep_parameters"})
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 
 def load_definition(path: Path, overrides: Sequence[str] = ()) -> StudyDefinition:
@@ -176,6 +272,16 @@ def load_definition(path: Path, overrides: Sequence[str] = ()) -> StudyDefinitio
     return parse_definition(document, source=f"{path} with --set" if overrides else str(path))
 
 
+def _check_own_keys(search: SearchSettings) -> None:
+    for name, strategies in _OWN_KEYS.items():
+        value, default = getattr(search, name), SearchSettings.model_fields[name].get_default()
+        if search.strategy not in strategies and value != default:
+            raise ValueError(
+                f"search.{name} belongs to strategy {', '.join(strategies)}, not to {search.strategy}"
+                + ("; a grid has all its points" if search.strategy == "grid" and name == "num_points" else "")
+            )
+
+
 def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinition:
     """Turn a parsed TOML document into a definition.
 
@@ -195,14 +301,40 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
     own.pop("dimensions", None)
     settings = validated(SearchSettings, own, source=source, section="search")
     sections = base.model_dump()
-    dimensions = tuple(
-        parse_dimension(name, spec, sections, settings.max_points, source)
-        for name, spec in search.items()
-        if name not in own
-    )
-    settings = settings.model_copy(update={"dimensions": dimensions})
+    specs = {name: spec for name, spec in search.items() if name not in own}
+    if settings.strategy == "listed":
+        settings = _with_listed_points(settings, specs, sections, source)
+    else:
+        dimensions = (parse_dimension(n, spec, sections, settings.max_points, source) for n, spec in specs.items())
+        settings = settings.model_copy(update={"dimensions": tuple(dimensions)})
     check_effects(sections, settings, _set_keys(document), source)
     return validated(StudyDefinition, {**document, "search": settings}, source=source)
+
+
+def _with_listed_points(
+    settings: SearchSettings, others: Mapping[str, Any], sections: Mapping[str, Any], source: str
+) -> SearchSettings:
+    """The points as their sections read them (1 becomes 1.0 for a rate), without what has no effect, each once."""
+    if others:
+        raise InputError(
+            f"{source}: search.{next(iter(others))} does not go with strategy listed: its points say all",
+            hint="put the key into the points, or take strategy grid",
+        )
+    dimensions = listed_dimensions(list(map(dict, settings.points)), sections, settings.max_points, source)
+    as_read = {d.name: {value: value for value in d.values} for d in dimensions}
+    numbers: dict[frozenset[tuple[str, Any]], int] = {}
+    points = []
+    for number, given in enumerate(settings.points, start=1):
+        point = {name: as_read[name][kernels_text(value)] for name, value in given}
+        point = without_idle(point, sections)
+        first = numbers.setdefault(frozenset(point.items()), number)
+        if first != number:
+            raise InputError(
+                f"{source}: search.points: point {number} says the same as point {first}",
+                hint="each point is counted once; another seed makes another point",
+            )
+        points.append(tuple(point.items()))
+    return settings.model_copy(update={"points": tuple(points), "dimensions": dimensions})
 
 
 def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> list[str]:
@@ -225,6 +357,8 @@ def _lines(definition: StudyDefinition) -> Iterator[tuple[str, str]]:
             if key != "dimensions":
                 yield f"{section}.{key}", inline_text(value)
     dimensions = definition.search.dimensions
+    if definition.search.strategy == "listed":
+        return  # they follow from the points
     for dimension in dimensions:
         yield f"search.{dimension.name}", inline_text(written_dimension(dimension))
     yield "search (order of the dimensions)", inline_text([dimension.name for dimension in dimensions])

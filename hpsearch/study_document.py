@@ -14,14 +14,15 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from hpsearch.errors import InputError
-from hpsearch.settings import OPTION_PREFIX, ModelSettings, Settings, TrainingSettings
+from hpsearch.settings import OPTION_PREFIX, ModelSettings, Settings, TrainingSettings, kernels_text
 from hpsearch.space import Choice, Dimension, LogGrid, ParameterValue, Range, SearchSettings
 from hpsearch.validation_messages import describe_first_error, shown, suggest_names
 
 S = TypeVar("S", bound=Settings)
 
 _SECTIONS: dict[str, type[Settings]] = {"model": ModelSettings, "training": TrainingSettings}
-_NOT_SEARCHABLE = {"kernels", "options"}  # a pair or a table is no value that Optuna can store
+_NOT_SEARCHABLE = {"options"}  # a table is no value that Optuna can store
+_KERNELS = "kernels"  # nor is a pair: a search has it as text
 _STRING_KEYS = {"name", "data.dataset"}  # `--set name=5` means the word
 
 
@@ -61,6 +62,34 @@ def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_value
     )
 
 
+def listed_dimensions(
+    points: Sequence[Mapping[str, Any]], sections: Mapping[str, Any], max_points: int, source: str
+) -> tuple[Dimension, ...]:
+    """What the points of a list search: every key that one of them has, with its values in order.
+
+    Raises:
+        InputError: no points, too many, or values that their section does not take.
+    """
+    if not points:
+        raise InputError(
+            f"{source}: search.points is missing: strategy listed trains the points that it lists",
+            hint="points = [{ learning_rate = 0.1 }, { learning_rate = 0.01, seed = 1 }]",
+        )
+    if len(points) > max_points:
+        raise InputError(
+            f"{source}: search.points has {len(points):,} points, more than the limit of {max_points:,}",
+            hint=f"raise it with --set search.max_points={len(points)}",
+        )
+    values: dict[str, dict[Any, None]] = {}  # ordered sets
+    for number, point in enumerate(points, start=1):
+        for name, value in point.items():
+            if isinstance(kernels_text(value), list | dict):
+                raise InputError(f"{source}: search.points: point {number}: {name} must be a plain value")
+            values.setdefault(name, {})[kernels_text(value) if name == _KERNELS else value] = None
+    place = f"{source}: search.points"
+    return tuple(parse_dimension(name, list(v), sections, max_points, place) for name, v in values.items())
+
+
 def flat_search(search: Mapping[str, Any], source: str) -> dict[str, Any]:
     """`[search]` with one entry per dimension: TOML reads `options.width = [...]` as a table in a table."""
     options = search.get("options")
@@ -90,6 +119,8 @@ def with_value(section: Mapping[str, Any], name: str, value: Any) -> dict[str, A
 
 
 def _value_in(settings: Settings, name: str) -> Any:
+    if name == _KERNELS:
+        return kernels_text(getattr(settings, name))
     if not name.startswith(OPTION_PREFIX):
         return getattr(settings, name)
     return settings.model_dump()["options"][name.removeprefix(OPTION_PREFIX)]
@@ -165,7 +196,7 @@ def _checked_values(
     if not raw:
         raise InputError(f"{source}: search.{name} has no values", hint="an empty grid has no points")
     values: dict[ParameterValue, None] = {}  # an ordered set
-    for entry in raw:
+    for entry in map(kernels_text, raw) if name == _KERNELS else raw:
         settings = validated(_SECTIONS[section], with_value(own, name, entry), source=source, section="search")
         value = _value_in(settings, name)  # as the section reads it: 1 becomes 1.0 for a rate
         if value in values:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -70,13 +70,6 @@ def test_table_names_keys_and_values_that_exist(key: str) -> None:
             "search.hidden_units has no effect: model.family is my.networks:build",
             "it belongs to model.family = mlp or cnn",
         ),
-        (
-            '[search]\nfamily = ["mlp", "my.networks:build"]\noptions.width = [3, 4]',
-            "search.options.width has no effect where search.family is mlp: "
-            "the grid would train each such point 2 times",
-            "run two studies: one that searches options.width with model.family = package.module:factory, "
-            "and one without options.width for mlp",
-        ),
     ],
 )
 def test_searched_key_without_effect_is_refused(text: str, said: str, hint: str) -> None:
@@ -85,16 +78,72 @@ def test_searched_key_without_effect_is_refused(text: str, said: str, hint: str)
     assert error.hint == hint
 
 
-def test_grid_that_would_train_points_twice_is_refused_with_the_way_out() -> None:
-    error = refusal('[search]\noptimizer = ["sgd", "momentum"]\nmomentum = [0.5, 0.9, 0.99]')
-    assert str(error) == (
-        "study.toml: search.momentum has no effect where search.optimizer is sgd: "
-        "the grid would train each such point 3 times"
+def test_grid_has_conditional_parameters_only_where_they_have_an_effect() -> None:
+    definition = parsed(
+        '[search]\nmomentum = [0.5, 0.9, 0.99]\noptimizer = ["sgd", "momentum"]\nlearning_rate = [0.1, 0.2]'
     )
-    assert error.hint == (
-        "run two studies: one that searches momentum with training.optimizer = momentum, "
-        "and one without momentum for sgd"
+    points = list(definition.points())
+    assert definition.num_points == len(points) == 2 * (1 + 3)
+    assert len({frozenset(point.items()) for point in points}) == len(points)
+    assert all(("momentum" in point) == (point["optimizer"] == "momentum") for point in points)
+
+
+def test_grid_over_several_owners_counts_each_point_once() -> None:
+    definition = parsed(
+        '[search]\nfamily = ["logistic", "mlp", "my.networks:build"]\n'
+        "hidden_units = [50, 100]\noptions.width = [3, 4]\n"
+        'schedule = ["constant", "inverse-time", "step"]\nschedule_decay = [0.1, 0.2]\nschedule_every = [5, 10, 20]'
     )
+    points = list(definition.points())
+    assert definition.num_points == len(points) == (1 + 2 + 2) * (1 + 2 + 3)
+    assert len({frozenset(point.items()) for point in points}) == len(points)
+
+
+def test_huge_conditional_grid_is_counted_without_a_look_at_each_point() -> None:
+    values = ", ".join(str(value) for value in range(1, 1001))
+    error = refusal(
+        f'[search]\noptimizer = ["sgd", "momentum"]\nmomentum = [0.1, 0.2]\nseed = [{values}]\n'
+        f"batch_size = [{values}]\nhidden_units = [{values}]"
+    )
+    assert "3,000,000,000 points" in str(error)
+
+
+class _Recorder:
+    """Draws the last of what is offered, and remembers what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        self.asked.append(name)
+        return high
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        self.asked.append(name)
+        return high
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        self.asked.append(name)
+        return choices[-1]
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "asked"),
+    [
+        ('["sgd", "momentum"]', ["optimizer", "momentum", "learning_rate"]),
+        ('["momentum", "sgd"]', ["optimizer", "learning_rate"]),
+    ],
+)
+def test_drawn_point_is_asked_for_its_owners_first_and_for_nothing_without_effect(
+    optimizers: str, asked: list[str]
+) -> None:
+    definition = parsed(
+        '[search]\nstrategy = "random"\nnum_points = 3\nmomentum = { low = 0.5, high = 0.9 }\n'
+        f"optimizer = {optimizers}\nlearning_rate = {{ log10 = [-3, -1] }}"
+    )
+    trial = _Recorder()
+    assert set(definition.draw(trial)) == set(asked)
+    assert trial.asked == asked
 
 
 @pytest.mark.parametrize(

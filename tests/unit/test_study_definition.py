@@ -230,7 +230,7 @@ def test_resolve_reads_the_zero_switch_of_a_whole_number() -> None:
         ('name = "a"\nlearning_rate = 0.1', "unknown key learning_rate", '"training.learning_rate"'),
         ('name = "a"\n[model]\nbatch_size = 5', "unknown key model.batch_size", '"training.batch_size"'),
         (study("learning_rat = [0.1]"), "search.learning_rat: no such key to search", '"learning_rate"'),
-        (study("kernels = [[1, 2]]"), "search.kernels: this key cannot be searched", "hidden_units"),
+        (study("options = [1]"), "search.options: this key cannot be searched", "options.NAME"),
         (study("dimensions = [1]"), "search.dimensions: no such key to search", "known: strategy"),
         (
             study("learning_rate = { log10 = [-1, -4], per_decad = 2 }"),
@@ -286,8 +286,8 @@ def test_training_value_out_of_range_gets_the_allowed_range(line: str, message: 
         ("model", 'activation = "tahn"', "tanh, sigmoid, relu"),
         ("training", 'optimizer = "agd"', "sgd, momentum, adam"),
         ("training", 'schedule = "constnat"', "constant, inverse-time, halving, step, plateau, exponential"),
-        ("search", 'strategy = "gird"', "grid, random, tpe"),
-        ("stopping", 'rule = "patience"', "geometric-patience, no-improvement-in-n, none"),
+        ("search", 'strategy = "gird"', "grid, listed, coarse-to-fine, random, qmc, tpe, gp, cmaes"),
+        ("stopping", 'rule = "patience"', "geometric-patience, significance, no-improvement-in-n, none"),
         ("pruning", 'pruner = "medain"', "none, median, percentile, successive-halving, hyperband"),
     ],
 )
@@ -348,9 +348,12 @@ def test_first_of_many_errors_tells_how_many_are_left() -> None:
         (
             "learning_rate = { low = 0.1, high = 0.2 }",
             "search.learning_rate is a range, which a grid cannot list: give values or log10, "
-            "or take strategy random or tpe",
+            "or take strategy coarse-to-fine or random",
         ),
-        ("num_points = 3", "search.num_points belongs to random and tpe; a grid has all its points"),
+        (
+            "num_points = 3",
+            "search.num_points belongs to strategy random, qmc, tpe, gp, cmaes, not to grid; a grid has all its points",
+        ),
         ('strategy = "tpe"', "search.num_points is missing: strategy tpe draws that many"),
         ('strategy = "tpe"\nnum_points = 3', "search has no dimension for strategy tpe to draw from"),
         (
@@ -711,3 +714,99 @@ def test_order_of_the_dimensions_is_a_difference_because_it_orders_the_points() 
     one = parsed(study("learning_rate = [0.1]\nlambda_1 = [0.0]"))
     other = parsed(study("lambda_1 = [0.0]\nlearning_rate = [0.1]"))
     assert len(describe_differences(one, other)) == 1
+
+
+# Points of a list
+
+
+def listed(points: str) -> str:
+    return study(f'strategy = "listed"\npoints = [{points}]')
+
+
+def test_listed_points_are_the_study_s_points_in_order_as_their_sections_read_them() -> None:
+    text = listed('{ learning_rate = 1, seed = 3 }, { kernels = [4, 8], family = "cnn" }')
+    definition = parsed(text)
+    assert list(definition.points()) == [{"learning_rate": 1.0, "seed": 3}, {"kernels": "4x8", "family": "cnn"}]
+    assert definition.num_points == 2
+    assert set(definition.distributions()) == {"learning_rate", "seed", "kernels", "family"}
+    assert parse_definition(definition.document(), source="again") == definition
+
+
+def test_listed_point_loses_what_has_no_effect_in_it() -> None:
+    definition = parsed(listed('{ optimizer = "sgd", momentum = 0.5 }, { optimizer = "momentum", momentum = 0.5 }'))
+    assert list(definition.points()) == [{"optimizer": "sgd"}, {"optimizer": "momentum", "momentum": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (study('strategy = "listed"'), "search.points is missing"),
+        (listed("{ learning_rate = 0.1 }, { learning_rate = 0.1 }"), "point 2 says the same as point 1"),
+        (listed("{ learning_rat = 0.1 }"), "search.points: search.learning_rat: no such key"),
+        (listed("{ learning_rate = -1 }"), "search.learning_rate must be finite and > 0, got -1"),
+        (listed("{ learning_rate = [0.1] }"), "point 1: learning_rate must be a plain value"),
+        (listed("3"), "must be a table of names and values"),
+        (
+            listed("{ seed = 1 }, { seed = 2 }, { seed = 3 }") + "max_points = 2\n",
+            "search.points has 3 points, more than",
+        ),
+        (listed("{ seed = 1 }") + "learning_rate = [0.1]\n", "search.learning_rate does not go with strategy listed"),
+        (study("points = [{ seed = 1 }]"), "search.points belongs to strategy listed, not to grid"),
+        (study("budget_hours = 1.0"), "search.budget_hours belongs to strategy coarse-to-fine, not to grid"),
+        (study('strategy = "coarse-to-fine"'), "search has no dimension for strategy coarse-to-fine to look at"),
+        (study('strategy = "coarse-to-fine"\nlearning_rate = [0.1]\nnum_points = 3'), "search.num_points belongs to"),
+        (
+            study('strategy = "coarse-to-fine"\nlearning_rate = [0.1]\nbudget_points = 0'),
+            "search.budget_points must be",
+        ),
+    ],
+)
+def test_bad_list_or_budget_is_refused(text: str, message: str) -> None:
+    assert message in str(refusal(text))
+
+
+# Kernels, coarse to fine
+
+
+def test_kernels_are_searched_as_texts_and_resolved_as_pairs() -> None:
+    definition = parsed('name = "a"\n[model]\nfamily = "cnn"\n[search]\nkernels = [[4, 8], "20x50"]')
+    points = list(definition.points())
+    assert points == [{"kernels": "4x8"}, {"kernels": "20x50"}]
+    assert [definition.resolve(point).model.kernels for point in points] == [(4, 8), (20, 50)]
+    assert StudyDefinition.from_canonical_json(definition.canonical_json()) == definition
+
+
+@pytest.mark.parametrize("kernels", ["[4, 8]", "[[4]]", '["4"]', "[[4, 0]]", "[[4, 8], [4, 8]]"])
+def test_kernels_that_are_no_pairs_or_stand_twice_are_refused(kernels: str) -> None:
+    assert "kernels" in str(refusal(f'name = "a"\n[model]\nfamily = "cnn"\n[search]\nkernels = {kernels}'))
+
+
+def test_coarse_to_fine_has_the_same_distributions_for_all_rounds_with_room_to_grow() -> None:
+    text = (
+        'strategy = "coarse-to-fine"\nlearning_rate = { log10 = [-1, -3] }\n'
+        "lambda_2 = { log10 = [-2, -4], zero = true }"
+    )
+    definition = parsed(
+        study(
+            text + "\nhidden_units = { log10 = [1, 2] }\nmomentum = { low = 0.1, high = 0.9 }\n"
+            'optimizer = ["momentum"]\nbudget_epochs = 7'
+        )
+    )
+    distributions = definition.distributions()
+    point = {"learning_rate": 100.0, "lambda_2": 0.0, "hidden_units": 1, "momentum": 0.9, "optimizer": "momentum"}
+    parameters = definition.parameters(point)
+    assert parameters == {
+        "learning_rate": 100.0,
+        "lambda_2_is_zero": True,
+        "hidden_units": 1,
+        "momentum": 0.9,
+        "optimizer": "momentum",
+    }
+    assert definition.parameters({"lambda_2": 0.5}) == {"lambda_2_is_zero": False, "lambda_2": 0.5}
+    for name, value in {**parameters, "lambda_2": 0.5}.items():
+        assert distributions[name]._contains(distributions[name].to_internal_repr(value)), name
+    assert not distributions["learning_rate"]._contains(101.0)
+    assert parse_definition(definition.document(), source="again") == definition
+    assert definition.resolve(parameters).training.lambda_2 == 0.0
+    assert not definition.is_admissible({"momentum": 1.0})
+    assert definition.reduce({"optimizer": "sgd", "momentum": 0.3}) == {"optimizer": "sgd"}
