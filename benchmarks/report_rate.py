@@ -38,7 +38,7 @@ from benchmarks.simulated_workers import Load, Share, ShareResult, run_share, se
 from hpsearch.service.database import Database, open_database
 from hpsearch.service.embedded import EmbeddedPostgres
 from hpsearch.service.ledger import Ledger
-from hpsearch.service.registry import create_study
+from hpsearch.service.registry import register_study
 from hpsearch.study import parse_definition
 
 TITLE = "Epoch reports that one PostgreSQL takes"
@@ -242,7 +242,7 @@ class Bench:
             {"name": f"study-{self._num_studies}", "search": {**search, "learning_rate": [0.1, 0.01]}},
             source="benchmark",
         )
-        study, _ = create_study(self._database, definition, dataset_checksums={}, cohort_of=lambda _: "")
+        study = register_study(self._database, definition, dataset_checksums={}, cohort_of=lambda _: "").study
         claims = Ledger(database=self._database, study_id=study.study_id, owner=1).claim(num_points)
         with self._database.engine.begin() as connection:
             connection.execute(_SHARE_OUT, {"study": study.study_id, "lanes": lanes})

@@ -21,10 +21,10 @@ from optuna.trial import TrialState
 from benchmarks.measurement import run_script
 from benchmarks.usual_loop import UsualData, build_network, train
 from benchmarks.usual_study import StudyResult, load_images, load_usual_definition, usual_arguments
-from hpsearch.cli.options import threads_per_worker
 from hpsearch.errors import HpsearchError
 from hpsearch.search.pruners import build_pruner
 from hpsearch.service.embedded import EmbeddedPostgres
+from hpsearch.service.launch import threads_per_worker
 from hpsearch.study import StudyDefinition
 
 

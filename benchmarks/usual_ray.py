@@ -21,9 +21,9 @@ from ray.tune.schedulers import ASHAScheduler
 from benchmarks.measurement import run_script
 from benchmarks.usual_loop import UsualData, build_network, train
 from benchmarks.usual_study import StudyResult, load_images, load_usual_definition, usual_arguments
-from hpsearch.cli.options import threads_per_worker
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import HpsearchError
+from hpsearch.service.launch import threads_per_worker
 from hpsearch.study import StudyDefinition
 
 

@@ -1,3 +1,21 @@
 """hpsearch: a hyper-parameter search service for image classifiers, coordinated by PostgreSQL."""
 
+import importlib
+
 __version__ = "0.1.0"
+
+__all__ = ["Study", "load", "objective", "run"]
+
+
+def __getattr__(name: str) -> object:
+    """The Python API (api.py), brought when it is asked for: importing torch takes seconds (PEP 562).
+
+    `__init__.pyi` tells the same to type checkers and editors.
+    """
+    if name in __all__:
+        return getattr(importlib.import_module("hpsearch.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

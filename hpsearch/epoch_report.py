@@ -17,11 +17,16 @@ class Validation:
         iteration: minibatches that this trial has trained on so far (1-based: after the first minibatch it is 1).
         zero_one: fraction of misclassified validation images, in [0, 1].
         nll: mean negative log-likelihood per image, in nats.
+        gained: images that are right now and were not at the reference: the last best that was significantly better
+            than the reference before it (at first: no image is right). None where no rule asks for it.
+        lost: images that were right at the reference and are not now.
     """
 
     iteration: int
     zero_one: float
     nll: float
+    gained: int | None = None
+    lost: int | None = None
 
     @property
     def is_finite(self) -> bool:

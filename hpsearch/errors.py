@@ -20,6 +20,8 @@ class HpsearchError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # tracebacks show it to those who use hpsearch from Python
 
 
 class InputError(HpsearchError):
@@ -62,6 +64,10 @@ class DefinitionMismatchError(InputError):
 
 class StudyNotFoundError(InputError):
     """No study of this name is in the database."""
+
+
+class VaultOpenedError(InputError):
+    """The study's test set has been opened before."""
 
 
 class NothingCompleteError(HpsearchError):

@@ -74,7 +74,9 @@ _KERNELS_RULE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 def _parse_kernels(kernels: object) -> object:
     """A pair, or the text of one as a search has it: "20x50"."""
     match = _KERNELS_RULE.fullmatch(kernels) if isinstance(kernels, str) else None
-    return (int(match[1]), int(match[2])) if match else kernels
+    if match:
+        return int(match[1]), int(match[2])
+    return tuple(kernels) if isinstance(kernels, list) else kernels  # a list, where a checkpoint's JSON is read
 
 
 def kernels_text(kernels: Any) -> Any:
@@ -128,7 +130,7 @@ class ModelSettings(Settings):
 
     family: Family = "mlp"
     hidden_units: Count = 500
-    kernels: Annotated[tuple[Count, Count], BeforeValidator(_parse_kernels), Field(strict=False)] = (20, 50)
+    kernels: Annotated[tuple[Count, Count], Field(strict=False), BeforeValidator(_parse_kernels)] = (20, 50)
     activation: Activation = "tanh"
     initialization: Initialization = "glorot"
     options: OptionTable = ()

@@ -55,6 +55,16 @@ COMMANDS = (
         "Show how far a study is and its best trials, or a line for each study.",
     ),
     LazyCommand(
+        "confirm",
+        "hpsearch.cli.confirm_command:confirm",
+        "Train the best points again over fresh seeds, compare them, and pick the simplest of those that are tied.",
+    ),
+    LazyCommand(
+        "test",
+        "hpsearch.cli.test_command:open_test_set",
+        "Open the test set, once per study: the chosen point's error on images that nothing was selected on.",
+    ),
+    LazyCommand(
         "report",
         "hpsearch.cli.view_commands:report",
         "Write one self-contained HTML file: search history, learning curves, heat map, importance.",

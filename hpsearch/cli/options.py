@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +11,8 @@ import typer
 
 from hpsearch.errors import InputError
 from hpsearch.logs import take_over_logger
-from hpsearch.service.artifact_store import is_bucket
-from hpsearch.service.database import PASSWORD_FILE_VARIABLE, Database, open_database, with_password_of_file
-from hpsearch.service.embedded import EmbeddedPostgres
-from hpsearch.service.home import artifact_folder
+from hpsearch.service import launch
+from hpsearch.service.database import PASSWORD_FILE_VARIABLE, Database
 from hpsearch.service.lane_choice import MAX_LANES
 from hpsearch.service.metrics import METRICS_VARIABLE, MetricsAddress
 
@@ -128,10 +125,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 def open_storage(url: str | None) -> Iterator[Database]:
     """The database that was named, or the embedded one; the latter runs as long as somebody uses it."""
     take_over_logger("optuna")
-    with contextlib.ExitStack() as stack:
-        url = with_password_of_file(url) if url else stack.enter_context(EmbeddedPostgres.start()).url
-        database = open_database(url)
-        stack.callback(database.close)
+    with launch.open_storage(url) as database:
         yield database
 
 
@@ -141,9 +135,7 @@ def artifacts_in(place: str | None) -> str:
     Raises:
         InputError: neither a folder nor a bucket of S3.
     """
-    if place is None:
-        return str(artifact_folder())
-    return place if is_bucket(place) else str(Path(place).expanduser().absolute())
+    return launch.artifact_place(place)
 
 
 def parse_lanes(text: str) -> int | None:
@@ -162,11 +154,3 @@ def parse_metrics(text: str | None) -> MetricsAddress | None:
         InputError: neither of them.
     """
     return MetricsAddress.parse(text) if text else None
-
-
-def threads_per_worker(num_workers: int) -> int:
-    """CPU threads for each of several local workers: OMP_NUM_THREADS if it is set, or the usable cores shared out."""
-    named = os.environ.get("OMP_NUM_THREADS", "")
-    if named.isdecimal() and int(named) > 0:
-        return int(named)
-    return max(1, len(os.sched_getaffinity(0)) // num_workers)

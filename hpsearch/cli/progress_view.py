@@ -69,7 +69,8 @@ def follow(study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
     with Live(bar, console=console, refresh_per_second=4) as live:
 
         def update(progress: Progress) -> None:
-            bar.update(task, completed=progress.counts.counted + progress.counts.failed)
+            counts = progress.counts  # a search in rounds has more points with each round
+            bar.update(task, completed=counts.counted + counts.failed, total=counts.total)
             speed = rate.update(time.monotonic(), progress.epochs)
             live.update(Group(bar, Text(describe(progress, speed)), _running_lines(progress)))
 
@@ -80,6 +81,8 @@ def describe(progress: Progress, epochs_per_second: float) -> str:
     """One line: points by state, best so far, speed, time left."""
     counts = progress.counts
     parts = [f"{counts.complete} complete, {counts.pruned} pruned, {counts.running} running, {counts.waiting} waiting"]
+    if last := next((row for row in reversed(progress.rounds) if not row.is_end), None):
+        parts.insert(0, f"round {last.number}")
     if counts.failed:
         parts.append(f"{counts.failed} FAILED")
     if progress.best_value is not None:
@@ -121,7 +124,7 @@ def _line_printer(say: Callable[[str], object], rate: EpochRate) -> Callable[[Pr
         nonlocal last_time, last_line
         now = time.monotonic()
         line = describe(progress, rate.update(now, progress.epochs))
-        is_due = now - last_time >= _LINE_EVERY_SECONDS or progress.counts.unfinished == 0
+        is_due = now - last_time >= _LINE_EVERY_SECONDS or progress.is_finished
         if is_due and line != last_line:
             say(line)
             last_time, last_line = now, line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpsearch.results.summary import StudySummary, TrialSummary
+from hpsearch.results.vault_ledger import VaultRecord, describe_openings
 from hpsearch.space import ParameterValue
 
 MOST_TRIALS = 10
@@ -29,6 +31,26 @@ def print_summary(summary: StudySummary) -> None:
     _stdout().print(summary_view(summary))
 
 
+def print_opening(record: VaultRecord, summary: StudySummary) -> None:
+    """Print the number that an opening of the test set has given, and what must be known beside it."""
+    chosen = record.chosen
+    values = ", ".join(f"{name} {format_value(value)}" for name, value in chosen["params"].items())
+    rows = [
+        ("test error", record.describe_number()),
+        ("validation error", f"{100 * chosen['validation_error']:.2f} %, on the images that the point was selected on"),
+        ("point", f"{values or 'the only one'} (trial {chosen['trial']}: {_choice(chosen)})"),
+        ("opened", f"{record.opened_at:%Y-%m-%d %H:%M:%S} UTC by {record.opened_by} on {chosen['device']}"),
+        ("commit", record.code_commit or "not known"),
+        ("parameters", f"SHA-256 {record.parameters_sha256}"),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    for heading, told in rows:
+        grid.add_row(Text(heading), Text(told))
+    openings = summary.openings if len(summary.openings) > 1 else ()  # a single one has just been told
+    lines = describe_openings(openings, summary.earlier_openings)
+    _stdout().print(Group(Text(f"study {record.study_name}"), grid, *map(Text, lines)))
+
+
 def print_studies(summaries: list[StudySummary]) -> None:
     """Print a line per study."""
     _stdout().print(studies_view(summaries))
@@ -36,7 +58,9 @@ def print_studies(summaries: list[StudySummary]) -> None:
 
 def summary_view(summary: StudySummary) -> RenderableType:
     """The state of a study and its best trials, to be printed or shown live."""
-    return Group(Text(_headline(summary)), *map(Text, _running_lines(summary)), _trials_table(summary))
+    openings = describe_openings(summary.openings, summary.earlier_openings)
+    lines = [_headline(summary), *_round_lines(summary), *_running_lines(summary), *openings]
+    return Group(*map(Text, lines), _trials_table(summary))
 
 
 def studies_view(summaries: list[StudySummary]) -> RenderableType:
@@ -85,6 +109,17 @@ def _headline(summary: StudySummary) -> str:
     return " · ".join(parts)
 
 
+def _round_lines(summary: StudySummary) -> list[str]:
+    """Where a search in rounds is: `round 2, 4 points: learning_rate: 0.0316 and 0.316 beside 0.1`."""
+    if not summary.rounds:
+        return []
+    last = summary.rounds[-1]
+    lines = [f"round {last.number}, {last.num_points} {'point' if last.num_points == 1 else 'points'}: {last.reason}"]
+    if summary.search_ended is not None:
+        lines.append(f"the search ended after round {last.number}: {summary.search_ended}")
+    return lines
+
+
 def _running_lines(summary: StudySummary) -> list[str]:
     """Who trains what on which device: `node7:4711 on cuda:0 (...): trials 3, 5`."""
     numbers: dict[tuple[str, str], list[str]] = {}
@@ -97,6 +132,11 @@ def _running_lines(summary: StudySummary) -> list[str]:
         named = ", ".join(trials[:_MOST_RUNNING])
         lines.append(f"{worker} on {device}: {'trial' if len(trials) == 1 else 'trials'} {named}{more}")
     return lines
+
+
+def _choice(chosen: Mapping[str, Any]) -> str:
+    what = {"best": "the best of the search", "confirmed": "confirmed over fresh seeds"}[chosen["selection"]]
+    return f"{what}, trained again" if chosen["is_retrained"] else what
 
 
 def _trials_table(summary: StudySummary) -> RenderableType:

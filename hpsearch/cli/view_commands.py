@@ -151,7 +151,7 @@ def _watch(database: Database, study: str | None, seconds: float) -> None:
                 live.update(view, refresh=True)
             elif shown != (shown := _as_text(view)):
                 typer.echo(shown, nl=False)
-            if not any(summary.points.unfinished for summary in summaries):
+            if all(summary.is_finished for summary in summaries):
                 return
             time.sleep(seconds)
 

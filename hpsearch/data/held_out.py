@@ -5,8 +5,13 @@ Only `hpsearch.results.vault` may import this module; an import check holds that
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from hpsearch.data.data_file import read_data_file
-from hpsearch.data.digits import digits_split, num_test_images, read_bundled_digits
+from hpsearch.data.digits import DIGITS, digits_split, num_test_images, read_bundled_digits
+from hpsearch.data.download import DownloadProgress
 from hpsearch.data.idx import parse_pair
 from hpsearch.data.lookup import DataLocations
 from hpsearch.data.pickled import build_split, read_pairs
@@ -16,7 +21,21 @@ from hpsearch.data.splits import Split, scaled_split
 from hpsearch.settings import DataSettings
 
 
-def load_test_split(settings: DataSettings, locations: DataLocations) -> Split:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOutSplit(Split):
+    """The test images with their labels.
+
+    Args:
+        checksums: file name -> SHA-256 of the unpacked content that they were read from. An mnist.pkl.gz holds more
+            than them; of the bundled digits it is that of the test part's grey levels followed by its labels.
+    """
+
+    checksums: Mapping[str, str]
+
+
+def load_test_split(
+    settings: DataSettings, locations: DataLocations, progress: DownloadProgress | None = None
+) -> HeldOutSplit:
     """Load the test part of a data set, whole (`train_samples` limits training only).
 
     Raises:
@@ -28,14 +47,19 @@ def load_test_split(settings: DataSettings, locations: DataLocations) -> Split:
         case BundledDigits():
             images, labels = read_bundled_digits()
             first = len(images) - num_test_images(len(images))
-            return digits_split(images[first:], labels[first:])
+            images, labels = images[first:], labels[first:]
+            checksum = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+            return _held_out(digits_split(images, labels), {DIGITS: checksum})
         case PickledFile(path):
             file = read_data_file(path)
-            return build_split(read_pairs(file)[2], f"{file.source}, test")
+            split = build_split(read_pairs(file)[2], f"{file.source}, test")
+            return _held_out(split, {path.name.removesuffix(".gz"): file.sha256})
         case PublishedSet() | IdxFolder():
-            return scaled_split(
-                *parse_pair(
-                    read_source_file(source, TEST_IMAGES, locations),
-                    read_source_file(source, TEST_LABELS, locations),
-                )
-            )
+            images_file = read_source_file(source, TEST_IMAGES, locations, progress=progress)
+            labels_file = read_source_file(source, TEST_LABELS, locations, progress=progress)
+            checksums = {TEST_IMAGES: images_file.sha256, TEST_LABELS: labels_file.sha256}
+            return _held_out(scaled_split(*parse_pair(images_file, labels_file)), checksums)
+
+
+def _held_out(split: Split, checksums: Mapping[str, str]) -> HeldOutSplit:
+    return HeldOutSplit(images=split.images, labels=split.labels, checksums=checksums)

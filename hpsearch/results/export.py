@@ -18,19 +18,16 @@ from typing import Any
 
 import tomli_w
 import yaml
-from optuna.artifacts.exceptions import ArtifactNotFound
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
-from hpsearch.errors import ArtifactError, InputError
+from hpsearch.errors import InputError
 from hpsearch.results.atomic_file import replaced_file, write_file
-from hpsearch.results.summary import StudySummary, TrialSummary, format_time
-from hpsearch.service.artifacts import PARAMETERS_FILE, Artifacts
+from hpsearch.results.stored_parameters import read_parameters
+from hpsearch.results.summary import StudySummary, format_time
+from hpsearch.service.artifacts import Artifacts
 from hpsearch.service.registry import current_versions
 
 ENVIRONMENT_PREFIX = "HPSEARCH_"
 MODEL_SUFFIX = ".safetensors"
-_PLACE_HINT = "name the folder or bucket that the workers wrote to with --artifacts or HPSEARCH_ARTIFACTS"
 
 
 class ExportFormat(StrEnum):
@@ -67,6 +64,8 @@ class ExportDocument:
             dataset, dataset_checksums (file name -> SHA-256 of the unpacked content)
             definition_sha256, definition (the whole study, as a study file says it)
             versions            created: of the programs that made the study; exported: of those that export
+            test_openings       of the test set, as `VaultRecord.as_json` tells them; empty if it is unopened
+            earlier_test_openings   the same by deleted studies of this name
             exported_at         UTC
     """
 
@@ -108,6 +107,8 @@ def export_best(summary: StudySummary, *, now: datetime | None = None) -> Export
         "definition_sha256": definition.sha256,
         "definition": definition.document(),
         "versions": {"created": dict(summary.study.versions), "exported": exporting_versions},
+        "test_openings": [record.as_json() for record in summary.openings],
+        "earlier_test_openings": [record.as_json() for record in summary.earlier_openings],
         "exported_at": format_time(now or datetime.now(UTC)),
     }
     return ExportDocument(content=_without_nulls(content))
@@ -162,47 +163,9 @@ def export_model(summary: StudySummary, artifacts: Artifacts, path: Path) -> Non
             f"--model {path}: unknown model format {path.suffix or path.name!r}",
             hint=f"choose a name that ends in {MODEL_SUFFIX}",
         )
-    content = _read_parameters(summary, summary.require_best(), artifacts)
+    content = read_parameters(summary.study, summary.require_best(), artifacts)
     with replaced_file(path) as file:
         file.write(content)
-
-
-def _read_parameters(summary: StudySummary, best: TrialSummary, artifacts: Artifacts) -> bytes:
-    """The bytes of the trial's parameter file, after a look at what it says it is."""
-    artifact_id = artifacts.parameters_id(best.frozen())
-    if artifact_id is None:
-        raise ArtifactError(
-            f"trial {best.number} of study {summary.name!r} has no {PARAMETERS_FILE} on record",
-            hint="it was not trained by hpsearch worker; train the study again under another name",
-        )
-    found = f"artifact {artifact_id} ({PARAMETERS_FILE} of trial {best.number})"
-    try:
-        content = artifacts.store.read(artifact_id)
-        metadata = _read_metadata(content)
-    except ArtifactNotFound as error:
-        raise ArtifactError(f"{found} is not in {artifacts.place}", hint=_PLACE_HINT) from error
-    except OSError as error:
-        raise ArtifactError(f"{found} in {artifacts.place} cannot be read: {error.strerror}") from error
-    except SafetensorError as error:
-        raise ArtifactError(f"{found} in {artifacts.place} is damaged: {error}") from error
-    if (metadata.get("definition_sha256"), metadata.get("trial")) != (
-        summary.study.definition.sha256,
-        str(best.number),
-    ):
-        raise ArtifactError(
-            f"{found} in {artifacts.place} says that it belongs to trial {metadata.get('trial')} of study "
-            f"{metadata.get('study')!r}",
-            hint=_PLACE_HINT,
-        )
-    return content
-
-
-def _read_metadata(content: bytes) -> Mapping[str, str]:
-    """What a safetensors file says about itself. Raises SafetensorError if it is damaged."""
-    load(content)  # checks the header and every tensor's place; it does not give the metadata away
-    header_length = int.from_bytes(content[:8], "little")
-    metadata: Mapping[str, str] = json.loads(content[8 : 8 + header_length]).get("__metadata__", {})
-    return metadata
 
 
 def _without_nulls(value: Any) -> Any:

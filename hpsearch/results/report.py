@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,6 +19,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from hpsearch.results.atomic_file import write_file
+from hpsearch.results.confirm import read_confirmation
+from hpsearch.results.confirmation import Confirmation
+from hpsearch.results.confirmation_panel import confirmation_panel
 from hpsearch.results.figures import (
     Panel,
     best_trial_losses,
@@ -30,6 +33,7 @@ from hpsearch.results.figures import (
 from hpsearch.results.plot_style import percent, value_label
 from hpsearch.results.search_map import search_map
 from hpsearch.results.summary import StudySummary, format_time, read_summary
+from hpsearch.results.vault_ledger import VaultRecord
 from hpsearch.service.database import Database
 from hpsearch.service.registry import current_versions
 
@@ -45,19 +49,22 @@ def write_report(database: Database, name: str, path: Path) -> None:
         NothingCompleteError: no trial is complete yet; says how many points are in which state.
         ArtifactError: the file cannot be written; names it.
     """
-    write_file(path, render_report(read_summary(database, name, with_curves=True)))
+    summary = read_summary(database, name, with_curves=True)
+    write_file(path, render_report(summary, read_confirmation(database, name)))
 
 
-def render_report(summary: StudySummary) -> str:
+def render_report(summary: StudySummary, confirmation: Confirmation | None = None) -> str:
     """The report as an HTML document.
 
     Args:
         summary: read with curves.
+        confirmation: None: nobody has asked for one.
     Raises:
         NothingCompleteError: no trial is complete yet.
     """
     best = summary.require_best()
     study = optuna_study(summary)
+    confirmed = confirmation and confirmation_panel(confirmation)
     panels = [
         search_map(summary),
         learning_curves(summary),
@@ -76,8 +83,11 @@ def render_report(summary: StudySummary) -> str:
             best_trials=summary.complete[:BEST_TABLE_ROWS],
             dimensions=[dimension.name for dimension in summary.study.definition.search.dimensions],
             failed=summary.failed_attempts[:FAILED_TABLE_ROWS],
+            vault_tables=_vault_tables(summary),
+            confirmation=confirmation,
+            confirmed=confirmed,
             panels=panels,
-            plots=_script_json(panels),
+            plots=_script_json([confirmed, *panels] if confirmed else panels),
             exporting_versions=current_versions(),
             nonce=secrets.token_urlsafe(16),
             style=Markup(_asset("report.css")),
@@ -85,6 +95,18 @@ def render_report(summary: StudySummary) -> str:
             plotly=Markup(get_plotlyjs()),
         )
     )
+
+
+def _vault_tables(summary: StudySummary) -> list[tuple[str, Sequence[VaultRecord]]]:
+    """A sentence and the openings that it is about."""
+    tables: list[tuple[str, Sequence[VaultRecord]]] = []
+    if summary.openings:
+        number = len(summary.openings)
+        tables.append((f"The test set was opened {'once' if number == 1 else f'{number} times'}.", summary.openings))
+    if summary.earlier_openings:
+        heading = "An earlier study of this name, which was deleted, opened the test set."
+        tables.append((heading, summary.earlier_openings))
+    return tables
 
 
 def _environment() -> Environment:

@@ -1,7 +1,7 @@
 """The search map: the best value over two searched dimensions, or over the only one.
 
-Listed values make a heat map with one cell per pair; drawn values make a scatter plot. The plane is learning
-rate and lambda where both are searched, since these two decide together; else the first two dimensions that
+Listed values make a heat map with one cell per pair; drawn and narrowed ones make a scatter plot. The plane is
+learning rate and lambda where both are searched, since these two decide together; else the first two dimensions that
 are numbers.
 """
 
@@ -56,11 +56,12 @@ class Axis:
 
     @classmethod
     def of(cls, dimension: Dimension, definition: StudyDefinition, trials: Iterable[TrialSummary]) -> Axis:
-        is_drawn = definition.is_drawn and (dimension.is_log or dimension.is_continuous)
+        is_chosen = definition.is_drawn or definition.search.strategy == "coarse-to-fine"
+        is_anywhere = is_chosen and (dimension.is_log or dimension.is_continuous)
         values = {float(trial.point_parameters[dimension.name]) for trial in trials}
         return cls(
             name=dimension.name,
-            is_listed=not is_drawn,
+            is_listed=not is_anywhere,
             has_log_grid=dimension.is_log,
             values=tuple(sorted(values)),
         )

@@ -1,7 +1,7 @@
 """The summary of a study: what `status`, `export` and `report` tell, read from the database as of one moment.
 
 Trials are ordered best first: COMPLETE ones by their value, ties by their validation NLL; then the others.
-Nothing here trains, claims or writes. Reading takes three SQL statements (four with curves), however many
+Nothing here trains, claims or writes. Reading takes five SQL statements (six with curves), however many
 trials there are.
 """
 
@@ -19,13 +19,19 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Row, text
 
-from hpsearch.errors import NothingCompleteError
+from hpsearch.errors import NothingCompleteError, UncountedPointsError
+from hpsearch.results.vault_ledger import Openings, VaultRecord, select_openings
 from hpsearch.service.artifacts import RECORD_PREFIX
 from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.service.database import Database
+from hpsearch.service.home import log_folder
 from hpsearch.service.ledger import PointCounts
-from hpsearch.service.registry import POINT_ATTRIBUTE, StoredStudy, load_study
+from hpsearch.service.points import NLL_ATTRIBUTE, POINT_ATTRIBUTE
+from hpsearch.service.registry import StoredStudy, load_study
+from hpsearch.service.round_rows import StoredRound, has_ended, read_rounds
 from hpsearch.space import ParameterValue, without_zero_switches
+
+_MOST_NAMED = 3  # points in an error message
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +97,7 @@ class TrialSummary:
     @property
     def best_validation_nll(self) -> float | None:
         """In nats, at the validation that gave the value; None before the trial has ended."""
-        nll: float | None = self.attributes.get("best_validation_nll")
+        nll: float | None = self.attributes.get(NLL_ATTRIBUTE)
         return nll
 
     @property
@@ -122,11 +128,17 @@ class StudySummary:
 
     Args:
         trials: best first.
+        openings: of the test set, in their order; empty while nobody has looked at it.
+        earlier_openings: of the test set, by deleted studies of this name.
+        round_rows: its rounds in order, the row that ended its search included.
         read_at: UTC.
     """
 
     study: StoredStudy
     trials: tuple[TrialSummary, ...]
+    openings: tuple[VaultRecord, ...] = ()
+    earlier_openings: tuple[VaultRecord, ...] = ()
+    round_rows: tuple[StoredRound, ...] = ()
     read_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -153,6 +165,21 @@ class StudySummary:
             pruned=states.count(TrialState.PRUNED),
             failed=states.count(TrialState.FAIL),
         )
+
+    @property
+    def is_finished(self) -> bool:
+        """True when nothing is left to train and no round will follow."""
+        return has_ended(self.points.unfinished, self.round_rows)
+
+    @property
+    def rounds(self) -> tuple[StoredRound, ...]:
+        """The rounds that added points, in order; empty for a study that had all its points from the start."""
+        return tuple(row for row in self.round_rows if not row.is_end)
+
+    @property
+    def search_ended(self) -> str | None:
+        """Why no further round was opened; None while one may follow, and for a study that has no rounds."""
+        return next((row.reason for row in self.round_rows[-1:] if row.is_end), None)
 
     @property
     def running(self) -> tuple[TrialSummary, ...]:
@@ -186,12 +213,31 @@ class StudySummary:
             )
         return self.best
 
+    def require_all_counted(self) -> None:
+        """Raises UncountedPointsError if points were given up: names some of them and where the logs are."""
+        given_up = [trial for trial in self.failed_attempts if trial.is_current]
+        if not given_up:
+            return
+        named = "; ".join(
+            f"point {trial.point} ({', '.join(f'{k}={v}' for k, v in trial.point_parameters.items())})"
+            for trial in given_up[:_MOST_NAMED]
+        )
+        more = f" and {len(given_up) - _MOST_NAMED} more" if len(given_up) > _MOST_NAMED else ""
+        raise UncountedPointsError(
+            f"{len(given_up)} of {self.points.total} points could not be trained, their workers died or "
+            f"failed each time: {named}{more}",
+            hint=f"the logs of the workers are in {log_folder()}",
+        )
+
     def as_json(self) -> dict[str, Any]:
         """What `hpsearch status --json` prints. These keys stay; others may join them.
 
         name, strategy, dataset, seed, definition_sha256, read_at (UTC)
-        finished            no point is waiting or running
+        finished            no point is waiting or running, and no round will follow
         points              total, waiting, running, complete, pruned, failed (given up)
+        rounds              of points, in order: round (its number, as the trials' attribute), points (how many it
+                            added), reason, opened_at (UTC); [] if the study had all its points from the start
+        search_ended        null, or why no further round was opened
         epochs              trained so far, failed attempts included
         failed_attempts     how many trials ended with their worker
         running             trials in training: trial (its number), point, epochs, worker and device (null if
@@ -199,6 +245,8 @@ class StudySummary:
         best                null, or the best trial: trial (its number), point, value (fraction of
                             misclassified validation images), validation_nll (nats), best_epoch, epochs,
                             params (the searched keys)
+        test_openings       of the test set, in their order, as `VaultRecord.as_json` tells them; [] if it is unopened
+        earlier_test_openings   the same by deleted studies of this name
         """
         definition, points, best = self.study.definition, self.points, self.best
         return {
@@ -208,7 +256,7 @@ class StudySummary:
             "seed": definition.seed,
             "definition_sha256": definition.sha256,
             "read_at": format_time(self.read_at),
-            "finished": points.unfinished == 0,
+            "finished": self.is_finished,
             "points": {
                 "total": points.total,
                 "waiting": points.waiting,
@@ -217,6 +265,16 @@ class StudySummary:
                 "pruned": points.pruned,
                 "failed": points.failed,
             },
+            "rounds": [
+                {
+                    "round": row.number,
+                    "points": row.num_points,
+                    "reason": row.reason,
+                    "opened_at": format_time(row.opened_at),
+                }
+                for row in self.rounds
+            ],
+            "search_ended": self.search_ended,
             "epochs": self.num_epochs,
             "failed_attempts": len(self.failed_attempts),
             "running": [
@@ -240,6 +298,8 @@ class StudySummary:
                 "epochs": best.num_epochs,
                 "params": best.point_parameters,
             },
+            "test_openings": [record.as_json() for record in self.openings],
+            "earlier_test_openings": [record.as_json() for record in self.earlier_openings],
         }
 
 
@@ -256,15 +316,24 @@ def read_summary(database: Database, name: str, *, with_curves: bool = False) ->
     study = load_study(database, name)
     values = {"study": study.study_id, "record": f"{RECORD_PREFIX}%"}
 
-    def work(connection: Connection) -> tuple[list[Row[Any]], dict[int, list[Any]]]:
+    def work(
+        connection: Connection,
+    ) -> tuple[list[Row[Any]], dict[int, list[Any]], tuple[StoredRound, ...], Openings]:
         rows = list(connection.execute(_TRIALS, values))
         curves = connection.execute(_CURVES, values) if with_curves else ()
-        return rows, {row.trial_id: row.curve for row in curves}
+        rounds = read_rounds(connection, study.study_id)
+        return rows, {row.trial_id: row.curve for row in curves}, rounds, select_openings(connection, study)
 
-    rows, curves = database.transaction(work)
+    rows, curves, rounds, (openings, earlier) = database.transaction(work)
     distribution_of = cache(json_to_distribution)  # every trial repeats the study's few distributions
     trials = [_trial_from(row, curves.get(row.trial_id, ()), distribution_of) for row in rows]
-    return StudySummary(study=study, trials=tuple(sorted(trials, key=_rank)))
+    return StudySummary(
+        study=study,
+        trials=tuple(sorted(trials, key=_rank)),
+        openings=openings,
+        earlier_openings=earlier,
+        round_rows=rounds,
+    )
 
 
 def describe_counts(points: PointCounts) -> str:

@@ -2,7 +2,8 @@
 
 The pruners count epochs: they expect each epoch's value under the step `EpochReport.epoch` (1-based, so that
 the step is the resource spent). They are asked through `snapshot.StudySnapshot`, or by anyone who gives them
-to a plain Optuna study.
+to a plain Optuna study. Our stopping rules as pruners, for such studies, are in patience_pruners.py and can be imported
+from here as well.
 """
 
 from __future__ import annotations
@@ -17,7 +18,22 @@ from optuna.pruners import (
 )
 
 from hpsearch.errors import InputError
+from hpsearch.search.patience_pruners import (
+    GeometricPatiencePruner,
+    NoImprovementPruner,
+    SignificancePatiencePruner,
+    report_correctness,
+)
 from hpsearch.settings import PruningSettings
+
+__all__ = [
+    "GeometricPatiencePruner",
+    "NoImprovementPruner",
+    "SignificancePatiencePruner",
+    "build_pruner",
+    "is_competitive",
+    "report_correctness",
+]
 
 
 def is_competitive(settings: PruningSettings) -> bool:

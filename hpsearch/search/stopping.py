@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self, final
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import ArtifactError
+from hpsearch.search.significance import is_significant_gain
 from hpsearch.settings import StoppingSettings
 
 
@@ -84,9 +85,8 @@ class StoppingRule(ABC):
         return f"best validation zero-one loss {self.best.zero_one:.6g} at minibatch {self.best.iteration}"
 
 
-@final
 @dataclass(kw_only=True)
-class GeometricPatience(StoppingRule):
+class _Patience(StoppingRule):
     """DLT's early stopping: each significant new best buys the trial a multiple of the minibatches so far.
 
     DLT's loop tests `patience <= iter` after every minibatch, and its `iter` counts from 0: minibatch t
@@ -105,18 +105,18 @@ class GeometricPatience(StoppingRule):
     Args:
         patience: minibatches that are trained in any case; grows as the trial goes.
         increase: a significant new best lets the trial run to this multiple of DLT's `iter` at that moment.
-        threshold: a new best is significant below this fraction of the old one.
         validations_every: minibatches between two validations, at most the minibatches of an epoch
             (`validation_interval`).
     Source: DLT, "Early-Stopping"; REFERENCE section 5.
     """
 
-    name: ClassVar[str] = "geometric-patience"
-
     patience: float
     increase: float
-    threshold: float
     validations_every: int
+
+    @abstractmethod
+    def _is_significant(self, new_best: Validation) -> bool:
+        """Whether it is so much better than what went before that the trial should go on for longer."""
 
     def observe(self, report: EpochReport) -> StopDecision | None:
         for validation in report.validations:
@@ -132,14 +132,61 @@ class GeometricPatience(StoppingRule):
     def _weigh(self, validation: Validation) -> None:
         if not self._improves_on_best(validation):
             return
-        best_loss = math.inf if self.best is None else self.best.zero_one
-        if validation.zero_one < best_loss * self.threshold:
+        if self._is_significant(validation):
             self.patience = max(self.patience, (validation.iteration - 1) * self.increase)
         self.best = validation
 
     def _stop(self) -> StopDecision:
         detail = f"patience ran out after {self.patience:.12g} minibatches; {self._describe_best()}"
         return StopDecision(reason=StopReason.PATIENCE_EXHAUSTED, detail=detail)
+
+
+@final
+@dataclass(kw_only=True)
+class GeometricPatience(_Patience):
+    """Patience that grows with relative improvements, as DLT has it.
+
+    Args:
+        threshold: a new best is significant below this fraction of the old one.
+    """
+
+    name: ClassVar[str] = "geometric-patience"
+
+    threshold: float
+
+    def _is_significant(self, new_best: Validation) -> bool:
+        best_loss = math.inf if self.best is None else self.best.zero_one
+        return new_best.zero_one < best_loss * self.threshold
+
+
+@final
+@dataclass(kw_only=True)
+class SignificancePatience(_Patience):
+    """Patience that grows with improvements that are more than chance: an exact McNemar test on the same images.
+
+    A new best is held against the reference: the new best that was significant last, the very first at first. Held
+    against the best before it, a slow and steady improvement would never be significant. Whoever validates keeps the
+    reference, and moves it by the same test (`training.correctness`).
+
+    Args:
+        level: a new best is significant if its one-sided p-value is at most this.
+        reference_iteration: of the reference; 0 before there is one.
+    Source: DLT, "Early-Stopping", wishes for "a test of statistical significance when deciding whether to increase
+        the patience"; McNemar (1947).
+    """
+
+    name: ClassVar[str] = "significance"
+
+    level: float
+    reference_iteration: int = 0
+
+    def _is_significant(self, new_best: Validation) -> bool:
+        if new_best.gained is None or new_best.lost is None:
+            raise ValueError(f"the validation at minibatch {new_best.iteration} was not compared with a reference")
+        is_significant = self.best is None or is_significant_gain(new_best.gained, new_best.lost, self.level)
+        if is_significant:
+            self.reference_iteration = new_best.iteration
+        return is_significant
 
 
 @final
@@ -193,6 +240,13 @@ def stopping_rule(settings: StoppingSettings, *, num_minibatches: int) -> Stoppi
                 threshold=settings.improvement_threshold,
                 validations_every=validation_interval(settings, num_minibatches),
             )
+        case "significance":
+            return SignificancePatience(
+                patience=float(settings.patience),
+                increase=settings.patience_increase,
+                level=settings.significance_level,
+                validations_every=validation_interval(settings, num_minibatches),
+            )
         case "no-improvement-in-n":
             return NoImprovementInN(n=settings.n)
         case "none":
@@ -202,10 +256,10 @@ def stopping_rule(settings: StoppingSettings, *, num_minibatches: int) -> Stoppi
 def validation_interval(settings: StoppingSettings, num_minibatches: int) -> int:
     """Minibatches between two validations: 1 to `num_minibatches`.
 
-    With geometric patience half the patience at most, so that a trial is looked at before it can run out
-    (DLT); otherwise once per epoch.
+    With patience half of it at most, so that a trial is looked at before it can run out (DLT); otherwise once per
+    epoch.
     """
-    if settings.rule != "geometric-patience":
+    if settings.rule not in ("geometric-patience", "significance"):
         return num_minibatches
     return max(1, min(num_minibatches, settings.patience // 2))
 
@@ -216,7 +270,7 @@ def rule_from_state(state: Mapping[str, Any]) -> StoppingRule:
     Raises:
         ArtifactError: the state names no rule that we know, or lacks its fields.
     """
-    for rule in (GeometricPatience, NoImprovementInN, NeverStops):
+    for rule in (GeometricPatience, SignificancePatience, NoImprovementInN, NeverStops):
         if state.get("rule") == rule.name:
             return rule.from_state(state)
     raise _damaged_state(f"the rule {state.get('rule')!r}")

@@ -1,12 +1,13 @@
-"""Parameters that a sampler chooses when a point is claimed: random search, TPE."""
+"""Parameters that a sampler chooses when a point is claimed: random search, Sobol points, TPE, GP, CMA-ES."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import optuna
 
-from hpsearch.search.samplers import build_sampler
+from hpsearch.search.samplers import SearchSpace, build_sampler, explore
 from hpsearch.service.database import Database
 from hpsearch.service.ledger import Claim
 from hpsearch.service.registry import StoredStudy
@@ -20,6 +21,10 @@ class Drawing:
         self._study = study
         self._loaded: optuna.Study | None = None  # with Optuna's cache, which reads finished trials once
 
+    @cached_property
+    def _space(self) -> SearchSpace:
+        return explore(self._study.definition.draw)
+
     def draw(self, database: Database, claim: Claim) -> Mapping[str, ParameterValue]:
         """Let the sampler choose this point's parameters; those that an earlier attempt has drawn stay.
 
@@ -32,10 +37,15 @@ class Drawing:
     def _draw(self, database: Database, claim: Claim) -> Mapping[str, ParameterValue]:
         study, self._loaded = self._loaded or database.load_study(self._study.name), None  # kept if all goes well
         definition = self._study.definition
-        study.sampler = build_sampler(definition.search.strategy, study_seed=definition.seed, trial_number=claim.number)
+        study.sampler = build_sampler(
+            definition.search.strategy,
+            study_seed=definition.seed,
+            trial_number=claim.number,
+            point=claim.point,
+            space=self._space,
+        )
         study.get_trials(deepcopy=False)  # Optuna's cache refuses to write to a trial that it has not read
         trial = optuna.Trial(study, claim.trial_id)
-        for dimension in definition.search.dimensions:
-            dimension.suggest(trial)
+        definition.draw(trial)
         self._loaded = study
         return trial.params

@@ -43,10 +43,11 @@ _LOOK_SECONDS = 0.5  # between two looks at the stop signal while the database i
 
 @dataclass(frozen=True, kw_only=True)
 class BestParameters:
-    """A COMPLETE trial's parameters, kept if no trial is better."""
+    """A COMPLETE trial's parameters, kept if no trial is better, or in any case."""
 
     arrays: Mapping[str, NDArray[np.generic]]
     metadata: Mapping[str, str]
+    is_always_kept: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Ending:
 
     Args:
         number: of the trial, for the log.
-        best: None if it cannot be the study's best trial.
+        best: None if it cannot be the study's best trial and is not kept otherwise.
     """
 
     number: int
@@ -268,13 +269,14 @@ class EpochWriter:
         best_value = self._ledger.best_value() if candidates else None
         counted: set[int] = set()
         for value, equals in itertools.groupby(sorted(candidates, key=_value), key=_value):
-            if best_value is not None and value > best_value:
-                others += equals
-                continue
+            is_worse = best_value is not None and value > best_value
+            wanted: list[Ending] = []
+            for ending in equals:
+                (others if is_worse and not _is_always_kept(ending) else wanted).append(ending)
             # Their file and its record must be there before they are finished: Optuna takes nothing afterwards.
-            accepted = self._count(ending for ending in equals if self._keep(ending))
+            accepted = self._count(ending for ending in wanted if self._keep(ending))
             counted |= accepted
-            if accepted:
+            if accepted and not is_worse:
                 best_value = value
         return counted | self._count(others), best_value
 
@@ -303,6 +305,10 @@ class EpochWriter:
             else:
                 number = ending.number
                 _log.warning("%s: lost trial %d to another worker", self._name, number, extra={"trial": number})
+
+
+def _is_always_kept(ending: Ending) -> bool:
+    return ending.best is not None and ending.best.is_always_kept
 
 
 def _value(ending: Ending) -> float:

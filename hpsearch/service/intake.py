@@ -16,6 +16,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.logs import get_logger
+from hpsearch.search.significance import critical_gains
 from hpsearch.search.stopping import stopping_rule, validation_interval
 from hpsearch.service.checkpointer import Checkpointer
 from hpsearch.service.checkpoints import ResumeOutcome
@@ -27,14 +28,15 @@ from hpsearch.service.lane import Lane
 from hpsearch.service.lane_choice import LaneChoice
 from hpsearch.service.ledger import Claim, Ledger, new_claim_token
 from hpsearch.service.registry import StoredStudy
-from hpsearch.settings import TrialSettings
+from hpsearch.settings import StoppingSettings, TrialSettings
+from hpsearch.training.correctness import ReferenceTest
 from hpsearch.training.lanes import Cohort, CohortShape
 
 _log = get_logger("worker")
 T = TypeVar("T")
 
 ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there is something to train
-BuildCohort = Callable[[CohortShape, ResidentData, torch.device, int], Cohort]
+BuildCohort = Callable[[CohortShape, ResidentData, torch.device, int, ReferenceTest | None], Cohort]
 
 
 @dataclass(kw_only=True)
@@ -180,8 +182,10 @@ class Intake:
         self.cohort = None  # its memory may be what the measurement needs
         self._cohort_name = cohort_name(settings)
         self.num_lanes = self.choice.num_lanes(settings, self._share)
-        interval = validation_interval(self.study.definition.stopping, self._num_minibatches(settings))
-        self.cohort = self.build_cohort(CohortShape.of(settings), self.data, self.device, interval)
+        stopping = self.study.definition.stopping
+        interval = validation_interval(stopping, self._num_minibatches(settings))
+        test = reference_test(stopping, len(self.data.validation_labels))
+        self.cohort = self.build_cohort(CohortShape.of(settings), self.data, self.device, interval, test)
 
     def _share(self) -> int:
         """How many points of the cohort there are for this worker if as many are to be left for each of the others."""
@@ -236,3 +240,15 @@ class Intake:
         self._held_over.clear()
         self._unadmitted.clear()
         self.cohort = None
+
+
+def reference_test(stopping: StoppingSettings, num_images: int) -> ReferenceTest | None:
+    """What a cohort needs to know of a rule that compares validations with each other; None for the others.
+
+    Args:
+        num_images: of the validation set.
+    """
+    if stopping.rule != "significance":
+        return None
+    level = stopping.significance_level
+    return ReferenceTest(level=level, critical_gains=critical_gains(num_images, level))

@@ -10,6 +10,7 @@ from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import ArtifactError
 from hpsearch.search.stopping import StopDecision, StoppingRule, StopReason, decide, rule_from_state
 from hpsearch.service.ledger import Claim, Outcome, Result
+from hpsearch.service.points import NLL_ATTRIBUTE
 from hpsearch.settings import TrialSettings
 
 PRUNED = "pruned"  # the stop_reason of a trial that lost against others
@@ -108,7 +109,7 @@ class Lane:
             "epochs": self.num_epochs,
             "best_epoch": self.best_epoch,
             "best_validation_zero_one": self.best.zero_one if self.best else None,
-            "best_validation_nll": self.best.nll if self.best else None,
+            NLL_ATTRIBUTE: self.best.nll if self.best else None,
             "seconds": round(self.seconds, 3),
             **origin,
         }

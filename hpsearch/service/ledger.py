@@ -28,8 +28,9 @@ from sqlalchemy import Connection, Row
 
 from hpsearch.epoch_report import EpochReport
 from hpsearch.service import ledger_statements as statements
+from hpsearch.service.correctness import Correctness, write_correctness
 from hpsearch.service.database import Database
-from hpsearch.service.registry import ATTEMPT_ATTRIBUTE, POINT_ATTRIBUTE
+from hpsearch.service.points import ATTEMPT_ATTRIBUTE, POINT_ATTRIBUTE, ROUND_ATTRIBUTE
 from hpsearch.service.trial_rows import count_trials, insert_trials, write_trial_attributes
 from hpsearch.space import ParameterValue
 
@@ -70,12 +71,14 @@ class Result:
         value: fraction of misclassified validation images, finite; None only for a trial that is PRUNED
             because it diverged in its first epoch.
         attributes: user attributes of the trial.
+        correct: which validation images its best parameters are right on; of a COMPLETE trial only.
     """
 
     trial_id: int
     outcome: Outcome
     value: float | None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    correct: Correctness | None = None
 
     def __post_init__(self) -> None:
         # Optuna would take a COMPLETE trial of -inf for the best one, and choke on one without a value.
@@ -180,7 +183,7 @@ class Ledger:
         return self.database.transaction(work, "record")
 
     def finish(self, results: Sequence[Result]) -> set[int]:
-        """Count these trials: state, value, attributes and the end of the lease, in two statements.
+        """Count these trials: state, value, attributes, bits and the end of the lease, in three statements.
 
         Returns:
             The trials that stand counted. For the others this worker had lost the lease; nothing was written.
@@ -189,8 +192,9 @@ class Ledger:
         def work(connection: Connection) -> set[int]:
             values = {**self._values, **_result_columns(results)}
             is_new = {row.trial_id: row.is_new for row in connection.execute(statements.FINISH, values)}
-            attributes = [(r.trial_id, r.attributes) for r in results if is_new.get(r.trial_id)]
-            write_trial_attributes(connection, attributes)
+            news = [result for result in results if is_new.get(result.trial_id)]
+            write_trial_attributes(connection, [(result.trial_id, result.attributes) for result in news])
+            write_correctness(connection, [(result.trial_id, result.correct) for result in news])
             return set(is_new)
 
         return self.database.transaction(work, "finish") if results else set()
@@ -303,10 +307,14 @@ def _fail_and_requeue(
     write_trial_attributes(
         connection,
         [
-            (new_id, {POINT_ATTRIBUTE: row.point, ATTEMPT_ATTRIBUTE: row.attempt + 1})
+            (new_id, {POINT_ATTRIBUTE: row.point, ATTEMPT_ATTRIBUTE: row.attempt + 1, **_round_of(row)})
             for new_id, row in zip(new_ids, again, strict=True)
         ],
     )
+
+
+def _round_of(row: Row[Any]) -> dict[str, int]:
+    return {} if row.round is None else {ROUND_ATTRIBUTE: int(row.round)}
 
 
 def _claim_from(row: Row[Any]) -> Claim:

@@ -127,7 +127,8 @@ RENEW = text("""
 # What a requeue must know of a point; `reached` is the last epoch that its attempt recorded.
 _TO_REQUEUE = """
     SELECT p.point, p.trial_id, p.attempt, p.crashes, p.furthest_epoch,
-        (SELECT coalesce(max(e.epoch), 0) FROM hpsearch_epochs e WHERE e.trial_id = p.trial_id) AS reached
+        (SELECT coalesce(max(e.epoch), 0) FROM hpsearch_epochs e WHERE e.trial_id = p.trial_id) AS reached,
+        (SELECT a.value_json FROM trial_user_attributes a WHERE a.trial_id = p.trial_id AND a.key = 'round') AS round
     FROM hpsearch_points p JOIN trials t USING (trial_id)
 """
 
@@ -195,11 +196,19 @@ FAIL = text("""
     WHERE trial_id = ANY(CAST(:trial_ids AS int[])) AND state = 'RUNNING'
 """)
 
+# What a sampler of ours noted when it drew the parameters goes with them. What pruners note is the attempt's own.
 COPY_PARAMETERS = text("""
+    WITH replaced AS (
+        SELECT * FROM unnest(CAST(:old_ids AS int[]), CAST(:new_ids AS int[])) AS r(old_id, new_id)
+    ), noted AS (
+        INSERT INTO trial_system_attributes (trial_id, key, value_json)
+        SELECT r.new_id, a.key, a.value_json
+        FROM replaced r JOIN trial_system_attributes a ON a.trial_id = r.old_id
+        WHERE starts_with(a.key, 'hpsearch:draw:')
+    )
     INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
     SELECT r.new_id, p.param_name, p.param_value, p.distribution_json
-    FROM unnest(CAST(:old_ids AS int[]), CAST(:new_ids AS int[])) AS r(old_id, new_id)
-    JOIN trial_params p ON p.trial_id = r.old_id ORDER BY p.param_id
+    FROM replaced r JOIN trial_params p ON p.trial_id = r.old_id ORDER BY p.param_id
 """)
 
 REPLACE_TRIAL = text("""

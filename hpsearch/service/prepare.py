@@ -16,20 +16,30 @@ from hpsearch.errors import DataError
 from hpsearch.search.pruners import build_pruner
 from hpsearch.service.cohorts import cohort_name
 from hpsearch.service.database import Database
-from hpsearch.service.registry import StoredStudy, create_study, find_study
+from hpsearch.service.points import point_key
+from hpsearch.service.registry import Registration, StoredStudy, find_study, register_study
 from hpsearch.settings import OPTION_PREFIX
-from hpsearch.space import Dimension, grid_points
+from hpsearch.space import Point, grid_points
 from hpsearch.study import StudyDefinition
 from hpsearch.training.networks import build_network
+
+_SHAPING = ("family", "hidden_units", "kernels", "batch_size")  # keys whose values shape tensors
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedStudy:
     """A study in the database and the data that it is trained on."""
 
-    study: StoredStudy
-    is_new: bool
+    registration: Registration
     data: SelectionData
+
+    @property
+    def study(self) -> StoredStudy:
+        return self.registration.study
+
+    @property
+    def is_new(self) -> bool:
+        return self.registration.is_new
 
 
 def prepare_study(
@@ -39,18 +49,19 @@ def prepare_study(
     locations: DataLocations,
     progress: DownloadProgress | None = None,
 ) -> PreparedStudy:
-    """Create the study, or find it with the same definition and the same data.
+    """Create the study, find it with the same definition and the same data, or change it to this definition.
 
     Raises:
-        InputError: a point cannot be trained on this data, or the study exists with another definition.
+        InputError: a point cannot be trained on this data, or the study exists with a definition that cannot become
+            this one.
         DataError: the data is missing or damaged.
         StorageError: the database went away.
     """
     find_study(database, definition)  # a changed definition is told before any data is fetched
     data = load_selection_data(definition.data, locations=locations, progress=progress)
     check_points(definition, data)
-    study, is_new = create_study(database, definition, dataset_checksums=data.checksums, cohort_of=cohort_name)
-    return PreparedStudy(study=study, is_new=is_new, data=data)
+    registration = register_study(database, definition, dataset_checksums=data.checksums, cohort_of=cohort_name)
+    return PreparedStudy(registration=registration, data=data)
 
 
 def load_study_data(
@@ -97,10 +108,15 @@ def check_networks(definition: StudyDefinition, data: SelectionData) -> None:
         build_network(model, data.image_shape, data.num_classes)
 
 
-def _corner_points(definition: StudyDefinition) -> list[dict[str, float | int | str | bool]]:
-    """Points with every value of the dimensions that shape tensors; the others do not matter here."""
-    shaping = ("family", "hidden_units", "batch_size")
-    dimensions: list[Dimension] = [
-        d for d in definition.search.dimensions if d.name in shaping or d.name.startswith(OPTION_PREFIX)
-    ]
-    return list(grid_points(tuple(dimensions)))
+def _corner_points(definition: StudyDefinition) -> list[Point]:
+    """Points with every value of the dimensions that shape tensors; the others do not matter here.
+
+    A range has two ends. What has no effect beside the others is left out, as in the points themselves.
+    """
+    names = {d.name for d in definition.search.dimensions if d.name in _SHAPING or d.name.startswith(OPTION_PREFIX)}
+    if definition.search.strategy == "listed":
+        corners = ({name: point[name] for name in point if name in names} for point in definition.points())
+    else:
+        dimensions = tuple(d for d in definition.search.dimensions if d.name in names)
+        corners = (definition.reduce(point) for point in grid_points(dimensions))
+    return list({point_key(point): point for point in corners}.values())

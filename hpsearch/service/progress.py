@@ -1,4 +1,4 @@
-"""How far a study is, in three statements: for live progress and for `status`."""
+"""How far a study is, in four statements: for live progress and for `status`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from sqlalchemy import text
 from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.service.database import Database
 from hpsearch.service.ledger import Ledger, PointCounts
+from hpsearch.service.round_rows import StoredRound, has_ended, read_rounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,7 @@ class Progress:
         best_value: lowest value of a COMPLETE trial, or None.
         best_trial: its number.
         running: trials in training, by number.
+        rounds: of points, in order; the row that ends a search included.
     """
 
     counts: PointCounts
@@ -38,6 +40,12 @@ class Progress:
     best_value: float | None
     best_trial: int | None
     running: tuple[RunningTrial, ...]
+    rounds: tuple[StoredRound, ...] = ()
+
+    @property
+    def is_finished(self) -> bool:
+        """True when nothing is left to train and no round will follow."""
+        return has_ended(self.counts.unfinished, self.rounds)
 
     def remaining_seconds(self, epochs_per_second: float) -> float | None:
         """An estimate: the open points will take as many epochs as the counted ones did on average."""
@@ -53,13 +61,15 @@ def read_progress(database: Database, study_id: int) -> Progress:
     values = {"study": study_id, "resumed": RESUMED_AT_ATTRIBUTE}
     totals = database.transaction(lambda connection: connection.execute(_TOTALS, values).one())
     running = database.transaction(lambda connection: connection.execute(_RUNNING, values).all())
+    counts = Ledger(database=database, study_id=study_id).counts()
     return Progress(
-        counts=Ledger(database=database, study_id=study_id).counts(),
+        counts=counts,
         epochs=totals.epochs,
         epochs_of_counted=totals.epochs_of_counted,
         best_value=totals.best_value,
         best_trial=totals.best_trial,
         running=tuple(RunningTrial(number=row.number, epoch=row.epoch or 0, value=row.value) for row in running),
+        rounds=database.transaction(lambda connection: read_rounds(connection, study_id)),
     )
 
 

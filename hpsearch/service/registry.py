@@ -1,15 +1,15 @@
-"""Studies in the database: create one with all its points, or load it again.
+"""Studies in the database: create one with its points, load it again, or go on with a changed definition.
 
-A study is created in one transaction: the Optuna study, its definition, and every point as a WAITING trial.
-It is there whole or not at all, and any number of processes may create the same study at once: one does, the
-others find it.
+A study is created in one transaction: the Optuna study, its definition, and every point that is known as a WAITING
+trial. It is there whole or not at all, and any number of processes may create the same study at once: one does, the
+others find it. Who comes with more points or a greater budget changes the study, in one transaction too (widening.py).
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,30 +18,22 @@ import optuna
 import torch
 from optuna.study import StudyDirection
 from pydantic import ValidationError
-from sqlalchemy import Connection, insert, select, text
+from sqlalchemy import Connection, func, insert, select, text, update
 
 import hpsearch
 from hpsearch.errors import DefinitionMismatchError, InputError, StorageError, StudyNotFoundError
 from hpsearch.service import tables
 from hpsearch.service.database import Database
-from hpsearch.service.trial_rows import insert_parameters, insert_trials, write_trial_attributes
-from hpsearch.settings import TrialSettings
-from hpsearch.study import StudyDefinition, describe_differences
+from hpsearch.service.points import CohortOf, add_points, narrowing_of
+from hpsearch.service.round_rows import insert_round
+from hpsearch.service.widening import num_allowed, widen_study
+from hpsearch.study import StudyDefinition
+from hpsearch.study_change import StudyChange, compare_definitions
 
 # Study attributes that make an Optuna study one of ours. The dashboard shows them.
 DEFINITION_ATTRIBUTE = "hpsearch:definition"
 CHECKSUMS_ATTRIBUTE = "hpsearch:dataset_checksums"
 VERSIONS_ATTRIBUTE = "hpsearch:versions"
-# Trial attributes, for readers that know Optuna only.
-POINT_ATTRIBUTE = "point"
-ATTEMPT_ATTRIBUTE = "attempt"
-
-_INSERT_POINTS = text("""
-    INSERT INTO hpsearch_points (study_id, point, trial_id, cohort, attempt, crashes, furthest_epoch, is_counted)
-    SELECT :study, place - 1, trial_id, cohort, 1, 0, 0, false
-    FROM unnest(CAST(:trial_ids AS int[]), CAST(:cohorts AS text[]))
-        WITH ORDINALITY AS r(trial_id, cohort, place)
-""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,53 +66,74 @@ def current_versions() -> dict[str, str]:
     }
 
 
-def create_study(
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """What became of the wish that a study be there.
+
+    Args:
+        study: with the definition that was given.
+        is_new: it was created by this call.
+        num_points: that it has now.
+        num_added: points that were added to a study that was there.
+        changes: how its definition was changed, one line each.
+    """
+
+    study: StoredStudy
+    is_new: bool
+    num_points: int
+    num_added: int = 0
+    changes: tuple[str, ...] = ()
+
+
+def register_study(
     database: Database,
     definition: StudyDefinition,
     *,
     dataset_checksums: Mapping[str, str],
-    cohort_of: Callable[[TrialSettings], str],
-) -> tuple[StoredStudy, bool]:
-    """Create the study with all its points, or find that it is there already.
+    cohort_of: CohortOf,
+) -> Registration:
+    """Create the study with its points, or find that it is there already, or change it to this definition.
+
+    One transaction. Any number of processes may call it at once, beside workers at work; calling twice is safe.
 
     Args:
         cohort_of: names the cohort of a point: points of one cohort can share a worker's lanes.
-    Returns:
-        The stored study, and whether this call created it.
     Raises:
-        DefinitionMismatchError: a study of this name has another definition or other data.
+        DefinitionMismatchError: a study of this name has other data, or a definition that cannot become this one.
+        InputError: a study of this name exists but was not made by hpsearch.
     """
 
-    def work(connection: Connection) -> bool:
+    def work(connection: Connection) -> Registration:
         connection.execute(
             text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
             {"name": f"hpsearch:create:{definition.name}"},
         )
-        if _study_id(connection, definition.name) is not None:
-            return False
-        study_id = _insert_study(connection, definition, dataset_checksums)
-        _insert_points(connection, study_id, definition, cohort_of)
-        return True
+        stored = _select_study(connection, definition.name)
+        if stored is None:
+            _insert_study(connection, definition, dataset_checksums, cohort_of)
+            return _registration(connection, definition.name, is_new=True)
+        change = _allowed_change(stored, definition)
+        _check_data(stored, dataset_checksums)
+        if change.is_none:
+            return _registration(connection, definition.name)
+        num_added = widen_study(connection, stored.study_id, stored.definition, definition, cohort_of)
+        _store_definition(connection, stored.study_id, definition)
+        return _registration(connection, definition.name, num_added=num_added, changes=change.lines)
 
-    is_new = database.transaction(work)
-    stored = load_study(database, definition.name)
-    _check_definition(stored, definition)
-    _check_data(stored, dataset_checksums)
-    return stored, is_new
+    return database.transaction(work)
 
 
 def find_study(database: Database, definition: StudyDefinition) -> StoredStudy | None:
     """The study of this name, if it is there and has this very definition.
 
+    None for one that `register_study` would create, or change.
+
     Raises:
-        DefinitionMismatchError: it is there with another definition.
+        DefinitionMismatchError: it is there with a definition that cannot become this one.
         InputError: it is there, but hpsearch did not create it.
     """
-    if database.transaction(lambda connection: _study_id(connection, definition.name)) is None:
-        return None
-    stored = load_study(database, definition.name)
-    _check_definition(stored, definition)
-    return stored
+    stored = database.transaction(lambda connection: _select_study(connection, definition.name))
+    return stored if stored is not None and _allowed_change(stored, definition).is_none else None
 
 
 def load_study(database: Database, name: str) -> StoredStudy:
@@ -130,14 +143,67 @@ def load_study(database: Database, name: str) -> StoredStudy:
         StudyNotFoundError: no such study; the hint names those that are there.
         InputError: a study of this name exists but was not made by hpsearch.
     """
-    attributes = database.transaction(lambda connection: _read_attributes(connection, name))
-    if attributes is None:
+    stored = database.transaction(lambda connection: _select_study(connection, name))
+    if stored is None:
         known = study_names(database)
         raise StudyNotFoundError(
             f"no study {name!r} in the database at {database.address}",
             hint="there are: " + ", ".join(known) if known else "there is none yet: hpsearch run STUDY.toml",
         )
-    study_id, values = attributes
+    return stored
+
+
+def study_names(database: Database) -> list[str]:
+    """The names of all studies of ours, newest last."""
+    query = (
+        select(tables.studies.c.study_name)
+        .join(
+            tables.study_user_attributes,
+            tables.study_user_attributes.c.study_id == tables.studies.c.study_id,
+        )
+        .where(tables.study_user_attributes.c.key == DEFINITION_ATTRIBUTE)
+        .order_by(tables.studies.c.study_id)
+    )
+    return list(database.transaction(lambda connection: connection.execute(query).scalars().all()))
+
+
+def _allowed_change(stored: StoredStudy, definition: StudyDefinition) -> StudyChange:
+    change = compare_definitions(stored.definition, definition)
+    if change.refused:
+        lines = [next((why for why in change.refused if why.startswith(f"{line} (")), line) for line in change.lines]
+        raise DefinitionMismatchError(
+            f"study {definition.name!r} exists with another definition:\n  " + "\n  ".join(lines),
+            hint="resume it with its own definition, or rename this one (--set name=...)",
+        )
+    return change
+
+
+def _check_data(stored: StoredStudy, checksums: Mapping[str, str]) -> None:
+    if dict(stored.dataset_checksums) != dict(checksums):
+        raise DefinitionMismatchError(
+            f"study {stored.name!r} was trained on other data: its files have other checksums\n  "
+            + "\n  ".join(f"{file}: {sha} in the study" for file, sha in stored.dataset_checksums.items()),
+            hint="point HPSEARCH_DATA at the study's own data, or rename the study",
+        )
+
+
+def _select_study(connection: Connection, name: str) -> StoredStudy | None:
+    """The study of this name; None if there is none.
+
+    Raises:
+        InputError: it exists, but was not made by hpsearch.
+        StorageError: a newer hpsearch made it.
+    """
+    study_id = connection.execute(
+        select(tables.studies.c.study_id).where(tables.studies.c.study_name == name)
+    ).scalar_one_or_none()
+    if study_id is None:
+        return None
+    attributes = tables.study_user_attributes
+    rows = connection.execute(
+        select(attributes.c.key, attributes.c.value_json).where(attributes.c.study_id == study_id)
+    )
+    values: dict[str, Any] = {row.key: json.loads(row.value_json) for row in rows}
     if DEFINITION_ATTRIBUTE not in values:
         raise InputError(f"study {name!r} exists, but hpsearch did not create it", hint="take another study name")
     try:
@@ -157,56 +223,20 @@ def load_study(database: Database, name: str) -> StoredStudy:
     )
 
 
-def study_names(database: Database) -> list[str]:
-    """The names of all studies of ours, newest last."""
-    query = (
-        select(tables.studies.c.study_name)
-        .join(
-            tables.study_user_attributes,
-            tables.study_user_attributes.c.study_id == tables.studies.c.study_id,
-        )
-        .where(tables.study_user_attributes.c.key == DEFINITION_ATTRIBUTE)
-        .order_by(tables.studies.c.study_id)
-    )
-    return list(database.transaction(lambda connection: connection.execute(query).scalars().all()))
+def _registration(
+    connection: Connection, name: str, *, is_new: bool = False, num_added: int = 0, changes: tuple[str, ...] = ()
+) -> Registration:
+    """The study as it is now, in this transaction."""
+    study = _select_study(connection, name)
+    assert study is not None
+    count = select(func.count()).select_from(tables.points).where(tables.points.c.study_id == study.study_id)
+    num_points: int = connection.execute(count).scalar_one()
+    return Registration(study=study, is_new=is_new, num_points=num_points, num_added=num_added, changes=changes)
 
 
-def _check_definition(stored: StoredStudy, definition: StudyDefinition) -> None:
-    differences = describe_differences(stored.definition, definition)
-    if differences:
-        raise DefinitionMismatchError(
-            f"study {definition.name!r} exists with another definition:\n  " + "\n  ".join(differences),
-            hint="resume it with its own definition, or rename this one (--set name=...)",
-        )
-
-
-def _check_data(stored: StoredStudy, checksums: Mapping[str, str]) -> None:
-    if dict(stored.dataset_checksums) != dict(checksums):
-        raise DefinitionMismatchError(
-            f"study {stored.name!r} was trained on other data: its files have other checksums\n  "
-            + "\n  ".join(f"{file}: {sha} in the study" for file, sha in stored.dataset_checksums.items()),
-            hint="point HPSEARCH_DATA at the study's own data, or rename the study",
-        )
-
-
-def _study_id(connection: Connection, name: str) -> int | None:
-    return connection.execute(
-        select(tables.studies.c.study_id).where(tables.studies.c.study_name == name)
-    ).scalar_one_or_none()
-
-
-def _read_attributes(connection: Connection, name: str) -> tuple[int, dict[str, Any]] | None:
-    study_id = _study_id(connection, name)
-    if study_id is None:
-        return None
-    attributes = tables.study_user_attributes
-    rows = connection.execute(
-        select(attributes.c.key, attributes.c.value_json).where(attributes.c.study_id == study_id)
-    )
-    return study_id, {row.key: json.loads(row.value_json) for row in rows}
-
-
-def _insert_study(connection: Connection, definition: StudyDefinition, checksums: Mapping[str, str]) -> int:
+def _insert_study(
+    connection: Connection, definition: StudyDefinition, checksums: Mapping[str, str], cohort_of: CohortOf
+) -> None:
     study_id: int = connection.execute(
         insert(tables.studies).values(study_name=definition.name).returning(tables.studies.c.study_id)
     ).scalar_one()
@@ -222,23 +252,19 @@ def _insert_study(connection: Connection, definition: StudyDefinition, checksums
         insert(tables.study_user_attributes),
         [{"study_id": study_id, "key": k, "value_json": json.dumps(v)} for k, v in attributes.items()],
     )
-    return study_id
+    if definition.search.strategy != "coarse-to-fine":
+        add_points(connection, study_id, definition, list(definition.points()), cohort_of)
+        return
+    first = narrowing_of(definition).first_round(room=num_allowed(definition))
+    state, num_points = first.state.as_json(), len(first.points)
+    insert_round(connection, study_id, 0, num_points=num_points, state=state, reason=first.reason)
+    add_points(connection, study_id, definition, first.points, cohort_of, round_number=0)
 
 
-def _insert_points(
-    connection: Connection,
-    study_id: int,
-    definition: StudyDefinition,
-    cohort_of: Callable[[TrialSettings], str],
-) -> None:
-    """Enqueue every point as a WAITING trial, in four statements."""
-    points = list(definition.points())
-    cohorts = [None if definition.is_drawn else cohort_of(definition.resolve(point)) for point in points]
-    trial_ids = insert_trials(connection, study_id, len(points), first_number=0)
-    connection.execute(_INSERT_POINTS, {"study": study_id, "trial_ids": trial_ids, "cohorts": cohorts})
-    distributions = {d.name: d.grid_distribution() for d in definition.search.dimensions}
-    insert_parameters(connection, distributions, zip(trial_ids, points, strict=True))
-    write_trial_attributes(
-        connection,
-        [(trial_id, {POINT_ATTRIBUTE: i, ATTEMPT_ATTRIBUTE: 1}) for i, trial_id in enumerate(trial_ids)],
+def _store_definition(connection: Connection, study_id: int, definition: StudyDefinition) -> None:
+    attributes = tables.study_user_attributes
+    connection.execute(
+        update(attributes)
+        .where(attributes.c.study_id == study_id, attributes.c.key == DEFINITION_ATTRIBUTE)
+        .values(value_json=json.dumps(definition.canonical_json()))
     )

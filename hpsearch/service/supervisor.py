@@ -162,7 +162,7 @@ class Supervisor:
     _num_settled: int = 0
 
     def run(self, on_progress: Callable[[Progress], None]) -> Progress:
-        """Run until no point is unfinished; returns the last progress.
+        """Run until the study is finished; returns the last progress.
 
         Raises:
             KeyboardInterrupt: passed on after the workers have given their trials back.
@@ -174,7 +174,7 @@ class Supervisor:
             while True:
                 progress = read_progress(self.database, self.study.study_id)
                 on_progress(progress)
-                if progress.counts.unfinished == 0:
+                if progress.is_finished:
                     return progress
                 self._look_after_workers(progress.counts)
                 time.sleep(self.poll_seconds)
@@ -209,7 +209,8 @@ class Supervisor:
                 self._give_up(index, "cannot work", code)
             self._restart(index, code)
         if self._processes and all(process.poll() == 0 for process in self._processes.values()):
-            # All left in peace, yet a point is open: one was given back at the last moment. Take it up again.
+            # All left in peace, yet a point is open, or a round is due: one was given back, or the study widened, at
+            # the last moment. Take it up again.
             self._processes[0] = self.command.start(0)
 
     def _restart(self, index: int, code: int) -> None:

@@ -10,8 +10,8 @@ know the epoch before the next one begins: with one, the epoch is recorded and t
 How points come into lanes is told in intake.py. A database that is away does not stop a worker that has something to
 train: freed lanes then stay empty for a while, and nothing is pruned.
 
-A worker ends when no point of the study is waiting or running; while others still train, it stays to take over
-what they may drop.
+A worker ends when no point of the study is waiting or running and no round will follow (rounds.py); while others still
+train, it stays to take over what they may drop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
-from hpsearch.errors import DeviceError, StorageError
+from hpsearch.errors import DeviceError, InputError, StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import is_competitive
 from hpsearch.search.stopping import StopDecision
@@ -34,6 +34,7 @@ from hpsearch.service.artifacts import Artifacts
 from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS, Checkpointer
 from hpsearch.service.checkpoints import Checkpoints
 from hpsearch.service.competition import Competition
+from hpsearch.service.correctness import Correctness
 from hpsearch.service.database import Database, DatabaseAwayError
 from hpsearch.service.devices import describe_device
 from hpsearch.service.epoch_writer import BestParameters, Ending, EpochEntry, EpochWriter, Written
@@ -45,10 +46,13 @@ from hpsearch.service.life_sign import LifeSign, WorkerState
 from hpsearch.service.metrics import WorkerMetrics
 from hpsearch.service.presence import Presence
 from hpsearch.service.registry import StoredStudy
+from hpsearch.service.rounds import Advance, advance
 from hpsearch.service.signals import StopSignal, WorkerStopped
 from hpsearch.service.watchdog import Watchdog
+from hpsearch.settings import ModelSettings, TrialSettings
 from hpsearch.training.lanes import Cohort
 from hpsearch.training.memory import describe_shortage, is_out_of_memory, release_cached_memory
+from hpsearch.training.networks import build_network
 
 _log = get_logger("worker")
 T = TypeVar("T")
@@ -102,9 +106,10 @@ class Worker:
     _lane_epoch_seconds: float | None = None  # of the last epoch, per lane
     _timed_cohort: Cohort | None = None  # whose epoch that was
     _is_mid_epoch: bool = False  # the lanes' tensors are of no epoch
+    _trainable: dict[tuple[int, ModelSettings], bool] = field(default_factory=dict)  # by batch size and model
 
     def run(self, ledger: Ledger | None = None) -> int:
-        """Work until the study has no unfinished point or the worker is told to stop. Returns its finished trials.
+        """Work until the study is finished or the worker is told to stop. Returns its finished trials.
 
         Raises:
             StorageError: the database has been away for too long.
@@ -221,13 +226,30 @@ class Worker:
             shortage = describe_shortage(error)
         else:
             self.life_sign.renew(WorkerState.IDLE)
-            if self._ledger.counts().unfinished == 0:
-                self._checkpointer.discard_left_over()
-                return False
-            self.stop.wait(self.poll_seconds)
-            return True
+            return self._look_around()
         self._make_room(shortage)  # not in the handler: the error holds on to the tensors of where it happened
         return True
+
+    def _look_around(self) -> bool:
+        """With nothing to train: open the next round if it is due, or wait a moment. False: the study is finished."""
+        found = advance(self._ledger.database, self.study.study_id, is_trainable=self._is_trainable)
+        if found is Advance.ENDED:
+            self._checkpointer.discard_left_over()
+        elif found is Advance.UNFINISHED:
+            self.stop.wait(self.poll_seconds)
+        return found is not Advance.ENDED
+
+    def _is_trainable(self, settings: TrialSettings) -> bool:
+        """Whether the data takes these settings: a search that grows may ask for more images than there are."""
+        key = settings.training.batch_size, settings.model
+        if key not in self._trainable:
+            try:
+                self.data.num_minibatches(settings.training.batch_size)
+                build_network(settings.model, self.data.image_shape, self.data.num_classes)
+                self._trainable[key] = True
+            except InputError:
+                self._trainable[key] = False
+        return self._trainable[key]
 
     def _reap_now_and_then(self) -> None:
         is_idle = not self._lanes
@@ -344,19 +366,25 @@ class Worker:
             self._writer.hand_over(EpochEntry(held=held, reports=reports, endings=endings))
 
     def _ending(self, lane: Lane, result: Result) -> Ending:
-        """A trial's end, with its parameters if it may be the study's best: its lane is gone when that is known."""
-        is_worse = self._best_value is not None and result.value is not None and result.value > self._best_value
-        if result.outcome is not Outcome.COMPLETE or is_worse:
+        """A trial's end, with its parameters if they may be kept: its lane is gone when that is known."""
+        if result.outcome is not Outcome.COMPLETE:
             return Ending(number=lane.claim.number, result=result)
-        assert self._intake.cohort is not None
+        cohort, trial_id = self._intake.cohort, lane.claim.trial_id
+        assert cohort is not None
+        result = replace(result, correct=Correctness.of(cohort.best_correct(trial_id)))
+        keeps_all = self.study.definition.keeps_all_parameters
+        is_worse = self._best_value is not None and result.value is not None and result.value > self._best_value
+        if is_worse and not keeps_all:
+            return Ending(number=lane.claim.number, result=result)
         metadata = {
             "study": self.study.name,
             "definition_sha256": self.study.definition.sha256,
+            "value_sha256": self.study.definition.value_sha256,  # stays when the study is widened
             "trial": str(lane.claim.number),
             "settings": lane.settings.model_dump_json(),
             "validation_zero_one": repr(result.value),
         }
-        best = BestParameters(arrays=self._intake.cohort.best_parameters(lane.claim.trial_id), metadata=metadata)
+        best = BestParameters(arrays=cohort.best_parameters(trial_id), metadata=metadata, is_always_kept=keeps_all)
         return Ending(number=lane.claim.number, result=result, best=best)
 
     def _note(self, written: Written) -> None:

@@ -27,6 +27,7 @@ from hpsearch.service.life_sign import LifeSign, WorkerState
 from hpsearch.service.metrics import MetricsAddress, WorkerMetrics
 from hpsearch.service.prepare import check_networks, load_study_data
 from hpsearch.service.registry import StoredStudy, load_study
+from hpsearch.service.rounds import is_finished as is_study_finished
 from hpsearch.service.signals import StopSignal
 from hpsearch.service.supervisor import NUM_WORKERS_VARIABLE
 from hpsearch.service.watchdog import Watchdog
@@ -109,7 +110,7 @@ def _train(
 
     def is_finished() -> bool:
         life_sign.renew(WorkerState.WAITING_FOR_GPU)
-        return Ledger(database=database, study_id=study.study_id).counts().unfinished == 0
+        return is_study_finished(database, study)
 
     pin = pin_device(
         database,

@@ -133,7 +133,7 @@ class CapturedStep:
 @final
 @dataclass(kw_only=True)
 class CapturedValidation:
-    """The lanes' validation, replayed.
+    """The lanes' validation, replayed, with all that it changes in the stack.
 
     Args:
         capture: records work for replays.
@@ -143,12 +143,11 @@ class CapturedValidation:
     _version: int = -1
     _replay: Work | None = None
 
-    def __call__(self, stack: LaneStack, validate: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """What `validate` returns for the stack as it is now: two tensors [L] of one precision."""
+    def __call__(self, stack: LaneStack, validate: Work) -> Tensor:
+        """Do and return what `validate` does and returns for the stack as it is now."""
         if stack.version != self._version:
             self._version, self._replay = stack.version, None
             return validate()  # and warms up
         if self._replay is None:
-            self._replay = self.capture(lambda: torch.stack(validate()))
-        zero_one, nll = self._replay().clone()  # the next replay writes into the same tensor
-        return zero_one, nll
+            self._replay = self.capture(validate)
+        return self._replay().clone()  # the next replay writes into the same tensor

@@ -34,10 +34,10 @@ from hpsearch.training.network import Network
 from hpsearch.training.schedules import ScheduleState
 from hpsearch.training.stack import TrialTensors
 
-CHECKPOINT_VERSION: Final = "1"
+CHECKPOINT_VERSION: Final = "2"  # 2: which validation images are right
 CHANGEABLE_SETTINGS: Final = ("training.max_epochs",)  # where a trial ends does not change how it gets there
 
-Array = NDArray[np.floating[Any]]
+Array = NDArray[np.generic]
 ToHost = Callable[[Tensor], Tensor]
 
 
@@ -48,7 +48,7 @@ class TrialProgress:
 
     Args:
         num_train: training images.
-        validations_every: as the cohort has it.
+        validations_every, significance_level: as the cohort has them; no level: no reference is kept.
         schedule: what the learning-rate schedule remembers.
         best: the best validation so far, when the best parameters were kept.
     """
@@ -59,6 +59,7 @@ class TrialProgress:
     num_epochs: int
     schedule: ScheduleState
     best: Validation | None
+    significance_level: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_epochs < 0 or self.schedule.num_epochs != self.num_epochs:
@@ -89,7 +90,8 @@ class TrialCheckpoint:
 
     Args:
         arrays: "parameters/...", "optimizer/..." and "best/..." (the parameters at the best validation), in the
-            widths of the trial's own network.
+            widths of the trial's own network; "correct/...": which validation images are right at the best and at
+            the reference.
         extra: whatever the caller wants to travel along, as JSON: `dataclasses.replace(checkpoint, extra=...)`.
     """
 
@@ -250,6 +252,7 @@ def _facts(progress: TrialProgress) -> dict[str, object]:
         "seed": settings.seed,
         "number of training images": progress.num_train,
         "minibatches between validations": progress.validations_every,
+        "significance level": progress.significance_level,
     }
 
 

@@ -1,15 +1,16 @@
-"""Validation losses of one trial and of lanes, in slices that bound the memory."""
+"""Losses of one trial and of lanes on whole sets of images, in slices that bound the memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import Validation
-from hpsearch.training.losses import sum_nll, zero_one_count
+from hpsearch.training.losses import is_correct, sum_nll
 from hpsearch.training.network import Network
 
 # Floats of the widest intermediate result per slice and lane: 4 MiB of float32. It does not depend on the
@@ -17,41 +18,90 @@ from hpsearch.training.network import Network
 SLICE_FLOATS = 2**20
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Losses:
+    """Losses of one trial on a set of images.
+
+    Args:
+        nll: the mean, in nats.
+    """
+
+    num_images: int
+    num_errors: int
+    nll: float
+
+    @property
+    def zero_one(self) -> float:
+        """Fraction of misclassified images."""
+        return self.num_errors / self.num_images
+
+
 @torch.no_grad()
+def evaluate(network: Network, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Losses:
+    """Losses of one trial on these images.
+
+    Args:
+        images: [N, pixels] in [0, 1], on the parameters' device.
+        labels: [N] int64, there too.
+    """
+    return _evaluate(network, parameters, images, labels)[0]
+
+
 def validate(network: Network, parameters: Mapping[str, Tensor], data: ResidentData, *, iteration: int) -> Validation:
     """Losses of one trial on the whole validation set.
 
     Args:
         iteration: minibatches that the trial has trained on so far.
     """
-    num_errors, total_nll = 0, 0.0
-    dtype = next(iter(parameters.values())).dtype
-    for images, labels in _slices(data, network, dtype):
-        logits = network.logits(parameters, images)
-        num_errors += int(zero_one_count(logits, labels))
-        total_nll += float(sum_nll(logits, labels))
-    num_images = len(data.validation_labels)
-    return Validation(iteration=iteration, zero_one=num_errors / num_images, nll=total_nll / num_images)
+    return validate_images(network, parameters, data, iteration=iteration)[0]
 
 
 @torch.no_grad()
-def validate_lanes(network: Network, parameters: Mapping[str, Tensor], data: ResidentData) -> tuple[Tensor, Tensor]:
+def validate_images(
+    network: Network, parameters: Mapping[str, Tensor], data: ResidentData, *, iteration: int
+) -> tuple[Validation, Tensor]:
+    """The same, and which images are right: bool [N], on the device."""
+    losses, correct = _evaluate(network, parameters, data.validation_images, data.validation_labels)
+    return Validation(iteration=iteration, zero_one=losses.zero_one, nll=losses.nll), correct
+
+
+@torch.no_grad()
+def validate_lanes(
+    network: Network, parameters: Mapping[str, Tensor], data: ResidentData
+) -> tuple[Tensor, Tensor, Tensor]:
     """Losses of every lane on the whole validation set, left on the device.
 
     Args:
         parameters: stacked, [L, ...] each.
     Returns:
-        Zero-one loss (fraction) and mean NLL (nats), [L] float64 each.
+        Zero-one loss (fraction) and mean NLL (nats), [L] float64 each; which images are right, bool [L, N].
     """
     first = next(iter(parameters.values()))
-    num_errors = torch.zeros(first.shape[0], dtype=torch.int64, device=first.device)
+    slices = []
     total_nll = torch.zeros(first.shape[0], dtype=torch.float64, device=first.device)
-    for images, labels in _slices(data, network, first.dtype):
+    for images, labels in _slices(data.validation_images, data.validation_labels, network, first.dtype):
         logits = _lane_logits(network, parameters, images)
-        num_errors += zero_one_count(logits, labels)
+        slices.append(is_correct(logits, labels))
         total_nll += sum_nll(logits, labels)
-    num_images = len(data.validation_labels)
-    return num_errors.double() / num_images, total_nll / num_images
+    correct = torch.cat(slices, dim=-1)
+    num_images = correct.shape[-1]
+    num_errors = num_images - correct.sum(dim=-1)
+    return num_errors.double() / num_images, total_nll / num_images, correct
+
+
+def _evaluate(
+    network: Network, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor
+) -> tuple[Losses, Tensor]:
+    """Losses, and which images are right, bool [N]."""
+    slices, total_nll = [], 0.0
+    dtype = next(iter(parameters.values())).dtype
+    for some_images, some_labels in _slices(images, labels, network, dtype):
+        logits = network.logits(parameters, some_images)
+        slices.append(is_correct(logits, some_labels))
+        total_nll += float(sum_nll(logits, some_labels))
+    correct = torch.cat(slices)
+    num_errors = len(correct) - int(correct.sum())
+    return Losses(num_images=len(correct), num_errors=num_errors, nll=total_nll / len(correct)), correct
 
 
 def _lane_logits(network: Network, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -63,8 +113,7 @@ def _lane_logits(network: Network, parameters: Mapping[str, Tensor], images: Ten
     return torch.stack([network.logits(lane, images) for lane in lanes])
 
 
-def _slices(data: ResidentData, network: Network, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+def _slices(images: Tensor, labels: Tensor, network: Network, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
     num_rows = max(1, SLICE_FLOATS // network.widest_activation)
-    for start in range(0, len(data.validation_labels), num_rows):
-        images = data.validation_images[start : start + num_rows].to(dtype)
-        yield images, data.validation_labels[start : start + num_rows]
+    for start in range(0, len(labels), num_rows):
+        yield images[start : start + num_rows].to(dtype), labels[start : start + num_rows]

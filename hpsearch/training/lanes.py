@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpsearch.data.resident import ResidentData, minibatch_order
@@ -27,6 +28,7 @@ from hpsearch.training.checkpoint import (
     TrialProgress,
     copy_to_host,
 )
+from hpsearch.training.correctness import ReferenceTest
 from hpsearch.training.dense import DenseNetwork
 from hpsearch.training.dense_step import is_linear
 from hpsearch.training.evaluation import validate_lanes
@@ -91,6 +93,7 @@ class Cohort:
 
     Args:
         validations_every: minibatches between two validations within an epoch; each epoch also ends with one.
+        reference_test: compare validations with a reference, image by image; None: for rules that do not ask for it.
         dtype: of parameters and activations; float64 serves tests.
     Raises:
         InputError: the batch size does not fit the training set, or the images are too small for the network.
@@ -102,6 +105,7 @@ class Cohort:
         data: ResidentData,
         device: torch.device,
         validations_every: int,
+        reference_test: ReferenceTest | None = None,
         *,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -112,6 +116,7 @@ class Cohort:
         self._device = device
         self._dtype = dtype
         self._validations_every = validations_every
+        self._significance_level = None if reference_test is None else reference_test.level
         self._num_minibatches = data.num_minibatches(shape.batch_size)
         minibatches_of_epoch = range(1, self._num_minibatches + 1)
         self._due = tuple(m for m in minibatches_of_epoch if self._is_validation_due(m))
@@ -122,7 +127,11 @@ class Cohort:
         self._captured_validation: CapturedValidation | None = None
         if device.type == "cuda":
             self._captured_validation = CapturedValidation(capture=CudaCapture(device))
-        self._stack = LaneStack(device=device)
+        self._stack = LaneStack(
+            device=device,
+            num_images=len(data.validation_labels),
+            critical_gains=None if reference_test is None else reference_test.table(device),
+        )
         self._lanes: list[_Lane | None] = []  # None: free, until an admission takes it or an epoch begins
 
     @property
@@ -162,7 +171,12 @@ class Cohort:
         seed = lane.settings.initial_weights_seed
         parameters = lane.network.initial_parameters(seed=seed, dtype=self._dtype, device=self._device)
         state = self._optimizer.initial_state(parameters)
-        return TrialTensors(parameters=parameters, optimizer_state=state, best_parameters=parameters)
+        return TrialTensors(
+            parameters=parameters,
+            optimizer_state=state,
+            best_parameters=parameters,
+            correct=self._stack.fresh_correct(),
+        )
 
     def _take_lane(self, newcomer: _Lane, tensors: TrialTensors) -> None:
         """Put a trial into a lane that has fallen free, or into a new one."""
@@ -181,7 +195,7 @@ class Cohort:
             self._stack.num_linear += is_in_front
         if newcomer.best is not None:
             best = newcomer.best
-            self._stack.set_best(lane, tensors.best_parameters, zero_one=best.zero_one, nll=best.nll)
+            self._stack.set_best(lane, tensors, zero_one=best.zero_one, nll=best.nll)
 
     def release(self, key: Hashable) -> None:
         """Take a trial out. Its lane goes to the next one that is admitted, or ends with the next epoch's start.
@@ -205,11 +219,18 @@ class Cohort:
         Raises:
             KeyError: the trial is in no lane, or has no finite validation yet.
         """
-        lane = self._index(key)
-        if self._lane(key).best is None:
-            raise KeyError(f"trial {key!r} has no finite validation yet")
+        lane = self._index_with_best(key)
         stacked = {name: value[lane] for name, value in self._stack.best_parameters.items()}
         return {name: value.cpu().numpy().copy() for name, value in fit(stacked, self._lane(key).network).items()}
+
+    def best_correct(self, key: Hashable) -> NDArray[np.bool_]:
+        """On which validation images the trial's best parameters are right, [N]: a copy.
+
+        Raises:
+            KeyError: the trial is in no lane, or has no finite validation yet.
+        """
+        correct: NDArray[np.bool_] = self._stack.correct["best"][self._index_with_best(key)].cpu().numpy().copy()
+        return correct
 
     def checkpoint(self, keys: Iterable[Hashable]) -> PendingCheckpoint:
         """Take a copy of these trials as they are between two epochs, on the device; nothing waits for it.
@@ -245,8 +266,8 @@ class Cohort:
         learning_rates = [lane.schedule.learning_rate for lane in lanes]
         self._stack.set_rates([lane.settings.training for lane in lanes], learning_rates)
         train_nll, validations = self._train_epoch_on_device()
-        # The epoch's only host sync: [1 + 2 * validations, L] numbers.
-        rows = torch.stack([train_nll, *(loss for pair in validations for loss in pair)]).cpu().tolist()
+        # The epoch's only host sync: [1 + 2 * validations, L] numbers, or 4 per validation with a reference.
+        rows = torch.cat([train_nll.unsqueeze(0), *validations]).cpu().tolist()
         seconds = (time.perf_counter() - started) / len(lanes)
         return {
             lane.key: self._report(lane, column, learning_rate, seconds)
@@ -278,23 +299,27 @@ class Cohort:
             self._step = build_step(widest, self._optimizer, self._device, self.shape.precision)
             self._stack.resize(lambda tensors: fit(tensors, widest))
 
-    def _train_epoch_on_device(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Mean train NLL [L], and zero-one loss and NLL [L] of every validation."""
+    def _train_epoch_on_device(self) -> tuple[Tensor, list[Tensor]]:
+        """Mean train NLL [L], and what `_validate` returns of every validation."""
         total_nll = torch.zeros(len(self._lanes), dtype=torch.float64, device=self._device)
         validations = []
         for images, labels, minibatch in self._stretches():
             total_nll += self._step.train(self._stack, images, labels, self.shape.batch_size)
             if self._is_validation_due(minibatch):
-                zero_one, nll = self._validate()
-                self._stack.keep_best(zero_one, nll)
-                validations.append((zero_one, nll))
+                validations.append(self._validate())
         return total_nll / self._num_minibatches, validations
 
-    def _validate(self) -> tuple[Tensor, Tensor]:
-        """Zero-one loss and NLL of every lane, [L] each, without a host sync."""
+    def _validate(self) -> Tensor:
+        """Validate every lane and keep the best, without a host sync.
 
-        def validate() -> tuple[Tensor, Tensor]:
-            return validate_lanes(self._network, self._stack.parameters, self._data)
+        Returns:
+            Zero-one loss, NLL and, with a reference, images gained and lost: [2, L] or [4, L] float64.
+        """
+
+        def validate() -> Tensor:
+            zero_one, nll, correct = validate_lanes(self._network, self._stack.parameters, self._data)
+            compared = self._stack.keep_best(zero_one, nll, correct)
+            return torch.stack([zero_one, nll, *compared])
 
         return validate() if self._captured_validation is None else self._captured_validation(self._stack, validate)
 
@@ -313,11 +338,12 @@ class Cohort:
         )
 
     def _report(self, lane: _Lane, numbers: tuple[float, ...], learning_rate: float, seconds: float) -> EpochReport:
-        """Take note of one lane's epoch: train NLL, then zero-one loss and NLL of each validation."""
+        """Take note of one lane's epoch: train NLL, then `_validate`'s numbers of each validation."""
         offset = lane.num_epochs * self._num_minibatches
+        width = (len(numbers) - 1) // len(self._due)
+        rows = [numbers[start : start + width] for start in range(1, len(numbers), width)]
         validations = tuple(
-            Validation(iteration=offset + minibatch, zero_one=zero_one, nll=nll)
-            for minibatch, zero_one, nll in zip(self._due, numbers[1::2], numbers[2::2], strict=True)
+            _validation(offset + minibatch, *row) for minibatch, row in zip(self._due, rows, strict=True)
         )
         for validation in validations:
             if validation.is_finite and validation.is_better_than(lane.best):
@@ -338,6 +364,7 @@ class Cohort:
             settings=lane.settings,
             num_train=self._data.num_train,
             validations_every=self._validations_every,
+            significance_level=self._significance_level,
             num_epochs=lane.num_epochs,
             schedule=lane.schedule.state,
             best=lane.best,
@@ -348,8 +375,25 @@ class Cohort:
         assert lane is not None
         return lane
 
+    def _index_with_best(self, key: Hashable) -> int:
+        if self._lane(key).best is None:
+            raise KeyError(f"trial {key!r} has no finite validation yet")
+        return self._index(key)
+
     def _index(self, key: Hashable) -> int:
         for lane, busy in enumerate(self._lanes):
             if busy is not None and busy.key == key:
                 return lane
         raise KeyError(f"trial {key!r} is in no lane")
+
+
+def _validation(
+    iteration: int, zero_one: float, nll: float, gained: float | None = None, lost: float | None = None
+) -> Validation:
+    return Validation(
+        iteration=iteration,
+        zero_one=zero_one,
+        nll=nll,
+        gained=None if gained is None else int(gained),
+        lost=None if lost is None else int(lost),
+    )

@@ -33,9 +33,14 @@ def sum_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return nll_per_image(logits, labels).sum(dim=-1, dtype=torch.float64)
 
 
+def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether an image's most probable class is its label, bool [..., B]; of equals the first is taken."""
+    return logits.argmax(dim=-1) == labels
+
+
 def zero_one_count(logits: Tensor, labels: Tensor) -> Tensor:
-    """Images whose most probable class is not their label, int64 [...]; of equals the first is taken."""
-    return (logits.argmax(dim=-1) != labels).sum(dim=-1)
+    """Images whose most probable class is not their label, int64 [...]."""
+    return logits.shape[-2] - is_correct(logits, labels).sum(dim=-1)
 
 
 def zero_one_loss(logits: Tensor, labels: Tensor) -> Tensor:

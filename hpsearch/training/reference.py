@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hpsearch.data.resident import ResidentData, minibatch_order
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.settings import TrialSettings
-from hpsearch.training.evaluation import validate
+from hpsearch.training.correctness import ReferenceTest, gained_and_lost
+from hpsearch.training.evaluation import validate_images
 from hpsearch.training.losses import mean_nll, regularised_loss
 from hpsearch.training.minibatches import is_validation_due, minibatches
 from hpsearch.training.network import Network
@@ -35,11 +37,13 @@ class TrialResult:
         reports: one per epoch; only the last can have diverged.
         best: the best validation of the whole trial; None if the very first was not finite.
         best_parameters: the parameters at that moment, by name; empty if there is no best.
+        best_correct: which validation images were right at that moment, [N]; none if there is no best.
     """
 
     reports: tuple[EpochReport, ...]
     best: Validation | None
     best_parameters: dict[str, np.ndarray]
+    best_correct: NDArray[np.bool_]
 
 
 @dataclass(kw_only=True)
@@ -53,14 +57,29 @@ class _Trial:
     iteration: int = 0
     best: Validation | None = None
     best_parameters: dict[str, np.ndarray] = field(default_factory=dict)
+    best_correct: Tensor | None = None
+    reference_test: ReferenceTest | None = None
+    reference: Tensor | None = None  # which images are right; None before the first finite validation
 
     def validate(self, data: ResidentData) -> Validation:
         """Validate; keep a deep copy of the parameters if they are the best so far. NaN is never the best."""
-        validation = validate(self.network, self.parameters, data, iteration=self.iteration)
+        validation, correct = validate_images(self.network, self.parameters, data, iteration=self.iteration)
+        if self.reference_test is not None:
+            validation = self._compared(validation, correct, self.reference_test)
         if validation.is_finite and validation.is_better_than(self.best):
             self.best = validation
             self.best_parameters = {name: value.cpu().numpy().copy() for name, value in self.parameters.items()}
+            self.best_correct = correct
         return validation
+
+    def _compared(self, validation: Validation, correct: Tensor, test: ReferenceTest) -> Validation:
+        """Count what was gained and lost; a new best that is significantly better becomes the reference."""
+        reference = torch.zeros_like(correct) if self.reference is None else self.reference
+        gained, lost = (int(count) for count in gained_and_lost(correct, reference))
+        is_new_best = validation.is_finite and (self.best is None or validation.zero_one < self.best.zero_one)
+        if is_new_best and (self.best is None or gained >= test.critical_gains[gained + lost]):
+            self.reference = correct
+        return replace(validation, gained=gained, lost=lost)
 
 
 def train_trial(
@@ -70,6 +89,7 @@ def train_trial(
     device: torch.device,
     validations_every: int,
     should_stop: Callable[[EpochReport], bool],
+    reference_test: ReferenceTest | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> TrialResult:
     """Train one trial until it is told to stop, its epochs or its schedule are used up, or it diverges.
@@ -77,6 +97,7 @@ def train_trial(
     Args:
         validations_every: minibatches between two validations within an epoch; each epoch also ends with one.
         should_stop: asked after every epoch.
+        reference_test: compare validations with a reference, image by image.
     Raises:
         InputError: the batch size does not fit the training set, or the images are too small for the network.
     """
@@ -91,6 +112,7 @@ def train_trial(
         optimizer=optimizer,
         parameters=parameters,
         state=optimizer.initial_state(parameters),
+        reference_test=reference_test,
     )
     reports = []
     for epoch in range(1, training.max_epochs + 1):
@@ -110,7 +132,13 @@ def train_trial(
         reports.append(report)
         if report.has_diverged or report.is_schedule_exhausted or should_stop(report):
             break
-    return TrialResult(reports=tuple(reports), best=trial.best, best_parameters=trial.best_parameters)
+    correct = torch.zeros(0, dtype=torch.bool) if trial.best_correct is None else trial.best_correct
+    return TrialResult(
+        reports=tuple(reports),
+        best=trial.best,
+        best_parameters=trial.best_parameters,
+        best_correct=correct.cpu().numpy(),
+    )
 
 
 def _train_epoch(

@@ -1,4 +1,4 @@
-"""The tensors of all busy lanes: parameters, the best so far, optimizer state, rates; all begin with [L]."""
+"""The tensors of all busy lanes: parameters, the best so far, the reference, optimizer state, rates; all [L, ...]."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hpsearch.settings import TrainingSettings
+from hpsearch.training.correctness import gained_and_lost
 from hpsearch.training.losses import LanePenalties
 from hpsearch.training.network import Network
 from hpsearch.training.optimizers import Rates
@@ -26,6 +27,7 @@ class TrialTensors:
     parameters: Mapping[str, Tensor]
     optimizer_state: Mapping[str, Tensor]
     best_parameters: Mapping[str, Tensor]
+    correct: Mapping[str, Tensor]  # at the best validation, and at the reference: bool [N]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TrialTensors:
         """Change every tensor."""
@@ -39,11 +41,17 @@ class TrialTensors:
             parameters=fit(self.parameters, network),
             optimizer_state=fit(self.optimizer_state, network),
             best_parameters=fit(self.best_parameters, network),
+            correct=self.correct,
         )
 
     def named(self) -> dict[str, Tensor]:
-        """All of them by one name each: parameters/..., optimizer/..., best/..."""
-        parts = {"parameters": self.parameters, "optimizer": self.optimizer_state, "best": self.best_parameters}
+        """All of them by one name each: parameters/..., optimizer/..., best/..., correct/..."""
+        parts = {
+            "parameters": self.parameters,
+            "optimizer": self.optimizer_state,
+            "best": self.best_parameters,
+            "correct": self.correct,
+        }
         return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     def replaced(self, named: Mapping[str, Tensor]) -> TrialTensors:
@@ -52,6 +60,7 @@ class TrialTensors:
             parameters={name: named[f"parameters/{name}"] for name in self.parameters},
             optimizer_state={name: named[f"optimizer/{name}"] for name in self.optimizer_state},
             best_parameters={name: named[f"best/{name}"] for name in self.best_parameters},
+            correct={name: named[f"correct/{name}"] for name in self.correct},
         )
 
 
@@ -63,6 +72,8 @@ class LaneStack:
     (`set_rates`).
 
     Args:
+        num_images: of the validation set.
+        critical_gains: the table of a `ReferenceTest`, on the device; None: no reference is kept.
         num_linear: so many lanes, the first ones, may be trained in blocks of minibatches (`dense_step`); they
             have no L1.
         version: grows whenever tensors have moved to other memory, or a step would do other operations;
@@ -70,6 +81,8 @@ class LaneStack:
     """
 
     device: torch.device
+    num_images: int = 0
+    critical_gains: Tensor | None = None
     num_linear: int = 0
     version: int = 0
     rates: Rates = field(init=False)
@@ -78,6 +91,7 @@ class LaneStack:
     optimizer_state: dict[str, Tensor] = field(default_factory=dict)
     best_parameters: dict[str, Tensor] = field(default_factory=dict)
     best_losses: dict[str, Tensor] = field(default_factory=dict)  # zero_one, nll: [L] float64
+    correct: dict[str, Tensor] = field(default_factory=dict)  # best and, if one is kept, reference: [L, N] bool
 
     def __post_init__(self) -> None:
         self._numbers = torch.empty(len(NUMBERS), 0, dtype=torch.float64, device=self.device)
@@ -101,10 +115,17 @@ class LaneStack:
             for name, value in single.items():
                 stacked[name][lane].copy_(value)
 
-    def set_best(self, lane: int, parameters: Mapping[str, Tensor], *, zero_one: float, nll: float) -> None:
-        """Let a lane have a best from earlier epochs, in the same memory; no host sync."""
-        for name, value in parameters.items():
-            self.best_parameters[name][lane].copy_(value)
+    def fresh_correct(self) -> dict[str, Tensor]:
+        """What a trial has in `correct` before its first validation: no image is right."""
+        names = ["best"] if self.critical_gains is None else ["best", "reference"]
+        return {name: torch.zeros(self.num_images, dtype=torch.bool, device=self.device) for name in names}
+
+    def set_best(self, lane: int, tensors: TrialTensors, *, zero_one: float, nll: float) -> None:
+        """Let a lane have a best, and a reference, from earlier epochs, in the same memory; no host sync."""
+        pairs = (self.best_parameters, tensors.best_parameters), (self.correct, tensors.correct)
+        for stacked, single in pairs:
+            for name, value in single.items():
+                stacked[name][lane].copy_(value)
         self.best_losses["zero_one"][lane] = zero_one
         self.best_losses["nll"][lane] = nll
 
@@ -119,6 +140,7 @@ class LaneStack:
             parameters=copy(self.parameters),
             optimizer_state=copy(self.optimizer_state),
             best_parameters=copy(self.best_parameters),
+            correct=copy(self.correct),
         )
 
     def remove(self, lane: int) -> None:
@@ -139,7 +161,12 @@ class LaneStack:
     def part(self, start: int, stop: int) -> LaneStack:
         """Some neighbouring lanes, in the same memory: training them trains these lanes."""
         lanes = slice(start, stop)
-        part = LaneStack(device=self.device, num_linear=min(max(self.num_linear - start, 0), stop - start))
+        part = LaneStack(
+            device=self.device,
+            num_images=self.num_images,
+            critical_gains=self.critical_gains,
+            num_linear=min(max(self.num_linear - start, 0), stop - start),
+        )
         part.rates, part.penalties = self.rates.part(lanes), self.penalties.part(lanes)
         if stop <= self.num_linear:
             part.penalties = replace(part.penalties, has_l1=False)
@@ -171,15 +198,23 @@ class LaneStack:
             self.version += 1
 
     @torch.no_grad()
-    def keep_best(self, zero_one: Tensor, nll: Tensor) -> None:
-        """Copy the parameters of those lanes whose validation is their best so far; no host sync.
+    def keep_best(self, zero_one: Tensor, nll: Tensor, correct: Tensor) -> tuple[Tensor, ...]:
+        """Copy what belongs to the best of those lanes whose validation is their best so far; no host sync.
 
         The rule is `Validation.is_better_than`: lower zero-one loss, then lower NLL. A loss that is not
         finite is never the best: a diverged network still has a zero-one loss, and by chance a low one.
+
+        Args:
+            zero_one, nll: [L] float64.
+            correct: which images are right, bool [L, N].
+        Returns:
+            Where a reference is kept: images gained and lost against what it was before, [L] float64 each.
         """
         best_zero_one, best_nll = self.best_losses["zero_one"], self.best_losses["nll"]
-        is_lower = (zero_one < best_zero_one) | ((zero_one == best_zero_one) & (nll < best_nll))
-        is_best = is_lower & nll.isfinite()
+        is_finite = nll.isfinite()
+        is_lower = (zero_one < best_zero_one) & is_finite
+        is_best = is_lower | ((zero_one == best_zero_one) & (nll < best_nll) & is_finite)
+        compared = self._compare(is_lower, correct)
         best_zero_one.copy_(torch.where(is_best, zero_one, best_zero_one))
         best_nll.copy_(torch.where(is_best, nll, best_nll))
         for name, best in self.best_parameters.items():
@@ -187,14 +222,34 @@ class LaneStack:
             mask = is_best.reshape(-1, *[1] * (parameter.dim() - 1))
             # where, not arithmetic with a 0/1 mask: 0 * NaN would let a diverged lane spoil its own best.
             torch.where(mask, parameter, best, out=best)
+        best_correct = self.correct["best"]
+        torch.where(is_best.unsqueeze(-1), correct, best_correct, out=best_correct)
+        return compared
+
+    def _compare(self, is_new_best: Tensor, correct: Tensor) -> tuple[Tensor, ...]:
+        """Images gained and lost; a new best that is significantly better than the reference takes its place.
+
+        `search.stopping.SignificancePatience` decides the same, from the same numbers and table. A tie is no new best
+        to it, whatever the NLL.
+        """
+        if self.critical_gains is None:
+            return ()
+        reference = self.correct["reference"]
+        gained, lost = gained_and_lost(correct, reference)
+        is_first = self.best_losses["zero_one"].isinf()
+        is_significant = is_first | (gained >= self.critical_gains[gained + lost])
+        moves = (is_new_best & is_significant).unsqueeze(-1)
+        torch.where(moves, correct, reference, out=reference)
+        return gained.double(), lost.double()
 
     def _pairs(
         self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]
     ) -> list[tuple[dict[str, Tensor], Mapping[str, Tensor]]]:
         """The stacked tensors, and what a fresh trial puts into each."""
         worst = torch.tensor(math.inf, dtype=torch.float64, device=self.device)
-        fresh = [parameters, optimizer_state, parameters, {"zero_one": worst, "nll": worst}]
+        losses = {"zero_one": worst, "nll": worst}
+        fresh = [parameters, optimizer_state, parameters, losses, self.fresh_correct()]
         return list(zip(self._tensors(), fresh, strict=True))
 
     def _tensors(self) -> tuple[dict[str, Tensor], ...]:
-        return self.parameters, self.optimizer_state, self.best_parameters, self.best_losses
+        return self.parameters, self.optimizer_state, self.best_parameters, self.best_losses, self.correct

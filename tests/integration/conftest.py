@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, event, make_url, text
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.service.database import Database, open_database
 from hpsearch.service.embedded import EmbeddedPostgres
-from hpsearch.service.registry import StoredStudy, create_study
+from hpsearch.service.registry import StoredStudy, register_study
 from hpsearch.settings import TrialSettings
 from hpsearch.study import StudyDefinition, parse_definition
 
@@ -143,11 +143,11 @@ def new_study(database: Database) -> Callable[..., StoredStudy]:
         definition: StudyDefinition = parse_definition(
             {"name": f"study-{uuid.uuid4().hex[:8]}", "search": search}, source="test"
         )
-        study, is_new = create_study(
+        registration = register_study(
             database, definition, dataset_checksums={"images": "ab" * 32}, cohort_of=cohort_by_batch_size
         )
-        assert is_new
-        return study
+        assert registration.is_new
+        return registration.study
 
     return create
 

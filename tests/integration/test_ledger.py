@@ -34,7 +34,7 @@ from hpsearch.service.ledger import (
     PointCounts,
     Result,
 )
-from hpsearch.service.registry import StoredStudy, create_study
+from hpsearch.service.registry import StoredStudy, register_study
 from hpsearch.study import parse_definition
 
 Statements = Callable[[], AbstractContextManager[list[str]]]
@@ -606,7 +606,7 @@ def restartable(open_folder: Any, request: pytest.FixtureRequest) -> Iterator[Em
 def test_restarted_server_gives_its_workers_time_to_come_back(restartable: EmbeddedPostgres) -> None:
     database = open_database(restartable.url)
     definition = parse_definition({"name": "a", "search": {"seed": [0, 1]}}, source="test")
-    study, _ = create_study(database, definition, dataset_checksums={}, cohort_of=lambda _: "all")
+    study = register_study(database, definition, dataset_checksums={}, cohort_of=lambda _: "all").study
     living, dead, reaper = (
         Ledger(database=database, study_id=study.study_id, owner=i, absence_seconds=3600.0) for i in (1, 2, 3)
     )

@@ -22,6 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.errors import InputError, SurroundingsError
 from hpsearch.service.database import open_database
+from hpsearch.service.ledger import PointCounts
+from hpsearch.service.progress import Progress
 from hpsearch.service.ray_cluster import connect
 from hpsearch.service.ray_launcher import ray_workers
 from hpsearch.service.supervisor import Supervisor, WorkerCommand, WorkersFailedError
@@ -205,7 +207,8 @@ def test_a_worker_that_cannot_work_ends_the_run_with_its_error_and_its_code(
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     database = open_database(database_url)
     study: Any = type("Study", (), {"study_id": 1})
-    progress = type("Progress", (), {"counts": type("Counts", (), {"counted": 0, "failed": 0, "unfinished": 1})})
+    counts = PointCounts(waiting=1)
+    progress = Progress(counts=counts, epochs=0, epochs_of_counted=0, best_value=None, best_trial=None, running=())
     monkeypatch.setattr("hpsearch.service.supervisor.read_progress", lambda *_: progress)
     handler = signal.getsignal(signal.SIGTERM)
     with ray_workers("ray", command(tmp_path, database_url), num_workers=1, url=database.url) as launcher:

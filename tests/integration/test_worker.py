@@ -31,6 +31,7 @@ from hpsearch.service import lane_choice as lane_choice_module
 from hpsearch.service import worker as worker_module
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.checkpoints import Checkpoints
+from hpsearch.service.correctness import read_correctness
 from hpsearch.service.database import Database, DatabaseAwayError, open_database
 from hpsearch.service.epoch_writer import EpochEntry, EpochWriter, Written
 from hpsearch.service.lane_choice import FixedLanes, LaneChoice, MeasuredLanes
@@ -45,7 +46,9 @@ from hpsearch.service.signals import StopSignal, WorkerStopped
 from hpsearch.service.worker import Worker
 from hpsearch.settings import TrialSettings
 from hpsearch.study import StudyDefinition, parse_definition
+from hpsearch.training.evaluation import validate_images
 from hpsearch.training.lanes import Cohort
+from hpsearch.training.networks import build_network
 
 CPU = torch.device("cpu")
 
@@ -838,6 +841,61 @@ def counted_curves(study: Bench) -> list[Any]:
     ]
 
 
+def counted_bits(study: Bench) -> list[bytes | None]:
+    """Of each point's counted trial: which validation images it is right on; None of a pruned one."""
+    trial_ids = [trial._trial_id for trial in study.counted()]
+    bits = read_correctness(study.database, trial_ids)
+    return [bits.get(trial_id) for trial_id in trial_ids]
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_complete_trial_leaves_the_bits_that_its_value_is_made_of(
+    bench: Callable[..., Bench], database: Database, lanes: int
+) -> None:
+    study = bench(pruning={"pruner": "successive-halving", "reduction_factor": 2})
+    study.worker(lanes=lanes).run()
+
+    trials, bits = study.counted(), counted_bits(study)
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    for trial, packed in zip(trials, bits, strict=True):
+        assert (packed is None) == (trial.state is TrialState.PRUNED)
+        if packed is not None:
+            assert len(packed) == 5
+            correct = np.unpackbits(np.frombuffer(packed, np.uint8), count=40)
+            assert (40 - correct.sum()) / 40 == trial.value
+    with database.engine.connect() as connection:
+        rows = connection.exec_driver_sql("SELECT DISTINCT num_images FROM hpsearch_correctness").all()
+    assert rows == [(40,)]
+
+
+def test_the_bits_are_those_of_the_parameters_that_are_kept(bench: Callable[..., Bench]) -> None:
+    study = bench()
+    worker = study.worker()
+    worker.run()
+    best = study.study.best_trial
+    definition = study.prepared.study.definition
+    network = build_network(definition.resolve(best.params).model, (28, 28), 10)
+    artifact_id = worker.artifacts.parameters_id(best)
+    assert artifact_id is not None
+    kept = load_file(Path(worker.artifacts.place) / artifact_id)
+    parameters = {name: torch.from_numpy(value) for name, value in kept.items()}
+    _, correct = validate_images(network, parameters, study.data, iteration=1)
+    assert read_correctness(study.database, [best._trial_id])[best._trial_id] == np.packbits(correct.numpy()).tobytes()
+
+
+def test_patience_grows_with_significant_improvements_only(bench: Callable[..., Bench]) -> None:
+    """A level that 40 images can never reach leaves each trial its first patience; a lenient one gives it more."""
+    strict = bench(stopping={**SIGNIFICANCE, "significance_level": 1e-15}, training={"max_epochs": 12})
+    lenient = bench(stopping={**SIGNIFICANCE, "significance_level": 0.5}, training={"max_epochs": 12})
+    for study in (strict, lenient):
+        study.worker().run()
+
+    # 20 minibatches per epoch, validated after 12 and 20; the first is significant, and 2 * 11 buys nothing.
+    assert {trial.user_attrs["epochs"] for trial in strict.counted()} == {1}
+    assert {trial.user_attrs["stop_reason"] for trial in strict.counted()} == {"patience-exhausted"}
+    assert max(trial.user_attrs["epochs"] for trial in lenient.counted()) > 2
+
+
 class CountedEpochs(StopSignal):
     """Counts a worker's epochs."""
 
@@ -852,15 +910,17 @@ class CountedEpochs(StopSignal):
             yield
 
 
-RULES = [
+SIGNIFICANCE = {"rule": "significance", "patience": 24, "patience_increase": 2.0, "significance_level": 0.05}
+RULES: list[dict[str, Any]] = [
     {},
     {"stopping": {"rule": "geometric-patience", "patience": 70, "patience_increase": 2.0}},
     {"training": {"optimizer": "adam", "schedule": "plateau", "schedule_patience": 1, "shuffle": True}},
     {"pruning": {"pruner": "successive-halving", "reduction_factor": 2}},
+    {"stopping": {**SIGNIFICANCE, "patience": 70}},
 ]
 
 
-@pytest.mark.parametrize("sections", RULES, ids=["plain", "patience", "adam", "asha"])
+@pytest.mark.parametrize("sections", RULES, ids=["plain", "patience", "adam", "asha", "significance"])
 def test_a_stopped_worker_s_trials_go_on_where_they_were(bench: Callable[..., Bench], sections: dict[str, Any]) -> None:
     whole, parts = bench(**sections), bench(**sections)
     whole.worker(lanes=1).run()
@@ -870,6 +930,7 @@ def test_a_stopped_worker_s_trials_go_on_where_they_were(bench: Callable[..., Be
         num_stops += 1
     assert num_stops > 3
     assert counted_curves(parts) == counted_curves(whole)
+    assert counted_bits(parts) == counted_bits(whole)
     resumed = [trial for trial in parts.counted() if "resumed_at_epoch" in trial.user_attrs]
     assert resumed
     assert all(trial.user_attrs["resumed_at_epoch"] < trial.user_attrs["epochs"] for trial in resumed)

@@ -13,7 +13,7 @@ from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.search.samplers import build_sampler
 from hpsearch.service.database import Database
 from hpsearch.service.ledger import Claim, Ledger, Outcome, Result
-from hpsearch.service.registry import StoredStudy, create_study
+from hpsearch.service.registry import StoredStudy, register_study
 from hpsearch.study import parse_definition
 
 CHECKSUMS = {"train-images-idx3-ubyte": "ba89" * 16, "train-labels-idx1-ubyte": "65a5" * 16}
@@ -104,13 +104,14 @@ def make_study(database: Database) -> StudyMaker:
 
     def make(search: dict[str, Any] | None = None, **sections: Any) -> MadeUpStudy:
         document = {"name": "made-up", "search": search or {}, **sections}
-        study, is_new = create_study(
+        registration = register_study(
             database,
             parse_definition(document, source="test"),
             dataset_checksums=CHECKSUMS,
             cohort_of=lambda settings: "one",
         )
-        assert is_new
+        assert registration.is_new
+        study = registration.study
         ledger = Ledger(database=database, study_id=study.study_id, owner=1)
         return MadeUpStudy(database=database, study=study, ledger=ledger)
 

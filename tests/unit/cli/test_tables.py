@@ -12,6 +12,7 @@ from rich.console import Console
 from hpsearch.cli.tables import summary_view
 from hpsearch.results.summary import StudySummary, TrialSummary
 from hpsearch.service.registry import StoredStudy
+from hpsearch.service.round_rows import StoredRound
 from hpsearch.study import parse_definition
 
 
@@ -33,12 +34,12 @@ def running(number: int, **attributes: Any) -> TrialSummary:
     )
 
 
-def shown(*trials: TrialSummary) -> list[str]:
+def shown(*trials: TrialSummary, rounds: tuple[StoredRound, ...] = ()) -> list[str]:
     definition = parse_definition({"name": "small", "search": {"learning_rate": [0.1, 0.2]}}, source="test")
     study = StoredStudy(study_id=1, definition=definition, dataset_checksums={}, versions={})
     console = Console(width=200, highlight=False)
     with console.capture() as capture:
-        console.print(summary_view(StudySummary(study=study, trials=trials)))
+        console.print(summary_view(StudySummary(study=study, trials=trials, round_rows=rounds)))
     return capture.get().splitlines()[1:-1]  # between the headline and the best trials
 
 
@@ -56,3 +57,17 @@ def test_many_trials_of_a_worker_are_counted_and_nothing_is_taken_for_markup() -
 @pytest.mark.parametrize("attributes", [{}, {"worker": "w"}])
 def test_a_trial_that_does_not_tell_is_shown_all_the_same(attributes: dict[str, str]) -> None:
     assert shown(running(4, **attributes)) == [f"{attributes.get('worker', 'a worker')} on its device: trial 4"]
+
+
+def a_round(number: int, num_points: int, reason: str) -> StoredRound:
+    opened_at = datetime(2026, 11, 21, tzinfo=UTC)
+    return StoredRound(number=number, num_points=num_points, reason=reason, opened_at=opened_at)
+
+
+def test_last_round_is_shown_with_its_reason_and_then_why_the_search_ended() -> None:
+    rounds = (a_round(0, 9, "the grid's 9 points"), a_round(1, 1, "lambda_2: settled at 0"))
+    assert shown(rounds=rounds) == ["round 1, 1 point: lambda_2: settled at 0"]
+    assert shown(rounds=(*rounds, a_round(2, 0, "nothing differs"))) == [
+        "round 1, 1 point: lambda_2: settled at 0",
+        "the search ended after round 1: nothing differs",
+    ]

@@ -58,6 +58,8 @@ def test_a_document_holds_the_configuration_and_its_evidence(summary: StudySumma
             "created": {"hpsearch": "0.1.0", "torch": "2.6.0"},
             "exported": current_versions(),
         },
+        "test_openings": [],
+        "earlier_test_openings": [],
         "exported_at": "2026-11-21T12:00:00Z",
     }
     assert settings["model"]["hidden_units"] == 500

@@ -24,6 +24,8 @@ def test_json_has_the_documented_keys(summary: StudySummary) -> None:
         "read_at": "2026-11-21T07:05:00Z",
         "finished": True,
         "points": {"total": 3, "waiting": 0, "running": 0, "complete": 2, "pruned": 1, "failed": 0},
+        "rounds": [],
+        "search_ended": None,
         "epochs": 6,
         "failed_attempts": 0,
         "running": [],
@@ -36,6 +38,8 @@ def test_json_has_the_documented_keys(summary: StudySummary) -> None:
             "epochs": 2,
             "params": {"learning_rate": 0.01},
         },
+        "test_openings": [],
+        "earlier_test_openings": [],
     }
 
 

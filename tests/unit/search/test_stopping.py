@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import ArtifactError
+from hpsearch.search.significance import mcnemar_p_value
 from hpsearch.search.stopping import (
     GeometricPatience,
     NeverStops,
     NoImprovementInN,
+    SignificancePatience,
     StopDecision,
     StoppingRule,
     StopReason,
@@ -239,6 +242,106 @@ def test_patience_shorter_than_the_validation_interval_ends_without_a_best() -> 
     assert decision.detail == "patience ran out after 1 minibatches; nothing was validated before"
 
 
+# Significance
+
+Bits = list[bool]
+
+
+@st.composite
+def curves_of_bits(draw: st.DrawFn) -> list[Bits]:
+    """Which of 20 images are right, validation by validation: from few to many and back, image by image."""
+    num_right = draw(st.lists(st.integers(0, 20), min_size=1, max_size=25))
+    orders = draw(st.lists(st.permutations(range(20)), min_size=len(num_right), max_size=len(num_right)))
+    # Half of the images are right in a fixed order, so that there is something to gain without losing as much.
+    ranks = [sorted(range(20), key=lambda i, order=order: (i % 2 * 10, order[i])) for order in orders]
+    return [[i in rank[:right] for i in range(20)] for rank, right in zip(ranks, num_right, strict=True)]
+
+
+def significant_validations(curve: list[Bits], level: float) -> list[int]:
+    """The wish, literally: new bests that are significantly better, one-sided, than the last such."""
+    significant: list[int] = []
+    fewest_errors = math.inf
+    for index, bits in enumerate(curve):
+        if bits.count(False) >= fewest_errors:
+            continue
+        fewest_errors = bits.count(False)
+        if significant:
+            reference = curve[significant[-1]]
+            gained = sum(now and not then for now, then in zip(bits, reference, strict=True))
+            lost = sum(then and not now for now, then in zip(bits, reference, strict=True))
+            if mcnemar_p_value(gained, lost, alternative="greater") > level:
+                continue
+        significant.append(index)
+    return significant
+
+
+def compared(curve: list[Bits], significant: list[int]) -> list[Validation]:
+    """What whoever validates reports: against the reference as it was before each validation."""
+    validations = []
+    for index, bits in enumerate(curve):
+        earlier = [i for i in significant if i < index]
+        reference = curve[earlier[-1]] if earlier else [False] * len(bits)
+        validations.append(
+            Validation(
+                iteration=10 * (index + 1),
+                zero_one=bits.count(False) / len(bits),
+                nll=1.0,
+                gained=sum(now and not then for now, then in zip(bits, reference, strict=True)),
+                lost=sum(then and not now for now, then in zip(bits, reference, strict=True)),
+            )
+        )
+    return validations
+
+
+@settings(max_examples=200)
+@given(curve=curves_of_bits(), level=st.sampled_from([0.5, 0.2, 0.05, 1 / 32]))
+def test_patience_grows_where_a_new_best_is_significantly_better_than_the_last_that_was(
+    curve: list[Bits], level: float
+) -> None:
+    significant = significant_validations(curve, level)
+    rule = SignificancePatience(patience=1e9, increase=1.0, level=level, validations_every=10)
+    for index, validation in enumerate(compared(curve, significant)):
+        rule.patience = 1e9
+        rule.increase = 1e9  # an increase shows
+        assert rule.observe(dataclasses.replace(make_report(index + 1, 0.5), validations=(validation,))) is None
+        assert (rule.patience > 1e9) == (index in significant)
+        assert rule.reference_iteration == 10 * (max(i for i in significant if i <= index) + 1)
+    errors = [bits.count(False) / 20 for bits in curve]
+    assert rule.best is not None
+    assert (rule.best.zero_one, rule.best.iteration) == (min(errors), 10 * (errors.index(min(errors)) + 1))
+
+
+def test_with_every_new_best_significant_it_is_geometric_patience() -> None:
+    losses = [0.9, 0.5, 0.6, 0.4, 0.45, 0.46, 0.47, 0.48, 0.3]
+    geometric = GeometricPatience(patience=2.0, increase=2.0, threshold=1.0, validations_every=1)
+    ours = SignificancePatience(patience=2.0, increase=2.0, level=0.05, validations_every=1)
+    for epoch, loss in enumerate(losses, start=1):
+        report = make_report(epoch, loss)
+        tested = dataclasses.replace(report.best, gained=1000, lost=0)
+        expected = geometric.observe(report)
+        decision = ours.observe(dataclasses.replace(report, validations=(tested,)))
+        assert (decision is None) == (expected is None)
+        assert decision is None or decision.reason is StopReason.PATIENCE_EXHAUSTED
+        assert ours.patience == geometric.patience
+    assert decision is not None
+
+
+def test_a_gain_that_may_be_chance_is_kept_but_buys_no_patience() -> None:
+    rule = SignificancePatience(patience=10.0, increase=2.0, level=0.05, validations_every=5)
+    for epoch, (loss, gained, lost) in enumerate([(0.5, 50, 0), (0.4, 30, 20)], start=1):
+        validation = Validation(iteration=5 * epoch, zero_one=loss, nll=1.0, gained=gained, lost=lost)
+        rule.observe(dataclasses.replace(make_report(epoch, loss), validations=(validation,)))
+    assert rule.best is not None
+    assert (rule.best.iteration, rule.reference_iteration) == (10, 5)
+    assert rule.patience == 10.0
+
+
+def test_a_validation_that_was_not_compared_cannot_be_judged() -> None:
+    rule = SignificancePatience(patience=10.0, increase=2.0, level=0.05, validations_every=5)
+    with pytest.raises(ValueError, match="minibatch 1 was not compared with a reference"):
+        rule.observe(make_report(1, 0.5))
+
+
 # No improvement in n
 
 
@@ -292,6 +395,10 @@ def test_never_stops_keeps_the_best() -> None:
             StoppingSettings(patience=100, patience_increase=3.0, improvement_threshold=0.9),
             GeometricPatience(patience=100.0, increase=3.0, threshold=0.9, validations_every=50),
         ),
+        (
+            StoppingSettings(rule="significance", patience=100, patience_increase=3.0, significance_level=0.01),
+            SignificancePatience(patience=100.0, increase=3.0, level=0.01, validations_every=50),
+        ),
         (StoppingSettings(rule="no-improvement-in-n", n=20), NoImprovementInN(n=20)),
         (StoppingSettings(rule="none"), NeverStops()),
     ],
@@ -306,6 +413,7 @@ def test_the_settings_make_their_rule(stopping: StoppingSettings, rule: Stopping
         (StoppingSettings(patience=5000), 2500, 2500),
         (StoppingSettings(patience=5000), 3125, 2500),
         (StoppingSettings(patience=5001), 50_000, 2500),
+        (StoppingSettings(rule="significance", patience=5000), 3125, 2500),
         (StoppingSettings(patience=1), 2500, 1),  # 1 // 2 would be 0
         (StoppingSettings(rule="no-improvement-in-n", patience=10), 2500, 2500),
         (StoppingSettings(rule="none", patience=10), 2500, 2500),
@@ -323,6 +431,7 @@ def test_validations_come_once_per_epoch_or_twice_per_patience(
     stopping=st.sampled_from(
         [
             StoppingSettings(patience=6, patience_increase=1.5, improvement_threshold=0.95),
+            StoppingSettings(rule="significance", patience=6, patience_increase=1.5),
             StoppingSettings(rule="no-improvement-in-n", n=3),
             StoppingSettings(rule="none"),
         ]
@@ -337,6 +446,8 @@ def test_a_rule_that_went_through_json_decides_as_if_it_had_not(
         if epoch == cut:
             resumed = rule_from_state(json.loads(json.dumps(resumed.state())))
         report = make_report(epoch, loss)
+        tested = dataclasses.replace(report.best, gained=20 - round(20 * loss), lost=epoch % 3)
+        report = dataclasses.replace(report, validations=(tested,))
         assert resumed.observe(report) == unbroken.observe(report)
         assert resumed == unbroken
 

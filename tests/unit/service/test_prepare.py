@@ -10,7 +10,7 @@ from torch import nn
 
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.errors import InputError
-from hpsearch.service.prepare import check_networks, check_points
+from hpsearch.service.prepare import _corner_points, check_networks, check_points
 from hpsearch.study import parse_definition
 
 BUILT: list[int] = []
@@ -50,6 +50,27 @@ def test_every_searched_option_is_tried_and_rates_are_not(data: SelectionData) -
     calls_per_network = BUILT.count(8)
     assert sorted(set(BUILT)) == [8, 16]
     assert len(BUILT) == 2 * calls_per_network  # each network once, whatever the batch size and the rate
+
+
+def test_points_of_a_list_are_tried_themselves(data: SelectionData) -> None:
+    points = [{"learning_rate": 0.1, "batch_size": 10}, {"learning_rate": 0.2, "batch_size": 41}]
+    document = {"name": "a", "search": {"strategy": "listed", "points": points}}
+    with pytest.raises(InputError, match=r"batch_size must be in 1..40 \(the training images\), got 41"):
+        check_points(parse_definition(document, source="study.toml"), data)
+
+
+def test_every_searched_number_of_feature_maps_is_tried(data: SelectionData) -> None:
+    """Images of 8x8 are too small for LeNet, whatever its feature maps; the mlp beside it does not mind."""
+    search = {"family": ["mlp", "cnn"], "kernels": [[2, 3], [4, 5]], "batch_size": [10]}
+    wanted = parse_definition({"name": "a", "search": search}, source="study.toml")
+    corners = [dict(point) for point in _corner_points(wanted)]
+    assert corners == [
+        {"family": "mlp", "batch_size": 10},
+        {"family": "cnn", "kernels": "2x3", "batch_size": 10},
+        {"family": "cnn", "kernels": "4x5", "batch_size": 10},
+    ]
+    with pytest.raises(InputError, match=r"model\.family cnn needs images of at least 16x16 pixels"):
+        check_points(wanted, data)
 
 
 def test_option_that_the_module_does_not_take_is_refused(data: SelectionData) -> None:

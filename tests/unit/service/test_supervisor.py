@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +18,7 @@ from hpsearch.service import supervisor as module
 from hpsearch.service.ledger import PointCounts
 from hpsearch.service.metrics import MetricsAddress
 from hpsearch.service.progress import Progress
+from hpsearch.service.round_rows import StoredRound
 from hpsearch.service.supervisor import (
     MAX_RESTARTS,
     NUM_WORKERS_VARIABLE,
@@ -51,14 +54,26 @@ def command(folder: Path, program: str = "") -> FakeCommand:
     )
 
 
-def supervisor(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str, counts: list[PointCounts]) -> Supervisor:
+def supervisor(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    program: str,
+    counts: list[PointCounts],
+    rounds: Callable[[], tuple[StoredRound, ...]] = tuple,
+) -> Supervisor:
     """A supervisor that reads these counts one after the other, the last one for ever."""
     left = iter(counts)
     last = counts[-1]
 
     def read(database: Any, study_id: int) -> Progress:
         return Progress(
-            counts=next(left, last), epochs=0, epochs_of_counted=0, best_value=None, best_trial=None, running=()
+            counts=next(left, last),
+            epochs=0,
+            epochs_of_counted=0,
+            best_value=None,
+            best_trial=None,
+            running=(),
+            rounds=rounds(),
         )
 
     monkeypatch.setattr(module, "read_progress", read)
@@ -103,6 +118,20 @@ def test_workers_that_left_in_peace_are_called_back_while_a_point_is_open(
 ) -> None:
     supervisor(monkeypatch, tmp_path, "pass", [OPEN] * 40 + [DONE]).run(lambda progress: None)
     assert (tmp_path / "s-worker-0.log").read_text().count("worker started") > 1
+
+
+def test_workers_are_kept_until_the_search_has_ended_and_not_only_its_round(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All points are done at each look; the row that ends the search is there when a worker was started again."""
+    first, end = (StoredRound(number=i, num_points=1 - i, reason="", opened_at=datetime.now(UTC)) for i in (0, 1))
+    log = tmp_path / "s-worker-0.log"
+
+    def rounds() -> tuple[StoredRound, ...]:
+        return (first, end) if log.read_text().count("worker started") > 1 else (first,)
+
+    last = supervisor(monkeypatch, tmp_path, "pass", [DONE], rounds).run(lambda progress: None)
+    assert last.rounds == (first, end)
 
 
 def test_last_words_are_those_of_the_last_start(tmp_path: Path) -> None:

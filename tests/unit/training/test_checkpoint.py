@@ -21,8 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import ArtifactError
+from hpsearch.search.significance import critical_gains
 from hpsearch.settings import TrialSettings
 from hpsearch.training.checkpoint import CudaToHost, TrialCheckpoint
+from hpsearch.training.correctness import ReferenceTest
 from hpsearch.training.dense_step import BLOCK_ROWS
 from hpsearch.training.lanes import Cohort, CohortShape
 
@@ -94,15 +96,21 @@ def neighbours(trial: Trial, model: str, optimizer: str, **settings: Any) -> dic
     return {name: trial_of(trial, model, optimizer, schedule=name, **(more | settings)) for name, more in own.items()}
 
 
+def reference_test(data: ResidentData, level: float = 0.05) -> ReferenceTest:
+    return ReferenceTest(level=level, critical_gains=critical_gains(len(data.validation_labels), level))
+
+
 def cohort_of(
     settings: dict[Hashable, TrialSettings],
     data: ResidentData,
     *,
     checkpoints: dict[Hashable, TrialCheckpoint] | None = None,
     every: int = VALIDATIONS_EVERY,
+    level: float | None = 0.05,
     dtype: torch.dtype = torch.float32,
 ) -> Cohort:
-    cohort = Cohort(CohortShape.of(next(iter(settings.values()))), data, CPU, every, dtype=dtype)
+    test = None if level is None else reference_test(data, level)
+    cohort = Cohort(CohortShape.of(next(iter(settings.values()))), data, CPU, every, test, dtype=dtype)
     for key, one in settings.items():
         cohort.admit(key, one, (checkpoints or {}).get(key))
     return cohort
@@ -157,6 +165,7 @@ def assert_goes_on_bit_for_bit(settings: dict[Hashable, TrialSettings], data: Re
             assert resumed.best(key) == whole.best(key)
             kept, expected = resumed.best_parameters(key), whole.best_parameters(key)
             assert all(np.array_equal(kept[name], value) for name, value in expected.items())
+            assert np.array_equal(resumed.best_correct(key), whole.best_correct(key))
 
 
 @shuffles
@@ -234,6 +243,7 @@ def test_a_trial_goes_on_beside_other_neighbours_in_a_cohort_of_another_width(
             assert [v.iteration for v in report.validations] == [v.iteration for v in other.validations]
             assert [v.zero_one for v in report.validations] == [v.zero_one for v in other.validations]
             assert [v.nll for v in report.validations] == pytest.approx([v.nll for v in other.validations], rel=1e-9)
+            assert [(v.gained, v.lost) for v in report.validations] == [(v.gained, v.lost) for v in other.validations]
         assert cohort.best(key) == min(
             (v for r in curves[key] for v in r.validations), key=lambda v: (v.zero_one, v.nll)
         )
@@ -342,7 +352,8 @@ def test_nothing_waits_for_the_device_before_a_checkpoint_is_fetched(resident: B
         pending = cohort.checkpoint(cohort.keys)
 
     assert set(operations.names) == {"aten.select.int", "aten.stack.default"}
-    assert operations.names.count("aten.stack.default") == 8  # weights and biases of two layers, and the best ones
+    # Weights and biases of two layers, and the best ones; the images that are right at the best and the reference.
+    assert operations.names.count("aten.stack.default") == 10
     fetched_on: list[str] = []
 
     def to_host(tensor: Tensor) -> Tensor:
@@ -504,6 +515,18 @@ def test_a_checkpoint_of_other_data_or_another_rule_is_refused(
         cohort_of({"a": trial()}, resident(image_shape=(18, 18)), checkpoints=checkpoints)
 
 
+@pytest.mark.parametrize(("taken_at", "level"), [(None, 0.05), (0.05, None), (0.05, 0.01)])
+def test_a_trial_that_was_compared_with_another_reference_or_none_is_another_trial(
+    resident: Build, trial: Trial, taken_at: float | None, level: float | None
+) -> None:
+    settings: dict[Hashable, TrialSettings] = {"a": trial()}
+    cohort = cohort_of(settings, resident(), level=taken_at)
+    train(cohort, 1)
+    with pytest.raises(ArtifactError, match=f"significance level is {taken_at} there and {level} here"):
+        cohort_of(settings, resident(), checkpoints=taken(cohort), level=level)
+    cohort_of(settings, resident(), checkpoints=taken(cohort), level=taken_at)
+
+
 def test_a_trial_may_be_given_more_epochs(resident: Build, trial: Trial, checkpoint: TrialCheckpoint) -> None:
     cohort = cohort_of({"a": trial(max_epochs=500)}, resident(), checkpoints={"a": checkpoint})
 
@@ -512,6 +535,10 @@ def test_a_trial_may_be_given_more_epochs(resident: Build, trial: Trial, checkpo
 
 def _without(arrays: dict[str, Any]) -> None:
     del arrays["best/hidden.bias"]
+
+
+def _without_bits(arrays: dict[str, Any]) -> None:
+    del arrays["correct/best"]
 
 
 def _with_another(arrays: dict[str, Any]) -> None:
@@ -530,6 +557,7 @@ def _with_nan(arrays: dict[str, Any]) -> None:
     ("change", "what"),
     [
         (_without, "it lacks best/hidden.bias"),
+        (_without_bits, "it lacks correct/best"),
         (_with_another, "it has optimizer/hidden.bias/velocity, which the trial has not"),
         (_with_another_shape, r"parameters/hidden.bias is \[13\] float32, expected \[12\] float32"),
         (_with_nan, "parameters/hidden.bias has NaN in it: the trial had diverged"),

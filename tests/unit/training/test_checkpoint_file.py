@@ -124,13 +124,13 @@ HOSTILE = {
     "a number for metadata": header({"checkpoint_version": 1}),
     "a deep header": (10**5 + 8).to_bytes(8, "little") + b'{"a":' + b"[" * 10**5,
     "an unknown type of numbers": header(
-        {"checkpoint_version": "1"}, {"a": {"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]}}
+        {"checkpoint_version": "2"}, {"a": {"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]}}
     ),
     "a huge array": header(
-        {"checkpoint_version": "1"}, {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 0]}}
+        {"checkpoint_version": "2"}, {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 0]}}
     ),
     "a model": save({"hidden.weight": np.zeros(3)}, metadata={"zero_one": "0.5"}),
-    "another version": header({"checkpoint_version": "2", "state": "{}", "crc32": "0"}),
+    "another version": header({"checkpoint_version": "1", "state": "{}", "crc32": "0"}),
     "no state": header({"checkpoint_version": "1", "crc32": "00000000"}),
     "a surrogate": header({"checkpoint_version": "1", "crc32": "00000000", "state": "\ud800"}),
 }
@@ -145,14 +145,14 @@ def test_what_is_no_checkpoint_is_refused(content: bytes) -> None:
 
 
 def test_the_version_is_told_before_anything_else_is_looked_at() -> None:
-    with pytest.raises(ArtifactError, match="it is of version '2', and we read '1'"):
+    with pytest.raises(ArtifactError, match="it is of version '1', and we read '2'"):
         TrialCheckpoint.from_bytes(HOSTILE["another version"])
 
 
 def forged(state: str) -> bytes:
     """A file with a right checksum."""
     arrays = dict(SMALL.arrays)
-    return save(arrays, metadata={"checkpoint_version": "1", "state": state, "crc32": _checksum(state, arrays)})
+    return save(arrays, metadata={"checkpoint_version": "2", "state": state, "crc32": _checksum(state, arrays)})
 
 
 def state_of(content: bytes) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
+from hpsearch.search.significance import critical_gains
 from hpsearch.settings import TrialSettings
 from hpsearch.training import lane_steps
 from hpsearch.training.captured_step import CapturedStep, CapturedValidation
 from hpsearch.training.checkpoint import TrialCheckpoint
+from hpsearch.training.correctness import ReferenceTest
 from hpsearch.training.lanes import Cohort, CohortShape
 from hpsearch.training.reference import train_trial
 
@@ -64,13 +66,13 @@ class Service:
         self.workers = workers
         self.saved: dict[int, bytes] = {}
         self.curves: list[list[EpochReport]] = [[] for _ in trials]
-        self.bests: dict[int, dict[str, np.ndarray]] = {}
+        self.bests: dict[int, tuple[dict[str, np.ndarray], np.ndarray]] = {}
 
     def happen(self, worker: Cohort, event: str, trial: int) -> None:
         if event == "train":
             for key, report in worker.train_epoch().items():
                 self.curves[int(str(key))].append(report)
-                self.bests[int(str(key))] = worker.best_parameters(key)
+                self.bests[int(str(key))] = worker.best_parameters(key), worker.best_correct(key)
         elif event == "take" and not any(trial in other.keys for other in self.workers):
             self.take(worker, trial)
         elif event in ("interrupt", "save") and trial in worker.keys:
@@ -141,7 +143,7 @@ def _captured_cohorts(
 
     def state() -> list[Tensor]:
         stacks = [cohort._stack for cohort in cohorts]
-        return [t for stack in stacks for part in (stack.parameters, stack.optimizer_state) for t in part.values()]
+        return [tensor for stack in stacks for tensors in stack._tensors() for tensor in tensors.values()]
 
     def captured(*arguments: Any) -> CapturedStep:
         step = lane_steps.build_step(*arguments)
@@ -151,13 +153,20 @@ def _captured_cohorts(
 
     patch.setattr("hpsearch.training.lanes.build_step", captured)
     for _ in range(2):
-        cohorts.append(Cohort(CohortShape.of(settings), data, CPU, 4, dtype=torch.float64))
-        cohorts[-1]._captured_validation = CapturedValidation(capture=frozen_replay(list))
+        cohorts.append(Cohort(CohortShape.of(settings), data, CPU, 4, _reference_test(data), dtype=torch.float64))
+        cohorts[-1]._captured_validation = CapturedValidation(capture=frozen_replay(state))
     return cohorts
 
 
+def _reference_test(data: ResidentData) -> ReferenceTest:
+    return ReferenceTest(level=0.05, critical_gains=critical_gains(len(data.validation_labels), 0.05))
+
+
 def _assert_uninterrupted(
-    settings: TrialSettings, data: ResidentData, curve: list[EpochReport], best: dict[str, np.ndarray]
+    settings: TrialSettings,
+    data: ResidentData,
+    curve: list[EpochReport],
+    best: tuple[dict[str, np.ndarray], np.ndarray],
 ) -> None:
     expected = train_trial(
         settings,
@@ -165,6 +174,7 @@ def _assert_uninterrupted(
         device=CPU,
         validations_every=4,
         should_stop=lambda report: report.epoch >= len(curve),
+        reference_test=_reference_test(data),
         dtype=torch.float64,
     )
     assert [report.epoch for report in curve] == [report.epoch for report in expected.reports]
@@ -174,5 +184,8 @@ def _assert_uninterrupted(
         assert [v.iteration for v in report.validations] == [v.iteration for v in other.validations]
         assert [v.zero_one for v in report.validations] == [v.zero_one for v in other.validations]
         assert [v.nll for v in report.validations] == pytest.approx([v.nll for v in other.validations], rel=1e-6)
-    for name, value in best.items():
+        assert [(v.gained, v.lost) for v in report.validations] == [(v.gained, v.lost) for v in other.validations]
+    parameters, correct = best
+    assert np.array_equal(correct, expected.best_correct)
+    for name, value in parameters.items():
         np.testing.assert_allclose(value, expected.best_parameters[name], rtol=1e-5, atol=1e-8)

@@ -11,7 +11,7 @@ from torch import Tensor
 from hpsearch.data.resident import ResidentData
 from hpsearch.settings import ModelSettings
 from hpsearch.training import evaluation
-from hpsearch.training.evaluation import validate, validate_lanes
+from hpsearch.training.evaluation import validate, validate_images, validate_lanes
 from hpsearch.training.losses import mean_nll, zero_one_loss
 from hpsearch.training.network import Network
 from hpsearch.training.networks import build_network
@@ -37,7 +37,7 @@ def test_slices_add_up_to_the_losses_of_the_whole_set(
     parameters = drawn(network, 3)
     monkeypatch.setattr(evaluation, "SLICE_FLOATS", rows * network.widest_activation)
 
-    zero_one, nll = validate_lanes(network, parameters, data)
+    zero_one, nll, correct = validate_lanes(network, parameters, data)
 
     for lane in range(3):
         own = {name: value[lane] for name, value in parameters.items()}
@@ -47,6 +47,11 @@ def test_slices_add_up_to_the_losses_of_the_whole_set(
         assert one.zero_one == float(zero_one[lane]) == float(zero_one_loss(logits, data.validation_labels))
         assert one.nll == pytest.approx(float(mean_nll(logits, data.validation_labels)), rel=1e-12)
         assert one.nll == pytest.approx(float(nll[lane]), rel=1e-12)
+        expected = logits.argmax(dim=-1) == data.validation_labels
+        assert torch.equal(correct[lane], expected)
+        again, own_correct = validate_images(network, own, data, iteration=17)
+        assert again == one
+        assert torch.equal(own_correct, expected)
 
 
 def test_memory_is_bounded_even_where_one_image_is_wider_than_a_slice(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,10 @@ import torch
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import InputError
-from hpsearch.settings import TrialSettings
+from hpsearch.search.significance import critical_gains
+from hpsearch.search.stopping import SignificancePatience, stopping_rule
+from hpsearch.settings import StoppingSettings, TrialSettings
+from hpsearch.training.correctness import ReferenceTest
 from hpsearch.training.dense_step import BLOCK_ROWS
 from hpsearch.training.evaluation import validate
 from hpsearch.training.lanes import Cohort, CohortShape
@@ -45,6 +49,10 @@ def _blocks_of_two_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BLOCK_ROWS, "cpu", 45)
 
 
+def reference_test(data: ResidentData, level: float = 0.05) -> ReferenceTest:
+    return ReferenceTest(level=level, critical_gains=critical_gains(len(data.validation_labels), level))
+
+
 def cohort_of(
     settings: dict[str, TrialSettings],
     data: ResidentData,
@@ -53,7 +61,7 @@ def cohort_of(
     **options: object,
 ) -> Cohort:
     first = next(iter(settings.values()))
-    options = {"dtype": torch.float64} | options
+    options = {"dtype": torch.float64, "reference_test": reference_test(data)} | options
     cohort = Cohort(CohortShape.of(first), data, data.validation_images.device, every, **options)
     for key, one in settings.items():
         cohort.admit(key, one)
@@ -76,6 +84,7 @@ def reference(
     *,
     every: int = VALIDATIONS_EVERY,
     dtype: torch.dtype = torch.float64,
+    test: ReferenceTest | None = None,
 ) -> TrialResult:
     return train_trial(
         settings,
@@ -83,6 +92,7 @@ def reference(
         device=data.validation_images.device,
         validations_every=every,
         should_stop=lambda report: report.epoch >= num_epochs,
+        reference_test=test or reference_test(data),
         dtype=dtype,
     )
 
@@ -107,6 +117,8 @@ def assert_same_curve(
         for mine, its in zip(one.validations, other.validations, strict=True):
             assert mine.zero_one == pytest.approx(its.zero_one, rel=0, abs=zero_one)
             assert mine.nll == pytest.approx(its.nll, rel=nll)
+            if not zero_one:
+                assert (mine.gained, mine.lost) == (its.gained, its.lost)
 
 
 @pytest.fixture
@@ -158,6 +170,8 @@ def test_lanes_equal_the_reference(resident: Build, three: Three, family: str, o
             assert (best.iteration, best.zero_one) == (expected.best.iteration, expected.best.zero_one)
             for name, value in cohort.best_parameters(key).items():
                 np.testing.assert_allclose(value, expected.best_parameters[name], rtol=1e-7, atol=1e-9)
+            assert np.array_equal(cohort.best_correct(key), expected.best_correct)
+            assert best.zero_one == (~cohort.best_correct(key)).mean()
     if schedule != "constant":
         assert any(len({report.learning_rate for report in curve}) > 1 for curve in curves.values())
 
@@ -507,3 +521,83 @@ def test_lanes_on_a_gpu_equal_the_reference_on_the_cpu(
 
     for key, one in settings.items():
         assert_same_curve(curves[key], list(reference(one, resident(), 3).reports))
+
+
+# Significance
+
+
+def moves(curve: list[EpochReport], settings: TrialSettings, data: ResidentData, level: float) -> tuple[int, int]:
+    """How often a new best was significant and how often it was not, as the rule sees it: with numbers only."""
+    stopping = StoppingSettings(rule="significance", significance_level=level, patience=10**9)
+    rule = stopping_rule(stopping, num_minibatches=data.num_minibatches(settings.training.batch_size))
+    assert isinstance(rule, SignificancePatience)
+    num_significant, num_chance = 0, 0
+    for report in curve:
+        for validation in report.validations:
+            best, reference = rule.best, rule.reference_iteration
+            rule.observe(replace(report, validations=(validation,)))
+            if rule.best != best:
+                num_significant += rule.reference_iteration != reference
+                num_chance += rule.reference_iteration == reference
+    return num_significant, num_chance
+
+
+@pytest.mark.parametrize("level", [0.2, 0.01])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gains_are_counted_against_the_reference_that_the_rule_believes_in(
+    resident: Build, three: Three, family: str, level: float
+) -> None:
+    """Device and rule decide each for itself when the reference moves: the counts would differ if they disagreed."""
+    data = resident()
+    test = reference_test(data, level)
+    settings = three(family, learning_rate=0.03 if family == "logistic" else 0.2)
+    cohort = cohort_of(settings, data, reference_test=test)
+    curves = train(cohort, 8)
+
+    all_moves = []
+    for key, one in settings.items():
+        expected = reference(one, data, 8, test=test)
+        assert_same_curve(curves[key], list(expected.reports))
+        assert_counts_are_of_the_rules_reference(one, curves[key], data, level)
+        all_moves.append(moves(curves[key], one, data, level))
+    assert any(significant > 1 for significant, _ in all_moves)
+    assert any(chance for _, chance in all_moves)
+
+
+def assert_counts_are_of_the_rules_reference(
+    settings: TrialSettings, curve: list[EpochReport], data: ResidentData, level: float
+) -> None:
+    """Gains less losses are the difference in errors to the reference of the rule."""
+    stopping = StoppingSettings(rule="significance", significance_level=level, patience=10**9)
+    rule = stopping_rule(stopping, num_minibatches=data.num_minibatches(settings.training.batch_size))
+    assert isinstance(rule, SignificancePatience)
+    num_images = len(data.validation_labels)
+    right = {0: 0}
+    for report in curve:
+        for validation in report.validations:
+            right[validation.iteration] = num_images - round(validation.zero_one * num_images)
+            assert validation.gained is not None
+            assert validation.lost is not None
+            gain = right[validation.iteration] - right[rule.reference_iteration]
+            assert validation.gained - validation.lost == gain
+            rule.observe(replace(report, validations=(validation,)))
+
+
+def test_without_a_test_nothing_is_compared(resident: Build, trial: Trial) -> None:
+    data = resident()
+    curve = train(cohort_of({"a": trial()}, data, reference_test=None), 1)["a"]
+
+    assert [(v.gained, v.lost) for v in curve[0].validations] == [(None, None)] * 2
+    compared = train(cohort_of({"a": trial()}, data), 1)["a"]
+    assert [(v.zero_one, v.nll) for v in compared[0].validations] == [(v.zero_one, v.nll) for v in curve[0].validations]
+
+
+def test_what_the_best_is_right_on_is_a_copy_and_needs_a_best(resident: Build, trial: Trial) -> None:
+    cohort = cohort_of({"a": trial()}, resident())
+    with pytest.raises(KeyError, match="'a' has no finite validation yet"):
+        cohort.best_correct("a")
+    train(cohort, 1)
+    cohort.best_correct("a")[:] = False
+    assert cohort.best_correct("a").any()
+    with pytest.raises(KeyError, match="'b' is in no lane"):
+        cohort.best_correct("b")

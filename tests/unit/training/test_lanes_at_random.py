@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
+from hpsearch.search.significance import critical_gains
 from hpsearch.settings import TrialSettings
 from hpsearch.training import lane_steps
 from hpsearch.training.captured_step import CapturedStep, CapturedValidation
+from hpsearch.training.correctness import ReferenceTest
 from hpsearch.training.lanes import Cohort, CohortShape
 from hpsearch.training.reference import TrialResult, train_trial
 
@@ -84,30 +87,29 @@ def test_every_trial_of_a_random_study_has_its_own_curve(
             step = lane_steps.AutogradStep(network=step.network, optimizer=step.optimizer)
         return CapturedStep(
             step=step,
-            capture=frozen_replay(
-                lambda: [*cohort._stack.parameters.values(), *cohort._stack.optimizer_state.values()]
-            ),
+            capture=frozen_replay(lambda: _state(cohort)),
         )
 
     monkeypatch.setattr("hpsearch.training.lanes.build_step", captured)
     data = resident(max_resident_bytes=study.max_resident_bytes)
     first = study.next_trial()
-    cohort = Cohort(CohortShape.of(first), data, CPU, study.validations_every, dtype=torch.float64)
-    cohort._captured_validation = CapturedValidation(capture=frozen_replay(list))
+    test = _reference_test(data)
+    cohort = Cohort(CohortShape.of(first), data, CPU, study.validations_every, test, dtype=torch.float64)
+    cohort._captured_validation = CapturedValidation(capture=frozen_replay(lambda: _state(cohort)))
     trials: list[TrialSettings] = []
     curves: dict[int, list[EpochReport]] = {}
     bests = {}
     for _ in range(6):
         for key in cohort.keys:
             if study.random.random() < 0.25:
-                bests[key] = cohort.best_parameters(key)
+                bests[key] = cohort.best_parameters(key), cohort.best_correct(key)
                 cohort.release(key)
         for _ in range(study.random.choice([0, 1, 1, 2])):
             trials.append(study.next_trial())
             cohort.admit(len(trials) - 1, trials[-1])
         for key, report in cohort.train_epoch().items():
             curves.setdefault(int(str(key)), []).append(report)
-    bests |= {key: cohort.best_parameters(key) for key in cohort.keys}
+    bests |= {key: (cohort.best_parameters(key), cohort.best_correct(key)) for key in cohort.keys}
 
     assert curves
     for key, curve in curves.items():
@@ -115,8 +117,19 @@ def test_every_trial_of_a_random_study_has_its_own_curve(
         assert [r.train_nll for r in curve] == pytest.approx([r.train_nll for r in expected.reports], rel=1e-6)
         for report, other in zip(curve, expected.reports, strict=True):
             assert [v.nll for v in report.validations] == pytest.approx([v.nll for v in other.validations], rel=1e-6)
-        for name, value in bests[key].items():
+            assert [(v.gained, v.lost) for v in report.validations] == [(v.gained, v.lost) for v in other.validations]
+        parameters, correct = bests[key]
+        assert np.array_equal(correct, expected.best_correct)
+        for name, value in parameters.items():
             np.testing.assert_allclose(value, expected.best_parameters[name], rtol=1e-5, atol=1e-8)
+
+
+def _reference_test(data: ResidentData) -> ReferenceTest:
+    return ReferenceTest(level=0.05, critical_gains=critical_gains(len(data.validation_labels), 0.05))
+
+
+def _state(cohort: Cohort) -> list[Tensor]:
+    return [tensor for tensors in cohort._stack._tensors() for tensor in tensors.values()]
 
 
 def _alone(settings: TrialSettings, data: ResidentData, validations_every: int, *, num_epochs: int) -> TrialResult:
@@ -126,5 +139,6 @@ def _alone(settings: TrialSettings, data: ResidentData, validations_every: int, 
         device=CPU,
         validations_every=validations_every,
         should_stop=lambda report: report.epoch >= num_epochs,
+        reference_test=_reference_test(data),
         dtype=torch.float64,
     )

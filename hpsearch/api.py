@@ -1,0 +1,295 @@
+"""The Python API: run a study, look at it, or take it as a plain Optuna objective. See docs/python-api.md.
+
+    import hpsearch
+
+    study = hpsearch.run("studies/mlp.toml", workers=2)
+    study.trials_dataframe()
+
+`import hpsearch` brings these names lazily: what they need takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_safetensors
+
+from hpsearch.cli.launch_view import TerminalListener
+from hpsearch.errors import InputError
+from hpsearch.results.data_frame import curves_frame, trials_frame
+from hpsearch.results.export import MODEL_SUFFIX, choose_format, export_best, export_model, write_export
+from hpsearch.results.report import write_report
+from hpsearch.results.stored_parameters import read_parameters
+from hpsearch.results.summary import StudySummary, TrialSummary, read_summary
+from hpsearch.service.artifacts import open_artifacts
+from hpsearch.service.database import Database
+from hpsearch.service.lane_choice import MAX_LANES
+from hpsearch.service.launch import (
+    LaunchListener,
+    LaunchOptions,
+    artifact_place,
+    check_launch,
+    open_storage,
+    train_study,
+)
+from hpsearch.service.objective import Objective
+from hpsearch.service.progress import Progress
+from hpsearch.service.registry import StoredStudy, load_study
+from hpsearch.study import StudyDefinition, load_definition, parse_definition
+
+__all__ = ["Definition", "Objective", "Progress", "Study", "load", "objective", "run"]
+
+Definition = StudyDefinition | Mapping[str, Any] | str | os.PathLike[str]  # itself, its document, or a file's path
+MAX_WORKERS = 256
+
+
+def run(
+    definition: Definition,
+    *,
+    workers: int | None = None,
+    lanes: int | Literal["auto"] = "auto",
+    device: str = "auto",
+    storage: str | None = None,
+    artifacts: str | os.PathLike[str] | None = None,
+    progress: bool | Callable[[Progress], None] = True,
+) -> Study:
+    """Create a study or take it up again, train it with worker processes of this machine, and return it.
+
+    As `hpsearch run` does. It returns when the study is finished; Ctrl-C (in a notebook: interrupting the kernel)
+    leaves a study that the same call resumes. Signal handlers of this process stay as they are.
+
+    Args:
+        workers: None: one per GPU, or one.
+        lanes: trials that a worker trains at once; `auto`: as many as pay.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        storage: URL of a PostgreSQL; None: what HPSEARCH_STORAGE names, else the embedded one.
+        artifacts: folder or s3://BUCKET/PREFIX; None: what HPSEARCH_ARTIFACTS names, else a folder in hpsearch's home.
+        progress: show it on stderr; or a function that is told it about once a second.
+    Raises:
+        HpsearchError: the definition, the data, the storage or the device does not suit, or workers keep dying.
+        UncountedPointsError: the study has ended, but points were given up; `load` still gives it.
+        KeyboardInterrupt: passed on when the workers have given their trials back.
+    """
+    definition = _read_definition(definition)
+    _check_numbers(workers, lanes)
+    storage = _storage(storage)
+    options = LaunchOptions(
+        storage=storage, artifacts=_artifacts(artifacts), workers=workers, device=device, lanes=str(lanes)
+    )
+    launch = check_launch(options)
+    with open_storage(storage) as database:
+        stored = train_study(database, definition, launch, _listener(progress))
+        read_summary(database, stored.name).require_all_counted()
+    return Study(stored, storage=storage, artifacts=launch.artifacts)
+
+
+def load(name: str, storage: str | None = None, *, artifacts: str | os.PathLike[str] | None = None) -> Study:
+    """A study that is in the database, finished or not.
+
+    Args:
+        storage, artifacts: as for `run`.
+    Raises:
+        StudyNotFoundError: no such study; the hint names those that are there.
+    """
+    storage = _storage(storage)
+    with open_storage(storage) as database:
+        stored = load_study(database, name)
+    return Study(stored, storage=storage, artifacts=artifact_place(_artifacts(artifacts)))
+
+
+def objective(definition: Definition, *, device: str = "auto") -> Objective:
+    """A plain Optuna objective for `study.optimize`, with any sampler, pruner and storage of yours.
+
+    It draws the dimensions of `[search]`, trains one trial in this process, reports the validation zero-one loss after
+    every epoch, lets the study's pruner decide, and returns the best one. The data is read here and now.
+
+    Raises:
+        HpsearchError: as the definition, the data or the device does not suit.
+    """
+    return Objective(_read_definition(definition), device=device)
+
+
+class Study:
+    """A study in the database. Everything but its name and definition is read anew at each call.
+
+    Each call connects for itself, and so starts and stops the embedded PostgreSQL if nobody else uses it. In a `with`
+    block, and after `optuna_study`, the connection stays open: until the block's end, `close`, or the process's end.
+    Not safe for threads.
+    """
+
+    def __init__(self, stored: StoredStudy, *, storage: str | None, artifacts: str) -> None:
+        """Use `run` or `load`."""
+        self._stored = stored
+        self._storage = storage
+        self._artifacts = artifacts
+        self._database: Database | None = None
+        self._connection = contextlib.ExitStack()
+
+    @property
+    def name(self) -> str:
+        return self._stored.name
+
+    @property
+    def definition(self) -> StudyDefinition:
+        """As it was when this object was made; a study can be widened later."""
+        return self._stored.definition
+
+    @property
+    def summary(self) -> StudySummary:
+        """All trials as of now, best first, without their curves."""
+        with self._open() as database:
+            return read_summary(database, self.name)
+
+    @property
+    def best(self) -> TrialSummary:
+        """The best complete trial as of now. Raises NothingCompleteError if there is none."""
+        return self.summary.require_best()
+
+    def best_parameters(self) -> dict[str, NDArray[np.generic]]:
+        """The best trial's network at its best validation: arrays by name.
+
+        Raises:
+            NothingCompleteError: no trial is complete.
+            ArtifactError: the file is not in the artifacts, or damaged.
+        """
+        artifacts = open_artifacts(self._artifacts, is_read_only=True)
+        summary = self.summary
+        arrays: dict[str, NDArray[np.generic]] = load_safetensors(
+            read_parameters(summary.study, summary.require_best(), artifacts)
+        )
+        return arrays
+
+    def trials_dataframe(self) -> Any:
+        """All trials, best first, as a pandas.DataFrame; its columns: docs/python-api.md.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return trials_frame(self.summary)
+
+    def curves_dataframe(self) -> Any:
+        """All epochs of all trials as a pandas.DataFrame; its columns: docs/python-api.md.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        with self._open() as database:
+            summary = read_summary(database, self.name, with_curves=True)
+        return curves_frame(summary)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the best point with its evidence (.json, .toml, .yaml, .env) or its parameters (.safetensors).
+
+        Raises:
+            InputError: no format goes by the file's name.
+            NothingCompleteError: no trial is complete.
+            ArtifactError: the file cannot be written, or the parameters cannot be read.
+        """
+        path = Path(path)
+        if path.suffix.lower() == MODEL_SUFFIX:
+            export_model(self.summary, open_artifacts(self._artifacts, is_read_only=True), path)
+        else:
+            export_format = choose_format(None, path)
+            write_export(export_best(self.summary), path, export_format)
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write the HTML report, one self-contained file.
+
+        Raises:
+            NothingCompleteError: no trial is complete.
+            ArtifactError: the file cannot be written.
+        """
+        with self._open() as database:
+            write_report(database, self.name, Path(path))
+
+    def optuna_study(self) -> optuna.Study:
+        """The study as plain Optuna reads it, for its own plots and tables.
+
+        The connection stays open for it; close this object only when you are done with that one. Its trials belong to
+        the workers: to add or change some is not what it is for.
+        """
+        return self._keep_open().load_study(self.name)
+
+    def close(self) -> None:
+        """End the connection that a `with` block or `optuna_study` keeps open. Safe to call again."""
+        self._database = None
+        self._connection.close()
+
+    def __enter__(self) -> Study:
+        self._keep_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<hpsearch.Study {self.name!r}>"
+
+    def _keep_open(self) -> Database:
+        if self._database is None:
+            self._database = self._connection.enter_context(open_storage(self._storage))
+        return self._database
+
+    def _open(self) -> AbstractContextManager[Database]:
+        return open_storage(self._storage) if self._database is None else contextlib.nullcontext(self._database)
+
+
+class _CallbackListener(LaunchListener):
+    """Tells a function of the user's, and nobody else."""
+
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+        self._on_progress = on_progress
+
+    @contextlib.contextmanager
+    def training(self, study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
+        yield self._on_progress
+
+
+def _listener(progress: bool | Callable[[Progress], None]) -> LaunchListener:
+    if callable(progress):
+        return _CallbackListener(progress)
+    return TerminalListener() if progress else LaunchListener()
+
+
+def _read_definition(definition: Definition) -> StudyDefinition:
+    match definition:
+        case StudyDefinition():
+            return definition
+        case str() | os.PathLike():
+            return load_definition(Path(definition))
+        case Mapping():
+            return parse_definition(dict(definition), source="the definition")
+    raise InputError(
+        f"definition must be a StudyDefinition, a dict or a path, got {type(definition).__name__}",
+        hint='hpsearch.run("study.toml"), or hpsearch.run({"name": "mine", "search": {...}})',
+    )
+
+
+def _check_numbers(workers: int | None, lanes: int | str) -> None:
+    if workers is not None and not (_is_number(workers) and 1 <= workers <= MAX_WORKERS):
+        raise InputError(f"workers must be None or a whole number from 1 to {MAX_WORKERS}, got {workers!r}")
+    if lanes != "auto" and not (_is_number(lanes) and 1 <= int(lanes) <= MAX_LANES):
+        raise InputError(f"lanes must be 'auto' or a whole number from 1 to {MAX_LANES}, got {lanes!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _storage(url: str | None) -> str | None:
+    return url or os.environ.get("HPSEARCH_STORAGE") or None
+
+
+def _artifacts(place: str | os.PathLike[str] | None) -> str | None:
+    return os.environ.get("HPSEARCH_ARTIFACTS") or None if place is None else os.fspath(place)

@@ -1,0 +1,153 @@
+"""`hpsearch confirm STUDY`: the best points again over fresh seeds, and which of them to take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hpsearch.cli import options
+from hpsearch.cli.launch_view import TerminalListener
+from hpsearch.cli.notice import say
+from hpsearch.cli.progress_view import download_progress
+from hpsearch.cli.run_commands import end_like_ctrl_c
+from hpsearch.cli.tables import NOT_A_TERMINAL_WIDTH, format_value, print_json
+from hpsearch.data.catalog import DataLocations
+from hpsearch.results.confirm import read_confirmation
+from hpsearch.results.confirm_plan import ConfirmPlan, plan_confirmation, prepare_confirmation
+from hpsearch.results.confirmation import Confirmation
+from hpsearch.results.summary import describe_counts
+from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS
+from hpsearch.service.database import Database
+from hpsearch.service.launch import LaunchOptions, check_launch, train_study
+from hpsearch.service.watchdog import DEFAULT_STALL_SECONDS
+
+
+def confirm(
+    study: options.StudyName,
+    top: Annotated[int, typer.Option(min=1, help="How many of the best points, each set of parameters once.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Fresh seeds for each; called again with more, it adds what is missing.")
+    ] = 10,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", show_default="STUDY-confirm", help="Of the companion study with these trials."),
+    ] = None,
+    workers: options.Workers = None,
+    device: options.Device = "auto",
+    lanes: options.Lanes = "auto",
+    storage: options.Storage = None,
+    artifacts: options.Artifacts = None,
+    on: options.On = None,
+    wait_for_gpu: options.WaitForGpu = True,
+    share_gpu: options.ShareGpu = False,
+    checkpoint_seconds: options.CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS,
+    stall_seconds: options.StallSeconds = DEFAULT_STALL_SECONDS,
+    metrics: options.Metrics = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train the best points again over fresh seeds, compare them, and pick the simplest of those that are tied.
+
+    The trainings are trials of a companion study, which `hpsearch worker STUDY-confirm` joins from anywhere. Ctrl-C
+    leaves one that the same command resumes.
+    """
+    end_like_ctrl_c()
+    options.parse_lanes(lanes)
+    launch = check_launch(
+        LaunchOptions(
+            storage=storage,
+            artifacts=artifacts,
+            workers=workers,
+            device=device,
+            lanes=lanes,
+            on=on,
+            waits_for_gpu=wait_for_gpu,
+            shares_gpu=share_gpu,
+            checkpoint_seconds=checkpoint_seconds,
+            stall_seconds=stall_seconds,
+            metrics=options.parse_metrics(metrics),
+        )
+    )
+    with options.open_storage(storage) as database:
+        plan = plan_confirmation(database, study, top=top, num_seeds=seeds, name=name)
+        _prepare(database, plan, top)
+        train_study(database, plan.definition, launch, TerminalListener())
+        confirmation = read_confirmation(database, study)
+    assert confirmation is not None, "it has just been prepared"
+    if as_json:
+        print_json(confirmation.as_json())
+    else:
+        print_confirmation(confirmation)
+    confirmation.companion.require_all_counted()
+
+
+def print_confirmation(confirmation: Confirmation) -> None:
+    """A table of the configurations, best first, with what one must know beside it and the conclusion."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=NOT_A_TERMINAL_WIDTH)
+    console.print(Text(f"study {confirmation.study}, confirmed in {confirmation.companion.name}"))
+    console.print(_table(confirmation))
+    conclusion = confirmation.conclusion()
+    lines = [f"note: {note}" for note in confirmation.notes] + ([conclusion] if conclusion else [])
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+def _table(confirmation: Confirmation) -> Table:
+    numbers, chosen = confirmation.order(), confirmation.chosen
+    names = confirmation.parameter_names
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("", *names, "search", "mean +- sd", "95 % interval", "worse by (95 %, all at once)"):
+        table.add_column(Text(heading), justify="right")
+    table.add_column("tied")
+    for heading in ("parameters", "epochs", "seeds"):
+        table.add_column(heading, justify="right")
+    for number, index in enumerate(numbers, start=1):
+        is_chosen = chosen is not None and confirmation.configurations[index] is chosen.configuration
+        table.add_row(*_cells(confirmation, index, number, names), style="bold" if is_chosen else None)
+    return table
+
+
+def _cells(confirmation: Confirmation, index: int, number: int, names: Sequence[str]) -> list[Text]:
+    configuration = confirmation.configurations[index]
+    mean, difference = confirmation.mean_of(index), confirmation.difference_of(index)
+    told = [format_value(configuration.parameters.get(name)) for name in names]
+    told.append("-" if configuration.search_error is None else f"{configuration.search_error:.2%}")
+    if mean is None or difference is None:
+        told += ["-"] * 4
+    else:
+        told.append(f"{mean.mean:.2%}" + ("" if mean.deviation is None else f" +- {100 * mean.deviation:.2f}"))
+        told.append(_interval(mean.interval))
+        is_winner = index == confirmation.winner
+        told.append("" if is_winner else f"{difference.value:.2%} ({_interval(difference.interval)})")
+        told.append("yes" if index in confirmation.tied else "no")
+    told.append(f"{configuration.num_parameters:,}")
+    told.append("-" if configuration.num_epochs is None else f"{configuration.num_epochs:.1f}")
+    told.append(f"{len(configuration.trials)} of {configuration.num_seeds}")
+    return [Text(str(number)), *map(Text, told)]
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.2f} to {interval[1]:.2%}"
+
+
+def _prepare(database: Database, plan: ConfirmPlan, top: int) -> None:
+    """Say what will be done, and bring the companion study to what it shall be."""
+    points = plan.search.points
+    if points.unfinished:
+        say(f"the search is not finished: {describe_counts(points)}; its best points may still change")
+    if plan.num_configurations < top:
+        found = "1 point" if plan.num_configurations == 1 else f"{plan.num_configurations} different points"
+        say(f"--top {top}: the search has only {found} that are complete")
+    say(
+        f"confirming study {plan.search.name!r} as {plan.definition.name!r}: {plan.num_configurations} points with "
+        f"{plan.num_seeds} seeds each, {plan.num_added} of {plan.definition.num_points} trainings are new"
+    )
+    with download_progress() as progress:
+        prepare_confirmation(database, plan, locations=DataLocations.from_environment(), progress=progress)

@@ -1,0 +1,78 @@
+"""`hpsearch test STUDY`: open the vault, once, and tell the error on the test images."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from hpsearch.cli import options
+from hpsearch.cli.notice import say
+from hpsearch.cli.progress_view import download_progress
+from hpsearch.cli.tables import print_json, print_opening
+from hpsearch.results.chosen_point import Selection
+from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.results.vault import VaultRequest, open_vault
+from hpsearch.results.vault_ledger import VaultRecord
+from hpsearch.service.artifacts import open_artifacts
+from hpsearch.service.device_pin import PinRules
+from hpsearch.service.launch import threads_per_worker
+
+
+def open_test_set(
+    study: options.StudyName,
+    point: Annotated[
+        Selection | None,
+        typer.Option(
+            show_default="confirmed if there is a confirmation, else best",
+            help="Which point is evaluated: the search's best, or the one that `hpsearch confirm` chose.",
+        ),
+    ] = None,
+    retrain: Annotated[
+        bool,
+        typer.Option("--retrain", help="Train the point again, with its own seed, in place of its stored parameters."),
+    ] = False,
+    again: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REASON",
+            show_default=False,
+            help="Open it once more; the reason and both numbers stand in every report from then on.",
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    storage: options.Storage = None,
+    artifacts: options.Artifacts = None,
+    wait_for_gpu: options.WaitForGpu = True,
+    share_gpu: options.ShareGpu = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Open the test set, once per study: the chosen point's error on images that nothing was selected on."""
+    request = VaultRequest(
+        selection=point,
+        is_retrained=retrain,
+        reason=again,
+        device=device,
+        pin_rules=PinRules(waits=wait_for_gpu, is_shared=share_gpu),
+        threads=threads_per_worker(1),
+    )
+    kept = open_artifacts(options.artifacts_in(artifacts), is_read_only=True)
+    with options.open_storage(storage) as database:
+        record = open_vault(database, study, kept, request, show_download=download_progress, tell=say)
+        summary = read_summary(database, study)
+    if as_json:
+        print_json(opening_as_json(record, summary))
+    else:
+        print_opening(record, summary)
+
+
+def opening_as_json(record: VaultRecord, summary: StudySummary) -> dict[str, Any]:
+    """What `hpsearch test --json` prints: the study's name, the opening, and all openings, this one included."""
+    openings = [each.as_json() for each in summary.openings]
+    earlier = [each.as_json() for each in summary.earlier_openings]
+    return {
+        "study": record.study_name,
+        **record.as_json(),
+        "test_openings": openings,
+        "earlier_test_openings": earlier,
+    }

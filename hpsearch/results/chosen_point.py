@@ -1,0 +1,83 @@
+"""Which point a study has chosen in the end: the search's best, or the one that its confirmation picked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hpsearch.errors import InputError
+from hpsearch.results.companions import confirmations
+from hpsearch.results.confirm import read_confirmation
+from hpsearch.results.confirmation import Confirmation
+from hpsearch.results.summary import StudySummary, TrialSummary, describe_counts
+from hpsearch.service.database import Database
+from hpsearch.service.registry import StoredStudy
+
+
+class Selection(StrEnum):
+    """How the point is chosen that the test images are for."""
+
+    BEST = "best"
+    CONFIRMED = "confirmed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenPoint:
+    """The point that the search, or its confirmation, has chosen: by its trial.
+
+    Args:
+        study: whose trial it is: the one that was searched, or the companion that confirmed it.
+    """
+
+    selection: Selection
+    study: StoredStudy
+    trial: TrialSummary
+
+
+def choose_point(database: Database, summary: StudySummary, selection: Selection | None) -> ChosenPoint:
+    """The point that the vault may be opened for.
+
+    Args:
+        selection: None: the confirmed point if somebody has asked for a confirmation, else the best one.
+    Raises:
+        NothingCompleteError: no trial is complete.
+        InputError: the search or its confirmation still goes on, there is no confirmation, it could not choose, or
+            the study is itself the confirmation of another.
+    """
+    confirms = confirmations(database).get(summary.name)
+    if confirms is not None:
+        raise InputError(
+            f"study {summary.name!r} is the confirmation of study {confirms['study']!r}, which has the test set",
+            hint=f"hpsearch test {confirms['study']}",
+        )
+    best = summary.require_best()
+    if not summary.is_finished:
+        raise InputError(
+            f"study {summary.name!r} is not finished: {describe_counts(summary.points)}",
+            hint=f"let it finish first (hpsearch worker {summary.name}): it may still choose another point",
+        )
+    confirmation = None if selection is Selection.BEST else read_confirmation(database, summary.name)
+    if confirmation is None and selection is not Selection.CONFIRMED:
+        return ChosenPoint(selection=Selection.BEST, study=summary.study, trial=best)
+    return _confirmed_point(summary, confirmation)
+
+
+def _confirmed_point(summary: StudySummary, confirmation: Confirmation | None) -> ChosenPoint:
+    if confirmation is None:
+        raise InputError(
+            f"study {summary.name!r} has not been confirmed",
+            hint=f"hpsearch confirm {summary.name}, or take the search's best point with --point best",
+        )
+    companion = confirmation.companion
+    if not companion.is_finished:
+        raise InputError(
+            f"the confirmation of study {summary.name!r} is not finished: {describe_counts(companion.points)}",
+            hint=f"let it finish first (hpsearch worker {companion.name}), or --point best to do without it",
+        )
+    chosen = confirmation.chosen
+    if chosen is None:
+        raise InputError(
+            f"the confirmation of study {summary.name!r} could not choose: {'; '.join(confirmation.notes)}",
+            hint=f"hpsearch confirm {summary.name} --seeds with a larger number, or --point best to do without it",
+        )
+    return ChosenPoint(selection=Selection.CONFIRMED, study=companion.study, trial=chosen.trial)

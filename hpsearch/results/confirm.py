@@ -1,0 +1,136 @@
+"""Read what a study's confirmation has found so far, from the database alone.
+
+confirm_plan.py says how its trials come to be; confirmation.py what is made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.trial import TrialState
+from sqlalchemy import select
+
+from hpsearch.results.companions import (
+    SEED,
+    Parameters,
+    configurations_of,
+    find_companion,
+    identity_of,
+    seeds_of,
+    without_seed,
+)
+from hpsearch.results.comparison import compare
+from hpsearch.results.confirmation import Confirmation, ConfirmedConfiguration
+from hpsearch.results.summary import StudySummary, TrialSummary, read_summary
+from hpsearch.service import tables
+from hpsearch.service.database import Database
+
+
+def read_confirmation(database: Database, study_name: str) -> Confirmation | None:
+    """What fresh seeds have told about a study's best points; None if nobody has asked for it.
+
+    Raises:
+        StudyNotFoundError: no such study.
+        InputError: not a study of hpsearch.
+    """
+    search = read_summary(database, study_name)
+    found = find_companion(database, search.study)
+    if found is None:
+        return None
+    companion = read_summary(database, found.name)
+    # After the summary: bits are written with the end of a trial, so that each complete one has them by now.
+    correctness = _read_answers(database, [trial.trial_id for trial in companion.complete])
+    return confirmation_of(search, companion, correctness, found.num_parameters)
+
+
+def confirmation_of(
+    search: StudySummary,
+    companion: StudySummary,
+    correctness: Mapping[int, NDArray[np.bool_]],
+    num_parameters: Sequence[int],
+) -> Confirmation:
+    """Bring together what was read.
+
+    Args:
+        correctness: trial id of the companion -> on which validation images it is right, [N].
+        num_parameters: of each configuration, in the order of the companion's points.
+    """
+    points = [dict(point) for point in companion.study.definition.search.points]
+    configurations = [
+        _configuration(search, companion, parameters, number, seeds_of(points), correctness)
+        for parameters, number in zip(configurations_of(points), num_parameters, strict=False)
+    ]
+    compared = tuple(i for i, configuration in enumerate(configurations) if configuration.left_out is None)
+    by_seed = [{int(t.point_parameters[SEED]): t.trial_id for t in configurations[i].trials} for i in compared]
+    seeds = tuple(seed for seed in seeds_of(points) if by_seed and all(seed in trials for trials in by_seed))
+    comparison = None
+    if seeds:
+        comparison = compare(np.array([[correctness[trials[seed]] for seed in seeds] for trials in by_seed]))
+    return Confirmation(
+        study=search.name,
+        companion=companion,
+        configurations=tuple(configurations),
+        compared=compared,
+        comparison=comparison,
+        seeds=seeds,
+    )
+
+
+def _configuration(
+    search: StudySummary,
+    companion: StudySummary,
+    parameters: Parameters,
+    num_parameters: int,
+    seeds: Sequence[int],
+    correctness: Mapping[int, NDArray[np.bool_]],
+) -> ConfirmedConfiguration:
+    reduce = search.study.definition.reduce
+    own = identity_of(parameters)
+    trials = [t for t in companion.trials if t.is_current and identity_of(without_seed(t.point_parameters)) == own]
+    complete = tuple(trial for trial in trials if trial.is_complete)
+    order = [dimension.name for dimension in search.study.definition.search.dimensions]
+    return ConfirmedConfiguration(
+        parameters={name: parameters[name] for name in order if name in parameters},
+        search_trial=next(
+            (t for t in search.complete if identity_of(without_seed(reduce(t.point_parameters))) == own), None
+        ),
+        trials=complete,
+        num_seeds=len(seeds),
+        num_parameters=num_parameters,
+        left_out=_objection(trials, complete, correctness),
+    )
+
+
+def _objection(
+    trials: Sequence[TrialSummary],
+    complete: Sequence[TrialSummary],
+    correctness: Mapping[int, NDArray[np.bool_]],
+) -> str | None:
+    """Why a configuration cannot be compared; None if it can."""
+    lost = [trial for trial in trials if trial.state is TrialState.PRUNED]
+    failed = [trial for trial in trials if trial.state is TrialState.FAIL]
+    silent = [trial for trial in complete if trial.trial_id not in correctness]
+    if lost:
+        detail = lost[0].attributes.get("stop_detail") or "no reason recorded"
+        return f"{len(lost)} of {len(trials)} seeds came to nothing (trial {lost[0].number}: {detail})"
+    if failed:
+        reason = failed[0].attributes.get("fail_reason") or "no reason recorded"
+        return f"{len(failed)} of {len(trials)} seeds were given up (trial {failed[0].number}: {reason})"
+    if silent:
+        return f"trial {silent[0].number} has no record of the images that it is right on: an older worker trained it"
+    if not complete:
+        return "no seed has ended yet"
+    return None
+
+
+def _read_answers(database: Database, trial_ids: Sequence[int]) -> dict[int, NDArray[np.bool_]]:
+    """Trial id -> whether its best parameters are right on each validation image, [N]; of those with a record of it."""
+    bits = tables.correctness.c
+    query = select(bits.trial_id, bits.num_images, bits.bits).where(bits.trial_id.in_(trial_ids))
+    rows = database.transaction(lambda connection: connection.execute(query).all())
+    return {
+        row.trial_id: np.unpackbits(np.frombuffer(row.bits, dtype=np.uint8), count=row.num_images).astype(bool)
+        for row in rows
+    }

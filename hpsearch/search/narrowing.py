@@ -1,0 +1,420 @@
+"""Coarse to fine: which points come next, from what is known so far. Plain numbers; no Optuna, no tensors, no SQL.
+
+The first round is the grid as the user wrote it: decades. Afterwards the best known point is compared with its
+neighbours, one spacing away along each axis (a pattern search: Torczon 1997, with a spacing per axis):
+
+1. Neighbours that are not known yet are tried: the best has moved, or lies on the edge of the grid, which then grows.
+2. Where two neighbours that differ little lie along different axes, the corner between them is tried: a valley may
+   run across the axes.
+3. An axis along which no neighbour differs significantly from the best is *settled*.
+4. The other axes' spacings are halved, and the best gets its new, nearer neighbours.
+5. When all are settled, the best is compared once more with what has not been compared at its place: the neighbours
+   along axes that were settled before it moved, and the other values of lists. The best points with other listed
+   values that do not differ from it get neighbours of their own. If nothing differs, the search is over.
+
+A point that is known is never given again. The next round is a function of (state, known) alone, so any number of
+workers may compute it. Source: REFERENCE section 4 (log-spaced values, narrowed later).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, final
+
+from hpsearch.search.axes import DEFAULT_FINEST, Axis, axis_of, canonical
+from hpsearch.space import Dimension, ParameterValue, Point
+
+MAX_RIVALS: Final = 3  # combinations of listed values that are narrowed beside the best one's
+
+PointKey = tuple[tuple[str, ParameterValue], ...]
+
+
+@final
+@dataclass(frozen=True)
+class KnownPoint:
+    """A point that has been tried.
+
+    Args:
+        value: lower is better; None: pruned, diverged or given up, which is worse than any value.
+        nll: breaks ties of `value`.
+        key: for the caller: a trial's id, say.
+    """
+
+    point: Point
+    value: float | None
+    nll: float | None = None
+    key: object = None
+
+
+Differ = Callable[[KnownPoint, KnownPoint], bool]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NarrowingState:
+    """What the next round needs to know besides the known points.
+
+    Args:
+        round: rounds given so far, the first one included.
+        levels: how often each axis's spacing has been halved.
+        settled: axes along which nothing differs, or whose spacing cannot be halved.
+        given: the last round's points.
+        missing: points that were given and never became known; they are not given again.
+    """
+
+    round: int = 1
+    levels: tuple[tuple[str, int], ...] = ()
+    settled: tuple[str, ...] = ()
+    given: tuple[Point, ...] = ()
+    missing: tuple[Point, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "round": self.round,
+            "levels": dict(self.levels),
+            "settled": list(self.settled),
+            "given": [dict(point) for point in self.given],
+            "missing": [dict(point) for point in self.missing],
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> NarrowingState:
+        return cls(
+            round=document["round"],
+            levels=tuple(document["levels"].items()),
+            settled=tuple(document["settled"]),
+            given=tuple(document["given"]),
+            missing=tuple(document["missing"]),
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Points to try next, the nearest to the best first; none of them is known.
+
+    Args:
+        state: for the call that follows, when these points are known.
+        reason: one line for people.
+    """
+
+    points: tuple[dict[str, ParameterValue], ...]
+    state: NarrowingState
+    reason: str
+
+
+class FinishReason(StrEnum):
+    """Why no round follows."""
+
+    SETTLED = "settled"  # the neighbours of the best no longer differ significantly from it, or cannot come nearer
+    NO_RESULT = "no-result"  # no point has a value
+    BUDGET = "budget"  # the caller's: points, epochs or hours are spent
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The search is over.
+
+    Args:
+        detail: one line for people.
+    """
+
+    reason: FinishReason
+    detail: str
+
+
+@final
+class Narrowing:
+    """The rounds of one search space.
+
+    Args:
+        dimensions: a log-spaced grid may grow up to 3 decades past its ends; a range's ends are hard; the values of
+            a list are compared, never narrowed.
+        reduce: takes away the keys that have no effect beside the others (momentum beside plain SGD), so that points
+            that mean the same are the same.
+        is_admissible: False for points that cannot be tried; they are left out.
+        finest: no spacing is halved below so many decades (of a linear range: of half its length).
+    """
+
+    def __init__(
+        self,
+        dimensions: Sequence[Dimension],
+        *,
+        reduce: Callable[[Point], Point] = dict,
+        is_admissible: Callable[[Point], bool] = lambda point: True,
+        finest: float = DEFAULT_FINEST,
+    ) -> None:
+        self.dimensions = tuple(dimensions)
+        axes = [axis_of(dimension, finest) for dimension in dimensions]
+        self.axes: tuple[Axis, ...] = tuple(axis for axis in axes if axis is not None)
+        self.listed: dict[str, tuple[ParameterValue, ...]] = {
+            dimension.name: dimension.values if axis is None else axis.listed
+            for dimension, axis in zip(dimensions, axes, strict=True)
+        }
+        self._reduce = reduce
+        self._is_admissible = is_admissible
+
+    def first_round(self, *, room: int | None = None) -> Round:
+        """The grid as the user wrote it; the last dimension varies fastest.
+
+        Args:
+            room: at most so many points.
+        """
+        points = tuple(self.grid())
+        state = NarrowingState(given=points[:room])
+        return Round(points=points[:room], state=state, reason=f"the grid's {len(points):,} points")
+
+    def next_round(
+        self, state: NarrowingState, known: Iterable[KnownPoint], differ: Differ, *, room: int | None = None
+    ) -> Round | Finished:
+        """What to try when the last round is over.
+
+        Args:
+            state: the last round's.
+            known: all points that have been tried, in the order of their trials; others than this search's own too.
+                Points of the last round that are not among them count as lost.
+            differ: whether two points with values differ significantly; symmetric.
+            room: at most so many points.
+        """
+        if room is not None and room < 1:
+            raise ValueError(f"room must be at least 1, got {room}")
+        return _Step(self, state, list(known), differ, room).next_round()
+
+    def point(self, values: Mapping[str, ParameterValue]) -> dict[str, ParameterValue] | None:
+        """These values without the keys that have no effect; None where they cannot be tried."""
+        point = self.reduced(values)
+        return point if self._is_admissible(point) else None
+
+    def reduced(self, values: Mapping[str, ParameterValue]) -> dict[str, ParameterValue]:
+        """These values without the keys that have no effect."""
+        return dict(self._reduce(values))
+
+    def grid(self) -> Iterator[dict[str, ParameterValue]]:
+        """The product of all values, as the user wrote them, each point once."""
+        seen = set()
+        for values in itertools.product(*self.listed.values()):
+            point = self.point(dict(zip(self.listed, values, strict=True)))
+            if point is not None and (key := point_key(point)) not in seen:
+                seen.add(key)
+                yield point
+
+
+@dataclass
+class _Step:
+    """One call of `next_round`: the table of what is known, and what follows from it."""
+
+    narrowing: Narrowing
+    state: NarrowingState
+    known: list[KnownPoint]
+    differ: Differ
+    room: int | None
+
+    def __post_init__(self) -> None:
+        self.table: dict[PointKey, KnownPoint] = {}
+        for known in sorted(self.known, key=_rank):  # stable: of equals, the first
+            self.table.setdefault(point_key(known.point), known)
+        lost = {point_key(point): point for point in (*self.state.missing, *self.state.given)}
+        self.missing = {key: point for key, point in lost.items() if key not in self.table}
+        self.levels = dict(self.state.levels)
+        self.settled = set(self.state.settled)
+
+    def next_round(self) -> Round | Finished:
+        if points := self._unknown(self.narrowing.grid()):
+            return self._round(points, f"{len(points):,} points of the grid that are not known")
+        if not self.table or self.best.value is None:
+            return Finished(reason=FinishReason.NO_RESULT, detail="no point has a result")
+        while True:
+            moving = [axis for axis in self._axes() if axis.name not in self.settled]
+            if points := self._unknown(self._neighbours(self.best, moving)) or self._unknown(self._corner(moving)):
+                return self._round(points, self._reason(points))
+            if moving:
+                for axis in moving:
+                    self._judge(axis)
+                continue
+            # The best may have moved since an axis was settled.
+            points = self._unknown([*self._neighbours(self.best, self._axes()), *self._other_choices()])
+            if points := points or self._unknown(self._corner(self._axes())):
+                return self._round(points, f"the best compared once more; {self._reason(points)}")
+            if points := self._unknown(itertools.chain.from_iterable(map(self._beside_rival, self._rivals()))):
+                return self._round(points, f"other choices that are as good so far; {self._reason(points)}")
+            num_halved = sum(self._judge(axis) for axis in self._axes())
+            if num_halved == 0:
+                return Finished(reason=FinishReason.SETTLED, detail=self._reason(()))
+
+    @property
+    def best(self) -> KnownPoint:
+        return next(iter(self.table.values()))
+
+    def _axes(self) -> list[Axis]:
+        return [axis for axis in self.narrowing.axes if axis.name in self.best.point]
+
+    def _judge(self, axis: Axis) -> bool:
+        """Halve the axis's spacing if a neighbour differs significantly from the best, or settle it.
+
+        Returns:
+            Whether it was halved.
+        """
+        is_halved = self._has_different_neighbour(axis) and self._can_halve(axis)
+        if is_halved:
+            self.levels[axis.name] = self.levels.get(axis.name, 0) + 1
+            self.settled.discard(axis.name)
+        else:
+            self.settled.add(axis.name)
+        return is_halved
+
+    def _has_different_neighbour(self, axis: Axis) -> bool:
+        return any(self._differs(point) for point in self._neighbours(self.best, [axis]))
+
+    def _can_halve(self, axis: Axis) -> bool:
+        is_zero = axis.is_log and self.best.point[axis.name] == 0  # there is nothing halfway to zero
+        return axis.can_halve(self.levels.get(axis.name, 0)) and not is_zero
+
+    def _differs(self, point: Point, center: KnownPoint | None = None) -> bool:
+        """Whether the point is known and differs significantly from the center, or else from the best."""
+        known = self.table.get(point_key(point))
+        return known is not None and (known.value is None or self.differ(center or self.best, known))
+
+    def _neighbours(
+        self, center: KnownPoint, axes: Sequence[Axis], levels: Mapping[str, int] | None = None
+    ) -> list[dict[str, ParameterValue]]:
+        """One spacing from the center along one of the axes."""
+        levels = self.levels if levels is None else levels
+        return [
+            point
+            for axis in axes
+            for value in self._neighbour_values(center, axis, levels.get(axis.name, 0))
+            if (point := self._with(center, axis.name, value)) is not None
+        ]
+
+    def _corner(self, axes: Sequence[Axis]) -> list[dict[str, ParameterValue]]:
+        """One spacing from the best along several axes at once, where a valley may run across them.
+
+        It lies between the better neighbours, as far as they do not differ significantly from the best.
+        """
+        values: dict[str, ParameterValue] = {}
+        for axis in axes:
+            keys = map(point_key, self._neighbours(self.best, [axis]))
+            better = min((self.table[key] for key in keys if key in self.table), key=_rank, default=None)
+            if better is not None and not self._differs(better.point):
+                values[axis.name] = better.point[axis.name]
+        point = self.narrowing.point({**self.best.point, **values}) if len(values) > 1 else None
+        return [] if point is None else [point]
+
+    def _neighbour_values(self, center: KnownPoint, axis: Axis, level: int) -> list[ParameterValue]:
+        value = center.point[axis.name]
+        assert isinstance(value, int | float)
+        if axis.is_log and value <= 0:
+            return [self._above_zero(center, axis)]
+        below, above = (axis.neighbour(value, direction, level) for direction in (-1, 1))
+        if axis.has_zero and value <= self._smallest_positive(axis):
+            zero = self._with(center, axis.name, 0 if axis.is_integer else 0.0)
+            if zero is not None and not self._differs(zero, center) and point_key(zero) not in self.missing:
+                below = zero[axis.name]
+        return [value for value in (below, above) if value is not None]
+
+    def _above_zero(self, center: KnownPoint, axis: Axis) -> ParameterValue:
+        """The smallest positive value so far; where that is significantly worse than zero, one below it."""
+        smallest = self._smallest_positive(axis)
+        nearest = self._with(center, axis.name, smallest)
+        grown = axis.neighbour(smallest, -1, 0)
+        return grown if grown is not None and nearest is not None and self._differs(nearest, center) else smallest
+
+    def _smallest_positive(self, axis: Axis) -> float:
+        values = (*axis.listed, *self._tried(axis))
+        return min(value for value in values if isinstance(value, int | float) and value > 0)
+
+    def _tried(self, axis: Axis) -> list[ParameterValue]:
+        return [known.point[axis.name] for known in self.table.values() if axis.name in known.point]
+
+    def _lists(self) -> list[str]:
+        numbers = {axis.name for axis in self.narrowing.axes}
+        return [name for name in self.narrowing.listed if name not in numbers and name in self.best.point]
+
+    def _other_choices(self) -> list[dict[str, ParameterValue]]:
+        """The best with another value of a list. Keys that come with it are those of the best point that has it."""
+        return [
+            point
+            for name in self._lists()
+            for value in self.narrowing.listed[name]
+            if (point := self._with(self.best, name, value)) is not None
+        ]
+
+    def _rivals(self) -> list[KnownPoint]:
+        """The best points of the other combinations of listed values that do not differ significantly from the best."""
+        lists = self._lists()
+        bests: dict[tuple[object, ...], KnownPoint] = {}
+        for known in self.table.values():
+            bests.setdefault(tuple(known.point.get(name) for name in lists), known)
+        rivals = [known for known in bests.values() if known is not self.best and not self._differs(known.point)]
+        return rivals[:MAX_RIVALS]
+
+    def _beside_rival(self, rival: KnownPoint) -> list[dict[str, ParameterValue]]:
+        """A rival's unknown neighbours at the largest spacing at which it has some: its best may lie elsewhere."""
+        axes = [axis for axis in self.narrowing.axes if axis.name in rival.point]
+        for level in range(max(self.levels.values(), default=0) + 1):
+            levels = {axis.name: min(level, self.levels.get(axis.name, 0)) for axis in axes}
+            if points := self._unknown(self._neighbours(rival, axes, levels)):
+                return points
+        return []
+
+    def _with(self, center: KnownPoint, name: str, value: ParameterValue) -> dict[str, ParameterValue] | None:
+        """The center with one other value; None where that is no other point, or cannot be tried."""
+        like_it = (known.point for known in self.table.values() if known.point.get(name) == value)
+        like = next(like_it, {})
+        filled = {other: like.get(other, values[0]) for other, values in self.narrowing.listed.items()}
+        point = self.narrowing.point({**filled, **center.point, name: value})
+        return None if point is None or point_key(point) == point_key(center.point) else point
+
+    def _unknown(self, points: Iterable[dict[str, ParameterValue]]) -> list[dict[str, ParameterValue]]:
+        unknown = {point_key(point): point for point in points}
+        return [point for key, point in unknown.items() if key not in self.table and key not in self.missing]
+
+    def _round(self, points: list[dict[str, ParameterValue]], reason: str) -> Round:
+        given = tuple(points[: self.room])
+        state = NarrowingState(
+            round=self.state.round + 1,
+            levels=tuple(sorted(self.levels.items())),
+            settled=tuple(sorted(self.settled)),
+            given=given,
+            missing=tuple(self.missing.values()),
+        )
+        return Round(points=given, state=state, reason=reason)
+
+    def _reason(self, points: Sequence[Point]) -> str:
+        """Axis by axis: what is tried, or why nothing more is."""
+        parts = []
+        for axis in self._axes():
+            best = self.best.point[axis.name]
+            tried = dict.fromkeys(point[axis.name] for point in points if point.get(axis.name, best) != best)
+            if tried:
+                parts.append(f"{axis.name}: {self._describe(axis, best, list(tried))}")
+            elif axis.name in self.settled:
+                is_finest = self._has_different_neighbour(axis) and not self._can_halve(axis)
+                parts.append(f"{axis.name}: {'finest step' if is_finest else 'settled'} at {_text(best)}")
+        return "; ".join(parts) or "nothing to narrow"
+
+    def _describe(self, axis: Axis, best: ParameterValue, tried: list[ParameterValue]) -> str:
+        known = [float(value) for value in self._tried(axis)]
+        texts = " and ".join(map(_text, tried))
+        if all(not min(known) < float(value) < max(known) for value in tried):
+            return f"best {_text(best)} on the edge, grown to {texts}"
+        return f"{texts} beside {_text(best)}"
+
+
+def point_key(point: Point) -> PointKey:
+    """What points are compared by: the same for values that are equal to 12 digits."""
+    return tuple(sorted((name, canonical(value)) for name, value in point.items()))
+
+
+def _rank(known: KnownPoint) -> tuple[bool, float, float]:
+    nll = math.inf if known.nll is None or math.isnan(known.nll) else known.nll
+    return (True, 0.0, 0.0) if known.value is None else (False, known.value, nll)
+
+
+def _text(value: ParameterValue) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

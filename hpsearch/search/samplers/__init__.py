@@ -1,0 +1,30 @@
+"""Where the next trial is, when points are drawn and not listed: Optuna samplers.
+
+Ours serve a plain Optuna study as well:
+
+    from hpsearch.search.samplers import CmaSampler
+
+    study = optuna.create_study(sampler=CmaSampler(seed=1))
+    study.optimize(objective, n_trials=100, n_jobs=4)
+"""
+
+from hpsearch.search.coarse_to_fine import CoarseToFineSampler
+from hpsearch.search.samplers.build import build_sampler
+from hpsearch.search.samplers.cma import CmaSampler
+from hpsearch.search.samplers.gaussian_process import PrunedAwareGPSampler
+from hpsearch.search.samplers.search_space import SearchSpace, explore
+from hpsearch.search.samplers.seeded import SeededSampler
+from hpsearch.search.samplers.seeds import trial_seed
+from hpsearch.search.samplers.sobol import SobolSampler
+
+__all__ = [
+    "CmaSampler",
+    "CoarseToFineSampler",
+    "PrunedAwareGPSampler",
+    "SeededSampler",
+    "SobolSampler",
+    "SearchSpace",
+    "build_sampler",
+    "explore",
+    "trial_seed",
+]

@@ -1,0 +1,103 @@
+"""The samplers of the strategies that draw, by name; each serves one trial."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+
+from hpsearch.errors import InputError
+from hpsearch.search.samplers.cma import CmaSampler
+from hpsearch.search.samplers.gaussian_process import PrunedAwareGPSampler
+from hpsearch.search.samplers.search_space import SearchSpace
+from hpsearch.search.samplers.seeds import trial_seed
+from hpsearch.search.samplers.sobol import SobolSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    study_seed: int
+    trial_number: int
+    point: int | None
+    space: SearchSpace | None
+
+    @property
+    def trial_seed(self) -> int:
+        return trial_seed(self.study_seed, self.trial_number)
+
+
+def build_sampler(
+    strategy: str,
+    *,
+    study_seed: int,
+    trial_number: int,
+    point: int | None = None,
+    space: SearchSpace | None = None,
+) -> BaseSampler:
+    """The sampler for one trial.
+
+    Its randomness comes from (study seed, trial number) alone, so whichever worker asks, the same history gives the
+    same suggestion.
+
+    Args:
+        point: the trial's point, if points and trials are numbered apart; `qmc` gives each point its own sample.
+        space: what may be drawn; None: samplers infer it from finished trials.
+    Raises:
+        InputError: no sampler of this name.
+    """
+    try:
+        build = _BUILDERS[strategy]
+    except KeyError:
+        choices = ", ".join(_BUILDERS)
+        raise InputError(f"unknown sampler {strategy!r}", hint=f"choose one of: {choices}") from None
+    return build(_Request(study_seed=study_seed, trial_number=trial_number, point=point, space=space))
+
+
+def _build_random(request: _Request) -> BaseSampler:
+    return RandomSampler(seed=request.trial_seed)
+
+
+def _build_qmc(request: _Request) -> BaseSampler:
+    # Conditional parameters have coordinates too: a trial without them leaves theirs unused.
+    space = request.space.all if request.space else None
+    return SobolSampler(seed=request.study_seed, search_space=space, index=request.point)
+
+
+def _build_tpe(request: _Request) -> BaseSampler:
+    """Optuna 5's own choice, written out so that it stays.
+
+    Multivariate (parameters are drawn jointly), with constant liar (trials that are RUNNING count as bad, so workers
+    that ask at once do not crowd one spot), 10 random trials first. With conditional parameters, those that appear
+    together are drawn jointly, group by group.
+    """
+    is_conditional = request.space is not None and bool(request.space.sometimes)
+    with warnings.catch_warnings():
+        if is_conditional:
+            warnings.simplefilter("ignore", ExperimentalWarning)  # `group`, since Optuna 2.8
+        return TPESampler(
+            seed=request.trial_seed,
+            n_startup_trials=10,
+            multivariate=True,
+            constant_liar=True,
+            group=is_conditional,
+        )
+
+
+def _build_gp(request: _Request) -> BaseSampler:
+    return PrunedAwareGPSampler(seed=request.study_seed, search_space=request.space.always if request.space else None)
+
+
+def _build_cmaes(request: _Request) -> BaseSampler:
+    return CmaSampler(seed=request.study_seed, search_space=request.space.always if request.space else None)
+
+
+_BUILDERS: dict[str, Callable[[_Request], BaseSampler]] = {
+    "random": _build_random,
+    "qmc": _build_qmc,
+    "tpe": _build_tpe,
+    "gp": _build_gp,
+    "cmaes": _build_cmaes,
+}

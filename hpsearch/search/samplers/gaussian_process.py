@@ -1,0 +1,92 @@
+"""Bayesian optimisation with a Gaussian process: Optuna's own, which also learns from pruned trials here."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Container, Mapping
+from typing import Any, final
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import GPSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpsearch.search.samplers.seeded import SeededSampler
+from hpsearch.search.samplers.seeds import trial_seed
+
+
+@final
+class PrunedAwareGPSampler(SeededSampler):
+    """Optuna's GPSampler, which learns from complete trials only, made to learn from pruned ones as well.
+
+        study = optuna.create_study(sampler=PrunedAwareGPSampler(seed=1))
+        study.optimize(objective, n_trials=100)
+
+    A pruned trial counts with its last value, one without any (it diverged) as the worst that is known: a sampler
+    that does not see those proposes the like of them again and again. Trials that are running count as well: Optuna
+    averages the expected improvement over what their values may be. For one objective. An ask takes half a second
+    with 100 trials and seconds with 500.
+
+    Unlike Optuna's, an object keeps no process from one trial to the next, so any number of threads may share it.
+
+    Args:
+        seed, search_space: see SeededSampler. Parameters that are not in the search space are drawn at random.
+        num_startup_trials: counted trials before the process is asked; until then all is drawn at random.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int | None = None,
+        search_space: Mapping[str, BaseDistribution] | None = None,
+        num_startup_trials: int = 10,
+    ) -> None:
+        super().__init__(seed=seed, search_space=search_space)
+        self._num_startup_trials = num_startup_trials
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        self._raise_error_if_multi_objective(study)
+        seed = trial_seed(self.study_seed(study), trial.number)
+        sampler = GPSampler(seed=seed, n_startup_trials=self._num_startup_trials)
+        return sampler.sample_relative(_PrunedCount(study, search_space), trial, search_space)
+
+
+class _PrunedCount(Study):
+    """A study whose pruned trials look complete, for a sampler that asks for complete ones only."""
+
+    def __init__(self, study: Study, search_space: Mapping[str, BaseDistribution]) -> None:
+        super().__init__(study_name=study.study_name, storage=study._storage)
+        self._shown = study
+        self._names = search_space.keys()
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        trials = self._shown.get_trials(deepcopy=False)
+        values = [trial.value for trial in trials if _is_finite(trial)]
+        is_minimized = self._shown.direction is StudyDirection.MINIMIZE
+        worst = (max if is_minimized else min)((value for value in values if value is not None), default=0.0)
+        shown = (
+            _as_complete(trial, worst) if trial.state is TrialState.PRUNED else trial
+            for trial in trials
+            if not trial.state.is_finished() or self._names <= trial.params.keys()
+        )
+        return [trial for trial in shown if states is None or trial.state in states]
+
+
+def _as_complete(trial: FrozenTrial, worst: float) -> FrozenTrial:
+    shown = copy.copy(trial)
+    shown.state = TrialState.COMPLETE
+    shown.values = [trial.value if _is_finite(trial) else worst]
+    return shown
+
+
+def _is_finite(trial: FrozenTrial) -> bool:
+    """Whether a counted trial has a value to learn from."""
+    return trial.state.is_finished() and trial.values is not None and math.isfinite(trial.values[0])

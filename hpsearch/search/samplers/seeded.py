@@ -1,0 +1,58 @@
+"""What our own samplers have in common: they remember nothing.
+
+A suggestion follows from the study's trials, the seed and the trial's number. So one object may serve any number of
+threads, any number of processes may have one each, and a study that is resumed goes on as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import zlib
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.search_space import intersection_search_space
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from hpsearch.search.samplers.seeds import name_seed, trial_seed
+
+
+class SeededSampler(BaseSampler):
+    """Draws jointly where it knows the search space and at random elsewhere.
+
+    Args:
+        seed: >= 0, the same for all workers on a study; None: one that follows from the study's name.
+        search_space: the parameters that are drawn jointly; None: those that all finished trials of the study have
+            (so its first trials are drawn at random).
+    """
+
+    def __init__(self, *, seed: int | None = None, search_space: Mapping[str, BaseDistribution] | None = None) -> None:
+        self._seed = seed
+        self._search_space = search_space
+
+    def study_seed(self, study: Study) -> int:
+        return name_seed(study.study_name) if self._seed is None else self._seed
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        space = self._search_space
+        if space is None:
+            space = intersection_search_space(study.get_trials(deepcopy=False), include_pruned=True)
+        return {name: space[name] for name in sorted(space) if not space[name].single() and self._is_joint(space[name])}
+
+    def _is_joint(self, distribution: BaseDistribution) -> bool:
+        """Whether this sampler can draw such a parameter together with others."""
+        return True
+
+    @abstractmethod
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]: ...
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        seed = trial_seed(self.study_seed(study), trial.number, zlib.crc32(param_name.encode()))
+        return RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)

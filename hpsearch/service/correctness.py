@@ -1,0 +1,60 @@
+"""Correctness bits of trials: on which validation images their best parameters are right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, text
+
+from hpsearch.service.database import Database
+
+_READ = text("""
+    SELECT trial_id, bits FROM hpsearch_correctness WHERE trial_id = ANY(CAST(:trial_ids AS int[]))
+""")
+
+_WRITE = text("""
+    INSERT INTO hpsearch_correctness (trial_id, num_images, bits)
+    SELECT * FROM unnest(CAST(:trial_ids AS int[]), CAST(:nums_images AS int[]), CAST(:bits AS bytea[]))
+    ON CONFLICT (trial_id) DO NOTHING
+""")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correctness:
+    """Which images of the validation set a trial is right on.
+
+    Args:
+        bits: `numpy.packbits`: 1 where it is right, image by image; the last byte is filled up with zeros.
+    """
+
+    num_images: int
+    bits: bytes
+
+    @classmethod
+    def of(cls, correct: NDArray[np.bool_]) -> Self:
+        """Pack one truth value per image."""
+        return cls(num_images=len(correct), bits=np.packbits(correct).tobytes())
+
+
+def read_correctness(database: Database, trial_ids: Sequence[int]) -> dict[int, bytes]:
+    """Trial id -> packed bits (numpy.packbits), of those trials that have some."""
+    rows = database.transaction(lambda connection: connection.execute(_READ, {"trial_ids": list(trial_ids)}).all())
+    return {row.trial_id: bytes(row.bits) for row in rows}
+
+
+def write_correctness(connection: Connection, items: Iterable[tuple[int, Correctness | None]]) -> None:
+    """Write the bits of those trials that have some, in one statement; none if no trial has.
+
+    Part of the caller's transaction, which must know that the trials are its to write.
+
+    Args:
+        items: (trial id, bits).
+    """
+    rows = [(trial_id, each.num_images, each.bits) for trial_id, each in items if each is not None]
+    if rows:
+        trial_ids, nums_images, bits = (list(column) for column in zip(*rows, strict=True))
+        connection.execute(_WRITE, {"trial_ids": trial_ids, "nums_images": nums_images, "bits": bits})

@@ -1,0 +1,277 @@
+"""Rounds of a study: when the last one is trained, the next one is opened, or the search ends.
+
+Any worker may call `advance` at any time, any number of them at once. Each reads what is known and computes what
+follows, without holding anything; the one that is first with the lock on the study's row writes it, if the study is
+still what it has read. So a round is opened once, whoever dies on the way, and a call that is repeated does no harm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from statistics import NormalDist
+from typing import final
+
+from optuna.trial import TrialState
+from sqlalchemy import Connection, text
+
+from hpsearch.logs import get_logger
+from hpsearch.search.narrowing import Finished, FinishReason, KnownPoint, NarrowingState, Round
+from hpsearch.search.significance import discordant, mcnemar_p_value
+from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
+from hpsearch.service.cohorts import cohort_name
+from hpsearch.service.correctness import read_correctness
+from hpsearch.service.database import Database
+from hpsearch.service.points import CohortOf, StoredPoint, add_points, narrowing_of, read_points
+from hpsearch.service.registry import DEFINITION_ATTRIBUTE, StoredStudy
+from hpsearch.service.round_rows import StoredRound, has_ended, insert_round, read_last_state, read_rounds
+from hpsearch.service.trial_rows import count_trials
+from hpsearch.service.widening import num_allowed
+from hpsearch.settings import TrialSettings
+from hpsearch.space import SearchSettings
+from hpsearch.study import StudyDefinition
+
+_log = get_logger("rounds")
+
+SIGNIFICANCE_LEVEL = 0.05  # two-sided: below it, a neighbour differs from the best
+
+
+class Advance(Enum):
+    """What a look at a study's rounds has found."""
+
+    UNFINISHED = auto()  # points wait or run; or another process was quicker, and there is something new to look at
+    OPENED = auto()  # by this call: a round of new points waits
+    ENDED = auto()  # nothing is left to train, and nothing will be added
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Situation:
+    """What a decision rests on. While it stays, so does the decision.
+
+    Args:
+        definition: as it is stored, letter by letter; None: the study was deleted.
+    """
+
+    definition: str | None
+    rounds: tuple[StoredRound, ...]
+    num_points: int
+    num_unfinished: int
+
+
+def is_finished(database: Database, study: StoredStudy) -> bool:
+    """Whether the study needs no worker any more. Nobody but this function and `has_ended` decides that."""
+    situation = database.transaction(lambda connection: _read_situation(connection, study.study_id))
+    return has_ended(situation.num_unfinished, situation.rounds)
+
+
+def advance(
+    database: Database,
+    study_id: int,
+    *,
+    is_trainable: Callable[[TrialSettings], bool] = lambda settings: True,
+    cohort_of: CohortOf = cohort_name,
+) -> Advance:
+    """Open the next round, or end the search, if the last round is trained.
+
+    Args:
+        is_trainable: whether the data takes these settings; the same for all who call this for one study.
+    Raises:
+        StorageError: the database is away; to be called again.
+    """
+    situation = database.transaction(lambda connection: _read_situation(connection, study_id))
+    if situation.num_unfinished:
+        return Advance.UNFINISHED
+    if situation.definition is None or has_ended(0, situation.rounds):
+        return Advance.ENDED
+    definition = StudyDefinition.from_canonical_json(situation.definition)
+    following = _Decision(database, study_id, definition, situation, is_trainable).following()
+
+    def work(connection: Connection) -> bool:
+        count_trials(connection, study_id)  # locks the study's row
+        if _read_situation(connection, study_id) != situation:
+            return False
+        _write(connection, study_id, definition, situation, following, cohort_of)
+        return True
+
+    if not database.transaction(work):
+        return Advance.UNFINISHED
+    number = situation.rounds[-1].number + 1
+    if isinstance(following, Finished):
+        _log.info("study %s: the search has ended: %s", definition.name, following.detail)
+        return Advance.ENDED
+    _log.info("study %s, round %d of %d points: %s", definition.name, number, len(following.points), following.reason)
+    return Advance.OPENED
+
+
+def _write(
+    connection: Connection,
+    study_id: int,
+    definition: StudyDefinition,
+    situation: _Situation,
+    following: Round | Finished,
+    cohort_of: CohortOf,
+) -> None:
+    number = situation.rounds[-1].number + 1
+    if isinstance(following, Finished):
+        state = read_last_state(connection, study_id)
+        insert_round(connection, study_id, number, num_points=0, state=state, reason=following.detail)
+        return
+    points, state = following.points, following.state.as_json()
+    insert_round(connection, study_id, number, num_points=len(points), state=state, reason=following.reason)
+    add_points(connection, study_id, definition, points, cohort_of, round_number=number)
+
+
+@final
+class _Decision:
+    """What follows on a round that is trained: reads what is known, and changes nothing."""
+
+    def __init__(
+        self,
+        database: Database,
+        study_id: int,
+        definition: StudyDefinition,
+        situation: _Situation,
+        is_trainable: Callable[[TrialSettings], bool],
+    ) -> None:
+        self._database = database
+        self._study_id = study_id
+        self._definition = definition
+        self._situation = situation
+        self._is_trainable = is_trainable
+
+    def following(self) -> Round | Finished:
+        database, study_id = self._database, self._study_id
+        points = database.transaction(lambda connection: read_points(connection, study_id))
+        state = database.transaction(lambda connection: read_last_state(connection, study_id))
+        differ = Differ(database, study_id)
+        room = num_allowed(self._definition) - self._situation.num_points
+        following = narrowing_of(self._definition, self._is_trainable).next_round(
+            NarrowingState.from_json(state), map(_known, points), differ, room=max(1, room)
+        )
+        if isinstance(following, Round) and (spent := self._spent_budget(room)):
+            return Finished(reason=FinishReason.BUDGET, detail=spent)
+        return _with_note(following, differ.note)
+
+    def _spent_budget(self, room: int) -> str | None:
+        search, values = self._definition.search, {"study": self._study_id, "resumed": RESUMED_AT_ATTRIBUTE}
+        trained = self._database.transaction(lambda connection: connection.execute(_TRAINED, values).one())
+        return describe_spent_budget(
+            search, num_points=self._situation.num_points, epochs=trained.epochs, seconds=trained.seconds
+        )
+
+
+def describe_spent_budget(search: SearchSettings, *, num_points: int, epochs: int, seconds: float) -> str | None:
+    """Which budget is spent, for people; None if none is.
+
+    Args:
+        epochs, seconds: of training, summed over all lanes of all workers.
+    """
+    hours = seconds / 3600
+    if search.budget_points is not None and num_points >= search.budget_points:
+        return f"search.budget_points = {search.budget_points} is spent: there are {num_points:,} points"
+    if num_points >= search.max_points:
+        return f"search.max_points = {search.max_points} is reached"
+    if search.budget_epochs is not None and epochs >= search.budget_epochs:
+        return f"search.budget_epochs = {search.budget_epochs} is spent: {epochs:,} epochs were trained"
+    if search.budget_hours is not None and hours >= search.budget_hours:
+        return f"search.budget_hours = {search.budget_hours:g} is spent: {hours:.2f} hours were trained"
+    return None
+
+
+def _known(point: StoredPoint) -> KnownPoint:
+    is_complete = point.state is TrialState.COMPLETE
+    return KnownPoint(point.values, point.value if is_complete else None, point.nll, point.trial_id)
+
+
+def _with_note(following: Round | Finished, note: str) -> Round | Finished:
+    if not note:
+        return following
+    if isinstance(following, Finished):
+        return Finished(reason=following.reason, detail=f"{following.detail} ({note})")
+    return Round(points=following.points, state=following.state, reason=f"{following.reason} ({note})")
+
+
+@final
+class Differ:
+    """Whether two trials differ significantly on the validation images; reads the bits of those that are compared.
+
+    The exact McNemar test, two-sided. Trials without bits (told by somebody else's program) are compared as
+    independent samples, which notices far less; and where not even the number of images is known, every difference
+    counts, so that the search rather goes on.
+
+    Args:
+        note: what must be said of the comparisons so far; empty if they were as they should be.
+    """
+
+    def __init__(self, database: Database, study_id: int) -> None:
+        self._database = database
+        self._study_id = study_id
+        self._bits: dict[int, bytes | None] = {}
+        self.note = ""
+
+    def __call__(self, one: KnownPoint, other: KnownPoint) -> bool:
+        """Both have values; their keys are trial ids."""
+        assert one.value is not None
+        assert other.value is not None
+        bits_one, bits_other = self._read(one.key), self._read(other.key)
+        if bits_one is not None and bits_other is not None and len(bits_one) == len(bits_other):
+            return mcnemar_p_value(*discordant(bits_one, bits_other)) < SIGNIFICANCE_LEVEL
+        self.note = "compared without a record of their images: trials that hpsearch has not trained"
+        num_images = self._num_images()
+        if num_images is None:
+            return one.value != other.value
+        return differ_as_samples(one.value, other.value, num_images)
+
+    def _read(self, trial_id: object) -> bytes | None:
+        assert isinstance(trial_id, int)
+        if trial_id not in self._bits:
+            self._bits[trial_id] = read_correctness(self._database, [trial_id]).get(trial_id)
+        return self._bits[trial_id]
+
+    def _num_images(self) -> int | None:
+        values = {"study": self._study_id}
+        number: int | None = self._database.transaction(
+            lambda connection: connection.execute(_NUM_IMAGES, values).scalar_one()
+        )
+        return number
+
+
+def differ_as_samples(error_one: float, error_other: float, num_images: int) -> bool:
+    """Whether two error rates differ significantly if each was seen on so many images of its own (a z test)."""
+    pooled = (error_one + error_other) / 2
+    deviation = math.sqrt(2 * pooled * (1 - pooled) / num_images)
+    return abs(error_one - error_other) > NormalDist().inv_cdf(1 - SIGNIFICANCE_LEVEL / 2) * deviation
+
+
+def _read_situation(connection: Connection, study_id: int) -> _Situation:
+    values = {"study": study_id, "definition": DEFINITION_ATTRIBUTE}
+    row = connection.execute(_SITUATION, values).one()
+    return _Situation(
+        definition=row.definition,
+        rounds=read_rounds(connection, study_id),
+        num_points=row.num_points,
+        num_unfinished=row.num_unfinished,
+    )
+
+
+_SITUATION = text("""
+    SELECT count(*) AS num_points,
+        count(*) FILTER (WHERE t.state IN ('WAITING', 'RUNNING')) AS num_unfinished,
+        (SELECT CAST(value_json AS json) #>> '{}' FROM study_user_attributes
+            WHERE study_id = :study AND key = :definition) AS definition
+    FROM hpsearch_points p JOIN trials t USING (trial_id) WHERE p.study_id = :study
+""")
+
+# What an attempt has taken over from an earlier one was trained once.
+_TRAINED = text("""
+    SELECT count(*) AS epochs, coalesce(sum(e.seconds), 0) AS seconds
+    FROM trials t JOIN hpsearch_epochs e USING (trial_id)
+        LEFT JOIN trial_user_attributes r ON r.trial_id = t.trial_id AND r.key = :resumed
+    WHERE t.study_id = :study AND e.epoch > coalesce(CAST(r.value_json AS int), 0)
+""")
+
+_NUM_IMAGES = text("""
+    SELECT max(c.num_images) FROM hpsearch_correctness c JOIN trials t USING (trial_id) WHERE t.study_id = :study
+""")
