@@ -137,10 +137,10 @@ class Outcome:
     part_to_fine: float | None
     rounds: int = 1
 
-    def as_json(self) -> list[Any]:
-        """Rounded: the file keeps every repetition."""
-        part_to_fine = None if self.part_to_fine is None else round(self.part_to_fine, 4)
-        return [self.cost, round(self.excess, 5), round(self.part, 4), part_to_fine, self.rounds]
+    def as_text(self) -> str:
+        """One line of numbers, so that the file can keep every repetition."""
+        part_to_fine = "-" if self.part_to_fine is None else f"{self.part_to_fine:.4f}"
+        return f"{self.cost} {self.excess:.5f} {self.part:.4f} {part_to_fine} {self.rounds}"
 
 
 Outcomes = dict[str, list[Outcome]]
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     before = machine()
-    details: dict[str, Any] = {"columns": ["cost", "excess", "part", "part_to_fine", "rounds"]}
+    details: dict[str, Any] = {"columns": "cost excess part part_to_fine rounds"}
     for place in SURFACES[:1] if options.tiny else SURFACES:
         name = place(np.random.default_rng(0)).name
         outcomes = planted_outcomes(place, 2 if options.tiny else options.repetitions)
@@ -265,10 +265,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def _report(title: str, outcomes: Outcomes, *, is_planted: bool) -> dict[str, list[list[Any]]]:
+def _report(title: str, outcomes: Outcomes, *, is_planted: bool) -> dict[str, list[str]]:
     print(f"{title}\n", *markdown_table(outcomes, is_planted=is_planted), "", sep="\n", flush=True)
     say(f"done: {title}")
-    return {name: [one.as_json() for one in ones] for name, ones in outcomes.items()}
+    return {name: [one.as_text() for one in ones] for name, ones in outcomes.items()}
 
 
 def _outcome(search: Search, fine: Search, *, cost_of: CostOf, fine_cost: int, excess: float) -> Outcome:

@@ -48,7 +48,7 @@ class Axis:
 
     def spacing(self, level: int) -> float:
         """The distance between neighbours, on the axis's scale."""
-        return self.unit / (self.density * 2**level)
+        return self.unit / (self.density * 2.0**level)
 
     def can_halve(self, level: int) -> bool:
         return self.spacing(level + 1) > self.finest * (1 - 1e-9)
@@ -62,7 +62,7 @@ class Axis:
         here = self._place(value)
         index = round((here + direction * self.spacing(level) - self.origin) / self.spacing(level))
         # index / density and not index * spacing: 1/3 decade twice is then the same number at every level.
-        place = self.origin + index * self.unit / (self.density * 2**level)
+        place = self.origin + index * self.unit / (self.density * 2.0**level)
         found = self.at(place)
         if self.is_integer and found == value:  # closer than the next whole number
             found = round(min(max(value + direction, self.smallest), self.largest))

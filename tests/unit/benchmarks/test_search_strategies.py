@@ -172,5 +172,6 @@ def test_the_result_keeps_every_repetition(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr("benchmarks.search_strategies.SURFACES", SURFACES[-1:])
     main(["--repetitions", "3", "--output", str(tmp_path / "search_strategies.json")])
     details = json.loads((tmp_path / "search_strategies.json").read_text())["details"]
-    assert details["columns"] == ["cost", "excess", "part", "part_to_fine", "rounds"]
+    assert details["columns"] == "cost excess part part_to_fine rounds"
     assert [len(ones) for ones in details["categorical"].values()] == [3] * 6
+    assert details["categorical"]["fine grid"][0].split()[0] == "51"
