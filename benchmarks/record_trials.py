@@ -83,8 +83,7 @@ def _train(
         cohort.train_epoch()
         # A cohort tells the images of the best epoch only, to others.
         zero_one, nll, correct = validate_lanes(cohort._network, cohort._stack.parameters, data)
-        for lane, trial in enumerate(cohort.keys):
-            assert isinstance(trial, int)
+        for lane, trial in enumerate(settings):  # in the order of their admission
             yield epoch, trial, float(zero_one[lane]), float(nll[lane]), correct[lane].numpy()
 
 

@@ -20,11 +20,10 @@ import numpy as np
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import InputError
-from hpsearch.search.axes import rounded
 from hpsearch.search.narrowing import KnownPoint
 from hpsearch.search.stopping import StopReason, decide, stopping_rule
 from hpsearch.settings import StoppingSettings
-from hpsearch.space import ParameterValue, Point
+from hpsearch.space import ParameterValue, Point, rounded
 
 CHANCE_ERROR = 0.9  # what a trial that diverges is worth with another seed
 

@@ -48,6 +48,11 @@ class Suggester(Protocol):
     def suggest_categorical(self, name: str, choices: Any) -> Any: ...
 
 
+def rounded(value: float) -> float:
+    """12 significant digits: the same value on every machine, whatever its pow() rounds to."""
+    return float(f"{value:.12g}")
+
+
 class LogGrid(Settings):
     """Log-spaced values from 10^first to 10^last, both included, in the order given.
 
@@ -90,8 +95,7 @@ class LogGrid(Settings):
             raise ValueError(f"must have exponents >= 0 for a whole number, got {[first, last]}")
         sign = 1 if last >= first else -1
         exponents = [first + sign * step / self.per_decade for step in range(num_steps + 1)]
-        # 12 significant digits: the same value on every machine, whatever its pow() rounds to.
-        values: list[ParameterValue] = [float(f"{10.0**exponent:.12g}") for exponent in exponents]
+        values: list[ParameterValue] = [rounded(10.0**exponent) for exponent in exponents]
         if self.zero:
             values.insert(0, 0.0)
         return tuple(round(float(value)) for value in values) if is_integer else tuple(values)
@@ -175,7 +179,7 @@ class Dimension(Settings):
         if not self.is_log or self.is_continuous:
             return {self.name: self.grid_distribution()}
         low, high = self._bounds
-        low, high = low / 10**GROWTH_DECADES, high * 10**GROWTH_DECADES
+        low, high = rounded(low / 10**GROWTH_DECADES), rounded(high * 10**GROWTH_DECADES)
         value: BaseDistribution = FloatDistribution(low, high, log=True)
         if self.is_integer:
             value = IntDistribution(max(1, round(low)), round(high), log=True)
@@ -199,12 +203,12 @@ Pairs = tuple[tuple[str, Any], ...]
 
 
 def _parse_point(table: object) -> object:
-    """A point of a list, as pairs: hashable, in the order given."""
+    """A point of a list, as pairs in the order of their names: hashable, and equal to those that say the same."""
     if isinstance(table, tuple):
         return table  # read before
     if not isinstance(table, Mapping) or not table:
         raise ValueError(f"must be a table of names and values such as {{ learning_rate = 0.1 }}, got {table!r:.60}")
-    return tuple(table.items())
+    return tuple(sorted(table.items()))
 
 
 ListedPoint = Annotated[Pairs, BeforeValidator(_parse_point), PlainSerializer(dict, return_type=dict[str, Any])]

@@ -63,6 +63,8 @@ from hpsearch.validation_messages import shown
 _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+_POINTS: Final = "search.points"
+
 # Keys of [search] that belong to some strategies only.
 _OWN_KEYS: Final = {
     "num_points": DRAWN,
@@ -333,18 +335,31 @@ def _with_listed_points(
                 f"{source}: search.points: point {number} says the same as point {first}",
                 hint="each point is counted once; another seed makes another point",
             )
-        points.append(tuple(point.items()))
+        points.append(tuple(sorted(point.items())))
     return settings.model_copy(update={"points": tuple(points), "dimensions": dimensions})
 
 
 def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> list[str]:
     """One line per field that differs: `training.max_epochs: 200 in the study, 3 in the file`."""
     old, new = (dict(_lines(definition)) for definition in (stored, given))
-    return [
-        f"{key}: {old.get(key, 'absent')} in the study, {new.get(key, 'absent')} given"
+    lines = {
+        key: f"{key}: {old.get(key, 'absent')} in the study, {new.get(key, 'absent')} given"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
-    ]
+    }
+    if _POINTS in lines:
+        lines[_POINTS] = _points_difference(set(stored.search.points), set(given.search.points))
+    return list(lines.values())
+
+
+def _points_difference(old: set[Any], new: set[Any]) -> str:
+    """Lists may be long: how many, and an example of what came and went."""
+    parts = [f"{len(old)} in the study, {len(new)} given"]
+    for what, points in (("new", new - old), ("gone", old - new)):
+        if points:
+            example = inline_text(dict(min(points, key=repr)))
+            parts.append(f"{len(points)} {what}, such as {example}")
+    return f"{_POINTS}: {'; '.join(parts)}"
 
 
 def _lines(definition: StudyDefinition) -> Iterator[tuple[str, str]]:

@@ -121,11 +121,9 @@ class Complexity:
 
     Args:
         num_parameters: trainable ones.
-        num_epochs: trained on average over the seeds.
     """
 
     num_parameters: int
-    num_epochs: float
 
 
 def compare(correct: NDArray[np.bool_]) -> Comparison:
@@ -172,7 +170,7 @@ class Pick:
 
 
 def simplest_of(comparison: Comparison, complexities: Sequence[Complexity]) -> Pick:
-    """Of the tied configurations the simplest: fewest parameters, then epochs, then the lowest mean, then the first."""
+    """Of the tied configurations the simplest: fewest parameters; of equally simple ones the lowest mean."""
     left = list(comparison.tied)
     if len(left) == 1:
         return Pick(index=left[0], reason="no other is tied with it")
@@ -180,14 +178,9 @@ def simplest_of(comparison: Comparison, complexities: Sequence[Complexity]) -> P
     left = [i for i in left if complexities[i].num_parameters == fewest]
     if len(left) == 1:
         return Pick(index=left[0], reason=f"the fewest trainable parameters of the tied ({fewest:,})")
-    shortest = min(complexities[i].num_epochs for i in left)
-    left = [i for i in left if complexities[i].num_epochs == shortest]
-    if len(left) == 1:
-        reason = f"of the tied with the fewest parameters ({fewest:,}) the fewest epochs ({shortest:.1f} on average)"
-        return Pick(index=left[0], reason=reason)
     lowest = min(comparison.means[i].mean for i in left)
     left = [i for i in left if comparison.means[i].mean == lowest]
-    equal = "of the tied with the fewest parameters and epochs"
+    equal = f"of the tied with the fewest trainable parameters ({fewest:,})"
     return Pick(index=left[0], reason=f"{equal} the {'lowest mean error' if len(left) == 1 else 'one that came first'}")
 
 

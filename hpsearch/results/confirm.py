@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import TrialState
-from sqlalchemy import select
 
 from hpsearch.results.companions import (
     SEED,
@@ -24,7 +23,7 @@ from hpsearch.results.companions import (
 from hpsearch.results.comparison import compare
 from hpsearch.results.confirmation import Confirmation, ConfirmedConfiguration
 from hpsearch.results.summary import StudySummary, TrialSummary, read_summary
-from hpsearch.service import tables
+from hpsearch.service.correctness import read_correctness
 from hpsearch.service.database import Database
 
 
@@ -41,7 +40,8 @@ def read_confirmation(database: Database, study_name: str) -> Confirmation | Non
         return None
     companion = read_summary(database, found.name)
     # After the summary: bits are written with the end of a trial, so that each complete one has them by now.
-    correctness = _read_answers(database, [trial.trial_id for trial in companion.complete])
+    recorded = read_correctness(database, [trial.trial_id for trial in companion.complete])
+    correctness = {trial_id: each.unpacked() for trial_id, each in recorded.items()}
     return confirmation_of(search, companion, correctness, found.num_parameters)
 
 
@@ -123,14 +123,3 @@ def _objection(
     if not complete:
         return "no seed has ended yet"
     return None
-
-
-def _read_answers(database: Database, trial_ids: Sequence[int]) -> dict[int, NDArray[np.bool_]]:
-    """Trial id -> whether its best parameters are right on each validation image, [N]; of those with a record of it."""
-    bits = tables.correctness.c
-    query = select(bits.trial_id, bits.num_images, bits.bits).where(bits.trial_id.in_(trial_ids))
-    rows = database.transaction(lambda connection: connection.execute(query).all())
-    return {
-        row.trial_id: np.unpackbits(np.frombuffer(row.bits, dtype=np.uint8), count=row.num_images).astype(bool)
-        for row in rows
-    }

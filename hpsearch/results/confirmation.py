@@ -241,7 +241,7 @@ class Confirmation:
 
     def _complexity(self, index: int) -> Complexity:
         configuration = self.configurations[index]
-        return Complexity(num_parameters=configuration.num_parameters, num_epochs=configuration.num_epochs or 0.0)
+        return Complexity(num_parameters=configuration.num_parameters)
 
 
 def _seeds(number: int) -> str:

@@ -13,7 +13,7 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import HpsearchError
 from hpsearch.search.stopping import decide, stopping_rule, validation_interval
-from hpsearch.service.intake import reference_test
+from hpsearch.service.cohorts import reference_test
 from hpsearch.settings import StoppingSettings, TrialSettings
 from hpsearch.training.lanes import Cohort, CohortShape
 

@@ -11,9 +11,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
-from hpsearch.space import Dimension, LogGrid, ParameterValue
+from hpsearch.space import GROWTH_DECADES, Dimension, LogGrid, ParameterValue, rounded
 
-GROWTH_DECADES: Final = 3  # how far past the user's own values a log-spaced grid may grow
 DEFAULT_FINEST: Final = 1 / 16  # decades; 15 % between neighbours
 
 _DISTINCT_DECADES: Final = 0.25  # a decade nearer than this to the end of a range is not worth a trial beside it
@@ -87,11 +86,6 @@ def axis_of(dimension: Dimension, finest: float = DEFAULT_FINEST) -> Axis | None
     if dimension.log_grid is not None:
         return _grid_axis(dimension, dimension.log_grid, finest)
     return _range_axis(dimension, finest) if dimension.is_continuous else None
-
-
-def rounded(number: float) -> float:
-    """To 12 significant digits: the same value on every machine, as in `LogGrid.listed`."""
-    return float(f"{number:.12g}")
 
 
 def canonical(value: ParameterValue) -> ParameterValue:

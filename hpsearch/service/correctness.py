@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from hpsearch.service.database import Database
 
 _READ = text("""
-    SELECT trial_id, bits FROM hpsearch_correctness WHERE trial_id = ANY(CAST(:trial_ids AS int[]))
+    SELECT trial_id, num_images, bits FROM hpsearch_correctness WHERE trial_id = ANY(CAST(:trial_ids AS int[]))
 """)
 
 _WRITE = text("""
@@ -39,11 +39,15 @@ class Correctness:
         """Pack one truth value per image."""
         return cls(num_images=len(correct), bits=np.packbits(correct).tobytes())
 
+    def unpacked(self) -> NDArray[np.bool_]:
+        """One truth value per image, [N]."""
+        return np.unpackbits(np.frombuffer(self.bits, dtype=np.uint8), count=self.num_images).astype(bool)
 
-def read_correctness(database: Database, trial_ids: Sequence[int]) -> dict[int, bytes]:
-    """Trial id -> packed bits (numpy.packbits), of those trials that have some."""
+
+def read_correctness(database: Database, trial_ids: Sequence[int]) -> dict[int, Correctness]:
+    """Trial id -> its bits, of those trials that have some."""
     rows = database.transaction(lambda connection: connection.execute(_READ, {"trial_ids": list(trial_ids)}).all())
-    return {row.trial_id: bytes(row.bits) for row in rows}
+    return {row.trial_id: Correctness(num_images=row.num_images, bits=bytes(row.bits)) for row in rows}
 
 
 def write_correctness(connection: Connection, items: Iterable[tuple[int, Correctness | None]]) -> None:

@@ -16,11 +16,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.logs import get_logger
-from hpsearch.search.significance import critical_gains
 from hpsearch.search.stopping import stopping_rule, validation_interval
 from hpsearch.service.checkpointer import Checkpointer
 from hpsearch.service.checkpoints import ResumeOutcome
-from hpsearch.service.cohorts import cohort_name
+from hpsearch.service.cohorts import cohort_name, reference_test
 from hpsearch.service.database import DatabaseAwayError
 from hpsearch.service.drawing import Drawing
 from hpsearch.service.epoch_writer import EpochWriter, Written
@@ -28,7 +27,7 @@ from hpsearch.service.lane import Lane
 from hpsearch.service.lane_choice import LaneChoice
 from hpsearch.service.ledger import Claim, Ledger, new_claim_token
 from hpsearch.service.registry import StoredStudy
-from hpsearch.settings import StoppingSettings, TrialSettings
+from hpsearch.settings import TrialSettings
 from hpsearch.training.correctness import ReferenceTest
 from hpsearch.training.lanes import Cohort, CohortShape
 
@@ -240,15 +239,3 @@ class Intake:
         self._held_over.clear()
         self._unadmitted.clear()
         self.cohort = None
-
-
-def reference_test(stopping: StoppingSettings, num_images: int) -> ReferenceTest | None:
-    """What a cohort needs to know of a rule that compares validations with each other; None for the others.
-
-    Args:
-        num_images: of the validation set.
-    """
-    if stopping.rule != "significance":
-        return None
-    level = stopping.significance_level
-    return ReferenceTest(level=level, critical_gains=critical_gains(num_images, level))

@@ -15,8 +15,8 @@ import torch
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
-from hpsearch.search.significance import critical_gains
 from hpsearch.search.stopping import stopping_rule, validation_interval
+from hpsearch.service.cohorts import reference_test
 from hpsearch.service.devices import VisibleDevices, describe_device, make_current, use_full_float32, wanted_gpus
 from hpsearch.service.lane import Lane
 from hpsearch.service.ledger import Claim, Outcome, Result
@@ -25,7 +25,6 @@ from hpsearch.service.worker_process import worker_name
 from hpsearch.settings import TrialSettings
 from hpsearch.space import ParameterValue
 from hpsearch.study import StudyDefinition
-from hpsearch.training.correctness import ReferenceTest
 from hpsearch.training.lanes import Cohort, CohortShape
 
 
@@ -106,12 +105,9 @@ class Objective:
     def _cohort(self, settings: TrialSettings, data: ResidentData) -> Cohort:
         num_minibatches = data.num_minibatches(settings.training.batch_size)
         stopping = self.definition.stopping
-        reference_test = None
-        if stopping.rule == "significance":
-            gains = critical_gains(len(data.validation_labels), stopping.significance_level)
-            reference_test = ReferenceTest(level=stopping.significance_level, critical_gains=gains)
         interval = validation_interval(stopping, num_minibatches)
-        return Cohort(CohortShape.of(settings), data, self.device, interval, reference_test)
+        test = reference_test(stopping, len(data.validation_labels))
+        return Cohort(CohortShape.of(settings), data, self.device, interval, test)
 
     def _train_epoch(self, cohort: Cohort, key: int) -> EpochReport:
         if self.device.type == "cpu":

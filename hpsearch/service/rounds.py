@@ -227,7 +227,8 @@ class Differ:
     def _read(self, trial_id: object) -> bytes | None:
         assert isinstance(trial_id, int)
         if trial_id not in self._bits:
-            self._bits[trial_id] = read_correctness(self._database, [trial_id]).get(trial_id)
+            found = read_correctness(self._database, [trial_id]).get(trial_id)
+            self._bits[trial_id] = None if found is None else found.bits
         return self._bits[trial_id]
 
     def _num_images(self) -> int | None:

@@ -47,7 +47,10 @@ def test_finishing_writes_the_bits_of_those_that_have_some(
         (third.trial_id, 9, b"\x00\x80"),
     ]
     everything = [claim.trial_id for claim in (first, second, third)]
-    assert read_correctness(ledger.database, everything) == {first.trial_id: BITS.bits, third.trial_id: b"\x00\x80"}
+    assert read_correctness(ledger.database, everything) == {
+        first.trial_id: BITS,
+        third.trial_id: Correctness(num_images=9, bits=b"\x00\x80"),
+    }
     assert read_correctness(ledger.database, [second.trial_id]) == read_correctness(ledger.database, []) == {}
 
 
@@ -62,7 +65,7 @@ def test_a_call_that_is_made_again_changes_nothing(ledger: Ledger) -> None:
     (claim,) = ledger.claim(1)
     other = Correctness(num_images=10, bits=b"\xff\xc0")
     assert ledger.finish([complete(claim)]) == ledger.finish([complete(claim, other)]) == {claim.trial_id}
-    assert read_correctness(ledger.database, [claim.trial_id]) == {claim.trial_id: BITS.bits}
+    assert read_correctness(ledger.database, [claim.trial_id]) == {claim.trial_id: BITS}
 
 
 def test_a_worker_that_lost_its_lease_writes_no_bits(ledger: Ledger, execute: Callable[..., Any]) -> None:

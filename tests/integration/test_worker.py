@@ -31,7 +31,7 @@ from hpsearch.service import lane_choice as lane_choice_module
 from hpsearch.service import worker as worker_module
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.checkpoints import Checkpoints
-from hpsearch.service.correctness import read_correctness
+from hpsearch.service.correctness import Correctness, read_correctness
 from hpsearch.service.database import Database, DatabaseAwayError, open_database
 from hpsearch.service.epoch_writer import EpochEntry, EpochWriter, Written
 from hpsearch.service.lane_choice import FixedLanes, LaneChoice, MeasuredLanes
@@ -845,7 +845,7 @@ def counted_bits(study: Bench) -> list[bytes | None]:
     """Of each point's counted trial: which validation images it is right on; None of a pruned one."""
     trial_ids = [trial._trial_id for trial in study.counted()]
     bits = read_correctness(study.database, trial_ids)
-    return [bits.get(trial_id) for trial_id in trial_ids]
+    return [bits[trial_id].bits if trial_id in bits else None for trial_id in trial_ids]
 
 
 @pytest.mark.parametrize("lanes", [1, 4])
@@ -880,7 +880,7 @@ def test_the_bits_are_those_of_the_parameters_that_are_kept(bench: Callable[...,
     kept = load_file(Path(worker.artifacts.place) / artifact_id)
     parameters = {name: torch.from_numpy(value) for name, value in kept.items()}
     _, correct = validate_images(network, parameters, study.data, iteration=1)
-    assert read_correctness(study.database, [best._trial_id])[best._trial_id] == np.packbits(correct.numpy()).tobytes()
+    assert read_correctness(study.database, [best._trial_id]) == {best._trial_id: Correctness.of(correct.numpy())}
 
 
 def test_patience_grows_with_significant_improvements_only(bench: Callable[..., Bench]) -> None:
