@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +80,13 @@ def test_every_linked_file_of_the_documents_is_there() -> None:
 
 def test_the_package_and_the_project_have_one_version() -> None:
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == hpsearch.__version__
+
+
+def test_the_example_of_the_search_document_is_a_program_that_works() -> None:
+    block = re.search(r"^    import optuna\n(?:    .*\n|\n)+", (ROOT / "docs" / "search.md").read_text(), re.MULTILINE)
+    assert block
+    names: dict[str, Any] = {}
+    exec(compile(textwrap.dedent(block[0]), "search.md", "exec"), names)
+    study = names["study"]
+    assert study.best_params["rate"] == pytest.approx(0.03, rel=0.3)
+    assert len(study.trials) < 40  # it ended by itself
