@@ -37,7 +37,8 @@ KeptParameters = Literal["best", "all"]
 Exponent = Annotated[Number, AfterValidator(lambda exponent: exponent + 0.0)]
 
 ZERO_SUFFIX = "_is_zero"  # the switch beside a log-spaced dimension with zero, where that is no list of values
-GROWTH_DECADES: Final = 3  # how far coarse-to-fine may look beyond each end of log-spaced values
+GROWTH_DECADES: Final = 3  # how far coarse-to-fine may look beyond each end of log-spaced values ...
+INTEGER_GROWTH_DECADES: Final = 1  # ... and of sizes: a layer a thousand times as wide costs a thousand times as much
 
 
 class Suggester(Protocol):
@@ -159,6 +160,11 @@ class Dimension(Settings):
         numbers = [float(v) for v in self.values if not (self.has_zero and v == 0)]
         return min(numbers), max(numbers)
 
+    @property
+    def growth_decades(self) -> int:
+        """How far coarse-to-fine may look beyond each end of log-spaced values."""
+        return INTEGER_GROWTH_DECADES if self.is_integer else GROWTH_DECADES
+
     def grid_distribution(self) -> BaseDistribution:
         """What Optuna and the dashboard are told about a grid's values.
 
@@ -179,7 +185,7 @@ class Dimension(Settings):
         if not self.is_log or self.is_continuous:
             return {self.name: self.grid_distribution()}
         low, high = self._bounds
-        low, high = rounded(low / 10**GROWTH_DECADES), rounded(high * 10**GROWTH_DECADES)
+        low, high = rounded(low / 10**self.growth_decades), rounded(high * 10**self.growth_decades)
         value: BaseDistribution = FloatDistribution(low, high, log=True)
         if self.is_integer:
             value = IntDistribution(max(1, round(low)), round(high), log=True)

@@ -26,6 +26,7 @@ from hpsearch.effects import (
     without_idle,
 )
 from hpsearch.errors import InputError
+from hpsearch.logs import get_logger
 from hpsearch.settings import (
     DataSettings,
     ModelSettings,
@@ -55,11 +56,13 @@ from hpsearch.study_document import (
     parse_dimension,
     section_of,
     validated,
+    value_in,
     with_value,
     written_dimension,
 )
 from hpsearch.validation_messages import shown
 
+_log = get_logger("study")
 _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -310,7 +313,20 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
         dimensions = (parse_dimension(n, spec, sections, settings.max_points, source) for n, spec in specs.items())
         settings = settings.model_copy(update={"dimensions": tuple(dimensions)})
     check_effects(sections, settings, _set_keys(document), source)
+    _warn_of_small_budget(settings, sections, source)
     return validated(StudyDefinition, {**document, "search": settings}, source=source)
+
+
+def _warn_of_small_budget(search: SearchSettings, sections: Mapping[str, Any], source: str) -> None:
+    budget = search.budget_points
+    if search.strategy == "coarse-to-fine" and budget is not None:
+        num_points = num_effective_points(search.dimensions, sections)
+        if budget < num_points:
+            _log.warning(
+                "%s: search.budget_points = %d is less than the %d points of the grid that the search begins with: "
+                "it will know a part of them only",
+                *(source, budget, num_points),
+            )
 
 
 def _with_listed_points(
@@ -326,9 +342,11 @@ def _with_listed_points(
     as_read = {d.name: {value: value for value in d.values} for d in dimensions}
     numbers: dict[frozenset[tuple[str, Any]], int] = {}
     points = []
+    own = {d.name: value for d in dimensions if (value := _study_value(d.name, sections)) is not None}
     for number, given in enumerate(settings.points, start=1):
         point = {name: as_read[name][kernels_text(value)] for name, value in given}
-        point = without_idle(point, sections)
+        # What another point varies and this one does not name is said all the same: it has the study's value.
+        point = without_idle({**own, **point}, sections)
         first = numbers.setdefault(frozenset(point.items()), number)
         if first != number:
             raise InputError(
@@ -336,7 +354,18 @@ def _with_listed_points(
                 hint="each point is counted once; another seed makes another point",
             )
         points.append(tuple(sorted(point.items())))
+    if any(dict(point).keys() != dict(given).keys() for point, given in zip(points, settings.points, strict=True)):
+        dimensions = listed_dimensions(list(map(dict, points)), sections, settings.max_points, source)
     return settings.model_copy(update={"points": tuple(points), "dimensions": dimensions})
+
+
+def _study_value(name: str, sections: Mapping[str, Any]) -> ParameterValue | None:
+    """What the study itself says about a searched key; None if it says nothing."""
+    section = section_of(name)
+    if name == "seed" and sections["training"]["seed"] is None:
+        section = None  # the study's own seed stands in
+    value = value_in(sections[section] if section else sections, name)
+    return None if value is None else kernels_text(value)
 
 
 def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> list[str]:

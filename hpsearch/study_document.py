@@ -118,6 +118,13 @@ def with_value(section: Mapping[str, Any], name: str, value: Any) -> dict[str, A
     return {**section, "options": {**section["options"], name.removeprefix(OPTION_PREFIX): value}}
 
 
+def value_in(section: Mapping[str, Any], name: str) -> Any:
+    """What a section says about a searched key; None for an option that it does not name."""
+    if not name.startswith(OPTION_PREFIX):
+        return section[name]
+    return section["options"].get(name.removeprefix(OPTION_PREFIX))
+
+
 def _value_in(settings: Settings, name: str) -> Any:
     if name == _KERNELS:
         return kernels_text(getattr(settings, name))

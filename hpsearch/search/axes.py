@@ -11,10 +11,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final, Literal, final
 
-from hpsearch.space import GROWTH_DECADES, Dimension, LogGrid, ParameterValue, rounded
+from hpsearch.space import Dimension, LogGrid, ParameterValue, rounded
 
 DEFAULT_FINEST: Final = 1 / 16  # decades; 15 % between neighbours
 
+_TIE: Final = 1e-6  # of a spacing: more than rounding leaves in an index
 _DISTINCT_DECADES: Final = 0.25  # a decade nearer than this to the end of a range is not worth a trial beside it
 _SHORT_DECADES: Final = 2.0  # a logarithmic range below this is looked at in its middle, not at its decades
 
@@ -55,11 +56,13 @@ class Axis:
     def neighbour(self, value: float, direction: Literal[-1, 1], level: int) -> ParameterValue | None:
         """The lattice point nearest to one spacing from `value`, or None where there is none beyond it.
 
+        Of two that are as near it is the one closer to `value`: half a spacing from it, and not one and a half.
+
         Args:
             value: positive on a logarithmic scale; need not lie on the lattice (a range's end, a user's own point).
         """
         here = self._place(value)
-        index = round((here + direction * self.spacing(level) - self.origin) / self.spacing(level))
+        index = round((here - self.origin) / self.spacing(level) + direction * (1 - _TIE))
         # index / density and not index * spacing: 1/3 decade twice is then the same number at every level.
         place = self.origin + index * self.unit / (self.density * 2.0**level)
         found = self.at(place)
@@ -95,7 +98,7 @@ def canonical(value: ParameterValue) -> ParameterValue:
 
 def _grid_axis(dimension: Dimension, grid: LogGrid, finest: float) -> Axis:
     low, high = sorted(grid.log10)
-    smallest = rounded(10.0 ** (low - GROWTH_DECADES))
+    smallest = rounded(10.0 ** (low - dimension.growth_decades))
     return Axis(
         name=dimension.name,
         listed=dimension.values,
@@ -106,7 +109,7 @@ def _grid_axis(dimension: Dimension, grid: LogGrid, finest: float) -> Axis:
         unit=1.0,
         density=grid.per_decade,
         smallest=max(1.0, smallest) if dimension.is_integer else smallest,
-        largest=rounded(10.0 ** (high + GROWTH_DECADES)),
+        largest=rounded(10.0 ** (high + dimension.growth_decades)),
         finest=finest,
     )
 

@@ -726,7 +726,10 @@ def listed(points: str) -> str:
 def test_listed_points_are_the_study_s_points_in_order_as_their_sections_read_them() -> None:
     text = listed('{ learning_rate = 1, seed = 3 }, { kernels = [4, 8], family = "cnn" }')
     definition = parsed(text)
-    assert list(definition.points()) == [{"learning_rate": 1.0, "seed": 3}, {"kernels": "4x8", "family": "cnn"}]
+    assert list(definition.points()) == [
+        {"family": "mlp", "learning_rate": 1.0, "seed": 3},
+        {"family": "cnn", "kernels": "4x8", "learning_rate": 0.01, "seed": 0},
+    ]  # with the study's own values where a point does not name what another varies
     assert definition.num_points == 2
     assert set(definition.distributions()) == {"learning_rate", "seed", "kernels", "family"}
     assert parse_definition(definition.document(), source="again") == definition
@@ -735,6 +738,21 @@ def test_listed_points_are_the_study_s_points_in_order_as_their_sections_read_th
 def test_listed_point_loses_what_has_no_effect_in_it() -> None:
     definition = parsed(listed('{ optimizer = "sgd", momentum = 0.5 }, { optimizer = "momentum", momentum = 0.5 }'))
     assert list(definition.points()) == [{"optimizer": "sgd"}, {"optimizer": "momentum", "momentum": 0.5}]
+
+
+def test_points_that_say_the_same_in_other_words_are_refused() -> None:
+    assert "point 2 says the same as point 1" in str(refusal(listed("{ seed = 0 }, { learning_rate = 0.01 }")))
+
+
+def test_budget_below_the_first_grid_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    text = 'strategy = "coarse-to-fine"\nlearning_rate = { log10 = [-1, -4] }\nbudget_points = '
+    parsed(study(text + "4"))
+    assert caplog.messages == []
+    parsed(study(text + "3"))
+    assert caplog.messages == [
+        "study.toml: search.budget_points = 3 is less than the 4 points of the grid that the search begins with: "
+        "it will know a part of them only"
+    ]
 
 
 @pytest.mark.parametrize(
