@@ -6,7 +6,9 @@ neighbours, one spacing away along each axis (a pattern search: Torczon 1997, wi
 1. Neighbours that are not known yet are tried: the best has moved, or lies on the edge of the grid, which then grows.
 2. Where two neighbours that differ little lie along different axes, the corner between them is tried: a valley may
    run across the axes.
-3. An axis along which no neighbour differs significantly from the best is *settled*.
+3. An axis along which no neighbour differs significantly from the best is *settled*. Where the best has a neighbour on
+   one side alone (it lies on a range's end), the next one on that side is looked at as well: an end and its neighbour
+   are as good as each other also if the optimum lies between them.
 4. The other axes' spacings are halved, and the best gets its new, nearer neighbours.
 5. When all are settled, the best is compared once more with what has not been compared at its place: the neighbours
    along axes that were settled before it moved, and the other values of lists. The best points with other listed
@@ -166,8 +168,10 @@ class Narrowing:
             room: at most so many points.
         """
         points = tuple(self.grid())
-        state = NarrowingState(given=points[:room])
-        return Round(points=points[:room], state=state, reason=f"the grid's {len(points):,} points")
+        given = points[:room]
+        total = f"the grid's {len(points):,} points"
+        reason = total if len(given) == len(points) else f"{len(given):,} of {total}"
+        return Round(points=given, state=NarrowingState(given=given), reason=reason)
 
     def next_round(
         self, state: NarrowingState, known: Iterable[KnownPoint], differ: Differ, *, room: int | None = None
@@ -225,13 +229,13 @@ class _Step:
 
     def next_round(self) -> Round | Finished:
         if points := self._unknown(self.narrowing.grid()):
-            return self._round(points, f"{len(points):,} points of the grid that are not known")
+            return self._round(points, self._describe_rest_of_grid)
         if not self.table or self.best.value is None:
             return Finished(reason=FinishReason.NO_RESULT, detail="no point has a result")
         while True:
             moving = [axis for axis in self._axes() if axis.name not in self.settled]
             if points := self._unknown(self._neighbours(self.best, moving)) or self._unknown(self._corner(moving)):
-                return self._round(points, self._reason(points))
+                return self._round(points, self._reason)
             if moving:
                 for axis in moving:
                     self._judge(axis)
@@ -239,12 +243,12 @@ class _Step:
             # The best may have moved since an axis was settled.
             points = self._unknown([*self._neighbours(self.best, self._axes()), *self._other_choices()])
             if points := points or self._unknown(self._corner(self._axes())):
-                return self._round(points, f"the best compared once more; {self._reason(points)}")
+                return self._round(points, lambda given: f"the best compared once more; {self._reason(given)}")
             if points := self._unknown(itertools.chain.from_iterable(map(self._beside_rival, self._rivals()))):
-                return self._round(points, f"other choices that are as good so far; {self._reason(points)}")
+                return self._round(points, self._describe_rivals)
             num_halved = sum(self._judge(axis) for axis in self._axes())
             if num_halved == 0:
-                return Finished(reason=FinishReason.SETTLED, detail=self._reason(()))
+                return Finished(reason=FinishReason.SETTLED, detail=self._conclusion())
 
     @property
     def best(self) -> KnownPoint:
@@ -282,14 +286,31 @@ class _Step:
     def _neighbours(
         self, center: KnownPoint, axes: Sequence[Axis], levels: Mapping[str, int] | None = None
     ) -> list[dict[str, ParameterValue]]:
-        """One spacing from the center along one of the axes."""
+        """One spacing from the center along one of the axes; on one side alone, also two."""
         levels = self.levels if levels is None else levels
-        return [
-            point
-            for axis in axes
-            for value in self._neighbour_values(center, axis, levels.get(axis.name, 0))
-            if (point := self._with(center, axis.name, value)) is not None
-        ]
+        found = []
+        for axis in axes:
+            level = levels.get(axis.name, 0)
+            values = self._neighbour_values(center, axis, level)
+            points = [point for value in values if (point := self._with(center, axis.name, value)) is not None]
+            second = self._second_on_one_side(center, axis, level, points)
+            found += points if second is None else [*points, second]
+        return found
+
+    def _second_on_one_side(
+        self, center: KnownPoint, axis: Axis, level: int, neighbours: Sequence[Point]
+    ) -> dict[str, ParameterValue] | None:
+        """The point two spacings from the center, if one neighbour alone can be known."""
+        sides = [point for point in neighbours if point_key(point) not in self.missing]
+        if len(sides) != 1:
+            return None
+        value, nearest = center.point[axis.name], sides[0][axis.name]
+        assert isinstance(value, int | float)
+        assert isinstance(nearest, int | float)
+        if axis.is_log and min(value, nearest) <= 0:
+            return None  # beside zero there is no scale
+        second = axis.neighbour(nearest, 1 if nearest > value else -1, level)
+        return None if second is None else self._with(center, axis.name, second)
 
     def _corner(self, axes: Sequence[Axis]) -> list[dict[str, ParameterValue]]:
         """One spacing from the best along several axes at once, where a valley may run across them.
@@ -374,7 +395,8 @@ class _Step:
         unknown = {point_key(point): point for point in points}
         return [point for key, point in unknown.items() if key not in self.table and key not in self.missing]
 
-    def _round(self, points: list[dict[str, ParameterValue]], reason: str) -> Round:
+    def _round(self, points: list[dict[str, ParameterValue]], describe: Callable[[Sequence[Point]], str]) -> Round:
+        """As many of the points as there is room for; the reason tells of no others."""
         given = tuple(points[: self.room])
         state = NarrowingState(
             round=self.state.round + 1,
@@ -383,25 +405,67 @@ class _Step:
             given=given,
             missing=tuple(self.missing.values()),
         )
-        return Round(points=given, state=state, reason=reason)
+        return Round(points=given, state=state, reason=describe(given))
+
+    def _describe_rest_of_grid(self, points: Sequence[Point]) -> str:
+        return f"{len(points):,} points of the grid that are not known"
+
+    def _describe_rivals(self, points: Sequence[Point]) -> str:
+        """What is tried beside the best points of other listed values."""
+        names = self._lists()
+        bests = [self.best, *self._rivals()]
+        parts: dict[str, list[str]] = {}
+        for point in points:
+            own = {name: point[name] for name in names if name in point}
+            rival = next((each for each in bests if own == {name: each.point.get(name) for name in own}), self.best)
+            changed = [f"{name} {_text(value)}" for name, value in point.items() if rival.point.get(name) != value]
+            label = ", ".join(f"{name} {_text(value)}" for name, value in own.items())
+            parts.setdefault(label, []).append(" with ".join(changed))
+        return "other choices that are as good so far; " + "; ".join(
+            f"{label}: {' and '.join(tried)}" for label, tried in parts.items()
+        )
 
     def _reason(self, points: Sequence[Point]) -> str:
-        """Axis by axis: what is tried, or why nothing more is."""
+        """Key by key: what is tried, or why nothing more is."""
         parts = []
         for axis in self._axes():
             best = self.best.point[axis.name]
-            tried = dict.fromkeys(point[axis.name] for point in points if point.get(axis.name, best) != best)
-            if tried:
-                parts.append(f"{axis.name}: {self._describe(axis, best, list(tried))}")
+            if tried := self._tried_instead(axis.name, points):
+                parts.append(f"{axis.name}: {self._describe(axis, best, tried)}")
             elif axis.name in self.settled:
-                is_finest = self._has_different_neighbour(axis) and not self._can_halve(axis)
-                parts.append(f"{axis.name}: {'finest step' if is_finest else 'settled'} at {_text(best)}")
+                parts.append(self._reason_of_settled(axis))
+        for name in self._lists():
+            if tried := self._tried_instead(name, points):
+                parts.append(f"{name}: {' and '.join(map(_text, tried))} beside {_text(self.best.point[name])}")
         return "; ".join(parts) or "nothing to narrow"
+
+    def _conclusion(self) -> str:
+        """Key by key: where the search has ended, and which values were not told apart from it."""
+        parts = []
+        for axis in self._axes():
+            neighbours = [point for point in self._neighbours(self.best, [axis]) if point_key(point) in self.table]
+            tied = [point[axis.name] for point in neighbours if not self._differs(point)]
+            text = self._reason_of_settled(axis)
+            if tied:
+                verb = "does" if len(tied) == 1 else "do"
+                text += f", from which {' and '.join(map(_text, tied))} {verb} not differ significantly"
+            parts.append(text)
+        return "; ".join(parts) or "nothing to narrow"
+
+    def _reason_of_settled(self, axis: Axis) -> str:
+        is_finest = self._has_different_neighbour(axis) and not self._can_halve(axis)
+        return f"{axis.name}: {'finest step' if is_finest else 'settled'} at {_text(self.best.point[axis.name])}"
+
+    def _tried_instead(self, name: str, points: Sequence[Point]) -> list[ParameterValue]:
+        """The points' values that are not the best one's, each once."""
+        best = self.best.point[name]
+        return list(dict.fromkeys(point[name] for point in points if point.get(name, best) != best))
 
     def _describe(self, axis: Axis, best: ParameterValue, tried: list[ParameterValue]) -> str:
         known = [float(value) for value in self._tried(axis)]
+        low, high = min(known), max(known)
         texts = " and ".join(map(_text, tried))
-        if all(not min(known) < float(value) < max(known) for value in tried):
+        if float(best) in (low, high) and all(not low <= float(value) <= high for value in tried):
             return f"best {_text(best)} on the edge, grown to {texts}"
         return f"{texts} beside {_text(best)}"
 

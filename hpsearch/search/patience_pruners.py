@@ -43,20 +43,22 @@ class _ReplayedRule(BasePruner):
 
     def _validations(self, trial: FrozenTrial) -> Iterable[Validation]:
         """The trial's reports in order of their steps, as the rule wants to see them."""
-        return (Validation(iteration=step, zero_one=value, nll=0.0) for step, value in _reports(trial))
+        reports = sorted(trial.intermediate_values.items())
+        offset = _offset(reports[0][0]) if reports else 0
+        return (Validation(iteration=step + offset, zero_one=value, nll=0.0) for step, value in reports)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the rule has ended the trial, at this report or an earlier one. A NaN or infinite value ends it, too.
 
         Raises:
-            InputError: the study maximises, or a step is not counted from 1.
+            InputError: the study maximises.
         """
         if study.direction is not StudyDirection.MINIMIZE:
             raise InputError(
                 f"{type(self).__name__} expects losses, lower being better: the study {study.study_name} maximises",
                 hint="report the error rate instead of the accuracy, and create the study with direction minimize",
             )
-        if any(not math.isfinite(value) for _, value in _reports(trial)):
+        if any(not math.isfinite(value) for value in trial.intermediate_values.values()):
             return True
         rule = self._fresh_rule()
         return any(rule.observe(_report_of(validation)) is not None for validation in self._validations(trial))
@@ -126,7 +128,7 @@ class SignificancePatiencePruner(_ReplayedRule):
 
     def _validations(self, trial: FrozenTrial) -> Iterable[Validation]:
         bits = _decoded(trial.user_attrs)
-        steps = sorted({*bits, *(step for step, _ in _reports(trial))})
+        steps = sorted({*bits, *trial.intermediate_values})
         if steps and (not bits or min(bits) > steps[0]):
             raise InputError(
                 f"trial {trial.number} has reported step {steps[0]} without saying which images are right",
@@ -137,6 +139,7 @@ class SignificancePatiencePruner(_ReplayedRule):
     def _compared(self, steps: list[int], bits: dict[int, bytes], num_images: int) -> Iterable[Validation]:
         """What `Cohort` does for lanes: each new best against the last one that was significantly better."""
         reference = best = None
+        offset = _offset(steps[0]) if steps else 0
         for step in steps:
             gained, lost, zero_one = 0, 0, math.inf  # no bits: no new best
             if step in bits:
@@ -145,7 +148,7 @@ class SignificancePatiencePruner(_ReplayedRule):
                 if best is None or (zero_one < best and is_significant_gain(gained, lost, self._level)):
                     reference = bits[step]
                 best = zero_one if best is None else min(best, zero_one)
-            yield Validation(iteration=step, zero_one=zero_one, nll=0.0, gained=gained, lost=lost)
+            yield Validation(iteration=step + offset, zero_one=zero_one, nll=0.0, gained=gained, lost=lost)
 
 
 def report_correctness(trial: BaseTrial, step: int, correct: ArrayLike) -> None:
@@ -190,14 +193,9 @@ def _num_wrong(packed: bytes, num_images: int) -> int:
     return num_images - int.from_bytes(packed, "big").bit_count()
 
 
-def _reports(trial: FrozenTrial) -> list[tuple[int, float]]:
-    reports = sorted(trial.intermediate_values.items())
-    if reports and reports[0][0] < 1:
-        raise InputError(
-            f"trial {trial.number} has reported step {reports[0][0]}: patience counts steps that were taken, from 1",
-            hint="call trial.report(value, step=1) after the first epoch",
-        )
-    return reports
+def _offset(first_step: int) -> int:
+    """Patience counts steps that were taken, from 1; many programs count them from 0."""
+    return 1 if first_step == 0 else 0
 
 
 def _report_of(validation: Validation) -> EpochReport:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpsearch.search.axes import axis_of
 from hpsearch.search.narrowing import (
     Differ,
     Finished,
@@ -20,7 +21,7 @@ from hpsearch.search.narrowing import (
     NarrowingState,
     Round,
 )
-from hpsearch.space import Dimension, LogGrid, ParameterValue, Point
+from hpsearch.space import Dimension, LogGrid, ParameterValue, Point, rounded
 
 Error = Callable[[Point], float | None]
 
@@ -122,7 +123,8 @@ def test_the_spacing_around_the_best_is_halved_until_the_finest() -> None:
 def test_it_stops_when_the_neighbours_do_not_differ() -> None:
     run = Run(Narrowing([RATES]), lambda point: log_distance(point, learning_rate=0.01), beyond(0.3))
     assert [len(one.points) for one in run.rounds] == [4, 2]
-    assert run.finished.detail == "learning_rate: settled at 0.01"
+    detail = "learning_rate: settled at 0.01, from which 0.003162 and 0.03162 do not differ significantly"
+    assert run.finished.detail == detail
 
 
 def test_the_grid_grows_past_an_edge_first() -> None:
@@ -294,12 +296,94 @@ def test_a_grid_that_was_widened_is_completed_first() -> None:
     assert following.reason == "2 points of the grid that are not known"
 
 
+@pytest.mark.parametrize(
+    ("dimension", "optimum"),
+    [
+        (bounded("x", 0.5, 0.99), 0.62),  # halfway between the end and the middle, which are equally good
+        (bounded("x", 3, 700, log=True, is_integer=True), 287),
+        (log_grid("x", 0, 3, is_integer=True), 3),
+    ],
+)
+def test_a_best_on_a_hard_end_is_not_settled_by_its_only_neighbour(dimension: Dimension, optimum: float) -> None:
+    def error(point: Point) -> float:
+        place, best = float(point["x"]), optimum
+        if dimension.is_log:
+            place, best = math.log10(place), math.log10(best)
+        return abs(place - best) ** 2
+
+    spread = 0.01 if dimension.is_log else 0.002
+    run = Run(Narrowing([dimension]), error, beyond(10 * spread))
+    assert error(run.best) < spread
+
+
+def test_a_hard_end_is_settled_where_the_second_neighbour_does_not_differ_either() -> None:
+    run = Run(Narrowing([bounded("x", 0, 1)]), lambda point: float(point["x"]), beyond(2.0))
+    assert [len(one.points) for one in run.rounds] == [3]
+    assert run.finished.detail == "x: settled at 0, from which 0.5 and 1 do not differ significantly"
+
+
+def test_a_value_of_the_grid_is_not_told_as_its_growth() -> None:
+    """0.1 is in the grid, but was not tried beside this best."""
+    narrowing = Narrowing([log_grid("a", -1, -3), log_grid("b", -1, -3)])
+    first = narrowing.first_round()
+    known = [KnownPoint(point, 1.0) for point in first.points if point != {"a": 0.1, "b": 0.01}]
+    known.append(KnownPoint({"a": 0.01, "b": 0.01}, 0.0))
+    following = narrowing.next_round(NarrowingState(), known, always)
+    assert isinstance(following, Round)
+    assert following.reason == "1 points of the grid that are not known"
+    moved = KnownPoint({"a": 0.01, "b": 0.0316227766017}, -1.0)
+    known.append(KnownPoint({"a": 0.1, "b": 0.01}, 1.0))
+    following = narrowing.next_round(NarrowingState(), [*known, moved], always)
+    assert isinstance(following, Round)
+    assert following.reason == "a: 0.001 and 0.1 beside 0.01"
+
+
+def test_the_reason_tells_only_of_the_points_that_there_is_room_for() -> None:
+    narrowing = Narrowing([log_grid("a", -1, -3), log_grid("b", -1, -3)])
+    assert narrowing.first_round(room=2).reason == "2 of the grid's 9 points"
+    known = [KnownPoint(point, log_distance(point, a=1e-2, b=1e-2)) for point in narrowing.first_round().points]
+    following = narrowing.next_round(NarrowingState(), known, always, room=2)
+    assert isinstance(following, Round)
+    assert following.reason == "a: 0.003162 and 0.03162 beside 0.01"
+    rest = narrowing.next_round(NarrowingState(), known[:4], always, room=2)
+    assert isinstance(rest, Round)
+    assert rest.reason == "2 points of the grid that are not known"
+
+
+def test_the_reason_names_values_of_lists_and_what_they_are_tried_beside() -> None:
+    """Relu is better at once and moves on; tanh is as good as it, and is narrowed where its own best is."""
+
+    def error(point: Point) -> float:
+        is_relu = point["activation"] == "relu"
+        return log_distance(point, rate=1e-1 if is_relu else 1e-3) + (0.0 if is_relu else 0.01)
+
+    run = Run(Narrowing([log_grid("rate", -1, -3), choice("activation", "tanh", "relu")]), error, beyond(0.2))
+    assert any(
+        reason.startswith("other choices that are as good so far; activation tanh: rate 0.0") for reason in run.reasons
+    )
+    lists = Run(
+        Narrowing([choice("a", "x", "y"), choice("b", 1, 2)]),
+        lambda point: 0.0,
+        known=[KnownPoint({"a": "x", "b": 3}, -1.0)],
+    )
+    assert lists.reasons[1:] == ["the best compared once more; a: y beside x"]
+
+
 def test_points_that_no_round_gave_are_used() -> None:
     """A user's own point is the best: its neighbours lie on the grid."""
     own = KnownPoint({"learning_rate": 0.0213}, -1.0)
     run = Run(Narrowing([RATES]), lambda point: log_distance(point, learning_rate=0.02), known=[own])
     assert run.rounds[1].points == ({"learning_rate": 0.0316227766017},)
     assert run.best == own.point
+
+
+@pytest.mark.parametrize(("place", "neighbours"), [(-1.5, [0.01, 0.1]), (-2.5, [0.001, 0.01]), (-1.25, [0.01, 1.0])])
+def test_a_point_between_two_of_the_grid_has_both_as_its_neighbours(place: float, neighbours: list[float]) -> None:
+    """Exactly halfway rounding must not decide: the nearer ones are taken. Else the nearest to one spacing."""
+    axis = axis_of(log_grid("x", -1, -3))
+    assert axis is not None
+    value = rounded(10.0**place)
+    assert [axis.neighbour(value, direction, 0) for direction in (-1, 1)] == neighbours
 
 
 def test_room_limits_a_round_and_the_rest_follows() -> None:

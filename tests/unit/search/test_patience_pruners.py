@@ -137,11 +137,17 @@ def test_a_study_that_maximises_is_refused(build: Callable[[], BasePruner]) -> N
 
 
 @pytest.mark.parametrize("build", PRUNERS)
-def test_a_step_0_is_refused(build: Callable[[], BasePruner]) -> None:
-    trial = optuna.create_study(pruner=build()).ask()
-    trial.report(0.5, 0)
-    with pytest.raises(InputError, match="trial 0 has reported step 0: patience counts steps"):
-        trial.should_prune()
+def test_steps_may_be_counted_from_0(build: Callable[[], BasePruner]) -> None:
+    ends = []
+    for first in (0, 1):
+        trial = optuna.create_study(pruner=build()).ask()
+        for taken in range(100):
+            report_correctness(trial, first + taken, np.arange(100) < 50 + (taken == 1))
+            trial.report(0.5 - 0.01 * (taken == 1), first + taken)
+            if trial.should_prune():
+                break
+        ends.append(taken)
+    assert ends[0] == ends[1] < 99
 
 
 @pytest.mark.parametrize("build", PRUNERS)
