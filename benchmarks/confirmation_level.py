@@ -16,6 +16,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,8 @@ class Layout:
     Args:
         seed_deviation: of the error, from seed to seed.
         own_images: share of images whose difficulty is each configuration's own.
-        restless: how many times the first configuration's seeds vary as much as the others'.
+        restless: how many times the first configurations' seeds vary as much as the others'.
+        num_restless: how many these are.
         gap: by how much the last configuration's error is higher.
     """
 
@@ -46,14 +48,16 @@ class Layout:
     seed_deviation: float
     own_images: float
     restless: float = 1.0
+    num_restless: int = 1
     gap: float = 0.0
 
 
-REGIMES = {
+REGIMES: dict[str, dict[str, Any]] = {
     "seeds": {"seed_deviation": 0.003, "own_images": 0.0},
     "both": {"seed_deviation": 0.001, "own_images": 0.3},
     "images": {"seed_deviation": 0.0002, "own_images": 1.0},
     "one restless": {"seed_deviation": 0.001, "own_images": 0.3, "restless": 4.0},
+    "two restless": {"seed_deviation": 0.001, "own_images": 0.3, "restless": 4.0, "num_restless": 2},
 }
 
 
@@ -69,7 +73,7 @@ def simulate(layout: Layout, generator: np.random.Generator) -> Bits:
         own = common
         if layout.own_images:
             own = np.where(generator.random(layout.images) < layout.own_images, difficulties(), common)
-        deviation = layout.seed_deviation * (layout.restless if index == 0 else 1.0)
+        deviation = layout.seed_deviation * (layout.restless if index < layout.num_restless else 1.0)
         error = ERROR + deviation * generator.standard_normal(layout.seeds)
         if index == layout.configurations - 1:
             error += layout.gap
@@ -133,7 +137,9 @@ class Pigeonhole:
 
 def measure(layout: Layout, cases: int) -> dict[str, object]:
     """One row of the table."""
-    generator = np.random.default_rng([layout.configurations, layout.seeds, layout.images, len(layout.regime)])
+    generator = np.random.default_rng(
+        [layout.configurations, layout.seeds, layout.images, list(REGIMES).index(layout.regime)]
+    )
     pigeonhole = Pigeonhole.draw(layout, generator)
     found = np.zeros(5)
     for _ in range(cases):

@@ -1,6 +1,6 @@
 """What "significance" saves and loses against DLT's 0.995: both rules replayed over the same recorded curves.
 
-    python -m benchmarks.patience_rules TABLE.npz ...
+    python -m benchmarks.patience_rules [TABLE.npz ...]
 
 A table holds one seed's curves of a whole grid, every epoch validated, none stopped early: `err` and `nll` [points,
 epochs]; `bits` [points, epochs, bytes], which of the 10,000 validation images were right (numpy.packbits); `lrs` and
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measurement import RESULTS, Measurement, machine, run_script, say, write_result
+from benchmarks.recorded_trials import RECORDED
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.search.significance import discordant, is_significant_gain
 from hpsearch.search.stopping import GeometricPatience, SignificancePatience, StoppingRule, StopReason, decide
@@ -100,7 +101,7 @@ class Outcomes:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     before = machine()
-    tables = [Table.read(path) for path in options.tables]
+    tables = [Table.read(path) for path in options.tables or sorted(RECORDED.glob("table_*.npz"))]
     finite = np.all([table.is_finite for table in tables], axis=0)
     best_errors = np.mean([table.errors.min(axis=1) for table in tables], axis=0)
     good = finite & (best_errors <= best_errors[finite].min() + GOOD_MARGIN)
@@ -134,7 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.patience_rules", description=__doc__)
-    parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE.npz", help="one per seed")
+    parser.add_argument(
+        "tables", type=Path, nargs="*", metavar="TABLE.npz", help=f"one per seed (default: those of {RECORDED})"
+    )
     parser.add_argument("-o", "--output", type=Path, default=RESULTS / "patience_rules.json")
     return parser.parse_args(arguments)
 

@@ -11,20 +11,20 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.recorded_trials import RECORDED
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.resident import ResidentData
 from hpsearch.settings import DataSettings, ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.training.evaluation import validate_lanes
 from hpsearch.training.lanes import Cohort, CohortShape
 
-RECORDED = Path(__file__).parent / "recorded"
 LEARNING_RATES = [float(f"{10.0 ** (quarter / 4):.12g}") for quarter in range(2, -17, -1)]
 LAMBDAS = [0.0, *(float(f"{10.0 ** (half / 2):.12g}") for half in range(-4, -11, -1))]
 LANES = 8
@@ -87,19 +87,19 @@ def _train(
             yield epoch, trial, float(zero_one[lane]), float(nll[lane]), correct[lane].numpy()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--folder", type=Path, default=RECORDED)
     parser.add_argument("--tiny", action="store_true", help="two points of digits, two epochs")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     recording = Recording()
-    if arguments.tiny:
+    if options.tiny:
         recording = Recording(points=[(0.1, 0.0), (0.1, 0.001)], dataset=DataSettings(dataset="digits"), epochs=2)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    for seed in arguments.seeds:
-        record(recording, seed, arguments.folder / f"table_{seed}.npz")
+    for seed in options.seeds:
+        record(recording, seed, options.folder / f"table_{seed}.npz")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from hpsearch.search.stopping import StopReason, decide, stopping_rule
 from hpsearch.settings import StoppingSettings
 from hpsearch.space import ParameterValue, Point, rounded
 
+RECORDED = Path(__file__).parent / "recorded"  # five seeds of a fine grid on MNIST; record_trials.py makes them
 CHANCE_ERROR = 0.9  # what a trial that diverges is worth with another seed
 
 Cell = tuple[float, float]  # learning rate, lambda_2

@@ -1,7 +1,6 @@
 """What a search finds for its epochs: coarse to fine against the full fine grid, random search and TPE.
 
-    python -m benchmarks.search_strategies                     planted surfaces with a known optimum
-    python -m benchmarks.search_strategies --table FOLDER      and recorded trials of MNIST (table_SEED.npz)
+    python -m benchmarks.search_strategies       # planted surfaces with a known optimum, and recorded trials of MNIST
     python -m benchmarks.search_strategies --tiny
 
 Planted surfaces (planted_surfaces.py) know the true error of a point; the table shows by how much the chosen point's
@@ -35,7 +34,7 @@ from scipy.special import stdtrit
 
 from benchmarks.measurement import RESULTS, machine, run_script, say, write_result
 from benchmarks.planted_surfaces import SURFACES, PlantedTrials, Surface, bits_differ, dimension_of
-from benchmarks.recorded_trials import RecordedTrials, read_tables, worth
+from benchmarks.recorded_trials import RECORDED, RecordedTrials, read_tables, worth
 from hpsearch.search.narrowing import Finished, KnownPoint, Narrowing, Round
 from hpsearch.search.samplers import build_sampler, explore
 from hpsearch.settings import StoppingSettings
@@ -251,8 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = place(np.random.default_rng(0)).name
         outcomes = planted_outcomes(place, 2 if options.tiny else options.repetitions)
         details[name] = _report(f"planted: {name}", outcomes, is_planted=True)
-    if options.table is not None:
-        tables = read_tables(options.table, StoppingSettings(patience=options.patience), options.minibatches)
+    folder = options.table or (None if options.tiny else RECORDED)
+    if folder is not None:
+        tables = read_tables(folder, StoppingSettings(patience=options.patience), options.minibatches)
         outcomes = recorded_outcomes(tables, options.draws)
         details["recorded"] = _report(f"recorded: MNIST, {len(tables)} seeds", outcomes, is_planted=False)
     if options.tiny:
@@ -316,11 +316,11 @@ def _rank(trial: KnownPoint) -> tuple[float, float]:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=100, help="of each planted surface")
-    parser.add_argument("--table", type=Path, help="a folder of recorded trials, table_SEED.npz")
+    parser.add_argument("--table", type=Path, help=f"a folder of recorded trials, table_SEED.npz (default: {RECORDED})")
     parser.add_argument("--draws", type=int, default=10, help="of random search and TPE on each recorded table")
     parser.add_argument("--patience", type=int, default=StoppingSettings().patience)
     parser.add_argument("--minibatches", type=int, default=1000, help="of an epoch of the recorded trials")
-    parser.add_argument("--tiny", action="store_true", help="one surface, twice; no result is written")
+    parser.add_argument("--tiny", action="store_true", help="one surface, twice, and no recorded trials but of --table")
     parser.add_argument("--output", type=Path, default=RESULTS / "search_strategies.json")
     return parser.parse_args(arguments)
 

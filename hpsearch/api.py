@@ -25,10 +25,14 @@ from safetensors.numpy import load as load_safetensors
 
 from hpsearch.cli.launch_view import TerminalListener
 from hpsearch.errors import InputError
+from hpsearch.results.chosen_point import ChosenPoint, Selection, best_point, confirmed_point
+from hpsearch.results.confirm import read_confirmation
+from hpsearch.results.confirmation import Confirmation
 from hpsearch.results.data_frame import curves_frame, trials_frame
-from hpsearch.results.export import MODEL_SUFFIX, choose_format, export_best, export_model, write_export
+from hpsearch.results.export import MODEL_SUFFIX, choose_format, export_model, export_point, write_export
 from hpsearch.results.report import write_report
 from hpsearch.results.stored_parameters import read_parameters
+from hpsearch.results.study_status import StudyStatus, read_status
 from hpsearch.results.summary import StudySummary, TrialSummary, read_summary
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.database import Database
@@ -154,6 +158,12 @@ class Study:
         """The best complete trial as of now. Raises NothingCompleteError if there is none."""
         return self.summary.require_best()
 
+    @property
+    def confirmation(self) -> Confirmation | None:
+        """What fresh seeds have told about the best points as of now; None if nobody has run `hpsearch confirm`."""
+        with self._open() as database:
+            return read_confirmation(database, self.name)
+
     def best_parameters(self) -> dict[str, NDArray[np.generic]]:
         """The best trial's network at its best validation: arrays by name.
 
@@ -186,20 +196,26 @@ class Study:
             summary = read_summary(database, self.name, with_curves=True)
         return curves_frame(summary)
 
-    def export(self, path: str | os.PathLike[str]) -> None:
-        """Write the best point with its evidence (.json, .toml, .yaml, .env) or its parameters (.safetensors).
+    def export(self, path: str | os.PathLike[str], point: Literal["best", "confirmed"] = "best") -> None:
+        """Write a point with its evidence (.json, .toml, .yaml, .env) or its trained parameters (.safetensors).
 
+        Args:
+            point: the search's best, or the one that `hpsearch confirm` chose.
         Raises:
-            InputError: no format goes by the file's name.
+            InputError: no format goes by the file's name, or there is no finished confirmation that chose a point.
             NothingCompleteError: no trial is complete.
             ArtifactError: the file cannot be written, or the parameters cannot be read.
         """
         path = Path(path)
-        if path.suffix.lower() == MODEL_SUFFIX:
-            export_model(self.summary, open_artifacts(self._artifacts, is_read_only=True), path)
-        else:
-            export_format = choose_format(None, path)
-            write_export(export_best(self.summary), path, export_format)
+        is_model = path.suffix.lower() == MODEL_SUFFIX
+        export_format = None if is_model else choose_format(None, path)
+        with self._open() as database:
+            status = read_status(database, self.name)
+            chosen = _choose(status, point)
+            if is_model:
+                export_model(chosen, open_artifacts(self._artifacts, is_read_only=True), path)
+        if export_format is not None:
+            write_export(export_point(chosen, status.summary, status.confirmation), path, export_format)
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write the HTML report, one self-contained file.
@@ -281,6 +297,14 @@ def _check_numbers(workers: int | None, lanes: int | str) -> None:
         raise InputError(f"workers must be None or a whole number from 1 to {MAX_WORKERS}, got {workers!r}")
     if lanes != "auto" and not (_is_number(lanes) and 1 <= int(lanes) <= MAX_LANES):
         raise InputError(f"lanes must be 'auto' or a whole number from 1 to {MAX_LANES}, got {lanes!r}")
+
+
+def _choose(status: StudyStatus, point: str) -> ChosenPoint:
+    if point == Selection.BEST:
+        return best_point(status.summary)
+    if point == Selection.CONFIRMED:
+        return confirmed_point(status.summary, status.confirmation)
+    raise InputError(f"point must be 'best' or 'confirmed', got {point!r}")
 
 
 def _is_number(value: object) -> bool:

@@ -8,6 +8,7 @@ that hold for the whole process (study, worker, device) are bound once; those of
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ import numbers
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, TextIO
@@ -143,6 +144,18 @@ def take_over_logger(name: str) -> None:
     if handler is not None:
         logger.handlers[:] = [handler]
         logger.propagate = False
+
+
+@contextlib.contextmanager
+def quieted_logger(name: str) -> Iterator[None]:
+    """Let a library's logger say nothing below a warning for the moment, and then what it said before."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def mask_passwords(text: str) -> str:

@@ -345,17 +345,15 @@ def _with_listed_points(
     own = {d.name: value for d in dimensions if (value := _study_value(d.name, sections)) is not None}
     for number, given in enumerate(settings.points, start=1):
         point = {name: as_read[name][kernels_text(value)] for name, value in given}
-        # What another point varies and this one does not name is said all the same: it has the study's value.
-        point = without_idle({**own, **point}, sections)
-        first = numbers.setdefault(frozenset(point.items()), number)
+        point = without_idle(point, sections)
+        meaning = without_idle({**own, **point}, sections)  # what a point does not name has the study's value
+        first = numbers.setdefault(frozenset(meaning.items()), number)
         if first != number:
             raise InputError(
                 f"{source}: search.points: point {number} says the same as point {first}",
                 hint="each point is counted once; another seed makes another point",
             )
         points.append(tuple(sorted(point.items())))
-    if any(dict(point).keys() != dict(given).keys() for point, given in zip(points, settings.points, strict=True)):
-        dimensions = listed_dimensions(list(map(dict, points)), sections, settings.max_points, source)
     return settings.model_copy(update={"points": tuple(points), "dimensions": dimensions})
 
 

@@ -75,7 +75,7 @@ def confirm(
     )
     with options.open_storage(storage) as database:
         plan = plan_confirmation(database, study, top=top, num_seeds=seeds, name=name)
-        _prepare(database, plan, top)
+        plan = _prepare(database, plan, top)
         train_study(database, plan.definition, launch, TerminalListener())
         confirmation = read_confirmation(database, study)
     assert confirmation is not None, "it has just been prepared"
@@ -137,17 +137,24 @@ def _interval(interval: tuple[float, float]) -> str:
     return f"{100 * interval[0]:.2f} to {interval[1]:.2%}"
 
 
-def _prepare(database: Database, plan: ConfirmPlan, top: int) -> None:
-    """Say what will be done, and bring the companion study to what it shall be."""
+def _prepare(database: Database, plan: ConfirmPlan, top: int) -> ConfirmPlan:
+    """Say what will be done, and bring the companion study to what it shall be; returns what was done."""
     points = plan.search.points
     if points.unfinished:
         say(f"the search is not finished: {describe_counts(points)}; its best points may still change")
     if plan.num_configurations < top:
         found = "1 point" if plan.num_configurations == 1 else f"{plan.num_configurations} different points"
         say(f"--top {top}: the search has only {found} that are complete")
+    if plan.num_configurations > top:
+        say(f"--top {top}: study {plan.definition.name!r} has more points than these already; it keeps them all")
+    each = f"{_number(plan.num_configurations, 'point')} with {_number(plan.num_seeds, 'seed')} each"
     say(
-        f"confirming study {plan.search.name!r} as {plan.definition.name!r}: {plan.num_configurations} points with "
-        f"{plan.num_seeds} seeds each, {plan.num_added} of {plan.definition.num_points} trainings are new"
+        f"confirming study {plan.search.name!r} as {plan.definition.name!r}: {each}, "
+        f"{plan.num_added} of {plan.definition.num_points} trainings are new"
     )
     with download_progress() as progress:
-        prepare_confirmation(database, plan, locations=DataLocations.from_environment(), progress=progress)
+        return prepare_confirmation(database, plan, locations=DataLocations.from_environment(), progress=progress)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -13,10 +13,10 @@ import typer
 from hpsearch.cli import options
 from hpsearch.cli.launch_view import TerminalListener, describe_registration
 from hpsearch.cli.progress_view import download_progress
-from hpsearch.cli.tables import print_json, print_summary
+from hpsearch.cli.tables import print_json, print_status
 from hpsearch.data.catalog import DataLocations
 from hpsearch.logs import bind_log_context
-from hpsearch.results.summary import read_summary
+from hpsearch.results.study_status import read_status
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS
 from hpsearch.service.device_pin import PinRules
@@ -71,12 +71,12 @@ def run(
     )
     with options.open_storage(storage) as database:
         train_study(database, definition, launch, TerminalListener())
-        summary = read_summary(database, definition.name)
+        status = read_status(database, definition.name)
     if as_json:
-        print_json(summary.as_json())
+        print_json(status.as_json())
     else:
-        print_summary(summary)
-    summary.require_all_counted()
+        print_status(status)
+    status.summary.require_all_counted()
 
 
 def create(
@@ -92,7 +92,7 @@ def create(
             locations = DataLocations.from_environment()
             prepared = prepare_study(database, definition, locations=locations, progress=progress)
         if as_json:
-            print_json(read_summary(database, prepared.study.name).as_json())
+            print_json(read_status(database, prepared.study.name).as_json())
         else:
             typer.echo(describe_registration(prepared.registration, "was there already, with the same definition"))
 

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hpsearch.results.study_status import StudyStatus
 from hpsearch.results.summary import StudySummary, TrialSummary
 from hpsearch.results.vault_ledger import VaultRecord, describe_openings
 from hpsearch.space import ParameterValue
@@ -26,9 +27,9 @@ def print_json(document: Any) -> None:
     typer.echo(json.dumps(document, indent=2, allow_nan=False))
 
 
-def print_summary(summary: StudySummary) -> None:
+def print_status(status: StudyStatus) -> None:
     """Print the state of a study and its best trials."""
-    _stdout().print(summary_view(summary))
+    _stdout().print(status_view(status))
 
 
 def print_opening(record: VaultRecord, summary: StudySummary) -> None:
@@ -56,10 +57,12 @@ def print_studies(summaries: list[StudySummary]) -> None:
     _stdout().print(studies_view(summaries))
 
 
-def summary_view(summary: StudySummary) -> RenderableType:
+def status_view(status: StudyStatus) -> RenderableType:
     """The state of a study and its best trials, to be printed or shown live."""
+    summary = status.summary
+    confirmation = status.confirmation.brief() if status.confirmation else []
     openings = describe_openings(summary.openings, summary.earlier_openings)
-    lines = [_headline(summary), *_round_lines(summary), *_running_lines(summary), *openings]
+    lines = [_headline(summary), *_round_lines(summary), *_running_lines(summary), *confirmation, *openings]
     return Group(*map(Text, lines), _trials_table(summary))
 
 

@@ -17,14 +17,16 @@ from hpsearch.cli.notice import say
 from hpsearch.cli.tables import (
     NOT_A_TERMINAL_WIDTH,
     print_json,
+    print_status,
     print_studies,
-    print_summary,
+    status_view,
     studies_view,
-    summary_view,
 )
 from hpsearch.errors import InputError
-from hpsearch.results.export import choose_format, export_best, export_model, write_export
+from hpsearch.results.chosen_point import Selection, best_point, confirmed_point
+from hpsearch.results.export import choose_format, export_model, export_point, write_export
 from hpsearch.results.report import write_report
+from hpsearch.results.study_status import read_status
 from hpsearch.results.summary import StudySummary, read_summary
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.dashboard import serve_dashboard
@@ -50,19 +52,17 @@ def status(
         if watch:
             _watch(database, study, seconds)
         elif study is not None:
-            summary = read_summary(database, study)
+            told = read_status(database, study)
             if as_json:
-                print_json(summary.as_json())
+                print_json(told.as_json())
             else:
-                print_summary(summary)
+                print_status(told)
+        elif as_json:
+            print_json([read_status(database, name).as_json() for name in study_names(database)])
+        elif summaries := _read_all(database):
+            print_studies(summaries)
         else:
-            summaries = _read_all(database)
-            if as_json:
-                print_json([summary.as_json() for summary in summaries])
-            elif summaries:
-                print_studies(summaries)
-            else:
-                say("there is no study yet: hpsearch run STUDY.toml")
+            say("there is no study yet: hpsearch run STUDY.toml")
 
 
 def report(
@@ -85,16 +85,21 @@ def export(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="FILE.safetensors", help="Also write the best trial's parameters."),
+        typer.Option("--model", metavar="FILE.safetensors", help="Also write the point's trained parameters."),
     ] = None,
+    point: Annotated[
+        Selection, typer.Option(help="The search's best point, or the one that `hpsearch confirm` chose.")
+    ] = Selection.BEST,
     storage: options.Storage = None,
     artifacts: options.Artifacts = None,
 ) -> None:
     """Write the best point with what it needs to be reproduced: settings, value, data, versions, seed."""
     export_format = choose_format(format_name, output)
     with options.open_storage(storage) as database:
-        summary = read_summary(database, study)
-        document = export_best(summary)
+        status = read_status(database, study)
+        is_best = point is Selection.BEST
+        chosen = best_point(status.summary) if is_best else confirmed_point(status.summary, status.confirmation)
+        document = export_point(chosen, status.summary, status.confirmation)
         if output is not None:
             write_export(document, output, export_format)
             say(f"wrote {output}")
@@ -102,7 +107,7 @@ def export(
             typer.echo(document.render(export_format), nl=False)
         if model is not None:
             kept = open_artifacts(options.artifacts_in(artifacts), is_read_only=True)
-            export_model(summary, kept, model)
+            export_model(chosen, kept, model)
             say(f"wrote {model}")
 
 
@@ -145,15 +150,23 @@ def _watch(database: Database, study: str | None, seconds: float) -> None:
     shown = ""
     with live or contextlib.nullcontext():
         while True:
-            summaries = [read_summary(database, study)] if study else _read_all(database)
-            view = summary_view(summaries[0]) if study else studies_view(summaries)
+            view, is_finished = _look(database, study)
             if live:
                 live.update(view, refresh=True)
             elif shown != (shown := _as_text(view)):
                 typer.echo(shown, nl=False)
-            if all(summary.is_finished for summary in summaries):
+            if is_finished:
                 return
             time.sleep(seconds)
+
+
+def _look(database: Database, study: str | None) -> tuple[RenderableType, bool]:
+    """What there is to see, and whether all of it is finished."""
+    if study is not None:
+        status = read_status(database, study)
+        return status_view(status), status.summary.is_finished
+    summaries = _read_all(database)
+    return studies_view(summaries), all(summary.is_finished for summary in summaries)
 
 
 def _as_text(view: RenderableType) -> str:

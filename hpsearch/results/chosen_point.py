@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from hpsearch.errors import InputError
 from hpsearch.results.companions import confirmations
-from hpsearch.results.confirm import read_confirmation
+from hpsearch.results.confirm import confirmation_for
 from hpsearch.results.confirmation import Confirmation
 from hpsearch.results.summary import StudySummary, TrialSummary, describe_counts
 from hpsearch.service.database import Database
@@ -15,7 +15,7 @@ from hpsearch.service.registry import StoredStudy
 
 
 class Selection(StrEnum):
-    """How the point is chosen that the test images are for."""
+    """How the point is chosen that is exported, or that the test images are for."""
 
     BEST = "best"
     CONFIRMED = "confirmed"
@@ -50,19 +50,29 @@ def choose_point(database: Database, summary: StudySummary, selection: Selection
             f"study {summary.name!r} is the confirmation of study {confirms['study']!r}, which has the test set",
             hint=f"hpsearch test {confirms['study']}",
         )
-    best = summary.require_best()
+    best = best_point(summary)
     if not summary.is_finished:
         raise InputError(
             f"study {summary.name!r} is not finished: {describe_counts(summary.points)}",
             hint=f"let it finish first (hpsearch worker {summary.name}): it may still choose another point",
         )
-    confirmation = None if selection is Selection.BEST else read_confirmation(database, summary.name)
+    confirmation = None if selection is Selection.BEST else confirmation_for(database, summary)
     if confirmation is None and selection is not Selection.CONFIRMED:
-        return ChosenPoint(selection=Selection.BEST, study=summary.study, trial=best)
-    return _confirmed_point(summary, confirmation)
+        return best
+    return confirmed_point(summary, confirmation)
 
 
-def _confirmed_point(summary: StudySummary, confirmation: Confirmation | None) -> ChosenPoint:
+def best_point(summary: StudySummary) -> ChosenPoint:
+    """The search's best as of now. Raises NothingCompleteError if there is none."""
+    return ChosenPoint(selection=Selection.BEST, study=summary.study, trial=summary.require_best())
+
+
+def confirmed_point(summary: StudySummary, confirmation: Confirmation | None) -> ChosenPoint:
+    """The point that a confirmation has chosen.
+
+    Raises:
+        InputError: there is no confirmation, it still goes on, or it could not choose.
+    """
     if confirmation is None:
         raise InputError(
             f"study {summary.name!r} has not been confirmed",

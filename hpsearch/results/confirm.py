@@ -34,7 +34,15 @@ def read_confirmation(database: Database, study_name: str) -> Confirmation | Non
         StudyNotFoundError: no such study.
         InputError: not a study of hpsearch.
     """
-    search = read_summary(database, study_name)
+    return confirmation_for(database, read_summary(database, study_name))
+
+
+def confirmation_for(database: Database, search: StudySummary) -> Confirmation | None:
+    """What fresh seeds have told about the best points of a study that was read already; None without a confirmation.
+
+    To compare 5 points with 10 seeds on 10,000 images takes a third of a second of processor time; without a
+    confirmation there is only one statement.
+    """
     found = find_companion(database, search.study)
     if found is None:
         return None

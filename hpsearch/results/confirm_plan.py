@@ -10,15 +10,18 @@ A companion grows when more points or seeds are asked for, and never shrinks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sqlalchemy import text
 
 from hpsearch.data.catalog import DataLocations, DownloadProgress
 from hpsearch.data.splits import SelectionData
-from hpsearch.errors import InputError, StudyNotFoundError
+from hpsearch.errors import InputError, StorageError, StudyNotFoundError
 from hpsearch.results.companions import (
     CONFIRMS_ATTRIBUTE,
     SEED,
@@ -40,6 +43,9 @@ from hpsearch.training.networks import build_network
 
 _SEED_STREAM = 0x636F6E66  # "conf": tells these seeds from all others that are derived from a study's
 _DEFAULT_SUFFIX = "-confirm"
+_LOCK_SECONDS = 60.0  # to add points takes a second or two
+_LOCK_POLL_SECONDS = 0.1
+_TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,7 @@ class ConfirmPlan:
 
     Args:
         search: the study that is confirmed.
+        top: so many of its best points were asked for.
         definition: of the companion, with all points that it has and will have.
         num_added: points that it does not have yet.
         is_there: whether the companion exists, marked as what it is.
@@ -55,6 +62,7 @@ class ConfirmPlan:
     """
 
     search: StudySummary
+    top: int
     definition: StudyDefinition
     num_added: int
     is_there: bool
@@ -81,7 +89,11 @@ def plan_confirmation(
     search = read_summary(database, study_name)
     _check_is_no_confirmation(database, search.study)
     search.require_best()
-    companion = _companion_name(database, search.study, name)
+    return _plan(database, search, _companion_name(database, search.study, name), top, num_seeds)
+
+
+def _plan(database: Database, search: StudySummary, companion: str, top: int, num_seeds: int) -> ConfirmPlan:
+    """What the companion has already, and so many of the best with so many seeds."""
     known = _stored_points(database, companion)
     configurations = unique([*configurations_of(known), *best_configurations(search, top)])
     num_seeds = max(num_seeds, len(seeds_of(known)))
@@ -91,6 +103,7 @@ def plan_confirmation(
     points = unique([*known, *wanted])
     return ConfirmPlan(
         search=search,
+        top=top,
         definition=companion_definition(search.study.definition, companion, points),
         num_added=len(points) - len(known),
         is_there=find_companion(database, search.study) is not None,
@@ -101,17 +114,38 @@ def plan_confirmation(
 
 def prepare_confirmation(
     database: Database, plan: ConfirmPlan, *, locations: DataLocations, progress: DownloadProgress | None = None
-) -> None:
+) -> ConfirmPlan:
     """Create the companion study, or add what it lacks, and mark it as what it is. To be called again safely.
 
+    Any number of processes may do so at once, with different numbers of points and seeds: the companion gets all.
+
+    Returns:
+        The plan as it was carried out: with what others have added meanwhile.
     Raises:
         DataError: the data on this machine are missing, damaged, or not those of the study that is confirmed.
         InputError: a point cannot be trained, or the companion is there with another definition or other data.
+        StorageError: another process has been at it for too long.
     """
+    if plan.is_there and not plan.num_added:
+        return plan
+    data = load_study_data(plan.search.study, locations=locations, progress=progress)
+    name = plan.definition.name
+    with _lock(database, name):
+        plan = _plan(database, plan.search, name, plan.top, plan.num_seeds)
+        _carry_out(database, plan, data, locations, progress)
+    return plan
+
+
+def _carry_out(
+    database: Database,
+    plan: ConfirmPlan,
+    data: SelectionData,
+    locations: DataLocations,
+    progress: DownloadProgress | None,
+) -> None:
     if plan.is_there and not plan.num_added:
         return
     study = plan.search.study
-    data = load_study_data(study, locations=locations, progress=progress)
     mark = {
         "study": study.name,
         "definition_sha256": study.definition.sha256,
@@ -125,6 +159,21 @@ def prepare_confirmation(
     prepared = prepare_study(database, plan.definition, locations=locations, progress=progress)
     if stored is None:
         _set_mark(database, prepared.study, mark)
+
+
+@contextmanager
+def _lock(database: Database, name: str) -> Iterator[None]:
+    """Let one process at a time add to a companion: mark and points are two transactions. Ends with the process."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    with database.engine.connect() as connection:
+        while not connection.execute(_TRY_LOCK, {"name": f"hpsearch:confirm:{name}"}).scalar_one():
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"another process has been adding points to study {name!r} for {_LOCK_SECONDS:.0f} s",
+                    hint="look for it in pg_stat_activity, or start again",
+                )
+            time.sleep(_LOCK_POLL_SECONDS)
+        yield
 
 
 def fresh_seeds(study_seed: int, count: int) -> list[int]:

@@ -1,7 +1,7 @@
 """The outcome of a confirmation: the best points of a study over fresh seeds, compared, and one of them chosen.
 
 The rule: of the points that are not told apart from the lowest mean error, the one with the fewest trainable
-parameters; then fewest epochs; then the lowest mean error; then the one that the search ranked first.
+parameters; of equally many the lowest mean error; of equal ones the one that the search ranked first.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from hpsearch.results.comparison import Comparison, Complexity, Difference, MeanError, simplest_of
 from hpsearch.results.plot_style import value_label
-from hpsearch.results.summary import StudySummary, TrialSummary, describe_counts
+from hpsearch.results.summary import StudySummary, TrialSummary, counts_as_json, describe_counts
 from hpsearch.space import ParameterValue
 
 V = TypeVar("V")
+_MOST_NAMED = 2  # tied points in a line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,10 +176,32 @@ class Confirmation:
             f"picked: {picked} ({chosen.configuration.label}): {chosen.reason}"
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """What `hpsearch confirm --json` prints. These keys stay; others may join them.
+    def brief(self) -> list[str]:
+        """One or two lines for those who look at the study that is confirmed: how far it is, and what it says."""
+        lines, companion = [], self.companion
+        if not self.is_finished:
+            lines.append(f"its confirmation {companion.name} is not finished: {describe_counts(companion.points)}")
+        comparison, chosen = self.comparison, self.chosen
+        if comparison is None or chosen is None:
+            return lines or [f"its confirmation {companion.name} has nothing to compare: {'; '.join(self.notes)}"]
+        picked = self.configurations.index(chosen.configuration)
+        mean = comparison.means[self.compared.index(picked)]
+        deviation = "" if mean.deviation is None else f" +- {100 * mean.deviation:.2f}"
+        others = [self.configurations[index].label for index in self.tied if index != picked]
+        named = others if len(others) <= _MOST_NAMED else [*others[: _MOST_NAMED - 1], f"{len(others) - 1} others"]
+        tied = f"tied with {' and '.join(named)}" if others else chosen.reason
+        left_out = len(self.configurations) - len(self.compared)
+        said = f"confirmed over {_seeds(len(self.seeds))} in {companion.name}: {chosen.configuration.label}: "
+        said += f"{mean.mean:.2%}{deviation}, {tied}" + (f"; left out: {left_out} more" if left_out else "")
+        return [*lines, said]
 
-        study, confirmation (the companion's name), finished, notes
+    def as_json(self) -> dict[str, Any]:
+        """What `hpsearch confirm --json` prints, and `status --json` has as `confirmation`.
+
+        These keys stay; others may join them.
+
+        study, companion (the name of the study with its trials), finished, notes
+        points              of the companion: total, waiting, running, complete, pruned, failed (given up)
         num_seeds           asked for; seeds: those that were compared
         num_images          of the validation set; null while nothing is compared
         configurations      in the order of the search's ranking:
@@ -199,9 +222,10 @@ class Confirmation:
         comparison, chosen = self.comparison, self.chosen
         return {
             "study": self.study,
-            "confirmation": self.companion.name,
+            "companion": self.companion.name,
             "finished": self.is_finished,
             "notes": self.notes,
+            "points": counts_as_json(self.companion.points),
             "num_seeds": self.num_seeds,
             "seeds": list(self.seeds),
             "num_images": comparison and comparison.num_images,

@@ -1,4 +1,4 @@
-"""Export the best configuration with its evidence, and the best parameters themselves.
+"""Export the chosen configuration with its evidence, and its parameters themselves.
 
 A document says everything that one needs to train the same network again, or to doubt it: the point, all
 settings, the study's definition and hash, the data's checksums, the versions and the seed. All four formats
@@ -21,6 +21,8 @@ import yaml
 
 from hpsearch.errors import InputError
 from hpsearch.results.atomic_file import replaced_file, write_file
+from hpsearch.results.chosen_point import ChosenPoint
+from hpsearch.results.confirmation import Confirmation
 from hpsearch.results.stored_parameters import read_parameters
 from hpsearch.results.summary import StudySummary, format_time
 from hpsearch.service.artifacts import Artifacts
@@ -50,15 +52,16 @@ _FORMAT_OF_SUFFIX = {
 
 @dataclass(frozen=True, kw_only=True)
 class ExportDocument:
-    """The best trial of a study, ready to be written.
+    """The chosen trial of a study, ready to be written.
 
     Args:
         content: plain values, no null anywhere (TOML has none): what is absent has its default. The keys:
-            study, trial (number), point
+            selection           best (of the search) or confirmed (over fresh seeds)
+            study, trial (number), point: of a confirmed one those of the companion study, whose trial it is
             value               fraction of misclassified validation images
             validation_nll      nats, at the same validation
             best_epoch, epochs, stop_reason
-            parameters          the searched keys with their values
+            parameters          the searched keys with their values; of a confirmed one its seed too
             settings            model and training, resolved: the parameters stand among them
             seed                the study's
             dataset, dataset_checksums (file name -> SHA-256 of the unpacked content)
@@ -66,6 +69,7 @@ class ExportDocument:
             versions            created: of the programs that made the study; exported: of those that export
             test_openings       of the test set, as `VaultRecord.as_json` tells them; empty if it is unopened
             earlier_test_openings   the same by deleted studies of this name
+            confirmation        as `Confirmation.as_json` tells it; absent if nobody has asked for one
             exported_at         UTC
     """
 
@@ -76,39 +80,46 @@ class ExportDocument:
         return _RENDERERS[export_format](dict(self.content))
 
 
-def export_best(summary: StudySummary, *, now: datetime | None = None) -> ExportDocument:
-    """Gather what is known about the best trial.
+def export_point(
+    chosen: ChosenPoint,
+    summary: StudySummary,
+    confirmation: Confirmation | None = None,
+    *,
+    now: datetime | None = None,
+) -> ExportDocument:
+    """Gather what is known about the chosen trial.
 
     Args:
+        summary: of the study that was searched.
         now: the date to write, aware; None: the clock's.
-    Raises:
-        NothingCompleteError: there is no best trial; says how many points are in which state.
     """
-    best = summary.require_best()
-    definition = summary.study.definition
-    settings = definition.resolve(best.parameters)
+    trial = chosen.trial
+    definition = chosen.study.definition
+    settings = definition.resolve(trial.parameters)
     training = {**settings.training.model_dump(mode="json"), "seed": settings.initial_weights_seed}
     # torch.__version__ is a str of torch's own making, which YAML does not know.
     exporting_versions = {name: str(version) for name, version in current_versions().items()}
     content = {
-        "study": summary.name,
-        "trial": best.number,
-        "point": best.point,
-        "value": best.value,
-        "validation_nll": best.best_validation_nll,
-        "best_epoch": best.best_epoch,
-        "epochs": best.num_epochs,
-        "stop_reason": best.attributes.get("stop_reason"),
-        "parameters": best.point_parameters,
+        "selection": chosen.selection.value,
+        "study": chosen.study.name,
+        "trial": trial.number,
+        "point": trial.point,
+        "value": trial.value,
+        "validation_nll": trial.best_validation_nll,
+        "best_epoch": trial.best_epoch,
+        "epochs": trial.num_epochs,
+        "stop_reason": trial.attributes.get("stop_reason"),
+        "parameters": trial.point_parameters,
         "settings": {"model": settings.model.model_dump(mode="json"), "training": training},
         "seed": definition.seed,
         "dataset": definition.data.dataset,
-        "dataset_checksums": dict(summary.study.dataset_checksums),
+        "dataset_checksums": dict(chosen.study.dataset_checksums),
         "definition_sha256": definition.sha256,
         "definition": definition.document(),
-        "versions": {"created": dict(summary.study.versions), "exported": exporting_versions},
+        "versions": {"created": dict(chosen.study.versions), "exported": exporting_versions},
         "test_openings": [record.as_json() for record in summary.openings],
         "earlier_test_openings": [record.as_json() for record in summary.earlier_openings],
+        "confirmation": confirmation and confirmation.as_json(),
         "exported_at": format_time(now or datetime.now(UTC)),
     }
     return ExportDocument(content=_without_nulls(content))
@@ -148,14 +159,13 @@ def write_export(document: ExportDocument, path: Path, export_format: ExportForm
     write_file(path, document.render(export_format))
 
 
-def export_model(summary: StudySummary, artifacts: Artifacts, path: Path) -> None:
-    """Copy the best trial's parameters out of the artifacts, whole or not at all.
+def export_model(chosen: ChosenPoint, artifacts: Artifacts, path: Path) -> None:
+    """Copy the chosen trial's parameters out of the artifacts, whole or not at all.
 
     The file's metadata names the study, its hash, the trial and all settings.
 
     Raises:
         InputError: the file's name asks for another format.
-        NothingCompleteError: there is no best trial.
         ArtifactError: the parameters are not there, are damaged, or the file cannot be written.
     """
     if path.suffix.lower() != MODEL_SUFFIX:
@@ -163,7 +173,7 @@ def export_model(summary: StudySummary, artifacts: Artifacts, path: Path) -> Non
             f"--model {path}: unknown model format {path.suffix or path.name!r}",
             hint=f"choose a name that ends in {MODEL_SUFFIX}",
         )
-    content = read_parameters(summary.study, summary.require_best(), artifacts)
+    content = read_parameters(chosen.study, chosen.trial, artifacts)
     with replaced_file(path) as file:
         file.write(content)
 

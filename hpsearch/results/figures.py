@@ -11,6 +11,7 @@ import optuna
 import plotly.graph_objects as go
 from optuna.trial import TrialState
 
+from hpsearch.logs import quieted_logger
 from hpsearch.results.plot_style import (
     BEST,
     COMPLETE,
@@ -49,7 +50,8 @@ class Panel:
 
 def optuna_study(summary: StudySummary) -> optuna.Study:
     """The study in memory, as of the summary's moment, for Optuna's plots: all plots of a report agree."""
-    study = optuna.create_study(study_name=summary.name, direction="minimize")
+    with quieted_logger("optuna.storages"):  # "A new study created in memory": to nobody's use
+        study = optuna.create_study(study_name=summary.name, direction="minimize")
     study.add_trials(trial.frozen() for trial in sorted(summary.trials, key=lambda trial: trial.number))
     return study
 

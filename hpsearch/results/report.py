@@ -19,7 +19,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from hpsearch.results.atomic_file import write_file
-from hpsearch.results.confirm import read_confirmation
+from hpsearch.results.confirm import confirmation_for
 from hpsearch.results.confirmation import Confirmation
 from hpsearch.results.confirmation_panel import confirmation_panel
 from hpsearch.results.figures import (
@@ -50,7 +50,7 @@ def write_report(database: Database, name: str, path: Path) -> None:
         ArtifactError: the file cannot be written; names it.
     """
     summary = read_summary(database, name, with_curves=True)
-    write_file(path, render_report(summary, read_confirmation(database, name)))
+    write_file(path, render_report(summary, confirmation_for(database, summary)))
 
 
 def render_report(summary: StudySummary, confirmation: Confirmation | None = None) -> str:

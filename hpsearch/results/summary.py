@@ -230,7 +230,9 @@ class StudySummary:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """What `hpsearch status --json` prints. These keys stay; others may join them.
+        """What `hpsearch status --json` prints, but for `confirmation`, which `StudyStatus.as_json` adds.
+
+        These keys stay; others may join them.
 
         name, strategy, dataset, seed, definition_sha256, read_at (UTC)
         finished            no point is waiting or running, and no round will follow
@@ -248,7 +250,7 @@ class StudySummary:
         test_openings       of the test set, in their order, as `VaultRecord.as_json` tells them; [] if it is unopened
         earlier_test_openings   the same by deleted studies of this name
         """
-        definition, points, best = self.study.definition, self.points, self.best
+        definition, best = self.study.definition, self.best
         return {
             "name": self.name,
             "strategy": definition.search.strategy,
@@ -257,14 +259,7 @@ class StudySummary:
             "definition_sha256": definition.sha256,
             "read_at": format_time(self.read_at),
             "finished": self.is_finished,
-            "points": {
-                "total": points.total,
-                "waiting": points.waiting,
-                "running": points.running,
-                "complete": points.complete,
-                "pruned": points.pruned,
-                "failed": points.failed,
-            },
+            "points": counts_as_json(self.points),
             "rounds": [
                 {
                     "round": row.number,
@@ -342,6 +337,18 @@ def describe_counts(points: PointCounts) -> str:
         f"{points.waiting} waiting, {points.running} running, {points.complete} complete, "
         f"{points.pruned} pruned, {points.failed} given up"
     )
+
+
+def counts_as_json(points: PointCounts) -> dict[str, int]:
+    """The points of a study by the state of their current trial; `failed`: given up."""
+    return {
+        "total": points.total,
+        "waiting": points.waiting,
+        "running": points.running,
+        "complete": points.complete,
+        "pruned": points.pruned,
+        "failed": points.failed,
+    }
 
 
 def format_time(moment: datetime) -> str:

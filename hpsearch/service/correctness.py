@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, text
 
+from hpsearch.logs import get_logger
 from hpsearch.service.database import Database
+
+_log = get_logger("correctness")
 
 _READ = text("""
     SELECT trial_id, num_images, bits FROM hpsearch_correctness WHERE trial_id = ANY(CAST(:trial_ids AS int[]))
@@ -39,15 +42,27 @@ class Correctness:
         """Pack one truth value per image."""
         return cls(num_images=len(correct), bits=np.packbits(correct).tobytes())
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether there are as many bits as images."""
+        return self.num_images > 0 and len(self.bits) == -(-self.num_images // 8)
+
     def unpacked(self) -> NDArray[np.bool_]:
         """One truth value per image, [N]."""
         return np.unpackbits(np.frombuffer(self.bits, dtype=np.uint8), count=self.num_images).astype(bool)
 
 
 def read_correctness(database: Database, trial_ids: Sequence[int]) -> dict[int, Correctness]:
-    """Trial id -> its bits, of those trials that have some."""
+    """Trial id -> its bits, of those trials that have some; damaged ones count as none."""
     rows = database.transaction(lambda connection: connection.execute(_READ, {"trial_ids": list(trial_ids)}).all())
-    return {row.trial_id: Correctness(num_images=row.num_images, bits=bytes(row.bits)) for row in rows}
+    found = {row.trial_id: Correctness(num_images=row.num_images, bits=bytes(row.bits)) for row in rows}
+    for trial_id, each in found.items():
+        if not each.is_whole:
+            _log.warning(
+                "the record of trial id %d in hpsearch_correctness is damaged: %d bytes for %d images",
+                *(trial_id, len(each.bits), each.num_images),
+            )
+    return {trial_id: each for trial_id, each in found.items() if each.is_whole}
 
 
 def write_correctness(connection: Connection, items: Iterable[tuple[int, Correctness | None]]) -> None:

@@ -313,8 +313,8 @@ def _fail_and_requeue(
     )
 
 
-def _round_of(row: Row[Any]) -> dict[str, int]:
-    return {} if row.round is None else {ROUND_ATTRIBUTE: int(row.round)}
+def _round_of(row: Row[Any]) -> dict[str, Any]:
+    return {} if row.round is None else {ROUND_ATTRIBUTE: json.loads(row.round)}
 
 
 def _claim_from(row: Row[Any]) -> Claim:

@@ -14,6 +14,8 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from hpsearch.errors import StorageError
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRound:
@@ -51,9 +53,30 @@ def read_rounds(connection: Connection, study_id: int) -> tuple[StoredRound, ...
 
 
 def read_last_state(connection: Connection, study_id: int) -> dict[str, Any]:
-    """What the next round goes on from; {} where there is no round yet."""
+    """What the next round goes on from; {} where there is no round yet.
+
+    Raises:
+        StorageError: it is damaged.
+    """
     state = connection.execute(_LAST_STATE, {"study": study_id}).scalar_one_or_none()
-    return {} if state is None else json.loads(state)
+    if state is None:
+        return {}
+    try:
+        found = json.loads(state)
+    except ValueError as error:
+        raise damaged_state(study_id, error) from error
+    if not isinstance(found, dict):
+        raise damaged_state(study_id, f"it is a {type(found).__name__}")
+    return found
+
+
+def damaged_state(study_id: int, reason: object) -> StorageError:
+    """What to raise if the last round's state is not what hpsearch has written."""
+    return StorageError(
+        f"the state of the last round of study number {study_id} cannot be read "
+        f"(table hpsearch_rounds, column state): {reason}",
+        hint="somebody has changed it: put back what stood there (from a copy of the database)",
+    )
 
 
 def insert_round(

@@ -8,15 +8,18 @@ still what it has read. So a round is opened once, whoever dies on the way, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from statistics import NormalDist
-from typing import final
+from typing import Any, final
 
 from optuna.trial import TrialState
+from pydantic import ValidationError
 from sqlalchemy import Connection, text
 
+import hpsearch
+from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.narrowing import Finished, FinishReason, KnownPoint, NarrowingState, Round
 from hpsearch.search.significance import discordant, mcnemar_p_value
@@ -24,9 +27,16 @@ from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.service.cohorts import cohort_name
 from hpsearch.service.correctness import read_correctness
 from hpsearch.service.database import Database
-from hpsearch.service.points import CohortOf, StoredPoint, add_points, narrowing_of, read_points
+from hpsearch.service.points import CohortOf, StoredPoint, add_points, narrowing_of, point_key, read_points
 from hpsearch.service.registry import DEFINITION_ATTRIBUTE, StoredStudy
-from hpsearch.service.round_rows import StoredRound, has_ended, insert_round, read_last_state, read_rounds
+from hpsearch.service.round_rows import (
+    StoredRound,
+    damaged_state,
+    has_ended,
+    insert_round,
+    read_last_state,
+    read_rounds,
+)
 from hpsearch.service.trial_rows import count_trials
 from hpsearch.service.widening import num_allowed
 from hpsearch.settings import TrialSettings
@@ -70,22 +80,23 @@ def advance(
     database: Database,
     study_id: int,
     *,
-    is_trainable: Callable[[TrialSettings], bool] = lambda settings: True,
+    is_trainable: Callable[[TrialSettings], bool] | None = None,
     cohort_of: CohortOf = cohort_name,
 ) -> Advance:
     """Open the next round, or end the search, if the last round is trained.
 
     Args:
-        is_trainable: whether the data takes these settings; the same for all who call this for one study.
+        is_trainable: whether the data takes these settings (None: all); the same for all who call this for one study.
     Raises:
-        StorageError: the database is away; to be called again.
+        DatabaseAwayError: to be called again.
+        StorageError: what is stored of the study cannot be read: a newer hpsearch has changed it, or somebody else.
     """
     situation = database.transaction(lambda connection: _read_situation(connection, study_id))
     if situation.num_unfinished:
         return Advance.UNFINISHED
     if situation.definition is None or has_ended(0, situation.rounds):
         return Advance.ENDED
-    definition = StudyDefinition.from_canonical_json(situation.definition)
+    definition = _definition_from(situation.definition, study_id)
     following = _Decision(database, study_id, definition, situation, is_trainable).following()
 
     def work(connection: Connection) -> bool:
@@ -133,7 +144,7 @@ class _Decision:
         study_id: int,
         definition: StudyDefinition,
         situation: _Situation,
-        is_trainable: Callable[[TrialSettings], bool],
+        is_trainable: Callable[[TrialSettings], bool] | None,
     ) -> None:
         self._database = database
         self._study_id = study_id
@@ -147,8 +158,8 @@ class _Decision:
         state = database.transaction(lambda connection: read_last_state(connection, study_id))
         differ = Differ(database, study_id)
         room = num_allowed(self._definition) - self._situation.num_points
-        following = narrowing_of(self._definition, self._is_trainable).next_round(
-            NarrowingState.from_json(state), map(_known, points), differ, room=max(1, room)
+        following = narrowing_of(self._definition, self._is_trainable, points).next_round(
+            _state_from(state, study_id), map(_known, points), differ, room=max(1, room)
         )
         if isinstance(following, Round) and (spent := self._spent_budget(room)):
             return Finished(reason=FinishReason.BUDGET, detail=spent)
@@ -180,6 +191,30 @@ def describe_spent_budget(search: SearchSettings, *, num_points: int, epochs: in
     return None
 
 
+def _definition_from(text: str, study_id: int) -> StudyDefinition:
+    try:
+        return StudyDefinition.from_canonical_json(text)
+    except ValidationError as error:
+        raise StorageError(
+            f"the definition of study number {study_id} was changed into one that hpsearch {hpsearch.__version__} "
+            "cannot read",
+            hint="a newer version has changed it: go on with that one; what is trained is on record",
+        ) from error
+
+
+def _state_from(document: Mapping[str, Any], study_id: int) -> NarrowingState:
+    try:
+        state = NarrowingState.from_json(document)
+        for point in (*state.given, *state.missing):
+            point_key(point)
+        is_sound = all(isinstance(level, int) and level >= 0 for level in document["levels"].values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise damaged_state(study_id, repr(error)) from error
+    if not is_sound:
+        raise damaged_state(study_id, f"levels {dict(state.levels)}")
+    return state
+
+
 def _known(point: StoredPoint) -> KnownPoint:
     is_complete = point.state is TrialState.COMPLETE
     return KnownPoint(point.values, point.value if is_complete else None, point.nll, point.trial_id)
@@ -198,8 +233,8 @@ class Differ:
     """Whether two trials differ significantly on the validation images; reads the bits of those that are compared.
 
     The exact McNemar test, two-sided. Trials without bits (told by somebody else's program) are compared as
-    independent samples, which notices far less; and where not even the number of images is known, every difference
-    counts, so that the search rather goes on.
+    independent samples, which notices far less; and where not even the number of images is known, or a value is no
+    error rate, every difference counts, so that the search rather goes on.
 
     Args:
         note: what must be said of the comparisons so far; empty if they were as they should be.
@@ -220,7 +255,7 @@ class Differ:
             return mcnemar_p_value(*discordant(bits_one, bits_other)) < SIGNIFICANCE_LEVEL
         self.note = "compared without a record of their images: trials that hpsearch has not trained"
         num_images = self._num_images()
-        if num_images is None:
+        if num_images is None or not (0 <= one.value <= 1 and 0 <= other.value <= 1):
             return one.value != other.value
         return differ_as_samples(one.value, other.value, num_images)
 
@@ -274,5 +309,6 @@ _TRAINED = text("""
 """)
 
 _NUM_IMAGES = text("""
-    SELECT max(c.num_images) FROM hpsearch_correctness c JOIN trials t USING (trial_id) WHERE t.study_id = :study
+    SELECT max(c.num_images) FROM hpsearch_correctness c JOIN trials t USING (trial_id)
+    WHERE t.study_id = :study AND c.num_images > 0
 """)

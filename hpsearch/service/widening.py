@@ -19,7 +19,7 @@ from hpsearch.service.trial_rows import count_trials
 from hpsearch.space import Point
 from hpsearch.study import StudyDefinition
 
-WIDENED = "the search was widened by its user"
+WIDENED = "more points were asked for"
 
 
 def widen_study(
@@ -52,7 +52,7 @@ def _lacking_points(connection: Connection, study_id: int, given: StudyDefinitio
         return list(itertools.islice(given.points(), max(0, given.num_points - len(stored))))
     known = {point_key(point.values) for point in stored}
     is_narrowed = given.search.strategy == "coarse-to-fine"
-    wanted = narrowing_of(given).grid() if is_narrowed else given.points()
+    wanted = narrowing_of(given, stored=stored).grid() if is_narrowed else given.points()
     lacking = [point for point in wanted if point_key(point) not in known]
     room = num_allowed(given) - len(stored) if is_narrowed else len(lacking)
     return list(lacking[: max(0, room)])

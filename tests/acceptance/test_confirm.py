@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
-import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
-from hpsearch.cli.main import run_command_line
+from tests.acceptance.in_process import hpsearch_here
 
 pytestmark = pytest.mark.acceptance
 
@@ -27,7 +23,7 @@ dataset = "digits"
 hidden_units = 10
 [training]
 batch_size = 20
-max_epochs = 2
+max_epochs = 8
 [search]
 learning_rate = [0.1, 0.03, 0.0001]
 [stopping]
@@ -37,28 +33,21 @@ Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def shell(tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
-    """Runs `hpsearch` in this process, which spares the seconds that a Python with torch takes; workers are real."""
+def shell(tmp_path: Path, database_url: str) -> Shell:
     (tmp_path / "small.toml").write_text(STUDY)
-    for name in [name for name in os.environ if name.startswith("HPSEARCH_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HPSEARCH_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HPSEARCH_STORAGE", database_url)
-    monkeypatch.setenv("HPSEARCH_DEVICE", "cpu")
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    environment = {
+        "HPSEARCH_HOME": str(tmp_path / "home"),
+        "HPSEARCH_STORAGE": database_url,
+        "HPSEARCH_DEVICE": "cpu",
+        "NO_COLOR": "1",
+    }
 
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            found = run_command_line(list(arguments))
-        assert found == code, err.getvalue()
-        return subprocess.CompletedProcess(arguments, found, out.getvalue(), err.getvalue())
+        done = hpsearch_here(*arguments, folder=tmp_path, environment=environment)
+        assert done.returncode == code, done.stderr
+        return done
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run
 
 
 @pytest.mark.timeout(600)
@@ -66,7 +55,7 @@ def test_from_a_search_to_a_confirmed_point(shell: Shell, database_url: str, tmp
     shell("create", "small.toml")
     refused = shell("confirm", "small", code=1)
     assert "study 'small' has no complete trial yet: 3 waiting" in refused.stderr
-    shell("run", "small.toml")
+    shell("worker", "small", "--lanes", "3")
 
     told = shell("confirm", "small", "--top", "2", "--seeds", "2")
     assert "2 points with 2 seeds each, 4 of 4 trainings are new" in told.stderr
@@ -75,6 +64,12 @@ def test_from_a_search_to_a_confirmed_point(shell: Shell, database_url: str, tmp
     companion = optuna.load_study(study_name="small-confirm", storage=database_url)
     assert [trial.state for trial in companion.trials] == [TrialState.COMPLETE] * 4
     assert len({trial.params["seed"] for trial in companion.trials}) == 2
+
+    chosen = json.loads(shell("status", "small", "--json").stdout)["confirmation"]["chosen"]
+    shell("export", "small", "--point", "confirmed", "-o", "two.json", "--model", "two.safetensors")
+    exported = json.loads((tmp_path / "two.json").read_text())
+    assert (exported["study"], exported["trial"]) == ("small-confirm", chosen["trial"])
+    assert (tmp_path / "two.safetensors").stat().st_size > 4 * 784 * 10
 
     # More points and seeds: what is there is not trained again.
     content = json.loads(shell("confirm", "small", "--top", "3", "--seeds", "3", "--json").stdout)
@@ -92,7 +87,7 @@ def test_from_a_search_to_a_confirmed_point(shell: Shell, database_url: str, tmp
         values = [trial.value for trial in companion.trials if trial.params["learning_rate"] == rate]
         assert point["mean"] == pytest.approx(sum(v for v in values if v is not None) / 3)
         assert point["num_parameters"] == 784 * 10 + 10 + 10 * 10 + 10
-        assert point["epochs"] == 2
+        assert point["epochs"] == 8
     chosen = content["chosen"]
     assert chosen["configuration"] in content["tied"]
     # Its model is there for the vault, whichever trial of the companion was the best when it ended.
@@ -103,12 +98,18 @@ def test_from_a_search_to_a_confirmed_point(shell: Shell, database_url: str, tmp
     assert json.loads(again.stdout) == content
     assert "nothing to run" in again.stderr
 
+    assert json.loads(shell("status", "small", "--json").stdout)["confirmation"] == content
+    assert "confirmed over 3 seeds in small-confirm: learning_rate 0." in shell("status", "small").stdout
     shell("report", "small", "-o", "report.html")
     page = (tmp_path / "report.html").read_text()
     assert 'data-plot="confirmation"' in page
     assert "trials of study small-confirm" in page
     itself = shell("confirm", "small-confirm", code=2)
     assert "is itself the confirmation of study 'small'" in itself.stderr
+
+    fewer = shell("confirm", "small", "--top", "1", "--seeds", "1")
+    assert "--top 1: study 'small-confirm' has more points than these already; it keeps them all" in fewer.stderr
+    assert "3 points with 3 seeds each, 0 of 9 trainings are new" in fewer.stderr
 
 
 def test_wrong_numbers_and_names_are_usage_errors(shell: Shell) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import json
 import os
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import numpy as np
 import optuna
 import pytest
 
-from hpsearch.cli.main import run_command_line
+from tests.acceptance.in_process import hpsearch_here
 
 pytestmark = pytest.mark.acceptance
 
@@ -53,7 +51,6 @@ class Shell:
         self.study_file = folder / "small.toml"
         self.study_file.write_text(STUDY.format(dataset=self.data))
         self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("HPSEARCH_")},
             "HPSEARCH_HOME": str(folder / "home"),
             "HPSEARCH_STORAGE": database_url,
             "HPSEARCH_COMMIT": "0123abc",
@@ -63,40 +60,21 @@ class Shell:
         }
 
     def __call__(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """In this process, without the seconds that a Python with torch takes to start."""
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-            contextlib.chdir(self.folder),
-        ):
-            patch.setattr(os, "environ", dict(self.environment))
-            code = run_command_line([str(argument) for argument in arguments])
-        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+        return hpsearch_here(*arguments, folder=self.folder, environment=self.environment)
 
     def ok(self, *arguments: str | Path) -> str:
         done = self(*arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def in_a_process(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "hpsearch", *map(str, arguments)],
-            env=self.environment,
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
+    def train(self) -> None:
+        self.ok("create", self.study_file)
+        self.ok("worker", "small", "--lanes", "2")
 
     def opened_by(self, *arguments: str | Path) -> set[str]:
-        """The names of the data files that a command, in a process of its own, and whatever it starts, opens."""
+        """The names of the data files that a command opens, in this process and in those that it starts."""
         with opened_files(self.data) as opened:
-            done = self.in_a_process(*arguments)
-            assert done.returncode == 0, done.stderr
+            self.ok(*arguments)
         return opened
 
 
@@ -148,20 +126,16 @@ def test_nobody_opens_the_test_files_but_the_vault(shell: Shell) -> None:
     """By the kernel's word; the last line shows that it would tell."""
     assert shell.opened_by("create", shell.study_file) == TRAIN_FILES
     assert shell.opened_by("worker", "small", "--lanes", "2") == TRAIN_FILES
-    assert shell.opened_by("run", shell.study_file, "--set", "name=other", "--workers", "2") == TRAIN_FILES
+    # This one starts a worker process.
     assert shell.opened_by("confirm", "small", "--top", "1", "--seeds", "2") == TRAIN_FILES
-    with opened_files(shell.data) as opened:
-        for command in (["status"], ["report", "small"], ["export", "small", "--model", "best.safetensors"]):
-            shell.ok(*command)
-    assert opened == set()
+    for command in (["status"], ["report", "small"], ["export", "small", "--model", "best.safetensors"]):
+        assert shell.opened_by(*command) == set()
     assert shell.opened_by("test", "small", "--retrain") == TRAIN_FILES | TEST_FILES
 
 
 def test_the_number_is_told_once_and_then_shown_to_everybody(shell: Shell) -> None:
-    shell.ok("run", shell.study_file)
-    first = shell.in_a_process("test", "small", "--json")
-    assert first.returncode == 0, first.stderr
-    document = json.loads(first.stdout)
+    shell.train()
+    document = json.loads(shell.ok("test", "small", "--json"))
     assert document["study"] == "small"
     assert document["num_images"] == 40
     assert document["test_error"] == document["num_errors"] / 40
@@ -193,16 +167,16 @@ def test_the_number_is_told_once_and_then_shown_to_everybody(shell: Shell) -> No
 
 
 def test_a_new_study_of_a_deleted_ones_name_is_told_of_it(shell: Shell) -> None:
-    shell.ok("run", shell.study_file)
+    shell.train()
     shell.ok("test", "small")
     optuna.delete_study(study_name="small", storage=shell.environment["HPSEARCH_STORAGE"])
-    shell.ok("run", shell.study_file)
+    shell.train()
     told = shell.ok("test", "small")
     assert "an earlier study of this name, which was deleted, opened the test set:" in told
 
 
 def test_damaged_test_files_are_an_error_of_the_surroundings_and_leave_no_record(shell: Shell) -> None:
-    shell.ok("run", shell.study_file)
+    shell.train()
     path = shell.data / "t10k-labels-idx1-ubyte"
     content = path.read_bytes()
     path.write_bytes(b"<html>")

@@ -1,4 +1,4 @@
-"""What only a GPU can show of lanes: captured graphs, blocks, TF32, and every GPU of several."""
+"""What only a GPU can show of lanes: captured graphs and validations, blocks, TF32, and every GPU of several."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import torch
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
+from hpsearch.epoch_report import EpochReport
+from hpsearch.search.significance import critical_gains
 from hpsearch.settings import ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.training.captured_step import CapturedStep
+from hpsearch.training.correctness import ReferenceTest
 from hpsearch.training.lanes import Cohort, CohortShape
-from hpsearch.training.reference import train_trial
+from hpsearch.training.reference import TrialResult, train_trial
 
 pytestmark = [
     pytest.mark.gpu,
@@ -91,6 +94,87 @@ def test_captured_graphs_and_blocks_train_as_the_reference_does(optimizer: str, 
         )
         tolerance = 1e-4 if optimizer == "adam" else 1e-6  # it divides a gradient near 0 by its own size
         assert curve == pytest.approx([report.validations[-1].nll for report in expected.reports], rel=tolerance)
+
+
+FOUR_PER_EPOCH = 25  # minibatches between validations, of 100
+POISON = "poison"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+def test_bits_and_gains_are_those_of_the_reference(optimizer: str) -> None:
+    """Validations are captured, too; a lane beside is full of NaN, and then another trial's."""
+    rate = {"sgd": 0.05, "momentum": 0.01}[optimizer]
+    own = [{"lambda_2": 1e-4}, {"hidden_units": 450}, {"lambda_1": 1e-5, "seed": 3}, {"learning_rate": rate / 2}]
+    trials = [trial(**{"optimizer": optimizer, "learning_rate": rate} | one) for one in own]
+
+    curves, bests = compared_curves(trials, torch.device("cuda"))
+
+    for key, curve in curves.items():
+        expected = compared_alone(trials[key], num_epochs=len(curve))
+        for report, other in zip(curve, expected.reports, strict=True):
+            assert [(v.zero_one, v.gained, v.lost) for v in report.validations] == [
+                (v.zero_one, v.gained, v.lost) for v in other.validations
+            ]
+        assert expected.best is not None
+        best_error, correct = bests[key]
+        assert best_error == expected.best.zero_one == (~correct).mean()
+        assert np.array_equal(correct, expected.best_correct)
+    gains = [v.gained for curve in curves.values() for report in curve for v in report.validations]
+    assert len(set(gains)) > 10  # the references moved, and something was compared
+
+
+def compared_curves(
+    trials: list[TrialSettings], device: torch.device
+) -> tuple[dict[int, list[EpochReport]], dict[int, tuple[float, np.ndarray]]]:
+    """Four trials that come and go beside one that diverges at once: their reports; their best errors and bits."""
+    data = ResidentData.place(images(), device)
+    cohort = Cohort(CohortShape.of(trials[0]), data, device, FOUR_PER_EPOCH, reference_test(data), dtype=torch.float64)
+    curves: dict[int, list[EpochReport]] = {index: [] for index in range(len(trials))}
+    bests = {}
+
+    def train(num_epochs: int) -> None:
+        for _ in range(num_epochs):
+            for key, report in cohort.train_epoch().items():
+                assert report.has_diverged == (key == POISON)
+                if key != POISON:
+                    curves[int(str(key))].append(report)
+        for key in cohort.keys:
+            if key != POISON:
+                best = cohort.best(key)
+                assert best is not None
+                bests[int(str(key))] = best.zero_one, cohort.best_correct(key)
+
+    training = trials[0].training.model_copy(update={"learning_rate": 1e200, "lambda_2": 1.0})
+    cohort.admit(0, trials[0])
+    cohort.admit(POISON, trials[0].model_copy(update={"training": training}))
+    train(3)
+    cohort.admit(1, trials[1])
+    train(3)
+    cohort.release(POISON)
+    cohort.admit(2, trials[2])  # into its lane, in memory that the graphs know already
+    train(3)
+    cohort.release(0)
+    train(2)
+    cohort.admit(3, trials[3])
+    train(3)
+    return curves, bests
+
+
+def compared_alone(settings: TrialSettings, *, num_epochs: int) -> TrialResult:
+    data = ResidentData.place(images(), CPU)
+    return train_trial(
+        settings,
+        data,
+        device=CPU,
+        validations_every=FOUR_PER_EPOCH,
+        should_stop=lambda report: report.epoch >= num_epochs,
+        reference_test=reference_test(data),
+        dtype=torch.float64,
+    )
+
+
+def reference_test(data: ResidentData) -> ReferenceTest:
+    return ReferenceTest(level=0.05, critical_gains=critical_gains(len(data.validation_labels), 0.05))
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import tomllib
 from pathlib import Path
@@ -11,15 +12,26 @@ from typing import Any
 
 import optuna
 import pytest
+import tomli_w
 from optuna.trial import TrialState
+from safetensors import safe_open
 
 import hpsearch
 from hpsearch.api import Study
-from hpsearch.errors import DefinitionMismatchError, NothingCompleteError, StudyNotFoundError, UncountedPointsError
+from hpsearch.data.catalog import DataLocations
+from hpsearch.errors import (
+    DefinitionMismatchError,
+    InputError,
+    NothingCompleteError,
+    StudyNotFoundError,
+    UncountedPointsError,
+)
+from hpsearch.results.confirm_plan import plan_confirmation, prepare_confirmation
 from hpsearch.service.database import Database
 from hpsearch.service.ledger import MAX_CRASHES, Ledger
 from hpsearch.service.progress import Progress
 from hpsearch.study import parse_definition
+from tests.acceptance.in_process import hpsearch_here
 
 DOCUMENT: dict[str, Any] = {
     "name": "small",
@@ -37,87 +49,107 @@ def artifacts(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def trained(tables_url: str, artifacts: Path) -> Study:
-    return hpsearch.run(DOCUMENT, lanes=1, storage=tables_url, artifacts=artifacts, progress=False)
+def trained(tables_url: str, artifacts: Path, tmp_path: Path) -> Study:
+    create_here(tables_url, tmp_path)
+    train_here(tables_url, artifacts, "small")
+    return hpsearch.load("small", tables_url, artifacts=artifacts)
 
 
-def test_a_study_is_run_looked_at_and_written_out(
-    trained: Study, tables_url: str, artifacts: Path, tmp_path: Path
+def create_here(storage: str | None, folder: Path) -> None:
+    """`hpsearch.run` starts a worker process, which takes seconds: here where it is not what is tested."""
+    (folder / "small.toml").write_text(tomli_w.dumps(DOCUMENT))
+    _command("create", folder / "small.toml", storage=storage)
+
+
+def train_here(storage: str | None, artifacts: Path, name: str) -> None:
+    _command("worker", name, "--lanes", "1", "--artifacts", artifacts, storage=storage)
+
+
+def _command(*arguments: str | Path, storage: str | None) -> None:
+    environment = {"HPSEARCH_HOME": os.environ["HPSEARCH_HOME"]} | ({"HPSEARCH_STORAGE": storage} if storage else {})
+    done = hpsearch_here(*arguments, folder=Path.cwd(), environment=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_notebook_can_run_a_study_look_at_it_and_write_it_out(
+    tables_url: str,
+    artifacts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One after the other, in one test: a study takes seconds."""
-    assert trained.name == "small"
-    assert trained.definition == parse_definition(DOCUMENT, source="test")
-    assert trained.summary.points.complete == 4
-    assert trained.best.value == min(trial.value for trial in trained.summary.trials)
-    trials, curves = trained.trials_dataframe(), trained.curves_dataframe()
-    assert list(trials["epochs"]) == [3] * 4
-    assert len(curves) == 12
-    assert trials.loc[0, "value"] == curves[curves["number"] == trials.loc[0, "number"]]["zero_one"].min()
-
-    parameters = trained.best_parameters()
-    assert parameters["hidden.weight"].shape == (8, 784)
-    trained.export(tmp_path / "best.json")
-    assert json.loads((tmp_path / "best.json").read_text())["value"] == trained.best.value
-    trained.export(tmp_path / "best.toml")
-    assert tomllib.loads((tmp_path / "best.toml").read_text())["trial"] == trained.best.number
-    trained.export(str(tmp_path / "best.safetensors"))
-    assert (tmp_path / "best.safetensors").stat().st_size > 8 * 784 * 4
-    trained.report(tmp_path / "report.html")
-    assert "small" in (tmp_path / "report.html").read_text()
-
-    again = hpsearch.load("small", tables_url, artifacts=artifacts)
-    assert repr(again) == "<hpsearch.Study 'small'>"
-    assert again.best == trained.best
-    assert again.best_parameters().keys() == parameters.keys()
-    with again:
-        plain = again.optuna_study()
-        assert (plain.best_value, len(plain.trials)) == (trained.best.value, 4)
-
-
-def test_progress_is_told_to_a_function_and_a_finished_study_is_not_trained_again(
-    trained: Study, tables_url: str, artifacts: Path
-) -> None:
-    seen: list[Progress] = []
-    wider = {**DOCUMENT, "name": "other", "search": {"learning_rate": [0.1]}}
-    hpsearch.run(wider, lanes=1, storage=tables_url, artifacts=artifacts, progress=seen.append)
-    assert seen[-1].counts.complete == 1
-    seen.clear()
-    before = trained.summary.trials
-    hpsearch.run(DOCUMENT, storage=tables_url, artifacts=artifacts, progress=seen.append)
-    assert seen == []
-    assert trained.summary.trials == before
-    with pytest.raises(DefinitionMismatchError, match=r"training\.batch_size"):
-        hpsearch.run({**DOCUMENT, "training": {"batch_size": 50}}, storage=tables_url, artifacts=artifacts)
-
-
-def test_a_notebook_can_run_a_study_and_show_its_progress(
-    tables_url: str, artifacts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Within a running event loop, in a thread that may set no signal handler, storage and artifacts by environment."""
+    """Within an event loop, in a thread that may set no signal handler. All in one test: a run takes seconds."""
     monkeypatch.setenv("HPSEARCH_STORAGE", tables_url)
     monkeypatch.setenv("HPSEARCH_ARTIFACTS", str(artifacts))
-    document = {**DOCUMENT, "search": {"learning_rate": [0.1]}}
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     optuna_level = optuna.logging.get_verbosity()
 
     async def cell() -> Study:
-        in_loop = hpsearch.run(document, lanes=1)
-        return await asyncio.to_thread(hpsearch.run, {**document, "name": "second"}, lanes=1) and in_loop
+        return await asyncio.to_thread(hpsearch.run, DOCUMENT, lanes=1)
 
     study = asyncio.run(cell())
-    assert study.summary.points.complete == 1
-    assert study.best_parameters()
-    assert any(artifacts.iterdir())
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
     assert optuna.logging.get_verbosity() == optuna_level
     said = capsys.readouterr()
     assert said.out == ""
-    assert "study 'small' created: 1 point, 1 worker with 1 lane each" in said.err
-    assert "1 complete" in said.err
+    assert "study 'small' created: 4 points, 1 worker with 1 lane each" in said.err
+    assert "4 complete" in said.err
+
+    assert study.name == "small"
+    assert study.definition == parse_definition(DOCUMENT, source="test")
+    assert study.summary.points.complete == 4
+    assert study.best.value == min(trial.value for trial in study.summary.trials)
+    trials, curves = study.trials_dataframe(), study.curves_dataframe()
+    assert list(trials["epochs"]) == [3] * 4
+    assert len(curves) == 12
+    assert trials.loc[0, "value"] == curves[curves["number"] == trials.loc[0, "number"]]["zero_one"].min()
+
+    parameters = study.best_parameters()
+    assert parameters["hidden.weight"].shape == (8, 784)
+    study.export(tmp_path / "best.json")
+    assert json.loads((tmp_path / "best.json").read_text())["value"] == study.best.value
+    study.export(tmp_path / "best.toml")
+    assert tomllib.loads((tmp_path / "best.toml").read_text())["trial"] == study.best.number
+    study.export(str(tmp_path / "best.safetensors"))
+    assert (tmp_path / "best.safetensors").stat().st_size > 8 * 784 * 4
+    study.report(tmp_path / "report.html")
+    assert "small" in (tmp_path / "report.html").read_text()
+    assert study.confirmation is None
+
+    again = hpsearch.load("small", tables_url, artifacts=artifacts)
+    assert repr(again) == "<hpsearch.Study 'small'>"
+    assert again.best == study.best
+    assert again.best_parameters().keys() == parameters.keys()
+    with again:
+        plain = again.optuna_study()
+        assert (plain.best_value, len(plain.trials)) == (study.best.value, 4)
 
 
-def test_an_interrupted_run_leaves_a_study_that_the_same_call_resumes(tables_url: str, artifacts: Path) -> None:
-    long = {**DOCUMENT, "training": {"batch_size": 20, "max_epochs": 100}, "search": {"learning_rate": [0.01]}}
+def test_a_confirmed_point_is_written_out(
+    trained: Study, tables_url: str, artifacts: Path, tmp_path: Path, database: Database
+) -> None:
+    with pytest.raises(InputError, match="study 'small' has not been confirmed"):
+        trained.export(tmp_path / "confirmed.json", point="confirmed")
+    with pytest.raises(InputError, match="point must be 'best' or 'confirmed', got 'worst'"):
+        trained.export(tmp_path / "confirmed.json", point="worst")  # type: ignore[arg-type]
+    plan = plan_confirmation(database, "small", top=2, num_seeds=2)
+    prepare_confirmation(database, plan, locations=DataLocations.from_environment())
+    train_here(tables_url, artifacts, "small-confirm")
+    confirmation = trained.confirmation
+    assert confirmation is not None
+    assert confirmation.chosen is not None
+    trained.export(tmp_path / "confirmed.json", point="confirmed")
+    document = json.loads((tmp_path / "confirmed.json").read_text())
+    assert (document["study"], document["trial"]) == ("small-confirm", confirmation.chosen.trial.number)
+    trained.export(tmp_path / "confirmed.safetensors", point="confirmed")
+    with safe_open(tmp_path / "confirmed.safetensors", framework="numpy") as file:
+        assert file.metadata()["study"] == "small-confirm"
+
+
+def test_an_interrupted_run_leaves_a_study_that_the_same_call_resumes_and_does_not_train_again(
+    tables_url: str, artifacts: Path
+) -> None:
+    long = {**DOCUMENT, "training": {"batch_size": 20, "max_epochs": 60}, "search": {"learning_rate": [0.01]}}
 
     def interrupt(progress: Progress) -> None:
         if progress.epochs:
@@ -128,9 +160,19 @@ def test_an_interrupted_run_leaves_a_study_that_the_same_call_resumes(tables_url
         hpsearch.run(long, **where, progress=interrupt)
     left = hpsearch.load("small", tables_url).summary
     assert left.points.waiting == 1
-    study = hpsearch.run(long, **where, progress=False)
-    assert study.best.num_epochs == 100
-    assert list(study.curves_dataframe().query(f"number == {study.best.number}")["epoch"]) == list(range(1, 101))
+    seen: list[Progress] = []
+    study = hpsearch.run(long, **where, progress=seen.append)
+    assert seen[-1].counts.complete == 1
+    assert study.best.num_epochs == 60
+    assert list(study.curves_dataframe().query(f"number == {study.best.number}")["epoch"]) == list(range(1, 61))
+
+    seen.clear()
+    before = study.summary.trials
+    hpsearch.run(long, **where, progress=seen.append)
+    assert seen == []
+    assert study.summary.trials == before
+    with pytest.raises(DefinitionMismatchError, match=r"training\.batch_size"):
+        hpsearch.run({**long, "training": {"batch_size": 50}}, **where)
 
 
 def test_the_objective_gives_the_workers_curve_for_the_same_point(trained: Study) -> None:
@@ -139,29 +181,34 @@ def test_the_objective_gives_the_workers_curve_for_the_same_point(trained: Study
         plain.enqueue_trial(trial.point_parameters)
     plain.optimize(hpsearch.objective(DOCUMENT, device="cpu"), n_trials=4)
     with trained:
-        of_workers = {json.dumps(trial.params): trial for trial in trained.optuna_study().trials}
+        of_workers = {json.dumps(trial.params, sort_keys=True): trial for trial in trained.optuna_study().trials}
     for trial in plain.trials:
-        worker = of_workers[json.dumps(trial.params)]
+        worker = of_workers[json.dumps(trial.params, sort_keys=True)]
         assert trial.intermediate_values == worker.intermediate_values
         assert trial.value == worker.value
         same = worker.user_attrs.keys() - {"point", "attempt", "seconds", "worker"}
         assert {name: trial.user_attrs[name] for name in same} == {name: worker.user_attrs[name] for name in same}
 
 
-def test_the_embedded_postgres_runs_only_while_a_study_is_asked(open_folder: Path, artifacts: Path) -> None:
+def test_the_embedded_postgres_runs_only_while_a_study_is_asked(
+    open_folder: Path, artifacts: Path, tmp_path: Path
+) -> None:
     pid_file = open_folder / "home" / "postgres" / "data" / "postmaster.pid"
-    study = hpsearch.run({**DOCUMENT, "search": {"learning_rate": [0.1]}}, lanes=1, artifacts=artifacts, progress=False)
+    create_here(None, tmp_path)
+    train_here(None, artifacts, "small")
+    study = hpsearch.load("small", artifacts=artifacts)
     assert pid_file.parent.exists()
     assert not pid_file.exists()
-    assert study.best.value is not None
+    best = study.best
+    assert best.value is not None
     assert not pid_file.exists()
     with study:
-        assert study.best.number == 0
+        assert study.best.number == best.number
         assert pid_file.exists()
     assert not pid_file.exists()
     plain = study.optuna_study()
     assert pid_file.exists()
-    assert plain.best_trial.number == 0
+    assert plain.best_trial.number == best.number
     study.close()
     study.close()
     assert not pid_file.exists()

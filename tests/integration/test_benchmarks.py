@@ -12,14 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import simulated_workers
+from benchmarks import patience_rules, record_trials, simulated_workers
+from benchmarks.recorded_trials import RECORDED, read_tables
 from benchmarks.simulated_workers import Load, Share, run_share
 from hpsearch.errors import HpsearchError
 from hpsearch.service.database import Database
 from hpsearch.service.ledger import Ledger
 from hpsearch.service.registry import StoredStudy
+from hpsearch.settings import StoppingSettings
 
 ROOT = Path(__file__).parents[2]
 # Ray alone comes with the tests; what its Tune needs besides, with the extra `bench`.
@@ -135,6 +138,34 @@ def test_without_a_gpu_the_gpu_script_says_so() -> None:
         "error: there is no CUDA device here",
         "hint: --tiny tries the script on a CPU",
     ]
+
+
+def test_recorded_trials_are_what_strategies_and_rules_are_replayed_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: a Python with torch takes seconds."""
+    record_trials.main(["--tiny", "--seeds", "1", "2", "--folder", str(tmp_path)])
+    for seed in (1, 2):
+        with np.load(tmp_path / f"table_{seed}.npz") as table:
+            assert table["err"].shape == table["nll"].shape == (2, 2)
+            right = np.unpackbits(table["bits"], axis=-1, count=256)
+            np.testing.assert_allclose(1 - right.mean(axis=-1), table["err"])
+            lowest = table["err"].min(axis=1)
+        read = read_tables(tmp_path, StoppingSettings(patience=1000), num_minibatches=72)[seed - 1]
+        assert (read.seed, read.cells.keys()) == (seed, {(0.1, 0.0), (0.1, 0.001)})
+        assert [trial.known.value for trial in read.cells.values()] == lowest.tolist()
+    written = tmp_path / "patience_rules.json"
+    patience_rules.main([*map(str, sorted(tmp_path.glob("*.npz"))), "--output", str(written)])
+    assert "2 points, 2 seeds" in capsys.readouterr().out
+    assert json.loads(written.read_text())["settings"]["epochs"] == 2
+
+
+def test_the_trials_that_the_repository_has_are_those_that_are_recorded() -> None:
+    paths = sorted(RECORDED.glob("table_*.npz"))
+    assert len(paths) == 5
+    with np.load(paths[0]) as table:
+        assert table["lrs"].tolist() == record_trials.LEARNING_RATES
+        assert table["l2s"].tolist() == record_trials.LAMBDAS
 
 
 def test_the_effect_of_precision_is_measured_seed_by_seed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection
 
 from hpsearch.epoch_report import EpochReport
+from hpsearch.errors import StorageError
 from hpsearch.results.summary import read_summary
 from hpsearch.search.narrowing import KnownPoint
 from hpsearch.service.database import Database, open_database
@@ -255,6 +256,21 @@ def test_points_that_the_data_cannot_take_are_left_out(new_search: NewSearch) ->
     assert len(sizes) > 2
 
 
+def test_points_that_are_known_are_not_looked_at_again(new_search: NewSearch) -> None:
+    """Every idle worker decides on its own at each boundary: it must not take seconds with thousands of points."""
+    search = new_search()
+    search.train()
+    looked_at: list[float] = []
+
+    def is_trainable(settings: TrialSettings) -> bool:
+        looked_at.append(settings.training.learning_rate)
+        return True
+
+    assert search.advance(is_trainable=is_trainable) is Advance.OPENED
+    assert looked_at
+    assert not set(looked_at) & {point["learning_rate"] for point in search.trained}
+
+
 def test_grid_has_no_rounds_and_ends_with_its_points(new_search: NewSearch) -> None:
     search = new_search({"learning_rate": [0.1, 0.2]}, error_of=rate_only)
     assert search.advance() is Advance.UNFINISHED
@@ -459,6 +475,73 @@ def test_search_without_bits_says_so_in_its_rounds(new_search: NewSearch) -> Non
         search.train(with_bits=False)
     assert "without a record of their images" in search.reasons()[-1] or found is Advance.ENDED
     assert any("without a record of their images" in reason for reason in search.reasons())
+
+
+def test_value_that_is_no_error_rate_differs_from_every_other(new_search: NewSearch, execute: Execute) -> None:
+    """Somebody else's program may tell a trial whatever it likes; no worker may break on it."""
+    search = new_search()
+    search.train(with_bits=False)
+    execute("UPDATE trial_values SET value = -3 WHERE trial_id = (SELECT min(trial_id) FROM trials)")
+    trial_ids = [trial._trial_id for trial in search.trials()[:2]]
+    execute("INSERT INTO hpsearch_correctness VALUES (:trial, 10000, :bits)", trial=trial_ids[1], bits=bits_of(0.1))
+    one, other = (KnownPoint({}, value, None, trial_id) for value, trial_id in zip((-3, 0.1), trial_ids, strict=True))
+    assert Differ(search.database, search.study.study_id)(one, other)
+    assert search.advance() is Advance.OPENED
+
+
+@pytest.mark.parametrize("num_images", [0, -8, 20_000])
+def test_damaged_bits_count_as_none(new_search: NewSearch, execute: Execute, num_images: int) -> None:
+    search = new_search()
+    search.train()
+    execute("UPDATE hpsearch_correctness SET num_images = :number", number=num_images)
+    assert search.advance() is Advance.OPENED
+    assert "without a record of their images" in search.reasons()[-1]
+
+
+# What somebody else has written
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"round": 1, "levels": [], "settled": [], "given": [], "missing": []}',
+        '{"round": 1, "levels": {"learning_rate": "x"}, "settled": [], "given": [], "missing": []}',
+        '{"round": 1, "levels": {}, "settled": [], "given": [7], "missing": []}',
+    ],
+)
+def test_damaged_state_of_a_round_is_an_error_that_names_it(
+    new_search: NewSearch, execute: Execute, state: str
+) -> None:
+    search = new_search()
+    search.train()
+    execute("UPDATE hpsearch_rounds SET state = :state", state=state)
+    with pytest.raises(StorageError, match=rf"study number {search.study.study_id} .*hpsearch_rounds"):
+        search.advance()
+    assert search.rounds() == [(0, 9)]
+
+
+def test_definition_that_a_newer_version_has_changed_is_an_error_of_the_surroundings(
+    new_search: NewSearch, execute: Execute
+) -> None:
+    search = new_search()
+    search.train()
+    execute(
+        "UPDATE study_user_attributes SET value_json = replace(value_json, 'budget_points', 'budget_of_the_future') "
+        "WHERE key = 'hpsearch:definition'"
+    )
+    with pytest.raises(StorageError, match=r"changed into one that hpsearch .* cannot read"):
+        search.advance()
+
+
+def test_trial_whose_round_is_no_number_is_requeued_all_the_same(new_search: NewSearch, execute: Execute) -> None:
+    search = new_search()
+    search.ledger.claim(1)
+    execute("""UPDATE trial_user_attributes SET value_json = '"first"' WHERE key = 'round'""")
+    assert search.ledger.release("its worker was stopped") == 1
+    assert search.trials()[-1].user_attrs["round"] == "first"
 
 
 # As people see it

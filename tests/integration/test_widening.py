@@ -111,7 +111,7 @@ def test_added_points_come_in_the_order_of_the_grid_with_their_round_and_cohort(
     assert [t.user_attrs for t in added] == [{"point": i, "attempt": 1, "round": 1} for i in (1, 2, 3)]
     assert execute("SELECT cohort FROM hpsearch_points ORDER BY point") == [("tanh",), ("tanh",), ("relu",), ("relu",)]
     rounds = read_summary(database, "a").as_json()["rounds"]
-    assert [(r["round"], r["points"], r["reason"]) for r in rounds] == [(1, 3, "the search was widened by its user")]
+    assert [(r["round"], r["points"], r["reason"]) for r in rounds] == [(1, 3, "more points were asked for")]
 
 
 def test_optuna_reads_one_distribution_per_parameter_after_widening(database: Database, tables_url: str) -> None:
@@ -328,7 +328,7 @@ def test_wider_first_grid_is_a_round_of_its_own(database: Database) -> None:
     assert not known & {tuple(sorted(trial.params.items())) for trial in added}
     rounds = read_summary(database, "a").rounds
     assert [row.number for row in rounds] == [*(row.number for row in before), before[-1].number + 1]
-    assert rounds[-1].reason == "the search was widened by its user"
+    assert rounds[-1].reason == "more points were asked for"
     assert {trial.user_attrs["round"] for trial in added} == {rounds[-1].number}
     to_the_end(database)
     assert is_finished(database, study)

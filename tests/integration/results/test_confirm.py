@@ -11,11 +11,16 @@ import pytest
 from optuna.study import StudyDirection
 
 from hpsearch.data.catalog import DataLocations
-from hpsearch.errors import DataError, InputError, NothingCompleteError, StudyNotFoundError
+from hpsearch.errors import DataError, InputError, NothingCompleteError, StorageError, StudyNotFoundError
+from hpsearch.results import confirm_plan
+from hpsearch.results.chosen_point import best_point, confirmed_point
 from hpsearch.results.companions import CONFIRMS_ATTRIBUTE, SEED, find_companion
 from hpsearch.results.confirm import read_confirmation
 from hpsearch.results.confirm_plan import ConfirmPlan, fresh_seeds, plan_confirmation, prepare_confirmation
 from hpsearch.results.confirmation import Confirmation
+from hpsearch.results.export import export_point
+from hpsearch.results.study_status import read_status
+from hpsearch.results.summary import read_summary
 from hpsearch.service.database import Database
 from hpsearch.service.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.service.prepare import prepare_study
@@ -173,6 +178,89 @@ def test_a_confirmation_tells_means_ties_and_the_pick(bench: Bench) -> None:
     line = confirmation.conclusion()
     assert line is not None
     assert "tied are 1, 2; picked: 1 (learning_rate 0.001)" in line
+
+
+def test_status_and_export_tell_of_a_finished_confirmation(bench: Bench) -> None:
+    bench.search()
+    bench.prepare(top=3, seeds=5)
+    bench.train("small-confirm", near({0.01: 0.055, 0.001: 0.05, 0.1: 0.4}))
+    status = read_status(bench.database, "small")
+    assert status.confirmation is not None
+    (line,) = status.confirmation.brief()
+    assert line == (
+        "confirmed over 5 seeds in small-confirm: learning_rate 0.001: 5.10% +- 0.42, tied with learning_rate 0.01"
+    )
+    content = status.as_json()["confirmation"]
+    assert (content["companion"], content["points"]["complete"]) == ("small-confirm", 15)
+
+    best = export_point(best_point(status.summary), status.summary, status.confirmation).content
+    assert (best["selection"], best["study"], best["parameters"]) == ("best", "small", {"learning_rate": 0.01})
+    chosen = confirmed_point(status.summary, status.confirmation)
+    confirmed = export_point(chosen, status.summary, status.confirmation).content
+    assert (confirmed["selection"], confirmed["study"]) == ("confirmed", "small-confirm")
+    assert confirmed["trial"] == content["chosen"]["trial"]
+    assert confirmed["value"] == chosen.trial.value
+    assert confirmed["parameters"]["learning_rate"] == 0.001
+    assert confirmed["parameters"][SEED] == confirmed["settings"]["training"]["seed"] in fresh_seeds(7, 5)
+    assert parse_definition(confirmed["definition"], source="test").name == "small-confirm"
+    for document in (best, confirmed):
+        assert document["confirmation"]["configurations"][1]["mean"] == pytest.approx(0.051)
+
+
+def test_status_tells_how_far_a_confirmation_is(bench: Bench) -> None:
+    bench.search()
+    assert read_status(bench.database, "small").as_json()["confirmation"] is None
+    bench.prepare(top=2, seeds=4)
+    status = read_status(bench.database, "small")
+    assert status.confirmation is not None
+    counts = "8 waiting, 0 running, 0 complete, 0 pruned, 0 given up"
+    assert status.confirmation.brief() == [f"its confirmation small-confirm is not finished: {counts}"]
+    with pytest.raises(InputError, match="the confirmation of study 'small' is not finished: 8 waiting"):
+        confirmed_point(status.summary, status.confirmation)
+    bench.train("small-confirm", lambda p: 0.05, most=5)
+    status = read_status(bench.database, "small")
+    assert status.confirmation is not None
+    first, second = status.confirmation.brief()
+    assert "not finished: 3 waiting" in first
+    assert second.startswith("confirmed over 2 seeds in small-confirm: learning_rate 0.01: 5.00% +- 0.00, tied with")
+
+
+def test_status_tells_of_points_that_were_left_out(bench: Bench) -> None:
+    bench.search()
+    bench.prepare(top=2, seeds=2)
+    lost = {"learning_rate": 0.01, SEED: fresh_seeds(7, 2)[1]}
+    bench.train("small-confirm", lambda p: None if p == lost else 0.05)
+    (line,) = bench.read().brief()
+    assert line.endswith("no other is tied with it; left out: 1 more")
+
+
+def test_status_tells_of_a_confirmation_that_has_nothing_to_compare(bench: Bench) -> None:
+    bench.search()
+    bench.prepare(top=1, seeds=2)
+    bench.train("small-confirm", lambda p: None)
+    (line,) = bench.read().brief()
+    assert line.startswith(
+        "its confirmation small-confirm has nothing to compare: left out: learning_rate 0.01: 2 of 2"
+    )
+    with pytest.raises(InputError, match="could not choose"):
+        confirmed_point(read_status(bench.database, "small").summary, bench.read())
+
+
+def test_the_confirmation_of_a_study_that_has_none_is_not_exported(bench: Bench) -> None:
+    bench.search()
+    status = read_status(bench.database, "small")
+    with pytest.raises(InputError, match="study 'small' has not been confirmed") as caught:
+        confirmed_point(status.summary, status.confirmation)
+    assert "hpsearch confirm small" in str(caught.value.hint)
+
+
+def test_a_study_without_a_confirmation_costs_one_statement_more(bench: Bench, statements: Callable[[], Any]) -> None:
+    bench.search()
+    with statements() as alone:
+        read_summary(bench.database, "small")
+    with statements() as seen:
+        read_status(bench.database, "small")
+    assert len(seen) == len(alone) + 1
 
 
 def test_a_configuration_that_diverges_is_left_out_and_said(bench: Bench) -> None:
@@ -391,3 +479,38 @@ def test_seeds_are_fresh_distinct_and_the_beginning_of_more() -> None:
     assert len(set(fresh_seeds(0, 200))) == 200
     assert set(fresh_seeds(0, 200)).isdisjoint(fresh_seeds(1, 200))
     assert all(0 <= seed < 2**32 for seed in fresh_seeds(2**63 - 1, 10))
+
+
+# Two at once
+
+
+def test_two_who_confirm_at_once_get_the_points_of_both(bench: Bench) -> None:
+    """Both have planned before either has created the companion; the smaller plan comes last."""
+    bench.search()
+    small, large = bench.plan(top=1, seeds=3), bench.plan(top=3, seeds=2)
+    prepare_confirmation(bench.database, large, locations=bench.locations)
+    carried_out = prepare_confirmation(bench.database, small, locations=bench.locations)
+    assert carried_out.definition == load_study(bench.database, "small-confirm").definition
+    assert (carried_out.num_configurations, carried_out.num_seeds) == (3, 3)
+    confirmation = bench.read()
+    assert [c.parameters["learning_rate"] for c in confirmation.configurations] == [0.01, 0.001, 0.1]
+    assert {c.num_parameters for c in confirmation.configurations} == {7850}
+
+
+def test_plan_that_is_carried_out_late_takes_no_more_of_the_best_than_were_asked_for(bench: Bench) -> None:
+    bench.search()
+    bench.prepare(top=1, seeds=2)
+    plan = bench.plan(top=1, seeds=3)
+    assert prepare_confirmation(bench.database, plan, locations=bench.locations).num_configurations == 1
+
+
+def test_who_waits_too_long_for_another_that_adds_points_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.search()
+    plan = bench.plan()
+    monkeypatch.setattr(confirm_plan, "_LOCK_SECONDS", 0.0)
+    with (
+        confirm_plan._lock(bench.database, "small-confirm"),
+        pytest.raises(StorageError, match="another process has been adding points to study 'small-confirm'"),
+    ):
+        prepare_confirmation(bench.database, plan, locations=bench.locations)
+    assert prepare_confirmation(bench.database, plan, locations=bench.locations).is_there is False

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from hpsearch.errors import ArtifactError, InputError, NothingCompleteError
-from hpsearch.results.export import ExportFormat, export_best, export_model, write_export
+from hpsearch.results.chosen_point import best_point
+from hpsearch.results.export import ExportDocument, ExportFormat, export_model, export_point, write_export
 from hpsearch.results.summary import StudySummary, read_summary
 from hpsearch.service.artifacts import Artifacts, open_artifacts
 from hpsearch.service.ledger import Claim
@@ -34,6 +35,10 @@ def trained(learning_rates: Any, artifacts: Artifacts) -> StudySummary:
     _save(learning_rates, artifacts, claim)
     learning_rates.complete(claim, [0.2])
     return read_summary(learning_rates.database, "made-up")
+
+
+def exported(summary: StudySummary) -> ExportDocument:
+    return export_point(best_point(summary), summary)
 
 
 def _save(study: Any, artifacts: Artifacts, claim: Claim) -> None:
@@ -59,7 +64,7 @@ def test_the_document_of_a_drawn_study_names_its_point_without_switches(
     claim = study.claim()
     study.complete(claim, [0.5, 0.25])
     path = tmp_path / "best.json"
-    write_export(export_best(read_summary(study.database, "made-up")), path, ExportFormat.JSON)
+    write_export(exported(read_summary(study.database, "made-up")), path, ExportFormat.JSON)
     content = json.loads(path.read_text())
     assert set(content["parameters"]) == {"lambda_1"}
     assert content["settings"]["training"]["lambda_1"] == content["parameters"]["lambda_1"]
@@ -72,7 +77,7 @@ def test_the_document_of_a_drawn_study_names_its_point_without_switches(
 def test_a_write_that_fails_leaves_the_old_export(trained: StudySummary, tmp_path: Path) -> None:
     folder = tmp_path / "exports"
     with pytest.raises(ArtifactError, match=f"cannot write {folder}/best.toml"):
-        write_export(export_best(trained), folder / "best.toml", ExportFormat.TOML)
+        write_export(exported(trained), folder / "best.toml", ExportFormat.TOML)
     assert not folder.exists()
 
 
@@ -80,7 +85,7 @@ def test_the_model_is_the_best_trials_parameters_with_their_metadata(
     trained: StudySummary, artifacts: Artifacts, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.safetensors"
-    export_model(trained, artifacts, path)
+    export_model(best_point(trained), artifacts, path)
     np.testing.assert_array_equal(load_file(path)["output.weight"], WEIGHTS["output.weight"])
     with safe_open(path, framework="numpy") as file:
         assert file.metadata()["definition_sha256"] == trained.study.definition.sha256
@@ -90,14 +95,14 @@ def test_another_suffix_is_an_input_error_with_the_choices(
     trained: StudySummary, artifacts: Artifacts, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"unknown model format '\.onnx'") as caught:
-        export_model(trained, artifacts, tmp_path / "model.onnx")
+        export_model(best_point(trained), artifacts, tmp_path / "model.onnx")
     assert ".safetensors" in str(caught.value.hint)
 
 
 def test_a_model_of_nothing_complete_is_an_error(learning_rates: Any, artifacts: Artifacts, tmp_path: Path) -> None:
     summary = read_summary(learning_rates.database, "made-up")
     with pytest.raises(NothingCompleteError, match="4 waiting"):
-        export_model(summary, artifacts, tmp_path / "model.safetensors")
+        export_model(best_point(summary), artifacts, tmp_path / "model.safetensors")
 
 
 def test_parameters_that_lie_elsewhere_are_missed_by_name_with_the_option_that_helps(
@@ -105,7 +110,7 @@ def test_parameters_that_lie_elsewhere_are_missed_by_name_with_the_option_that_h
 ) -> None:
     elsewhere = open_artifacts(tmp_path / "elsewhere")
     with pytest.raises(ArtifactError) as caught:
-        export_model(trained, elsewhere, tmp_path / "model.safetensors")
+        export_model(best_point(trained), elsewhere, tmp_path / "model.safetensors")
     name = _artifact(artifacts).name
     assert str(caught.value) == (f"artifact {name} (parameters.safetensors of trial 1) is not in {elsewhere.place}")
     assert "HPSEARCH_ARTIFACTS" in str(caught.value.hint)
@@ -116,7 +121,7 @@ def test_damaged_parameters_are_not_exported(trained: StudySummary, artifacts: A
     artifact = _artifact(artifacts)
     artifact.write_bytes(artifact.read_bytes()[:-4])
     with pytest.raises(ArtifactError, match="is damaged"):
-        export_model(trained, artifacts, tmp_path / "model.safetensors")
+        export_model(best_point(trained), artifacts, tmp_path / "model.safetensors")
 
 
 def test_parameters_of_another_trial_are_not_exported(
@@ -124,7 +129,7 @@ def test_parameters_of_another_trial_are_not_exported(
 ) -> None:
     save_file(WEIGHTS, _artifact(artifacts), metadata={"study": "made-up", "trial": "0"})
     with pytest.raises(ArtifactError, match="says that it belongs to trial 0 of study 'made-up'"):
-        export_model(trained, artifacts, tmp_path / "model.safetensors")
+        export_model(best_point(trained), artifacts, tmp_path / "model.safetensors")
 
 
 def test_a_folder_in_the_artifacts_place_is_an_error(
@@ -134,11 +139,11 @@ def test_a_folder_in_the_artifacts_place_is_an_error(
     artifact.unlink()
     artifact.mkdir()
     with pytest.raises(ArtifactError, match="cannot be read"):
-        export_model(trained, artifacts, tmp_path / "model.safetensors")
+        export_model(best_point(trained), artifacts, tmp_path / "model.safetensors")
 
 
 def test_a_trial_without_an_artifact_says_so(learning_rates: Any, artifacts: Artifacts, tmp_path: Path) -> None:
     learning_rates.complete(learning_rates.claim(), [0.3])
     summary = read_summary(learning_rates.database, "made-up")
     with pytest.raises(ArtifactError, match=r"trial 0 of study 'made-up' has no parameters\.safetensors"):
-        export_model(summary, artifacts, tmp_path / "model.safetensors")
+        export_model(best_point(summary), artifacts, tmp_path / "model.safetensors")

@@ -50,9 +50,9 @@ from hpsearch.search.samplers import CmaSampler, PrunedAwareGPSampler, SobolSamp
 
 {inspect.getsource(objective)}
 
-url, sampler, number = sys.argv[1:]
-study = optuna.load_study(study_name="shared", storage=url, sampler=eval(sampler))
-study.optimize(objective, n_trials=int(number), catch=ValueError)
+for sampler, number in eval(sys.argv[2]).items():
+    study = optuna.load_study(study_name=sampler, storage=sys.argv[1], sampler=eval(sampler))
+    study.optimize(objective, n_trials=number, catch=ValueError)
 """
 
 
@@ -86,30 +86,28 @@ def test_threads_share_a_study_in_memory(name: str) -> None:
         assert len({trial.params["x"] for trial in study.trials}) == 32
 
 
-@pytest.mark.parametrize(
-    ("sampler", "number"),
-    [("SobolSampler(seed=3)", 12), ("CmaSampler()", 12), ("PrunedAwareGPSampler(num_startup_trials=4)", 5)],
-)
-def test_processes_share_a_study_in_postgresql(sampler: str, number: int, database_url: str) -> None:
-    study = optuna.create_study(study_name="shared", storage=database_url)
+def test_processes_share_a_study_in_postgresql(database_url: str) -> None:
+    """The same two processes for all samplers: to start one takes seconds."""
+    numbers = {"SobolSampler(seed=3)": 12, "CmaSampler()": 12, "PrunedAwareGPSampler(num_startup_trials=4)": 5}
+    studies = {sampler: optuna.create_study(study_name=sampler, storage=database_url) for sampler in numbers}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, database_url, sampler, str(number)], stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", PROCESS, database_url, repr(numbers)], stderr=subprocess.PIPE, text=True
         )
         for _ in range(2)
     ]
     for process in processes:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
-    check_finished(study.trials, 2 * number)
-    if sampler.startswith("Sobol"):
-        samples = qmc.Sobol(3, scramble=True, seed=np.random.default_rng(3)).random(32)[:24]
-        expected = {number: 10 ** (-4 + 4 * sample[2]) for number, sample in enumerate(samples)}
-        on_sequence = [t for t in study.trials if t.params["x"] == pytest.approx(expected[t.number])]
-        assert len(on_sequence) >= 20, "all but those that began before any had finished"
-    if sampler.startswith("Cma"):
-        notes = [trial.system_attrs["hpsearch:draw:cma"] for trial in study.trials[4:]]
-        assert {note["generation"] for note in notes} >= {0, 1}
+    for sampler, number in numbers.items():
+        check_finished(studies[sampler].trials, 2 * number)
+    samples = qmc.Sobol(3, scramble=True, seed=np.random.default_rng(3)).random(32)[:24]
+    expected = {number: 10 ** (-4 + 4 * sample[2]) for number, sample in enumerate(samples)}
+    drawn = studies["SobolSampler(seed=3)"].trials
+    on_sequence = [trial for trial in drawn if trial.params["x"] == pytest.approx(expected[trial.number])]
+    assert len(on_sequence) >= 20, "all but those that began before any had finished"
+    notes = [trial.system_attrs["hpsearch:draw:cma"] for trial in studies["CmaSampler()"].trials[4:]]
+    assert {note["generation"] for note in notes} >= {0, 1}
 
 
 def test_a_study_in_postgresql_goes_on_where_it_was_interrupted(database_url: str) -> None:

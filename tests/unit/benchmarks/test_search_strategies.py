@@ -168,10 +168,26 @@ def test_tiny_prints_tables_and_writes_nothing(
     assert not output.exists()
 
 
-def test_the_result_keeps_every_repetition(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_result_keeps_every_repetition(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tables_folder: Path
+) -> None:
+    """What is recorded in the repository is read where no other table is named."""
     monkeypatch.setattr("benchmarks.search_strategies.SURFACES", SURFACES[-1:])
-    main(["--repetitions", "3", "--output", str(tmp_path / "search_strategies.json")])
+    monkeypatch.setattr("benchmarks.search_strategies.RECORDED", tables_folder)
+    main(
+        [
+            "--repetitions",
+            "3",
+            "--draws",
+            "1",
+            "--minibatches",
+            "100",
+            "--output",
+            str(tmp_path / "search_strategies.json"),
+        ]
+    )
     details = json.loads((tmp_path / "search_strategies.json").read_text())["details"]
     assert details["columns"] == "cost excess part part_to_fine rounds"
     assert [len(ones) for ones in details["categorical"].values()] == [3] * 6
     assert details["categorical"]["fine grid"][0].split()[0] == "51"
+    assert len(details["recorded"]["fine grid"]) == 2

@@ -9,7 +9,8 @@ import pytest
 from optuna.trial import TrialState
 from rich.console import Console
 
-from hpsearch.cli.tables import summary_view
+from hpsearch.cli.tables import status_view
+from hpsearch.results.study_status import StudyStatus
 from hpsearch.results.summary import StudySummary, TrialSummary
 from hpsearch.service.registry import StoredStudy
 from hpsearch.service.round_rows import StoredRound
@@ -37,9 +38,10 @@ def running(number: int, **attributes: Any) -> TrialSummary:
 def shown(*trials: TrialSummary, rounds: tuple[StoredRound, ...] = ()) -> list[str]:
     definition = parse_definition({"name": "small", "search": {"learning_rate": [0.1, 0.2]}}, source="test")
     study = StoredStudy(study_id=1, definition=definition, dataset_checksums={}, versions={})
+    summary = StudySummary(study=study, trials=trials, round_rows=rounds)
     console = Console(width=200, highlight=False)
     with console.capture() as capture:
-        console.print(summary_view(StudySummary(study=study, trials=trials, round_rows=rounds)))
+        console.print(status_view(StudyStatus(summary=summary, confirmation=None)))
     return capture.get().splitlines()[1:-1]  # between the headline and the best trials
 
 

@@ -265,6 +265,44 @@ def test_one_restless_configuration_does_not_blur_the_others() -> None:
     assert of_restless[1] - of_restless[0] > 4 * (of_calm[1] - of_calm[0])
 
 
+def answers_at(errors: NDArray[np.float64], images: int) -> Bits:
+    """Exactly these errors, [configurations, seeds], each with the same images as those below it: only seeds differ."""
+    return np.arange(images) >= errors[:, :, None] * images
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("configurations", [3, 5, 10])
+def test_one_restless_configuration_is_told_apart_in_at_most_five_percent(configurations: int, seeds: int) -> None:
+    """Seeds move one of equal configurations a thousandfold as much as the others: its pairs get no help from these."""
+    generator = np.random.default_rng(13)
+    told = 0
+    for _ in range(400):
+        errors = 0.3 + 0.0001 * generator.standard_normal((configurations, seeds))
+        errors[0] = 0.3 + 0.1 * generator.standard_normal(seeds)
+        told += any_difference(answers_at(errors, 1000))
+    assert told <= 0.05 * 400
+
+
+def test_no_error_at_all_is_no_proof_of_perfection() -> None:
+    """Wilson's interval: with 256 images and no error up to 1.5 % are likely enough."""
+    for seeds in (1, 5):
+        perfect, hopeless = compare(np.array([[[True] * 256] * seeds, [[False] * 256] * seeds])).means
+        assert perfect.interval == pytest.approx((0.0, 0.01478), abs=1e-4)
+        assert hopeless.interval == pytest.approx((1 - 0.01478, 1.0), abs=1e-4)
+
+
+@pytest.mark.parametrize("seeds", [1, 10])
+def test_intervals_of_means_hold_the_true_error_with_few_images_too(seeds: int) -> None:
+    """256 images of which 5 are wrong: symmetric intervals held it in 88 % of cases."""
+    generator = np.random.default_rng(14)
+    held = 0
+    for _ in range(400):
+        answers = np.repeat(generator.random((1, 1, 256)) >= ERROR, seeds, axis=1)
+        low, high = compare(answers).means[0].interval
+        held += low <= ERROR <= high
+    assert held >= 0.94 * 400
+
+
 def tied_at(means: list[float], tied: list[int]) -> Comparison:
     """A comparison by hand: the given ones are not told apart from the first."""
     near, far = Difference(value=0.001, interval=(-0.001, 0.003)), Difference(value=0.1, interval=(0.05, 0.15))

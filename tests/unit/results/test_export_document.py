@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpsearch.errors import InputError, NothingCompleteError
+from hpsearch.results.chosen_point import best_point
 from hpsearch.results.export import (
     ExportDocument,
     ExportFormat,
     choose_format,
-    export_best,
+    export_point,
     write_export,
 )
 from hpsearch.results.summary import StudySummary
@@ -37,11 +38,12 @@ READERS: dict[ExportFormat, Callable[[str], Any]] = {
 
 
 def test_a_document_holds_the_configuration_and_its_evidence(summary: StudySummary) -> None:
-    content = dict(export_best(summary, now=NOON).content)
+    content = dict(exported(summary, now=NOON).content)
     definition = summary.study.definition
     settings = content.pop("settings")
     assert parse_definition(content.pop("definition"), source="best.json") == definition
     assert content == {
+        "selection": "best",
         "study": "by-hand",
         "trial": 1,
         "point": 1,
@@ -71,7 +73,7 @@ def test_settings_are_resolved(make_summary: Any, make_trial: Any) -> None:
     trial = make_trial(0, 0.1, {"lambda_2_is_zero": True, "hidden_units": 50}, nll=0.3)
     search = {"strategy": "random", "num_points": 1, "hidden_units": [50, 100]}
     search["lambda_2"] = {"log10": [-2, -4], "zero": True}
-    content = export_best(_without_distributions(make_summary, trial, search)).content
+    content = exported(_without_distributions(make_summary, trial, search)).content
     assert content["parameters"] == {"lambda_2": 0.0, "hidden_units": 50}
     assert content["settings"]["model"]["hidden_units"] == 50
     assert content["settings"]["training"]["lambda_2"] == 0.0
@@ -81,12 +83,12 @@ def test_settings_are_resolved(make_summary: Any, make_trial: Any) -> None:
 
 def test_nothing_complete_is_an_error(make_summary: Any) -> None:
     with pytest.raises(NothingCompleteError, match="0 complete"):
-        export_best(make_summary([]))
+        best_point(make_summary([]))
 
 
 @pytest.mark.parametrize("export_format", READERS)
 def test_every_format_reads_back_as_the_same_content(summary: StudySummary, export_format: ExportFormat) -> None:
-    document = export_best(summary)
+    document = exported(summary)
     text = document.render(export_format)
     assert READERS[export_format](text) == document.content
     assert text.endswith("\n")
@@ -104,7 +106,7 @@ def test_values_survive_every_format(value: float, text: str, number: int) -> No
 
 
 def test_a_shell_reads_the_environment_format(summary: StudySummary, tmp_path: Path) -> None:
-    document = export_best(summary, now=NOON)
+    document = exported(summary, now=NOON)
     content = {**document.content, "dataset": 'it\'s $(touch harm) `here`;\n"two" lines'}
     path = tmp_path / "best.env"
     write_export(ExportDocument(content=content), path, ExportFormat.ENV)
@@ -119,7 +121,7 @@ def test_a_shell_reads_the_environment_format(summary: StudySummary, tmp_path: P
 
 
 def test_the_environment_format_sets_no_variable_that_hpsearch_itself_reads(summary: StudySummary) -> None:
-    text = export_best(summary).render(ExportFormat.ENV)
+    text = exported(summary).render(ExportFormat.ENV)
     names = {line.partition("=")[0].removeprefix("HPSEARCH_") for line in text.splitlines()}
     assert names.isdisjoint(
         {"STORAGE", "DATA", "HOME", "ARTIFACTS", "LOG_LEVEL", "DEVICE", "WORKERS", "LANES", "REQUIRE_BROWSER"}
@@ -158,6 +160,10 @@ def test_an_unclear_format_is_an_input_error(name: str | None, path: str | None,
     with pytest.raises(InputError, match=said) as caught:
         choose_format(name, None if path is None else Path(path))
     assert hint in str(caught.value.hint)
+
+
+def exported(summary: StudySummary, *, now: datetime | None = None) -> ExportDocument:
+    return export_point(best_point(summary), summary, now=now)
 
 
 def _without_distributions(make_summary: Any, trial: Any, search: dict[str, Any]) -> StudySummary:

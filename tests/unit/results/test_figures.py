@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
@@ -29,6 +31,22 @@ def test_history_shows_errors_in_percent_and_the_best_so_far(summary: StudySumma
     assert list(best.y) == [5.0, 2.0, 2.0]
     assert best.line.color == BEST
     assert figure.layout.yaxis.title.text == "validation error (%)"
+
+
+def test_optunas_copy_of_the_study_is_made_in_silence(summary: StudySummary, caplog: pytest.LogCaptureFixture) -> None:
+    """Where hpsearch is a library, Optuna logs at a level that is the user's, and stays so."""
+    logger = logging.getLogger("optuna")
+    level = logger.level
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.INFO)
+    try:
+        optuna_study(summary)
+        assert caplog.text == ""
+        optuna.create_study()
+        assert "A new study created in memory" in caplog.text
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(caplog.handler)
 
 
 def test_history_has_no_best_before_the_first_complete_trial(make_summary: Any, make_trial: Any) -> None:

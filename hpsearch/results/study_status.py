@@ -1,0 +1,43 @@
+"""What `status` tells of a study: its summary, and its confirmation if somebody has asked for one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hpsearch.results.confirm import confirmation_for
+from hpsearch.results.confirmation import Confirmation
+from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.service.database import Database
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyStatus:
+    """A study as of now.
+
+    Args:
+        confirmation: None if nobody has asked for one.
+    """
+
+    summary: StudySummary
+    confirmation: Confirmation | None
+
+    def as_json(self) -> dict[str, Any]:
+        """What `hpsearch status --json` prints: the keys of `StudySummary.as_json`, and this one.
+
+        confirmation        null if nobody has asked for one, else as `Confirmation.as_json` tells it: the companion
+                            study, how far it is, each configuration's mean error over the fresh seeds with its
+                            interval, which are tied, the corrected error, and which one is chosen
+        """
+        return {**self.summary.as_json(), "confirmation": self.confirmation and self.confirmation.as_json()}
+
+
+def read_status(database: Database, name: str) -> StudyStatus:
+    """Read a study with all its trials, and what its confirmation has found so far.
+
+    Raises:
+        StudyNotFoundError: no such study.
+        InputError: not a study of hpsearch.
+    """
+    summary = read_summary(database, name)
+    return StudyStatus(summary=summary, confirmation=confirmation_for(database, summary))
