@@ -13,10 +13,11 @@ import optuna
 import pytest
 from sqlalchemy import Connection
 
-from hpsearch.cli.tables import print_opening, print_summary
+from hpsearch.cli.tables import print_opening, print_status
 from hpsearch.errors import StudyNotFoundError
 from hpsearch.results.export import ExportFormat, export_best, write_export
 from hpsearch.results.report import write_report
+from hpsearch.results.study_status import read_status
 from hpsearch.results.summary import read_summary
 from hpsearch.results.vault_ledger import (
     Finding,
@@ -161,7 +162,7 @@ def test_every_view_tells_the_openings(learning_rates: Any, tmp_path: Path, caps
     record_opening(database, learning_rates.study, finding(reason=HOSTILE))
     summary = read_summary(database, "made-up")
 
-    print_summary(summary)
+    print_status(read_status(database, "made-up"))
     shown = capsys.readouterr().out
     assert "the test set was opened 2 times:" in shown
     assert "test error 8.20 % (21 of 256 images; 95 % interval 5.43 % to 12.21 %)" in shown
