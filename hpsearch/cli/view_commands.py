@@ -99,6 +99,8 @@ def export(
         status = read_status(database, study)
         is_best = point is Selection.BEST
         chosen = best_point(status.summary) if is_best else confirmed_point(status.summary, status.confirmation)
+        if is_best and status.best_is_not_confirmed:
+            say("this is the search's best point; the confirmation picked another one: --point confirmed")
         document = export_point(chosen, status.summary, status.confirmation)
         if output is not None:
             write_export(document, output, export_format)

@@ -22,6 +22,15 @@ class StudyStatus:
     summary: StudySummary
     confirmation: Confirmation | None
 
+    @property
+    def best_is_not_confirmed(self) -> bool:
+        """Whether a finished confirmation picked another point than the search's best."""
+        confirmation, best = self.confirmation, self.summary.best
+        if best is None or confirmation is None or not confirmation.is_finished or confirmation.chosen is None:
+            return False
+        found = confirmation.chosen.configuration.search_trial
+        return found is None or found.trial_id != best.trial_id
+
     def as_json(self) -> dict[str, Any]:
         """What `hpsearch status --json` prints: the keys of `StudySummary.as_json`, and this one.
 

@@ -34,9 +34,6 @@ from hpsearch.study_change import StudyChange, compare_definitions
 DEFINITION_ATTRIBUTE = "hpsearch:definition"
 CHECKSUMS_ATTRIBUTE = "hpsearch:dataset_checksums"
 VERSIONS_ATTRIBUTE = "hpsearch:versions"
-# Optuna's own (study.metric_names): its plots and dashboards name their axes by it, not "Objective Value".
-_METRIC_NAMES_ATTRIBUTE = "study:metric_names"
-_METRIC_NAME = "validation error"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,8 +252,6 @@ def _insert_study(
         insert(tables.study_user_attributes),
         [{"study_id": study_id, "key": k, "value_json": json.dumps(v)} for k, v in attributes.items()],
     )
-    metric_names = {"key": _METRIC_NAMES_ATTRIBUTE, "value_json": json.dumps([_METRIC_NAME])}
-    connection.execute(insert(tables.study_system_attributes).values(study_id=study_id, **metric_names))
     if definition.search.strategy != "coarse-to-fine":
         add_points(connection, study_id, definition, list(definition.points()), cohort_of)
         return

@@ -53,7 +53,6 @@ def _table(model: object) -> Table:
 studies = _table(models.StudyModel)
 study_directions = _table(models.StudyDirectionModel)
 study_user_attributes = _table(models.StudyUserAttributeModel)
-study_system_attributes = _table(models.StudySystemAttributeModel)
 trials = _table(models.TrialModel)
 trial_params = _table(models.TrialParamModel)
 trial_values = _table(models.TrialValueModel)

@@ -53,17 +53,6 @@ def create(database: Database, wanted: StudyDefinition, **checksums: str) -> Reg
 # Creation
 
 
-def test_optunas_plots_name_the_axis_of_the_value(database: Database) -> None:
-    """`study.metric_names` of plain Optuna: dashboards show it in place of "Objective 0"."""
-    create(database, definition({"learning_rate": [0.1, 0.01]}))
-    study = optuna.load_study(study_name="a", storage=database.storage)
-    assert study.metric_names == ["validation error"]
-    for value in (0.1, 0.2):
-        study.tell(study.ask(), value)
-    figure = optuna.visualization.plot_param_importances(study)
-    assert figure.data[0].name == "validation error"
-
-
 def test_creation_stores_the_definition_the_data_and_the_versions(database: Database) -> None:
     wanted = definition()
     registration = create(database, wanted)
@@ -134,7 +123,7 @@ def test_creation_takes_the_same_number_of_statements_for_any_number_of_points(
         with statements() as seen:
             create(database, definition({"seed": list(range(num_points))}, name=name))
         counts.append(len(seen))
-    assert counts[0] == counts[1] <= 16
+    assert counts[0] == counts[1] <= 15
 
 
 def test_two_studies_number_their_trials_and_points_each_from_zero(database: Database, execute: Any) -> None:

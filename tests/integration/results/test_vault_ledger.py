@@ -15,7 +15,8 @@ from sqlalchemy import Connection
 
 from hpsearch.cli.tables import print_opening, print_status
 from hpsearch.errors import StudyNotFoundError
-from hpsearch.results.export import ExportFormat, export_best, write_export
+from hpsearch.results.chosen_point import best_point
+from hpsearch.results.export import ExportFormat, export_point, write_export
 from hpsearch.results.report import write_report
 from hpsearch.results.study_status import read_status
 from hpsearch.results.summary import read_summary
@@ -178,13 +179,13 @@ def test_every_view_tells_the_openings(learning_rates: Any, tmp_path: Path, caps
     assert HOSTILE not in page
     assert "no part in this report" not in page
 
-    write_export(export_best(summary), tmp_path / "best.json", ExportFormat.JSON)
+    write_export(export_point(best_point(summary), summary), tmp_path / "best.json", ExportFormat.JSON)
     document = json.loads((tmp_path / "best.json").read_text())
     assert "reason" not in document["test_openings"][0]  # what is absent has its default
     assert document["test_openings"][1]["reason"] == HOSTILE
     assert document["test_openings"][0]["num_errors"] == 21
     for export_format in ExportFormat:
-        assert "test_openings" in export_best(summary).render(export_format).lower()
+        assert "test_openings" in export_point(best_point(summary), summary).render(export_format).lower()
 
 
 def test_a_record_without_a_commit_is_shown_all_the_same(
