@@ -18,7 +18,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from hpsearch.search.narrowing import KnownPoint
+from hpsearch.search.narrowing_round import KnownPoint
 from hpsearch.search.significance import discordant, is_significant_gain
 from hpsearch.space import Choice, Dimension, LogGrid, ParameterValue, Point
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import InputError
-from hpsearch.search.narrowing import KnownPoint
+from hpsearch.search.narrowing_round import KnownPoint
 from hpsearch.search.stopping import StopReason, decide, stopping_rule
 from hpsearch.settings import StoppingSettings
 from hpsearch.space import ParameterValue, Point, rounded

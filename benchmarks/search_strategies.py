@@ -35,7 +35,8 @@ from scipy.special import stdtrit
 from benchmarks.measurement import RESULTS, machine, run_script, say, write_result
 from benchmarks.planted_surfaces import SURFACES, PlantedTrials, Surface, bits_differ, dimension_of
 from benchmarks.recorded_trials import RECORDED, RecordedTrials, read_tables, worth
-from hpsearch.search.narrowing import Finished, KnownPoint, Narrowing, Round
+from hpsearch.search.narrowing import Narrowing
+from hpsearch.search.narrowing_round import Finished, KnownPoint, Round
 from hpsearch.search.samplers import build_sampler, explore
 from hpsearch.settings import StoppingSettings
 from hpsearch.space import Dimension, LogGrid, Point, Suggester, grid_points, without_zero_switches

@@ -26,6 +26,7 @@ from hpsearch.effects import (
     without_idle,
 )
 from hpsearch.errors import InputError
+from hpsearch.listed_points import with_listed_points
 from hpsearch.logs import get_logger
 from hpsearch.settings import (
     DataSettings,
@@ -36,7 +37,6 @@ from hpsearch.settings import (
     StoppingSettings,
     TrainingSettings,
     TrialSettings,
-    kernels_text,
 )
 from hpsearch.space import (
     DRAWN,
@@ -52,11 +52,9 @@ from hpsearch.study_document import (
     apply_override,
     flat_search,
     inline_text,
-    listed_dimensions,
     parse_dimension,
     section_of,
     validated,
-    value_in,
     with_value,
     written_dimension,
 )
@@ -308,7 +306,7 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
     sections = base.model_dump()
     specs = {name: spec for name, spec in search.items() if name not in own}
     if settings.strategy == "listed":
-        settings = _with_listed_points(settings, specs, sections, source)
+        settings = with_listed_points(settings, specs, sections, source)
     else:
         dimensions = (parse_dimension(n, spec, sections, settings.max_points, source) for n, spec in specs.items())
         settings = settings.model_copy(update={"dimensions": tuple(dimensions)})
@@ -327,43 +325,6 @@ def _warn_of_small_budget(search: SearchSettings, sections: Mapping[str, Any], s
                 "it will know a part of them only",
                 *(source, budget, num_points),
             )
-
-
-def _with_listed_points(
-    settings: SearchSettings, others: Mapping[str, Any], sections: Mapping[str, Any], source: str
-) -> SearchSettings:
-    """The points as their sections read them (1 becomes 1.0 for a rate), without what has no effect, each once."""
-    if others:
-        raise InputError(
-            f"{source}: search.{next(iter(others))} does not go with strategy listed: its points say all",
-            hint="put the key into the points, or take strategy grid",
-        )
-    dimensions = listed_dimensions(list(map(dict, settings.points)), sections, settings.max_points, source)
-    as_read = {d.name: {value: value for value in d.values} for d in dimensions}
-    numbers: dict[frozenset[tuple[str, Any]], int] = {}
-    points = []
-    own = {d.name: value for d in dimensions if (value := _study_value(d.name, sections)) is not None}
-    for number, given in enumerate(settings.points, start=1):
-        point = {name: as_read[name][kernels_text(value)] for name, value in given}
-        point = without_idle(point, sections)
-        meaning = without_idle({**own, **point}, sections)  # what a point does not name has the study's value
-        first = numbers.setdefault(frozenset(meaning.items()), number)
-        if first != number:
-            raise InputError(
-                f"{source}: search.points: point {number} says the same as point {first}",
-                hint="each point is counted once; another seed makes another point",
-            )
-        points.append(tuple(sorted(point.items())))
-    return settings.model_copy(update={"points": tuple(points), "dimensions": dimensions})
-
-
-def _study_value(name: str, sections: Mapping[str, Any]) -> ParameterValue | None:
-    """What the study itself says about a searched key; None if it says nothing."""
-    section = section_of(name)
-    if name == "seed" and sections["training"]["seed"] is None:
-        section = None  # the study's own seed stands in
-    value = value_in(sections[section] if section else sections, name)
-    return None if value is None else kernels_text(value)
 
 
 def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> list[str]:

@@ -27,7 +27,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search.axes import DEFAULT_FINEST
-from hpsearch.search.narrowing import Finished, KnownPoint, Narrowing, PointKey, Round, point_key
+from hpsearch.search.narrowing import Narrowing
+from hpsearch.search.narrowing_round import Finished, KnownPoint, PointKey, Round, point_key
 from hpsearch.space import Choice, Dimension, LogGrid, ParameterValue, Point, Range
 
 POINT_ATTRIBUTE: Final = "coarse_to_fine:point"  # system attributes of a trial

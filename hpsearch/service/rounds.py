@@ -21,7 +21,7 @@ from sqlalchemy import Connection, text
 import hpsearch
 from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
-from hpsearch.search.narrowing import Finished, FinishReason, KnownPoint, NarrowingState, Round
+from hpsearch.search.narrowing_round import Finished, FinishReason, KnownPoint, NarrowingState, Round
 from hpsearch.search.significance import discordant, mcnemar_p_value
 from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.service.cohorts import cohort_name

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import StorageError
 from hpsearch.results.summary import read_summary
-from hpsearch.search.narrowing import KnownPoint
+from hpsearch.search.narrowing_round import KnownPoint
 from hpsearch.service.database import Database, open_database
 from hpsearch.service.ledger import MAX_CRASHES, Ledger, Outcome, Result
 from hpsearch.service.progress import read_progress

@@ -15,7 +15,7 @@ from benchmarks.planted_surfaces import NUM_IMAGES, SURFACES, PlantedTrials, Sur
 from benchmarks.recorded_trials import RecordedTrials, read_tables, worth
 from benchmarks.search_strategies import coarse_to_fine, main, mean_and_interval
 from hpsearch.errors import InputError
-from hpsearch.search.narrowing import KnownPoint
+from hpsearch.search.narrowing_round import KnownPoint
 from hpsearch.settings import StoppingSettings
 from hpsearch.space import grid_points
 

@@ -12,15 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpsearch.search.axes import axis_of
-from hpsearch.search.narrowing import (
-    Differ,
-    Finished,
-    FinishReason,
-    KnownPoint,
-    Narrowing,
-    NarrowingState,
-    Round,
-)
+from hpsearch.search.narrowing import Narrowing
+from hpsearch.search.narrowing_round import Differ, Finished, FinishReason, KnownPoint, NarrowingState, Round
 from hpsearch.space import Dimension, LogGrid, ParameterValue, Point, rounded
 
 Error = Callable[[Point], float | None]
