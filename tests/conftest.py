@@ -41,6 +41,7 @@ def _no_settings_of_the_user(open_folder: Path, monkeypatch: pytest.MonkeyPatch)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("hpsearch") and isinstance(logger, logging.Logger):
             logger.disabled = False  # Alembic's set-up of logging, run by some test, silences all that are there
+    logging.getLogger("hpsearch").setLevel(logging.NOTSET)  # a command that some test ran in this process sets one
     handler = logs._our_handler()
     if handler is not None:
         handler.context.clear()  # what a command that some test ran in this process has bound
