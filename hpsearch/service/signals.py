@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import queue
 import signal
 import threading
 import time
@@ -24,6 +25,37 @@ class WorkerStopped(BaseException):
     """Raised inside an interruptible section when the worker was asked to stop. Not an error."""
 
 
+class SignalSafeEvent(threading.Event):
+    """An event that a signal handler may set while its own thread waits for it.
+
+    threading.Event holds a lock for some instructions of `wait`; a handler that runs there and calls `set` waits for
+    that lock for ever. SimpleQueue.put is documented to be safe there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+        self._told.put(None)
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def clear(self) -> None:
+        raise NotImplementedError("a request to stop is not taken back")
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Returns whether it is set, after so many seconds at most."""
+        if not self._is_set:
+            with contextlib.suppress(queue.Empty):
+                self._told.get(timeout=None if timeout is None else max(0.0, timeout))
+                self._told.put(None)  # the others who wait
+        return self._is_set
+
+
 class StopSignal:
     """Remembers that this process was asked to stop.
 
@@ -32,7 +64,7 @@ class StopSignal:
     """
 
     def __init__(self, *, parent_pid: int | None = None) -> None:
-        self._event = threading.Event()
+        self._event = SignalSafeEvent()
         self._parent_pid = parent_pid
         self._is_interruptible = False
         self._is_alarm_set = False

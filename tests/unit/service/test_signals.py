@@ -15,6 +15,37 @@ import pytest
 from hpsearch.service import signals
 from hpsearch.service.signals import StopSignal, WorkerStopped
 
+# Signalled before each instruction of a wait in turn; prints how many there were.
+WAITER = """
+import signal, sys, threading
+from hpsearch.service import signals
+from hpsearch.service.signals import StopSignal
+
+def signal_at(place):
+    stop, seen = StopSignal().install(), 0
+    def trace(frame, kind, argument):
+        nonlocal seen
+        if frame.f_code.co_filename not in (signals.__file__, threading.__file__):
+            return None
+        if frame.f_code.co_name.startswith("_handle"):
+            return None
+        frame.f_trace_opcodes = True
+        if kind == "opcode":
+            seen += 1
+            if seen == place:
+                signal.raise_signal(signal.SIGTERM)
+        return trace
+    sys.settrace(trace)
+    stop.wait(0.001)
+    sys.settrace(None)
+    assert stop.is_set() == (place > 0), place
+    return seen
+
+places = signal_at(0)
+for place in range(1, places + 1):
+    signal_at(place)
+print(places)
+"""
 # Trains for ever; when stopped, says so and cleans up for ever.
 WORKER = """
 import signal, sys
@@ -132,6 +163,31 @@ def test_error_inside_an_epoch_ends_the_interruptible_part(stop: StopSignal) -> 
         raise ZeroDivisionError
     signal.raise_signal(signal.SIGTERM)
     assert stop.is_set()
+
+
+def test_a_signal_ends_a_wait_at_whatever_instruction_it_comes() -> None:
+    """threading.Event would wait for ever for a lock that the interrupted thread holds."""
+    run = subprocess.run([sys.executable, "-c", WAITER], capture_output=True, text=True, timeout=50, check=False)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 20
+
+
+def test_all_who_wait_are_told() -> None:
+    stop = StopSignal()
+    told: list[bool] = []
+    waiters = [threading.Thread(target=lambda: told.append(stop.event.wait(60))) for _ in range(5)]
+    for waiter in waiters:
+        waiter.start()
+    stop.set()
+    for waiter in waiters:
+        waiter.join(60)
+    assert told == [True] * 5
+    assert stop.event.wait()
+
+
+def test_a_request_to_stop_is_not_taken_back() -> None:
+    with pytest.raises(NotImplementedError):
+        StopSignal().event.clear()
 
 
 def test_waiting_ends_when_somebody_asks_to_stop() -> None:
