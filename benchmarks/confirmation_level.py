@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ class Layout:
         own_images: share of images whose difficulty is each configuration's own.
         restless: how many times the first configurations' seeds vary as much as the others'.
         num_restless: how many these are.
+        freedom: degrees of freedom of the seeds' distribution (Student's t); infinite: normal.
         gap: by how much the last configuration's error is higher.
     """
 
@@ -49,6 +51,7 @@ class Layout:
     own_images: float
     restless: float = 1.0
     num_restless: int = 1
+    freedom: float = math.inf
     gap: float = 0.0
 
 
@@ -58,6 +61,7 @@ REGIMES: dict[str, dict[str, Any]] = {
     "images": {"seed_deviation": 0.0002, "own_images": 1.0},
     "one restless": {"seed_deviation": 0.001, "own_images": 0.3, "restless": 4.0},
     "two restless": {"seed_deviation": 0.001, "own_images": 0.3, "restless": 4.0, "num_restless": 2},
+    "heavy tails": {"seed_deviation": 0.002, "own_images": 0.1, "freedom": 2.0},
 }
 
 
@@ -74,7 +78,10 @@ def simulate(layout: Layout, generator: np.random.Generator) -> Bits:
         if layout.own_images:
             own = np.where(generator.random(layout.images) < layout.own_images, difficulties(), common)
         deviation = layout.seed_deviation * (layout.restless if index < layout.num_restless else 1.0)
-        error = ERROR + deviation * generator.standard_normal(layout.seeds)
+        normal = generator.standard_normal(layout.seeds)
+        if math.isfinite(layout.freedom):
+            normal /= np.sqrt(generator.chisquare(layout.freedom, layout.seeds) / layout.freedom)
+        error = np.maximum(ERROR + deviation * normal, 0.0)
         if index == layout.configurations - 1:
             error += layout.gap
         chances = own.astype(np.float32) * (error / ERROR).astype(np.float32)[:, None]

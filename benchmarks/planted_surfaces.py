@@ -152,18 +152,27 @@ def without_influence(generator: np.random.Generator) -> Surface:
 
 def categorical(generator: np.random.Generator) -> Surface:
     """Three activations, each with a best learning rate of its own; the best two are a twentieth apart."""
+    return _activations("categorical", generator, steepness=0.7)
+
+
+def narrow_choices(generator: np.random.Generator) -> Surface:
+    """The same with narrow optima: half a decade beside it the best activation is worse by two thirds."""
+    return _activations("narrow choices", generator, steepness=2.0)
+
+
+def _activations(name: str, generator: np.random.Generator, *, steepness: float) -> Surface:
     rates = dict(zip(_FLOORS, generator.uniform(-3, -1, size=3), strict=True))
 
     def error(point: Point) -> float | None:
         activation = str(point["activation"])
         x = _log10(point["learning_rate"]) - rates[activation]
-        return _error(_FLOORS[activation], 0.7 * x * x)
+        return _error(_FLOORS[activation], steepness * x * x)
 
     space: dict[str, LogGrid | Choice] = {
         "activation": Choice(values=tuple(_FLOORS)),
         "learning_rate": LogGrid(log10=(0, -4)),
     }
-    return Surface(name="categorical", search_space=space, error=error, lowest=min(_FLOORS.values()))
+    return Surface(name=name, search_space=space, error=error, lowest=min(_FLOORS.values()))
 
 
 SURFACES: tuple[Callable[[np.random.Generator], Surface], ...] = (
@@ -173,6 +182,7 @@ SURFACES: tuple[Callable[[np.random.Generator], Surface], ...] = (
     plateau,
     without_influence,
     categorical,
+    narrow_choices,
 )
 
 _FLOORS = {"tanh": 0.02, "relu": 0.019, "sigmoid": 0.024}

@@ -12,7 +12,7 @@ neighbours, one spacing away along each axis (a pattern search: Torczon 1997, wi
 4. The other axes' spacings are halved, and the best gets its new, nearer neighbours.
 5. When all are settled, the best is compared once more with what has not been compared at its place: the neighbours
    along axes that were settled before it moved, and the other values of lists. The best points with other listed
-   values that do not differ from it get neighbours of their own. If nothing differs, the search is over.
+   values that may yet be as good get neighbours of their own. If nothing differs, the search is over.
 
 A point that is known is never given again. The next round is a function of (state, known) alone, so any number of
 workers may compute it. Source: REFERENCE section 4 (log-spaced values, narrowed later).
@@ -166,8 +166,15 @@ class _Step:
     def best(self) -> KnownPoint:
         return next(iter(self.table.values()))
 
+    @property
+    def _finest_level(self) -> int:
+        return max(self.levels.values(), default=0)
+
     def _axes(self) -> list[Axis]:
-        return [axis for axis in self.narrowing.axes if axis.name in self.best.point]
+        return self._axes_of(self.best)
+
+    def _axes_of(self, known: KnownPoint) -> list[Axis]:
+        return [axis for axis in self.narrowing.axes if axis.name in known.point]
 
     def _judge(self, axis: Axis) -> bool:
         """Halve the axis's spacing if a neighbour differs significantly from the best, or settle it.
@@ -278,19 +285,52 @@ class _Step:
         ]
 
     def _rivals(self) -> list[KnownPoint]:
-        """The best points of the other combinations of listed values that do not differ significantly from the best."""
+        """The best points of the other combinations of listed values that may yet be as good as the best."""
         lists = self._lists()
         bests: dict[tuple[object, ...], KnownPoint] = {}
         for known in self.table.values():
             bests.setdefault(tuple(known.point.get(name) for name in lists), known)
-        rivals = [known for known in bests.values() if known is not self.best and not self._differs(known.point)]
+        rivals = [known for known in bests.values() if known is not self.best and self._may_be_as_good(known)]
         return rivals[:MAX_RIVALS]
 
+    def _may_be_as_good(self, rival: KnownPoint) -> bool:
+        """Whether it does not differ significantly from the best, or might not where it is narrowed, too.
+
+        Decades may straddle the optimum of one value of a list while that of another one is narrowed already.
+        """
+        if rival.value is None:
+            return False
+        if not self._differs(rival.point):
+            return True
+        assert self.best.value is not None
+        return rival.value - sum(self._largest_gain(rival, axis) for axis in self._axes_of(rival)) <= self.best.value
+
+    def _largest_gain(self, center: KnownPoint, axis: Axis) -> float:
+        """How far a parabola through the center and its two neighbours can fall below it; infinite without them.
+
+        Of three points at equal distances, in a row or to either side, that is a quarter of the mean rise to the other
+        two. The smallest spacing counts at which both are known.
+        """
+        assert center.value is not None
+        for level in reversed(range(self._finest_level + 1)):
+            points = self._neighbours(center, [axis], {axis.name: level})
+            found = [self.table[key].value for key in map(point_key, points) if key in self.table]
+            rises = [value - center.value for value in found if value is not None]
+            if len(rises) > 1:
+                return sum(rises) / len(rises) / 4
+        return math.inf
+
     def _beside_rival(self, rival: KnownPoint) -> list[dict[str, ParameterValue]]:
-        """A rival's unknown neighbours at the largest spacing at which it has some: its best may lie elsewhere."""
-        axes = [axis for axis in self.narrowing.axes if axis.name in rival.point]
-        for level in range(max(self.levels.values(), default=0) + 1):
-            levels = {axis.name: min(level, self.levels.get(axis.name, 0)) for axis in axes}
+        """A rival's unknown neighbours at the largest spacing at which it has some: its best may lie elsewhere.
+
+        Axes that the best has, too, are narrowed no further than beside it.
+        """
+        axes = self._axes_of(rival)
+        for level in range(self._finest_level + 1):
+            levels = {
+                axis.name: min(level, self.levels.get(axis.name, 0)) if axis.name in self.best.point else level
+                for axis in axes
+            }
             if points := self._unknown(self._neighbours(rival, axes, levels)):
                 return points
         return []
@@ -333,7 +373,7 @@ class _Step:
             changed = [f"{name} {_text(value)}" for name, value in point.items() if rival.point.get(name) != value]
             label = ", ".join(f"{name} {_text(value)}" for name, value in own.items())
             parts.setdefault(label, []).append(" with ".join(changed))
-        return "other choices that are as good so far; " + "; ".join(
+        return "other choices that may be as good; " + "; ".join(
             f"{label}: {' and '.join(tried)}" for label, tried in parts.items()
         )
 

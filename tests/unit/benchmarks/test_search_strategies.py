@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 import pytest
 
-from benchmarks.planted_surfaces import NUM_IMAGES, SURFACES, PlantedTrials, Surface, bits_differ
+from benchmarks.planted_surfaces import NUM_IMAGES, SURFACES, PlantedTrials, Surface, bits_differ, categorical
 from benchmarks.recorded_trials import RecordedTrials, read_tables, worth
 from benchmarks.search_strategies import coarse_to_fine, main, mean_and_interval
 from hpsearch.errors import InputError
@@ -172,7 +172,7 @@ def test_the_result_keeps_every_repetition(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tables_folder: Path
 ) -> None:
     """What is recorded in the repository is read where no other table is named."""
-    monkeypatch.setattr("benchmarks.search_strategies.SURFACES", SURFACES[-1:])
+    monkeypatch.setattr("benchmarks.search_strategies.SURFACES", [categorical])
     monkeypatch.setattr("benchmarks.search_strategies.RECORDED", tables_folder)
     main(
         [
