@@ -63,9 +63,13 @@ class EmbeddedPostgres:
             _make_private(folder, programs)
             server = PostgresServer(folder=folder, programs=programs)
             with _exclusive(folder):
-                server.ensure_running(limit_seconds=limit_seconds)
                 clients_lock = _open(folder / "clients")
-                fcntl.flock(clients_lock, fcntl.LOCK_SH)  # free: exclusive holders hold our other lock too
+                try:
+                    server.ensure_running(limit_seconds=limit_seconds)
+                    fcntl.flock(clients_lock, fcntl.LOCK_SH)  # free: exclusive holders hold our other lock too
+                except BaseException as error:
+                    _leave_unstarted(server, clients_lock, error)
+                    raise
         except OSError as error:
             raise StorageError(
                 f"cannot use {folder} for the embedded PostgreSQL: {error}", hint=_CHOOSE_FOLDER
@@ -173,6 +177,20 @@ def _make_private(folder: Path, programs: PostgresPrograms) -> None:
         raise StorageError(f"{folder} belongs to another user (id {found})", hint=_CHOOSE_FOLDER)
     if programs.user is not None:
         os.chown(folder, programs.user.pw_uid, programs.user.pw_gid)
+
+
+def _leave_unstarted(server: PostgresServer, clients_lock: int, error: BaseException) -> None:
+    """Whoever is interrupted (Ctrl-C, SIGTERM) stops what it has started, unless others are there.
+
+    After an error the server is left alone: a long recovery goes on, and the next start finds it.
+    """
+    try:
+        if not isinstance(error, Exception) and _try_lock(clients_lock):
+            server.stop()
+    except StorageError as failure:
+        logger.warning("%s", failure)
+    finally:
+        os.close(clients_lock)
 
 
 @contextmanager

@@ -103,6 +103,7 @@ class PostgresPrograms:
                 process.wait()
             except BaseException:
                 process.kill()
+                process.wait()
                 raise
             output.seek(0)
             return subprocess.CompletedProcess(command, process.returncode, stdout=output.read())

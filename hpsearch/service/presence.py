@@ -70,7 +70,8 @@ class Presence:
         self._renewed_at = time.monotonic()
         self._connection: Connection | None = None
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._renew_until_stopped, name="lease renewal", daemon=True)
+        self._is_given_up = False  # the thread did not end in time
+        self._thread = threading.Thread(target=self._live, name="lease renewal", daemon=True)
         self.ledger = replace(ledger, owner=self._take_number())
 
     def __enter__(self) -> Presence:
@@ -85,7 +86,8 @@ class Presence:
     ) -> None:
         self._stopped.set()
         self._thread.join(timeout=_UNLOCK_SECONDS)
-        if not self._thread.is_alive():  # else it hangs in the session, which is cut then
+        self._is_given_up = self._thread.is_alive()
+        if not self._is_given_up:  # else it hangs in the session, which is cut then
             with contextlib.suppress(SQLAlchemyError), answer_limit(_UNLOCK_SECONDS):
                 self._ask(_UNLOCK, self.ledger.owner)
         self._close()
@@ -108,6 +110,13 @@ class Presence:
                 _log.info("lost the session that shows this worker's presence: %s", _first_line(error))
                 with contextlib.suppress(SQLAlchemyError):
                     self._keep_lock()  # in a new session, at once: without one, others take this worker for dead
+
+    def _live(self) -> None:
+        try:
+            self._renew_until_stopped()
+        finally:
+            if self._is_given_up:  # it may have opened a session after the last one was cut
+                self._close()
 
     def _renew_until_stopped(self) -> None:
         interval = self.ledger.lease_seconds / 3

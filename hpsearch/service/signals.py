@@ -65,6 +65,7 @@ class StopSignal:
 
     def __init__(self, *, parent_pid: int | None = None) -> None:
         self._event = SignalSafeEvent()
+        self._is_signalled = False  # `set` and the parent's end do not count: the first signal is the first
         self._parent_pid = parent_pid
         self._is_interruptible = False
         self._is_alarm_set = False
@@ -114,8 +115,9 @@ class StopSignal:
                 signal.setitimer(signal.ITIMER_REAL, 0.0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._event.is_set():
+        if self._is_signalled:
             os._exit(128 + number)  # asked twice: no clean-up, the leases run out
+        self._is_signalled = True
         self._event.set()
         if not self._is_interruptible:
             return

@@ -183,11 +183,11 @@ class Supervisor:
 
     def stop(self) -> None:
         """End all workers: SIGTERM, and SIGKILL for those that do not listen, or at the second Ctrl-C."""
-        for process in self._processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
         try:
+            for process in self._processes.values():
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
             for process in self._processes.values():
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=max(0.1, deadline - time.monotonic()))

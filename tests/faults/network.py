@@ -5,13 +5,12 @@ Needs root, `ip` and `iptables`.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import shutil
 import subprocess
 
-HOST_ADDRESS, GUEST_ADDRESS, NETWORK = "10.213.77.1", "10.213.77.2", "10.213.77.0/30"
-# The kernel's list of interfaces is one for all tests of the machine: one test at a time.
-_HOST_LINK, _GUEST_LINK = "hpsearch-host", "hpsearch-guest"
+_ALL_NETWORKS = "10.213.0.0/16"
 
 
 def missing_for_networks() -> str | None:
@@ -23,16 +22,26 @@ def missing_for_networks() -> str | None:
 
 
 class GuestNetwork:
-    """A namespace from which this machine is reached at HOST_ADDRESS, and nothing else."""
+    """A namespace from which this machine is reached at `host_address`, and nothing else.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        _run("ip", "netns", "add", name)
-        _run("ip", "link", "add", _HOST_LINK, "type", "veth", "peer", "name", _GUEST_LINK, "netns", name)
-        _run("ip", "address", "add", f"{HOST_ADDRESS}/30", "dev", _HOST_LINK)
-        _run("ip", "link", "set", _HOST_LINK, "up")
-        self._within("ip", "address", "add", f"{GUEST_ADDRESS}/30", "dev", _GUEST_LINK)
-        self._within("ip", "link", "set", _GUEST_LINK, "up")
+    Args:
+        number: of the process that makes it: other tests of this machine have networks of their own, and one that was
+            killed leaves its links behind.
+    """
+
+    def __init__(self, number: int) -> None:
+        networks = list(ipaddress.ip_network(_ALL_NETWORKS).subnets(new_prefix=30))
+        network = networks[number % len(networks)]
+        host_address, guest_address = (f"{address}/30" for address in network.hosts())
+        self.name, self.network = f"hpsearch-{number}", str(network)
+        self.host_address = host_address.removesuffix("/30")
+        self._host_link, guest_link = f"hps{number}-host", "guest"
+        _run("ip", "netns", "add", self.name)
+        _run("ip", "link", "add", self._host_link, "type", "veth", "peer", "name", guest_link, "netns", self.name)
+        _run("ip", "address", "add", host_address, "dev", self._host_link)
+        _run("ip", "link", "set", self._host_link, "up")
+        self._within("ip", "address", "add", guest_address, "dev", guest_link)
+        self._within("ip", "link", "set", guest_link, "up")
         self._within("ip", "link", "set", "lo", "up")
 
     def cut(self) -> None:
@@ -46,7 +55,7 @@ class GuestNetwork:
 
     def remove(self) -> None:
         """The links go with it."""
-        _run("ip", "link", "delete", _HOST_LINK)
+        _run("ip", "link", "delete", self._host_link)
         _run("ip", "netns", "delete", self.name)
 
     def _within(self, *command: str) -> None:

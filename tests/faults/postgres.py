@@ -19,7 +19,7 @@ from hpsearch.service.database import open_database
 from hpsearch.service.postgres_programs import PostgresPrograms
 from hpsearch.service.postgres_server import PostgresServer
 
-_SECONDS = 60
+_SECONDS = 120
 # Data need to survive the kills of the server that the tests bring about, not those of the machine. The unix socket
 # lies in the server's folder.
 _SETTINGS = """

@@ -37,7 +37,7 @@ from tests.faults.processes import ForkServer, HpsearchProcess
 NUM_POINTS, MAX_EPOCHS = 200, 5
 NUM_WORKERS, NUM_LANES = 4, 2
 PAUSE_SECONDS = (0.3, 2.0)  # between two faults
-TERM_SECONDS = 10.0  # what a worker has between SIGTERM and its end
+TERM_SECONDS = 30.0  # between SIGTERM and a worker's end: ten are promised, of a machine that runs nothing else
 STUDY_SECONDS = 300.0  # a study that takes longer, faults and all, has got stuck
 # Leases, pauses and checkpoints at a fifth of their length or less, or a minute would see few of them end. The bound on
 # attempts is for points that kill their workers; here the die does, and it may well hit one point thrice.
@@ -222,6 +222,8 @@ class Soak:
         self._log(f"worker {slot.number} (process {process.pid}): SIGSTOP for {seconds:.1f} s")
         process.send(signal.SIGSTOP)
         slot.resumes_at = self._log.seconds + seconds
+        if slot.must_end_by is not None:
+            slot.must_end_by += seconds
 
     def _terminate(self) -> None:
         slot, process = self._victim()

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.faults
 
 def test_a_worker_whose_device_hangs_gives_its_trial_back_and_ends(arena: Arena) -> None:
     arena.create(2)
-    (hung,) = arena.workers(1, faults=Faults(lease_seconds=1.5), HPSEARCH_STALL_SECONDS="1")
+    (hung,) = arena.workers(1, faults=Faults(lease_seconds=1.5), HPSEARCH_STALL_SECONDS="3")
     assert hung.wait() == 1
     assert "the device hangs; this worker gives its trials back and ends" in hung.said
     (lost,) = [trial for trial in arena.trials() if trial.state is TrialState.FAIL]

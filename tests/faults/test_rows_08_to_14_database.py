@@ -19,7 +19,7 @@ from hpsearch.service.database import open_database
 from hpsearch.service.ledger import Ledger
 from tests.faults.arena import Arena
 from tests.faults.driver import Faults
-from tests.faults.network import HOST_ADDRESS, NETWORK, GuestNetwork, missing_for_networks
+from tests.faults.network import GuestNetwork, missing_for_networks
 from tests.faults.postgres import FaultyPostgres
 from tests.faults.processes import wait_until
 
@@ -66,7 +66,7 @@ def test_row_08_database_restarted(scenario: Callable[[Arena], None], arena: Are
 def test_row_09_database_away_for_a_while(arena: Arena) -> None:
     """For longer than the leases last; whoever comes back first must not take the others for dead."""
     arena.create(4, max_epochs=60)
-    short = replace(SLOW, lease_seconds=2.0, absence_seconds=5.0)
+    short = replace(SLOW, lease_seconds=2.0, absence_seconds=20.0)
     workers = arena.workers(2, faults=short)
     arena.server.stop()
     stopped = [len(arena.trained(worker)) for worker in workers]
@@ -90,7 +90,7 @@ def reap(arena: Arena) -> int:
     """What a worker that is back first and has something to train takes from the others."""
     database = open_database(arena.storage_url)
     (study,) = arena.ask("SELECT study_id FROM studies")
-    ledger = Ledger(database=database.brief(), study_id=study.study_id, lease_seconds=2.0, absence_seconds=5.0)
+    ledger = Ledger(database=database.brief(), study_id=study.study_id, lease_seconds=2.0, absence_seconds=20.0)
     num_taken = ledger.reap()
     database.close()
     return num_taken
@@ -116,11 +116,12 @@ def test_row_11_database_restarted_again_and_again_during_commits(arena: Arena) 
     arena.create(300, max_epochs=1)
     workers = arena.workers(2, faults=replace(FAST, epoch_seconds=0.05), lanes=3, num_epochs=0)
     arena.go()
-    for _ in range(10):
-        num_acknowledged = len(arena.acknowledged())
-        assert num_acknowledged < 300, "the study outlasts the restarts"
+    num_restarts = 0
+    while num_restarts < 10 and (num_acknowledged := len(arena.acknowledged())) <= 290:
         wait_until(lambda least=num_acknowledged + 5: len(arena.acknowledged()) >= least, "results are acknowledged")
         arena.server.restart()
+        num_restarts += 1
+    assert num_restarts >= 3, "the study is over too soon, even for a machine that is slow to restart the database"
     assert [worker.wait() for worker in workers] == [0, 0]
     arena.judge()  # what was acknowledged is a subset of what is stored; nothing is counted twice
     assert no_trial_failed(arena), arena.told()
@@ -131,12 +132,11 @@ def test_row_12_one_connection_killed(arena: Arena) -> None:
     workers = arena.workers(2, faults=SLOW)
     arena.go()
     killed: set[int] = set()
-    for _ in range(8):
-        pid = wait_until(
-            lambda: next((row.pid for row in arena.sessions() if row.pid not in killed), None), "sessions of workers"
-        )
-        arena.ask("SELECT pg_terminate_backend(:pid, 10000)", pid=pid)
-        killed.add(pid)
+    while len(killed) < 8 and any(worker.is_alive for worker in workers):
+        for row in arena.sessions():
+            arena.ask("SELECT pg_terminate_backend(:pid, 10000)", pid=row.pid)
+            killed.add(row.pid)
+    assert len(killed) >= 4, "two of each worker at least"
     assert [worker.wait() for worker in workers] == [0, 0]
     arena.judge()
     assert no_trial_failed(arena), arena.told()
@@ -196,17 +196,17 @@ def guest_network() -> Iterator[GuestNetwork]:
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
-    network = GuestNetwork(f"hpsearch-{os.getpid()}")
+    network = GuestNetwork(os.getpid())
     yield network
     network.remove()
 
 
 def test_row_13_network_cut(guest_network: GuestNetwork, stopped_server: FaultyPostgres, new_arena: NewArena) -> None:
-    stopped_server.configure(listen_addresses=HOST_ADDRESS)
-    stopped_server.trust(NETWORK)
+    stopped_server.configure(listen_addresses=guest_network.host_address)
+    stopped_server.trust(guest_network.network)
     arena = new_arena()
     arena.create(4, max_epochs=20)
-    url = stopped_server.tcp_url(HOST_ADDRESS, connect_timeout="1")
+    url = stopped_server.tcp_url(guest_network.host_address, connect_timeout="1")
     there = replace(CUT_OFF, network_namespace=guest_network.name)
     (far,) = arena.workers(1, faults=there, HPSEARCH_STORAGE=url)
     guest_network.cut()

@@ -287,7 +287,7 @@ def test_a_worker_that_is_not_to_wait_says_who_has_the_gpu(
     hpsearch: Callable[..., subprocess.Popen[str]], study_file: Path, taken_gpu: GpuLockSession
 ) -> None:
     process = hpsearch("worker", "small", "--no-wait-for-gpu")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 3
     assert f"error: no GPU is free for this worker: {GPU.description} by node7:4711\n" in errors
     assert "hint: --wait-for-gpu waits for one; --share-gpu" in errors
@@ -302,7 +302,7 @@ def test_a_worker_that_waits_ends_well_with_the_study(
     line = next(line for line in process.stderr if "no GPU is free" in line)
     assert f"{GPU.description} by node7:4711; it waits until one is free or the study is finished" in line
     execute("UPDATE trials SET state = 'COMPLETE'")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 0
     assert "leaves: nothing is left for it" in errors
 
@@ -311,7 +311,7 @@ def test_a_run_says_which_gpus_are_taken_and_by_whom(
     hpsearch: Callable[..., subprocess.Popen[str]], study_file: Path, taken_gpu: GpuLockSession
 ) -> None:
     process = hpsearch("run", study_file, "--no-wait-for-gpu")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 3
     assert f"held by another worker: {GPU.description} by node7:4711\n" in errors
     assert f"error: worker 0 cannot work: no GPU is free for this worker: {GPU.description} by node7:4711\n" in errors
@@ -321,7 +321,7 @@ def test_a_run_of_more_workers_than_gpus_is_bad_input(
     hpsearch: Callable[..., subprocess.Popen[str]], study_file: Path
 ) -> None:
     process = hpsearch("run", study_file, "--workers", "2")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 2
     assert "error: 2 workers were asked for, but 1 GPU is there for --device auto, one for each\n" in errors
     assert "hint: --workers 1, or --share-gpu" in errors

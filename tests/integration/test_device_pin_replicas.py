@@ -27,7 +27,7 @@ pytestmark = pytest.mark.faults
 
 PROGRAM = Path(__file__).with_name("gpu_replicas.py")
 ROOT = Path(__file__).parents[2]
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 240.0
 GPUS = [f"cuda:{index} (NVIDIA Fake, GPU-00000000-0000-0000-0000-{index:012d})" for index in range(4)]
 # The advisory locks of 64 bits that are held, and the title of the session that holds each.
 HELD = """

@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, make_url, text
 
 from hpsearch.errors import StorageError
 from hpsearch.service.embedded import EmbeddedPostgres, default_folder
+from hpsearch.service.postgres_server import PostgresServer
 
 # Joins the server of argv[1], prints the server's pid, stays until a line arrives, leaves (or simply ends).
 CLIENT = """
@@ -48,12 +49,12 @@ class Client:
         return int(self.process.stdout.readline())
 
     def leave(self, word: str = "stop\n") -> None:
-        self.process.communicate(word, timeout=30)
+        self.process.communicate(word, timeout=240)
         assert self.process.returncode == 0
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=240)
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def has_ended(pid: int) -> bool:
     """True once the process has ended, reaped by the machine's init or not; waits for that a little."""
     try:
         process = psutil.Process(pid)
-        for _ in range(100):
+        for _ in range(1000):
             if process.status() == psutil.STATUS_ZOMBIE:
                 return True
             with contextlib.suppress(psutil.TimeoutExpired):
@@ -209,6 +210,30 @@ def test_four_first_starts_at_once_make_one_server(new_folder: Path) -> None:
     for client in clients:
         client.leave()
     assert has_ended(pids.pop())
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_a_start_that_is_interrupted_leaves_no_server_behind(
+    interruption: type[BaseException], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: PostgresServer) -> None:
+        raise interruption
+
+    monkeypatch.setattr(PostgresServer, "_create_database", interrupt)
+    with pytest.raises(interruption):
+        EmbeddedPostgres.start(folder)
+    assert not (folder / "data" / "postmaster.pid").exists()
+
+
+def test_a_start_that_is_interrupted_leaves_the_server_to_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: PostgresServer) -> None:
+        raise KeyboardInterrupt
+
+    with EmbeddedPostgres.start(folder) as postgres:
+        monkeypatch.setattr(PostgresServer, "_create_database", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            EmbeddedPostgres.start(folder)
+        assert ask(postgres.url, "SELECT 1") == 1
 
 
 def test_starts_again_after_a_crash_and_keeps_what_was_committed(folder: Path) -> None:

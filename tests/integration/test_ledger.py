@@ -135,7 +135,7 @@ def test_claimers_at_once_get_each_point_exactly_once(tables_url: str, new_study
     def work(owner: int) -> list[int]:
         own = open_database(tables_url)
         ledger = Ledger(database=own, study_id=study.study_id, owner=owner)
-        barrier.wait(30)
+        barrier.wait(240)
         points: list[int] = []
         while ledger.counts().waiting:
             points += [claim.point for claim in ledger.claim(1 + owner % 3)]
@@ -558,7 +558,7 @@ def test_point_on_its_last_attempt_comes_alone_and_last(workers: Any) -> None:
 def wait_until_blocked(connection: Connection, key: int) -> None:
     """Return when some session waits for the advisory lock `key`."""
     waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = :key AND NOT granted")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240
     while connection.execute(waiting, {"key": key}).scalar_one() == 0:
         assert time.monotonic() < deadline
 
@@ -591,7 +591,7 @@ def test_reaping_while_the_worker_finishes_counts_once(
         wait_until_blocked(gate, 4711)
         assert worker.finish([complete(claim)]) == {claim.trial_id}
         gate.execute(text("SELECT pg_advisory_unlock(4711)"))
-        assert reaping.result(timeout=30) == 0
+        assert reaping.result(timeout=240) == 0
     engine.dispose()
     assert worker.counts() == PointCounts(waiting=2, complete=1)
     assert len(trials_of(worker)) == 3
@@ -889,7 +889,7 @@ def test_workers_at_once_with_hangs_and_reaping_count_every_point_once(
         lanes: dict[int, Claim] = {}
         counted: list[int] = []
         num_reaped = 0
-        barrier.wait(30)
+        barrier.wait(240)
         while lanes or ledger.counts().unfinished:
             lanes |= {claim.trial_id: claim for claim in ledger.claim(choose.randint(1, 5))}
             if choose.random() < 0.3:  # somebody hangs, and somebody else notices

@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from hpsearch.errors import StorageError
 from hpsearch.service import presence as presence_module
+from hpsearch.service.answer_limit import answer_limit
 from hpsearch.service.database import Database
 from hpsearch.service.ledger import PRESENCE_NAMESPACE, Ledger, PointCounts
 from hpsearch.service.presence import Presence
@@ -59,6 +60,13 @@ def holders(execute: Any) -> Callable[[int], list[int]]:
 
 def kill_session(execute: Any, pid: int) -> None:
     execute("SELECT pg_terminate_backend(:pid, 10000)", pid=pid)  # returns once it is gone
+
+
+def wait_until_missed(database: Database, owner: int) -> None:
+    """Until the server has noticed that the session with this worker's lock is gone."""
+    key = {"namespace": PRESENCE_NAMESPACE, "owner": owner}
+    with answer_limit(240.0), database.engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:namespace, :owner)"), key)
 
 
 def test_lock_is_held_while_the_worker_lives_and_gone_when_it_leaves(
@@ -106,13 +114,8 @@ def test_killed_worker_is_missed_and_its_points_are_taken_over(
     assert len(holders(owner)) == 1
     assert reaper.reap() == 0
     process.kill()
-    process.communicate(timeout=30)
-    with ledger.database.engine.connect() as connection:  # waits until the server has noticed
-        connection.execute(text("SET lock_timeout = '30s'"))
-        connection.execute(
-            text("SELECT pg_advisory_xact_lock(:namespace, :owner)"),
-            {"namespace": PRESENCE_NAMESPACE, "owner": owner},
-        )
+    process.communicate(timeout=240)
+    wait_until_missed(ledger.database, owner)
     assert reaper.reap() == 2
     assert reaper.counts() == PointCounts(waiting=3)
 
@@ -184,8 +187,10 @@ def test_thread_renews_the_leases_again_and_again(ledger: Ledger, execute: Any) 
         presence.ledger.claim(1)
         for _ in range(3):
             execute("UPDATE hpsearch_points SET renewed_at = now() - interval '1 day' WHERE owner IS NOT NULL")
+            while watching.renewed.acquire(blocking=False):  # those that ended before the UPDATE
+                pass
             for _ in range(2):  # the first may have begun before the UPDATE
-                assert watching.renewed.acquire(timeout=30)
+                assert watching.renewed.acquire(timeout=240)
             assert execute(
                 "SELECT renewed_at > now() - interval '1 hour' FROM hpsearch_points WHERE owner IS NOT NULL"
             ) == [(True,)]
@@ -196,16 +201,42 @@ def test_thread_outlives_errors(ledger: Ledger, execute: Any, caplog: pytest.Log
     with Presence(watching) as presence:
         presence.ledger.claim(1)
         for _ in range(4):
-            assert watching.renewed.acquire(timeout=30)
+            assert watching.renewed.acquire(timeout=240)
         assert execute("SELECT count(*) FROM hpsearch_points WHERE renewed_at IS NOT NULL") == [(1,)]
     assert "could not renew the leases: away" in caplog.text
     assert "could not renew the leases: (builtins.Exception) cut\n" in caplog.text
 
 
 def test_leaving_ends_the_thread(ledger: Ledger) -> None:
-    with Presence(ledger):
-        assert "lease renewal" in [thread.name for thread in threading.enumerate()]
-    assert "lease renewal" not in [thread.name for thread in threading.enumerate()]
+    with Presence(ledger) as presence:
+        assert presence._thread.is_alive()
+    assert not presence._thread.is_alive()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowLedger(Ledger):
+    """A thread that renews takes its time."""
+
+    has_begun: threading.Event = field(default_factory=threading.Event)
+    may_end: threading.Event = field(default_factory=threading.Event)
+
+    def renew(self) -> int:
+        self.has_begun.set()
+        assert self.may_end.wait(240)
+        return super().renew()
+
+
+def test_a_thread_that_is_late_leaves_no_session_behind(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would lock again, and the worker that has left would count as present."""
+    monkeypatch.setattr(presence_module, "_UNLOCK_SECONDS", 0.01)
+    slow = SlowLedger(database=ledger.database, study_id=ledger.study_id, lease_seconds=0.03)
+    with Presence(slow) as presence:
+        assert slow.has_begun.wait(240)
+    slow.may_end.set()
+    presence._thread.join(240)
+    assert presence._connection is None
+    wait_until_missed(ledger.database, presence.ledger.owner)
+    assert ledger.database.engine.pool.checkedout() == 0
 
 
 def test_worker_that_hangs_is_not_present_for_ever(ledger: Ledger, execute: Any) -> None:
@@ -253,7 +284,7 @@ def test_a_hung_worker_gives_its_points_back_as_a_crash_and_ends(
     presence, left = leaving(replace(ledger, lease_seconds=0.3))
     presence.ledger.claim(2)
     with presence:
-        assert left.wait(30)
+        assert left.wait(240)
     assert presence.ledger.counts() == PointCounts(waiting=3)
     assert execute("SELECT crashes FROM hpsearch_points ORDER BY point") == [(1,), (1,), (0,)]
     assert "no progress for 0 s: the device hangs" in caplog.text
@@ -270,7 +301,7 @@ def test_a_hung_worker_ends_even_if_the_database_takes_nothing_back(
     monkeypatch.setattr(Ledger, "release", fail)
     presence, left = leaving(replace(ledger, lease_seconds=0.03))
     with presence:
-        assert left.wait(30)
+        assert left.wait(240)
     assert "could not give the trials back, their leases will run out: away" in caplog.text
 
 
@@ -278,7 +309,7 @@ def test_a_worker_that_gets_on_is_renewed(ledger: Ledger) -> None:
     watching = watched(ledger)
     with Presence(watching, watchdog=Watchdog(3600.0, is_cpu=False)):
         for _ in range(2):
-            assert watching.renewed.acquire(timeout=30)
+            assert watching.renewed.acquire(timeout=240)
 
 
 def test_what_else_a_worker_holds_is_kept_with_each_renewal_whatever_becomes_of_it(ledger: Ledger) -> None:
@@ -286,7 +317,7 @@ def test_what_else_a_worker_holds_is_kept_with_each_renewal_whatever_becomes_of_
     kept = threading.Semaphore(0)
     with Presence(watching, keep=[kept.release]):
         for _ in range(2):
-            assert kept.acquire(timeout=30)
+            assert kept.acquire(timeout=240)
 
 
 def test_a_worker_that_is_cut_off_for_longer_than_a_lease_says_so_once(
@@ -295,5 +326,5 @@ def test_a_worker_that_is_cut_off_for_longer_than_a_lease_says_so_once(
     watching = watched(ledger, *[StorageError("away")] * 12)
     with Presence(watching):
         for _ in range(14):
-            assert watching.renewed.acquire(timeout=30)
+            assert watching.renewed.acquire(timeout=240)
     assert caplog.text.count("cut off from the database for longer than a lease") == 1

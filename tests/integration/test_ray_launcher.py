@@ -95,7 +95,7 @@ class Run:
             )
 
     def wait_until(self, condition: Callable[[], Any], what: str) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while not condition():
             assert self.process.poll() is None, f"{what}: ended before: {self.error_file.read_text()}"
             assert time.monotonic() < deadline, f"{what}: {self.error_file.read_text()}"
@@ -124,7 +124,7 @@ class Run:
         return study.get_trials(states=states)
 
     def finish(self) -> tuple[int, str]:
-        out, _ = self.process.communicate(timeout=120)
+        out, _ = self.process.communicate(timeout=240)
         return self.process.returncode, out
 
 
@@ -134,7 +134,7 @@ def run(tmp_path: Path, database_url: str, cluster: Any) -> Iterator[Run]:
     yield run
     if run.process.poll() is None:
         run.process.kill()
-        run.process.communicate(timeout=30)
+        run.process.communicate(timeout=240)
 
 
 def raylet_of(worker: int) -> int:

@@ -331,9 +331,15 @@ def test_own_stopping_rule_ends_a_trial_as_complete(bench: Callable[..., Bench])
 
 def test_a_running_study_can_be_joined_by_a_second_worker(bench: Callable[..., Bench]) -> None:
     study = bench()
-    second = study.worker(lanes=2)
+    has_joined = threading.Event()
+    second = study.worker(lanes=2, stop=BeforeEpoch(1, has_joined.set))
     thread = threading.Thread(target=second.run)
-    first = study.worker(lanes=2, stop=BeforeEpoch(2, thread.start))
+
+    def let_the_second_join() -> None:
+        thread.start()
+        assert has_joined.wait(240)
+
+    first = study.worker(lanes=2, stop=BeforeEpoch(2, let_the_second_join))
     first.run()
     thread.join()
     assert first.num_finished + second.num_finished == 6
@@ -485,7 +491,7 @@ class Late(EpochWriter):
         return super()._await(seconds)
 
     def _write(self, entry: EpochEntry) -> Written:
-        assert self._is_awaited.wait(60)
+        assert self._is_awaited.wait(240)
         return super()._write(entry)
 
 

@@ -57,7 +57,7 @@ def change(path: Path, **fields: object) -> None:
     path.write_text(json.dumps({**document(path), **fields}))
 
 
-def test_the_file_is_there_while_the_worker_is_and_says_what_it_does(path: Path) -> None:
+def test_the_file_is_there_while_the_worker_is_and_says_what_it_does(path: Path, clock: Clock) -> None:
     with LifeSign(path) as life_sign:
         assert document(path)["state"] == "starting"
         life_sign.renew(WorkerState.TRAINING, "trial 7, epoch 3")
@@ -112,7 +112,7 @@ def test_the_wall_clock_does_not_matter(path: Path) -> None:
         check_life_sign(path)
 
 
-def test_a_worker_that_is_gone_is_unhealthy_at_once(path: Path) -> None:
+def test_a_worker_that_is_gone_is_unhealthy_at_once(path: Path, clock: Clock) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     with LifeSign(path):

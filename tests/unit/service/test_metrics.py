@@ -59,7 +59,7 @@ def worker_process() -> Iterator[str]:
         url = process.stdout.readline().strip()
         assert url, process.communicate()
         yield url
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=240)
         assert (out, err, process.returncode) == ("closed\n", "", 0)
     finally:
         process.kill()
@@ -67,7 +67,7 @@ def worker_process() -> Iterator[str]:
 
 def get(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(url, timeout=240) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

@@ -53,7 +53,7 @@ FOR_EVER = "import signal; signal.pause()"
 
 
 def test_a_worker_that_ended_tells_its_code_its_last_words_and_where_its_log_is(tmp_path: Path) -> None:
-    state = worker(tmp_path, "print('error: the disk is full'); raise SystemExit(3)").wait(60)
+    state = worker(tmp_path, "print('error: the disk is full'); raise SystemExit(3)").wait(240)
     assert (state.code, state.last_words) == (3, "the disk is full")
     assert state.log == f"{platform.node()}:{tmp_path}/logs/s-worker-0.log"
 
@@ -63,7 +63,7 @@ def test_a_worker_that_runs_has_no_code_and_ends_when_it_is_asked_to(tmp_path: P
     assert running.look().code is None
     assert running.wait(0.01).code is None
     running.terminate()
-    assert running.wait(60).code == -signal.SIGTERM
+    assert running.wait(240).code == -signal.SIGTERM
     running.terminate()  # nothing is there any more
 
 
@@ -74,14 +74,14 @@ def test_a_worker_that_does_not_listen_is_killed(tmp_path: Path) -> None:
 
 
 def test_variables_of_where_run_was_started_win_over_the_nodes_own(tmp_path: Path) -> None:
-    state = worker(tmp_path, "pass", HPSEARCH_HOME=str(tmp_path / "other")).wait(60)
+    state = worker(tmp_path, "pass", HPSEARCH_HOME=str(tmp_path / "other")).wait(240)
     assert str(tmp_path / "other" / "logs") in state.log
 
 
 def test_a_node_that_cannot_start_a_worker_says_why(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("no folder")
     refused = worker(tmp_path, "pass")
-    state = refused.wait(60)
+    state = refused.wait(240)
     assert state.code == ArtifactError.exit_code
     assert "cannot write the workers' logs into" in state.last_words
     refused.terminate()

@@ -53,14 +53,16 @@ from hpsearch.service import signals
 from hpsearch.service.signals import StopSignal, WorkerStopped
 signals.EPOCH_GRACE_SECONDS = 0.2
 stop = StopSignal().install()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])  # however slow this machine: "goes on" comes first
 try:
     with stop.interruptible(EXPECTED):
         print("ready", flush=True)
         while not stop.is_set():
             signal.sigtimedwait([], 0.01)
         print("goes on", flush=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
         while True:
-            signal.pause()
+            signal.sigtimedwait([], 0.01)  # pause() would miss a signal that comes just before it
 except WorkerStopped:
     print("stopped", stop.is_set(), flush=True)
 sys.stdin.readline()
@@ -79,7 +81,7 @@ def worker(expected_seconds: float | None = None) -> Iterator[subprocess.Popen[s
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=240)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:
@@ -95,7 +97,7 @@ def test_first_signal_ends_a_long_epoch_at_once_and_lets_the_worker_clean_up(
     with worker(expected_seconds) as process:
         process.send_signal(number)
         assert line_of(process) == "stopped True"
-        output, _ = process.communicate("\n", timeout=30)
+        output, _ = process.communicate("\n", timeout=240)
         assert (output, process.returncode) == ("clean\n", 0)
 
 
@@ -105,7 +107,7 @@ def test_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
         process.send_signal(signal.SIGTERM)
         assert line_of(process) == "stopped True"
         process.send_signal(second)
-        assert process.wait(timeout=30) == 128 + second
+        assert process.wait(timeout=240) == 128 + second
         assert line_of(process) == ""
 
 
@@ -114,8 +116,21 @@ def test_an_epoch_that_should_be_over_soon_goes_on_for_the_grace_and_is_ended_th
         process.send_signal(signal.SIGTERM)
         assert line_of(process) == "goes on"
         assert line_of(process) == "stopped True"
-        output, _ = process.communicate("\n", timeout=30)
+        output, _ = process.communicate("\n", timeout=240)
         assert (output, process.returncode) == ("clean\n", 0)
+
+
+def test_the_first_signal_after_another_request_to_stop_lets_the_worker_clean_up(
+    stop: StopSignal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has seen its parent's death, say, a moment before the kernel's signal for that death arrives."""
+    ended: list[int] = []
+    monkeypatch.setattr(signals.os, "_exit", ended.append)
+    stop.set()
+    signal.raise_signal(signal.SIGTERM)
+    assert ended == []
+    signal.raise_signal(signal.SIGTERM)
+    assert ended == [128 + signal.SIGTERM]
 
 
 @pytest.fixture
@@ -134,12 +149,10 @@ def test_signal_outside_of_an_epoch_cuts_nothing_but_the_next_epoch_does_not_beg
         pytest.fail("an epoch began")
 
 
-def test_the_end_of_the_grace_cuts_nothing_after_the_epoch(stop: StopSignal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "EPOCH_GRACE_SECONDS", 0.05)
+def test_the_end_of_the_grace_cuts_nothing_after_the_epoch(stop: StopSignal) -> None:
     with stop.interruptible(0.0):
         signal.raise_signal(signal.SIGTERM)
-    while signal.getitimer(signal.ITIMER_REAL)[0]:  # until the alarm has rung
-        pass
+    signal.raise_signal(signal.SIGALRM)
     assert stop.is_set()
 
 
@@ -167,7 +180,7 @@ def test_error_inside_an_epoch_ends_the_interruptible_part(stop: StopSignal) -> 
 
 def test_a_signal_ends_a_wait_at_whatever_instruction_it_comes() -> None:
     """threading.Event would wait for ever for a lock that the interrupted thread holds."""
-    run = subprocess.run([sys.executable, "-c", WAITER], capture_output=True, text=True, timeout=50, check=False)
+    run = subprocess.run([sys.executable, "-c", WAITER], capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) > 20
 
@@ -175,12 +188,12 @@ def test_a_signal_ends_a_wait_at_whatever_instruction_it_comes() -> None:
 def test_all_who_wait_are_told() -> None:
     stop = StopSignal()
     told: list[bool] = []
-    waiters = [threading.Thread(target=lambda: told.append(stop.event.wait(60))) for _ in range(5)]
+    waiters = [threading.Thread(target=lambda: told.append(stop.event.wait(240))) for _ in range(5)]
     for waiter in waiters:
         waiter.start()
     stop.set()
     for waiter in waiters:
-        waiter.join(60)
+        waiter.join(240)
     assert told == [True] * 5
     assert stop.event.wait()
 
@@ -194,7 +207,7 @@ def test_waiting_ends_when_somebody_asks_to_stop() -> None:
     stop = StopSignal()
     assert not stop.wait(0)
     threading.Timer(0.01, stop.set).start()
-    assert stop.wait(60)
+    assert stop.wait(240)
     assert stop.is_set()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,16 +60,15 @@ def supervisor(
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     program: str,
-    counts: list[PointCounts],
+    counts: Iterable[PointCounts],
     rounds: Callable[[], tuple[StoredRound, ...]] = tuple,
 ) -> Supervisor:
-    """A supervisor that reads these counts one after the other, the last one for ever."""
-    left = iter(counts)
-    last = counts[-1]
+    """A supervisor that reads these counts again and again, one after the other."""
+    left = itertools.cycle(counts)
 
     def read(database: Any, study_id: int) -> Progress:
         return Progress(
-            counts=next(left, last),
+            counts=next(left),
             epochs=0,
             epochs_of_counted=0,
             best_value=None,
@@ -85,6 +86,11 @@ def supervisor(
 
 OPEN = PointCounts(waiting=1)
 DONE = PointCounts(complete=1)
+
+
+def num_starts(folder: Path) -> int:
+    log = folder / "s-worker-0.log"
+    return log.read_text().count("worker started") if log.exists() else 0
 
 
 @pytest.mark.parametrize("code", [2, 3])
@@ -107,17 +113,26 @@ def test_a_worker_that_keeps_dying_is_given_up(monkeypatch: pytest.MonkeyPatch, 
 
 def test_deaths_between_which_points_are_counted_do_not_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = "import os; os.abort()"
-    many = [PointCounts(waiting=200 - i // 4, complete=i // 4) for i in range(120)]  # a point every fourth look
-    supervisor(monkeypatch, tmp_path, program, [*many, DONE]).run(lambda progress: None)
-    starts = (tmp_path / "s-worker-0.log").read_text().count("worker started")
-    assert starts > MAX_RESTARTS + 1
+
+    def a_point_every_fourth_look() -> Iterator[PointCounts]:
+        looks = itertools.count()
+        while num_starts(tmp_path) <= MAX_RESTARTS + 1:
+            yield PointCounts(waiting=1, complete=next(looks) // 4)
+        yield DONE
+
+    supervisor(monkeypatch, tmp_path, program, a_point_every_fourth_look()).run(lambda progress: None)
 
 
 def test_workers_that_left_in_peace_are_called_back_while_a_point_is_open(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    supervisor(monkeypatch, tmp_path, "pass", [OPEN] * 40 + [DONE]).run(lambda progress: None)
-    assert (tmp_path / "s-worker-0.log").read_text().count("worker started") > 1
+
+    def open_until_it_was_called_back() -> Iterator[PointCounts]:
+        while num_starts(tmp_path) <= 1:
+            yield OPEN
+        yield DONE
+
+    supervisor(monkeypatch, tmp_path, "pass", open_until_it_was_called_back()).run(lambda progress: None)
 
 
 def test_workers_are_kept_until_the_search_has_ended_and_not_only_its_round(
@@ -125,13 +140,43 @@ def test_workers_are_kept_until_the_search_has_ended_and_not_only_its_round(
 ) -> None:
     """All points are done at each look; the row that ends the search is there when a worker was started again."""
     first, end = (StoredRound(number=i, num_points=1 - i, reason="", opened_at=datetime.now(UTC)) for i in (0, 1))
-    log = tmp_path / "s-worker-0.log"
 
     def rounds() -> tuple[StoredRound, ...]:
-        return (first, end) if log.read_text().count("worker started") > 1 else (first,)
+        return (first, end) if num_starts(tmp_path) > 1 else (first,)
 
     last = supervisor(monkeypatch, tmp_path, "pass", [DONE], rounds).run(lambda progress: None)
     assert last.rounds == (first, end)
+
+
+class Deaf:
+    """A worker that runs until it is killed; the second Ctrl-C comes as it is asked to stop."""
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def send_signal(self, number: int, /) -> None:
+        raise KeyboardInterrupt
+
+    def wait(self, timeout: float | None = None) -> int:
+        assert self.code is not None
+        return self.code
+
+    def kill(self) -> None:
+        self.code = -signal.SIGKILL
+
+
+def test_a_second_ctrl_c_that_comes_while_workers_are_asked_to_stop_leaves_none_of_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    watching = supervisor(monkeypatch, tmp_path, "", [OPEN])
+    workers = [Deaf(), Deaf()]
+    watching._processes.update(enumerate(workers))
+    with pytest.raises(KeyboardInterrupt):
+        watching.stop()
+    assert [worker.poll() for worker in workers] == [-signal.SIGKILL] * 2
 
 
 def test_last_words_are_those_of_the_last_start(tmp_path: Path) -> None:
