@@ -33,7 +33,8 @@ from hpsearch.results.export import MODEL_SUFFIX, choose_format, export_model, e
 from hpsearch.results.report import write_report
 from hpsearch.results.stored_parameters import read_parameters
 from hpsearch.results.study_status import StudyStatus, read_status
-from hpsearch.results.summary import StudySummary, TrialSummary, read_summary
+from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.database import Database
 from hpsearch.service.lane_choice import MAX_LANES

@@ -8,7 +8,7 @@ from typing import Any
 from hpsearch.effects import without_idle
 from hpsearch.errors import InputError
 from hpsearch.settings import kernels_text
-from hpsearch.space import ParameterValue, SearchSettings
+from hpsearch.space import Dimension, ParameterValue, Point, SearchSettings
 from hpsearch.study_document import listed_dimensions, section_of, value_in
 
 
@@ -25,11 +25,10 @@ def with_listed_points(
     as_read = {d.name: {value: value for value in d.values} for d in dimensions}
     numbers: dict[frozenset[tuple[str, Any]], int] = {}
     points = []
-    own = {d.name: value for d in dimensions if (value := _study_value(d.name, sections)) is not None}
     for number, given in enumerate(settings.points, start=1):
         point = {name: as_read[name][kernels_text(value)] for name, value in given}
         point = without_idle(point, sections)
-        meaning = without_idle({**own, **point}, sections)  # what a point does not name has the study's value
+        meaning = point | values_left_to_study(point, dimensions, sections)
         first = numbers.setdefault(frozenset(meaning.items()), number)
         if first != number:
             raise InputError(
@@ -38,6 +37,14 @@ def with_listed_points(
             )
         points.append(tuple(sorted(point.items())))
     return settings.model_copy(update={"points": tuple(points), "dimensions": dimensions})
+
+
+def values_left_to_study(
+    point: Point, dimensions: tuple[Dimension, ...], sections: Mapping[str, Any]
+) -> dict[str, ParameterValue]:
+    """The study's own values of the keys that other points name and this one does not, where they have an effect."""
+    own = {d.name: value for d in dimensions if (value := _study_value(d.name, sections)) is not None}
+    return {name: value for name, value in without_idle({**own, **point}, sections).items() if name not in point}
 
 
 def _study_value(name: str, sections: Mapping[str, Any]) -> ParameterValue | None:

@@ -26,7 +26,7 @@ from hpsearch.effects import (
     without_idle,
 )
 from hpsearch.errors import InputError
-from hpsearch.listed_points import with_listed_points
+from hpsearch.listed_points import values_left_to_study, with_listed_points
 from hpsearch.logs import get_logger
 from hpsearch.settings import (
     DataSettings,
@@ -81,7 +81,8 @@ def check_study_name(name: str) -> str:
     """Return the name, or raise ValueError with the rule: names become file names, keys and page titles."""
     if not _NAME_RULE.fullmatch(name):
         raise ValueError(
-            f"must be 1 to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit, got {shown(name)}"
+            "must be 1 to 100 letters (a-z, A-Z), digits, '.', '_' or '-', and begin with a letter or digit, "
+            f"got {shown(name)}"
         )
     return name
 
@@ -169,6 +170,12 @@ class StudyDefinition(Settings):
     def reduce(self, point: Point) -> dict[str, ParameterValue]:
         """The point without what has no effect in it: `momentum` beside plain SGD."""
         return without_idle(point, self._sections)
+
+    def left_to_study(self, point: Point) -> dict[str, ParameterValue]:
+        """The searched keys that a listed point does not name, with the study's values that stand in."""
+        if self.search.strategy != "listed":
+            return {}
+        return values_left_to_study(point, self.search.dimensions, {**self._sections, "seed": self.seed})
 
     def draw(self, trial: Suggester) -> dict[str, ParameterValue]:
         """Let a trial's sampler choose the values of all dimensions that have an effect in it."""
@@ -264,8 +271,10 @@ def load_definition(path: Path, overrides: Sequence[str] = ()) -> StudyDefinitio
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such study file", hint="see the studies/ folder for examples") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}", hint="name a TOML file that you may read") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8", hint="save the file as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         hint = "https://toml.io shows the syntax"
         raise InputError(f"{path}: not valid TOML: {error}", hint=hint) from error

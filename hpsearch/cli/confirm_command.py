@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from hpsearch.cli import options
+from hpsearch.cli.fitted_table import FittedTable, TableColumn
 from hpsearch.cli.launch_view import TerminalListener
 from hpsearch.cli.notice import say
 from hpsearch.cli.progress_view import download_progress
-from hpsearch.cli.run_commands import end_like_ctrl_c
 from hpsearch.cli.tables import NOT_A_TERMINAL_WIDTH, format_value, print_json
 from hpsearch.data.catalog import DataLocations
 from hpsearch.results.confirm import read_confirmation
@@ -26,6 +24,9 @@ from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS
 from hpsearch.service.database import Database
 from hpsearch.service.launch import LaunchOptions, check_launch, train_study
 from hpsearch.service.watchdog import DEFAULT_STALL_SECONDS
+
+# What a narrow terminal does without, first to last.
+_LEAVES = {"epochs": 1, "search": 2, "seeds": 3, "parameters": 4, "95 % interval": 5}
 
 
 def confirm(
@@ -56,7 +57,6 @@ def confirm(
     The trainings are trials of a companion study, which `hpsearch worker STUDY-confirm` joins from anywhere. Ctrl-C
     leaves one that the same command resumes.
     """
-    end_like_ctrl_c()
     options.parse_lanes(lanes)
     launch = check_launch(
         LaunchOptions(
@@ -76,7 +76,8 @@ def confirm(
     with options.open_storage(storage) as database:
         plan = plan_confirmation(database, study, top=top, num_seeds=seeds, name=name)
         plan = _prepare(database, plan, top)
-        train_study(database, plan.definition, launch, TerminalListener())
+        became = "created" if plan.is_created else "widened" if plan.num_added else "resumed"
+        train_study(database, plan.definition, launch, TerminalListener(found=became))
         confirmation = read_confirmation(database, study)
     assert confirmation is not None, "it has just been prepared"
     if as_json:
@@ -92,29 +93,33 @@ def print_confirmation(confirmation: Confirmation) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=NOT_A_TERMINAL_WIDTH)
     console.print(Text(f"study {confirmation.study}, confirmed in {confirmation.companion.name}"))
-    console.print(_table(confirmation))
+    console.print(_table(confirmation), crop=False)
     conclusion = confirmation.conclusion()
     lines = [f"note: {note}" for note in confirmation.notes] + ([conclusion] if conclusion else [])
     for line in lines:
         console.print(Text(line), soft_wrap=True)
 
 
-def _table(confirmation: Confirmation) -> Table:
-    numbers, chosen = confirmation.order(), confirmation.chosen
+def _table(confirmation: Confirmation) -> FittedTable:
+    order, chosen = confirmation.order(), confirmation.chosen
     names = confirmation.parameter_names
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", *names, "search", "mean +- sd", "95 % interval", "worse by (95 %, all at once)"):
-        table.add_column(Text(heading), justify="right")
-    table.add_column("tied")
-    for heading in ("parameters", "epochs", "seeds"):
-        table.add_column(heading, justify="right")
-    for number, index in enumerate(numbers, start=1):
-        is_chosen = chosen is not None and confirmation.configurations[index] is chosen.configuration
-        table.add_row(*_cells(confirmation, index, number, names), style="bold" if is_chosen else None)
-    return table
+    rows = [_cells(confirmation, index, number, names) for number, index in enumerate(order, start=1)]
+    headings = ("", *names, "search", "mean +- sd", "95 % interval", "worse by (95 %, all at once)", "tied")
+    headings += ("parameters", "epochs", "seeds")
+    columns = [
+        TableColumn(
+            heading=heading,
+            cells=[row[place] for row in rows],
+            justify="left" if heading == "tied" else "right",
+            leaves=_LEAVES.get(heading) if place > len(names) else None,  # a searched key may be called `epochs`
+        )
+        for place, heading in enumerate(headings)
+    ]
+    is_chosen = [chosen is not None and confirmation.configurations[i] is chosen.configuration for i in order]
+    return FittedTable(columns, bold_row=is_chosen.index(True) if any(is_chosen) else None)
 
 
-def _cells(confirmation: Confirmation, index: int, number: int, names: Sequence[str]) -> list[Text]:
+def _cells(confirmation: Confirmation, index: int, number: int, names: Sequence[str]) -> list[str]:
     configuration = confirmation.configurations[index]
     mean, difference = confirmation.mean_of(index), confirmation.difference_of(index)
     told = [format_value(configuration.parameters.get(name)) for name in names]
@@ -130,7 +135,7 @@ def _cells(confirmation: Confirmation, index: int, number: int, names: Sequence[
     told.append(f"{configuration.num_parameters:,}")
     told.append("-" if configuration.num_epochs is None else f"{configuration.num_epochs:.1f}")
     told.append(f"{len(configuration.trials)} of {configuration.num_seeds}")
-    return [Text(str(number)), *map(Text, told)]
+    return [str(number), *told]
 
 
 def _interval(interval: tuple[float, float]) -> str:
@@ -147,6 +152,8 @@ def _prepare(database: Database, plan: ConfirmPlan, top: int) -> ConfirmPlan:
         say(f"--top {top}: the search has only {found} that are complete")
     if plan.num_configurations > top:
         say(f"--top {top}: study {plan.definition.name!r} has more points than these already; it keeps them all")
+    if not plan.can_seeds_matter:
+        say("one seed is enough: logistic regression begins with all weights 0, so that all seeds train the same model")
     each = f"{_number(plan.num_configurations, 'point')} with {_number(plan.num_seeds, 'seed')} each"
     say(
         f"confirming study {plan.search.name!r} as {plan.definition.name!r}: {each}, "

@@ -16,7 +16,14 @@ from hpsearch.service.registry import Registration, StoredStudy
 
 
 class TerminalListener(LaunchListener):
-    """Tells it as lines, and as bars where a person watches."""
+    """Tells it as lines, and as bars where a person watches.
+
+    Args:
+        found: what is said of a study that was there and stays as it is.
+    """
+
+    def __init__(self, found: str = "resumed") -> None:
+        self._found = found
 
     def found_finished(self, study: StoredStudy, counts: PointCounts) -> None:
         given_up = f", {counts.failed} were given up" if counts.failed else ""
@@ -30,7 +37,7 @@ class TerminalListener(LaunchListener):
 
     def prepared(self, prepared: PreparedStudy, num_workers: int, lanes: str) -> None:
         workers = f"{num_workers} {'worker' if num_workers == 1 else 'workers'} with {_describe_lanes(lanes)}"
-        say(describe_registration(prepared.registration, "resumed", f", {workers}"))
+        say(describe_registration(prepared.registration, self._found, f", {workers}"))
 
     def training(self, study: StoredStudy) -> AbstractContextManager[Callable[[Progress], None]]:
         return follow(study)

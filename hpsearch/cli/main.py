@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 bad input, 3 the surroundings (database
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import Annotated, Any, cast
 
@@ -117,6 +118,7 @@ def common(
     if log_format is not LogFormat.TEXT:
         os.environ[LOG_FORMAT_VARIABLE] = log_format.value  # for the workers that it starts
     configure_logging(verbose=verbose, log_format=log_format)
+    _end_like_ctrl_c()
 
 
 def build_command() -> Any:
@@ -157,6 +159,13 @@ def run_command_line(arguments: list[str]) -> int:
             raise  # a bug of ours: Python shows where
         _log.critical("unexpected error", exc_info=True)
         return HpsearchError.exit_code
+
+
+def _end_like_ctrl_c() -> None:
+    """Workers first, then an embedded database, whatever asks for the end; what nohup ignores stays ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _report(error: HpsearchError) -> None:

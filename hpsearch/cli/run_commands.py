@@ -51,7 +51,6 @@ def run(
 
     Ctrl-C leaves a study that the same command resumes.
     """
-    end_like_ctrl_c()
     definition = load_definition(study_file, overrides or ())
     options.parse_lanes(lanes)
     launch = check_launch(
@@ -133,13 +132,6 @@ def worker(
     with LifeSign.from_environment() as life_sign, options.open_storage(storage) as database:
         run_worker(worker_options, database, life_sign, download_progress)
     _leave_without_teardown()
-
-
-def end_like_ctrl_c() -> None:
-    """Workers first, then the database, whatever asks for the end; what nohup ignores stays ignored."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
 
 
 def _leave_without_teardown() -> NoReturn:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import typer
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hpsearch.cli.fitted_table import FittedTable, TableColumn
 from hpsearch.results.study_status import StudyStatus
-from hpsearch.results.summary import StudySummary, TrialSummary
+from hpsearch.results.summary import StudySummary
+from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.results.vault_ledger import VaultRecord, describe_openings
 from hpsearch.space import ParameterValue
 
@@ -29,7 +30,7 @@ def print_json(document: Any) -> None:
 
 def print_status(status: StudyStatus) -> None:
     """Print the state of a study and its best trials."""
-    _stdout().print(status_view(status))
+    _stdout().print(status_view(status), crop=False)
 
 
 def print_opening(record: VaultRecord, summary: StudySummary) -> None:
@@ -54,7 +55,7 @@ def print_opening(record: VaultRecord, summary: StudySummary) -> None:
 
 def print_studies(summaries: list[StudySummary]) -> None:
     """Print a line per study."""
-    _stdout().print(studies_view(summaries))
+    _stdout().print(studies_view(summaries), crop=False)
 
 
 def status_view(status: StudyStatus) -> RenderableType:
@@ -68,23 +69,19 @@ def status_view(status: StudyStatus) -> RenderableType:
 
 def studies_view(summaries: list[StudySummary]) -> RenderableType:
     """A line per study."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("study")
-    for heading in ("points", "waiting", "running", "complete", "pruned", "failed", "best error"):
-        table.add_column(heading, justify="right")
-    for summary in summaries:
-        points, best = summary.points, summary.best
-        numbers = (
-            points.total,
-            points.waiting,
-            points.running,
-            points.complete,
-            points.pruned,
-            points.failed,
-        )
-        error = f"{best.value:.2%}" if best is not None else "-"
-        table.add_row(Text(summary.name), *map(str, numbers), error)
-    return table
+    points = [summary.points for summary in summaries]
+    best = [f"{summary.best.value:.2%}" if summary.best is not None else "-" for summary in summaries]
+    columns = [
+        TableColumn(heading="study", cells=[summary.name for summary in summaries], justify="left"),
+        TableColumn(heading="points", cells=[str(count.total) for count in points]),
+        TableColumn(heading="waiting", cells=[str(count.waiting) for count in points], leaves=2),
+        TableColumn(heading="running", cells=[str(count.running) for count in points], leaves=3),
+        TableColumn(heading="complete", cells=[str(count.complete) for count in points]),
+        TableColumn(heading="pruned", cells=[str(count.pruned) for count in points], leaves=1),
+        TableColumn(heading="failed", cells=[str(count.failed) for count in points]),
+        TableColumn(heading="best error", cells=best),
+    ]
+    return FittedTable(columns)
 
 
 def format_value(value: ParameterValue | None) -> str:
@@ -146,27 +143,27 @@ def _trials_table(summary: StudySummary) -> RenderableType:
     trials = [trial for trial in summary.trials if trial.value is not None and trial.is_current]
     if not trials:
         return Text("no trial has ended yet")
-    names = [dimension.name for dimension in summary.study.definition.search.dimensions]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", "validation error", "NLL", "best epoch", "trial", *names):
-        table.add_column(heading, justify="right")
-    table.add_column("ended")
-    for rank, trial in enumerate(trials[:MOST_TRIALS], start=1):
-        table.add_row(*_trial_cells(rank, trial, names), style="bold" if rank == 1 else None)
+    best = trials[:MOST_TRIALS]
+    table = FittedTable(_trial_columns(best, _searched_keys(summary)), bold_row=0)
     if len(trials) > MOST_TRIALS:
         return Group(table, Text(f"and {len(trials) - MOST_TRIALS} more"))
     return table
 
 
-def _trial_cells(rank: int, trial: TrialSummary, names: list[str]) -> list[Text | str]:
-    parameters = trial.point_parameters
-    nll = trial.best_validation_nll
+def _searched_keys(summary: StudySummary) -> list[str]:
+    return [dimension.name for dimension in summary.study.definition.search.dimensions]
+
+
+def _trial_columns(trials: list[TrialSummary], names: list[str]) -> list[TableColumn]:
+    errors = [f"{trial.value:.2%}" if trial.value is not None else "-" for trial in trials]
+    nlls = [f"{trial.best_validation_nll:.4f}" if trial.best_validation_nll is not None else "-" for trial in trials]
+    ends = [str(trial.attributes.get("stop_reason", trial.state.name.lower())) for trial in trials]
     return [
-        str(rank),
-        f"{trial.value:.2%}" if trial.value is not None else "-",
-        f"{nll:.4f}" if nll is not None else "-",
-        f"{trial.best_epoch} of {trial.num_epochs}",
-        str(trial.number),
-        *(Text(format_value(parameters.get(name))) for name in names),
-        Text(str(trial.attributes.get("stop_reason", trial.state.name.lower()))),
+        TableColumn(heading="", cells=[str(rank) for rank, _ in enumerate(trials, start=1)]),
+        TableColumn(heading="validation error", cells=errors),
+        TableColumn(heading="NLL", cells=nlls, leaves=1),
+        TableColumn(heading="best epoch", cells=[f"{t.best_epoch} of {t.num_epochs}" for t in trials], leaves=3),
+        TableColumn(heading="trial", cells=[str(trial.number) for trial in trials], leaves=4),
+        *(TableColumn(heading=n, cells=[format_value(t.point_parameters.get(n)) for t in trials]) for n in names),
+        TableColumn(heading="ended", cells=ends, justify="left", leaves=2),
     ]

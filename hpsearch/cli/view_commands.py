@@ -174,5 +174,5 @@ def _look(database: Database, study: str | None) -> tuple[RenderableType, bool]:
 def _as_text(view: RenderableType) -> str:
     console = Console(highlight=False, width=NOT_A_TERMINAL_WIDTH)
     with console.capture() as capture:
-        console.print(view)
+        console.print(view, crop=False)
     return capture.get()

@@ -9,7 +9,8 @@ from hpsearch.errors import InputError
 from hpsearch.results.companions import confirmations
 from hpsearch.results.confirm import confirmation_for
 from hpsearch.results.confirmation import Confirmation
-from hpsearch.results.summary import StudySummary, TrialSummary, describe_counts
+from hpsearch.results.summary import StudySummary, describe_counts
+from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.service.database import Database
 from hpsearch.service.registry import StoredStudy
 

@@ -6,7 +6,6 @@ are configurations times seeds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,15 @@ from sqlalchemy import select
 
 from hpsearch.service import tables
 from hpsearch.service.database import Database
-from hpsearch.service.registry import StoredStudy
+from hpsearch.service.registry import StoredStudy, attribute_place
+from hpsearch.service.stored_json import parse_stored_object
 from hpsearch.space import ParameterValue
+from hpsearch.study import StudyDefinition
 
 # On the companion: study, definition_sha256, value_sha256 and dataset_checksums of what it confirms, and
 # num_parameters of each configuration.
 CONFIRMS_ATTRIBUTE = "hpsearch:confirms"
+_CONFIRMS_KEYS = ("study", "value_sha256", "dataset_checksums", "num_parameters")
 SEED = "seed"  # the searched key in which the trials of one configuration differ
 
 Parameters = Mapping[str, ParameterValue]
@@ -48,7 +50,11 @@ def find_companion(database: Database, study: StoredStudy) -> Companion | None:
 
 
 def confirmations(database: Database) -> dict[str, dict[str, Any]]:
-    """All confirmations by their own names, the oldest first."""
+    """All confirmations by their own names, the oldest first.
+
+    Raises:
+        StorageError: what one of them says was damaged.
+    """
     attributes = tables.study_user_attributes
     query = (
         select(tables.studies.c.study_name, attributes.c.value_json)
@@ -57,7 +63,11 @@ def confirmations(database: Database) -> dict[str, dict[str, Any]]:
         .order_by(tables.studies.c.study_id)
     )
     rows = database.transaction(lambda connection: connection.execute(query).all())
-    return {row.study_name: json.loads(row.value_json) for row in rows}
+    place = attribute_place(CONFIRMS_ATTRIBUTE)
+    return {
+        row.study_name: parse_stored_object(row.value_json, f"study {row.study_name!r}", place, _CONFIRMS_KEYS)
+        for row in rows
+    }
 
 
 def configurations_of(points: Points) -> list[dict[str, ParameterValue]]:
@@ -76,6 +86,15 @@ def unique(points: Points) -> list[dict[str, ParameterValue]]:
     for point in points:
         seen.setdefault(identity_of(point), dict(point))
     return list(seen.values())
+
+
+def can_seeds_matter(definition: StudyDefinition, configurations: Points) -> bool:
+    """Whether another seed can change any of these trainings.
+
+    A point's own seed draws the initial weights and nothing else (the order of minibatches is the study's), and
+    logistic regression begins with all weights 0.
+    """
+    return any(definition.resolve(point).model.family != "logistic" for point in configurations)
 
 
 def without_seed(point: Parameters) -> dict[str, ParameterValue]:

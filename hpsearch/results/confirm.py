@@ -22,7 +22,8 @@ from hpsearch.results.companions import (
 )
 from hpsearch.results.comparison import compare
 from hpsearch.results.confirmation import Confirmation, ConfirmedConfiguration
-from hpsearch.results.summary import StudySummary, TrialSummary, read_summary
+from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.service.correctness import read_correctness
 from hpsearch.service.database import Database
 
@@ -94,15 +95,16 @@ def _configuration(
     seeds: Sequence[int],
     correctness: Mapping[int, NDArray[np.bool_]],
 ) -> ConfirmedConfiguration:
-    reduce = search.study.definition.reduce
+    reduce, left_to_study = search.study.definition.reduce, search.study.definition.left_to_study
     own = identity_of(parameters)
-    trials = [t for t in companion.trials if t.is_current and identity_of(without_seed(t.point_parameters)) == own]
+    trials = [t for t in companion.trials if t.is_current and identity_of(without_seed(t.named_parameters)) == own]
     complete = tuple(trial for trial in trials if trial.is_complete)
     order = [dimension.name for dimension in search.study.definition.search.dimensions]
+    trained = without_seed({**parameters, **left_to_study(parameters)})
     return ConfirmedConfiguration(
-        parameters={name: parameters[name] for name in order if name in parameters},
+        parameters={name: trained[name] for name in order if name in trained},
         search_trial=next(
-            (t for t in search.complete if identity_of(without_seed(reduce(t.point_parameters))) == own), None
+            (t for t in search.complete if identity_of(without_seed(reduce(t.named_parameters))) == own), None
         ),
         trials=complete,
         num_seeds=len(seeds),

@@ -4,7 +4,8 @@ The best of many points on the same validation images is in part the luckiest, s
 
     best points of the search -> plan (points times seeds) -> companion study (strategy `listed`) -> workers
 
-A companion grows when more points or seeds are asked for, and never shrinks.
+A companion grows when more points or seeds are asked for, and never shrinks. Where seeds cannot matter, one is enough:
+more would give the same models, and the comparison over the images would come out the same.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from hpsearch.results.companions import (
     CONFIRMS_ATTRIBUTE,
     SEED,
     Parameters,
+    can_seeds_matter,
     configurations_of,
     confirmations,
     find_companion,
@@ -46,6 +48,7 @@ _DEFAULT_SUFFIX = "-confirm"
 _LOCK_SECONDS = 60.0  # to add points takes a second or two
 _LOCK_POLL_SECONDS = 0.1
 _TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))")
+_MAY_IDLE = text("SET LOCAL idle_in_transaction_session_timeout = 0")  # it holds the lock while others work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,8 @@ class ConfirmPlan:
         definition: of the companion, with all points that it has and will have.
         num_added: points that it does not have yet.
         is_there: whether the companion exists, marked as what it is.
-        num_configurations, num_seeds: of the whole companion; these may be more than were asked for.
+        num_configurations, num_seeds: of the whole companion; these may be more than were asked for, and a single
+            seed where seeds cannot matter.
     """
 
     search: StudySummary
@@ -68,6 +72,12 @@ class ConfirmPlan:
     is_there: bool
     num_configurations: int
     num_seeds: int
+    can_seeds_matter: bool
+
+    @property
+    def is_created(self) -> bool:
+        """Whether the companion has no point before this plan is carried out."""
+        return self.num_added == self.definition.num_points
 
 
 def plan_confirmation(
@@ -77,7 +87,7 @@ def plan_confirmation(
 
     Args:
         top: so many of the best complete points with different parameters; fewer if there are not so many.
-        num_seeds: seeds of each; those of an earlier call are among them.
+        num_seeds: seeds of each, where seeds can matter; those of an earlier call are among them.
         name: of the companion; None: that of the one that is there, or the study's name with "-confirm".
     Raises:
         StudyNotFoundError: no such study.
@@ -96,7 +106,8 @@ def _plan(database: Database, search: StudySummary, companion: str, top: int, nu
     """What the companion has already, and so many of the best with so many seeds."""
     known = _stored_points(database, companion)
     configurations = unique([*configurations_of(known), *best_configurations(search, top)])
-    num_seeds = max(num_seeds, len(seeds_of(known)))
+    seeds_matter = can_seeds_matter(search.study.definition, configurations)
+    num_seeds = max(num_seeds if seeds_matter else 1, len(seeds_of(known)))
     seeds = fresh_seeds(search.study.definition.seed, num_seeds)
     # Keys in the order in which the definition is stored; seed by seed, so that there is something to compare early.
     wanted = [dict(sorted({**point, SEED: seed}.items())) for seed in seeds for point in configurations]
@@ -109,6 +120,7 @@ def _plan(database: Database, search: StudySummary, companion: str, top: int, nu
         is_there=find_companion(database, search.study) is not None,
         num_configurations=len(configurations),
         num_seeds=num_seeds,
+        can_seeds_matter=seeds_matter,
     )
 
 
@@ -166,6 +178,7 @@ def _lock(database: Database, name: str) -> Iterator[None]:
     """Let one process at a time add to a companion: mark and points are two transactions. Ends with the process."""
     deadline = time.monotonic() + _LOCK_SECONDS
     with database.engine.connect() as connection:
+        connection.execute(_MAY_IDLE)
         while not connection.execute(_TRY_LOCK, {"name": f"hpsearch:confirm:{name}"}).scalar_one():
             if time.monotonic() > deadline:
                 raise StorageError(
@@ -202,7 +215,7 @@ def companion_definition(study: StudyDefinition, name: str, points: Sequence[Par
 def best_configurations(search: StudySummary, top: int) -> list[dict[str, ParameterValue]]:
     """The best complete points, best first, each set of parameters once: a searched seed does not tell two apart."""
     reduce = search.study.definition.reduce
-    return unique(without_seed(reduce(trial.point_parameters)) for trial in search.complete)[:top]
+    return unique(without_seed(reduce(trial.named_parameters)) for trial in search.complete)[:top]
 
 
 def count_parameters(definition: StudyDefinition, data: SelectionData) -> list[int]:

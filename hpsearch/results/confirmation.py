@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from hpsearch.results.companions import can_seeds_matter
 from hpsearch.results.comparison import Comparison, Complexity, Difference, MeanError, simplest_of
 from hpsearch.results.plot_style import value_label
-from hpsearch.results.summary import StudySummary, TrialSummary, counts_as_json, describe_counts
+from hpsearch.results.summary import StudySummary, counts_as_json, describe_counts
+from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.space import ParameterValue
 
 V = TypeVar("V")
@@ -102,6 +104,11 @@ class Confirmation:
         return max(configuration.num_seeds for configuration in self.configurations)
 
     @property
+    def can_seeds_matter(self) -> bool:
+        """Whether another seed can change any of the trainings."""
+        return can_seeds_matter(self.companion.study.definition, [each.parameters for each in self.configurations])
+
+    @property
     def parameter_names(self) -> tuple[str, ...]:
         """The searched keys that any configuration has."""
         return tuple(dict.fromkeys(name for each in self.configurations for name in each.parameters))
@@ -136,7 +143,9 @@ class Confirmation:
             said.append("no comparison yet: there is no seed that has ended for all configurations")
         elif len(self.seeds) < self.num_seeds:
             said.append(f"compared on the {_seeds(len(self.seeds))} of {self.num_seeds} that all of them have")
-        if len(self.seeds) == 1:
+        if not self.can_seeds_matter:
+            said.append("no seed can make a difference: logistic regression begins with all weights 0")
+        elif len(self.seeds) == 1:
             said.append("one seed alone: how much seeds matter is unknown, the intervals tell of the images only")
         elif self.comparison is not None and not self.comparison.seeds_matter:
             said.append("seeds make no difference here: all of a configuration's models agree on every image")

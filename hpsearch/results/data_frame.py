@@ -11,7 +11,8 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from hpsearch.results.summary import StudySummary, TrialSummary
+from hpsearch.results.summary import StudySummary
+from hpsearch.results.trial_summary import TrialSummary
 
 # Columns beside the searched keys, with their types in pandas. Times are UTC; what is not there is <NA>, NaN or NaT.
 TRIAL_COLUMNS = {

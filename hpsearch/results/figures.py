@@ -25,7 +25,8 @@ from hpsearch.results.plot_style import (
     point_text,
     styled,
 )
-from hpsearch.results.summary import StudySummary, TrialSummary
+from hpsearch.results.summary import StudySummary
+from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.space import ZERO_SUFFIX
 
 MAX_CURVES = 300  # more lines than this are a blot, and a slow one

@@ -11,14 +11,15 @@ from pathlib import Path
 import hpsearch
 
 COMMIT_VARIABLE = "HPSEARCH_COMMIT"  # for installations without a checkout, such as images
+USER_VARIABLE = "HPSEARCH_USER"  # for containers, whose own user is nobody
 _MOST_CHARACTERS = 200
 _GIT_SECONDS = 10.0
 
 
 def user_at_host() -> str:
-    """`user@host`; a number stands in for a user without a name."""
+    """`user@host`; a number stands in for a user without a name. HPSEARCH_USER goes first."""
     try:
-        user = getpass.getuser()
+        user = os.environ.get(USER_VARIABLE, "").strip() or getpass.getuser()
     except (KeyError, OSError):  # a container's user may have a number only
         user = str(os.getuid())
     return _plain(f"{user}@{platform.node()}")

@@ -30,7 +30,8 @@ from hpsearch.results.plot_style import (
     styled,
     value_label,
 )
-from hpsearch.results.summary import StudySummary, TrialSummary
+from hpsearch.results.summary import StudySummary
+from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.space import Dimension
 from hpsearch.study import StudyDefinition
 

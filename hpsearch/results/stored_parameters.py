@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from hpsearch.errors import ArtifactError
-from hpsearch.results.summary import TrialSummary
+from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.service.artifacts import PARAMETERS_FILE, Artifacts
 from hpsearch.service.registry import StoredStudy
 from hpsearch.settings import TrialSettings

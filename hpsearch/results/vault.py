@@ -32,7 +32,8 @@ from hpsearch.errors import ArtifactError, DataError, DeviceError, InputError, V
 from hpsearch.results.chosen_point import ChosenPoint, Selection, choose_point
 from hpsearch.results.retraining import retrain
 from hpsearch.results.stored_parameters import read_parameters
-from hpsearch.results.summary import StudySummary, TrialSummary, read_summary
+from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.results.vault_ledger import Finding, VaultRecord, check_reason, record_opening
 from hpsearch.service.artifacts import Artifacts
 from hpsearch.service.database import Database

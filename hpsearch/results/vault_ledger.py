@@ -21,9 +21,11 @@ from hpsearch.search.significance import wilson_interval
 from hpsearch.service import tables
 from hpsearch.service.database import Database
 from hpsearch.service.registry import StoredStudy, current_versions
+from hpsearch.service.stored_json import parse_stored_object
 
 CONFIDENCE = 0.95
 MAX_REASON_CHARACTERS = 500
+_CHOSEN_KEYS = ("selection", "trial", "params", "validation_error", "is_retrained", "device")  # that views show
 _NEXT_ID = text("SELECT nextval(pg_get_serial_sequence('hpsearch_vault', 'opening_id'))")
 
 
@@ -258,7 +260,9 @@ def _lock_study(connection: Connection, study: StoredStudy) -> None:
 
 
 def _record_from(row: Row[Any]) -> VaultRecord:
+    """Raises StorageError if somebody has damaged the row."""
     values = {field.name: getattr(row, field.name) for field in fields(VaultRecord)}
-    for name in ("versions", "test_checksums", "chosen"):
-        values[name] = json.loads(values[name])
+    what = f"opening {row.opening} of the test set of study {row.study_name!r}"
+    for name, keys in {"versions": (), "test_checksums": (), "chosen": _CHOSEN_KEYS}.items():
+        values[name] = parse_stored_object(values[name], what, f"table {tables.vault.name}, column {name}", keys)
     return VaultRecord(**{**values, "opened_at": row.opened_at.astimezone(UTC)})

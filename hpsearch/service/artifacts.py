@@ -25,6 +25,7 @@ from safetensors.numpy import save
 
 from hpsearch.errors import ArtifactError
 from hpsearch.service.artifact_store import ArtifactStore, open_store
+from hpsearch.service.stored_json import parse_stored_object
 
 PARAMETERS_FILE = "parameters.safetensors"
 RECORD_PREFIX = "artifacts:"  # of the system attributes in which Optuna keeps its artifact records
@@ -83,7 +84,8 @@ class Artifacts:
         """Under which id a trial's best parameters are in the store of its worker; None if none are recorded."""
         for key, value in trial.system_attrs.items():
             if key.startswith(RECORD_PREFIX):
-                record = json.loads(value)
+                place = f"table trial_system_attributes, key {key}"
+                record = parse_stored_object(value, f"trial {trial.number}", place, ("filename", "artifact_id"))
                 if record["filename"] == PARAMETERS_FILE:
                     return str(record["artifact_id"])
         return None

@@ -1,13 +1,17 @@
-"""Which points can train side by side, and what their cohort must be told of the study."""
+"""Which points can be trained at all, which side by side, and what their cohort must be told of the study."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import final
 
+from hpsearch.data.resident import ResidentData
+from hpsearch.errors import InputError
 from hpsearch.search.significance import critical_gains
-from hpsearch.settings import StoppingSettings, TrialSettings
+from hpsearch.settings import ModelSettings, StoppingSettings, TrialSettings
 from hpsearch.training.correctness import ReferenceTest
 from hpsearch.training.lanes import CohortShape
+from hpsearch.training.networks import build_network
 
 
 def cohort_name(settings: TrialSettings) -> str:
@@ -25,3 +29,23 @@ def reference_test(stopping: StoppingSettings, num_images: int) -> ReferenceTest
         return None
     level = stopping.significance_level
     return ReferenceTest(level=level, critical_gains=critical_gains(num_images, level))
+
+
+@final
+class Trainability:
+    """Whether the data takes settings: a search that grows may ask for more images than there are. Remembers it."""
+
+    def __init__(self, data: ResidentData) -> None:
+        self._data = data
+        self._known: dict[tuple[int, ModelSettings], bool] = {}  # by batch size and model
+
+    def __call__(self, settings: TrialSettings) -> bool:
+        key = settings.training.batch_size, settings.model
+        if key not in self._known:
+            try:
+                self._data.num_minibatches(settings.training.batch_size)
+                build_network(settings.model, self._data.image_shape, self._data.num_classes)
+                self._known[key] = True
+            except InputError:
+                self._known[key] = False
+        return self._known[key]

@@ -9,7 +9,6 @@ would compete twice (its rungs count for successive halving whatever became of t
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Row, text
 
 from hpsearch.service.database import Database
+from hpsearch.service.stored_json import parse_stored
 
 _READ = text("""
     SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value,
@@ -73,6 +73,9 @@ def _frozen_trial(row: Row[Any]) -> FrozenTrial:
         params={},
         distributions={},
         user_attrs={},
-        system_attrs={key: json.loads(value) for key, value in (row.rungs or {}).items()},
+        system_attrs={
+            key: parse_stored(value, f"trial {row.number}", f"table trial_system_attributes, key {key}")
+            for key, value in (row.rungs or {}).items()
+        },
         intermediate_values={step: float(value) for step, value in row.curve or ()},  # JSON writes 0.0 as 0
     )

@@ -21,7 +21,7 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -45,6 +45,7 @@ DatabaseOperation = Literal["claim", "record", "finish", "renew", "release", "re
 PASSWORD_FILE_VARIABLE = "HPSEARCH_STORAGE_PASSWORD_FILE"
 CONNECT_TIMEOUT_SECONDS = 5
 BRIEF_ANSWER_SECONDS = 3.0
+_IDLE_SECONDS = 60.0  # in the middle of a transaction; ours go from statement to statement without a pause
 DEFAULT_OUTAGE_SECONDS = 120.0  # how long a worker waits for a database that went away
 
 # Answers to a new connection that no second attempt will change. They bear no SQLSTATE in psycopg2.
@@ -57,6 +58,7 @@ _FINAL_REFUSALS = (
         "denies user {user} the right",
     ),
 )
+_NO_SUCH_VALUE = "22P02"  # invalid text representation: a text is not what it is cast to
 _READ_ONLY = "25006"  # a standby, or a server in the middle of a fail-over: the next connection may reach the new one
 # SQLSTATEs (or their classes) that a new attempt may cure: connection lost, server stopping or starting,
 # serialization failure, deadlock, too many connections, lock not available.
@@ -141,6 +143,8 @@ class Database:
             if not is_connection_lost(error):
                 if isinstance(error, DBAPIError) and _is_refusal(error):
                     raise _refusal(error, self.url) from error
+                if isinstance(error, DataError) and getattr(error.orig, "pgcode", None) == _NO_SUCH_VALUE:
+                    raise _unreadable(error, self.url) from error
                 raise  # a bug of ours keeps its traceback
             waited = f"has been away for {patience:.0f} s" if patience >= 1 else "is away"
             raise DatabaseAwayError(
@@ -308,11 +312,13 @@ def _set_up_session(connection: Any, record: object) -> None:
     Naive times in Optuna's tables are UTC. A start-up option would not do: the variable PGTZ wins over it. And the
     server must miss a client whose machine or network is gone within seconds, not after the kernel's two hours: the
     session may hold a lock that says that its worker lives. (Without effect, and without harm, on a unix socket.)
+    A process that was stopped in the middle of a transaction must not keep its rows from those who take them over.
     """
     with connection.cursor() as cursor:
         cursor.execute(
             "SET TIME ZONE 'UTC'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 5; "
-            "SET tcp_keepalives_count = 3; SET tcp_user_timeout = 20000"
+            "SET tcp_keepalives_count = 3; SET tcp_user_timeout = 20000; "
+            f"SET idle_in_transaction_session_timeout = {_IDLE_SECONDS * 1000:.0f}"
         )
     connection.commit()
 
@@ -348,6 +354,14 @@ def _is_refusal(error: DBAPIError) -> bool:
     if isinstance(error, ProgrammingError):
         return getattr(error.orig, "pgcode", None) == "42501"  # insufficient privilege
     return isinstance(error, OperationalError)
+
+
+def _unreadable(error: DataError, url: sqlalchemy.URL) -> StorageError:
+    """What is kept as text (an attribute) and read as a number is none."""
+    return StorageError(
+        f"the database at {describe_address(url)} has a value that cannot be read: {_first_line(error.orig)}",
+        hint="somebody has changed it: put back what stood there (from a copy of the database)",
+    )
 
 
 def _refusal(error: BaseException, url: sqlalchemy.URL) -> StorageError:

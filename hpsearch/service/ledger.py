@@ -22,7 +22,6 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
-from optuna.distributions import json_to_distribution
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Row
 
@@ -31,6 +30,7 @@ from hpsearch.service import ledger_statements as statements
 from hpsearch.service.correctness import Correctness, write_correctness
 from hpsearch.service.database import Database
 from hpsearch.service.points import ATTEMPT_ATTRIBUTE, POINT_ATTRIBUTE, ROUND_ATTRIBUTE
+from hpsearch.service.stored_json import parse_stored, parse_stored_distribution
 from hpsearch.service.trial_rows import count_trials, insert_trials, write_trial_attributes
 from hpsearch.space import ParameterValue
 
@@ -314,12 +314,13 @@ def _fail_and_requeue(
 
 
 def _round_of(row: Row[Any]) -> dict[str, Any]:
-    return {} if row.round is None else {ROUND_ATTRIBUTE: json.loads(row.round)}
+    what, place = f"trial id {row.trial_id}", f"table trial_user_attributes, key {ROUND_ATTRIBUTE}"
+    return {} if row.round is None else {ROUND_ATTRIBUTE: parse_stored(row.round, what, place)}
 
 
 def _claim_from(row: Row[Any]) -> Claim:
     parameters = {
-        name: json_to_distribution(distribution).to_external_repr(value)
+        name: parse_stored_distribution(distribution, f"parameter {name} of trial {row.number}").to_external_repr(value)
         for name, value, distribution in row.parameters or ()
     }
     return Claim(

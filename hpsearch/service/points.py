@@ -6,16 +6,14 @@ a new trial; so points and trials are numbered on without gaps, whoever else is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from optuna.distributions import json_to_distribution
 from optuna.trial import TrialState
 from sqlalchemy import Connection, text
 
 from hpsearch.search.narrowing import Narrowing
+from hpsearch.service.stored_json import parse_stored, parse_stored_distribution
 from hpsearch.service.trial_rows import count_trials, insert_parameters, insert_trials, write_trial_attributes
 from hpsearch.settings import TrialSettings
 from hpsearch.space import ParameterValue, Point, without_zero_switches
@@ -123,7 +121,8 @@ def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
     """All points of a study with their current trials, in order. Two statements."""
     values = {"study": study_id, "nll": NLL_ATTRIBUTE}
     texts = connection.execute(_DISTRIBUTIONS, values)
-    distributions = {row.hash: json_to_distribution(row.distribution_json) for row in texts}
+    what = f"a parameter of study number {study_id}"
+    distributions = {row.hash: parse_stored_distribution(row.distribution_json, what) for row in texts}
     return [
         StoredPoint(
             point=row.point,
@@ -133,14 +132,14 @@ def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
                 name: distributions[hash_].to_external_repr(value) for name, value, hash_ in row.parameters or ()
             },
             value=row.value if row.state == TrialState.COMPLETE.name else None,
-            nll=None if row.nll is None else _number(row.nll),
+            nll=None if row.nll is None else _number(row.nll, f"trial id {row.trial_id}"),
         )
         for row in connection.execute(_POINTS, values)
     ]
 
 
-def _number(text: str) -> float | None:
-    value: Any = json.loads(text)
+def _number(text: str, what: str) -> float | None:
+    value = parse_stored(text, what, f"table trial_user_attributes, key {NLL_ATTRIBUTE}")
     return float(value) if isinstance(value, int | float) else None
 
 

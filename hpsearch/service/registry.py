@@ -11,7 +11,6 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy
 import optuna
@@ -26,6 +25,7 @@ from hpsearch.service import tables
 from hpsearch.service.database import Database
 from hpsearch.service.points import CohortOf, add_points, narrowing_of
 from hpsearch.service.round_rows import insert_round
+from hpsearch.service.stored_json import damaged, parse_stored, parse_stored_object
 from hpsearch.service.widening import num_allowed, widen_study
 from hpsearch.study import StudyDefinition
 from hpsearch.study_change import StudyChange, compare_definitions
@@ -167,6 +167,31 @@ def study_names(database: Database) -> list[str]:
     return list(database.transaction(lambda connection: connection.execute(query).scalars().all()))
 
 
+def parse_stored_definition(text: str, what: str) -> StudyDefinition:
+    """The definition that a study's attribute holds.
+
+    Args:
+        what: messages call the study.
+    Raises:
+        ValidationError: it is whole, but not of this version of hpsearch.
+        StorageError: it was damaged.
+    """
+    place = attribute_place(DEFINITION_ATTRIBUTE)
+    document = parse_stored(text, what, place)
+    try:
+        return StudyDefinition.from_canonical_json(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] in ("json_invalid", "json_type"):
+            raise damaged(what, place, first["msg"]) from error
+        raise
+
+
+def attribute_place(key: str) -> str:
+    """Where an attribute of a study stands, for people."""
+    return f"table {tables.study_user_attributes.name}, key {key}"
+
+
 def _allowed_change(stored: StoredStudy, definition: StudyDefinition) -> StudyChange:
     change = compare_definitions(stored.definition, definition)
     if change.refused:
@@ -192,24 +217,29 @@ def _select_study(connection: Connection, name: str) -> StoredStudy | None:
 
     Raises:
         InputError: it exists, but was not made by hpsearch.
-        StorageError: a newer hpsearch made it.
+        StorageError: a newer hpsearch made it, or what it is was damaged.
     """
     study_id = connection.execute(
         select(tables.studies.c.study_id).where(tables.studies.c.study_name == name)
     ).scalar_one_or_none()
     if study_id is None:
         return None
-    attributes = tables.study_user_attributes
-    rows = connection.execute(
-        select(attributes.c.key, attributes.c.value_json).where(attributes.c.study_id == study_id)
-    )
-    values: dict[str, Any] = {row.key: json.loads(row.value_json) for row in rows}
-    if DEFINITION_ATTRIBUTE not in values:
+    attributes = tables.study_user_attributes.c
+    ours = (DEFINITION_ATTRIBUTE, CHECKSUMS_ATTRIBUTE, VERSIONS_ATTRIBUTE)
+    query = select(attributes.key, attributes.value_json)
+    rows = connection.execute(query.where(attributes.study_id == study_id, attributes.key.in_(ours)))
+    texts = {row.key: row.value_json for row in rows}
+    if DEFINITION_ATTRIBUTE not in texts:
         raise InputError(f"study {name!r} exists, but hpsearch did not create it", hint="take another study name")
+    what = f"study {name!r}"
+    checksums, versions = (
+        parse_stored_object(texts.get(key, ""), what, attribute_place(key))
+        for key in (CHECKSUMS_ATTRIBUTE, VERSIONS_ATTRIBUTE)
+    )
     try:
-        definition = StudyDefinition.from_canonical_json(values[DEFINITION_ATTRIBUTE])
+        definition = parse_stored_definition(texts[DEFINITION_ATTRIBUTE], what)
     except ValidationError as error:
-        creator = values.get(VERSIONS_ATTRIBUTE, {}).get("hpsearch", "?")
+        creator = versions.get("hpsearch", "?")
         raise StorageError(
             f"study {name!r} was created by hpsearch {creator}, "
             f"whose definition version {hpsearch.__version__} cannot read",
@@ -218,8 +248,8 @@ def _select_study(connection: Connection, name: str) -> StoredStudy | None:
     return StoredStudy(
         study_id=study_id,
         definition=definition,
-        dataset_checksums=values[CHECKSUMS_ATTRIBUTE],
-        versions=values[VERSIONS_ATTRIBUTE],
+        dataset_checksums=checksums,
+        versions=versions,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from hpsearch.errors import StorageError
+from hpsearch.service.stored_json import damaged, parse_stored_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +62,16 @@ def read_last_state(connection: Connection, study_id: int) -> dict[str, Any]:
     state = connection.execute(_LAST_STATE, {"study": study_id}).scalar_one_or_none()
     if state is None:
         return {}
-    try:
-        found = json.loads(state)
-    except ValueError as error:
-        raise damaged_state(study_id, error) from error
-    if not isinstance(found, dict):
-        raise damaged_state(study_id, f"it is a {type(found).__name__}")
-    return found
+    return parse_stored_object(state, _last_round(study_id), _STATE)
 
 
 def damaged_state(study_id: int, reason: object) -> StorageError:
     """What to raise if the last round's state is not what hpsearch has written."""
-    return StorageError(
-        f"the state of the last round of study number {study_id} cannot be read "
-        f"(table hpsearch_rounds, column state): {reason}",
-        hint="somebody has changed it: put back what stood there (from a copy of the database)",
-    )
+    return damaged(_last_round(study_id), _STATE, reason)
+
+
+def _last_round(study_id: int) -> str:
+    return f"the state of the last round of study number {study_id}"
 
 
 def insert_round(
@@ -91,6 +86,8 @@ def remove_end(connection: Connection, study_id: int) -> bool:
     """Take the row away that ended the search, for it goes on. Returns whether there was one."""
     return connection.execute(_DELETE_END, {"study": study_id}).rowcount > 0
 
+
+_STATE = "table hpsearch_rounds, column state"
 
 _SELECT = text("""
     SELECT round, num_points, reason, opened_at FROM hpsearch_rounds WHERE study_id = :study ORDER BY round

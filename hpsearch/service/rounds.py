@@ -28,7 +28,7 @@ from hpsearch.service.cohorts import cohort_name
 from hpsearch.service.correctness import read_correctness
 from hpsearch.service.database import Database
 from hpsearch.service.points import CohortOf, StoredPoint, add_points, narrowing_of, point_key, read_points
-from hpsearch.service.registry import DEFINITION_ATTRIBUTE, StoredStudy
+from hpsearch.service.registry import DEFINITION_ATTRIBUTE, StoredStudy, parse_stored_definition
 from hpsearch.service.round_rows import (
     StoredRound,
     damaged_state,
@@ -193,7 +193,7 @@ def describe_spent_budget(search: SearchSettings, *, num_points: int, epochs: in
 
 def _definition_from(text: str, study_id: int) -> StudyDefinition:
     try:
-        return StudyDefinition.from_canonical_json(text)
+        return parse_stored_definition(text, f"study number {study_id}")
     except ValidationError as error:
         raise StorageError(
             f"the definition of study number {study_id} was changed into one that hpsearch {hpsearch.__version__} "
@@ -295,8 +295,7 @@ def _read_situation(connection: Connection, study_id: int) -> _Situation:
 _SITUATION = text("""
     SELECT count(*) AS num_points,
         count(*) FILTER (WHERE t.state IN ('WAITING', 'RUNNING')) AS num_unfinished,
-        (SELECT CAST(value_json AS json) #>> '{}' FROM study_user_attributes
-            WHERE study_id = :study AND key = :definition) AS definition
+        (SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :definition) AS definition
     FROM hpsearch_points p JOIN trials t USING (trial_id) WHERE p.study_id = :study
 """)
 

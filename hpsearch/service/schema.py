@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, insert, select, text, update
 from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
 from hpsearch.service import tables
+from hpsearch.service.study_storage import StudyStorage
 
 _log = get_logger("database")
 _LOCK_SECONDS = 60.0  # an open takes a quarter of a second at most: enough for hundreds that start at once
@@ -40,7 +41,7 @@ def create_schema(engine: Engine, address: str, engine_options: dict[str, Any]) 
     with _schema_lock(engine, address) as connection:
         # RDBStorage runs str.format on the URL: braces in a password must be doubled.
         url = engine.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-        storage = RDBStorage(url, engine_kwargs=engine_options, skip_compatibility_check=True)
+        storage = StudyStorage(url, engine_kwargs=engine_options, skip_compatibility_check=True)
         try:
             _check_optuna_revision(storage, address)
             _create_own_tables(connection, address)

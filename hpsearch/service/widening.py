@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
-from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.distributions import BaseDistribution, distribution_to_json
 from sqlalchemy import Connection, text
 
 from hpsearch.service.points import CohortOf, add_points, narrowing_of, point_key, read_points
 from hpsearch.service.round_rows import insert_round, read_last_state, read_rounds, remove_end
+from hpsearch.service.stored_json import parse_stored_distribution
 from hpsearch.service.trial_rows import count_trials
 from hpsearch.space import Point
 from hpsearch.study import StudyDefinition
@@ -75,7 +76,8 @@ def _encode_anew(connection: Connection, study_id: int, stored: StudyDefinition,
         return
     values = {"study": study_id, "names": list(changed)}
     texts = connection.execute(_DISTRIBUTIONS, values)
-    distributions = {row.hash: json_to_distribution(row.distribution_json) for row in texts}
+    what = f"a parameter of study number {study_id}"
+    distributions = {row.hash: parse_stored_distribution(row.distribution_json, what) for row in texts}
     rows = [
         (name, hash_, old, changed[name].to_internal_repr(distributions[hash_].to_external_repr(old)))
         for name, hash_, old in connection.execute(_STORED_VALUES, values)

@@ -26,22 +26,23 @@ import torch
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
-from hpsearch.errors import DeviceError, InputError, StorageError
+from hpsearch.errors import DeviceError, StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import is_competitive
 from hpsearch.search.stopping import StopDecision
 from hpsearch.service.artifacts import Artifacts
 from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS, Checkpointer
 from hpsearch.service.checkpoints import Checkpoints
+from hpsearch.service.cohorts import Trainability
 from hpsearch.service.competition import Competition
-from hpsearch.service.correctness import Correctness
 from hpsearch.service.database import Database, DatabaseAwayError
 from hpsearch.service.devices import describe_device
-from hpsearch.service.epoch_writer import BestParameters, Ending, EpochEntry, EpochWriter, Written
+from hpsearch.service.endings import ending_of
+from hpsearch.service.epoch_writer import EpochEntry, EpochWriter, Written
 from hpsearch.service.intake import BuildCohort, Intake
 from hpsearch.service.lane import Lane
 from hpsearch.service.lane_choice import LaneChoice
-from hpsearch.service.ledger import MAX_CRASHES, Ledger, Outcome, Result
+from hpsearch.service.ledger import MAX_CRASHES, Ledger, Outcome
 from hpsearch.service.life_sign import LifeSign, WorkerState
 from hpsearch.service.metrics import WorkerMetrics
 from hpsearch.service.presence import Presence
@@ -49,10 +50,8 @@ from hpsearch.service.registry import StoredStudy
 from hpsearch.service.rounds import Advance, advance
 from hpsearch.service.signals import StopSignal, WorkerStopped
 from hpsearch.service.watchdog import Watchdog
-from hpsearch.settings import ModelSettings, TrialSettings
 from hpsearch.training.lanes import Cohort
 from hpsearch.training.memory import describe_shortage, is_out_of_memory, release_cached_memory
-from hpsearch.training.networks import build_network
 
 _log = get_logger("worker")
 T = TypeVar("T")
@@ -106,7 +105,6 @@ class Worker:
     _lane_epoch_seconds: float | None = None  # of the last epoch, per lane
     _timed_cohort: Cohort | None = None  # whose epoch that was
     _is_mid_epoch: bool = False  # the lanes' tensors are of no epoch
-    _trainable: dict[tuple[int, ModelSettings], bool] = field(default_factory=dict)  # by batch size and model
 
     def run(self, ledger: Ledger | None = None) -> int:
         """Work until the study is finished or the worker is told to stop. Returns its finished trials.
@@ -118,6 +116,7 @@ class Worker:
         definition = self.study.definition
         metrics = self.metrics or WorkerMetrics(study=definition.name, worker=self.name, life_sign=self.life_sign)
         self._metrics = metrics
+        self._is_trainable = Trainability(self.data)
         # Once it is asked to stop, this worker waits for no answer any more but for those of its last writes.
         self.database = replace(_observed(self.database, metrics), abandoned=self.stop.event)
         ledger = ledger or Ledger(database=self.database, study_id=self.study.study_id)
@@ -239,18 +238,6 @@ class Worker:
             self.stop.wait(self.poll_seconds)
         return found is not Advance.ENDED
 
-    def _is_trainable(self, settings: TrialSettings) -> bool:
-        """Whether the data takes these settings: a search that grows may ask for more images than there are."""
-        key = settings.training.batch_size, settings.model
-        if key not in self._trainable:
-            try:
-                self.data.num_minibatches(settings.training.batch_size)
-                build_network(settings.model, self.data.image_shape, self.data.num_classes)
-                self._trainable[key] = True
-            except InputError:
-                self._trainable[key] = False
-        return self._trainable[key]
-
     def _reap_now_and_then(self) -> None:
         is_idle = not self._lanes
         if is_idle or time.monotonic() - self._last_reap > self._ledger.absence_seconds:
@@ -359,33 +346,13 @@ class Worker:
         pruner = self.study.definition.pruning.pruner
         ended += [(i, self._lanes[i].pruned_result(pruner, origin)) for i in losers]
         self._outcomes.update({i: result.outcome for i, result in ended})
-        endings = [self._ending(self._lanes[i], result) for i, result in ended]
+        cohort = self._intake.cohort
+        assert cohort is not None
+        endings = [ending_of(self._lanes[i], result, self.study, cohort, self._best_value) for i, result in ended]
         for trial_id, _ in ended:
             self._intake.drop(trial_id)
         if reports is not None or endings:
             self._writer.hand_over(EpochEntry(held=held, reports=reports, endings=endings))
-
-    def _ending(self, lane: Lane, result: Result) -> Ending:
-        """A trial's end, with its parameters if they may be kept: its lane is gone when that is known."""
-        if result.outcome is not Outcome.COMPLETE:
-            return Ending(number=lane.claim.number, result=result)
-        cohort, trial_id = self._intake.cohort, lane.claim.trial_id
-        assert cohort is not None
-        result = replace(result, correct=Correctness.of(cohort.best_correct(trial_id)))
-        keeps_all = self.study.definition.keeps_all_parameters
-        is_worse = self._best_value is not None and result.value is not None and result.value > self._best_value
-        if is_worse and not keeps_all:
-            return Ending(number=lane.claim.number, result=result)
-        metadata = {
-            "study": self.study.name,
-            "definition_sha256": self.study.definition.sha256,
-            "value_sha256": self.study.definition.value_sha256,  # stays when the study is widened
-            "trial": str(lane.claim.number),
-            "settings": lane.settings.model_dump_json(),
-            "validation_zero_one": repr(result.value),
-        }
-        best = BestParameters(arrays=cohort.best_parameters(trial_id), metadata=metadata, is_always_kept=keeps_all)
-        return Ending(number=lane.claim.number, result=result, best=best)
 
     def _note(self, written: Written) -> None:
         """Learn what became of an epoch; trials that are no longer ours are dropped."""

@@ -241,6 +241,9 @@ def test_docker_compose_1_29_runs_the_quick_start_without_a_setting(engine: None
         (study,) = json.loads(stack("run", "--rm", "-T", "hpsearch", "status", "--json"))
         assert study["points"]["total"] == 12
         assert study["points"]["complete"] + study["points"]["pruned"] == 12
+        # The tools reach the test images, and the worker's parameters, and write down who asked for it.
+        opening = json.loads(stack("run", "--rm", "-T", "hpsearch", "test", study["name"], "--json", USER="anna"))
+        assert opening["opened_by"].startswith("anna@")
 
 
 def test_a_password_of_ones_own_is_taken_from_a_closed_file(engine: None, tmp_path: Path) -> None:

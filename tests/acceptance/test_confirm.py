@@ -59,6 +59,7 @@ def test_from_a_search_to_a_confirmed_point(shell: Shell, database_url: str, tmp
 
     told = shell("confirm", "small", "--top", "2", "--seeds", "2")
     assert "2 points with 2 seeds each, 4 of 4 trainings are new" in told.stderr
+    assert "study 'small-confirm' created: 4 points, 1 worker" in told.stderr
     assert "study small, confirmed in small-confirm" in told.stdout
     assert "corrected for its having been picked as the lowest" in told.stdout
     companion = optuna.load_study(study_name="small-confirm", storage=database_url)
@@ -72,7 +73,9 @@ def test_from_a_search_to_a_confirmed_point(shell: Shell, database_url: str, tmp
     assert (tmp_path / "two.safetensors").stat().st_size > 4 * 784 * 10
 
     # More points and seeds: what is there is not trained again.
-    content = json.loads(shell("confirm", "small", "--top", "3", "--seeds", "3", "--json").stdout)
+    more = shell("confirm", "small", "--top", "3", "--seeds", "3", "--json")
+    assert "study 'small-confirm' widened: 9 points" in more.stderr
+    content = json.loads(more.stdout)
     companion = optuna.load_study(study_name="small-confirm", storage=database_url)
     assert len(companion.trials) == 9
     assert content["finished"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def hpsearch(*arguments: str, **environment: str) -> subprocess.CompletedProcess
         env={**own, **environment, "NO_COLOR": "1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
 
 
@@ -53,7 +54,7 @@ def test_a_worker_that_hangs_is_not(tmp_path: Path) -> None:
         assert hpsearch("health", "--life-sign", str(path)).returncode == 0
         done = hpsearch("health", "--max-age", "60", HPSEARCH_LIFE_SIGN=str(path))
         assert done.returncode == 1
-        assert "the worker has done nothing for 10" in done.stderr
+        assert re.search(r"the worker has done nothing for 1\d\d s", done.stderr)
 
 
 def test_the_environment_of_a_container_does_not_cut_what_its_worker_allows_itself(tmp_path: Path) -> None:

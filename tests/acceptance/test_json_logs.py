@@ -39,7 +39,7 @@ def test_a_run_and_its_workers_write_json(tmp_path: Path, database_url: str) -> 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["points"]["complete"] == 2

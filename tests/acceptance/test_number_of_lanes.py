@@ -47,7 +47,7 @@ def run(tmp_path: Path, database_url: str) -> Callable[..., dict[int, optuna.tri
         environment = {key: value for key, value in os.environ.items() if not key.startswith("HPSEARCH_")}
         environment |= {"HPSEARCH_HOME": str(tmp_path / "home"), "HPSEARCH_STORAGE": database_url}
         command = [sys.executable, "-m", "hpsearch", "run", str(path), "--lanes", str(lanes), "--device", "cpu"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
         assert done.returncode == 0, done.stderr
         study = optuna.load_study(study_name=f"lanes-{lanes}", storage=database_url)
         return {trial.user_attrs["point"]: trial for trial in study.trials}

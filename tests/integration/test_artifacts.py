@@ -137,7 +137,7 @@ def test_second_write_replaces_the_first(tmp_path: Path) -> None:
 def test_writer_killed_before_the_rename_leaves_the_old_file(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     store.write("model", io.BytesIO(b"old"))
-    result = subprocess.run([sys.executable, "-c", KILLED_BEFORE_THE_RENAME, str(tmp_path)], timeout=60)
+    result = subprocess.run([sys.executable, "-c", KILLED_BEFORE_THE_RENAME, str(tmp_path)], timeout=240)
     assert result.returncode == -signal.SIGKILL
     assert (tmp_path / "model").read_bytes() == b"old"
 
@@ -148,7 +148,7 @@ def test_full_disk_keeps_what_is_there_and_leaves_no_part_of_what_is_not(tmp_pat
         pytest.skip("this kernel lets nobody mount a file system of his own")
     script = f'mount -t tmpfs -o size=1m none "{tmp_path}" && exec "$0" -c "$1" "{tmp_path}"'
     command = ["unshare", "-Urm", "sh", "-c", script, sys.executable, FILL_THE_DISK]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.stdout.strip() == "['again']", result.stderr
 
 

@@ -294,7 +294,7 @@ def test_another_process_finds_the_bucket_by_the_place_and_the_variables(served_
     store.write("x", io.BytesIO(b"hello"))
     assert keys(served_bucket) == ["p/x"]
     result = subprocess.run(
-        [sys.executable, "-c", OPEN_AND_READ, store.place], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", OPEN_AND_READ, store.place], capture_output=True, text=True, timeout=240
     )
     assert result.stdout.strip() == "b'hello'", result.stderr
 

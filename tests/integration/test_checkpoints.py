@@ -238,7 +238,7 @@ def test_requeue_that_is_under_way_is_waited_for_and_wins(workers: Workers, fold
             text("UPDATE hpsearch_points SET trial_id = :new, owner = NULL WHERE trial_id = :t"),
             {"t": claim.trial_id, "new": new_id},
         )
-    thread.join(30)
+    thread.join(240)
     assert saved == [set()]
     assert rows_of(ledger) == []
     assert files_of(folder) == {}
@@ -489,7 +489,7 @@ def test_worker_killed_while_saving_leaves_the_old_checkpoint_or_the_new_one(
     (claim,) = first.claim(1)
     Checkpoints(first, folder).save({claim.trial_id: (1, b"first")})
     arguments = [tables_url, str(first.study_id), str(claim.trial_id), folder.place, moment]
-    result = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, *arguments], timeout=120)
+    result = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, *arguments], timeout=240)
     assert result.returncode == -signal.SIGKILL
     assert len(files_of(folder)) == num_files
     take_away(first, claim)
@@ -689,7 +689,7 @@ def test_save_under_way_while_its_trial_is_counted_is_discarded_with_it(
             result = work(connection)
             if threading.current_thread() is thread:
                 is_saving.set()
-                assert may_commit.wait(30)
+                assert may_commit.wait(240)
             return result
 
         return real(held_up)
@@ -697,14 +697,14 @@ def test_save_under_way_while_its_trial_is_counted_is_discarded_with_it(
     monkeypatch.setattr(checkpoints, "_transaction", transaction)
     thread = threading.Thread(target=checkpoints.save, args=({claim.trial_id: (1, b"x")},))
     thread.start()
-    assert is_saving.wait(30)
+    assert is_saving.wait(240)
     complete(ledger, claim.trial_id)
     discarding = threading.Thread(target=checkpoints.discard, args=([claim.trial_id],))
     discarding.start()
     discarding.join(0.3)  # it has to wait; were it to go on, it would find nothing
     may_commit.set()
-    thread.join(30)
-    discarding.join(30)
+    thread.join(240)
+    discarding.join(240)
     assert (rows_of(ledger), files_of(folder)) == ([], {})
 
 

@@ -24,6 +24,7 @@ from hpsearch.service import database as database_module
 from hpsearch.service import tables
 from hpsearch.service.database import Database, describe_address, open_database, parse_url
 from hpsearch.service.embedded import EmbeddedPostgres
+from hpsearch.service.registry import StoredStudy
 
 PASSWORD = "pa@ss: w/o{rd}%41?#&='\"\\ü"
 
@@ -33,7 +34,7 @@ import multiprocessing, sys
 from hpsearch.service.database import open_database
 
 def open_it(barrier, url):
-    barrier.wait(30)
+    barrier.wait(240)
     open_database(url).close()
 
 context = multiprocessing.get_context("fork")
@@ -59,7 +60,7 @@ def table_names(url: str) -> list[str]:
 
 def test_eight_processes_open_an_empty_database_at_once(database_url: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-c", OPEN_AT_ONCE, database_url], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", OPEN_AT_ONCE, database_url], capture_output=True, text=True, timeout=240
     )
     assert result.stdout.strip() == str([0] * 8), result.stderr
     names = table_names(database_url)
@@ -372,13 +373,13 @@ def test_failed_transaction_leaves_nothing(database: Database) -> None:
 def test_killed_connections_go_unnoticed(database: Database) -> None:
     """Those that idle in the pool, and one in the middle of a transaction."""
     kill_others = text(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "  # returns once it is gone
         "WHERE datname = current_database() AND pid <> pg_backend_pid()"
     )
     barrier = threading.Barrier(3)
 
     def occupy(_: int) -> None:
-        database.transaction(lambda c: (c.execute(text("SELECT 1")), barrier.wait(10)))
+        database.transaction(lambda c: (c.execute(text("SELECT 1")), barrier.wait(240)))
 
     with ThreadPoolExecutor(3) as pool:  # three connections in the pool
         list(pool.map(occupy, range(3)))
@@ -396,6 +397,27 @@ def test_killed_connections_go_unnoticed(database: Database) -> None:
 
     assert database.transaction(work) == 1
     assert len(set(runs)) == 2
+
+
+def test_a_process_that_was_stopped_in_a_transaction_loses_its_locks_and_begins_anew(
+    database: Database, new_study: Callable[..., StoredStudy], tables_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_study(1)
+    monkeypatch.setattr(database_module, "_IDLE_SECONDS", 0.2)
+    stopped = open_database(tables_url)
+    attempts: list[None] = []
+    lock = text("SELECT 1 FROM hpsearch_points FOR UPDATE")
+
+    def work(connection: Connection) -> int:
+        attempts.append(None)
+        connection.execute(lock)
+        if len(attempts) == 1:  # until somebody else can have the row
+            database.transaction(lambda other: other.execute(lock))
+        return int(connection.execute(text("SELECT 42")).scalar_one())
+
+    assert stopped.transaction(work) == 42
+    assert len(attempts) == 2
+    stopped.close()
 
 
 @pytest.fixture
@@ -421,6 +443,6 @@ def test_server_that_is_restarted_goes_unnoticed_and_one_that_stays_away_does_no
     )
     waiter.start()
     with EmbeddedPostgres.start(own_server.folder):
-        waiter.join(30)
+        waiter.join(240)
         assert answers == [42]
         opened.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -79,7 +80,7 @@ def test_two_creators_at_once_make_one_study_and_both_see_all_points(tables_url:
 
     def make(_: int) -> tuple[bool, int]:
         own = open_database(tables_url)
-        barrier.wait(30)
+        barrier.wait(240)
         registration = create(own, wanted)
         waiting = Ledger(database=own, study_id=registration.study.study_id).counts().waiting
         own.close()
@@ -209,6 +210,34 @@ def test_definition_of_a_newer_hpsearch_is_told_from_a_damaged_one(database: Dat
     )
     with pytest.raises(StorageError, match=r"was created by hpsearch .*, whose definition version .* cannot"):
         load_study(database, "a")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "reason"),
+    [
+        ("hpsearch:definition", '"{', "Unterminated string"),
+        ("hpsearch:definition", '"{"', "Invalid JSON: EOF while parsing an object"),
+        ("hpsearch:definition", "5", "JSON input should be string"),
+        ("hpsearch:dataset_checksums", "no JSON", "Expecting value"),
+        ("hpsearch:versions", "[]", "it is a list, and no object"),
+    ],
+)
+def test_damaged_study_is_told_with_its_name_and_key(
+    database: Database, execute: Any, key: str, text: str, reason: str
+) -> None:
+    create(database, definition({}))
+    execute("UPDATE study_user_attributes SET value_json = :text WHERE key = :key", text=text, key=key)
+    said = f"study 'a' cannot be read (table study_user_attributes, key {key}): {reason}"
+    with pytest.raises(StorageError, match=re.escape(said)):
+        load_study(database, "a")
+
+
+def test_what_others_have_written_about_a_study_is_not_read(database: Database, execute: Any) -> None:
+    study_id = create(database, definition({})).study.study_id
+    execute(
+        "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:study, 'note', '{')", study=study_id
+    )
+    assert load_study(database, "a").study_id == study_id
 
 
 def test_deleting_the_study_with_optuna_deletes_our_rows(database: Database, execute: Any, epoch: Any) -> None:

@@ -297,7 +297,7 @@ def test_eight_workers_at_a_boundary_open_one_round(new_search: NewSearch, table
 
     def look(_: int) -> Advance:
         own = open_database(tables_url)
-        barrier.wait(60)
+        barrier.wait(240)
         found = advance(own, search.study.study_id)
         own.close()
         return found

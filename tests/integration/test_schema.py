@@ -26,7 +26,7 @@ import multiprocessing, sys
 from hpsearch.service.database import open_database
 
 def open_it(barrier, url):
-    barrier.wait(30)
+    barrier.wait(240)
     open_database(url).close()
 
 context = multiprocessing.get_context("fork")
@@ -95,7 +95,7 @@ def describe_columns(database: Database) -> Any:
 def test_processes_that_upgrade_at_once_wait_for_each_other(tables_url: str) -> None:
     run_sql(tables_url, *BACK_TO_VERSION_1)
     result = subprocess.run(
-        [sys.executable, "-c", OPEN_AT_ONCE, tables_url], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", OPEN_AT_ONCE, tables_url], capture_output=True, text=True, timeout=240
     )
     assert result.stdout.strip() == str([0] * 6), result.stderr
     assert versions_and_tables(tables_url) == ([tables.SCHEMA_VERSION], set(tables.metadata.tables))

@@ -168,7 +168,7 @@ def test_two_who_widen_at_once_add_the_points_once(database: Database, tables_ur
 
     def widen(_: int) -> int:
         own = open_database(tables_url)
-        barrier.wait(60)
+        barrier.wait(240)
         num_added = register(own, WIDER).num_added
         own.close()
         return num_added
@@ -186,7 +186,7 @@ def test_workers_train_while_the_study_is_widened(database: Database, tables_url
     def work(owner: int) -> None:
         own = open_database(tables_url)
         ledger = ledger_of(own, owner)
-        barrier.wait(60)
+        barrier.wait(240)
         while ledger.counts().counted < 36:
             claims = ledger.claim(2)
             if claims and claims[0].attempt == 1 and claims[0].point % 5 == 0:
@@ -197,7 +197,7 @@ def test_workers_train_while_the_study_is_widened(database: Database, tables_url
 
     def widen() -> None:
         own = open_database(tables_url)
-        barrier.wait(60)
+        barrier.wait(240)
         register(own, WIDER)
         own.close()
 

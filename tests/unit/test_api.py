@@ -26,7 +26,7 @@ def test_importing_the_package_brings_the_api_only_when_it_is_asked_for() -> Non
         "heavy = {'torch', 'optuna', 'hpsearch.api'} & sys.modules.keys(); assert not heavy, heavy; "
         "from hpsearch import Study; assert 'torch' in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 
 

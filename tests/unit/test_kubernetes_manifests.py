@@ -319,7 +319,7 @@ class Pod:
         return self.process.stdout.readline().strip()
 
     def end(self) -> int:
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=240)
         return self.process.returncode
 
 
@@ -340,13 +340,13 @@ def test_a_worker_waits_for_its_study(tmp_path: Path) -> None:
 
 def test_a_study_that_never_comes_is_not_ready_which_does_not_end_the_job(tmp_path: Path) -> None:
     pod = Pod(tmp_path, "exit 0", STUDY_SECONDS="0")
-    _, errors = pod.process.communicate(timeout=60)
+    _, errors = pod.process.communicate(timeout=240)
     assert (pod.process.returncode, errors) == (3, "error: no study 'mlp'\n")
 
 
 def test_bad_input_ends_the_job_once_the_time_is_over(tmp_path: Path) -> None:
     pod = Pod(tmp_path, "exit 0", STUDY_SECONDS="0", PROBLEM="error: bad URL")
-    _, errors = pod.process.communicate(timeout=60)
+    _, errors = pod.process.communicate(timeout=240)
     assert (pod.process.returncode, errors) == (2, "error: bad URL\n")
 
 
@@ -355,7 +355,7 @@ def test_why_a_worker_waits_is_told_once(tmp_path: Path) -> None:
     while not (tmp_path / "calls").exists() or (tmp_path / "calls").read_text().count("status") < 3:
         assert pod.process.poll() is None
     (tmp_path / "study").touch()
-    _, errors = pod.process.communicate(timeout=60)
+    _, errors = pod.process.communicate(timeout=240)
     assert (pod.process.returncode, errors) == (0, "error: no study 'mlp'\n")
 
 

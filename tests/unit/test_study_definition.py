@@ -303,7 +303,7 @@ def test_unknown_choice_gets_the_choices(section: str, line: str, choices: str) 
 def test_bad_study_name_gets_the_rule(name: str) -> None:
     error = refusal(f'name = "{name}"')
     assert str(error).startswith(
-        "study.toml: name must be 1 to 100 letters, digits, '.', '_' or '-', and begin with a letter or digit, got "
+        "study.toml: name must be 1 to 100 letters (a-z, A-Z), digits, '.', '_' or '-', and begin with a letter"
     )
     assert len(str(error)) < 200
 
@@ -512,6 +512,17 @@ def test_line_break_in_an_override_smuggles_no_second_key(study_file: Path) -> N
 
 
 # Files
+
+
+def test_what_is_no_text_file_is_told_in_words(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_definition(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: cannot be read: Is a directory"
+    assert caught.value.hint == "name a TOML file that you may read"
+    (tmp_path / "latin-1.toml").write_bytes(b'name = "\xe9t\xe9"')
+    with pytest.raises(InputError, match=r"latin-1.toml: byte 8 is not UTF-8") as caught:
+        load_definition(tmp_path / "latin-1.toml")
+    assert caught.value.hint == "save the file as UTF-8"
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
@@ -733,6 +744,24 @@ def test_listed_points_are_the_study_s_points_in_order_as_their_sections_read_th
     assert definition.num_points == 2
     assert set(definition.distributions()) == {"learning_rate", "seed", "kernels", "family"}
     assert parse_definition(definition.document(), source="again") == definition
+
+
+def test_listed_point_leaves_to_the_study_what_it_does_not_name_and_has_an_effect() -> None:
+    definition = parsed(
+        listed(
+            '{ optimizer = "momentum", momentum = 0.5 }, { optimizer = "momentum" }, { hidden_units = 9, seed = 4 }, '
+            '{ family = "cnn", kernels = [4, 8] }, { family = "cnn" }'
+        )
+    )
+    left = [definition.left_to_study(point) for point in definition.points()]
+    assert left[0] == {"hidden_units": 500, "seed": 0, "family": "mlp"}
+    assert left[1] == {"momentum": 0.9, **left[0]}
+    assert left[2] == {"optimizer": "sgd", "family": "mlp"}
+    assert left[4] == {"optimizer": "sgd", "hidden_units": 500, "seed": 0, "kernels": "20x50"}
+
+
+def test_points_of_other_strategies_leave_nothing_to_the_study() -> None:
+    assert parsed(study("learning_rate = [0.1]")).left_to_study({}) == {}
 
 
 def test_listed_point_loses_what_has_no_effect_in_it() -> None:

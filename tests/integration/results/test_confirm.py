@@ -33,7 +33,7 @@ STUDY = {
     "name": "small",
     "seed": 7,
     "data": {"dataset": "digits"},
-    "model": {"family": "logistic"},
+    "model": {"family": "mlp", "hidden_units": 10},
     "training": {"max_epochs": 3},
     "search": {"learning_rate": [0.1, 0.01, 0.001]},
     "pruning": {"pruner": "median"},
@@ -133,7 +133,7 @@ def test_the_best_points_are_trained_again_with_the_same_fresh_seeds(bench: Benc
     companion = find_companion(bench.database, load_study(bench.database, "small"))
     assert companion is not None
     assert companion.name == "small-confirm"
-    assert companion.num_parameters == (7850, 7850)
+    assert companion.num_parameters == (7960, 7960)
 
 
 def test_more_seeds_and_more_points_are_added_to_what_is_there(bench: Bench) -> None:
@@ -341,6 +341,34 @@ def test_seeds_that_make_no_difference_are_told_of(bench: Bench, execute: Callab
     assert note.startswith("seeds make no difference here")
 
 
+def test_points_that_no_seed_can_change_are_trained_with_one(bench: Bench) -> None:
+    bench.search(model={"family": "logistic"}, training={"shuffle": True})
+    plan = bench.prepare(top=2, seeds=10)
+    assert not plan.can_seeds_matter
+    assert (plan.num_configurations, plan.num_seeds, plan.num_added) == (2, 1, 2)
+    assert bench.prepare(top=3, seeds=10).num_added == 1
+    bench.train("small-confirm", lambda p: 0.05)
+    confirmation = bench.read()
+    assert confirmation.chosen is not None
+    assert confirmation.notes == ["no seed can make a difference: logistic regression begins with all weights 0"]
+
+
+def test_one_point_that_a_seed_can_change_gives_all_of_them_all_seeds(bench: Bench) -> None:
+    bench.create(model={}, search={"family": ["logistic", "mlp"]})
+    bench.train("small", lambda p: 0.01 if p["family"] == "logistic" else 0.02)
+    assert bench.prepare(top=1, seeds=3).num_added == 1
+    plan = bench.prepare(top=2, seeds=3)
+    assert plan.can_seeds_matter
+    assert (plan.num_configurations, plan.num_seeds, plan.num_added) == (2, 3, 5)
+
+
+def test_plan_knows_whether_it_creates_the_companion(bench: Bench) -> None:
+    bench.search()
+    assert bench.prepare(top=1, seeds=2).is_created
+    assert not bench.prepare(top=1, seeds=2).is_created
+    assert not bench.prepare(top=2, seeds=2).is_created
+
+
 def test_a_searched_seed_does_not_tell_two_points_apart(bench: Bench) -> None:
     bench.create(search={"learning_rate": [0.1, 0.01], "seed": [1, 2, 3]})
     bench.train("small", lambda p: SEARCH_ERRORS[p["learning_rate"]] + p[SEED] / 1000)
@@ -363,6 +391,19 @@ def test_conditional_parameters_stay_with_their_points(bench: Bench) -> None:
     assert [c.search_error for c in bench.read().configurations] == pytest.approx([0.01, 0.015, 0.019])
 
 
+def test_values_that_listed_points_leave_to_the_study_are_shown(bench: Bench) -> None:
+    bench.create(search={"strategy": "listed", "points": [{"learning_rate": 0.1}, {"hidden_units": 5, "seed": 4}]})
+    bench.train("small", lambda p: 0.01 if "learning_rate" in p else 0.02)
+    bench.prepare(top=2, seeds=1)
+    found = bench.read().configurations
+    assert [dict(configuration.parameters) for configuration in found] == [
+        {"learning_rate": 0.1, "hidden_units": 10},
+        {"learning_rate": 0.01, "hidden_units": 5},
+    ]
+    assert [c.search_error for c in found] == [0.01, 0.02]
+    assert bench.prepare(top=2, seeds=1).num_added == 0
+
+
 def test_without_a_confirmation_there_is_nothing_to_read(bench: Bench) -> None:
     bench.search()
     assert read_confirmation(bench.database, "small") is None
@@ -377,6 +418,14 @@ def test_a_command_that_was_killed_before_it_could_mark_its_study_is_taken_up(
     assert read_confirmation(bench.database, "small") is None
     bench.prepare()
     assert bench.read().companion.name == "small-confirm"
+
+
+def test_damaged_mark_is_told_with_the_companions_name(bench: Bench, execute: Callable[..., Any]) -> None:
+    bench.search()
+    bench.prepare(top=1, seeds=1)
+    execute("UPDATE study_user_attributes SET value_json = :text WHERE key = :key", text="{}", key=CONFIRMS_ATTRIBUTE)
+    with pytest.raises(StorageError, match=r"study 'small-confirm' cannot be .*hpsearch:confirms\): study is missing"):
+        read_status(bench.database, "small")
 
 
 def test_an_unknown_study_is_an_error(bench: Bench) -> None:
@@ -494,7 +543,7 @@ def test_two_who_confirm_at_once_get_the_points_of_both(bench: Bench) -> None:
     assert (carried_out.num_configurations, carried_out.num_seeds) == (3, 3)
     confirmation = bench.read()
     assert [c.parameters["learning_rate"] for c in confirmation.configurations] == [0.01, 0.001, 0.1]
-    assert {c.num_parameters for c in confirmation.configurations} == {7850}
+    assert {c.num_parameters for c in confirmation.configurations} == {7960}
 
 
 def test_plan_that_is_carried_out_late_takes_no_more_of_the_best_than_were_asked_for(bench: Bench) -> None:

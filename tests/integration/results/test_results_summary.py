@@ -8,10 +8,17 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
-from hpsearch.errors import InputError, StudyNotFoundError
-from hpsearch.results.summary import EpochRecord, read_summary
+from hpsearch.cli.tables import status_view
+from hpsearch.errors import InputError, StorageError, StudyNotFoundError
+from hpsearch.results.data_frame import trials_frame
+from hpsearch.results.study_status import read_status
+from hpsearch.results.summary import read_summary
+from hpsearch.results.trial_summary import EpochRecord
 from hpsearch.service.database import Database
+from hpsearch.service.points import read_points
+from hpsearch.service.progress import read_progress
 
 
 def test_trials_stand_best_first_and_ties_break_on_the_nll(learning_rates: Any) -> None:
@@ -97,6 +104,44 @@ def test_trials_are_those_that_plain_optuna_reads(make_study: Callable[..., Any]
     assert {trial.state for trial in ours} == set(TrialState)
     by_number = {trial.number: trial for trial in trials}
     assert set(by_number[0].point_parameters) == {"learning_rate", "lambda_2", "hidden_units", "shuffle"}
+
+
+def test_damaged_trials_are_told_with_table_study_and_key(learning_rates: Any, execute: Callable[..., Any]) -> None:
+    learning_rates.complete(learning_rates.claim(), [0.2])
+    database = learning_rates.database
+    execute("UPDATE trial_user_attributes SET value_json = '{' WHERE key = 'best_validation_nll'")
+    with pytest.raises(StorageError, match=r"trial 0 of study 'made-up' cannot .*trial_user_attributes, key best_"):
+        read_summary(database, "made-up")
+    with pytest.raises(StorageError, match=r"trial id \d+ cannot be read \(table trial_user_attributes, key best_"):
+        database.transaction(lambda connection: read_points(connection, learning_rates.study.study_id))
+    execute("UPDATE trial_user_attributes SET key = 'resumed_at_epoch' WHERE key = 'best_validation_nll'")
+    with pytest.raises(StorageError, match="has a value that cannot be read: invalid input syntax for type integer"):
+        read_progress(database, learning_rates.study.study_id)
+    execute("DELETE FROM trial_user_attributes")
+    execute("UPDATE trial_params SET distribution_json = '{}'")
+    with pytest.raises(StorageError, match=r"a parameter of study 'made-up' cannot be read \(table trial_params"):
+        read_summary(database, "made-up")
+    with pytest.raises(StorageError, match=r"parameter learning_rate of trial 1 cannot be read \(table trial_params"):
+        learning_rates.claim()
+
+
+def test_listed_points_are_told_with_the_values_that_they_leave_to_the_study(make_study: Callable[..., Any]) -> None:
+    points = [{"learning_rate": 0.1}, {"hidden_units": 50}]
+    study = make_study({"strategy": "listed", "points": points})
+    for error in (0.2, 0.3):
+        study.complete(study.claim(), [error])
+    status = read_status(study.database, "made-up")
+    assert status.as_json()["best"]["params"] == {"learning_rate": 0.1, "hidden_units": 500}
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(status_view(status))
+    rows = capture.get().rstrip().splitlines()[-2:]
+    assert [row.split()[-3:-1] for row in rows] == [
+        ["0.1", "500"],
+        ["0.01", "50"],
+    ]
+    assert list(trials_frame(status.summary)["hidden_units"]) == [500, 50]
+    assert [trial.named_parameters for trial in status.summary.trials] == points
 
 
 def test_reading_takes_as_many_statements_however_many_trials_there_are(

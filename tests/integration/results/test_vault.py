@@ -359,7 +359,7 @@ def test_of_two_that_open_at_once_one_gets_the_number_and_the_other_its_record(
 ) -> None:
     """Both have found the vault unopened before either reads a test file."""
     searched = search(str(folder))
-    both_inside = threading.Barrier(2, timeout=60)
+    both_inside = threading.Barrier(2, timeout=240)
     load = vault.load_test_split
 
     def wait_and_load(*arguments: Any) -> Any:

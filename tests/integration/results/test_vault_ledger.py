@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import pytest
 from sqlalchemy import Connection
 
 from hpsearch.cli.tables import print_opening, print_status
-from hpsearch.errors import StudyNotFoundError
+from hpsearch.errors import StorageError, StudyNotFoundError
 from hpsearch.results.chosen_point import best_point
 from hpsearch.results.export import ExportFormat, export_point, write_export
 from hpsearch.results.report import write_report
@@ -150,6 +151,25 @@ def test_records_outlive_their_study_and_are_told_to_the_next_of_its_name(learni
     status = read_summary(database, "made-up").as_json()
     assert status["test_openings"] == [own.as_json()]
     assert status["earlier_test_openings"] == [record.as_json()]
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "reason"),
+    [
+        ("versions", '{"torch', "Unterminated string"),
+        ("test_checksums", "[]", "it is a list, and no object"),
+        ("chosen", '{"selection": "best"}', "trial is missing"),
+    ],
+)
+def test_damaged_row_is_told_with_its_study_and_column(
+    learning_rates: Any, execute: Any, column: str, text: str, reason: str
+) -> None:
+    record_opening(learning_rates.database, learning_rates.study, finding())
+    execute(f"UPDATE hpsearch_vault SET {column} = :text", text=text)
+    said = f"opening 1 of the test set of study 'made-up' cannot be read (table hpsearch_vault, column {column}): "
+    for look in (read_openings, lambda database, study: read_status(database, study.name)):
+        with pytest.raises(StorageError, match=re.escape(said + reason)):
+            look(learning_rates.database, learning_rates.study)
 
 
 def test_every_view_tells_the_openings(learning_rates: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

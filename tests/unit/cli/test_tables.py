@@ -11,7 +11,8 @@ from rich.console import Console
 
 from hpsearch.cli.tables import status_view
 from hpsearch.results.study_status import StudyStatus
-from hpsearch.results.summary import StudySummary, TrialSummary
+from hpsearch.results.summary import StudySummary
+from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.service.registry import StoredStudy
 from hpsearch.service.round_rows import StoredRound
 from hpsearch.study import parse_definition

@@ -188,7 +188,7 @@ def test_concurrent_downloads_never_share_a_file(tmp_path: Path, mirror) -> None
     """All are held before they verify, so that all their files exist at once."""
     num_downloads = 4
     mirror.files["/data.gz"] = CONTENT
-    barrier = threading.Barrier(num_downloads, timeout=10)
+    barrier = threading.Barrier(num_downloads, timeout=240)
     verified: list[Path] = []
 
     def verify(path: Path, address: str) -> None:

@@ -18,7 +18,9 @@ from hpsearch.data.idx import parse_images, parse_labels, parse_pair
 from hpsearch.errors import DataError
 
 IDX = Callable[[np.ndarray], bytes]
-FUNCTION_FIXTURES_ARE_CONSTANT = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUNCTION_FIXTURES_ARE_CONSTANT = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def data_file(content: bytes, source: str = "some-file") -> DataFile:

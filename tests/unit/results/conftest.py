@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from hpsearch.results.summary import EpochRecord, StudySummary, TrialSummary
+from hpsearch.results.summary import StudySummary
+from hpsearch.results.trial_summary import EpochRecord, TrialSummary
 from hpsearch.service.registry import StoredStudy
 from hpsearch.space import ParameterValue
 from hpsearch.study import parse_definition

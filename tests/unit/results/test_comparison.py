@@ -336,3 +336,15 @@ def test_equal_in_all_that_counts_the_first_is_picked() -> None:
     pick = simplest_of(tied_at([0.02, 0.02], [0, 1]), [Complexity(num_parameters=5)] * 2)
     assert pick.index == 0
     assert "came first" in pick.reason
+
+
+def test_one_seed_tells_as_much_as_many_that_make_no_difference() -> None:
+    one = simulated(np.random.default_rng(3), configurations=3, seeds=1, images=500, own_images=0.02)
+    many = compare(np.repeat(one, 6, axis=1))
+    alone = compare(one)
+    for mean, mean_of_many in zip(alone.means, many.means, strict=True):
+        assert mean.mean == pytest.approx(mean_of_many.mean)
+        assert mean.interval == pytest.approx(mean_of_many.interval)
+    for difference, of_many in zip(alone.from_winner, many.from_winner, strict=True):
+        assert difference.interval == pytest.approx(of_many.interval)
+    assert alone.corrected_error == pytest.approx(many.corrected_error)

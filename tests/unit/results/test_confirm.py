@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 from optuna.trial import TrialState
+from torch import nn
 
-from hpsearch.results.companions import configurations_of, seeds_of, unique
+from hpsearch.results.companions import can_seeds_matter, configurations_of, seeds_of, unique
 from hpsearch.results.confirm import confirmation_of
 from hpsearch.results.confirm_plan import companion_definition
 from hpsearch.results.confirmation import Confirmation
 from hpsearch.results.confirmation_panel import confirmation_panel
 from hpsearch.results.report import render_report
 from hpsearch.study import parse_definition
+from hpsearch.training.networks import build_network
 
 HOSTILE = "<script>alert(1)</script>"
 SEEDS = (11, 12, 13)
@@ -136,3 +138,17 @@ def test_points_are_taken_apart_into_configurations_and_seeds() -> None:
     assert configurations_of(points) == [{"a": 1}, {"a": 2}]
     assert seeds_of(points) == [7, 8]
     assert unique(points) == points[:3]
+
+
+def linear(image_shape: tuple[int, int], num_classes: int) -> nn.Module:
+    height, width = image_shape
+    return nn.Sequential(nn.Flatten(), nn.Linear(height * width, num_classes))
+
+
+@pytest.mark.parametrize("family", ["logistic", "mlp", "cnn", f"{__name__}:linear"])
+def test_seeds_can_matter_where_they_draw_initial_weights(family: str) -> None:
+    definition = parse_definition({"name": "a", "model": {"family": family}}, source="test")
+    network = build_network(definition.model, (28, 28), 10)
+    one, other = (network.initial_parameters(seed=seed) for seed in (1, 2))
+    is_drawn = any(not one[name].equal(other[name]) for name in one)
+    assert can_seeds_matter(definition, [{}]) == is_drawn

@@ -73,3 +73,11 @@ def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.getuid", lambda: 987_654)
     assert user_at_host().startswith("987654@")
+
+
+def test_a_container_is_told_who_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "hpsearch")
+    monkeypatch.setenv("HPSEARCH_USER", " anna ")
+    assert user_at_host().startswith("anna@")
+    monkeypatch.setenv("HPSEARCH_USER", "")  # Compose, where nobody is named
+    assert user_at_host().startswith("hpsearch@")

@@ -1,0 +1,71 @@
+"""A table that never cuts a value: on a narrow terminal it folds headings, then leaves columns out and says which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+_NO_LIMIT = 100_000  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableColumn:
+    """A heading and a cell per row.
+
+    `leaves` orders what is left out where there is no room: 1 goes first; None never goes.
+    """
+
+    heading: str
+    cells: Sequence[str]
+    justify: JustifyMethod = "right"
+    leaves: int | None = None
+
+
+class FittedTable:
+    """As many of the columns as the terminal has room for; all of them in a pipe or a file.
+
+    What cannot leave is shown whole all the same: print it with `crop=False`, and the terminal folds the line.
+    """
+
+    def __init__(self, columns: Sequence[TableColumn], *, bold_row: int | None = None) -> None:
+        self._columns = tuple(columns)
+        self._bold_row = bold_row
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = options.max_width if console.is_terminal else _NO_LIMIT
+        for shown, is_folded in self._from_best_to_least():
+            table = self._table(shown, is_folded=is_folded)
+            width = Measurement.get(console, options.update(max_width=_NO_LIMIT), table).maximum
+            if width <= room:
+                break
+        yield from console.render(table, options.update(max_width=width))
+        left_out = [column.heading for column in self._columns if column not in shown]
+        if left_out:
+            yield Text(f"without room here: {', '.join(left_out)}")
+
+    def _from_best_to_least(self) -> Iterator[tuple[list[TableColumn], bool]]:
+        """Which columns to try, and whether with folded headings."""
+        shown = list(self._columns)
+        yield shown, False
+        yield shown, True
+        leaving = [column for column in self._columns if column.leaves is not None]
+        for column in sorted(leaving, key=lambda column: column.leaves or 0):
+            shown = [other for other in shown if other is not column]
+            yield shown, True
+
+    def _table(self, columns: Sequence[TableColumn], *, is_folded: bool) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=is_folded)
+        for column in columns:
+            parts = column.heading.split(" ") if is_folded else [column.heading]
+            width = max(map(cell_len, [*parts, *column.cells]))
+            table.add_column(Text(column.heading), justify=column.justify, width=width)
+        for row, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
+            table.add_row(*map(Text, cells), style="bold" if row == self._bold_row else None)
+        return table

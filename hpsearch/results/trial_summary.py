@@ -1,0 +1,243 @@
+"""The summary of a trial: one attempt at a point, read from the database.
+
+Nothing here trains, claims or writes. Reading takes one SQL statement (two with curves), however many trials there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache, partial
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, Row, text
+
+from hpsearch.service.artifacts import RECORD_PREFIX
+from hpsearch.service.points import NLL_ATTRIBUTE, POINT_ATTRIBUTE
+from hpsearch.service.stored_json import parse_stored, parse_stored_distribution
+from hpsearch.space import ParameterValue, without_zero_switches
+from hpsearch.study import StudyDefinition
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochRecord:
+    """One epoch of a learning curve, as the database has it.
+
+    Args:
+        zero_one: fraction of misclassified validation images at the epoch's best validation.
+        train_nll, validation_nll: nats.
+    """
+
+    epoch: int
+    zero_one: float
+    train_nll: float
+    validation_nll: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialSummary:
+    """One trial: an attempt at a point.
+
+    Args:
+        number: Optuna's, from 0.
+        point: the point that it is an attempt at; None for a trial that is not ours.
+        is_current: False for an attempt that failed and was replaced, and for a trial that is not ours.
+        parameters: as Optuna has them, with `_is_zero` switches.
+        value: fraction of misclassified validation images: the best of a COMPLETE trial, the last of a PRUNED
+            one.
+        attributes: the user attributes that the worker wrote.
+        artifact_records: Optuna's system attributes that name artifacts.
+        left_to_study: the study's own values of searched keys that its (listed) point does not name.
+        num_epochs: epochs that were reported.
+        started_at, ended_at: UTC.
+        curve: its epochs in order; empty unless it was asked for.
+    """
+
+    trial_id: int
+    number: int
+    point: int | None
+    is_current: bool
+    state: TrialState
+    parameters: Mapping[str, ParameterValue]
+    distributions: Mapping[str, BaseDistribution]
+    value: float | None
+    attributes: Mapping[str, Any]
+    artifact_records: Mapping[str, str]
+    num_epochs: int
+    started_at: datetime | None
+    ended_at: datetime | None
+    curve: tuple[EpochRecord, ...] = ()
+    left_to_study: Mapping[str, ParameterValue] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        """True if it may be selected: it ended of its own accord, as the counted attempt at its point."""
+        return self.is_current and self.state is TrialState.COMPLETE and self.value is not None
+
+    @property
+    def point_parameters(self) -> dict[str, ParameterValue]:
+        """The searched keys with the values that it is trained with; a switched-off lambda is 0."""
+        return {**self.named_parameters, **self.left_to_study}
+
+    @property
+    def named_parameters(self) -> dict[str, ParameterValue]:
+        """What its point itself says: the same, without what a listed point leaves to the study."""
+        return without_zero_switches(self.parameters)
+
+    @property
+    def best_validation_nll(self) -> float | None:
+        """In nats, at the validation that gave the value; None before the trial has ended."""
+        nll: float | None = self.attributes.get(NLL_ATTRIBUTE)
+        return nll
+
+    @property
+    def best_epoch(self) -> int | None:
+        epoch: int | None = self.attributes.get("best_epoch")
+        return epoch
+
+    def frozen(self) -> FrozenTrial:
+        """The trial as Optuna's own functions take it, with its curve if that was read."""
+        return FrozenTrial(
+            number=self.number,
+            trial_id=self.trial_id,
+            state=self.state,
+            value=self.value,
+            datetime_start=self.started_at and self.started_at.replace(tzinfo=None),
+            datetime_complete=self.ended_at and self.ended_at.replace(tzinfo=None),
+            params=dict(self.parameters),
+            distributions=dict(self.distributions),
+            user_attrs=dict(self.attributes),
+            system_attrs=dict(self.artifact_records),
+            intermediate_values={record.epoch: record.zero_one for record in self.curve},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRows:
+    """A study's trials as the database has them.
+
+    Args:
+        curves: trial id -> its epochs; empty unless they were asked for.
+    """
+
+    rows: Sequence[Row[Any]]
+    curves: Mapping[int, list[Any]]
+
+
+def select_trials(connection: Connection, study_id: int, *, with_curves: bool) -> TrialRows:
+    """Read all trials of a study. One statement, two with curves."""
+    values = {"study": study_id, "record": f"{RECORD_PREFIX}%"}
+    rows = connection.execute(_TRIALS, values).all()
+    curves = connection.execute(_CURVES, values) if with_curves else ()
+    return TrialRows(rows=rows, curves={row.trial_id: row.curve for row in curves})
+
+
+def trials_from(found: TrialRows, definition: StudyDefinition) -> tuple[TrialSummary, ...]:
+    """The trials, best first: COMPLETE ones by their value, ties by their validation NLL; then the others.
+
+    Raises:
+        StorageError: what the database has of a trial was damaged.
+    """
+    # Every trial repeats the study's few distributions.
+    distribution_of = cache(partial(parse_stored_distribution, what=f"a parameter of study {definition.name!r}"))
+    trials = (_trial_from(row, found.curves.get(row.trial_id, ()), distribution_of, definition) for row in found.rows)
+    return tuple(sorted(trials, key=_rank))
+
+
+# COMPLETE first, then those that have come far, then those that are still to come, then failures.
+_ORDER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL)
+
+
+def _rank(trial: TrialSummary) -> tuple[int, float, float, int]:
+    """Ties in the value break on the NLL, as between two validations of one trial."""
+    value = math.inf if trial.value is None else trial.value
+    nll = math.inf if trial.best_validation_nll is None else trial.best_validation_nll
+    return _ORDER.index(trial.state), value, nll, trial.number
+
+
+def _trial_from(
+    row: Row[Any],
+    curve: list[Any] | tuple[()],
+    distribution_of: Callable[[str], BaseDistribution],
+    definition: StudyDefinition,
+) -> TrialSummary:
+    distributions = {name: distribution_of(text) for name, _, text in row.parameters or ()}
+    parameters = {n: distributions[n].to_external_repr(value) for n, value, _ in row.parameters or ()}
+    what = f"trial {row.number} of study {definition.name!r}"
+    attributes = _attributes(row.attributes, what, "table trial_user_attributes")
+    return TrialSummary(
+        trial_id=row.trial_id,
+        number=row.number,
+        point=attributes.get(POINT_ATTRIBUTE) if row.point is None else row.point,
+        is_current=row.point is not None,
+        state=TrialState[row.state],
+        parameters=parameters,
+        distributions=distributions,
+        value=row.value,
+        attributes=attributes,
+        artifact_records=_attributes(row.records, what, "table trial_system_attributes"),
+        num_epochs=row.num_epochs or 0,
+        started_at=_utc(row.datetime_start),
+        ended_at=_utc(row.datetime_complete),
+        curve=tuple(_epoch_from(*epoch) for epoch in curve),
+        left_to_study={} if row.point is None else definition.left_to_study(parameters),
+    )
+
+
+def _attributes(texts: Mapping[str, str] | None, what: str, table: str) -> dict[str, Any]:
+    return {key: parse_stored(value, what, f"{table}, key {key}") for key, value in (texts or {}).items()}
+
+
+def _epoch_from(
+    epoch: int,
+    zero_one: float,
+    train_nll: float,
+    validation_nll: float,
+    learning_rate: float,
+    seconds: float,
+) -> EpochRecord:
+    return EpochRecord(
+        epoch=epoch,
+        zero_one=zero_one,
+        train_nll=train_nll,
+        validation_nll=validation_nll,
+        learning_rate=learning_rate,
+        seconds=seconds,
+    )
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    """Optuna keeps naive times, which are UTC."""
+    return moment and moment.replace(tzinfo=UTC)
+
+
+_TRIALS = text("""
+    SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value, p.point,
+        (SELECT json_agg(json_build_array(param_name, param_value, distribution_json) ORDER BY param_id)
+            FROM trial_params WHERE trial_id = t.trial_id) AS parameters,
+        (SELECT json_object_agg(key, value_json)
+            FROM trial_user_attributes WHERE trial_id = t.trial_id) AS attributes,
+        (SELECT json_object_agg(key, value_json)
+            FROM trial_system_attributes WHERE trial_id = t.trial_id AND key LIKE :record) AS records,
+        (SELECT max(epoch) FROM hpsearch_epochs WHERE trial_id = t.trial_id) AS num_epochs
+    FROM trials t
+    LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
+    LEFT JOIN hpsearch_points p ON p.trial_id = t.trial_id
+    WHERE t.study_id = :study
+""")
+
+_CURVES = text("""
+    SELECT trial_id, json_agg(json_build_array(
+        epoch, intermediate_value, train_nll, validation_nll, learning_rate, seconds) ORDER BY epoch) AS curve
+    FROM trials
+    JOIN trial_intermediate_values USING (trial_id)
+    JOIN hpsearch_epochs USING (trial_id)
+    WHERE study_id = :study AND epoch = step
+    GROUP BY trial_id
+""")

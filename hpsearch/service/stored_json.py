@@ -1,0 +1,54 @@
+"""JSON that the database keeps as text, read back: where somebody has damaged it, one line says what and where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from optuna.distributions import BaseDistribution, json_to_distribution
+
+from hpsearch.errors import StorageError
+
+
+def parse_stored(text: str, what: str, place: str) -> Any:
+    """The value that the text says.
+
+    Args:
+        what: is read: `opening 1 of the test set of study 'small'`.
+        place: table and column, or key, that it stands in.
+    Raises:
+        StorageError: it is no JSON; names both.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError) as error:
+        raise damaged(what, place, error) from error
+
+
+def parse_stored_object(text: str, what: str, place: str, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """The object that the text says, which has these keys. Raises what `parse_stored` does."""
+    found = parse_stored(text, what, place)
+    if not isinstance(found, dict):
+        raise damaged(what, place, f"it is a {type(found).__name__}, and no object")
+    missing = [key for key in keys if key not in found]
+    if missing:
+        raise damaged(what, place, f"{missing[0]} is missing")
+    return found
+
+
+def parse_stored_distribution(text: str, what: str) -> BaseDistribution:
+    """What Optuna was told about a parameter. Raises what `parse_stored` does."""
+    place = "table trial_params, column distribution_json"
+    try:
+        return json_to_distribution(text)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(what, place, error if isinstance(error, ValueError) else repr(error)) from error
+
+
+def damaged(what: str, place: str, reason: object) -> StorageError:
+    """What to raise if something stored is not what hpsearch has written."""
+    return StorageError(
+        f"{what} cannot be read ({place}): {reason}",
+        hint="somebody has changed it: put back what stood there (from a copy of the database)",
+    )

@@ -1,0 +1,66 @@
+"""Optuna's storage, but that a study is gone when it has been deleted, whoever is at work on it.
+
+Optuna deletes what it has read. A row that a worker adds meanwhile makes the database refuse, and Optuna then rolls
+back without a word: the study stays. Here workers have to wait, and then find nothing.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from hpsearch.errors import StorageError
+
+_TRIES = 5
+_IS_THERE = text("SELECT 1 FROM studies WHERE study_id = :study")
+
+# In the order in which workers lock them: who numbers new trials begins with the study, who writes with the points.
+_LOCKS = (
+    text("SELECT 1 FROM studies WHERE study_id = :study FOR UPDATE"),
+    text("SELECT 1 FROM hpsearch_points WHERE study_id = :study ORDER BY point FOR UPDATE"),
+    text("SELECT 1 FROM trials WHERE study_id = :study ORDER BY trial_id FOR UPDATE"),
+)
+
+
+@final
+class StudyStorage(RDBStorage):
+    """What Optuna and its dashboard read and write a database of ours with."""
+
+    def delete_study(self, study_id: int) -> None:
+        """Delete a study with all its rows but the vault's. At any time, beside workers.
+
+        Raises:
+            KeyError: there is no such study.
+            StorageError: something was in the way again and again; the study is there as before.
+        """
+        for _ in range(_TRIES):
+            if self._has_deleted(study_id):
+                return
+        raise StorageError(
+            f"study number {study_id} could not be deleted in {_TRIES} tries: its workers keep writing to it",
+            hint="stop its workers first",
+        )
+
+    def _has_deleted(self, study_id: int) -> bool:
+        session = self.scoped_session()  # of this thread: Optuna goes on in it, in the same transaction
+        try:
+            for lock in _LOCKS:
+                session.execute(lock, {"study": study_id})
+            super().delete_study(study_id)
+            return session.execute(_IS_THERE, {"study": study_id}).one_or_none() is None
+        except (OperationalError, StorageInternalError) as error:
+            if not _is_deadlock(error):
+                raise
+            return False
+        finally:
+            session.close()
+
+
+def _is_deadlock(error: OperationalError | StorageInternalError) -> bool:
+    """Whether the database has ended our transaction in favour of a worker's that waited for it."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    return isinstance(cause, OperationalError) and getattr(cause.orig, "pgcode", None) == "40P01"
