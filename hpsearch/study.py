@@ -272,7 +272,8 @@ def load_definition(path: Path, overrides: Sequence[str] = ()) -> StudyDefinitio
     except FileNotFoundError:
         raise InputError(f"{path}: no such study file", hint="see the studies/ folder for examples") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}", hint="name a TOML file that you may read") from error
+        hint = "name a TOML file that you may read"
+        raise InputError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8", hint="save the file as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
