@@ -57,7 +57,7 @@ class UsualData:
 
 def build_network(settings: TrialSettings, data: UsualData) -> nn.Sequential:
     """The notes' MLP with their initial weights: Glorot's interval, zeros in the softmax layer and the biases."""
-    torch.manual_seed(settings.initial_weights_seed)
+    torch.manual_seed(settings.training_seed)
     hidden = nn.Linear(data.num_pixels, settings.model.hidden_units)
     output = nn.Linear(settings.model.hidden_units, data.num_classes)
     nn.init.xavier_uniform_(hidden.weight)

@@ -140,12 +140,12 @@ class TrainingSettings(Settings):
     """[training]: optimiser, learning rate and its schedule, regularisation, batch size, length.
 
     Args:
-        seed: draws the initial weights; None stands for the study's seed.
+        seed: draws the initial weights and, with `shuffle`, the orders of images; None stands for the study's seed.
         lambda_1, lambda_2: factors of sum |W| and sum W^2 over weights (not biases).
         precision: of matrix products and convolutions in training: what goes into them is rounded to `tf32` (10
             bits of mantissa; CUDA only, float32 elsewhere) or `bfloat16` (7 bits). Weights, losses and validations
             are float32 in any case.
-        shuffle: visit minibatches in a fresh order each epoch (from the study's seed), else in file order.
+        shuffle: visit the images in a fresh order each epoch (from the seed), else in file order.
         schedule_decay: `inverse-time`: eta0 / (1 + decay * epoch).
         schedule_factor: `step`, `plateau`, `halving`, `exponential`: what the rate is multiplied with.
             None stands for 0.5 (0.95 for `exponential`).
@@ -223,8 +223,7 @@ class TrialSettings(Settings):
     """Everything that one trial's training depends on besides the data: its point, resolved.
 
     Args:
-        seed: the study's seed: minibatch order when shuffled, and initial weights unless training.seed names
-            another.
+        seed: the study's.
     """
 
     model: ModelSettings
@@ -232,5 +231,6 @@ class TrialSettings(Settings):
     seed: Seed = 0
 
     @property
-    def initial_weights_seed(self) -> int:
+    def training_seed(self) -> int:
+        """Draws all that is drawn in the training: the initial weights and, when shuffled, the orders of images."""
         return self.seed if self.training.seed is None else self.training.seed

@@ -153,7 +153,7 @@ def _prepare(database: Database, plan: ConfirmPlan, top: int) -> ConfirmPlan:
     if plan.num_configurations > top:
         say(f"--top {top}: study {plan.definition.name!r} has more points than these already; it keeps them all")
     if not plan.can_seeds_matter:
-        say("one seed is enough: logistic regression begins with all weights 0, so that all seeds train the same model")
+        say("one seed is enough: logistic regression begins with all weights 0, and nothing is shuffled")
     each = f"{_number(plan.num_configurations, 'point')} with {_number(plan.num_seeds, 'seed')} each"
     say(
         f"confirming study {plan.search.name!r} as {plan.definition.name!r}: {each}, "

@@ -26,7 +26,7 @@ def minibatch_order(seed: int, epoch: int, num_images: int) -> Tensor:
     It depends on nothing but the arguments: every device and every lane gets the same.
 
     Args:
-        seed: the study's seed.
+        seed: the trial's, which is the study's unless it has its own.
         epoch: 1-based.
     """
     # Mixed first: torch's CPU generator uses only the low 32 bits of its seed.

@@ -91,10 +91,11 @@ def unique(points: Points) -> list[dict[str, ParameterValue]]:
 def can_seeds_matter(definition: StudyDefinition, configurations: Points) -> bool:
     """Whether another seed can change any of these trainings.
 
-    A point's own seed draws the initial weights and nothing else (the order of minibatches is the study's), and
-    logistic regression begins with all weights 0.
+    A seed draws the initial weights, which are all 0 in logistic regression, and the orders of images, if they are
+    shuffled.
     """
-    return any(definition.resolve(point).model.family != "logistic" for point in configurations)
+    trained = [definition.resolve(point) for point in configurations]
+    return any(settings.model.family != "logistic" or settings.training.shuffle for settings in trained)
 
 
 def without_seed(point: Parameters) -> dict[str, ParameterValue]:

@@ -96,7 +96,7 @@ def export_point(
     trial = chosen.trial
     definition = chosen.study.definition
     settings = definition.resolve(trial.parameters)
-    training = {**settings.training.model_dump(mode="json"), "seed": settings.initial_weights_seed}
+    training = {**settings.training.model_dump(mode="json"), "seed": settings.training_seed}
     # torch.__version__ is a str of torch's own making, which YAML does not know.
     exporting_versions = {name: str(version) for name, version in current_versions().items()}
     content = {
@@ -208,7 +208,7 @@ def _environment(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from content["settings"]["model"].items()
     for name, value in content["settings"]["training"].items():
         # The plain name belongs to the study's seed.
-        yield ("initial_weights_seed" if name == "seed" else name), value
+        yield ("training_seed" if name == "seed" else name), value
     for name, value in content.items():
         if name not in ("settings", "parameters"):  # the parameters stand among the settings
             yield name, value

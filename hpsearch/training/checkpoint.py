@@ -4,7 +4,7 @@
 training goes on, and `Cohort.admit` goes on from a `TrialCheckpoint`: on any device, in a cohort of any width.
 
 No state of a random generator is kept, because there is none: initial weights are drawn once, from a seed;
-the order of an epoch's minibatches is a function of the study's seed and the epoch's number
+the order of an epoch's images is a function of the trial's seed and the epoch's number
 (`resident.minibatch_order`); no network draws random numbers (`custom_network` refuses modules that do); and
 what is rounded is rounded to the nearest.
 """

@@ -168,7 +168,7 @@ class Cohort:
 
     def _fresh_tensors(self, lane: _Lane) -> TrialTensors:
         """What a trial begins with, in its own widths."""
-        seed = lane.settings.initial_weights_seed
+        seed = lane.settings.training_seed
         parameters = lane.network.initial_parameters(seed=seed, dtype=self._dtype, device=self._device)
         state = self._optimizer.initial_state(parameters)
         return TrialTensors(
@@ -324,10 +324,10 @@ class Cohort:
         return validate() if self._captured_validation is None else self._captured_validation(self._stack, validate)
 
     def _stretches(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Without shuffling, lanes share each minibatch; with it, those do that are in the same epoch."""
+        """Without shuffling, lanes share each minibatch; with it, they do while all have one seed and epoch."""
         orders = None
         if self.shape.shuffle:
-            epochs = [(lane.settings.seed, lane.num_epochs + 1) for lane in self._busy]
+            epochs = [(lane.settings.training_seed, lane.num_epochs + 1) for lane in self._busy]
             distinct = {epoch: minibatch_order(*epoch, self._data.num_train) for epoch in epochs}
             orders = list(distinct.values()) if len(distinct) == 1 else [distinct[epoch] for epoch in epochs]
         return lane_stretches(self._data, self.shape.batch_size, dtype=self._dtype, ends=self._due, orders=orders)

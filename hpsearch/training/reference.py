@@ -106,7 +106,7 @@ def train_trial(
     network = build_network(settings.model, data.image_shape, data.num_classes)
     optimizer = build_optimizer(training.optimizer)
     schedule = build_schedule(training)
-    parameters = network.initial_parameters(seed=settings.initial_weights_seed, dtype=dtype, device=device)
+    parameters = network.initial_parameters(seed=settings.training_seed, dtype=dtype, device=device)
     trial = _Trial(
         network=network,
         optimizer=optimizer,
@@ -153,7 +153,7 @@ def _train_epoch(
     training, network, parameters = settings.training, trial.network, trial.parameters
     num_minibatches = data.num_minibatches(training.batch_size)
     dtype = parameters[network.weight_names[0]].dtype
-    order = minibatch_order(settings.seed, epoch, data.num_train) if training.shuffle else None
+    order = minibatch_order(settings.training_seed, epoch, data.num_train) if training.shuffle else None
 
     total_nll, validations = 0.0, []
     batches = minibatches(data, training.batch_size, dtype=dtype, order=order)

@@ -149,7 +149,8 @@ def test_a_confirmed_point_is_written_out(
 def test_an_interrupted_run_leaves_a_study_that_the_same_call_resumes_and_does_not_train_again(
     tables_url: str, artifacts: Path
 ) -> None:
-    long = {**DOCUMENT, "training": {"batch_size": 20, "max_epochs": 60}, "search": {"learning_rate": [0.01]}}
+    # Seconds of training: who interrupts it looks at it once a second.
+    long = {**DOCUMENT, "training": {"batch_size": 20, "max_epochs": 400}, "search": {"learning_rate": [0.01]}}
 
     def interrupt(progress: Progress) -> None:
         if progress.epochs:
@@ -163,8 +164,8 @@ def test_an_interrupted_run_leaves_a_study_that_the_same_call_resumes_and_does_n
     seen: list[Progress] = []
     study = hpsearch.run(long, **where, progress=seen.append)
     assert seen[-1].counts.complete == 1
-    assert study.best.num_epochs == 60
-    assert list(study.curves_dataframe().query(f"number == {study.best.number}")["epoch"]) == list(range(1, 61))
+    assert study.best.num_epochs == 400
+    assert list(study.curves_dataframe().query(f"number == {study.best.number}")["epoch"]) == list(range(1, 401))
 
     seen.clear()
     before = study.summary.trials

@@ -130,7 +130,7 @@ def test_the_companions_definition_has_the_studys_meaning_and_no_pruner() -> Non
     assert (found.training, found.stopping) == (study.training, study.stopping)
     assert found.pruning.pruner == "none"
     assert found.keeps_all_parameters
-    assert found.resolve({"learning_rate": 0.1, "seed": 5}).initial_weights_seed == 5
+    assert found.resolve({"learning_rate": 0.1, "seed": 5}).training_seed == 5
 
 
 def test_points_are_taken_apart_into_configurations_and_seeds() -> None:
@@ -146,9 +146,10 @@ def linear(image_shape: tuple[int, int], num_classes: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("family", ["logistic", "mlp", "cnn", f"{__name__}:linear"])
-def test_seeds_can_matter_where_they_draw_initial_weights(family: str) -> None:
+def test_seeds_can_matter_where_they_draw_initial_weights_or_orders(family: str) -> None:
     definition = parse_definition({"name": "a", "model": {"family": family}}, source="test")
     network = build_network(definition.model, (28, 28), 10)
     one, other = (network.initial_parameters(seed=seed) for seed in (1, 2))
     is_drawn = any(not one[name].equal(other[name]) for name in one)
     assert can_seeds_matter(definition, [{}]) == is_drawn
+    assert can_seeds_matter(definition, [{}, {"shuffle": True}])

@@ -157,16 +157,18 @@ def test_the_study_seed_draws_the_weights_unless_the_trial_has_its_own(resident:
     assert nll(study_seed=1) != nll(study_seed=2)
 
 
-def test_shuffling_follows_the_study_seed_and_the_epoch(resident: Build, trial: Trial) -> None:
+def test_shuffling_follows_the_seed_and_the_epoch(resident: Build, trial: Trial) -> None:
     """A logistic regression starts at zero, so nothing but the order can tell two seeds apart."""
     data = resident()
 
-    def curve(seed: int, *, shuffle: bool = True) -> list[float]:
-        settings = trial("logistic", study_seed=seed, shuffle=shuffle, max_epochs=2)
+    def curve(study_seed: int, *, shuffle: bool = True, **own: int) -> list[float]:
+        settings = trial("logistic", study_seed=study_seed, shuffle=shuffle, max_epochs=2, **own)
         return [report.train_nll for report in run(settings, data).reports]
 
     assert curve(1) == curve(1)
     assert curve(1) != curve(2)
+    assert curve(1, seed=7) == curve(2, seed=7)  # its own goes before the study's
+    assert curve(1, seed=7) != curve(1, seed=8)
     assert curve(1) != curve(1, shuffle=False)
     assert curve(1, shuffle=False) == curve(2, shuffle=False)
     assert not torch.equal(minibatch_order(1, 1, 130), minibatch_order(1, 2, 130))
