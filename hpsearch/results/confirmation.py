@@ -144,7 +144,7 @@ class Confirmation:
         elif len(self.seeds) < self.num_seeds:
             said.append(f"compared on the {_seeds(len(self.seeds))} of {self.num_seeds} that all of them have")
         if not self.can_seeds_matter:
-            said.append("no seed can make a difference: logistic regression begins with all weights 0, and nothing is shuffled")
+            said.append("no seed can make a difference: all weights begin at 0, and nothing is shuffled")
         elif len(self.seeds) == 1:
             said.append("one seed alone: how much seeds matter is unknown, the intervals tell of the images only")
         elif self.comparison is not None and not self.comparison.seeds_matter:

@@ -351,7 +351,7 @@ def test_points_that_no_seed_can_change_are_trained_with_one(bench: Bench) -> No
     confirmation = bench.read()
     assert confirmation.chosen is not None
     (note,) = confirmation.notes
-    assert note == "no seed can make a difference: logistic regression begins with all weights 0, and nothing is shuffled"
+    assert note == "no seed can make a difference: all weights begin at 0, and nothing is shuffled"
 
 
 def test_one_point_that_a_seed_can_change_gives_all_of_them_all_seeds(bench: Bench) -> None:

@@ -54,7 +54,7 @@ class RandomStudy:
         choose = self.random.choice
         own = {
             "learning_rate": RATES[self._common["optimizer"]] * choose([1, 0.3]),
-            # Adam makes a whole step of a weight's sign, which near 0 hangs on rounding: curves part after some epochs.
+            # Adam makes a whole step of a weight's sign, which near 0 hangs on rounding: curves part in the end.
             "lambda_1": choose([0.0, 0.0, 1e-4 if self._common["optimizer"] != "adam" else 0.0]),
             "lambda_2": choose([0.0, 0.0, 1e-3, 0.3]),
             "momentum": choose([0.5, 0.9]),
