@@ -9,6 +9,7 @@ from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -31,7 +32,8 @@ class TableColumn:
 class FittedTable:
     """As many of the columns as the terminal has room for; all of them in a pipe or a file.
 
-    What cannot leave is shown whole all the same: print it with `crop=False`, and the terminal folds the line.
+    What cannot leave is shown whole all the same: its lines are folded, as a terminal folds them. Into a pipe print it
+    with `crop=False`.
     """
 
     def __init__(self, columns: Sequence[TableColumn], *, bold_row: int | None = None) -> None:
@@ -45,7 +47,9 @@ class FittedTable:
             width = Measurement.get(console, options.update(max_width=_NO_LIMIT), table).maximum
             if width <= room:
                 break
-        yield from console.render(table, options.update(max_width=width))
+        for line in console.render_lines(table, options.update(max_width=width)):
+            for part in Segment.divide(line, [*range(room, width, room), width]):
+                yield from (*part, Segment.line())
         left_out = [column.heading for column in self._columns if column not in shown]
         if left_out:
             yield Text(f"without room here: {', '.join(left_out)}")

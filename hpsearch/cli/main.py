@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Annotated, Any, cast
+import threading
+from types import FrameType
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -27,6 +29,7 @@ from hpsearch.logs import (
     log_final_error,
     mask_passwords,
 )
+from hpsearch.service.signals import on_end
 
 _log = get_logger("cli")
 
@@ -118,7 +121,8 @@ def common(
     if log_format is not LogFormat.TEXT:
         os.environ[LOG_FORMAT_VARIABLE] = log_format.value  # for the workers that it starts
     configure_logging(verbose=verbose, log_format=log_format)
-    _end_like_ctrl_c()
+    if threading.current_thread() is threading.main_thread():  # others cannot handle signals
+        on_end(_end_like_ctrl_c)
 
 
 def build_command() -> Any:
@@ -161,11 +165,11 @@ def run_command_line(arguments: list[str]) -> int:
         return HpsearchError.exit_code
 
 
-def _end_like_ctrl_c() -> None:
-    """Workers first, then an embedded database, whatever asks for the end; what nohup ignores stays ignored."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+def _end_like_ctrl_c(number: int, frame: FrameType | None) -> NoReturn:
+    """Workers first, then an embedded database, whatever asks for the end."""
+    if number == signal.SIGHUP:  # a terminal that is closed sends several; a second Ctrl-C would mean: at once
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _report(error: HpsearchError) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from types import FrameType
 from typing import NoReturn
@@ -25,6 +24,7 @@ from hpsearch.service.launch import LaunchOptions, check_launch, threads_per_wor
 from hpsearch.service.life_sign import LifeSign
 from hpsearch.service.parent_death import end_with_parent
 from hpsearch.service.prepare import prepare_study
+from hpsearch.service.signals import on_end
 from hpsearch.service.supervisor import SUPERVISOR_VARIABLE
 from hpsearch.service.watchdog import DEFAULT_STALL_SECONDS
 from hpsearch.service.worker_process import WorkerOptions, run_worker, worker_name
@@ -109,7 +109,7 @@ def worker(
     metrics: options.Metrics = None,
 ) -> None:
     """Join a study from anywhere and train its points until none is left."""
-    signal.signal(signal.SIGTERM, _leave_at_once)  # nothing is claimed yet; the worker has its own handler
+    on_end(_leave_at_once)  # nothing is claimed yet; the worker has its own handler
     supervisor = os.environ.get(SUPERVISOR_VARIABLE)
     if supervisor:
         end_with_parent(int(supervisor))

@@ -57,7 +57,7 @@ class ConfirmPlan:
 
     Args:
         search: the study that is confirmed.
-        top: so many of its best points were asked for.
+        top, seeds: so many of its best points with so many seeds were asked for.
         definition: of the companion, with all points that it has and will have.
         num_added: points that it does not have yet.
         is_there: whether the companion exists, marked as what it is.
@@ -67,6 +67,7 @@ class ConfirmPlan:
 
     search: StudySummary
     top: int
+    seeds: int
     definition: StudyDefinition
     num_added: int
     is_there: bool
@@ -102,19 +103,20 @@ def plan_confirmation(
     return _plan(database, search, _companion_name(database, search.study, name), top, num_seeds)
 
 
-def _plan(database: Database, search: StudySummary, companion: str, top: int, num_seeds: int) -> ConfirmPlan:
+def _plan(database: Database, search: StudySummary, companion: str, top: int, seeds: int) -> ConfirmPlan:
     """What the companion has already, and so many of the best with so many seeds."""
     known = _stored_points(database, companion)
     configurations = unique([*configurations_of(known), *best_configurations(search, top)])
     seeds_matter = can_seeds_matter(search.study.definition, configurations)
-    num_seeds = max(num_seeds if seeds_matter else 1, len(seeds_of(known)))
-    seeds = fresh_seeds(search.study.definition.seed, num_seeds)
+    num_seeds = max(seeds if seeds_matter else 1, len(seeds_of(known)))
+    drawn = fresh_seeds(search.study.definition.seed, num_seeds)
     # Keys in the order in which the definition is stored; seed by seed, so that there is something to compare early.
-    wanted = [dict(sorted({**point, SEED: seed}.items())) for seed in seeds for point in configurations]
+    wanted = [dict(sorted({**point, SEED: seed}.items())) for seed in drawn for point in configurations]
     points = unique([*known, *wanted])
     return ConfirmPlan(
         search=search,
         top=top,
+        seeds=seeds,
         definition=companion_definition(search.study.definition, companion, points),
         num_added=len(points) - len(known),
         is_there=find_companion(database, search.study) is not None,
@@ -143,7 +145,7 @@ def prepare_confirmation(
     data = load_study_data(plan.search.study, locations=locations, progress=progress)
     name = plan.definition.name
     with _lock(database, name):
-        plan = _plan(database, plan.search, name, plan.top, plan.num_seeds)
+        plan = _plan(database, plan.search, name, plan.top, plan.seeds)
         _carry_out(database, plan, data, locations, progress)
     return plan
 

@@ -53,6 +53,12 @@ class Axis:
     def can_halve(self, level: int) -> bool:
         return self.spacing(level + 1) > self.finest * (1 - 1e-9)
 
+    def allowed(self, level: int) -> int:
+        """The level, or the last one that may be reached where it is beyond that."""
+        while level > 0 and not self.can_halve(level - 1):
+            level -= 1
+        return level
+
     def neighbour(self, value: float, direction: Literal[-1, 1], level: int) -> ParameterValue | None:
         """The lattice point nearest to one spacing from `value`, or None where there is none beyond it.
 

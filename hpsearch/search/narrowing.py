@@ -323,12 +323,14 @@ class _Step:
     def _beside_rival(self, rival: KnownPoint) -> list[dict[str, ParameterValue]]:
         """A rival's unknown neighbours at the largest spacing at which it has some: its best may lie elsewhere.
 
-        Axes that the best has, too, are narrowed no further than beside it.
+        Axes that the best has, too, are narrowed no further than beside it, and none beyond its finest spacing.
         """
         axes = self._axes_of(rival)
         for level in range(self._finest_level + 1):
             levels = {
-                axis.name: min(level, self.levels.get(axis.name, 0)) if axis.name in self.best.point else level
+                axis.name: min(level, self.levels.get(axis.name, 0))
+                if axis.name in self.best.point
+                else axis.allowed(level)
                 for axis in axes
             }
             if points := self._unknown(self._neighbours(rival, axes, levels)):

@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 # Of the ten seconds that Docker and our supervisor leave between SIGTERM and SIGKILL.
@@ -56,6 +56,13 @@ class SignalSafeEvent(threading.Event):
         return self._is_set
 
 
+def on_end(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Have SIGTERM and SIGHUP handled so; what nohup ignores stays ignored. Only the main thread can."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 class StopSignal:
     """Remembers that this process was asked to stop.
 
@@ -72,9 +79,11 @@ class StopSignal:
         self._ends_at = 0.0  # when the interruptible section should be over, time.monotonic()
 
     def install(self) -> StopSignal:
-        """Handle SIGTERM and SIGINT from now on; only the main thread can."""
+        """Handle SIGTERM, SIGINT, and SIGHUP unless nohup ignores it, from now on; only the main thread can."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._handle)
         signal.signal(signal.SIGALRM, self._interrupt)
         return self
 
@@ -116,6 +125,8 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._is_signalled:
+            if number == signal.SIGHUP:
+                return  # a terminal that is closed may send several, and systemd one after its SIGTERM
             os._exit(128 + number)  # asked twice: no clean-up, the leases run out
         self._is_signalled = True
         self._event.set()

@@ -21,7 +21,8 @@ from hpsearch.results.confirmation import Confirmation
 from hpsearch.results.export import export_point
 from hpsearch.results.study_status import read_status
 from hpsearch.results.summary import read_summary
-from hpsearch.service.database import Database
+from hpsearch.service import database as database_module
+from hpsearch.service.database import Database, open_database
 from hpsearch.service.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.service.prepare import prepare_study
 from hpsearch.service.registry import load_study
@@ -545,6 +546,30 @@ def test_two_who_confirm_at_once_get_the_points_of_both(bench: Bench) -> None:
     confirmation = bench.read()
     assert [c.parameters["learning_rate"] for c in confirmation.configurations] == [0.01, 0.001, 0.1]
     assert {c.num_parameters for c in confirmation.configurations} == {7960}
+
+
+def test_who_is_first_told_that_one_seed_is_enough_gets_all_that_were_asked_for_if_another_adds_a_point(
+    bench: Bench,
+) -> None:
+    bench.create(model={}, search={"family": ["logistic", "mlp"]})
+    bench.train("small", lambda p: 0.01 if p["family"] == "logistic" else 0.02)
+    plan = bench.plan(top=1, seeds=3)
+    bench.prepare(top=2, seeds=2)
+    assert prepare_confirmation(bench.database, plan, locations=bench.locations).num_seeds == 3
+
+
+def test_who_adds_points_holds_the_lock_for_as_long_as_it_takes(
+    bench: Bench, tables_url: str, execute: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a session that idles meanwhile."""
+    monkeypatch.setattr(database_module, "_IDLE_SECONDS", 0.05)
+    monkeypatch.setattr(confirm_plan, "_LOCK_SECONDS", 0.0)
+    impatient = open_database(tables_url)
+    with confirm_plan._lock(impatient, "small-confirm"):
+        execute("SELECT pg_sleep(0.3)")
+        with pytest.raises(StorageError, match="another process"), confirm_plan._lock(bench.database, "small-confirm"):
+            pytest.fail("it was free")
+    impatient.close()
 
 
 def test_plan_that_is_carried_out_late_takes_no_more_of_the_best_than_were_asked_for(bench: Bench) -> None:

@@ -74,6 +74,16 @@ def test_the_document_of_a_drawn_study_names_its_point_without_switches(
     assert content["versions"]["created"] == content["versions"]["exported"]
 
 
+def test_a_trials_own_seed_stands_beside_the_studys(make_study: Callable[..., Any]) -> None:
+    study = make_study({"seed": [8]}, seed=3)
+    study.complete(study.claim(), [0.5])
+    document = exported(read_summary(study.database, "made-up"))
+    content = json.loads(document.render(ExportFormat.JSON))
+    assert (content["seed"], content["settings"]["training"]["seed"]) == (3, 8)
+    lines = document.render(ExportFormat.ENV).splitlines()
+    assert [line for line in lines if "SEED=" in line] == ["HPSEARCH_TRAINING_SEED=8", "HPSEARCH_SEED=3"]
+
+
 def test_a_write_that_fails_leaves_the_old_export(trained: StudySummary, tmp_path: Path) -> None:
     folder = tmp_path / "exports"
     with pytest.raises(ArtifactError, match=f"cannot write {folder}/best.toml"):

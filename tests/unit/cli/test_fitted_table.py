@@ -6,6 +6,7 @@ import io
 
 import pytest
 from rich.console import Console, Group
+from rich.live import Live
 
 from hpsearch.cli.fitted_table import FittedTable, TableColumn
 
@@ -44,9 +45,18 @@ def test_columns_leave_in_their_order_and_are_named() -> None:
     assert all(part in text for part in ("10.94%", "8.59%", "learning_rate", "0.0003162", "[red]"))
 
 
-def test_what_cannot_leave_is_wider_than_the_terminal_rather_than_cut() -> None:
-    assert "0.0003162" in shown(COLUMNS, 12)
-    assert "…" not in shown(COLUMNS, 12)
+def test_what_cannot_leave_is_folded_rather_than_cut() -> None:
+    folded = shown(COLUMNS, 12)
+    assert max(map(len, folded.splitlines())) == 12
+    assert "0.0003162" in folded.replace("\n", "")
+    assert "…" not in folded
+
+
+def test_a_live_view_cuts_nothing_either() -> None:
+    console = Console(file=io.StringIO(), width=20, force_terminal=True, color_system=None)
+    with Live(FittedTable(COLUMNS[1:3]), console=console, auto_refresh=False):
+        pass
+    assert "0.0003162" in str(console.file.getvalue()).replace("\n", "")  # type: ignore[attr-defined]
 
 
 def test_into_a_pipe_goes_everything_however_wide() -> None:

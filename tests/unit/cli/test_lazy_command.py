@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -49,3 +52,29 @@ def test_help_of_a_group_lists_its_commands(capsys: pytest.CaptureFixture[str]) 
 def test_a_slip_of_the_pen_is_helped(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["wrker"]) == 2
     assert "Did you mean 'worker'?" in capsys.readouterr().err
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Those that a command installs are gone afterwards; that the tests run under nohup is forgotten meanwhile."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_the_first_hang_up_is_a_ctrl_c_and_those_that_follow_are_nothing() -> None:
+    """A terminal that is closed sends several."""
+    assert run_command_line(["data", "verify", "digits"]) == 0
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGHUP)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_command_can_be_called_in_a_thread() -> None:
+    """Which cannot handle signals."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run_command_line, ["data", "verify", "digits"]).result() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import zlib
@@ -253,6 +254,23 @@ def test_a_key_that_the_best_does_not_have_is_narrowed_beside_its_rivals(pruned:
     run = Run(narrowing, error, beyond(0.01))
     assert run.best["optimizer"] == "momentum"
     assert float(run.best["momentum"]) == pytest.approx(0.8, abs=0.02)
+
+
+def test_a_key_that_only_rivals_have_is_not_narrowed_beyond_the_finest_spacing() -> None:
+    """Its own grid is finer than the best's, which is halved more often."""
+    fine = log_grid("momentum", 0, -2, per_decade=4)
+    narrowing = Narrowing([choice("optimizer", "sgd", "momentum"), RATES, fine], reduce=without_idle_momentum)
+
+    def error(point: Point) -> float:
+        distance = log_distance(point, learning_rate=0.02) + 0.1
+        if point["optimizer"] == "momentum":
+            distance += 0.0004 + log_distance(point, momentum=0.0713) ** 0.5 / 2
+        return distance
+
+    run = Run(narrowing, error, beyond(0.001))
+    assert run.best["optimizer"] == "sgd"
+    tried = sorted(math.log10(float(value)) for value in run.tried("momentum"))
+    assert min(b - a for a, b in itertools.pairwise(tried)) == pytest.approx(1 / 16)
 
 
 def without_idle_momentum(point: Point) -> Point:

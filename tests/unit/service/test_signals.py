@@ -133,10 +133,31 @@ def test_the_first_signal_after_another_request_to_stop_lets_the_worker_clean_up
     assert ended == [128 + signal.SIGTERM]
 
 
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_a_hang_up_asks_to_stop_and_is_no_second_request(
+    stop: StopSignal, monkeypatch: pytest.MonkeyPatch, first: signal.Signals
+) -> None:
+    """A terminal that is closed sends it once or twice."""
+    monkeypatch.setattr(signals.os, "_exit", lambda code: pytest.fail("it ended at once"))
+    signal.raise_signal(first)
+    signal.raise_signal(signal.SIGHUP)
+    assert stop.is_set()
+
+
+def test_what_nohup_ignores_stays_ignored(stop: StopSignal) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert not stop.install().is_set()
+    signals.on_end(signal.default_int_handler)
+    signal.raise_signal(signal.SIGHUP)
+    assert not stop.is_set()
+
+
 @pytest.fixture
 def stop() -> Iterator[StopSignal]:
     """Installed in this process; the handlers that were there come back afterwards."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in handled}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     yield StopSignal().install()
     for number, handler in before.items():
         signal.signal(number, handler)
