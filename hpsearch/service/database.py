@@ -6,6 +6,7 @@ password, rights, versions) becomes one clear line here; the password never appe
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -58,6 +59,7 @@ _FINAL_REFUSALS = (
         "denies user {user} the right",
     ),
 )
+_POOL_LOGGER = "sqlalchemy.pool.impl.QueuePool"
 _NO_SUCH_VALUE = "22P02"  # invalid text representation: a text is not what it is cast to
 _READ_ONLY = "25006"  # a standby, or a server in the middle of a fail-over: the next connection may reach the new one
 # SQLSTATEs (or their classes) that a new attempt may cure: connection lost, server stopping or starting,
@@ -269,6 +271,7 @@ def open_database(
     url = parse_url(text)
     options = _engine_options(url)
     limit_answers()
+    logging.getLogger(_POOL_LOGGER).addFilter(_is_error)  # does nothing the second time
     engine = sqlalchemy.create_engine(url, **options)
     event.listen(engine, "connect", _set_up_session)
     try:
@@ -304,6 +307,12 @@ def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
         "pool_size": 4,
         "connect_args": arguments,
     }
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    """False for the traceback that SQLAlchemy logs when Ctrl-C meets a connection that is just given back."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or isinstance(error, Exception)
 
 
 def _set_up_session(connection: Any, record: object) -> None:

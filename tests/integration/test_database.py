@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import subprocess
@@ -97,6 +98,22 @@ def test_sessions_run_in_utc_whatever_server_and_environment_say(
     with opened.storage.engine.connect() as connection:
         assert connection.execute(text("SHOW timezone")).scalar_one() == "UTC"
     opened.close()
+
+
+@pytest.mark.parametrize(("error", "num_lines"), [(KeyboardInterrupt, 0), (RuntimeError, 1)])
+def test_an_interruption_while_a_connection_is_given_back_logs_no_traceback(
+    error: type[BaseException], num_lines: int, tables_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise error
+
+    database = open_database(tables_url)
+    sqlalchemy.event.listen(database.engine.pool, "reset", interrupt)
+    with pytest.raises(error) if num_lines == 0 else contextlib.nullcontext():
+        database.transaction(lambda connection: connection.execute(text("SELECT 1")).all())
+    sqlalchemy.event.remove(database.engine.pool, "reset", interrupt)
+    database.close()
+    assert [record.message for record in caplog.records] == ["Exception during reset or similar"] * num_lines
 
 
 def test_options_of_the_url_are_kept(database_url: str) -> None:
