@@ -3,12 +3,15 @@
 Any number of processes share one server. Each holds a shared lock on a file for as long as it lives; whoever
 leaves and finds nobody else holding it stops the server. The kernel drops the lock of a killed process, so a
 SIGKILL leaves no client behind. If the very last one is killed, the server stays up for the next to find.
+
+    lock          exclusive, while a process starts or stops the server
+    clients       shared, by each client as long as it uses the server
+    server.lock   exclusive, by the server's own processes (postgres_server.py)
 """
 
 from __future__ import annotations
 
 import atexit
-import fcntl
 import logging
 import os
 import time
@@ -18,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from hpsearch.errors import StorageError
+from hpsearch.service.file_lock import check_excludes, close_lock_file, lock_shared, open_lock_file, try_lock
 from hpsearch.service.home import home_folder
 from hpsearch.service.postgres_programs import SERVER_USER, PostgresPrograms
 from hpsearch.service.postgres_server import PostgresServer
@@ -63,10 +67,10 @@ class EmbeddedPostgres:
             _make_private(folder, programs)
             server = PostgresServer(folder=folder, programs=programs)
             with _exclusive(folder):
-                clients_lock = _open(folder / "clients")
+                clients_lock = open_lock_file(folder / "clients")
                 try:
                     server.ensure_running(limit_seconds=limit_seconds)
-                    fcntl.flock(clients_lock, fcntl.LOCK_SH)  # free: exclusive holders hold our other lock too
+                    lock_shared(clients_lock)  # free: exclusive holders hold our other lock too
                 except BaseException as error:
                     _leave_unstarted(server, clients_lock, error)
                     raise
@@ -102,15 +106,15 @@ class EmbeddedPostgres:
         atexit.unregister(self._stop_at_exit)
         try:
             with _exclusive(self.folder):
-                if _try_lock(clients_lock):
+                if try_lock(clients_lock):
                     self._server.stop()
         finally:
-            os.close(clients_lock)
+            close_lock_file(clients_lock)
 
     def _stop_at_exit(self) -> None:
         try:
             self.stop()
-        except StorageError as error:  # too late to fail; the next start finds the server and uses it
+        except (StorageError, OSError) as error:  # too late to fail; the next start finds the server and uses it
             logger.warning("%s", error)
 
     def __enter__(self) -> EmbeddedPostgres:
@@ -185,41 +189,30 @@ def _leave_unstarted(server: PostgresServer, clients_lock: int, error: BaseExcep
     After an error the server is left alone: a long recovery goes on, and the next start finds it.
     """
     try:
-        if not isinstance(error, Exception) and _try_lock(clients_lock):
+        if not isinstance(error, Exception) and try_lock(clients_lock):
             server.stop()
     except StorageError as failure:
         logger.warning("%s", failure)
     finally:
-        os.close(clients_lock)
+        close_lock_file(clients_lock)
 
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
     """Hold the folder's lock: one process (and one thread) at a time starts or stops its server."""
-    lock = _open(folder / "lock")
+    path = folder / "lock"
+    lock = open_lock_file(path)
     try:
         deadline = time.monotonic() + _LOCK_LIMIT_SECONDS
-        while not _try_lock(lock):
+        while not try_lock(lock):
             if time.monotonic() > deadline:
                 raise StorageError(
                     f"another process has been starting or stopping the PostgreSQL in {folder} "
                     f"for {_LOCK_LIMIT_SECONDS:.0f} seconds",
-                    hint=f"find it with: fuser {folder / 'lock'}",
+                    hint=f"find it with: fuser {path}",
                 )
             time.sleep(0.05)  # flock itself knows no time limit
+        check_excludes(lock, path)
         yield
     finally:
-        os.close(lock)  # and so lets go of it
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _open(path: Path) -> int:
-    # Not inherited by programs that we run (Python's default): a server must not count as its own client.
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        close_lock_file(lock)

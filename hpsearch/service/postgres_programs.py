@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,10 +72,12 @@ class PostgresPrograms:
         return found
 
     def run(
-        self, program: str, *arguments: str, folder: Path, timeout_seconds: float
+        self, program: str, *arguments: str, folder: Path, timeout_seconds: float, keep_open: Collection[int] = ()
     ) -> subprocess.CompletedProcess[str]:
         """Run one program in `folder`, to its end.
 
+        Args:
+            keep_open: descriptors that the program inherits, and the programs that it starts.
         Returns:
             Exit code, and in `stdout` all that it printed. One that runs out of time is killed: code -9.
         """
@@ -90,6 +93,7 @@ class PostgresPrograms:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                pass_fds=keep_open,
                 umask=0o077,
                 start_new_session=True,  # Ctrl-C is for us; PostgreSQL must not die of it
                 user=None if self.user is None else self.user.pw_uid,

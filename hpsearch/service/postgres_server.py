@@ -5,17 +5,22 @@ Nothing here is safe for two callers at once: `embedded` holds a lock around eac
     folder/           0700, of the user that the server runs as
       data/           PostgreSQL's own
       server.log
+      server.lock     locked by the server's processes, and by those that make its data: its postmaster inherits the
+                      descriptor, and its children from it. The kernel knows that in every PID namespace and container,
+                      while a process number means nothing outside its own
       host            the machine that started the server last
       .s.PGSQL.5432   the socket, the only way in: whoever can enter the folder is the database's superuser
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +31,13 @@ import psycopg2.extensions
 from sqlalchemy import URL
 
 from hpsearch.errors import StorageError
+from hpsearch.service.file_lock import (
+    LOCAL_FILE_SYSTEMS,
+    close_lock_file,
+    file_system_type,
+    open_lock_file,
+    try_lock,
+)
 from hpsearch.service.postgres_programs import MAJOR_VERSION, PostgresPrograms
 
 DATABASE = "hpsearch"
@@ -81,19 +93,24 @@ class PostgresServer:
 
         Raises:
             StorageError: no answer within about `limit_seconds`, or the server cannot start.
+            OSError: the file system has no locks.
         """
-        self._initialise()
+        self._check_version()
+        if self._refusal() is not None:
+            self._check_host()
         deadline = time.monotonic() + limit_seconds
         attempts = 0
         while (refusal := self._refusal()) is not None:
             if time.monotonic() > deadline or attempts == _START_ATTEMPTS:
-                raise self._failure(f"does not answer: {refusal}")
-            if self.postmaster_pid is not None:
-                time.sleep(_PAUSE_SECONDS)  # it is starting, recovering from a crash, or stopping
-                continue
-            self._clear_remains(deadline)
-            attempts += 1
-            self._start(limit_seconds)
+                raise self._failure(f"does not answer: {refusal}{self._holder()}")
+            with self._start_lock() as start_lock:
+                if start_lock is None:  # it is starting, recovering from a crash, stopping, or hangs
+                    time.sleep(_PAUSE_SECONDS)
+                    continue
+                deadline += self._initialise(start_lock)
+                self._clear_remains()
+                attempts += 1
+                self._start(limit_seconds, start_lock)
         self._create_database()
 
     def stop(self) -> None:
@@ -104,13 +121,15 @@ class PostgresServer:
         """
         for mode in ("fast", "immediate"):
             if self.postmaster_pid is None:
-                return
+                break
             stopped = self._pg_ctl("stop", "-m", mode, limit_seconds=_STOP_LIMIT_SECONDS)
             logger.debug("pg_ctl stop -m %s: %s", mode, stopped)
         if self.postmaster_pid is not None:
             raise self._failure("does not stop")
+        if self._listens():
+            logger.warning("the PostgreSQL in %s runs on: it is in another container or PID namespace", self.folder)
 
-    def _initialise(self) -> None:
+    def _check_version(self) -> None:
         data = self._data
         if (data / "PG_VERSION").exists():
             version = (data / "PG_VERSION").read_text().strip()
@@ -119,12 +138,23 @@ class PostgresServer:
                     f"{data} was made by PostgreSQL {version}, this hpsearch brings version {MAJOR_VERSION}",
                     hint="set HPSEARCH_HOME to another folder, or convert this one with pg_upgrade",
                 )
-            return
+
+    def _initialise(self, start_lock: int) -> float:
+        """Make the data unless they are there; returns the seconds that it took."""
+        if (self._data / "PG_VERSION").exists():
+            return 0.0
+        started = time.monotonic()
         # Made elsewhere and renamed: a kill in the middle leaves no half of a database behind.
         partial = self.folder / "data.partial"
         shutil.rmtree(partial, ignore_errors=True)
         made = self.programs.run(
-            "initdb", *_INITDB_OPTIONS, "-D", partial.name, folder=self.folder, timeout_seconds=300
+            "initdb",
+            *_INITDB_OPTIONS,
+            "-D",
+            partial.name,
+            folder=self.folder,
+            timeout_seconds=300,
+            keep_open=[start_lock],  # it may outlive us
         )
         if made.returncode != 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -132,60 +162,87 @@ class PostgresServer:
                 f"cannot make a database in {self.folder} (initdb exited with {made.returncode})",
                 hint=f"initdb said: {_last_lines(made.stdout)}",
             )
-        partial.rename(data)
+        partial.rename(self._data)
+        return time.monotonic() - started
 
-    def _start(self, limit_seconds: float) -> None:
+    @contextmanager
+    def _start_lock(self) -> Iterator[int | None]:
+        """The lock that a server needs, to be passed on to it; None while any server may be alive.
+
+        Two servers on the same data destroy them. Servers of hpsearch 0.1 before this lock hold none: they are known
+        by their process, or, from another PID namespace, by the socket that they listen on.
+        """
+        start_lock = open_lock_file(self.folder / "server.lock")
+        try:
+            is_free = try_lock(start_lock) and not self._listens() and not self._has_processes()
+            yield start_lock if is_free else None
+        finally:
+            close_lock_file(start_lock)
+
+    def _start(self, limit_seconds: float, start_lock: int) -> None:
         (self.folder / "host").write_text(socket.gethostname())
-        said = self._pg_ctl("start", "-l", "server.log", "-o", _SERVER_OPTIONS, limit_seconds=limit_seconds)
+        options = ("-l", "server.log", "-o", _SERVER_OPTIONS)
+        said = self._pg_ctl("start", *options, limit_seconds=limit_seconds, keep_open=[start_lock])
         logger.debug("pg_ctl start: %s", said)
 
-    def _pg_ctl(self, action: str, *options: str, limit_seconds: float) -> str:
+    def _pg_ctl(self, action: str, *options: str, limit_seconds: float, keep_open: Sequence[int] = ()) -> str:
         # -w waits until it is done; a longer recovery goes on by itself and `ensure_running` keeps asking.
         seconds = max(1, round(limit_seconds))
         arguments = ("-w", "-t", str(seconds), "-D", "data", *options)
-        return self.programs.run("pg_ctl", action, *arguments, folder=self.folder, timeout_seconds=seconds + 10).stdout
+        return self.programs.run(
+            "pg_ctl", action, *arguments, folder=self.folder, timeout_seconds=seconds + 10, keep_open=keep_open
+        ).stdout
 
-    def _clear_remains(self, deadline: float) -> None:
+    def _clear_remains(self) -> None:
         """Remove the lock files of a server that is gone, if they would keep PostgreSQL from starting.
 
         PostgreSQL itself removes a lock file whose process is dead. One that names a living process (the
-        number was used again, or a zombie waits to be reaped) it must respect; we know more, because a
-        server's processes all work in its data folder.
+        number was used again, or a zombie waits to be reaped) it must respect; the start lock tells us more.
         """
-        remains = [path for path in (self._pid_file, self.folder / f".s.PGSQL.{_PORT}.lock") if path.exists()]
-        if not remains:
-            return
-        self._refuse_other_host()
-        while self._has_processes():  # a killed server's children see it and leave within moments
-            if time.monotonic() > deadline:
-                raise self._failure("was killed, but processes of it live on")
-            time.sleep(_PAUSE_SECONDS)
-        for lock_file in remains:
+        for lock_file in (self._pid_file, self.folder / f"{self._socket.name}.lock"):
+            if not lock_file.exists():
+                continue
             pid = _recorded_pid(lock_file)
             if pid is None or psutil.pid_exists(pid):
                 logger.warning("removing %s: it names process %s, which is no server of ours", lock_file, pid)
                 lock_file.unlink(missing_ok=True)
 
-    def _refuse_other_host(self) -> None:
-        # On a shared home folder the server may be alive on another machine, where we can see no process:
-        # two servers on the same data would destroy it.
+    def _check_host(self) -> None:
+        """Refuse the data of a server that may be alive on another machine, where no lock of this one reaches."""
+        kind = file_system_type(self.folder)
+        if kind in LOCAL_FILE_SYSTEMS:
+            return
+        logger.warning(
+            "%s is on a file system (%s) that other machines may share, and its locks may not reach them: "
+            "set HPSEARCH_HOME to a folder on a local disk",
+            self.folder,
+            kind,
+        )
         host_file = self.folder / "host"
         host = host_file.read_text() if host_file.exists() else ""
-        if host not in ("", socket.gethostname()):
+        if self._pid_file.exists() and host not in ("", socket.gethostname()):
             raise StorageError(
                 f"the database in {self.folder} is in use on host {host}, or was when that host went down",
                 hint=f"end hpsearch there, or set HPSEARCH_HOME to a folder of this host; "
                 f"if {host} is gone for good, remove {self._pid_file}",
             )
 
+    def _listens(self) -> bool:
+        """Whether a process of any namespace listens on the socket, even one that is stopped and answers nothing."""
+        with closing(socket.socket(socket.AF_UNIX)) as client:
+            client.setblocking(False)
+            return client.connect_ex(str(self._socket)) not in (errno.ENOENT, errno.ECONNREFUSED)
+
     def _has_processes(self) -> bool:
-        return any(process.info["cwd"] == str(self._data) for process in psutil.process_iter(["cwd"]))
+        return any(self._works_here(process.pid) for process in psutil.process_iter())
 
     def _works_here(self, pid: int) -> bool:
         try:
             process = psutil.Process(pid)
-            return process.name() == "postgres" and process.cwd() == str(self._data)
-        except psutil.Error:  # gone, a zombie, or of another user: none of them is our server
+            # Compared as files: seen from outside its container, a process has another path.
+            folder = f"/proc/{pid}/cwd" if sys.platform == "linux" else process.cwd()
+            return process.name() == "postgres" and self._data.samefile(folder)
+        except (psutil.Error, OSError):  # gone, a zombie, or of another user: none of them is our server
             return False
 
     def _refusal(self) -> str | None:
@@ -217,9 +274,22 @@ class PostgresServer:
         tail = _last_lines(log.read_text(errors="replace")) if log.exists() else "(no log yet)"
         return StorageError(f"the PostgreSQL in {self.folder} {what}", hint=f"{log} ends: {tail}")
 
+    def _holder(self) -> str:
+        """Who may keep us from starting the server, for an error; empty if a server of this namespace is there."""
+        if self.postmaster_pid is not None:
+            return ""
+        with self._start_lock() as start_lock:
+            if start_lock is not None:
+                return ""
+        return "; a server in another container or PID namespace, or what is left of one, holds the folder"
+
     @property
     def _data(self) -> Path:
         return self.folder / "data"
+
+    @property
+    def _socket(self) -> Path:
+        return self.folder / f".s.PGSQL.{_PORT}"
 
     @property
     def _pid_file(self) -> Path:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from hpsearch.errors import StorageError
+from hpsearch.service import postgres_server
 from hpsearch.service.embedded import EmbeddedPostgres, default_folder
 from hpsearch.service.postgres_server import PostgresServer
 
@@ -36,9 +39,9 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="root alone runs the serv
 class Client:
     """Another process that holds the server."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: str = CLIENT) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, str(folder)],
+            [sys.executable, "-c", program, str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -276,14 +279,71 @@ def test_stale_lock_file_does_not_stand_in_the_way(
     assert stranger.poll() is None  # it was left alone
 
 
-def test_pid_file_from_another_host_is_respected(folder: Path) -> None:
+def test_pid_file_from_another_host_is_respected_where_hosts_may_share_the_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     with EmbeddedPostgres.start(folder) as postgres:
         kill_server(postgres)
         (folder / "host").write_text("node17")
-        with pytest.raises(StorageError, match="in use on host node17") as caught:
-            EmbeddedPostgres.start(folder)
+        with monkeypatch.context() as on_nfs:
+            on_nfs.setattr(postgres_server, "file_system_type", lambda path: "nfs4")
+            with pytest.raises(StorageError, match="in use on host node17") as caught:
+                EmbeddedPostgres.start(folder)
         assert "postmaster.pid" in str(caught.value.hint)
-        (folder / "host").unlink()
+        assert "(nfs4) that other machines may share" in caplog.text
+        assert "HPSEARCH_HOME" in caplog.text
+        caplog.clear()
+        with EmbeddedPostgres.start(folder) as again:  # a container that was made anew has another host name
+            assert ask(again.url, "SELECT 1") == 1
+        assert "HPSEARCH_HOME" not in caplog.text
+
+
+def _refuse_locks(descriptor: int, operation: int) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize(
+    ("flock", "said"),
+    [(_refuse_locks, "No locks available"), (lambda descriptor, operation: None, "exclude nobody")],
+)
+def test_a_file_system_without_locks_is_refused(
+    flock: Callable[[int, int], None], said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(StorageError, match=said) as caught:
+        EmbeddedPostgres.start(folder)
+    assert "HPSEARCH_HOME" in str(caught.value.hint)
+    assert not (folder / "data" / "postmaster.pid").exists()
+
+
+# As CLIENT, with a child of a plain fork (a network of the user's may have one) that lives on.
+FORKING_CLIENT = CLIENT.replace(
+    "print(",
+    """import os, time
+child = os.fork()
+if child == 0:
+    os.closerange(0, 3)
+    time.sleep(600)
+    os._exit(0)
+print(child, """,
+)
+
+
+@pytest.mark.parametrize("end", ["leaves", "is killed"])
+def test_a_child_that_a_client_forked_does_not_keep_the_server(folder: Path, end: str) -> None:
+    client = Client(folder, FORKING_CLIENT)
+    assert client.process.stdout is not None
+    child, pid = map(int, client.process.stdout.readline().split())
+    try:
+        if end == "leaves":
+            client.leave()
+        else:
+            client.kill()
+            EmbeddedPostgres.start(folder).stop()
+        assert has_ended(pid)
+        assert psutil.pid_exists(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_server_that_hangs_is_an_error_within_the_limit(folder: Path) -> None:
