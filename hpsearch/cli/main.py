@@ -81,7 +81,7 @@ COMMANDS = (
     LazyCommand(
         "dashboard",
         "hpsearch.cli.view_commands:dashboard",
-        "Serve optuna-dashboard on this storage until Ctrl-C. It has no login: whoever reaches it may delete studies.",
+        "Serve optuna-dashboard on this storage until Ctrl-C. It changes no study unless --allow-changes is given.",
     ),
     LazyCommand("data", "hpsearch.cli.data_commands:app", "Fetch and verify data sets."),
     LazyCommand(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,8 @@ import typer
 from hpsearch.errors import InputError
 from hpsearch.logs import take_over_logger
 from hpsearch.service import launch
-from hpsearch.service.database import PASSWORD_FILE_VARIABLE, Database
+from hpsearch.service.dashboard_gate import host_of
+from hpsearch.service.database import PASSWORD_FILE_VARIABLE, Database, read_password
 from hpsearch.service.lane_choice import MAX_LANES
 from hpsearch.service.metrics import METRICS_VARIABLE, MetricsAddress
 
@@ -145,6 +146,29 @@ def parse_lanes(text: str) -> int | None:
     if text.isdecimal() and 1 <= int(text) <= MAX_LANES:
         return int(text)
     raise InputError(f"--lanes must be auto or a whole number from 1 to {MAX_LANES}, got {text!r}")
+
+
+def parse_hosts(texts: Iterable[str]) -> frozenset[str]:
+    """Names and addresses, each text one or several with commas between them, as `canonical_host` writes them.
+
+    Raises:
+        InputError: one of them is neither a name nor an address.
+    """
+    hosts = set()
+    for text in (part.strip() for given in texts for part in given.split(",") if part.strip()):
+        host = host_of(f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text)
+        if host is None or "*" in host:
+            raise InputError(
+                f"--allowed-host must be a name or an address, got {text!r}",
+                hint="as browsers show it, without http://, for example search.example.org",
+            )
+        hosts.add(host)
+    return frozenset(hosts)
+
+
+def read_password_file(path: Path) -> str:
+    """The password of the dashboard. Raises InputError if the file cannot be read or is empty."""
+    return read_password(path.expanduser(), "--password-file names a file whose first line is the password")
 
 
 def parse_metrics(text: str | None) -> MetricsAddress | None:

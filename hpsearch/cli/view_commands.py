@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import time
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +29,7 @@ from hpsearch.results.study_status import read_status
 from hpsearch.results.summary import StudySummary, read_summary
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.dashboard import serve_dashboard
+from hpsearch.service.dashboard_gate import Access, canonical_host, is_loopback
 from hpsearch.service.database import Database
 from hpsearch.service.registry import study_names
 
@@ -114,8 +114,29 @@ def export(
 
 
 def dashboard(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Name or address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    allow_changes: Annotated[
+        bool,
+        typer.Option("--allow-changes", help="Let its pages delete studies and change trials; else they save notes."),
+    ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            envvar="HPSEARCH_ALLOWED_HOSTS",
+            help="Another name or address by which it may be asked, such as a proxy's; may be repeated.",
+        ),
+    ] = None,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="HPSEARCH_DASHBOARD_PASSWORD_FILE",
+            show_default="no login",
+            help="Ask for the password in this file's first line; any user name will do.",
+        ),
+    ] = None,
     behind_proxy: Annotated[
         bool,
         typer.Option("--behind-proxy", help="Allow an address beyond this machine: a proxy asks for the login."),
@@ -123,22 +144,21 @@ def dashboard(
     storage: options.Storage = None,
     artifacts: options.Artifacts = None,
 ) -> None:
-    """Serve optuna-dashboard on this storage until Ctrl-C. It has no login: whoever reaches it may delete studies."""
-    if not behind_proxy and not _is_loopback(host):
+    """Serve optuna-dashboard on this storage until Ctrl-C. It changes no study unless --allow-changes is given."""
+    if not behind_proxy and password_file is None and not is_loopback(canonical_host(host)):
         raise InputError(
-            f"--host {host} would let others in, and optuna-dashboard has no login",
-            hint="keep 127.0.0.1 and tunnel, or put an authenticating proxy in front and add --behind-proxy",
+            f"--host {host} would let others in, and the dashboard has no login",
+            hint="keep 127.0.0.1 and tunnel; or name a --password-file; or put an authenticating proxy in front and "
+            "add --behind-proxy",
         )
+    access = Access(
+        hosts=options.parse_hosts(allowed_host or ()),
+        password=None if password_file is None else options.read_password_file(password_file),
+        allows_changes=allow_changes,
+    )
     kept = open_artifacts(options.artifacts_in(artifacts))
     with options.open_storage(storage) as database:
-        serve_dashboard(database.storage, kept, host, port, on_ready=lambda url: typer.echo(url))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        serve_dashboard(database.storage, kept, host, port, access, on_ready=lambda url: typer.echo(url))
 
 
 def _read_all(database: Database) -> list[StudySummary]:

@@ -203,8 +203,17 @@ def with_password_of_file(text: str) -> str:
     url = parse_url(text)
     if not named or url.password is not None:
         return text
-    path = Path(named).expanduser()
     hint = f"{PASSWORD_FILE_VARIABLE} names a file whose first line is the password"
+    password = read_password(Path(named).expanduser(), hint)
+    return url.set(password=password).render_as_string(hide_password=False)
+
+
+def read_password(path: Path, hint: str) -> str:
+    """The first line of a password file.
+
+    Raises:
+        InputError: it cannot be read, or is empty; with this hint.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -212,7 +221,7 @@ def with_password_of_file(text: str) -> str:
         raise InputError(f"cannot read the password file {path}: {reason}", hint=hint) from error
     if not lines or not lines[0]:
         raise InputError(f"the password file {path} is empty", hint=hint)
-    return url.set(password=lines[0]).render_as_string(hide_password=False)
+    return lines[0]
 
 
 def _with_whole_password(url: sqlalchemy.URL, text: str) -> sqlalchemy.URL:

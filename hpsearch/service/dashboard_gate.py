@@ -1,0 +1,263 @@
+"""Decides which requests reach optuna-dashboard, and how its answers leave: a WSGI application in front of it.
+
+optuna-dashboard has no login and no read-only mode, and it answers whatever Host a request names. A page of any web
+site can make a browser on this machine send requests to it (DNS rebinding), and its routes delete studies and set
+results. So requests are checked by allow-lists: a route that a later version adds is refused until it is named here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import ipaddress
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, final
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+LOCAL_ADDRESS = "hpsearch.local_address"  # in the environment of a request: the address at which it came in
+HEALTH_PATH = "/healthz"
+
+_READING = ("GET", "HEAD")
+# What may be written without --allow-changes: Markdown notes, and files beside those of the workers. The other POST
+# routes of optuna-dashboard 0.21 change studies, but for /api/llm/*, which only read and ask a language model; there is
+# none here.
+_ALLOWED_WRITES = (
+    ("PUT", re.compile(r"/api/studies/[0-9]+(/[0-9]+)?/note")),
+    ("POST", re.compile(r"/api/artifacts/[0-9]+(/[0-9]+)?")),
+)
+_RENAME = re.compile(r"/api/studies/(?P<study>[0-9]+)/rename/*")
+
+# Pages of optuna-dashboard itself. All other answers are files that somebody has uploaded.
+_OWN_PATHS = re.compile(r"|/|/(dashboard|api|static|csv)(/.*)?|/favicon\.ico|/incompatible-rdb-schema", re.DOTALL)
+_HEALTH_IS_THAT_OF = "/api/studies"  # answers only while the database does
+_SHOWN_TYPES = ("image/", "audio/", "video/")  # of uploaded files: shown inside the dashboard's pages, never run
+_MAX_DRAINED_BYTES = 1 << 20
+
+_HOST = re.compile(r"(\[(?P<v6>[^\[\]]+)\]|(?P<name>[^\[\]:/@,\s]+))(:[0-9]{1,5})?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Who may ask what.
+
+    Args:
+        hosts: names and addresses by which the dashboard may be asked, besides loopback and the address at which a
+            request came in; as `canonical_host` writes them.
+        password: None: no login. The user's name is not checked.
+        allows_changes: all routes of optuna-dashboard pass, those that delete included.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    password: str | None = field(default=None, repr=False)
+    allows_changes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Refusal:
+    """An answer that the dashboard is not asked for; its page shows the reason of a refused action."""
+
+    status: HTTPStatus
+    reason: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@final
+class DashboardGate:
+    """The WSGI application. Any number of threads may call it.
+
+    Args:
+        app: optuna-dashboard.
+        is_hpsearch_study: whether the study of this id is one of hpsearch, whose points a renaming would lose.
+    """
+
+    def __init__(self, app: WSGIApplication, access: Access, *, is_hpsearch_study: Callable[[int], bool]) -> None:
+        self._app = app
+        self._access = access
+        self._is_hpsearch_study = is_hpsearch_study
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        refusal = self._refuse(environ)
+        if refusal is not None:
+            return _answer(environ, start_response, refusal)
+        path = environ["PATH_INFO"]
+        if path == HEALTH_PATH:
+            return self._show_health(environ, start_response)
+        is_upload = _OWN_PATHS.fullmatch(path) is None
+        return self._app(environ, _with_safe_headers(start_response, is_upload=is_upload))
+
+    def _refuse(self, environ: WSGIEnvironment) -> _Refusal | None:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        host = host_of(environ.get("HTTP_HOST", ""))
+        if host is None or not self._is_allowed(host, environ):
+            return _Refusal(
+                status=HTTPStatus.FORBIDDEN,
+                reason=f"Host {environ.get('HTTP_HOST', '')!r} is not one by which this dashboard may be asked. "
+                "hint: hpsearch dashboard --allowed-host NAME",
+            )
+        if not path.isascii():  # the application drops bytes that are no UTF-8: it would see another path than this
+            return _Refusal(status=HTTPStatus.NOT_FOUND, reason="no such page")
+        if path != HEALTH_PATH and not self._knows_password(environ):
+            return _Refusal(
+                status=HTTPStatus.UNAUTHORIZED,
+                reason="a password is needed",
+                headers=(("WWW-Authenticate", 'Basic realm="hpsearch dashboard", charset="UTF-8"'),),
+            )
+        if method in _READING:
+            return None
+        return self._refuse_write(method, path, environ)
+
+    def _refuse_write(self, method: str, path: str, environ: WSGIEnvironment) -> _Refusal | None:
+        if not self._is_same_origin(environ):
+            return _Refusal(
+                status=HTTPStatus.FORBIDDEN,
+                reason=f"a page of {environ.get('HTTP_ORIGIN', 'another site')} may not change anything here",
+            )
+        is_allowed = any(method == allowed and pattern.fullmatch(path) for allowed, pattern in _ALLOWED_WRITES)
+        if not is_allowed and not self._access.allows_changes:
+            return _Refusal(
+                status=HTTPStatus.FORBIDDEN,
+                reason="this dashboard changes no studies (notes and uploads are saved). "
+                "hint: hpsearch dashboard --allow-changes",
+            )
+        rename = _RENAME.fullmatch(path)
+        if rename is not None and self._is_hpsearch_study(int(rename["study"])):
+            return _Refusal(
+                status=HTTPStatus.FORBIDDEN,
+                reason="optuna-dashboard renames a study by copying it and deleting the original, which loses the "
+                "points, epochs and checkpoints of a study of hpsearch",
+            )
+        return None
+
+    def _is_allowed(self, host: str, environ: WSGIEnvironment) -> bool:
+        return is_loopback(host) or host in self._access.hosts or host == canonical_host(environ.get(LOCAL_ADDRESS, ""))
+
+    def _knows_password(self, environ: WSGIEnvironment) -> bool:
+        if self._access.password is None:
+            return True
+        scheme, _, credentials = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() != "basic":
+            return False
+        try:
+            _, _, given = base64.b64decode(credentials.strip(), validate=True).partition(b":")
+        except (binascii.Error, ValueError):
+            return False
+        return hmac.compare_digest(given, self._access.password.encode())
+
+    def _is_same_origin(self, environ: WSGIEnvironment) -> bool:
+        """Whether a page of the dashboard itself asks, or no page at all. Browsers name the origin of what changes."""
+        origin = environ.get("HTTP_ORIGIN")
+        if origin is None:
+            return environ.get("HTTP_SEC_FETCH_SITE", "none") in ("none", "same-origin")
+        scheme, _, netloc = origin.partition("://")
+        if scheme not in ("http", "https"):
+            return False
+        # A proxy may have replaced Host by its own name for this dashboard; the browser knows the outer one.
+        return netloc.lower() == environ["HTTP_HOST"].lower() or host_of(netloc) in self._access.hosts
+
+    def _show_health(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """200 while the studies can be read, else 503. It tells nothing else, and asks for no password."""
+        statuses: list[str] = []
+        asked = {**environ, "REQUEST_METHOD": "GET", "PATH_INFO": _HEALTH_IS_THAT_OF, "QUERY_STRING": ""}
+
+        def note(status: str, headers: list[tuple[str, str]], *_: Any) -> Callable[[bytes], object]:
+            statuses.append(status)
+            return lambda data: None
+
+        body = self._app(asked, note)
+        close = getattr(body, "close", None)
+        if close is not None:
+            close()
+        is_well = statuses[-1:] and statuses[-1].startswith("200")
+        status, text = (HTTPStatus.OK, "ok") if is_well else (HTTPStatus.SERVICE_UNAVAILABLE, "the database is away")
+        return _send(environ, start_response, status, "text/plain; charset=utf-8", text + "\n")
+
+
+def host_of(netloc: str) -> str | None:
+    """The host of HOST[:PORT] as `canonical_host` writes it; None if this is not what stands there."""
+    found = _HOST.fullmatch(netloc)
+    if found is None:
+        return None
+    if found["v6"] is None:
+        return canonical_host(found["name"])
+    host = canonical_host(found["v6"])
+    return host if ":" in host or _is_address(host) else None
+
+
+def canonical_host(host: str) -> str:
+    """A name in lower case and without its last dot; an address in its shortest form, without zone or IPv4 mapping."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return host.lower().removesuffix(".")
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return str(mapped or address)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this machine alone can reach it by this name or address."""
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_safe_headers(start_response: StartResponse, *, is_upload: bool) -> StartResponse:
+    """Other sites' pages can neither read nor frame an answer, and an uploaded file is saved and never run."""
+
+    def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
+        content_type = next((value for name, value in headers if name.lower() == "content-type"), "")
+        replaced = {
+            "Access-Control-Allow-Origin": None,
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "SAMEORIGIN",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }
+        if is_upload:
+            is_shown = content_type.lower().startswith(_SHOWN_TYPES)
+            replaced |= {
+                "Content-Type": content_type if is_shown else "application/octet-stream",
+                "Content-Disposition": "attachment",
+                "Content-Security-Policy": "sandbox",
+            }
+        names = {name.lower() for name in replaced}
+        kept = [(name, value) for name, value in headers if name.lower() not in names]
+        return start_response(status, [*kept, *((n, v) for n, v in replaced.items() if v is not None)], *error)
+
+    return start
+
+
+def _answer(environ: WSGIEnvironment, start_response: StartResponse, refusal: _Refusal) -> Iterable[bytes]:
+    text = json.dumps({"reason": refusal.reason}) + "\n"
+    return _send(environ, start_response, refusal.status, "application/json", text, refusal.headers)
+
+
+def _send(
+    environ: WSGIEnvironment,
+    start_response: StartResponse,
+    status: HTTPStatus,
+    content_type: str,
+    text: str,
+    headers: Iterable[tuple[str, str]] = (),
+) -> Iterable[bytes]:
+    _drain(environ)
+    content = text.encode()
+    sent = [("Content-Type", content_type), ("Content-Length", str(len(content))), *headers]
+    _with_safe_headers(start_response, is_upload=False)(f"{status.value} {status.phrase}", sent)
+    return [] if environ["REQUEST_METHOD"] == "HEAD" else [content]
+
+
+def _drain(environ: WSGIEnvironment) -> None:
+    """Read what the client still sends: a connection that is closed before that is reset, and the answer lost."""
+    length = environ.get("CONTENT_LENGTH") or "0"
+    if length.isascii() and length.isdecimal():
+        environ["wsgi.input"].read(min(int(length), _MAX_DRAINED_BYTES))
