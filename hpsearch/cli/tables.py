@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import typer
@@ -15,7 +16,7 @@ from hpsearch.cli.fitted_table import FittedTable, TableColumn
 from hpsearch.results.study_status import StudyStatus
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import TrialSummary
-from hpsearch.results.vault_ledger import VaultRecord, describe_openings
+from hpsearch.results.vault_ledger import VaultRecord
 from hpsearch.space import ParameterValue
 
 MOST_TRIALS = 10
@@ -45,11 +46,13 @@ def print_opening(record: VaultRecord, summary: StudySummary) -> None:
         ("commit", record.code_commit or "not known"),
         ("parameters", f"SHA-256 {record.parameters_sha256}"),
     ]
+    if record.machine_openings:
+        rows.append(("same files", f"opened {record.machine_openings} times before, for other studies on this machine"))
     grid = Table.grid(padding=(0, 2))
     for heading, told in rows:
         grid.add_row(Text(heading), Text(told))
-    openings = summary.openings if len(summary.openings) > 1 else ()  # a single one has just been told
-    lines = describe_openings(openings, summary.earlier_openings)
+    is_only_one = len(summary.openings) == 1  # it has just been told
+    lines = (replace(summary, openings=()) if is_only_one else summary).describe_test_set()
     _stdout().print(Group(Text(f"study {record.study_name}"), grid, *map(Text, lines)))
 
 
@@ -62,7 +65,7 @@ def status_view(status: StudyStatus) -> RenderableType:
     """The state of a study and its best trials, to be printed or shown live."""
     summary = status.summary
     confirmation = status.confirmation.brief() if status.confirmation else []
-    openings = describe_openings(summary.openings, summary.earlier_openings)
+    openings = summary.describe_test_set()
     lines = [_headline(summary), *_round_lines(summary), *_running_lines(summary), *confirmation, *openings]
     return Group(*map(Text, lines), _trials_table(summary))
 

@@ -68,11 +68,4 @@ def open_test_set(
 
 def opening_as_json(record: VaultRecord, summary: StudySummary) -> dict[str, Any]:
     """What `hpsearch test --json` prints: the study's name, the opening, and all openings, this one included."""
-    openings = [each.as_json() for each in summary.openings]
-    earlier = [each.as_json() for each in summary.earlier_openings]
-    return {
-        "study": record.study_name,
-        **record.as_json(),
-        "test_openings": openings,
-        "earlier_test_openings": earlier,
-    }
+    return {"study": record.study_name, **record.as_json(), **summary.test_set_as_json()}

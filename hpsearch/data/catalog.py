@@ -17,13 +17,20 @@ from hpsearch.data.download import DownloadProgress
 from hpsearch.data.idx import NUM_CLASSES, parse_pair
 from hpsearch.data.lookup import DataLocations, download_published, find_file
 from hpsearch.data.pickled import load_pickled_selection
-from hpsearch.data.published import FILE_NAMES, TRAIN_IMAGES, TRAIN_LABELS, PublishedSet, check_published
+from hpsearch.data.published import (
+    FILE_NAMES,
+    TRAIN_IMAGES,
+    TRAIN_LABELS,
+    PublishedSet,
+    check_published,
+    refuse_test_images,
+)
 from hpsearch.data.sources import (
     BundledDigits,
     IdxFolder,
     PickledFile,
     catalog_names,
-    read_source_file,
+    read_training_file,
     resolve_dataset,
     unknown_dataset,
 )
@@ -131,9 +138,11 @@ def _load_idx_selection(
     locations: DataLocations,
     progress: DownloadProgress | None,
 ) -> SelectionData:
-    images_file = read_source_file(source, TRAIN_IMAGES, locations, progress=progress)
-    labels_file = read_source_file(source, TRAIN_LABELS, locations, progress=progress)
+    images_file = read_training_file(source, TRAIN_IMAGES, locations, progress=progress)
+    labels_file = read_training_file(source, TRAIN_LABELS, locations, progress=progress)
     images, labels = parse_pair(images_file, labels_file)
+    if isinstance(source, IdxFolder):
+        refuse_test_images(images, images_file.source)
     train, validation = selection_slices(len(images), train_samples, source=images_file.source)
     _, rows, columns = images.shape
     return SelectionData(

@@ -1,23 +1,25 @@
 """The vault's reader: the only code that reads test images.
 
-Only `hpsearch.results.vault` may import this module; an import check holds that. Source: REFERENCE section 6.
+Only `hpsearch.results.vault` may import this module; an import check holds that. Whoever calls it all the same has to
+show that the intent to open the test set is on record. Source: REFERENCE section 6.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hpsearch.data.data_file import read_data_file
+from hpsearch.data.data_file import DataFile, read_data_file
 from hpsearch.data.digits import DIGITS, digits_split, num_test_images, read_bundled_digits
 from hpsearch.data.download import DownloadProgress
 from hpsearch.data.idx import parse_pair
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.lookup import DataLocations, obtain_file
 from hpsearch.data.pickled import build_split, read_pairs
 from hpsearch.data.published import TEST_IMAGES, TEST_LABELS, PublishedSet
-from hpsearch.data.sources import BundledDigits, IdxFolder, PickledFile, read_source_file, resolve_dataset
+from hpsearch.data.sources import BundledDigits, IdxFolder, PickledFile, find_in_folder, resolve_dataset
 from hpsearch.data.splits import Split, scaled_split
+from hpsearch.errors import DataError
 from hpsearch.settings import DataSettings
 
 
@@ -34,14 +36,24 @@ class HeldOutSplit(Split):
 
 
 def load_test_split(
-    settings: DataSettings, locations: DataLocations, progress: DownloadProgress | None = None
+    settings: DataSettings,
+    locations: DataLocations,
+    is_declared: Callable[[], bool],
+    progress: DownloadProgress | None = None,
 ) -> HeldOutSplit:
     """Load the test part of a data set, whole (`train_samples` limits training only).
 
+    Args:
+        is_declared: asked before anything is read: is the intent to open the test set committed to the database?
     Raises:
         InputError: no such data set.
-        DataError: files are missing, damaged, or not what their checksums say.
+        DataError: there is no intent on record; or files are missing, damaged, or not what their checksums say.
     """
+    if not is_declared():
+        raise DataError(
+            "the test images are not read: nobody has put on record that they are opened",
+            hint="hpsearch test STUDY does both",
+        )
     source = resolve_dataset(settings.dataset)
     match source:
         case BundledDigits():
@@ -55,10 +67,18 @@ def load_test_split(
             split = build_split(read_pairs(file)[2], f"{file.source}, test")
             return _held_out(split, {path.name.removesuffix(".gz"): file.sha256})
         case PublishedSet() | IdxFolder():
-            images_file = read_source_file(source, TEST_IMAGES, locations, progress=progress)
-            labels_file = read_source_file(source, TEST_LABELS, locations, progress=progress)
+            images_file = _read_test_file(source, TEST_IMAGES, locations, progress)
+            labels_file = _read_test_file(source, TEST_LABELS, locations, progress)
             checksums = {TEST_IMAGES: images_file.sha256, TEST_LABELS: labels_file.sha256}
             return _held_out(scaled_split(*parse_pair(images_file, labels_file)), checksums)
+
+
+def _read_test_file(
+    source: PublishedSet | IdxFolder, file_name: str, locations: DataLocations, progress: DownloadProgress | None
+) -> DataFile:
+    if isinstance(source, PublishedSet):
+        return obtain_file(source, file_name, locations, progress=progress)
+    return read_data_file(find_in_folder(source, file_name))
 
 
 def _held_out(split: Split, checksums: Mapping[str, str]) -> HeldOutSplit:

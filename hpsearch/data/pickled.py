@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpsearch.data.data_file import DOWNLOAD_AGAIN, DataFile, read_data_file
+from hpsearch.data.published import refuse_test_images
 from hpsearch.data.restricted_pickle import ArrayRecord, RefusedPickleError, unpickle_arrays
 from hpsearch.data.splits import SelectionData, Split, limit_train_samples
 from hpsearch.errors import DataError
@@ -35,6 +36,8 @@ def load_pickled_selection(path: Path, train_samples: int | None) -> SelectionDa
     train_pair, validation_pair, _ = read_pairs(file)
     train = build_split(train_pair, f"{file.source}, train")
     validation = build_split(validation_pair, f"{file.source}, valid")
+    for split, part in ((train, "train"), (validation, "valid")):
+        refuse_test_images(split.images, f"{file.source}, {part}")
     num_train = limit_train_samples(len(train), train_samples)
     return SelectionData(
         name=path.name,

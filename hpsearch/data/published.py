@@ -6,10 +6,14 @@ DESIGN.md.
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hpsearch.data.data_file import DataFile
 from hpsearch.errors import DataError
@@ -18,7 +22,10 @@ TRAIN_IMAGES = "train-images-idx3-ubyte"
 TRAIN_LABELS = "train-labels-idx1-ubyte"
 TEST_IMAGES = "t10k-images-idx3-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
-FILE_NAMES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+TRAINING_FILE_NAMES = (TRAIN_IMAGES, TRAIN_LABELS)
+FILE_NAMES = (*TRAINING_FILE_NAMES, TEST_IMAGES, TEST_LABELS)
+_NUM_TEST_IMAGES = 10_000  # of every set here: 28 x 28 pixels each
+_TEST_HEADER = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (_NUM_TEST_IMAGES, 28, 28))
 
 _logger = logging.getLogger(__name__)
 
@@ -133,6 +140,49 @@ def check_published(file: DataFile, published: PublishedSet, file_name: str) -> 
             hint=_explain_wrong_checksum(file, published, file_name),
         )
     return True
+
+
+def refuse_test_file(file: DataFile) -> None:
+    """Raise DataError if a file that is to be trained on is a published test file under another name."""
+    owner = _find_owner(file)
+    if owner is not None and owner[1] not in TRAINING_FILE_NAMES:
+        raise _is_a_test_set(file.source, *owner)
+
+
+def refuse_test_images(images: NDArray[np.uint8] | NDArray[np.float32], source: str) -> None:
+    """Raise DataError if images that are to be trained on begin or end with a published set's test images.
+
+    All 70,000 in one file is a common form of MNIST. Only sets whose unpacked test images have a known SHA-256 are
+    found.
+
+    Args:
+        images: [N, rows, columns] or [N, pixels]: grey levels, or floats in [0, 1].
+        source: what errors call them.
+    """
+    if len(images) < _NUM_TEST_IMAGES or images[0].size != 28 * 28:
+        return
+    for window in (images[:_NUM_TEST_IMAGES], images[-_NUM_TEST_IMAGES:]):
+        for levels in _grey_levels(window):
+            found = hashlib.sha256(_TEST_HEADER + levels.tobytes()).hexdigest()
+            for name, published in PUBLISHED_SETS.items():
+                if published.files[TEST_IMAGES].sha256 == found:
+                    raise _is_a_test_set(source, name, TEST_IMAGES)
+
+
+def _grey_levels(images: NDArray[np.uint8] | NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
+    """The images as 0..255; floats may be level / 255 or level / 256, both are in use."""
+    if images.dtype == np.uint8:
+        yield images.astype(np.uint8, copy=False)
+        return
+    for scale in (255, 256):
+        yield np.rint(np.minimum(images * np.float32(scale), np.float32(255))).astype(np.uint8)
+
+
+def _is_a_test_set(source: str, name: str, file_name: str) -> DataError:
+    return DataError(
+        f"{source}: these are {name}'s test images or labels ({file_name}), and nothing is trained or selected on them",
+        hint=f"put the training files of {name} there, or name {name} as the dataset",
+    )
 
 
 def _choose_comparison(file: DataFile, published: PublishedSet, file_name: str) -> tuple[str, str, str] | None:

@@ -14,7 +14,7 @@ from hpsearch.data.data_file import DataFile, read_data_file
 from hpsearch.data.digits import DIGITS
 from hpsearch.data.download import DownloadProgress
 from hpsearch.data.lookup import DataLocations, find_file, obtain_file
-from hpsearch.data.published import FILE_NAMES, PublishedSet
+from hpsearch.data.published import FILE_NAMES, TRAINING_FILE_NAMES, PublishedSet, refuse_test_file
 from hpsearch.errors import DataError, InputError
 
 _PICKLE_ENDINGS = (".pkl.gz", ".pkl")
@@ -90,27 +90,36 @@ def unknown_dataset(dataset: str) -> InputError:
     )
 
 
-def read_source_file(
+def read_training_file(
     source: PublishedSet | IdxFolder,
     file_name: str,
     locations: DataLocations,
     *,
     progress: DownloadProgress | None = None,
 ) -> DataFile:
-    """Read one IDX file: of a published set (verified, downloaded if need be), or of the user's own folder.
+    """Read a training file: of a published set (verified, downloaded if need be), or of the user's own folder.
 
     Raises:
-        DataError: missing, unreadable, or not what its checksum says.
+        DataError: missing, unreadable, not what its checksum says, or a published test file under another name.
     """
+    if file_name not in TRAINING_FILE_NAMES:
+        raise DataError(f"{file_name} is no training file", hint="test files are read by hpsearch test STUDY only")
     if isinstance(source, PublishedSet):
         return obtain_file(source, file_name, locations, progress=progress)
+    file = read_data_file(find_in_folder(source, file_name))
+    refuse_test_file(file)
+    return file
+
+
+def find_in_folder(source: IdxFolder, file_name: str) -> Path:
+    """Where one of the four files lies. Raises DataError if it is missing."""
     path = find_file(file_name, source.path)
     if path is None:
         raise DataError(
             f"{source.path}: no {file_name}.gz or {file_name} in this folder",
             hint=f"a folder of IDX files holds {', '.join(FILE_NAMES)}, each with .gz or without",
         )
-    return read_data_file(path)
+    return path
 
 
 def _resolve_existing_file(dataset: str, path: Path) -> PickledFile:

@@ -69,6 +69,7 @@ class ExportDocument:
             versions            created: of the programs that made the study; exported: of those that export
             test_openings       of the test set, as `VaultRecord.as_json` tells them; empty if it is unopened
             earlier_test_openings   the same by deleted studies of this name
+            test_intents, earlier_test_intents   openings that were begun and have no number, as `VaultIntent.as_json`
             confirmation        as `Confirmation.as_json` tells it; absent if nobody has asked for one
             exported_at         UTC
     """
@@ -117,8 +118,7 @@ def export_point(
         "definition_sha256": definition.sha256,
         "definition": definition.document(),
         "versions": {"created": dict(chosen.study.versions), "exported": exporting_versions},
-        "test_openings": [record.as_json() for record in summary.openings],
-        "earlier_test_openings": [record.as_json() for record in summary.earlier_openings],
+        **summary.test_set_as_json(),
         "confirmation": confirmation and confirmation.as_json(),
         "exported_at": format_time(now or datetime.now(UTC)),
     }

@@ -33,6 +33,7 @@ from hpsearch.results.figures import (
 from hpsearch.results.plot_style import percent, value_label
 from hpsearch.results.search_map import search_map
 from hpsearch.results.summary import StudySummary, format_time, read_summary
+from hpsearch.results.vault_intents import VaultIntent
 from hpsearch.results.vault_ledger import VaultRecord
 from hpsearch.service.database import Database
 from hpsearch.service.registry import current_versions
@@ -84,6 +85,7 @@ def render_report(summary: StudySummary, confirmation: Confirmation | None = Non
             dimensions=[dimension.name for dimension in summary.study.definition.search.dimensions],
             failed=summary.failed_attempts[:FAILED_TABLE_ROWS],
             vault_tables=_vault_tables(summary),
+            unfinished_openings=_unfinished_openings(summary),
             confirmation=confirmation,
             confirmed=confirmed,
             panels=panels,
@@ -107,6 +109,18 @@ def _vault_tables(summary: StudySummary) -> list[tuple[str, Sequence[VaultRecord
         heading = "An earlier study of this name, which was deleted, opened the test set."
         tables.append((heading, summary.earlier_openings))
     return tables
+
+
+def _unfinished_openings(summary: StudySummary) -> list[tuple[str, Sequence[VaultIntent]]]:
+    """A sentence and the openings without a number that it is about."""
+    told = [
+        ("The test set was opened without a number on record.", summary.intents),
+        (
+            "An earlier study of this name, which was deleted, opened the test set without a number on record.",
+            summary.earlier_intents,
+        ),
+    ]
+    return [(heading, intents) for heading, intents in told if intents]
 
 
 def _environment() -> Environment:

@@ -1,7 +1,7 @@
 """The summary of a study: what `status`, `export` and `report` tell, read from the database as of one moment.
 
 Trials are ordered best first: COMPLETE ones by their value, ties by their validation NLL; then the others.
-Nothing here trains, claims or writes. Reading takes five SQL statements (six with curves), however many
+Nothing here trains, claims or writes. Reading takes six SQL statements (seven with curves), however many
 trials there are.
 """
 
@@ -16,7 +16,8 @@ from sqlalchemy import Connection
 
 from hpsearch.errors import NothingCompleteError, UncountedPointsError
 from hpsearch.results.trial_summary import TrialRows, TrialSummary, select_trials, trials_from
-from hpsearch.results.vault_ledger import Openings, VaultRecord, select_openings
+from hpsearch.results.vault_intents import Intents, VaultIntent, describe_intents, select_intents
+from hpsearch.results.vault_ledger import Openings, VaultRecord, describe_openings, select_openings
 from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.service.database import Database
 from hpsearch.service.home import log_folder
@@ -35,6 +36,8 @@ class StudySummary:
         trials: best first.
         openings: of the test set, in their order; empty while nobody has looked at it.
         earlier_openings: of the test set, by deleted studies of this name.
+        intents: openings of the test set that were begun and have no number on record.
+        earlier_intents: the same by deleted studies of this name.
         round_rows: its rounds in order, the row that ended its search included.
         read_at: UTC.
     """
@@ -43,6 +46,8 @@ class StudySummary:
     trials: tuple[TrialSummary, ...]
     openings: tuple[VaultRecord, ...] = ()
     earlier_openings: tuple[VaultRecord, ...] = ()
+    intents: tuple[VaultIntent, ...] = ()
+    earlier_intents: tuple[VaultIntent, ...] = ()
     round_rows: tuple[StoredRound, ...] = ()
     read_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -154,6 +159,8 @@ class StudySummary:
                             params (the searched keys)
         test_openings       of the test set, in their order, as `VaultRecord.as_json` tells them; [] if it is unopened
         earlier_test_openings   the same by deleted studies of this name
+        test_intents        openings that were begun and have no number, as `VaultIntent.as_json` tells them
+        earlier_test_intents    the same by deleted studies of this name
         """
         definition, best = self.study.definition, self.best
         return {
@@ -198,9 +205,22 @@ class StudySummary:
                 "epochs": best.num_epochs,
                 "params": best.point_parameters,
             },
+            **self.test_set_as_json(),
+        }
+
+    def test_set_as_json(self) -> dict[str, Any]:
+        """All that is on record of the test set, under the keys that `status --json` and `test --json` have."""
+        return {
             "test_openings": [record.as_json() for record in self.openings],
             "earlier_test_openings": [record.as_json() for record in self.earlier_openings],
+            "test_intents": [intent.as_json() for intent in self.intents],
+            "earlier_test_intents": [intent.as_json() for intent in self.earlier_intents],
         }
+
+    def describe_test_set(self) -> list[str]:
+        """Lines for people about all that is on record of the test set; none if nothing is."""
+        numbers = describe_openings(self.openings, self.earlier_openings)
+        return numbers + describe_intents(self.intents, self.earlier_intents)
 
 
 def read_summary(database: Database, name: str, *, with_curves: bool = False) -> StudySummary:
@@ -215,16 +235,19 @@ def read_summary(database: Database, name: str, *, with_curves: bool = False) ->
     """
     study = load_study(database, name)
 
-    def work(connection: Connection) -> tuple[TrialRows, tuple[StoredRound, ...], Openings]:
+    def work(connection: Connection) -> tuple[TrialRows, tuple[StoredRound, ...], Intents, Openings]:
         rows = select_trials(connection, study.study_id, with_curves=with_curves)
-        return rows, read_rounds(connection, study.study_id), select_openings(connection, study)
+        rounds = read_rounds(connection, study.study_id)
+        return rows, rounds, select_intents(connection, study), select_openings(connection, study)
 
-    rows, rounds, (openings, earlier) = database.transaction(work)
+    rows, rounds, (intents, earlier_intents), (openings, earlier) = database.transaction(work)
     return StudySummary(
         study=study,
         trials=trials_from(rows, study.definition),
         openings=openings,
         earlier_openings=earlier,
+        intents=intents,
+        earlier_intents=earlier_intents,
         round_rows=rounds,
     )
 

@@ -3,7 +3,8 @@
 No other module imports `hpsearch.data.held_out`; an import check holds that. The way to the number:
 
     is the study finished, and its vault unopened? -> the chosen point's parameters, stored or trained again
-      -> do they reproduce the validation error on record? -> only now the test files are read
+      -> do they reproduce the validation error on record? -> commit the intent (vault_opening.py)
+      -> only now the test files are read, and a network of the user's own sees them
       -> count the errors -> write the ledger (vault_ledger.py) -> and only then tell the number
 
 Source: REFERENCE section 6.
@@ -12,7 +13,7 @@ Source: REFERENCE section 6.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,13 +29,15 @@ from hpsearch.data.held_out import HeldOutSplit, load_test_split
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.epoch_report import EpochReport
-from hpsearch.errors import ArtifactError, DataError, DeviceError, InputError, VaultOpenedError
+from hpsearch.errors import ArtifactError, DataError, DeviceError
 from hpsearch.results.chosen_point import ChosenPoint, Selection, choose_point
 from hpsearch.results.retraining import retrain
 from hpsearch.results.stored_parameters import read_parameters
-from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.results.summary import read_summary
 from hpsearch.results.trial_summary import TrialSummary
-from hpsearch.results.vault_ledger import Finding, VaultRecord, check_reason, record_opening
+from hpsearch.results.vault_intents import intent_to_finish
+from hpsearch.results.vault_ledger import Finding, VaultRecord, check_reason
+from hpsearch.results.vault_opening import declare_opening
 from hpsearch.service.artifacts import Artifacts
 from hpsearch.service.database import Database
 from hpsearch.service.device_pin import PinnedDevice, PinRules, pin_device
@@ -104,15 +107,17 @@ def open_vault(
 ) -> VaultRecord:
     """Evaluate the chosen point on the test images, once per study, and return what is then on record.
 
-    Whatever is wrong is found before a test file is opened, but for what is wrong with the test files; nothing is on
-    record then. Any number of processes may do so at once: one gets the number, the others its record.
+    Whatever is wrong is found before a test file is opened, but for what is wrong with the test files or shows up with
+    them; then the intent stands on record without a number, and the same call for the same point finishes it. Any
+    number of processes may do so at once: one gets the number, the others its record.
 
     Args:
         locations: of the data files; None: as the environment says.
         tell: given lines for people on the way.
     Raises:
         StudyNotFoundError: no such study.
-        VaultOpenedError: it was opened before, and there is no reason to do it again; tells what came out.
+        VaultOpenedError: it was opened before, and there is no reason to do it again; tells what came out. Or it was
+            opened for another point or other parameters, and no number is on record.
         InputError: not a study of hpsearch, not finished, or a reason that is none.
         NothingCompleteError: there is nothing to choose from.
         ArtifactError: the parameters are missing, damaged, or not those of the validation error on record.
@@ -122,8 +127,10 @@ def open_vault(
     """
     reason = None if request.reason is None else check_reason(request.reason)
     summary = read_summary(database, name)
-    _check_ledger(summary, reason)
+    intent_to_finish(summary.name, summary.openings, summary.intents, reason=reason)
     chosen = choose_point(database, summary, request.selection)
+    described = _describe_point(chosen, is_retrained=request.is_retrained)
+    intent_to_finish(summary.name, summary.openings, summary.intents, reason=reason, chosen=described)
     visible = VisibleDevices.detect()
     wanted_gpus(request.device, visible)  # a device that is not there is an error at once
     locations = locations or DataLocations.from_environment()
@@ -138,42 +145,27 @@ def open_vault(
         else:
             candidate = _restored(network, content, selection, pinned.device)
             _check_reproduction(chosen.trial, candidate.validation)
+        opening = declare_opening(database, summary, described, candidate.sha256, reason, tell)
+        data_settings = summary.study.definition.data
         with show_download() as progress:
-            held_out = load_test_split(summary.study.definition.data, locations, progress)
+            held_out = load_test_split(data_settings, locations, opening.is_on_record, progress)
         losses = _evaluate(candidate, held_out, selection, pinned.device)
         device = pinned.description
     finding = Finding(
-        reason=reason,
+        reason=opening.attempt.reason,
         definition_sha256=summary.study.definition.sha256,
         test_checksums=held_out.checksums,
-        chosen=_describe_choice(chosen, candidate, is_retrained=request.is_retrained, device=device),
+        chosen={
+            **opening.chosen,
+            "validation_error": candidate.validation.zero_one,
+            "device": device,
+            "intent": opening.attempt.intent_id,
+        },
         parameters_sha256=candidate.sha256,
         num_images=losses.num_images,
         num_errors=losses.num_errors,
     )
-    record, is_ours = record_opening(database, summary.study, finding)
-    if not is_ours:
-        raise _opened_before(summary.name, [record])
-    return record
-
-
-def _check_ledger(summary: StudySummary, reason: str | None) -> None:
-    if summary.openings and reason is None:
-        raise _opened_before(summary.name, summary.openings)
-    if not summary.openings and reason is not None:
-        raise InputError(
-            f"--again: the test set of study {summary.name!r} has not been opened yet",
-            hint=f"hpsearch test {summary.name}",
-        )
-
-
-def _opened_before(name: str, openings: Sequence[VaultRecord]) -> VaultOpenedError:
-    told = [f"{r.describe()}, again: {r.reason}" if r.reason else r.describe() for r in openings]
-    times = "" if len(told) == 1 else f" {len(told)} times"
-    return VaultOpenedError(
-        f"the test set of study {name!r} was opened before{times}: {'; '.join(told)}",
-        hint='test images that are looked at again and again are selected on; --again "reason" does it on the record',
-    )
+    return opening.record(finding, tell)
 
 
 def _stored_parameters(chosen: ChosenPoint, artifacts: Artifacts) -> bytes:
@@ -302,8 +294,8 @@ def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 
-def _describe_choice(chosen: ChosenPoint, candidate: _Candidate, *, is_retrained: bool, device: str) -> dict[str, Any]:
-    """As `Finding.chosen` has it."""
+def _describe_point(chosen: ChosenPoint, *, is_retrained: bool) -> dict[str, Any]:
+    """What of `Finding.chosen` is known before anything is evaluated."""
     trial = chosen.trial
     return {
         "selection": chosen.selection.value,
@@ -312,7 +304,5 @@ def _describe_choice(chosen: ChosenPoint, candidate: _Candidate, *, is_retrained
         "point": trial.point,
         "params": trial.point_parameters,
         "search_error": trial.value,
-        "validation_error": candidate.validation.zero_one,
         "is_retrained": is_retrained,
-        "device": device,
     }

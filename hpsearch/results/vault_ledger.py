@@ -1,7 +1,8 @@
 """The ledger of the vault: every opening of a study's test set, with the number that it gave.
 
-The first opening of a study is unique by a constraint of the database (study_id, opening): whoever comes second gets
-the first's record. Rows outlive their study; then they have its name only.
+Which opening it is, was decided by the intent that was committed before (vault_intents.py). An opening is unique by a
+constraint of the database (study_id, opening): whoever comes second gets the first's record. Rows outlive their study;
+then they have its name only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, or_, select, text
+from sqlalchemy import Connection, Row, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from hpsearch.errors import InputError, StudyNotFoundError
@@ -26,7 +27,6 @@ from hpsearch.service.stored_json import parse_stored_object
 CONFIDENCE = 0.95
 MAX_REASON_CHARACTERS = 500
 _CHOSEN_KEYS = ("selection", "trial", "params", "validation_error", "is_retrained", "device")  # that views show
-_NEXT_ID = text("SELECT nextval(pg_get_serial_sequence('hpsearch_vault', 'opening_id'))")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class Finding:
             validation_error    the same of the parameters that were evaluated, computed anew
             is_retrained        whether they were trained again for this, or stored by the search
             device              that evaluated them
+            machine_openings    earlier openings of these test files, by other studies, that the machine knew of
+            intent              id of the committed attempt that gave the number
         parameters_sha256: of the safetensors file that was evaluated (or that a retrained network makes).
         num_images, num_errors: test images, and those of them that are misclassified.
     """
@@ -86,6 +88,12 @@ class VaultRecord(Finding):
     opened_by: str
     code_commit: str | None
     versions: Mapping[str, str]
+
+    @property
+    def machine_openings(self) -> int:
+        """Earlier openings of these test files, by other studies, that its machine knew of."""
+        number = self.chosen.get("machine_openings")  # not there: written by an older hpsearch
+        return number if isinstance(number, int) else 0
 
     def as_json(self) -> dict[str, Any]:
         """What `test --json`, `status --json` and exports tell of an opening. These keys stay; others may join them.
@@ -189,21 +197,24 @@ def select_openings(connection: Connection, study: StoredStudy) -> Openings:
     return tuple(openings), tuple(record for study_id, record in records if study_id is None)
 
 
-def record_opening(database: Database, study: StoredStudy, finding: Finding) -> tuple[VaultRecord, bool]:
-    """Write an opening down: the first one, or a further one if the finding has a reason. One transaction.
+def record_opening(
+    database: Database, study: StoredStudy, finding: Finding, *, opening_id: int, opening: int
+) -> tuple[VaultRecord, bool]:
+    """Write the number of an opening down, whose intent is committed. One transaction.
 
-    Any number of processes may do so at once. Of first openings one is written.
+    Any number of processes may do so at once. Of those at the same opening one is written.
 
+    Args:
+        opening_id, opening: of the intent; `finding.chosen["intent"]` is its id.
     Returns:
         The record and True; or, if another process was first, its record and False: the finding is to be discarded.
     Raises:
         StudyNotFoundError: the study was deleted meanwhile; nothing is written.
         StorageError: the database went away; whether it is written will be seen when it is back.
     """
-    # Drawn beforehand: after a commit whose answer was lost, this tells our row from another process's.
-    opening_id: int = database.transaction(lambda connection: connection.execute(_NEXT_ID).scalar_one())
     values = {
         "opening_id": opening_id,
+        "opening": opening,
         "study_id": study.study_id,
         "study_name": study.name,
         "reason": finding.reason,
@@ -218,34 +229,21 @@ def record_opening(database: Database, study: StoredStudy, finding: Finding) -> 
         "num_errors": finding.num_errors,
     }
     record = database.transaction(lambda connection: _insert(connection, study, values))
-    return record, record.opening_id == opening_id
+    return record, record.chosen.get("intent") == finding.chosen.get("intent")
 
 
 def _insert(connection: Connection, study: StoredStudy, values: Mapping[str, Any]) -> VaultRecord:
     """Insert the row unless it is there; returns it, or the row of whoever was first."""
-    vault = tables.vault.c
-    written = connection.execute(select(tables.vault).where(vault.opening_id == values["opening_id"])).one_or_none()
-    if written is not None:
-        return _record_from(written)
     _lock_study(connection, study)
-    while True:
-        opening = 1
-        if values["reason"] is not None:
-            latest = select(func.max(vault.opening)).where(vault.study_id == study.study_id)
-            opening = (connection.execute(latest).scalar_one() or 0) + 1
-        # A conflict waits for the other process's commit, which the next statement then sees.
-        statement = (
-            insert(tables.vault)
-            .values(**values, opening=opening, opened_at=func.now())
-            .on_conflict_do_nothing(constraint="uq_hpsearch_vault_opening")
-            .returning(tables.vault)
-        )
-        row = connection.execute(statement).one_or_none()
-        if row is not None:
-            return _record_from(row)
-        if opening == 1:
-            first = select(tables.vault).where(vault.study_id == study.study_id, vault.opening == 1)
-            return _record_from(connection.execute(first).one())
+    # A conflict waits for the other process's commit, which the next statement then sees. One without an intent, of an
+    # older hpsearch, has another id and the same number of opening.
+    statement = insert(tables.vault).values(**values, opened_at=func.now()).on_conflict_do_nothing()
+    row = connection.execute(statement.returning(tables.vault)).one_or_none()
+    if row is None:
+        vault = tables.vault.c
+        first = (vault.study_id == study.study_id) & (vault.opening == values["opening"])
+        row = connection.execute(select(tables.vault).where(first)).one()
+    return _record_from(row)
 
 
 def _lock_study(connection: Connection, study: StoredStudy) -> None:

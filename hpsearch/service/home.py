@@ -35,3 +35,8 @@ def log_folder() -> Path:
 def lane_folder() -> Path:
     """Where it is remembered how many lanes pay on this machine."""
     return home_folder() / "lanes"
+
+
+def vault_file() -> Path:
+    """Where this machine's openings of test sets are listed, whatever database their studies are in."""
+    return home_folder() / "vault.jsonl"

@@ -11,9 +11,10 @@ both schemas are checked when a database is opened (schema.py). Ours hold what O
     hpsearch_correctness   one row per complete trial: on which validation images its best parameters are right
     hpsearch_rounds        one row per round of points that a study has been given, or that ended its search
     hpsearch_vault         one row per opening of the test set: who, when, and the number that it gave
+    hpsearch_vault_intents one row per attempt at an opening, committed before the first test image is read
 
-Deleting a study in optuna-dashboard deletes our rows too (ON DELETE CASCADE), but for the vault's: that the test set
-was looked at stays true, so those rows keep the study's name and lose its id.
+Deleting a study in optuna-dashboard deletes our rows too (ON DELETE CASCADE), but for the vault's two tables: that the
+test set was looked at stays true, so those rows keep the study's name and lose its id.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from sqlalchemy import (
 )
 
 # Of our own tables; what a new version changes stands in schema.py. 1: points, epochs. 2: checkpoints.
-# 3: correctness, rounds, vault.
-SCHEMA_VERSION = 3
+# 3: correctness, rounds, vault. 4: vault_intents.
+SCHEMA_VERSION = 4
 OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables whose columns are written here (Optuna 3.2 to 5.0)
 
 
@@ -148,4 +149,24 @@ vault = Table(
     Column("num_errors", Integer, nullable=False),
     UniqueConstraint("study_id", "opening", name="uq_hpsearch_vault_opening"),
     CheckConstraint("opening = 1 OR reason IS NOT NULL", name="ck_hpsearch_vault_reason"),
+)
+
+vault_intents = Table(
+    "hpsearch_vault_intents",
+    metadata,
+    Column("intent_id", Text, primary_key=True),  # drawn by the process; vault.jsonl of its machine has the same
+    # Of the row of hpsearch_vault that will hold the number; attempts at the same opening share it. Without that row
+    # the opening was begun, and no number is on record.
+    Column("opening_id", BigInteger, nullable=False),
+    Column("study_id", Integer, ForeignKey(studies.c.study_id, ondelete="SET NULL")),  # NULL: the study was deleted
+    Column("study_name", Text, nullable=False),
+    Column("opening", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),  # 1, 2 ... at this opening: same point, same parameters
+    Column("reason", Text),
+    Column("declared_at", DateTime(timezone=True), nullable=False),
+    Column("declared_by", Text, nullable=False),  # user@host
+    Column("chosen", Text, nullable=False),  # JSON, as in hpsearch_vault
+    Column("parameters_sha256", Text, nullable=False),
+    UniqueConstraint("study_id", "opening", "attempt", name="uq_hpsearch_vault_intents_attempt"),
+    CheckConstraint("opening = 1 OR reason IS NOT NULL", name="ck_hpsearch_vault_intents_reason"),
 )

@@ -175,7 +175,9 @@ def test_a_new_study_of_a_deleted_ones_name_is_told_of_it(shell: Shell) -> None:
     assert "an earlier study of this name, which was deleted, opened the test set:" in told
 
 
-def test_damaged_test_files_are_an_error_of_the_surroundings_and_leave_no_record(shell: Shell) -> None:
+def test_damaged_test_files_are_an_error_of_the_surroundings_and_leave_an_opening_without_a_number(
+    shell: Shell,
+) -> None:
     shell.train()
     path = shell.data / "t10k-labels-idx1-ubyte"
     content = path.read_bytes()
@@ -184,9 +186,10 @@ def test_damaged_test_files_are_an_error_of_the_surroundings_and_leave_no_record
     assert done.returncode == 3
     assert done.stdout == ""
     assert "an HTML page in place of the data file" in done.stderr
-    assert json.loads(shell.ok("status", "small", "--json"))["test_openings"] == []
+    status = json.loads(shell.ok("status", "small", "--json"))
+    assert (status["test_openings"], len(status["test_intents"])) == ([], 1)
     path.write_bytes(content)
-    shell.ok("test", "small")
+    assert json.loads(shell.ok("test", "small", "--json"))["test_intents"] == []
 
 
 def test_what_cannot_be_tested_is_refused_in_one_line(shell: Shell) -> None:

@@ -15,11 +15,16 @@ from hpsearch.errors import StorageError
 from hpsearch.service import schema as schema_module
 from hpsearch.service import tables
 from hpsearch.service.database import Database, open_database
-from hpsearch.service.ledger import Ledger, PointCounts
+from hpsearch.service.ledger import Ledger, Outcome, PointCounts, Result
 from hpsearch.service.registry import StoredStudy
 
-# What version 2 has added; version 1 had everything else.
-BACK_TO_VERSION_1 = ("DROP TABLE hpsearch_checkpoints", "UPDATE hpsearch_schema SET version = 1")
+# What versions 2 and 4 have added.
+BACK_TO_VERSION_1 = (
+    "DROP TABLE hpsearch_checkpoints, hpsearch_correctness, hpsearch_rounds, hpsearch_vault, hpsearch_vault_intents",
+    "UPDATE hpsearch_schema SET version = 1",
+)
+BACK_TO_VERSION_3 = ("DROP TABLE hpsearch_vault_intents", "UPDATE hpsearch_schema SET version = 3")
+OLDER = pytest.mark.parametrize("back", [BACK_TO_VERSION_1, BACK_TO_VERSION_3], ids=["version 1", "version 3"])
 
 OPEN_AT_ONCE = """
 import multiprocessing, sys
@@ -57,11 +62,12 @@ def versions_and_tables(url: str) -> tuple[list[int], set[str]]:
     return versions, names
 
 
-def test_database_of_version_1_is_upgraded_with_its_studies_untouched(
-    tables_url: str, database: Database, new_study: Callable[..., StoredStudy]
+@OLDER
+def test_older_database_is_upgraded_with_its_studies_untouched(
+    tables_url: str, database: Database, new_study: Callable[..., StoredStudy], back: tuple[str, ...]
 ) -> None:
     study = new_study(3)
-    run_sql(tables_url, *BACK_TO_VERSION_1)
+    run_sql(tables_url, *back)
     opened = open_database(tables_url)
     ledger = Ledger(database=opened, study_id=study.study_id, owner=1)
     assert ledger.counts() == PointCounts(waiting=3)
@@ -70,11 +76,29 @@ def test_database_of_version_1_is_upgraded_with_its_studies_untouched(
     assert versions_and_tables(tables_url) == ([tables.SCHEMA_VERSION], set(tables.metadata.tables))
 
 
-def test_an_upgraded_database_has_the_same_tables_as_a_new_one(tables_url: str, database: Database) -> None:
+@OLDER
+def test_an_upgraded_database_has_the_same_tables_as_a_new_one(
+    tables_url: str, database: Database, back: tuple[str, ...]
+) -> None:
     new = describe_columns(database)
-    run_sql(tables_url, *BACK_TO_VERSION_1)
+    run_sql(tables_url, *back)
     opened = open_database(tables_url)
     assert describe_columns(opened) == new
+    opened.close()
+
+
+def test_a_worker_of_version_3_goes_on_beside_the_upgrade(
+    tables_url: str, database: Database, new_study: Callable[..., StoredStudy]
+) -> None:
+    """It has opened the database before, holds a point, and never looks at the version again."""
+    study = new_study(2)
+    run_sql(tables_url, *BACK_TO_VERSION_3)
+    older = Ledger(database=database, study_id=study.study_id, owner=1)
+    (held,) = older.claim(1)
+    opened = open_database(tables_url)
+    older.finish([Result(trial_id=held.trial_id, outcome=Outcome.COMPLETE, value=0.5)])
+    assert [claim.point for claim in older.claim(2)] == [1]
+    assert Ledger(database=opened, study_id=study.study_id, owner=2).counts().complete == 1
     opened.close()
 
 

@@ -15,6 +15,9 @@ from hpsearch.service.database import Database
 from hpsearch.service.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.service.registry import StoredStudy, register_study
 from hpsearch.study import parse_definition
+from tests.integration.results.vault_studies import artifacts, folder, locations, search
+
+__all__ = ["artifacts", "folder", "locations", "search"]  # fixtures
 
 CHECKSUMS = {"train-images-idx3-ubyte": "ba89" * 16, "train-labels-idx1-ubyte": "65a5" * 16}
 

@@ -287,7 +287,7 @@ locations = DataLocations(local=None, cache=Path(cache), allow_download=False)
 if function == "load_selection_data":
     load_selection_data(settings, locations=locations)
 else:
-    load_test_split(settings, locations)
+    load_test_split(settings, locations, lambda: True)
 print(json.dumps(opened))
 """
 

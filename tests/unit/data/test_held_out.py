@@ -22,7 +22,7 @@ def test_the_test_files_are_read(locations: DataLocations, synthetic_set, publis
     publish(synthetic_set.publish("mnist"))
     folder = synthetic_set.write(locations.cache / "mnist")
     dataset = str(folder) if is_folder else "mnist"
-    split = load_test_split(DataSettings(dataset=dataset, train_samples=1), locations)
+    split = load_test_split(DataSettings(dataset=dataset, train_samples=1), locations, lambda: True)
     pixels = synthetic_set.arrays[TEST_IMAGES].reshape(10, 20).astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(split.images, pixels)
     np.testing.assert_array_equal(split.labels, synthetic_set.arrays[TEST_LABELS])
@@ -32,12 +32,12 @@ def test_wrong_test_files_are_refused(locations: DataLocations, synthetic_set, o
     publish(synthetic_set.publish("mnist"))
     other_set.write(locations.cache / "mnist")
     with pytest.raises(DataError, match="wrong SHA-256"):
-        load_test_split(DataSettings(dataset="mnist"), locations)
+        load_test_split(DataSettings(dataset="mnist"), locations, lambda: True)
 
 
 def test_the_digits_that_are_left_over_are_the_last_256(locations: DataLocations) -> None:
     settings = DataSettings(dataset="digits")
-    split = load_test_split(settings, locations)
+    split = load_test_split(settings, locations, lambda: True)
     selection = load_selection_data(settings, locations=locations)
     _, labels = load_digits(return_X_y=True)
     assert len(split) == 256
@@ -54,11 +54,11 @@ def test_the_third_pair_of_a_pickle_is_read(tmp_path: Path, locations: DataLocat
     ]
     path = tmp_path / "mnist.pkl.gz"
     path.write_bytes(gzip.compress(pickle.dumps(tuple(pairs), 2)))
-    split = load_test_split(DataSettings(dataset=str(path)), locations)
+    split = load_test_split(DataSettings(dataset=str(path)), locations, lambda: True)
     np.testing.assert_array_equal(split.images, pairs[2][0])
     np.testing.assert_array_equal(split.labels, pairs[2][1])
 
 
 def test_an_unknown_name_is_refused(locations: DataLocations) -> None:
     with pytest.raises(InputError, match="unknown data set"):
-        load_test_split(DataSettings(dataset="mnst"), locations)
+        load_test_split(DataSettings(dataset="mnst"), locations, lambda: True)

@@ -1,0 +1,45 @@
+"""By what test files are known again, without opening them. Nothing here reads a test file; held_out.py does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hpsearch.data.published import TEST_IMAGES, TEST_LABELS, PublishedSet
+from hpsearch.data.sources import IdxFolder, find_in_folder, resolve_dataset
+from hpsearch.settings import DataSettings
+
+
+def marks_of_test_files(settings: DataSettings, dataset_checksums: Mapping[str, str]) -> frozenset[str]:
+    """By what the test files of a data set are known again, without opening any of them.
+
+    The published checksums; path, size and time of a user's own files; and the checksum of the training data beside
+    which they lie, so that a copy of the folder has a mark in common with it.
+
+    Args:
+        dataset_checksums: file name -> SHA-256 of what the study is trained on.
+    Raises:
+        InputError: no such data set.
+        DataError: files of the user's own are missing.
+    """
+    marks = {f"trained-on:{sha}" for name, sha in dataset_checksums.items() if "labels" not in name}
+    source = resolve_dataset(settings.dataset)
+    match source:
+        case PublishedSet():
+            published = source.files[TEST_IMAGES]
+            marks.add(f"md5:{published.packed_md5}")
+            marks |= {f"sha256:{published.sha256}"} if published.sha256 else set()
+        case IdxFolder():
+            for file_name in (TEST_IMAGES, TEST_LABELS):
+                path = find_in_folder(source, file_name).resolve()
+                found = path.stat()
+                marks.add(f"file:{path}:{found.st_size}:{found.st_mtime_ns}")
+    return frozenset(marks)
+
+
+def marks_of_content(checksums: Mapping[str, str]) -> frozenset[str]:
+    """By what test images that were read are known again.
+
+    Args:
+        checksums: as `HeldOutSplit` has them.
+    """
+    return frozenset(f"sha256:{sha}" for name, sha in checksums.items() if name != TEST_LABELS)
