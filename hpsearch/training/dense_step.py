@@ -28,7 +28,7 @@ from hpsearch.training.activations import activate_, multiply_slope
 from hpsearch.training.dense import DenseLayer, DenseNetwork
 from hpsearch.training.losses import ScaledPenalties, lanes_first
 from hpsearch.training.optimizers import Optimizer
-from hpsearch.training.precision import Products, multiplying
+from hpsearch.training.precision import Products
 from hpsearch.training.stack import LaneStack
 
 # Images per block. On a CPU products reach their full rate at about 100 rows, and each block also pays for
@@ -57,7 +57,9 @@ class DenseStep:
     inside the deltas: they are scaled once, at the scores, where they are small.
 
     Args:
-        block_rows: images per block at most; minibatches larger than half of it come one by one.
+        block_rows: images per block at most; minibatches larger than half of it come one by one. In float32 fewer
+            may be taken, where blocks don't pay. Must be 1 where lanes lose and regain common images and the
+            precision is lower: a block is rounded otherwise than its minibatches one by one.
     """
 
     network: DenseNetwork
@@ -74,13 +76,12 @@ class DenseStep:
         cut = stack.num_linear
         parts = [(0, cut), (cut, stack.num_lanes)] if 0 < cut < stack.num_lanes else [(0, stack.num_lanes)]
         losses = []
-        with multiplying(self.precision, images.device):
-            for start, stop in parts:
-                lanes = _Lanes(step=self, stack=stack.part(start, stop), batch_size=batch_size)
-                if images.dim() == 3:
-                    losses.append(lanes.train(images[start:stop], labels[start:stop]))
-                else:
-                    losses.append(lanes.train(images, labels))
+        for start, stop in parts:
+            lanes = _Lanes(step=self, stack=stack.part(start, stop), batch_size=batch_size)
+            if images.dim() == 3:
+                losses.append(lanes.train(images[start:stop], labels[start:stop]))
+            else:
+                losses.append(lanes.train(images, labels))
         return torch.cat(losses)
 
 
@@ -94,7 +95,8 @@ class _Block:
         score_gradients: [L, R, classes] the scaled loss derived by the log-probabilities.
         sums: [L, R, outputs] the first layer's weighted sums, without bias, by the weights at the beginning.
         deltas: [L, R, outputs] the scaled loss derived by those sums; filled minibatch by minibatch.
-        gram: [R, R] the images' products with each other; None in a block of one minibatch.
+        gram: [R, R] the images' products with each other; None in a block of one minibatch. Like the corrections
+            that are made with it, in full float32 whatever the study's precision.
     """
 
     prepared: Tensor
@@ -133,10 +135,10 @@ class _Lanes:
         # Lanes with minibatches of their own would each need a Gram matrix of their own.
         if images.dim() == 3 or self.stack.num_linear == 0:
             return 1
-        # In float32 both ways give the same to rounding. In bfloat16 they round differently, and a trial must
-        # not depend on its neighbours.
+        # In float32 both ways give the same to rounding. In TF32 and bfloat16 they round differently, and a trial
+        # must not depend on the number of its neighbours.
         outputs = self.stack.num_lanes * self._first.num_outputs
-        if self.step.precision != "bfloat16" and outputs < LEAST_OUTPUTS_PER_ROW * rows:
+        if self.step.precision == "float32" and outputs < LEAST_OUTPUTS_PER_ROW * rows:
             return 1
         return max(1, rows // self.batch_size)
 

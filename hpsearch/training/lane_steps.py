@@ -45,16 +45,31 @@ class LaneStep(Protocol):
 
 
 def build_step(
-    network: Network, optimizer: Optimizer, device: torch.device, precision: Precision = "float32"
+    network: Network,
+    optimizer: Optimizer,
+    device: torch.device,
+    precision: Precision = "float32",
+    is_shuffled: bool = False,
 ) -> LaneStep:
-    """The fastest step that we have for this network on this device."""
+    """The fastest step that we have for this network on this device.
+
+    Shuffled lanes share images while all have one seed and epoch, which is up to their neighbours. In float32 what
+    common images save is done otherwise to rounding only; in TF32 and bfloat16 every lane goes the way of one whose
+    images are its own.
+    """
     step: LaneStep
+    ignores_sharing = is_shuffled and precision != "float32"
     if isinstance(network, DenseNetwork):
-        rows = BLOCK_ROWS[device.type]
+        rows = 1 if ignores_sharing else BLOCK_ROWS[device.type]
         step = DenseStep(network=network, optimizer=optimizer, precision=precision, block_rows=rows)
     else:
-        is_sliced = network.prefers_single_lanes(device)
-        step = AutogradStep(network=network, optimizer=optimizer, precision=precision, is_sliced=is_sliced)
+        step = AutogradStep(
+            network=network,
+            optimizer=optimizer,
+            precision=precision,
+            is_sliced=network.prefers_single_lanes(device),
+            ignores_sharing=ignores_sharing,
+        )
     return CapturedStep(step=step, capture=CudaCapture(device)) if device.type == "cuda" else step
 
 
@@ -69,12 +84,14 @@ class AutogradStep:
     Args:
         is_sliced: go through the lanes one by one, and through large minibatches in slices, instead of all at
             once (`Network.prefers_single_lanes`).
+        ignores_sharing: compute with common images as if each lane had its own.
     """
 
     network: Network
     optimizer: Optimizer
     precision: Precision = "float32"
     is_sliced: bool = False
+    ignores_sharing: bool = False
 
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         losses = torch.zeros(stack.num_lanes, dtype=torch.float64, device=images.device)
@@ -104,6 +121,8 @@ class AutogradStep:
         """Mean NLL [L], and its scaled gradients [L, ...] by name."""
         leaves = {name: value.detach().requires_grad_(True) for name, value in parameters.items()}
         with torch.enable_grad():
+            if self.ignores_sharing and images.dim() == 2:
+                images = images.expand(len(scale), *images.shape)
             with computing(self.precision, images.device):
                 logits = self.network.lane_logits(leaves, images)
             losses = mean_nll(logits.to(_dtype_of(parameters)), labels)

@@ -32,7 +32,7 @@ from hpsearch.training.correctness import ReferenceTest
 from hpsearch.training.dense import DenseNetwork
 from hpsearch.training.dense_step import is_linear
 from hpsearch.training.evaluation import validate_lanes
-from hpsearch.training.lane_steps import build_step
+from hpsearch.training.lane_steps import LaneStep, build_step
 from hpsearch.training.minibatches import is_validation_due, lane_stretches
 from hpsearch.training.network import Network
 from hpsearch.training.networks import build_network
@@ -88,8 +88,9 @@ class Cohort:
     """Lanes that share a `CohortShape` and train on the same data.
 
     A trial's curve depends on its settings and the data, not on its lane or its neighbours: bit for bit where
-    the device's GEMM gives the same bits for every number of lanes, else to rounding (tests state the
-    tolerance). A neighbour that diverges changes nothing.
+    the device's GEMM gives the same bits for every number of lanes, else to the order of float32 sums (tests state
+    the tolerance). In TF32 and bfloat16, too: which numbers are rounded never depends on a neighbour
+    (`lane_steps.build_step`). A neighbour that diverges changes nothing.
 
     Args:
         validations_every: minibatches between two validations within an epoch; each epoch also ends with one.
@@ -118,15 +119,12 @@ class Cohort:
         self._validations_every = validations_every
         self._significance_level = None if reference_test is None else reference_test.level
         self._num_minibatches = data.num_minibatches(shape.batch_size)
-        minibatches_of_epoch = range(1, self._num_minibatches + 1)
-        self._due = tuple(m for m in minibatches_of_epoch if self._is_validation_due(m))
+        self._due = tuple(m for m in range(1, self._num_minibatches + 1) if self._is_validation_due(m))
         self._optimizer = build_optimizer(shape.optimizer)
         self._networks: dict[ModelSettings, Network] = {}
         self._network = self._network_of(shape.model)
-        self._step = build_step(self._network, self._optimizer, device, shape.precision)
-        self._captured_validation: CapturedValidation | None = None
-        if device.type == "cuda":
-            self._captured_validation = CapturedValidation(capture=CudaCapture(device))
+        self._step = self._build_step()
+        self._captured_validation = CapturedValidation(capture=CudaCapture(device)) if device.type == "cuda" else None
         self._stack = LaneStack(
             device=device,
             num_images=len(data.validation_labels),
@@ -287,6 +285,10 @@ class Cohort:
             self._networks[model] = build_network(model, self._data.image_shape, self._data.num_classes)
         return self._networks[model]
 
+    def _build_step(self) -> LaneStep:
+        shape = self.shape
+        return build_step(self._network, self._optimizer, self._device, shape.precision, shape.shuffle)
+
     def _use_width(self, lanes: Sequence[_Lane], *, can_shrink: bool = True) -> None:
         """Make the stack just as wide as the widest of these lanes needs it."""
         if self.shape.model.family not in PADDED_FAMILIES or not lanes:
@@ -296,7 +298,7 @@ class Cohort:
         needed = widest.model.hidden_units
         if needed > current or (can_shrink and needed < current):
             self._network = widest
-            self._step = build_step(widest, self._optimizer, self._device, self.shape.precision)
+            self._step = self._build_step()
             self._stack.resize(lambda tensors: fit(tensors, widest))
 
     def _train_epoch_on_device(self) -> tuple[Tensor, list[Tensor]]:

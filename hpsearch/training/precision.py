@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import final
 
@@ -28,15 +29,16 @@ def computing(precision: Precision, device: torch.device) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def multiplying(precision: Precision, device: torch.device) -> Iterator[None]:
+def multiplying(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
     """Products and convolutions inside, forward and backward, may use TF32 if the study asks for it.
 
     TF32 exists on CUDA devices only; elsewhere such a study trains in float32, which is more exact.
     """
-    if precision != "tf32" or device.type != "cuda":
-        yield
-        return
+    return _allowing_tf32() if precision == "tf32" and device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _allowing_tf32() -> Iterator[None]:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32, cudnn.allow_tf32 = True, True
@@ -59,12 +61,14 @@ class Products:
 
     def multiply(self, left: Tensor, right: Tensor) -> Tensor:
         """[L, n, k] @ [L, k, m] of prepared matrices; as float32, if rounded."""
-        product = torch.bmm(left, right)
+        with multiplying(self.precision, left.device):
+            product = torch.bmm(left, right)
         return product.float() if self.precision == "bfloat16" else product
 
     def add_product_(self, target: Tensor, left: Tensor, right: Tensor) -> None:
         """target += left @ right. In float32 the product is never written down."""
         if self.precision == "bfloat16":
             target.add_(torch.bmm(left, right))
-        else:
+            return
+        with multiplying(self.precision, target.device):
             target.baddbmm_(left, right)
