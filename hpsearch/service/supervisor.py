@@ -34,6 +34,7 @@ STOP_SECONDS = 10.0  # what a worker gets between SIGTERM and SIGKILL
 SUPERVISOR_VARIABLE = "HPSEARCH_SUPERVISOR_PID"
 NUM_WORKERS_VARIABLE = "HPSEARCH_SUPERVISED_WORKERS"  # how many this machine runs: they share its memory and the points
 _LOG_HEADING = "--- worker started"
+_PROGRAM = Path(__file__).parents[1] / "__main__.py"
 
 
 class WorkersFailedError(HpsearchError):
@@ -100,7 +101,8 @@ class WorkerCommand:
             environment[METRICS_VARIABLE] = str(self.metrics.of_worker(index))
         with self._open_log(index) as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "hpsearch", *arguments],
+                # -P and the file's path: nothing in the current folder is imported in the place of a module.
+                [sys.executable, "-P", str(_PROGRAM), *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -209,16 +211,18 @@ class Supervisor:
                 self._give_up(index, "cannot work", code)
             self._restart(index, code)
         if self._processes and all(process.poll() == 0 for process in self._processes.values()):
-            # All left in peace, yet a point is open, or a round is due: one was given back, or the study widened, at
-            # the last moment. Take it up again.
-            self._processes[0] = self.command.start(0)
+            # All ended, yet a point is open, or a round is due: one was given back, or the study widened, at the last
+            # moment. Take it up again.
+            self._restart(0, 0)
 
     def _restart(self, index: int, code: int) -> None:
         restarts = self._restarts.get(index, 0) + 1
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         if restarts > MAX_RESTARTS:
-            self._give_up(index, f"died {restarts} times in a row ({cause})", HpsearchError.exit_code)
-        _log.warning("worker %d died (%s): starting it again", index, cause)
+            what = f"died {restarts} times in a row ({cause})" if code else f"ended {restarts} times with work left"
+            self._give_up(index, what, HpsearchError.exit_code)
+        if code:
+            _log.warning("worker %d died (%s): starting it again", index, cause)
         self._restarts[index] = restarts
         self._processes[index] = self.command.start(index)
 

@@ -159,7 +159,7 @@ def _dotted(owner: str, name: str) -> str:
 
 
 def _imported(family: str) -> Callable[..., Any]:
-    """The object that "package.module:name" names, as `python -m` would find it from the current folder."""
+    """The object that "package.module:name" names, found on sys.path or in the current folder."""
     module_name, _, name = family.partition(":")
     _see_current_folder()
     try:
@@ -185,10 +185,10 @@ def _imported(family: str) -> Callable[..., Any]:
 
 
 def _see_current_folder() -> None:
-    """Look for modules in the current folder first, as `python -m` does and the `hpsearch` script does not."""
+    """Look for modules in the current folder too, but last: no file in it takes the place of another module."""
     folder = str(Path.cwd())
-    if not sys.flags.safe_path and not {"", folder} & set(sys.path):
-        sys.path.insert(0, folder)
+    if not {"", folder} & set(sys.path):
+        sys.path.append(folder)
 
 
 def _suggest_callables(module: ModuleType, name: str) -> str:
@@ -198,7 +198,12 @@ def _suggest_callables(module: ModuleType, name: str) -> str:
         if callable(value) and getattr(value, "__module__", None) == module.__name__
     ]
     near = difflib.get_close_matches(name, own, n=1)
-    return f'did you mean "{near[0]}"?' if near else f"it is read from {module.__file__}"
+    if near:
+        return f'did you mean "{near[0]}"?'
+    file, top = getattr(module, "__file__", None) or "Python itself", module.__name__.partition(".")[0]
+    if (Path.cwd() / f"{top}.py").exists() and Path.cwd() not in Path(file).parents:
+        return f"it is read from {file}, which comes before the {top}.py of this folder: give yours another name"
+    return f"it is read from {file}"
 
 
 def _failure(family: str, what: str, error: Exception) -> InputError:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import optuna
@@ -115,6 +116,17 @@ def test_the_example_runs_and_its_best_parameters_reproduce_the_best_value(
     with torch.no_grad():
         wrong = names["network"](images).argmax(dim=1) != torch.from_numpy(data.validation.labels)
     assert float(wrong.double().mean()) == best.value < 0.1
+
+
+def test_no_file_of_the_current_folder_takes_the_place_of_a_module(hpsearch: Commands, folder: Path) -> None:
+    """Neither in the command nor in its workers; networks of that folder are found all the same."""
+    names = {*sys.stdlib_module_names, *packages_distributions(), "hpsearch", "sitecustomize", "usercustomize"}
+    for name in names - {""}:
+        if name.isidentifier():
+            (folder / f"{name}.py").write_text(f"raise SystemExit('the file {name}.py was imported')\n")
+    done = hpsearch("run", "study.toml", "--workers", "1", "--set", "training.max_epochs=1", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "6 of 6 points done" in done.stdout
 
 
 def test_a_worker_without_the_module_says_so_and_takes_no_point(

@@ -35,7 +35,8 @@ sys.stdin.readline()
 postgres.stop()
 """
 HERE: tuple[str, ...] = ()
-PID_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+# As a container: PostgreSQL itself looks for the processes of another server in shared memory of its own IPC namespace.
+PID_NAMESPACE = ("unshare", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc")
 PID_AND_HOST_NAMESPACE = (*PID_NAMESPACE, "--uts")
 OTHER_HOST = (*PID_AND_HOST_NAMESPACE, "sh", "-c", 'hostname another-host; exec "$@"', "sh")
 Kind = Literal["ours", "of an older hpsearch"]
@@ -142,7 +143,7 @@ def test_row_24_second_server_while_the_first_is_stopped(
     stopped = [*server_processes(folder), *client.tree()]
     for process in stopped:
         process.send_signal(signal.SIGSTOP)
-    refusal = Client(folder, second, limit_seconds=0.5).refusal()
+    refusal = Client(folder, second, limit_seconds=4).refusal()
     assert refusal.startswith("refused: the PostgreSQL in"), refusal
     assert "does not answer" in refusal
     for process in stopped:
@@ -173,7 +174,7 @@ def test_row_24_one_process_of_a_killed_server_is_left(folder: Path) -> None:
     child = next(iter(postmaster.children()))
     child.send_signal(signal.SIGSTOP)
     postmaster.kill()
-    refusal = Client(folder, PID_NAMESPACE, limit_seconds=0.5).refusal()
+    refusal = Client(folder, PID_NAMESPACE, limit_seconds=4).refusal()
     assert "holds the folder" in refusal
     child.kill()
     other = Client(folder, PID_NAMESPACE).joined()

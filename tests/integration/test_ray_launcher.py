@@ -106,7 +106,7 @@ class Run:
         found = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.cmdline()[1:5] == ["-m", "hpsearch", "worker", self.name]:
+                if process.cmdline()[3:5] == ["worker", self.name]:
                     found[process.pid] = process.ppid()
         return found
 

@@ -135,6 +135,14 @@ def test_workers_that_left_in_peace_are_called_back_while_a_point_is_open(
     supervisor(monkeypatch, tmp_path, "pass", open_until_it_was_called_back()).run(lambda progress: None)
 
 
+def test_workers_that_leave_in_peace_again_and_again_with_nothing_done_are_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(WorkersFailedError, match=f"ended {MAX_RESTARTS + 1} times with work left: bye") as caught:
+        supervisor(monkeypatch, tmp_path, "print('bye')", [OPEN]).run(lambda progress: None)
+    assert caught.value.exit_code == 1
+
+
 def test_workers_are_kept_until_the_search_has_ended_and_not_only_its_round(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -495,7 +495,14 @@ def build(*, image_shape, num_classes):
 """
 
 
-def test_module_in_the_current_folder_is_found_as_python_m_would(folder: Path) -> None:
+def test_module_of_the_current_folder_that_another_one_hides_is_told(folder: Path) -> None:
+    (folder / "random.py").write_text(SOURCE)
+    error = refusal("random:build")
+    assert str(error) == "model.family random:build: random has no function or class 'build'"
+    assert "which comes before the random.py of this folder: give yours another name" in str(error.hint)
+
+
+def test_module_in_the_current_folder_is_found(folder: Path) -> None:
     (folder / "nets_of_mine").mkdir()
     (folder / "nets_of_mine" / "linear.py").write_text(SOURCE)
     model = ModelSettings(family="nets_of_mine.linear:build")
