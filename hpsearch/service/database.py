@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
@@ -37,6 +38,7 @@ from tenacity import (
 from hpsearch.errors import InputError, StorageError
 from hpsearch.logs import get_logger
 from hpsearch.service.answer_limit import ANSWER_SECONDS, answer_limit, limit_answers
+from hpsearch.service.libpq import connect_without_variables, session_arguments
 from hpsearch.service.schema import create_schema
 
 _log = get_logger("database")
@@ -267,18 +269,20 @@ def open_database(
     *,
     wait_seconds: float = 10.0,
     outage_seconds: float = DEFAULT_OUTAGE_SECONDS,
+    is_embedded: bool = False,
 ) -> Database:
     """Connect, create what tables are missing, and check versions. Any number of processes may do so at once.
 
     Args:
         text: a postgresql:// URL.
         wait_seconds: how long to wait for a server that does not answer yet.
+        is_embedded: the server is our own, and libpq's environment variables have no part in it.
     Raises:
         InputError: not a PostgreSQL URL.
         StorageError: unreachable, refused, or another schema version.
     """
     url = parse_url(text)
-    options = _engine_options(url)
+    options = _engine_options(url, is_embedded=is_embedded)
     limit_answers()
     logging.getLogger(_POOL_LOGGER).addFilter(_is_error)  # does nothing the second time
     engine = sqlalchemy.create_engine(url, **options)
@@ -299,8 +303,9 @@ def open_database(
     return Database(engine=engine, storage=storage, url=url, outage_seconds=outage_seconds)
 
 
-def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
+def _engine_options(url: sqlalchemy.URL, *, is_embedded: bool) -> dict[str, Any]:
     own = {
+        **session_arguments(url),
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
         # A cut network must be noticed within the lease, not after the kernel's two hours.
         "keepalives": 1,
@@ -311,11 +316,14 @@ def _engine_options(url: sqlalchemy.URL) -> dict[str, Any]:
         "application_name": "hpsearch",
     }
     arguments = {key: value for key, value in own.items() if key not in url.query}  # what the URL says wins
-    return {
+    options: dict[str, Any] = {
         "pool_pre_ping": True,  # a restarted server costs a reconnect, not an error
         "pool_size": 4,
-        "connect_args": arguments,
     }
+    if not is_embedded:
+        return options | {"connect_args": arguments}
+    _, from_url = url.get_dialect()().create_connect_args(url)
+    return options | {"creator": partial(connect_without_variables, **from_url, **arguments)}
 
 
 def _is_error(record: logging.LogRecord) -> bool:

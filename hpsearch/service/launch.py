@@ -163,8 +163,8 @@ def train_study(
 def open_storage(url: str | None) -> Iterator[Database]:
     """The database that was named, or the embedded one; the latter runs as long as somebody uses it."""
     with contextlib.ExitStack() as stack:
-        url = with_password_of_file(url) if url else stack.enter_context(EmbeddedPostgres.start()).url
-        database = open_database(url)
+        named = with_password_of_file(url) if url else None
+        database = open_database(named or stack.enter_context(EmbeddedPostgres.start()).url, is_embedded=named is None)
         stack.callback(database.close)
         yield database
 

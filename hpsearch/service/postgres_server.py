@@ -38,6 +38,7 @@ from hpsearch.service.file_lock import (
     open_lock_file,
     try_lock,
 )
+from hpsearch.service.libpq import connect_without_variables
 from hpsearch.service.postgres_programs import MAJOR_VERSION, PostgresPrograms
 
 DATABASE = "hpsearch"
@@ -262,7 +263,7 @@ class PostgresServer:
 
     @contextmanager
     def _connect(self) -> Iterator[psycopg2.extensions.connection]:
-        connection = psycopg2.connect(
+        connection = connect_without_variables(
             host=str(self.folder), port=_PORT, user=_SUPERUSER, dbname="postgres", connect_timeout=2
         )
         connection.autocommit = True  # CREATE DATABASE runs outside a transaction

@@ -126,6 +126,26 @@ def test_options_of_the_url_are_kept(database_url: str) -> None:
     opened.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PGHOSTADDR", "127.0.0.1"),
+        ("PGOPTIONS", "-c default_transaction_read_only=on"),
+        ("PGTARGETSESSIONATTRS", "standby"),
+        ("PGCLIENTENCODING", "SQL_ASCII"),
+    ],
+)
+def test_variables_of_libpq_change_neither_where_a_url_leads_nor_the_session(
+    name: str, value: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    database = open_database(database_url, wait_seconds=0)
+    with database.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE accents AS SELECT 'é' AS accent"))
+        assert connection.execute(text("SELECT accent FROM accents")).scalar() == "é"
+    database.close()
+
+
 @pytest.mark.parametrize(("revision", "hint"), [("v3.0.0.d", "optuna storage upgrade"), ("v9.9.9.a", "newer Optuna")])
 def test_optuna_schema_of_another_version_is_refused_with_both(tables_url: str, revision: str, hint: str) -> None:
     engine = create_engine(tables_url)

@@ -19,8 +19,9 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from hpsearch.errors import StorageError
-from hpsearch.service import postgres_server
+from hpsearch.service import embedded, postgres_server
 from hpsearch.service.embedded import EmbeddedPostgres, default_folder
+from hpsearch.service.launch import open_storage
 from hpsearch.service.postgres_server import PostgresServer
 
 # Joins the server of argv[1], prints the server's pid, stays until a line arrives, leaves (or simply ends).
@@ -141,13 +142,56 @@ def test_server_is_durable_in_utc_and_has_no_port(folder: Path, monkeypatch: pyt
         assert {name: ask(postgres.url, f"SHOW {name}") for name in expected} == expected
 
 
-def test_settings_of_another_postgres_do_not_leak_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PGPORT", "6000")
-    monkeypatch.setenv("PGDATA", "/nonexistent")
-    monkeypatch.setenv("PGHOST", "db.example.org")
-    monkeypatch.setenv("PGDATABASE", "other")
-    with EmbeddedPostgres.start(folder) as postgres:
-        assert ask(postgres.url, "SELECT current_database()") == "hpsearch"
+# Each of libpq's variables, with a value that would lead elsewhere, be refused or change the session.
+LIBPQ_VARIABLES = {
+    "PGHOST": "db.example.org",
+    "PGHOSTADDR": "127.0.0.1",
+    "PGPORT": "6000",
+    "PGDATABASE": "other",
+    "PGUSER": "nobody",
+    "PGPASSWORD": "x",
+    "PGPASSFILE": "/nonexistent",
+    "PGSERVICE": "nowhere",
+    "PGSERVICEFILE": "/nonexistent",
+    "PGSYSCONFDIR": "/nonexistent",
+    "PGREQUIREAUTH": "scram-sha-256",
+    "PGCHANNELBINDING": "require",
+    "PGSSLMODE": "verify-full",
+    "PGSSLNEGOTIATION": "direct",
+    "PGSSLCERT": "/nonexistent",
+    "PGSSLMINPROTOCOLVERSION": "none",
+    "PGGSSENCMODE": "require",
+    "PGREQUIREPEER": "nobody",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGLOADBALANCEHOSTS": "nonsense",
+    "PGOPTIONS": "-c default_transaction_read_only=on",
+    "PGCLIENTENCODING": "LATIN1",
+    "PGCONNECT_TIMEOUT": "nonsense",
+    "PGTZ": "Asia/Tokyo",
+    "PGDATESTYLE": "German",
+    "PGDATA": "/nonexistent",
+}
+
+
+def test_no_variable_of_libpq_has_a_part_in_the_embedded_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "default_folder", lambda: folder)
+    for name, value in LIBPQ_VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    with open_storage(None) as database:
+        for engine in (database.engine, database.storage.engine):
+            with engine.connect() as connection:
+                rows = {
+                    name: connection.execute(text(f"SHOW {name}")).scalar()
+                    for name in ("client_encoding", "default_transaction_read_only", "TimeZone")
+                }
+                assert rows == {
+                    "client_encoding": "UTF8",
+                    "default_transaction_read_only": "off",
+                    "TimeZone": "UTC",
+                }
+                assert connection.execute(text("SELECT current_database()")).scalar() == "hpsearch"
+        database.engine.dispose()
+    assert {name: os.environ[name] for name in LIBPQ_VARIABLES} == LIBPQ_VARIABLES, "the user's own are still there"
 
 
 def test_any_name_of_the_folder_works(open_folder: Path) -> None:
