@@ -14,22 +14,23 @@ import logging
 import math
 import numbers
 import os
-import re
 import sys
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from enum import Enum
+from traceback import format_exception
+from types import TracebackType
 from typing import Any, TextIO
 
 from hpsearch.errors import HpsearchError, InputError
+from hpsearch.safe_text import for_terminal, masked
 
 LOGGER_NAME = "hpsearch"
 LOG_FORMAT_VARIABLE = "HPSEARCH_LOG_FORMAT"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _ERROR_PREFIX = "error: "
-# Up to the last @ before a blank: an @ or / in a password is often left unencoded.
-_PASSWORD_IN_URL = re.compile(r"(postgres(?:ql)?(?:\+\w+)?://[^\s:/]*):\S*@")
-_PASSWORD_OPTION = re.compile(r"\b(password|sslpassword)=('(?:[^'\\]|\\.)*'|[^\s&'\"]+)")  # in a URL's query or a DSN
 _RECORD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -45,7 +46,7 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        return mask_passwords(super().format(record))
+        return for_terminal(super().format(record))
 
 
 class _JsonFormatter(logging.Formatter):
@@ -67,7 +68,7 @@ class _JsonFormatter(logging.Formatter):
         line = {**fields, **self._context, **own, **fields}  # the first four come first, and nothing replaces them
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return mask_passwords(json.dumps(line))
+        return json.dumps(masked(line))
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
@@ -158,9 +159,38 @@ def quieted_logger(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def mask_passwords(text: str) -> str:
-    """The text without the passwords of database URLs and connection strings."""
-    return _PASSWORD_OPTION.sub(r"\1=***", _PASSWORD_IN_URL.sub(r"\1:***@", text))
+def show_no_password() -> None:
+    """Mask the tracebacks and warnings that Python itself writes to stderr, of this thread and all others.
+
+    For a process of ours; a program that uses hpsearch as a library keeps its hooks.
+    """
+    sys.excepthook = _show_exception
+    threading.excepthook = lambda ended: _show_exception(ended.exc_type, ended.exc_value, ended.exc_traceback)
+    sys.unraisablehook = lambda ended: _show_exception(ended.exc_type, ended.exc_value, ended.exc_traceback)
+    warnings.showwarning = _show_warning
+
+
+def _show_exception(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None, /) -> None:
+    if kind is SystemExit:  # of a thread
+        return
+    if is_json_logging():
+        found = error if error is not None else kind()
+        get_logger("cli").critical("unexpected error", exc_info=(kind, found, traceback))
+        return
+    with contextlib.suppress(OSError, ValueError):  # stderr is closed
+        sys.stderr.write(for_terminal("".join(format_exception(kind, error, traceback))))
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed, or there is none
+        (file or sys.stderr).write(for_terminal(warnings.formatwarning(message, category, filename, lineno, line)))
 
 
 def log_final_error(error: HpsearchError) -> None:

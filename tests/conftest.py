@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from sqlalchemy import create_engine, make_url, text
 
-from hpsearch import logs
+from hpsearch import logs, safe_text
 from hpsearch.service.embedded import EmbeddedPostgres
 
 # Read by torch when it is first imported, here and in the workers that tests start: tests run side by side,
@@ -47,6 +47,7 @@ def _no_settings_of_the_user(open_folder: Path, monkeypatch: pytest.MonkeyPatch)
     handler = logs._our_handler()
     if handler is not None:
         handler.context.clear()  # what a command that some test ran in this process has bound
+    safe_text._secrets.clear()
     monkeypatch.delenv("HPSEARCH_STORAGE", raising=False)
     monkeypatch.setenv("HPSEARCH_HOME", str(open_folder / "home"))
 

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from hpsearch.cli import options
 from hpsearch.cli.fitted_table import FittedTable, TableColumn
 from hpsearch.cli.launch_view import TerminalListener
 from hpsearch.cli.notice import say
 from hpsearch.cli.progress_view import download_progress
-from hpsearch.cli.tables import NOT_A_TERMINAL_WIDTH, format_value, print_json
+from hpsearch.cli.tables import NOT_A_TERMINAL_WIDTH, format_value, print_json, text_of
 from hpsearch.data.catalog import DataLocations
 from hpsearch.results.confirm import read_confirmation
 from hpsearch.results.confirm_plan import ConfirmPlan, plan_confirmation, prepare_confirmation
@@ -92,12 +91,12 @@ def print_confirmation(confirmation: Confirmation) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=NOT_A_TERMINAL_WIDTH)
-    console.print(Text(f"study {confirmation.study}, confirmed in {confirmation.companion.name}"))
+    console.print(text_of(f"study {confirmation.study}, confirmed in {confirmation.companion.name}"))
     console.print(_table(confirmation), crop=False)
     conclusion = confirmation.conclusion()
     lines = [f"note: {note}" for note in confirmation.notes] + ([conclusion] if conclusion else [])
     for line in lines:
-        console.print(Text(line), soft_wrap=True)
+        console.print(text_of(line), soft_wrap=True)
 
 
 def _table(confirmation: Confirmation) -> FittedTable:

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
-from hpsearch.cli.notice import say
+from hpsearch.cli.notice import print_line, say
 from hpsearch.cli.progress_view import download_progress
 from hpsearch.data.catalog import DataLocations, catalog_names, fetch_dataset, verify_dataset
 from hpsearch.errors import DataError
 
-app = typer.Typer(help="Fetch and verify data sets.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Fetch and verify data sets.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 
 DatasetName = Annotated[
     str, typer.Argument(metavar="NAME", help=f"One of {', '.join(catalog_names())}.", show_default=False)
@@ -24,7 +26,7 @@ def fetch(name: DatasetName) -> None:
     with download_progress() as progress:
         paths = fetch_dataset(name, DataLocations.from_environment(), progress)
     for path in paths:
-        typer.echo(str(path))
+        print_line(str(path))
     if not paths:
         say(f"{name} comes with scikit-learn: nothing to fetch")
 
@@ -34,7 +36,7 @@ def verify(name: DatasetName) -> None:
     """Check every file of a data set against its published checksum."""
     checks = verify_dataset(name, DataLocations.from_environment())
     for check in checks:
-        typer.echo(f"{check.state.value:22} {check.file_name:28} {check.path or ''}")
+        print_line(f"{check.state.value:22} {check.file_name:28} {check.path or ''}")
     problems = [check.problem for check in checks if not check.is_usable]
     if problems:
         more = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.cells import cell_len
@@ -12,6 +12,8 @@ from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
+
+from hpsearch.safe_text import for_terminal
 
 _NO_LIMIT = 100_000  # characters
 
@@ -37,7 +39,10 @@ class FittedTable:
     """
 
     def __init__(self, columns: Sequence[TableColumn], *, bold_row: int | None = None) -> None:
-        self._columns = tuple(columns)
+        self._columns = tuple(
+            replace(column, heading=_in_one_line(column.heading), cells=tuple(map(_in_one_line, column.cells)))
+            for column in columns
+        )
         self._bold_row = bold_row
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -73,3 +78,7 @@ class FittedTable:
         for row, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
             table.add_row(*map(Text, cells), style="bold" if row == self._bold_row else None)
         return table
+
+
+def _in_one_line(cell: str) -> str:
+    return for_terminal(cell).replace("\n", "\\n").replace("\t", "\\t")

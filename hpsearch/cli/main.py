@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the work failed, 2 bad input, 3 the surroundings (database
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from typer.main import get_group
 
 import hpsearch
@@ -27,11 +28,13 @@ from hpsearch.logs import (
     get_logger,
     is_json_logging,
     log_final_error,
-    mask_passwords,
+    show_no_password,
 )
+from hpsearch.safe_text import for_terminal, remember_password, remember_passwords
 from hpsearch.service.signals import on_end
 
 _log = get_logger("cli")
+_SECRET_VARIABLES = ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 # The base of "no such option", "missing argument" and the like. Typer has brought its own copy of click since 0.26, so
 # it is reached through a class that typer exports.
@@ -135,11 +138,16 @@ def build_command() -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; errors become one line and a hint."""
+    show_no_password()
     sys.exit(run_command_line(sys.argv[1:] if arguments is None else arguments))
 
 
 def run_command_line(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
+    for text in (*arguments, os.environ.get("HPSEARCH_STORAGE", "")):
+        remember_passwords(text)
+    for name in _SECRET_VARIABLES:
+        remember_password(os.environ.get(name, ""))
     try:
         code = build_command().main(args=arguments, prog_name="hpsearch", standalone_mode=False)
         return int(code or 0)
@@ -150,7 +158,9 @@ def run_command_line(arguments: list[str]) -> int:
         if is_json_logging():
             log_final_error(InputError(error.format_message()))
         else:
-            error.show()
+            usage = io.StringIO()
+            error.show(file=usage)
+            typer.echo(for_terminal(usage.getvalue()), err=True, nl=False)
         return InputError.exit_code
     except (typer.Abort, KeyboardInterrupt):
         _say("interrupted")
@@ -177,9 +187,9 @@ def _report(error: HpsearchError) -> None:
         log_final_error(error)
         return
     stderr = _stderr()
-    stderr.print(f"[bold red]error:[/] {escape(mask_passwords(str(error)))}")
+    stderr.print(Text.assemble(("error:", "bold red"), " ", for_terminal(str(error))))
     if error.hint:
-        stderr.print(f"[bold]hint:[/] {escape(mask_passwords(error.hint))}")
+        stderr.print(Text.assemble(("hint:", "bold"), " ", for_terminal(error.hint)))
 
 
 def _say(message: str) -> None:

@@ -1,10 +1,11 @@
-"""Words for the person at the terminal that are no result: on stderr, and in JSON where the log is."""
+"""Words for the person at the terminal: notices on stderr (in JSON where the log is), and lines of text on stdout."""
 
 from __future__ import annotations
 
 import typer
 
 from hpsearch.logs import get_logger, is_json_logging
+from hpsearch.safe_text import for_terminal
 
 _log = get_logger("cli")
 
@@ -14,4 +15,9 @@ def say(message: str) -> None:
     if is_json_logging():
         _log.info(message)
     else:
-        typer.echo(message, err=True)
+        typer.echo(for_terminal(message), err=True)
+
+
+def print_line(line: str) -> None:
+    """Write one line to stdout."""
+    typer.echo(for_terminal(line))

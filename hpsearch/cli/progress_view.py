@@ -21,6 +21,8 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from hpsearch.cli.notice import say
+from hpsearch.cli.tables import text_of
 from hpsearch.data.catalog import DownloadProgress
 from hpsearch.logs import get_logger, is_json_logging
 from hpsearch.service.progress import Progress
@@ -56,7 +58,7 @@ def follow(study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
         yield _line_printer(_log.info, rate)
         return
     if not console.is_terminal:
-        yield _line_printer(lambda line: console.print(line, highlight=False, soft_wrap=True), rate)
+        yield _line_printer(say, rate)
         return
     bar = RichProgress(
         TextColumn("{task.description}"),
@@ -72,7 +74,7 @@ def follow(study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
             counts = progress.counts  # a search in rounds has more points with each round
             bar.update(task, completed=counts.counted + counts.failed, total=counts.total)
             speed = rate.update(time.monotonic(), progress.epochs)
-            live.update(Group(bar, Text(describe(progress, speed)), _running_lines(progress)))
+            live.update(Group(bar, text_of(describe(progress, speed)), _running_lines(progress)))
 
         yield update
 
@@ -116,7 +118,7 @@ def _running_lines(progress: Progress, most: int = 8) -> Text:
     return Text("\n".join(lines), style="dim")
 
 
-def _line_printer(say: Callable[[str], object], rate: EpochRate) -> Callable[[Progress], None]:
+def _line_printer(tell: Callable[[str], object], rate: EpochRate) -> Callable[[Progress], None]:
     last_time = -_LINE_EVERY_SECONDS
     last_line = ""
 
@@ -126,7 +128,7 @@ def _line_printer(say: Callable[[str], object], rate: EpochRate) -> Callable[[Pr
         line = describe(progress, rate.update(now, progress.epochs))
         is_due = now - last_time >= _LINE_EVERY_SECONDS or progress.is_finished
         if is_due and line != last_line:
-            say(line)
+            tell(line)
             last_time, last_line = now, line
 
     return update

@@ -7,10 +7,9 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-import typer
-
 from hpsearch.cli import options
 from hpsearch.cli.launch_view import TerminalListener, describe_registration
+from hpsearch.cli.notice import print_line
 from hpsearch.cli.progress_view import download_progress
 from hpsearch.cli.tables import print_json, print_status
 from hpsearch.data.catalog import DataLocations
@@ -93,7 +92,7 @@ def create(
         if as_json:
             print_json(read_status(database, prepared.study.name).as_json())
         else:
-            typer.echo(describe_registration(prepared.registration, "was there already, with the same definition"))
+            print_line(describe_registration(prepared.registration, "was there already, with the same definition"))
 
 
 def worker(

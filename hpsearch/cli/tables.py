@@ -17,6 +17,7 @@ from hpsearch.results.study_status import StudyStatus
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.results.vault_ledger import VaultRecord
+from hpsearch.safe_text import for_terminal, masked
 from hpsearch.space import ParameterValue
 
 MOST_TRIALS = 10
@@ -26,7 +27,7 @@ NOT_A_TERMINAL_WIDTH = 160
 
 def print_json(document: Any) -> None:
     """Print one JSON document. NaN cannot occur: values that are not finite are never stored."""
-    typer.echo(json.dumps(document, indent=2, allow_nan=False))
+    typer.echo(json.dumps(masked(document), indent=2, allow_nan=False))
 
 
 def print_status(status: StudyStatus) -> None:
@@ -50,10 +51,10 @@ def print_opening(record: VaultRecord, summary: StudySummary) -> None:
         rows.append(("same files", f"opened {record.machine_openings} times before, for other studies on this machine"))
     grid = Table.grid(padding=(0, 2))
     for heading, told in rows:
-        grid.add_row(Text(heading), Text(told))
+        grid.add_row(heading, text_of(told))
     is_only_one = len(summary.openings) == 1  # it has just been told
     lines = (replace(summary, openings=()) if is_only_one else summary).describe_test_set()
-    _stdout().print(Group(Text(f"study {record.study_name}"), grid, *map(Text, lines)))
+    _stdout().print(Group(text_of(f"study {record.study_name}"), grid, *map(text_of, lines)))
 
 
 def print_studies(summaries: list[StudySummary]) -> None:
@@ -67,7 +68,7 @@ def status_view(status: StudyStatus) -> RenderableType:
     confirmation = status.confirmation.brief() if status.confirmation else []
     openings = summary.describe_test_set()
     lines = [_headline(summary), *_round_lines(summary), *_running_lines(summary), *confirmation, *openings]
-    return Group(*map(Text, lines), _trials_table(summary))
+    return Group(*map(text_of, lines), _trials_table(summary))
 
 
 def studies_view(summaries: list[StudySummary]) -> RenderableType:
@@ -92,6 +93,11 @@ def format_value(value: ParameterValue | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def text_of(line: str) -> Text:
+    """A line for a terminal, taken as it is: no markup, no control characters, no password."""
+    return Text(for_terminal(line))
 
 
 def _stdout() -> Console:

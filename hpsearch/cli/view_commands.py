@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from hpsearch.cli import options
-from hpsearch.cli.notice import say
+from hpsearch.cli.notice import print_line, say
 from hpsearch.cli.tables import (
     NOT_A_TERMINAL_WIDTH,
     print_json,
@@ -27,6 +28,7 @@ from hpsearch.results.export import choose_format, export_model, export_point, w
 from hpsearch.results.report import write_report
 from hpsearch.results.study_status import read_status
 from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.safe_text import for_terminal
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.dashboard import serve_dashboard
 from hpsearch.service.dashboard_gate import Access, canonical_host, is_loopback
@@ -106,7 +108,8 @@ def export(
             write_export(document, output, export_format)
             say(f"wrote {output}")
         elif model is None or format_name is not None:
-            typer.echo(document.render(export_format), nl=False)
+            rendered = document.render(export_format)
+            typer.echo(for_terminal(rendered) if sys.stdout.isatty() else rendered, nl=False)
         if model is not None:
             kept = open_artifacts(options.artifacts_in(artifacts), is_read_only=True)
             export_model(chosen, kept, model)
@@ -158,7 +161,7 @@ def dashboard(
     )
     kept = open_artifacts(options.artifacts_in(artifacts))
     with options.open_storage(storage) as database:
-        serve_dashboard(database.storage, kept, host, port, access, on_ready=lambda url: typer.echo(url))
+        serve_dashboard(database.storage, kept, host, port, access, on_ready=print_line)
 
 
 def _read_all(database: Database) -> list[StudySummary]:

@@ -35,6 +35,7 @@ from hpsearch.results.search_map import search_map
 from hpsearch.results.summary import StudySummary, format_time, read_summary
 from hpsearch.results.vault_intents import VaultIntent
 from hpsearch.results.vault_ledger import VaultRecord
+from hpsearch.safe_text import mask_passwords
 from hpsearch.service.database import Database
 from hpsearch.service.registry import current_versions
 
@@ -126,7 +127,12 @@ def _unfinished_openings(summary: StudySummary) -> list[tuple[str, Sequence[Vaul
 def _environment() -> Environment:
     """Every value is escaped, but for the Markup of our own files; a misspelt name is an error."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+        finalize=lambda value: mask_passwords(value) if type(value) is str else value,
     )
     environment.filters["label"] = value_label
     environment.filters["percent"] = _percent_label

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from tenacity import (
 
 from hpsearch.errors import InputError, StorageError
 from hpsearch.logs import get_logger
+from hpsearch.safe_text import remember_password, remember_passwords
 from hpsearch.service.answer_limit import ANSWER_SECONDS, answer_limit, limit_answers
 from hpsearch.service.libpq import connect_without_variables, session_arguments
 from hpsearch.service.schema import create_schema
@@ -61,6 +62,7 @@ _FINAL_REFUSALS = (
         "denies user {user} the right",
     ),
 )
+_NOT_IN_URL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _POOL_LOGGER = "sqlalchemy.pool.impl.QueuePool"
 _NO_SUCH_VALUE = "22P02"  # invalid text representation: a text is not what it is cast to
 _READ_ONLY = "25006"  # a standby, or a server in the middle of a fail-over: the next connection may reach the new one
@@ -186,12 +188,20 @@ class Database:
 def parse_url(text: str) -> sqlalchemy.URL:
     """Read a database URL. Raises InputError for anything but PostgreSQL, without showing the password."""
     hint = "postgresql://USER:PASSWORD@HOST:5432/DATABASE (percent-encode @ : / % in the password)"
+    remember_passwords(text)
     try:
         url = _with_whole_password(sqlalchemy.make_url(text), text)
     except (ArgumentError, ValueError):
         raise InputError("the storage URL cannot be read", hint=hint) from None
     if url.drivername not in ("postgresql", "postgres", "postgresql+psycopg2"):
         raise InputError(f"storage must be PostgreSQL, got {url.drivername}://", hint=hint)
+    query = dict(url.query)
+    if isinstance(given := query.pop("password", None), str):
+        url = url.set(password=given, query=query)
+    remember_password(url.password or "")
+    # libpq is written in C, where a NUL ends a text; half a surrogate pair stands for a byte that is no UTF-8.
+    if any(_NOT_IN_URL.search(part) for part in _decoded_parts(url)):
+        raise InputError("the storage URL has a control character, or a byte that is not UTF-8", hint=hint)
     return url.set(drivername="postgresql+psycopg2")
 
 
@@ -217,13 +227,27 @@ def read_password(path: Path, hint: str) -> str:
         InputError: it cannot be read, or is empty; with this hint.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        first_line = path.read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise InputError(f"cannot read the password file {path}: {reason}", hint=hint) from error
-    if not lines or not lines[0]:
+    if not first_line:
         raise InputError(f"the password file {path} is empty", hint=hint)
-    return lines[0]
+    if _NOT_IN_URL.search(first_line):
+        raise InputError(f"the first line of the password file {path} has a control character", hint=hint)
+    remember_password(first_line)
+    return first_line
+
+
+def without_password(url: sqlalchemy.URL) -> sqlalchemy.URL:
+    """The same URL without a password; `URL.set` takes None for "as it is"."""
+    return sqlalchemy.URL.create(url.drivername, url.username, None, url.host, url.port, url.database, url.query)
+
+
+def _decoded_parts(url: sqlalchemy.URL) -> Iterator[str]:
+    yield from (part for part in (url.username, url.password, url.host, url.database) if part is not None)
+    for name, value in url.query.items():
+        yield from (name, value) if isinstance(value, str) else (name, *value)
 
 
 def _with_whole_password(url: sqlalchemy.URL, text: str) -> sqlalchemy.URL:

@@ -14,14 +14,14 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpsearch.data.catalog import DataLocations, DownloadProgress
 from hpsearch.service.artifact_store import is_bucket
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS
-from hpsearch.service.database import Database, open_database, with_password_of_file
+from hpsearch.service.database import Database, open_database, parse_url, with_password_of_file, without_password
 from hpsearch.service.device_pin import describe_taken
 from hpsearch.service.devices import Gpu, VisibleDevices, num_local_workers, wanted_gpus
 from hpsearch.service.embedded import EmbeddedPostgres
@@ -54,7 +54,7 @@ class LaunchOptions:
         metrics: where the first worker serves its metrics, if anywhere.
     """
 
-    storage: str | None = None
+    storage: str | None = field(default=None, repr=False)  # it may hold a password
     artifacts: str | None = None
     workers: int | None = None
     device: str = "auto"
@@ -192,7 +192,7 @@ def _worker_command(database: Database, definition: StudyDefinition, launch: Lau
     options = launch.options
     return WorkerCommand(
         study_name=definition.name,
-        storage_url=options.storage and database.url.render_as_string(hide_password=False),
+        storage_url=_url_for_workers(database, launch),
         device=options.device,
         num_workers=launch.num_workers,
         lanes=options.lanes,
@@ -207,6 +207,19 @@ def _worker_command(database: Database, definition: StudyDefinition, launch: Lau
             f"--stall-seconds={options.stall_seconds:g}",
         ],
     )
+
+
+def _url_for_workers(database: Database, launch: Launch) -> str | None:
+    """The URL that workers connect to; None: the embedded PostgreSQL.
+
+    Workers of this machine read the password from the file that this process has read it from.
+    """
+    named = launch.options.storage
+    if named is None:
+        return None
+    is_from_file = launch.options.on is None and parse_url(named).password is None
+    url = without_password(database.url) if is_from_file else database.url
+    return url.render_as_string(hide_password=False)
 
 
 def _train(

@@ -26,6 +26,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, Row
 
 from hpsearch.epoch_report import EpochReport
+from hpsearch.safe_text import mask_passwords
 from hpsearch.service import ledger_statements as statements
 from hpsearch.service.correctness import Correctness, write_correctness
 from hpsearch.service.database import Database
@@ -289,7 +290,7 @@ def _fail_and_requeue(
     if not rows:
         return
     connection.execute(statements.FAIL, {"trial_ids": [row.trial_id for row in rows]})
-    write_trial_attributes(connection, [(row.trial_id, {"fail_reason": reason}) for row in rows])
+    write_trial_attributes(connection, [(row.trial_id, {"fail_reason": mask_passwords(reason)}) for row in rows])
     # An attempt that got farther than all before it was not killed by its point: machines die, too.
     crash_of = {row.trial_id: int(is_crash and row.reached <= row.furthest_epoch) for row in rows}
     given_up = [row for row in rows if crash_of[row.trial_id] and row.crashes + 1 >= MAX_CRASHES]

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,8 @@ from typing import IO, NoReturn, Protocol
 
 from hpsearch.errors import ArtifactError, HpsearchError, InputError, SurroundingsError
 from hpsearch.logs import find_final_error, get_logger
-from hpsearch.service.database import Database
+from hpsearch.safe_text import mask_passwords
+from hpsearch.service.database import PASSWORD_FILE_VARIABLE, Database, parse_url, without_password
 from hpsearch.service.ledger import PointCounts
 from hpsearch.service.life_sign import LIFE_SIGN_VARIABLE
 from hpsearch.service.metrics import METRICS_VARIABLE, MetricsAddress
@@ -56,8 +57,9 @@ class WorkerCommand:
     """How to start one worker of a study.
 
     Args:
-        storage_url: passed in the environment, never on the command line, where `ps` would show its password;
-            None: the embedded PostgreSQL, which the workers join as users of their own.
+        storage_url: its password stands in no worker's arguments or environment: a file that only the worker has
+            open holds it, unless there is none here because PASSWORD_FILE_VARIABLE names one. None: the embedded
+            PostgreSQL, which the workers join as users of their own.
         device: what each of them asks for; each pins a GPU of its own.
         num_workers: how many are started; they are told, for they share the machine's memory and the points.
         artifacts: a folder or bucket.
@@ -68,7 +70,7 @@ class WorkerCommand:
     """
 
     study_name: str
-    storage_url: str | None
+    storage_url: str | None = field(repr=False)
     device: str
     num_workers: int
     lanes: str
@@ -93,17 +95,23 @@ class WorkerCommand:
         }
         if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
             environment["GOMP_SPINCOUNT"] = SPIN_COUNT
+        password = None
         if self.storage_url is not None:
-            environment["HPSEARCH_STORAGE"] = self.storage_url
+            url = parse_url(self.storage_url)
+            password = url.password
+            environment["HPSEARCH_STORAGE"] = without_password(url).render_as_string()
         environment.pop(LIFE_SIGN_VARIABLE, None)  # of one process; several in one file would hide each other
         environment.pop(METRICS_VARIABLE, None)
         if self.metrics is not None:
             environment[METRICS_VARIABLE] = str(self.metrics.of_worker(index))
-        with self._open_log(index) as log:
+        with self._open_log(index) as log, _password_file(password) as descriptors:
+            for descriptor in descriptors:
+                environment[PASSWORD_FILE_VARIABLE] = f"/dev/fd/{descriptor}"
             return subprocess.Popen(
                 # -P and the file's path: nothing in the current folder is imported in the place of a module.
                 [sys.executable, "-P", str(_PROGRAM), *arguments],
                 env=environment,
+                pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -115,7 +123,7 @@ class WorkerCommand:
         text = self.log_file(index).read_text(encoding="utf-8", errors="replace")
         lines = text.rpartition(_LOG_HEADING)[2].strip().splitlines()[1:]  # of this start only
         errors = [error for line in lines if (error := find_final_error(line)) is not None]
-        return (errors or lines or ["its log is empty"])[-1]
+        return mask_passwords((errors or lines or ["its log is empty"])[-1])
 
     def _open_log(self, index: int) -> IO[bytes]:
         try:
@@ -129,6 +137,20 @@ class WorkerCommand:
         log.write(f"{_LOG_HEADING} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
         log.flush()
         return log
+
+
+@contextlib.contextmanager
+def _password_file(password: str | None) -> Iterator[tuple[int, ...]]:
+    """A file in memory with the password, as a descriptor for a child to inherit; none without a password."""
+    if password is None:
+        yield ()
+        return
+    descriptor = os.memfd_create("hpsearch-password")
+    try:
+        os.write(descriptor, password.encode())
+        yield (descriptor,)
+    finally:
+        os.close(descriptor)
 
 
 class WorkerProcess(Protocol):

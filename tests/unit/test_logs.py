@@ -23,9 +23,9 @@ from hpsearch.logs import (
     get_logger,
     is_json_logging,
     log_final_error,
-    mask_passwords,
     take_over_logger,
 )
+from hpsearch.safe_text import mask_passwords
 
 log = get_logger("test")
 

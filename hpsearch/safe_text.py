@@ -1,0 +1,100 @@
+"""Text that leaves the process: without passwords, and without control characters where a terminal shows it.
+
+Every way out passes here: error lines, log lines, tracebacks, warnings, tables, JSON documents, reports, and what is
+stored about a failure. A password is found in two ways. Its form gives it away (`://user:password@`, `password=...`);
+or the process has been given it (`remember_passwords`), and then it is masked in each of its spellings.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote, unquote_plus
+
+MASK = "***"
+
+_USER = r"(\b[a-z][a-z0-9+.-]*://[^\s:/@\[]*)"
+_PORT = r"(?!\d{1,5}(?:[/?#,;.)\s'\"]|$))"  # postgresql://host:5432/d has no password
+_UNMASKED = r"(?!\*\*\*|PASSWORD@)"  # the second: our own hints
+# Up to the last @ before a blank: an @ or / in a password is often left unencoded.
+_PASSWORD_IN_URL = re.compile(rf"{_USER}:{_UNMASKED}\S*@", re.I)
+_PASSWORD_WITH_BLANK = re.compile(rf"(postgres(?:ql)?(?:\+\w+)?://[^\s:/@\[]*):{_PORT}{_UNMASKED}[^\n@]*@", re.I)
+_URL_WITHOUT_HOST = re.compile(rf"(postgres(?:ql)?(?:\+\w+)?://[^\s:/@\[]*):{_PORT}{_UNMASKED}\S+", re.I)
+_VALUE = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s&]+"
+_PASSWORD_OPTION = re.compile(rf"\b(\w*password|passwd)=(?:{_VALUE})", re.I)  # in a URL's query, a DSN, the environment
+_PASSWORD_ITEM = re.compile(r"(['\"]\w*password['\"]\s*:\s*)(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")", re.I)
+
+# What a terminal obeys or cannot show: C0 but for tab and line break, DEL, C1, marks that reverse the order of letters,
+# the line separators of Unicode, and halves of surrogate pairs (bytes that were no UTF-8).
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# A word of everyday language is masked by its form alone: to cut it out of all text would spoil the text, and show it.
+_SHORTEST_SECRET, _SURE_SECRET = 8, 16
+_secrets: dict[str, re.Pattern[str]] = {}  # each with a pattern of all its spellings
+
+
+def mask_passwords(text: str) -> str:
+    """The text without passwords: of URLs, of connection strings, and those that this process was given."""
+    for spellings in _secrets.values():
+        text = spellings.sub(MASK, text)
+    text = _PASSWORD_IN_URL.sub(rf"\1:{MASK}@", text)
+    text = _PASSWORD_WITH_BLANK.sub(rf"\1:{MASK}@", text)
+    text = _URL_WITHOUT_HOST.sub(rf"\1:{MASK}", text)
+    text = _PASSWORD_OPTION.sub(rf"\1={MASK}", text)
+    return _PASSWORD_ITEM.sub(rf"\1'{MASK}'", text)
+
+
+def for_terminal(text: str) -> str:
+    """The text as a terminal may show it: passwords masked, control characters spelt out (`\\x1b`)."""
+    return _UNPRINTABLE.sub(lambda match: _spelt(match[0]), mask_passwords(text))
+
+
+def masked(value: Any) -> Any:
+    """A document of dicts, lists and strings with every string masked, before it becomes JSON."""
+    if isinstance(value, str):
+        return mask_passwords(value)
+    if isinstance(value, Mapping):
+        return {masked(key): masked(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [masked(item) for item in value]
+    return value
+
+
+def remember_passwords(text: str) -> None:
+    """Mask the passwords of this URL or connection string from now on, wherever they occur."""
+    for password in _passwords_in(text):
+        remember_password(password)
+
+
+def remember_password(password: str) -> None:
+    """Mask this password from now on, raw, percent-encoded, quoted and in JSON."""
+    is_word = len(password) < _SURE_SECRET and password.isalpha() and password.islower()
+    if len(password) < _SHORTEST_SECRET or is_word or password in _secrets:
+        return
+    whole = {json.dumps(password)[1:-1], repr(password)[1:-1], html.escape(password)}
+    partly_encoded = "".join(map(_in_url, password))
+    _secrets[password] = re.compile("|".join([partly_encoded, *map(re.escape, sorted(whole, key=len, reverse=True))]))
+
+
+def _in_url(character: str) -> str:
+    """A pattern of one character of a password as a URL may have it: as it is, or percent-encoded."""
+    octets = "".join(f"%{octet:02X}" for octet in character.encode(errors="surrogateescape"))
+    return f"(?:{re.escape(character)}|(?i:{octets}){'|[+]' if character == ' ' else ''})"
+
+
+def _passwords_in(text: str) -> Iterator[str]:
+    if match := re.search(rf"{_USER}:{_PORT}(?P<rest>.*)", text, re.I | re.S):
+        rest = match["rest"]
+        raw = rest.rpartition("@")[0] or rest
+        yield from dict.fromkeys((raw, unquote(raw)))
+    for match in _PASSWORD_OPTION.finditer(text):
+        raw = match[0].partition("=")[2]
+        yield from dict.fromkeys((raw, raw.strip("'\""), unquote_plus(raw), unquote(raw)))
+
+
+def _spelt(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
