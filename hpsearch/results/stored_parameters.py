@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 
+import numpy as np
 from optuna.artifacts.exceptions import ArtifactNotFound
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from hpsearch.errors import ArtifactError
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.service.artifacts import PARAMETERS_FILE, Artifacts
 from hpsearch.service.registry import StoredStudy
-from hpsearch.settings import TrialSettings
+from hpsearch.settings import ModelSettings, TrialSettings
+from hpsearch.training.networks import build_network
+from hpsearch.training.tensor_file import CHECKSUM, Array, load_arrays, with_checksum
 
 _PLACE_HINT = "name the folder or bucket that the workers wrote to with --artifacts or HPSEARCH_ARTIFACTS"
+_DAMAGE_HINT = "restore it from a copy; `hpsearch test --retrain` trains the point again"
 
 
 def read_parameters(study: StoredStudy, trial: TrialSummary, artifacts: Artifacts) -> bytes:
-    """The bytes of the trial's parameter file (safetensors), after a look at what it says it is.
+    """The bytes of the trial's parameter file (safetensors), as its worker wrote them.
+
+    Files of older versions have no checksum. Of these the numbers must be finite, and the shapes fit each other.
 
     Raises:
         ArtifactError: the trial has none, or the file is not there, is damaged, or is another trial's.
@@ -34,28 +38,47 @@ def read_parameters(study: StoredStudy, trial: TrialSummary, artifacts: Artifact
     found = f"artifact {artifact_id} ({PARAMETERS_FILE} of trial {trial.number})"
     try:
         content = artifacts.store.read(artifact_id)
-        metadata = _read_metadata(content)
+        arrays, metadata = load_arrays(content)
     except ArtifactNotFound as error:
         raise ArtifactError(f"{found} is not in {artifacts.place}", hint=_PLACE_HINT) from error
     except OSError as error:
         raise ArtifactError(f"{found} in {artifacts.place} cannot be read: {error.strerror}") from error
     except SafetensorError as error:
-        raise ArtifactError(f"{found} in {artifacts.place} is damaged: {error}") from error
+        raise ArtifactError(f"{found} in {artifacts.place} is damaged: {error}", hint=_DAMAGE_HINT) from error
     if not _is_of(metadata, study, trial):
         raise ArtifactError(
             f"{found} in {artifacts.place} says that it belongs to trial {metadata.get('trial')} of study "
             f"{metadata.get('study')!r}",
             hint=_PLACE_HINT,
         )
+    damage = _damage(arrays, metadata, study.definition.resolve(trial.parameters).model)
+    if damage is not None:
+        raise ArtifactError(f"{found} in {artifacts.place} is damaged: {damage}", hint=_DAMAGE_HINT)
     return content
 
 
-def _read_metadata(content: bytes) -> Mapping[str, str]:
-    """What a safetensors file says about itself. Raises SafetensorError if it is damaged."""
-    load(content)  # checks the header and every tensor's place; it does not give the metadata away
-    header_length = int.from_bytes(content[:8], "little")
-    metadata: Mapping[str, str] = json.loads(content[8 : 8 + header_length]).get("__metadata__") or {}
-    return metadata
+def _damage(arrays: Mapping[str, Array], metadata: Mapping[str, str], model: ModelSettings) -> str | None:
+    """Why these are not the parameters that were written; None: nothing speaks against them."""
+    stored = metadata.get(CHECKSUM)
+    if stored is not None:
+        return None if with_checksum(arrays, metadata)[CHECKSUM] == stored else "its checksum is wrong"
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            return f"{name} has numbers that are not finite"
+    return _misfit(arrays, model)
+
+
+def _misfit(arrays: Mapping[str, Array], model: ModelSettings) -> str | None:
+    """Which array has not the shape that it has in a network of this model, for images of whatever size."""
+    if model.family not in ("logistic", "mlp"):
+        return None  # a test of them tells, which has the network and the images
+    first = arrays.get("output.weight" if model.family == "logistic" else "hidden.weight")
+    if first is None or first.ndim != 2 or "output.bias" not in arrays:
+        return f"it is not of a network of the family {model.family}"
+    network = build_network(model, (1, first.shape[1]), arrays["output.bias"].size)
+    expected = {name: tuple(shape.shape) for name, shape in network.parameter_shapes.items()}
+    found = {name: array.shape for name, array in arrays.items()}
+    return None if found == expected else f"its shapes are {found}, expected {expected}"
 
 
 def _is_of(metadata: Mapping[str, str], study: StoredStudy, trial: TrialSummary) -> bool:

@@ -21,11 +21,11 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
-from safetensors.numpy import save
 
 from hpsearch.errors import ArtifactError
 from hpsearch.service.artifact_store import ArtifactStore, open_store
 from hpsearch.service.stored_json import parse_stored_object
+from hpsearch.training.tensor_file import save_arrays, with_checksum
 
 PARAMETERS_FILE = "parameters.safetensors"
 RECORD_PREFIX = "artifacts:"  # of the system attributes in which Optuna keeps its artifact records
@@ -49,17 +49,16 @@ class Artifacts:
         parameters: Mapping[str, NDArray[np.generic]],
         metadata: Mapping[str, str],
     ) -> str:
-        """Write the parameters, then record them on a RUNNING trial. Returns the artifact's id.
+        """Write the parameters with a checksum, then record them on a RUNNING trial. Returns the artifact's id.
 
         Raises:
             ArtifactError: the store refuses; earlier artifacts are untouched and nothing is recorded.
             optuna.exceptions.UpdateFinishedTrialError: the trial has been taken from this worker.
         """
         artifact_id = str(uuid.uuid4())
-        # safetensors writes the memory of an array as it lies: a transposed view would come back scrambled.
-        arrays = {name: np.asarray(array, order="C") for name, array in parameters.items()}
+        content = save_arrays(parameters, with_checksum(parameters, metadata))
         try:
-            self.store.write(artifact_id, io.BytesIO(save(arrays, metadata=dict(metadata))))
+            self.store.write(artifact_id, io.BytesIO(content))
         except OSError as error:
             raise ArtifactError(
                 f"cannot write the best parameters into {self.place}: {error.strerror or error}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -58,7 +59,8 @@ class Lane:
             rule = rule_from_state(state["rule"])
             best = None if state["best"] is None else Validation(**state["best"])
             history = {name: state[name] for name in ("best_epoch", "num_epochs", "seconds", "last_value", "rungs")}
-        except (KeyError, TypeError, AttributeError) as error:
+            _check_history(best, **history)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ArtifactError(
                 f"the checkpoint of trial {self.claim.number}'s point is damaged: {error!r}",
                 hint="the trial begins anew",
@@ -113,3 +115,24 @@ class Lane:
             "seconds": round(self.seconds, 3),
             **origin,
         }
+
+
+def _check_history(
+    best: Validation | None,
+    *,
+    best_epoch: int,
+    num_epochs: int,
+    seconds: float,
+    last_value: float | None,
+    rungs: Mapping[str, Any],
+) -> None:
+    """Raises ValueError or TypeError for a history that no lane has had."""
+    if not 0 <= best_epoch <= num_epochs or (best is None) != (best_epoch == 0):
+        raise ValueError(f"best epoch {best_epoch} of {num_epochs}")
+    if best is not None and not (0 <= best.zero_one <= 1 and best.is_finite):
+        raise ValueError(f"a best validation of {best.zero_one} and {best.nll}")
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(f"{seconds} seconds")
+    if not 0 <= (last_value or 0.0) <= 1:
+        raise ValueError(f"a last value of {last_value}")
+    dict(rungs)

@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Self, final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
 from torch import Tensor
 
 from hpsearch.epoch_report import Validation
@@ -33,11 +29,11 @@ from hpsearch.settings import TrialSettings
 from hpsearch.training.network import Network
 from hpsearch.training.schedules import ScheduleState
 from hpsearch.training.stack import TrialTensors
+from hpsearch.training.tensor_file import CHECKSUM, Array, checksum, load_arrays, save_arrays
 
 CHECKPOINT_VERSION: Final = "2"  # 2: which validation images are right
 CHANGEABLE_SETTINGS: Final = ("training.max_epochs",)  # where a trial ends does not change how it gets there
 
-Array = NDArray[np.generic]
 ToHost = Callable[[Tensor], Tensor]
 
 
@@ -64,6 +60,11 @@ class TrialProgress:
     def __post_init__(self) -> None:
         if self.num_epochs < 0 or self.schedule.num_epochs != self.num_epochs:
             raise ValueError(f"{self.num_epochs} epochs, but {self.schedule.num_epochs} of the schedule")
+        schedule = self.schedule
+        if not (0 <= schedule.num_stale_epochs <= self.num_epochs and 0 <= schedule.num_falls <= self.num_epochs):
+            raise ValueError(f"{schedule.num_stale_epochs} stale epochs and {schedule.num_falls} falls of the rate")
+        if not 0 <= (schedule.best_zero_one or 0.0) <= 1:
+            raise ValueError(f"a schedule's best validation of {schedule.best_zero_one}")
         if self.best is None:
             return
         num_minibatches = self.num_epochs * (self.num_train // self.settings.training.batch_size)
@@ -112,10 +113,8 @@ class TrialCheckpoint:
         """
         progress = _PROGRESS.dump_python(self.progress, mode="json")
         state = json.dumps({"progress": progress, "extra": dict(self.extra)}, allow_nan=False)
-        # safetensors writes the memory of an array as it lies: a transposed view would come back scrambled.
-        arrays = {name: np.asarray(array, order="C") for name, array in self.arrays.items()}
-        metadata = {"checkpoint_version": CHECKPOINT_VERSION, "state": state, "crc32": _checksum(state, arrays)}
-        return save(arrays, metadata=metadata)
+        metadata = {"checkpoint_version": CHECKPOINT_VERSION, "state": state, CHECKSUM: checksum(state, self.arrays)}
+        return save_arrays(self.arrays, metadata)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
@@ -125,15 +124,13 @@ class TrialCheckpoint:
             ArtifactError: it is no checkpoint, not all of one, a changed one, or of another version.
         """
         try:
-            arrays = load(content)
-            # safetensors has checked the header: its length in 8 bytes, then JSON; metadata are strings, or null.
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            metadata = header.get("__metadata__") or {}
+            arrays, metadata = load_arrays(content)
             version = metadata.get("checkpoint_version")
             if version != CHECKPOINT_VERSION:
                 raise _damaged(f"it is of version {version!r:.20}, and we read {CHECKPOINT_VERSION!r}")
-            if metadata["crc32"] != _checksum(metadata["state"], arrays):
+            if metadata[CHECKSUM] != checksum(metadata["state"], arrays):
                 raise _damaged("its checksum is wrong")
+            json.loads(metadata["state"], parse_constant=_finite, parse_float=_finite)
             state = _STATE.validate_json(metadata["state"], strict=True)
         except (SafetensorError, ValidationError, KeyError, ValueError, RecursionError) as error:
             raise _damaged(_first_line(error)) from error
@@ -153,21 +150,27 @@ class TrialCheckpoint:
         """The arrays in the place of a fresh trial's tensors: with their types, devices and memory layouts.
 
         Raises:
-            ArtifactError: names or shapes or types are others, or a number is NaN.
+            ArtifactError: names or shapes or types are others, or the numbers are none that a trial goes on with.
         """
         expected = like.named()
         missing, unknown = expected.keys() - self.arrays.keys(), self.arrays.keys() - expected.keys()
         if missing or unknown:
             what = f"lacks {min(missing)}" if missing else f"has {min(unknown)}, which the trial has not"
             raise _misfit(self, f"it {what}")
-        return like.replaced({name: self._tensor(name, tensor) for name, tensor in expected.items()})
+        tensors = like.replaced({name: self._tensor(name, tensor) for name, tensor in expected.items()})
+        best, correct = self.progress.best, tensors.correct["best"]
+        if best is not None and round(best.zero_one * len(correct)) != len(correct) - int(correct.sum()):
+            raise _misfit(self, "its best validation is another than that whose correct images it has")
+        return tensors
 
     def _tensor(self, name: str, like: Tensor) -> Tensor:
         values = torch.tensor(self.arrays[name])
         if values.shape != like.shape or values.dtype != like.dtype:
             raise _misfit(self, f"{name} is {_describe(values)}, expected {_describe(like)}")
-        if values.isnan().any():
-            raise _misfit(self, f"{name} has NaN in it: the trial had diverged")
+        # A trial of finite losses has infinities only in a saturated unit or, for one step, in Adam's mean square: what
+        # such a trial loses is the way up to here, for it begins anew.
+        if not values.isfinite().all():
+            raise _misfit(self, f"{name} has numbers in it that are not finite: the trial had diverged")
         return torch.empty_like(like).copy_(values)
 
 
@@ -256,12 +259,12 @@ def _facts(progress: TrialProgress) -> dict[str, object]:
     }
 
 
-def _checksum(state: str, arrays: Mapping[str, Array]) -> str:
-    checksum = zlib.crc32(state.encode())
-    for name, array in sorted(arrays.items()):
-        checksum = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), checksum)
-        checksum = zlib.crc32(array.reshape(-1).view(np.uint8).data, checksum)
-    return f"{checksum:08x}"
+def _finite(text: str) -> float:
+    """A number of the state. Raises ValueError for what `to_bytes` writes none of: NaN and infinities."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"its state has {text:.20} in it")
+    return value
 
 
 def _describe(tensor: Tensor) -> str:

@@ -29,6 +29,7 @@ from hpsearch.service.artifacts import Artifacts, open_artifacts
 from hpsearch.service.database import Database
 from hpsearch.service.ledger import Ledger, Outcome, Result
 from hpsearch.service.registry import StoredStudy
+from hpsearch.training.tensor_file import with_checksum
 
 PARAMETERS = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3).T, "biases": np.zeros(3, np.float32)}
 METADATA = {"study": "a", "settings": '{"x": 1}'}
@@ -86,7 +87,7 @@ def test_parameters_are_read_back_as_they_were(ledger: Ledger, tmp_path: Path) -
     for name, array in PARAMETERS.items():
         np.testing.assert_array_equal(found[name], array)
     with safe_open(path, "numpy") as file:
-        assert file.metadata() == METADATA
+        assert file.metadata() == with_checksum(PARAMETERS, METADATA)
 
 
 def test_optuna_finds_and_downloads_the_artifact(ledger: Ledger, tmp_path: Path) -> None:

@@ -134,6 +134,51 @@ def test_damaged_parameters_are_not_exported(trained: StudySummary, artifacts: A
         export_model(best_point(trained), artifacts, tmp_path / "model.safetensors")
 
 
+FLIPS = [(position, value) for position in (-2, -6, -23) for value in (0x40, 0x7F)]
+
+
+@pytest.mark.parametrize(("position", "value"), FLIPS)
+def test_two_flipped_bytes_are_found(
+    position: int, value: int, trained: StudySummary, artifacts: Artifacts, tmp_path: Path
+) -> None:
+    artifact = _artifact(artifacts)
+    content = bytearray(artifact.read_bytes())
+    content[position] ^= value
+    content[position - 1] ^= value
+    artifact.write_bytes(content)
+
+    with pytest.raises(ArtifactError, match="is damaged: its checksum is wrong"):
+        export_model(best_point(trained), artifacts, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({}, None),
+        ({"output.weight": np.full((2, 500), np.inf, np.float32)}, "output.weight has numbers that are not finite"),
+        ({"output.weight": np.zeros((500, 2), np.float32)}, "its shapes are"),
+        ({"hidden.bias": np.zeros(3, np.float32)}, "its shapes are"),
+        ({"other": np.zeros(3, np.float32)}, "its shapes are"),
+    ],
+)
+def test_parameters_without_a_checksum_are_read_if_they_can_be_a_networks(
+    change: dict[str, Any], what: str | None, trained: StudySummary, artifacts: Artifacts, tmp_path: Path
+) -> None:
+    """As older versions have kept them."""
+    shapes = {"hidden.weight": (500, 9), "hidden.bias": 500, "output.weight": (2, 500), "output.bias": 2}
+    arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()} | change
+    metadata = {"study": "made-up", "trial": "1", "definition_sha256": trained.study.definition.sha256}
+    save_file(arrays, _artifact(artifacts), metadata=metadata)
+    path = tmp_path / "model.safetensors"
+
+    if what is None:
+        export_model(best_point(trained), artifacts, path)
+        np.testing.assert_array_equal(load_file(path)["output.weight"], arrays["output.weight"])
+    else:
+        with pytest.raises(ArtifactError, match=f"is damaged: {what}"):
+            export_model(best_point(trained), artifacts, path)
+
+
 def test_parameters_of_another_trial_are_not_exported(
     trained: StudySummary, artifacts: Artifacts, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -60,6 +61,12 @@ def without(key: str) -> dict[str, Any]:
         {**trained(0.5).state(), "rule": {"rule": "unknown"}},
         {**trained(0.5).state(), "rule": None},
         {**trained(0.5).state(), "best": {"iteration": 1}},
+        {**trained(0.5).state(), "best": {"iteration": 10, "zero_one": 0.5, "nll": math.inf}},
+        {**trained(0.5).state(), "best": {"iteration": 10, "zero_one": -5.0, "nll": 0.1}},
+        {**trained(0.5).state(), "best_epoch": 2},
+        {**trained(0.5).state(), "seconds": math.inf},
+        {**trained(0.5).state(), "last_value": 7.0},
+        {**trained(0.5).state(), "num_epochs": "1"},
     ],
 )
 def test_a_damaged_history_is_refused_and_changes_nothing(state: dict[str, Any]) -> None:

@@ -549,8 +549,16 @@ def _with_another_shape(arrays: dict[str, Any]) -> None:
     arrays["parameters/hidden.bias"] = np.zeros(13, np.float32)
 
 
-def _with_nan(arrays: dict[str, Any]) -> None:
-    arrays["parameters/hidden.bias"] = np.full(12, np.nan, np.float32)
+def _with(name: str, value: float) -> Callable[[dict[str, Any]], None]:
+    def change(arrays: dict[str, Any]) -> None:
+        arrays[name] = arrays[name].copy()
+        arrays[name].reshape(-1)[3] = value
+
+    return change
+
+
+def _with_other_images_right(arrays: dict[str, Any]) -> None:
+    arrays["correct/best"] = np.zeros_like(arrays["correct/best"])
 
 
 @pytest.mark.parametrize(
@@ -560,7 +568,13 @@ def _with_nan(arrays: dict[str, Any]) -> None:
         (_without_bits, "it lacks correct/best"),
         (_with_another, "it has optimizer/hidden.bias/velocity, which the trial has not"),
         (_with_another_shape, r"parameters/hidden.bias is \[13\] float32, expected \[12\] float32"),
-        (_with_nan, "parameters/hidden.bias has NaN in it: the trial had diverged"),
+        (
+            _with("parameters/hidden.bias", np.nan),
+            "parameters/hidden.bias has numbers in it that are not finite: the trial had diverged",
+        ),
+        (_with("parameters/hidden.bias", np.inf), "parameters/hidden.bias has numbers in it that are not finite"),
+        (_with("best/hidden.weight", -np.inf), "best/hidden.weight has numbers in it that are not finite"),
+        (_with_other_images_right, "its best validation is another than that whose correct images it has"),
     ],
 )
 def test_wrong_arrays_are_refused_and_change_nothing(

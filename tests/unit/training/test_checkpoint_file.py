@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from hpsearch.epoch_report import Validation
 from hpsearch.errors import ArtifactError
 from hpsearch.settings import ModelSettings, TrainingSettings, TrialSettings
-from hpsearch.training.checkpoint import TrialCheckpoint, TrialProgress, _checksum
+from hpsearch.training.checkpoint import TrialCheckpoint, TrialProgress
 from hpsearch.training.schedules import ScheduleState
+from hpsearch.training.tensor_file import checksum, save_arrays
 
 SMALL = TrialCheckpoint(
     progress=TrialProgress(
@@ -130,7 +131,7 @@ HOSTILE = {
     "a huge array": header(
         {"checkpoint_version": "2"}, {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 0]}}
     ),
-    "a model": save({"hidden.weight": np.zeros(3)}, metadata={"zero_one": "0.5"}),
+    "a model": save_arrays({"hidden.weight": np.zeros(3)}, {"zero_one": "0.5"}),
     "another version": header({"checkpoint_version": "1", "state": "{}", "crc32": "0"}),
     "no state": header({"checkpoint_version": "1", "crc32": "00000000"}),
     "a surrogate": header({"checkpoint_version": "1", "crc32": "00000000", "state": "\ud800"}),
@@ -154,7 +155,7 @@ def test_the_version_is_told_before_anything_else_is_looked_at() -> None:
 def forged(state: str) -> bytes:
     """A file with a right checksum."""
     arrays = dict(SMALL.arrays)
-    return save(arrays, metadata={"checkpoint_version": "2", "state": state, "crc32": _checksum(state, arrays)})
+    return save_arrays(arrays, {"checkpoint_version": "2", "state": state, "crc32": checksum(state, arrays)})
 
 
 def state_of(content: bytes) -> dict[str, Any]:
@@ -170,8 +171,10 @@ def state_of(content: bytes) -> dict[str, Any]:
         (lambda state: state.update(num_epochs="2"), "progress.num_epochs: .*integer"),
         (lambda state: state["best"].update(iteration=21), "minibatch 21 of 20"),
         (lambda state: state["best"].update(zero_one=1.5), "a best validation of 1.5"),
-        (lambda state: state["best"].update(nll=math.inf), "a best validation of 0.5 and inf"),
-        (lambda state: state["best"].update(nll=math.nan), "a best validation of 0.5 and nan"),
+        (lambda state: state["best"].update(nll=math.inf), "its state has Infinity in it"),
+        (lambda state: state["best"].update(nll=math.nan), "its state has NaN in it"),
+        (lambda state: state["schedule"].update(best_zero_one=1.5), "a schedule's best validation of 1.5"),
+        (lambda state: state["schedule"].update(num_stale_epochs=9), "9 stale epochs"),
         (lambda state: state.pop("schedule"), "progress.schedule: Field required"),
         (lambda state: state["settings"]["training"].update(learning_rate=-1), "learning_rate: .*greater than 0"),
         (lambda state: state["settings"]["training"].update(colour="red"), "colour: Extra inputs"),
@@ -185,7 +188,9 @@ def test_a_state_that_no_trial_can_have_is_refused(change: Callable[[dict[str, A
         TrialCheckpoint.from_bytes(forged(json.dumps(state)))
 
 
-@pytest.mark.parametrize("state", ["", "null", "[]", "{", '{"extra":' + "[" * 10**5, '{"extra": 1' + "0" * 10**5 + "}"])
+@pytest.mark.parametrize(
+    "state", ["", "null", "[]", "{", '{"extra":' + "[" * 10**5, '{"extra": 1' + "0" * 10**5 + "}", '{"extra": 1e999}']
+)
 def test_a_state_that_is_none_is_refused(state: str) -> None:
     with pytest.raises(ArtifactError, match="cannot be read: "):
         TrialCheckpoint.from_bytes(forged(state))
