@@ -40,6 +40,7 @@ from hpsearch.settings import (
 )
 from hpsearch.space import (
     DRAWN,
+    Dimension,
     KeptParameters,
     ParameterValue,
     Point,
@@ -238,8 +239,18 @@ class StudyDefinition(Settings):
             if self.search.strategy not in strategies:
                 search.pop(name, None)
         if self.search.strategy != "listed":
-            search.update({d.name: written_dimension(d) for d in self.search.dimensions})
+            search.update(_written_dimensions(self.search.dimensions))
         return document
+
+    def ordered_like(self, other: StudyDefinition) -> StudyDefinition:
+        """This definition with its dimensions in the other's order; keys that the other has not come last.
+
+        The order is not part of what a study is, yet it orders the points: a study keeps the one that it began with.
+        """
+        places = {dimension.name: place for place, dimension in enumerate(other.search.dimensions)}
+        in_order = sorted(self.search.dimensions, key=lambda dimension: places.get(dimension.name, len(places)))
+        search = self.search.model_copy(update={"dimensions": tuple(in_order)})
+        return self.model_copy(update={"search": search})
 
     def canonical_json(self) -> str:
         """One text per meaning: defaults written out, keys sorted. `from_canonical_json` reads it back."""
@@ -338,7 +349,10 @@ def _warn_of_small_budget(search: SearchSettings, sections: Mapping[str, Any], s
 
 
 def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> list[str]:
-    """One line per field that differs: `training.max_epochs: 200 in the study, 3 in the file`."""
+    """One line per field that differs: `training.max_epochs: 200 in the study, 3 in the file`.
+
+    The order of keys, of dimensions and of listed points is no difference.
+    """
     old, new = (dict(_lines(definition)) for definition in (stored, given))
     lines = {
         key: f"{key}: {old.get(key, 'absent')} in the study, {new.get(key, 'absent')} given"
@@ -346,7 +360,10 @@ def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> lis
         if old.get(key) != new.get(key)
     }
     if _POINTS in lines:
-        lines[_POINTS] = _points_difference(set(stored.search.points), set(given.search.points))
+        old_points, new_points = set(stored.search.points), set(given.search.points)
+        lines[_POINTS] = _points_difference(old_points, new_points)
+        if old_points == new_points:
+            del lines[_POINTS]  # the same in another order
     return list(lines.values())
 
 
@@ -369,12 +386,23 @@ def _lines(definition: StudyDefinition) -> Iterator[tuple[str, str]]:
         for key, value in content.items():
             if key != "dimensions":
                 yield f"{section}.{key}", inline_text(value)
-    dimensions = definition.search.dimensions
     if definition.search.strategy == "listed":
         return  # they follow from the points
-    for dimension in dimensions:
+    for dimension in definition.search.dimensions:
         yield f"search.{dimension.name}", inline_text(written_dimension(dimension))
-    yield "search (order of the dimensions)", inline_text([dimension.name for dimension in dimensions])
+
+
+def _written_dimensions(dimensions: Sequence[Dimension]) -> dict[str, Any]:
+    """The dimensions as a study file has them, in an order that TOML keeps.
+
+    In TOML the values of a section stand before its tables: a list that follows a table becomes a table of its own.
+    """
+    written: dict[str, Any] = {}
+    for dimension in dimensions:
+        spec = written_dimension(dimension)
+        follows_table = any(isinstance(other, dict) for other in written.values())
+        written[dimension.name] = {"values": spec} if follows_table and isinstance(spec, list) else spec
+    return written
 
 
 def _set_keys(document: dict[str, Any]) -> set[str]:

@@ -15,7 +15,6 @@ from hpsearch.study import StudyDefinition, describe_differences
 _FREE_KEYS = ("search.max_points", "search.budget_", "search.finest_per_decade", "keep_parameters")
 _NUM_POINTS = "search.num_points"
 _POINTS = "search.points"
-_ORDER = "search (order of the dimensions)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ def compare_definitions(stored: StudyDefinition, given: StudyDefinition) -> Stud
 
 def _objection(key: str, stored: StudyDefinition, given: StudyDefinition) -> str | None:
     """Why this key must stay as it is; None if it need not."""
-    if key.startswith(_FREE_KEYS) or key == _ORDER:
+    if key.startswith(_FREE_KEYS):
         return None
     if stored.search.strategy != given.search.strategy:
         return "the strategy stays" if key.startswith("search") else _meaning(key)

@@ -116,8 +116,9 @@ def register_study(
         _check_data(stored, dataset_checksums)
         if change.is_none:
             return _registration(connection, definition.name)
-        num_added = widen_study(connection, stored.study_id, stored.definition, definition, cohort_of)
-        _store_definition(connection, stored.study_id, definition)
+        changed = definition.ordered_like(stored.definition)
+        num_added = widen_study(connection, stored.study_id, stored.definition, changed, cohort_of)
+        _store_definition(connection, stored.study_id, changed)
         return _registration(connection, definition.name, num_added=num_added, changes=change.lines)
 
     return database.transaction(work)

@@ -65,6 +65,17 @@ def test_creation_stores_the_definition_the_data_and_the_versions(database: Data
     assert load_study(database, "a") == study
 
 
+def test_another_order_of_the_dimensions_is_the_same_study_and_a_wider_one_keeps_its_order(database: Database) -> None:
+    study = create(database, definition()).study
+    reordered = dict(reversed(SEARCH.items()))
+    found = find_study(database, definition(reordered))
+    assert found == study
+    again = create(database, definition(reordered))
+    assert (again.study, again.changes) == (study, ())
+    wider = create(database, definition({**reordered, "learning_rate": {"log10": [-1, -4]}})).study
+    assert [d.name for d in wider.definition.search.dimensions] == list(SEARCH)
+
+
 def test_creating_again_finds_the_study_and_adds_nothing(database: Database, execute: Any) -> None:
     study = create(database, definition()).study
     again = create(database, definition())
