@@ -104,8 +104,7 @@ class CoarseToFineSampler(BaseSampler):
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Take a point for the trial, and write it down as its system attribute."""
-        if study._is_multi_objective():
-            raise ValueError("coarse to fine compares single values: the study has several objectives")
+        _check_objectives(study)
         fixed = trial.system_attrs.get("fixed_params", {})
         if POINT_ATTRIBUTE in trial.system_attrs or all(one.name in fixed for one in self._dimensions):
             return  # a trial that is run again, or a user's own point
@@ -151,6 +150,7 @@ class CoarseToFineSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """The trial's value; for a parameter that has no effect in this point, any."""
+        _check_objectives(study)
         listed = self._narrowing({}).listed
         if param_name not in listed:
             raise ValueError(f"the search space of coarse to fine has no parameter {param_name!r}, only {list(listed)}")
@@ -248,6 +248,11 @@ def _dimension(name: str, shape: Shape, is_integer: bool) -> Dimension:
         has_zero=isinstance(shape, LogGrid) and shape.zero,
         log_grid=shape if isinstance(shape, LogGrid) else None,
     )
+
+
+def _check_objectives(study: Study) -> None:
+    if study._is_multi_objective():
+        raise ValueError("coarse to fine compares single values: the study has several objectives")
 
 
 def _trials(study: Study) -> list[FrozenTrial]:

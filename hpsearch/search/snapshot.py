@@ -25,7 +25,7 @@ SystemAttr = tuple[int, str, Any]  # trial id, key, JSON value
 
 @final
 class SnapshotStorage(BaseStorage):
-    """An Optuna storage of one study, in memory; trials' system attributes are all that it lets be written.
+    """An Optuna storage of one study, in memory; trials' parameters and system attributes may be written, no more.
 
     Trials are never changed in place: a write puts a changed copy in place of the old one, as Optuna's
     contract wants it. (Successive halving relies on it: it lists the competitors first, then writes its own
@@ -39,7 +39,7 @@ class SnapshotStorage(BaseStorage):
         self._study_name = study_name
         self._study_id = study_id
         self._direction = direction
-        self._trials: dict[int, FrozenTrial] = {}  # by trial id, ascending
+        self._trials: dict[int, FrozenTrial] = {}  # by trial id, in the order of their numbers, as samplers expect it
         self._pending_attrs: list[SystemAttr] = []
 
     def replace_trials(self, trials: Iterable[FrozenTrial]) -> None:
@@ -51,7 +51,7 @@ class SnapshotStorage(BaseStorage):
         Raises:
             ValueError: two trials have one id.
         """
-        in_order = sorted(trials, key=lambda trial: trial._trial_id)
+        in_order = sorted(trials, key=lambda trial: trial.number)
         by_id = {trial._trial_id: trial for trial in in_order}
         if len(by_id) < len(in_order):
             raise ValueError(f"{len(in_order)} trials have only {len(by_id)} different ids")
@@ -65,7 +65,7 @@ class SnapshotStorage(BaseStorage):
         drained, self._pending_attrs = self._pending_attrs, []
         return drained
 
-    # What may be written: a trial's system attributes
+    # What may be written: a trial's system attributes and its parameters; the caller stores both
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
@@ -75,6 +75,16 @@ class SnapshotStorage(BaseStorage):
     def _put_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         changed = copy.copy(self._trials[trial_id])
         changed.system_attrs = {**changed.system_attrs, key: value}
+        self._trials[trial_id] = changed
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        trial = self.get_trial(trial_id)
+        self.check_trial_is_updatable(trial_id, trial.state)
+        changed = copy.copy(trial)
+        changed.params = {**trial.params, param_name: distribution.to_external_repr(param_value_internal)}
+        changed.distributions = {**trial.distributions, param_name: distribution}
         self._trials[trial_id] = changed
 
     # Reads
@@ -153,11 +163,6 @@ class SnapshotStorage(BaseStorage):
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         self._refuse("create_new_trial")
 
-    def set_trial_param(
-        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
-    ) -> None:
-        self._refuse("set_trial_param")
-
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         self._refuse("set_trial_state_values")
 
@@ -178,11 +183,6 @@ class StudySnapshot:
     In use: `replace_trials` with what the epoch's transaction read (the epoch's own reports included);
     `should_prune` for each lane that `is_running` still, in a fixed order; `drain_system_attrs` into the next
     transaction. For use by one thread.
-
-    Samplers can be called on `study` too, for a trial that is in the snapshot: `infer_relative_search_space`,
-    `sample_relative` (TPE notes what it drew in a system attribute, for other workers to see),
-    `sample_independent`. (Under Hyperband, Optuna itself shows a sampler only its trial's bracket; this shows
-    it the whole study.)
 
     Args:
         study_name: as in the database.

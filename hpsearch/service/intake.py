@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
-from optuna.exceptions import UpdateFinishedTrialError
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.logs import get_logger
+from hpsearch.search.samplers import learns
 from hpsearch.search.stopping import stopping_rule, validation_interval
 from hpsearch.service.checkpointer import Checkpointer
 from hpsearch.service.checkpoints import ResumeOutcome
@@ -105,6 +105,8 @@ class Intake:
 
     def _admit_all(self, claims: Sequence[Claim]) -> None:
         self._unadmitted = list(claims)
+        if self._must_learn and not self._has_written_endings():
+            return
         while self._unadmitted:
             claim = self._unadmitted.pop(0)
             try:
@@ -117,11 +119,23 @@ class Intake:
                 self.note_absence()
                 return
 
+    @property
+    def _must_learn(self) -> bool:
+        """Whether a sampler looks at the trials that have ended when it draws a point's parameters."""
+        definition = self.study.definition
+        return definition.is_drawn and learns(definition.search.strategy)
+
+    def _has_written_endings(self) -> bool:
+        """Have the trials that ended here written before a sampler draws; with lanes in training, wait a moment only.
+
+        False: the claims must wait for a later turn, since a sampler would not see these trials.
+        """
+        self.note(self.writer.collect() if self.lanes else self.writer.drain())
+        return not self.writer.is_outstanding
+
     def _claim(self, number: int) -> list[Claim]:
         nothing: list[Claim] = []
         claims = self.ask(lambda ledger: self._claim_from(ledger, number), nothing)
-        if claims and self.study.definition.is_drawn:
-            self.note(self.writer.collect())  # a sampler must know the trials that have just ended
         if not claims and not self.lanes and self.writer.is_outstanding:
             # A point on its last attempt comes to a worker that holds nothing else: trials must have ended first.
             self.note(self.writer.drain())
@@ -143,14 +157,11 @@ class Intake:
     def _admit(self, claim: Claim) -> None:
         definition = self.study.definition
         if definition.is_drawn:
-            database = (self.brief_ledger if self.lanes else self.ledger).database
-            try:
-                claim = replace(claim, parameters=self._drawing.draw(database, claim))
-            except UpdateFinishedTrialError:
-                _log.warning(
-                    "%s: lost trial %d before it began", self.name, claim.number, extra={"trial": claim.number}
-                )
+            parameters = self._drawing.draw(self.brief_ledger if self.lanes else self.ledger, claim)
+            if parameters is None:
+                self._tell_lost(claim)
                 return
+            claim = replace(claim, parameters=parameters)
         settings = definition.resolve(claim.parameters)
         is_first = not self.lanes
         if not is_first and (cohort_name(settings) != self._cohort_name or len(self.lanes) >= self.num_lanes):

@@ -172,6 +172,12 @@ def test_a_study_that_was_stopped_goes_on(strategy: str, bench: Callable[..., Be
     assert params[:num_same] == expected[:num_same]
 
 
+def draw(drawing: Drawing, ledger: Ledger, claim: Claim) -> dict[str, Any]:
+    drawn = drawing.draw(ledger, claim)
+    assert drawn is not None, "nobody has taken the trial away"
+    return dict(drawn)
+
+
 def tell(ledger: Ledger, claim: Claim, value: float) -> None:
     result = Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=value)
     assert ledger.finish([result]) == {claim.trial_id}
@@ -183,13 +189,13 @@ def test_points_that_are_given_back_keep_what_was_drawn(strategy: str, bench: Ca
     study = bench(strategy)
     early, late = study.ledger(1), study.ledger(2)
     drawing = Drawing(study.study)
-    drawn = {claim.point: dict(drawing.draw(study.database, claim)) for claim in early.claim(3)}
+    drawn = {claim.point: draw(drawing, early, claim) for claim in early.claim(3)}
     for claim in late.claim(11):
-        drawing.draw(study.database, claim)
+        draw(drawing, late, claim)
         tell(late, claim, 0.1 + 0.01 * claim.point)
     early.release("stopped")
     again = late.claim(3)
-    assert {claim.point: dict(Drawing(study.study).draw(study.database, claim)) for claim in again} == drawn
+    assert {claim.point: draw(Drawing(study.study), late, claim) for claim in again} == drawn
 
 
 class DiesAtUnits:
@@ -208,7 +214,7 @@ def test_half_a_candidate_of_cma_is_completed_with_its_own_other_half(bench: Cal
     """Its worker was killed while it drew; the point's next attempt has another number."""
     whole, broken = bench("cmaes"), bench("cmaes")
     (claim,) = whole.ledger(1).claim(1)
-    expected = Drawing(whole.study).draw(whole.database, claim)
+    expected = draw(Drawing(whole.study), whole.ledger(1), claim)
 
     ledger, definition = broken.ledger(1), broken.study.definition
     (claim,) = ledger.claim(1)
@@ -222,7 +228,7 @@ def test_half_a_candidate_of_cma_is_completed_with_its_own_other_half(bench: Cal
     assert again.parameters["learning_rate"] == expected["learning_rate"]
     assert again.number != claim.number
     assert "hidden_units" not in again.parameters
-    assert Drawing(broken.study).draw(broken.database, again)["hidden_units"] == expected["hidden_units"]
+    assert draw(Drawing(broken.study), ledger, again)["hidden_units"] == expected["hidden_units"]
 
 
 def test_points_given_back_are_candidates_of_cma_still(bench: Callable[..., Bench]) -> None:
@@ -230,13 +236,13 @@ def test_points_given_back_are_candidates_of_cma_still(bench: Callable[..., Benc
     study = bench("cmaes", num_points=5)
     ledger, drawing = study.ledger(1), Drawing(study.study)
     for claim in ledger.claim(4):
-        drawing.draw(study.database, claim)
+        draw(drawing, ledger, claim)
         study.database.storage.set_trial_system_attr(claim.trial_id, "completed_rung_0", 0.5)
     ledger.release("stopped")
     claims = {claim.point: claim for claim in ledger.claim(5)}
     for point in (0, 1, 2, 3):  # the population of two parameters is six, so these do not end it
         tell(ledger, claims[point], 0.1)
-    drawing.draw(study.database, claims[4])
+    draw(drawing, ledger, claims[4])
     notes = [
         trial.system_attrs.get("hpsearch:draw:cma") for trial in study.trials() if trial.state is not TrialState.FAIL
     ]
@@ -255,6 +261,6 @@ def test_every_point_of_qmc_has_its_own_sample_whatever_became_of_its_attempts(b
         drawing = Drawing(some.study)
         ledger = some.ledger(1)
         for claim in ledger.claim(8):
-            drawn = replace(claim, parameters=drawing.draw(some.database, claim))
+            drawn = replace(claim, parameters=draw(drawing, ledger, claim))
             tell(ledger, drawn, 0.5)
     assert [trial.params for trial in study.counted()] == [trial.params for trial in untouched.counted()]

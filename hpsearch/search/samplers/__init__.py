@@ -9,7 +9,7 @@ Ours serve a plain Optuna study as well:
 """
 
 from hpsearch.search.coarse_to_fine import CoarseToFineSampler
-from hpsearch.search.samplers.build import build_sampler
+from hpsearch.search.samplers.build import build_sampler, learns
 from hpsearch.search.samplers.cma import CmaSampler
 from hpsearch.search.samplers.gaussian_process import PrunedAwareGPSampler
 from hpsearch.search.samplers.search_space import SearchSpace, explore
@@ -26,5 +26,6 @@ __all__ = [
     "SearchSpace",
     "build_sampler",
     "explore",
+    "learns",
     "trial_seed",
 ]

@@ -48,12 +48,27 @@ def build_sampler(
     Raises:
         InputError: no sampler of this name.
     """
+    request = _Request(study_seed=study_seed, trial_number=trial_number, point=point, space=space)
+    return _kind(strategy).build(request)
+
+
+def learns(strategy: str) -> bool:
+    """Whether the sampler of this name looks at other trials: one that does must be shown them. Raises InputError."""
+    return _kind(strategy).learns
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    build: Callable[[_Request], BaseSampler]
+    learns: bool
+
+
+def _kind(strategy: str) -> _Kind:
     try:
-        build = _BUILDERS[strategy]
+        return _KINDS[strategy]
     except KeyError:
-        choices = ", ".join(_BUILDERS)
+        choices = ", ".join(_KINDS)
         raise InputError(f"unknown sampler {strategy!r}", hint=f"choose one of: {choices}") from None
-    return build(_Request(study_seed=study_seed, trial_number=trial_number, point=point, space=space))
 
 
 def _build_random(request: _Request) -> BaseSampler:
@@ -94,10 +109,10 @@ def _build_cmaes(request: _Request) -> BaseSampler:
     return CmaSampler(seed=request.study_seed, search_space=request.space.always if request.space else None)
 
 
-_BUILDERS: dict[str, Callable[[_Request], BaseSampler]] = {
-    "random": _build_random,
-    "qmc": _build_qmc,
-    "tpe": _build_tpe,
-    "gp": _build_gp,
-    "cmaes": _build_cmaes,
+_KINDS: dict[str, _Kind] = {
+    "random": _Kind(build=_build_random, learns=False),
+    "qmc": _Kind(build=_build_qmc, learns=False),
+    "tpe": _Kind(build=_build_tpe, learns=True),
+    "gp": _Kind(build=_build_gp, learns=True),
+    "cmaes": _Kind(build=_build_cmaes, learns=True),
 }

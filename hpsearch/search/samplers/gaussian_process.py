@@ -48,7 +48,7 @@ class PrunedAwareGPSampler(SeededSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        self._raise_error_if_multi_objective(study)
+        self._check_objectives(study)
         seed = trial_seed(self.study_seed(study), trial.number)
         sampler = GPSampler(seed=seed, n_startup_trials=self._num_startup_trials)
         return sampler.sample_relative(_PrunedCount(study, search_space), trial, search_space)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
@@ -27,7 +27,11 @@ class SeededSampler(BaseSampler):
         seed: >= 0, the same for all workers on a study; None: one that follows from the study's name.
         search_space: the parameters that are drawn jointly; None: those that all finished trials of the study have
             (so its first trials are drawn at random).
+    Raises:
+        ValueError: when asked about a study of several objectives, by those that compare single values.
     """
+
+    is_for_one_objective: ClassVar[bool] = True
 
     def __init__(self, *, seed: int | None = None, search_space: Mapping[str, BaseDistribution] | None = None) -> None:
         self._seed = seed
@@ -37,6 +41,7 @@ class SeededSampler(BaseSampler):
         return name_seed(study.study_name) if self._seed is None else self._seed
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        self._check_objectives(study)
         space = self._search_space
         if space is None:
             space = intersection_search_space(study.get_trials(deepcopy=False), include_pruned=True)
@@ -54,5 +59,10 @@ class SeededSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
+        self._check_objectives(study)
         seed = trial_seed(self.study_seed(study), trial.number, zlib.crc32(param_name.encode()))
         return RandomSampler(seed=seed).sample_independent(study, trial, param_name, param_distribution)
+
+    def _check_objectives(self, study: Study) -> None:
+        if self.is_for_one_objective:
+            self._raise_error_if_multi_objective(study)

@@ -41,6 +41,8 @@ class SobolSampler(SeededSampler):
         index: the sequence's point for the one trial that this object serves, instead of the trial's number.
     """
 
+    is_for_one_objective = False  # it looks at no values
+
     def __init__(
         self,
         *,

@@ -306,7 +306,6 @@ def test_other_studies_and_trials_are_unknown(read: Callable[[optuna.storages.Ba
         lambda storage: storage.set_study_user_attr(7, "key", 1),
         lambda storage: storage.set_study_system_attr(7, "key", 1),
         lambda storage: storage.create_new_trial(7),
-        lambda storage: storage.set_trial_param(ID_OFFSET, "x", 1.0, FloatDistribution(0, 1)),
         lambda storage: storage.set_trial_state_values(ID_OFFSET, TrialState.COMPLETE, [0.1]),
         lambda storage: storage.set_trial_intermediate_value(ID_OFFSET, 1, 0.1),
         lambda storage: storage.set_trial_user_attr(ID_OFFSET, "key", 1),
@@ -321,6 +320,21 @@ def test_every_other_write_is_refused_and_changes_nothing(
         write(snapshot.study._storage)
     assert snapshot.study.trials == [held]
     assert snapshot.drain_system_attrs() == []
+
+
+def test_parameters_are_held_by_a_copy_of_their_trial() -> None:
+    held = make_trial(0)
+    storage = make_snapshot(held).study._storage
+    storage.set_trial_param(ID_OFFSET, "x", 1.0, FloatDistribution(0, 2))
+    changed = storage.get_trial(ID_OFFSET)
+    assert (changed.params, changed.distributions) == ({"x": 1.0}, {"x": FloatDistribution(0, 2)})
+    assert (held.params, held.distributions) == ({}, {})
+
+
+def test_parameters_of_a_finished_trial_are_refused() -> None:
+    storage = make_snapshot(make_trial(0, TrialState.PRUNED)).study._storage
+    with pytest.raises(UpdateFinishedTrialError):
+        storage.set_trial_param(ID_OFFSET, "x", 1.0, FloatDistribution(0, 2))
 
 
 def test_two_trials_with_one_id_are_refused_and_the_old_ones_stay() -> None:

@@ -1,0 +1,163 @@
+"""Workers that train nothing: a trial's curve is a function of its settings, all else is the service's own.
+
+Claims, draws, epochs, endings and leases go through a real worker and a real database. So what a strategy finds here
+is what it finds in the service, and not what its sampler would have said if somebody else had asked it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
+
+from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.resident import ResidentData
+from hpsearch.epoch_report import EpochReport, Validation
+from hpsearch.service.artifacts import open_artifacts
+from hpsearch.service.cohorts import cohort_name
+from hpsearch.service.database import Database
+from hpsearch.service.intake import BuildCohort
+from hpsearch.service.lane_choice import FixedLanes
+from hpsearch.service.points import POINT_ATTRIBUTE
+from hpsearch.service.registry import StoredStudy, register_study
+from hpsearch.service.signals import StopSignal
+from hpsearch.service.worker import Worker
+from hpsearch.settings import DataSettings, TrialSettings
+from hpsearch.study import parse_definition
+from hpsearch.training.checkpoint import PendingCheckpoint, TrialCheckpoint, copy_to_host
+from hpsearch.training.lanes import Cohort, CohortShape
+from hpsearch.training.stack import TrialTensors
+
+_SECTIONS: Mapping[str, Any] = {
+    "data": {"dataset": "digits", "train_samples": 200},  # of which nothing but sizes is looked at
+    "model": {"family": "mlp"},
+    "training": {"batch_size": 50, "max_epochs": 1000},
+    "stopping": {"rule": "none"},
+}
+CPU = torch.device("cpu")
+Curve = Callable[[TrialSettings], Sequence[float]]  # the validation error after each epoch; NaN: it has diverged
+
+
+class PlantedCohort(Cohort):
+    """Trials whose curves are planted; a trial ends with the last value of its curve."""
+
+    def __init__(self, curve: Curve, shape: CohortShape) -> None:
+        self.shape = shape
+        self._curve = curve
+        self._curves: dict[Hashable, Sequence[float]] = {}
+        self._num_epochs: dict[Hashable, int] = {}
+
+    @property
+    def keys(self) -> tuple[Hashable, ...]:
+        return tuple(self._curves)
+
+    def admit(self, key: Hashable, settings: TrialSettings, checkpoint: TrialCheckpoint | None = None) -> None:
+        self._curves[key] = self._curve(settings)
+        self._num_epochs[key] = 0
+
+    def release(self, key: Hashable) -> None:
+        del self._curves[key], self._num_epochs[key]
+
+    def train_epoch(self) -> dict[Hashable, EpochReport]:
+        return {key: self._next_report(key) for key in self._curves}
+
+    def _next_report(self, key: Hashable) -> EpochReport:
+        self._num_epochs[key] += 1
+        epoch, curve = self._num_epochs[key], self._curves[key]
+        error = curve[epoch - 1]
+        return EpochReport(
+            epoch=epoch,
+            validations=(Validation(iteration=epoch, zero_one=error, nll=error),),
+            train_nll=error,
+            learning_rate=1.0,
+            seconds=0.0,
+            is_schedule_exhausted=epoch == len(curve),
+        )
+
+    def best_parameters(self, key: Hashable) -> dict[str, NDArray[Any]]:
+        return {"none": np.zeros(1, np.float32)}
+
+    def best_correct(self, key: Hashable) -> NDArray[np.bool_]:
+        return np.ones(1, np.bool_)
+
+    def checkpoint(self, keys: Iterable[Hashable]) -> PendingCheckpoint:
+        # Of no trial, so that no tensor is looked at: a trial that is taken up again begins anew.
+        return PendingCheckpoint(trials={}, tensors=cast("TrialTensors", None), to_host=copy_to_host)
+
+
+def planting(curve: Curve) -> BuildCohort:
+    """What builds a worker's cohorts."""
+    return lambda shape, *_: PlantedCohort(curve, shape)
+
+
+class PlantedStudies:
+    """Studies in one database, and workers on them in this process.
+
+    Args:
+        folder: for the best parameters, which workers keep as ever.
+    """
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.database = database
+        self._artifacts = open_artifacts(folder / "artifacts")
+        locations = DataLocations(local=None, cache=folder / "cache", allow_download=False)
+        images = load_selection_data(DataSettings(**_SECTIONS["data"]), locations=locations)
+        self._data = ResidentData.place(images, CPU)
+        self._names = (f"planted-{number}" for number in itertools.count())
+
+    def create(self, strategy: str, search: Mapping[str, Any], *, num_points: int, seed: int = 0) -> StoredStudy:
+        """A new study.
+
+        Args:
+            search: the dimensions, as in a study file.
+        """
+        drawn = {"strategy": strategy, "num_points": num_points, **search}
+        return self._register({**_SECTIONS, "name": next(self._names), "seed": seed, "search": drawn})
+
+    def widen(self, study: StoredStudy, num_points: int) -> StoredStudy:
+        """The same study with more points to draw."""
+        document = study.definition.document()
+        document["search"]["num_points"] = num_points
+        return self._register(document)
+
+    def worker(self, study: StoredStudy, curve: Curve, *, lanes: int = 1, stop: StopSignal | None = None) -> Worker:
+        return Worker(
+            database=self.database,
+            study=study,
+            data=self._data,
+            device=CPU,
+            lanes=FixedLanes(lanes),
+            artifacts=self._artifacts,
+            stop=stop or StopSignal(),
+            name="planted",
+            poll_seconds=0.01,
+            checkpoint_seconds=0,
+            build_cohort=planting(curve),
+        )
+
+    def trials(self, study: StoredStudy) -> list[FrozenTrial]:
+        """The trials that count, by point."""
+        trials = self.database.load_study(study.name).get_trials(
+            deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)
+        )
+        return sorted(trials, key=lambda trial: trial.user_attrs[POINT_ATTRIBUTE])
+
+    def _register(self, document: dict[str, Any]) -> StoredStudy:
+        return register_study(
+            self.database,
+            parse_definition(document, source=__name__),
+            dataset_checksums={"planted": "0" * 64},
+            cohort_of=cohort_name,
+        ).study
+
+
+def curve_of_value(value: float | None) -> tuple[float]:
+    """One epoch with this error; None: it diverges."""
+    return (math.nan if value is None else value,)
