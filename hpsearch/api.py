@@ -25,7 +25,7 @@ from safetensors.numpy import load as load_safetensors
 
 from hpsearch.cli.launch_view import TerminalListener
 from hpsearch.errors import InputError
-from hpsearch.results.chosen_point import ChosenPoint, Selection, best_point, confirmed_point
+from hpsearch.results.chosen_point import ChosenPoint, Selection
 from hpsearch.results.confirm import read_confirmation
 from hpsearch.results.confirmation import Confirmation
 from hpsearch.results.data_frame import curves_frame, trials_frame
@@ -54,6 +54,7 @@ from hpsearch.study import StudyDefinition, load_definition, parse_definition
 __all__ = ["Definition", "Objective", "Progress", "Study", "load", "objective", "run"]
 
 Definition = StudyDefinition | Mapping[str, Any] | str | os.PathLike[str]  # itself, its document, or a file's path
+PointName = Literal["best", "confirmed"]
 MAX_WORKERS = 256
 
 
@@ -156,8 +157,16 @@ class Study:
 
     @property
     def best(self) -> TrialSummary:
-        """The best complete trial as of now. Raises NothingCompleteError if there is none."""
+        """The search's best complete trial as of now. Raises NothingCompleteError if there is none."""
         return self.summary.require_best()
+
+    @property
+    def chosen(self) -> ChosenPoint:
+        """The chosen point as of now: the confirmed one once a confirmation is finished, else the search's best.
+
+        Its `trial` has the parameters and the validation error. Raises NothingCompleteError if no trial is complete.
+        """
+        return self._status().choose()
 
     @property
     def confirmation(self) -> Confirmation | None:
@@ -165,17 +174,20 @@ class Study:
         with self._open() as database:
             return read_confirmation(database, self.name)
 
-    def best_parameters(self) -> dict[str, NDArray[np.generic]]:
-        """The best trial's network at its best validation: arrays by name.
+    def best_parameters(self, point: PointName | None = None) -> dict[str, NDArray[np.generic]]:
+        """The chosen point's network at its best validation: arrays by name.
 
+        Args:
+            point: as for `export`.
         Raises:
             NothingCompleteError: no trial is complete.
+            InputError: the confirmed point was asked for, and no finished confirmation has picked one.
             ArtifactError: the file is not in the artifacts, or damaged.
         """
         artifacts = open_artifacts(self._artifacts, is_read_only=True)
-        summary = self.summary
+        chosen = self._status().choose(_selection(point))
         arrays: dict[str, NDArray[np.generic]] = load_safetensors(
-            read_parameters(summary.study, summary.require_best(), artifacts)
+            read_parameters(chosen.study, chosen.trial, artifacts)
         )
         return arrays
 
@@ -197,11 +209,11 @@ class Study:
             summary = read_summary(database, self.name, with_curves=True)
         return curves_frame(summary)
 
-    def export(self, path: str | os.PathLike[str], point: Literal["best", "confirmed"] = "best") -> None:
+    def export(self, path: str | os.PathLike[str], point: PointName | None = None) -> None:
         """Write a point with its evidence (.json, .toml, .yaml, .env) or its trained parameters (.safetensors).
 
         Args:
-            point: the search's best, or the one that `hpsearch confirm` chose.
+            point: None: the chosen one; "best": the search's; "confirmed": the one that `hpsearch confirm` picked.
         Raises:
             InputError: no format goes by the file's name, or there is no finished confirmation that chose a point.
             NothingCompleteError: no trial is complete.
@@ -212,11 +224,11 @@ class Study:
         export_format = None if is_model else choose_format(None, path)
         with self._open() as database:
             status = read_status(database, self.name)
-            chosen = _choose(status, point)
+            chosen = status.choose(_selection(point))
             if is_model:
                 export_model(chosen, open_artifacts(self._artifacts, is_read_only=True), path)
         if export_format is not None:
-            write_export(export_point(chosen, status.summary, status.confirmation), path, export_format)
+            write_export(export_point(chosen, status), path, export_format)
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write the HTML report, one self-contained file.
@@ -252,6 +264,10 @@ class Study:
 
     def __repr__(self) -> str:
         return f"<hpsearch.Study {self.name!r}>"
+
+    def _status(self) -> StudyStatus:
+        with self._open() as database:
+            return read_status(database, self.name)
 
     def _keep_open(self) -> Database:
         if self._database is None:
@@ -300,12 +316,10 @@ def _check_numbers(workers: int | None, lanes: int | str) -> None:
         raise InputError(f"lanes must be 'auto' or a whole number from 1 to {MAX_LANES}, got {lanes!r}")
 
 
-def _choose(status: StudyStatus, point: str) -> ChosenPoint:
-    if point == Selection.BEST:
-        return best_point(status.summary)
-    if point == Selection.CONFIRMED:
-        return confirmed_point(status.summary, status.confirmation)
-    raise InputError(f"point must be 'best' or 'confirmed', got {point!r}")
+def _selection(point: str | None) -> Selection | None:
+    if point is not None and point not in list(Selection):
+        raise InputError(f"point must be 'best' or 'confirmed', got {point!r}")
+    return None if point is None else Selection(point)
 
 
 def _is_number(value: object) -> bool:

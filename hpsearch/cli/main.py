@@ -79,7 +79,7 @@ COMMANDS = (
     LazyCommand(
         "export",
         "hpsearch.cli.view_commands:export",
-        "Write the best point with what it needs to be reproduced: settings, value, data, versions, seed.",
+        "Write the chosen point with what it needs to be reproduced: settings, value, data, versions, seed.",
     ),
     LazyCommand(
         "dashboard",

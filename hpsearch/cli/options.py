@@ -11,6 +11,7 @@ import typer
 
 from hpsearch.errors import InputError
 from hpsearch.logs import take_over_logger
+from hpsearch.results.chosen_point import Selection
 from hpsearch.service import launch
 from hpsearch.service.dashboard_gate import host_of
 from hpsearch.service.database import PASSWORD_FILE_VARIABLE, Database, read_password
@@ -34,6 +35,13 @@ Storage = Annotated[
         show_default="a private PostgreSQL that starts by itself",
         help="The study database, postgresql://USER:PASSWORD@HOST:5432/DATABASE. The password may stand in a file "
         f"that {PASSWORD_FILE_VARIABLE} names instead.",
+    ),
+]
+Point = Annotated[
+    Selection | None,
+    typer.Option(
+        show_default="confirmed once a confirmation is finished, else best",
+        help="Which point: the search's best, or the one that `hpsearch confirm` chose.",
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda:N", envvar="HPSEARCH_DEVICE", help="What to train on.")]

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpsearch.cli.fitted_table import FittedTable, TableColumn
-from hpsearch.results.study_status import StudyStatus
+from hpsearch.results.study_status import StudyStatus, describe_point
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.results.vault_ledger import VaultRecord
@@ -35,7 +35,7 @@ def print_status(status: StudyStatus) -> None:
     _stdout().print(status_view(status), crop=False)
 
 
-def print_opening(record: VaultRecord, summary: StudySummary) -> None:
+def print_opening(record: VaultRecord, status: StudyStatus) -> None:
     """Print the number that an opening of the test set has given, and what must be known beside it."""
     chosen = record.chosen
     values = ", ".join(f"{name} {format_value(value)}" for name, value in chosen["params"].items())
@@ -52,8 +52,11 @@ def print_opening(record: VaultRecord, summary: StudySummary) -> None:
     grid = Table.grid(padding=(0, 2))
     for heading, told in rows:
         grid.add_row(heading, text_of(told))
+    summary = status.summary
     is_only_one = len(summary.openings) == 1  # it has just been told
     lines = (replace(summary, openings=()) if is_only_one else summary).describe_test_set()
+    if status.chosen is not None and not status.chosen.is_of(record):
+        lines.insert(0, f"this is not the chosen point, which is {describe_point(status.chosen)}")
     _stdout().print(Group(text_of(f"study {record.study_name}"), grid, *map(text_of, lines)))
 
 
@@ -67,8 +70,8 @@ def status_view(status: StudyStatus) -> RenderableType:
     summary = status.summary
     confirmation = status.confirmation.brief() if status.confirmation else []
     openings = summary.describe_test_set()
-    lines = [_headline(summary), *_round_lines(summary), *_running_lines(summary), *confirmation, *openings]
-    return Group(*map(text_of, lines), _trials_table(summary))
+    progress = [_headline(summary), *_round_lines(summary), *_running_lines(summary)]
+    return Group(*map(text_of, [*progress, *status.answer(), *confirmation, *openings]), _trials_table(summary))
 
 
 def studies_view(summaries: list[StudySummary]) -> RenderableType:

@@ -10,8 +10,7 @@ from hpsearch.cli import options
 from hpsearch.cli.notice import say
 from hpsearch.cli.progress_view import download_progress
 from hpsearch.cli.tables import print_json, print_opening
-from hpsearch.results.chosen_point import Selection
-from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.results.study_status import StudyStatus, read_status
 from hpsearch.results.vault import VaultRequest, open_vault
 from hpsearch.results.vault_ledger import VaultRecord
 from hpsearch.service.artifacts import open_artifacts
@@ -21,13 +20,7 @@ from hpsearch.service.launch import threads_per_worker
 
 def open_test_set(
     study: options.StudyName,
-    point: Annotated[
-        Selection | None,
-        typer.Option(
-            show_default="confirmed if there is a confirmation, else best",
-            help="Which point is evaluated: the search's best, or the one that `hpsearch confirm` chose.",
-        ),
-    ] = None,
+    point: options.Point = None,
     retrain: Annotated[
         bool,
         typer.Option("--retrain", help="Train the point again, with its own seed, in place of its stored parameters."),
@@ -59,13 +52,21 @@ def open_test_set(
     kept = open_artifacts(options.artifacts_in(artifacts), is_read_only=True)
     with options.open_storage(storage) as database:
         record = open_vault(database, study, kept, request, show_download=download_progress, tell=say)
-        summary = read_summary(database, study)
+        status = read_status(database, study)
     if as_json:
-        print_json(opening_as_json(record, summary))
+        print_json(opening_as_json(record, status))
     else:
-        print_opening(record, summary)
+        print_opening(record, status)
 
 
-def opening_as_json(record: VaultRecord, summary: StudySummary) -> dict[str, Any]:
-    """What `hpsearch test --json` prints: the study's name, the opening, and all openings, this one included."""
-    return {"study": record.study_name, **record.as_json(), **summary.test_set_as_json()}
+def opening_as_json(record: VaultRecord, status: StudyStatus) -> dict[str, Any]:
+    """What `hpsearch test --json` prints: the study's name, the opening, and all openings, this one included.
+
+    is_of_chosen_point  whether it was for the point that `status`, `export` and `report` take
+    """
+    return {
+        "study": record.study_name,
+        "is_of_chosen_point": status.chosen is not None and status.chosen.is_of(record),
+        **record.as_json(),
+        **status.summary.test_set_as_json(),
+    }

@@ -23,7 +23,7 @@ from hpsearch.cli.tables import (
     studies_view,
 )
 from hpsearch.errors import InputError
-from hpsearch.results.chosen_point import Selection, best_point, confirmed_point
+from hpsearch.results.chosen_point import Selection
 from hpsearch.results.export import choose_format, export_model, export_point, write_export
 from hpsearch.results.report import write_report
 from hpsearch.results.study_status import read_status
@@ -89,21 +89,24 @@ def export(
         Path | None,
         typer.Option("--model", metavar="FILE.safetensors", help="Also write the point's trained parameters."),
     ] = None,
-    point: Annotated[
-        Selection, typer.Option(help="The search's best point, or the one that `hpsearch confirm` chose.")
-    ] = Selection.BEST,
+    point: options.Point = None,
     storage: options.Storage = None,
     artifacts: options.Artifacts = None,
 ) -> None:
-    """Write the best point with what it needs to be reproduced: settings, value, data, versions, seed."""
+    """Write the chosen point with what it needs to be reproduced: settings, value, data, versions, seed."""
     export_format = choose_format(format_name, output)
     with options.open_storage(storage) as database:
         status = read_status(database, study)
-        is_best = point is Selection.BEST
-        chosen = best_point(status.summary) if is_best else confirmed_point(status.summary, status.confirmation)
-        if is_best and status.best_is_not_confirmed:
-            say("this is the search's best point; the confirmation picked another one: --point confirmed")
-        document = export_point(chosen, status.summary, status.confirmation)
+        chosen = status.choose(point)
+        if status.best_is_another:
+            if chosen.selection is Selection.BEST:
+                say("this is the search's best point; the confirmation picked another one: --point confirmed")
+            else:
+                say("this is the confirmed point; the search's best is another one: --point best")
+        if status.confirmation is not None and not status.confirmation.is_finished:
+            for line in status.confirmation.brief():
+                say(line)
+        document = export_point(chosen, status)
         if output is not None:
             write_export(document, output, export_format)
             say(f"wrote {output}")

@@ -22,9 +22,9 @@ import yaml
 from hpsearch.errors import InputError
 from hpsearch.results.atomic_file import replaced_file, write_file
 from hpsearch.results.chosen_point import ChosenPoint
-from hpsearch.results.confirmation import Confirmation
 from hpsearch.results.stored_parameters import read_parameters
-from hpsearch.results.summary import StudySummary, format_time
+from hpsearch.results.study_status import StudyStatus, openings_of_others
+from hpsearch.results.summary import format_time
 from hpsearch.service.artifacts import Artifacts
 from hpsearch.service.registry import current_versions
 
@@ -67,7 +67,9 @@ class ExportDocument:
             dataset, dataset_checksums (file name -> SHA-256 of the unpacked content)
             definition_sha256, definition (the whole study, as a study file says it)
             versions            created: of the programs that made the study; exported: of those that export
-            test_openings       of the test set, as `VaultRecord.as_json` tells them; empty if it is unopened
+            estimate            the most honest number about this point, as `Estimate.as_json` tells it
+            test_openings       of the test set for this trial's model, as `VaultRecord.as_json` tells them
+            other_test_openings the same for models of other points, named in `chosen` of each
             earlier_test_openings   the same by deleted studies of this name
             test_intents, earlier_test_intents   openings that were begun and have no number, as `VaultIntent.as_json`
             confirmation        as `Confirmation.as_json` tells it; absent if nobody has asked for one
@@ -83,18 +85,18 @@ class ExportDocument:
 
 def export_point(
     chosen: ChosenPoint,
-    summary: StudySummary,
-    confirmation: Confirmation | None = None,
+    status: StudyStatus,
     *,
     now: datetime | None = None,
 ) -> ExportDocument:
     """Gather what is known about the chosen trial.
 
     Args:
-        summary: of the study that was searched.
+        status: of the study that was searched.
         now: the date to write, aware; None: the clock's.
     """
-    trial = chosen.trial
+    trial, summary, confirmation = chosen.trial, status.summary, status.confirmation
+    others = openings_of_others(summary, chosen)
     definition = chosen.study.definition
     settings = definition.resolve(trial.parameters)
     training = {**settings.training.model_dump(mode="json"), "seed": settings.training_seed}
@@ -107,6 +109,7 @@ def export_point(
         "point": trial.point,
         "value": trial.value,
         "validation_nll": trial.best_validation_nll,
+        "estimate": status.estimate(chosen).as_json(),
         "best_epoch": trial.best_epoch,
         "epochs": trial.num_epochs,
         "stop_reason": trial.attributes.get("stop_reason"),
@@ -119,6 +122,8 @@ def export_point(
         "definition": definition.document(),
         "versions": {"created": dict(chosen.study.versions), "exported": exporting_versions},
         **summary.test_set_as_json(),
+        "test_openings": [record.as_json() for record in summary.openings if record not in others],
+        "other_test_openings": [record.as_json() for record in others],
         "confirmation": confirmation and confirmation.as_json(),
         "exported_at": format_time(now or datetime.now(UTC)),
     }

@@ -168,7 +168,7 @@ def best_trial_losses(best: TrialSummary) -> Panel:
     styled(figure, height=360, xaxis=counting_axis("epoch", 1, max(epochs)), yaxis=y)
     return Panel(
         name="losses",
-        title=f"Losses of the best trial ({best.number})",
+        title=f"Losses of the search's best trial ({best.number})",
         caption="Mean negative log-likelihood, without the regularisation terms. Training: over each epoch's "
         "minibatches, before their updates. Validation: at the epoch's lowest error.",
         figure=figure,

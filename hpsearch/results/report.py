@@ -19,8 +19,6 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from hpsearch.results.atomic_file import write_file
-from hpsearch.results.confirm import confirmation_for
-from hpsearch.results.confirmation import Confirmation
 from hpsearch.results.confirmation_panel import confirmation_panel
 from hpsearch.results.figures import (
     Panel,
@@ -32,7 +30,8 @@ from hpsearch.results.figures import (
 )
 from hpsearch.results.plot_style import percent, value_label
 from hpsearch.results.search_map import search_map
-from hpsearch.results.summary import StudySummary, format_time, read_summary
+from hpsearch.results.study_status import StudyStatus, openings_of_others, read_status
+from hpsearch.results.summary import StudySummary, format_time
 from hpsearch.results.vault_intents import VaultIntent
 from hpsearch.results.vault_ledger import VaultRecord
 from hpsearch.safe_text import mask_passwords
@@ -51,20 +50,19 @@ def write_report(database: Database, name: str, path: Path) -> None:
         NothingCompleteError: no trial is complete yet; says how many points are in which state.
         ArtifactError: the file cannot be written; names it.
     """
-    summary = read_summary(database, name, with_curves=True)
-    write_file(path, render_report(summary, confirmation_for(database, summary)))
+    write_file(path, render_report(read_status(database, name, with_curves=True)))
 
 
-def render_report(summary: StudySummary, confirmation: Confirmation | None = None) -> str:
+def render_report(status: StudyStatus) -> str:
     """The report as an HTML document.
 
     Args:
-        summary: read with curves.
-        confirmation: None: nobody has asked for one.
+        status: read with curves.
     Raises:
         NothingCompleteError: no trial is complete yet.
     """
-    best = summary.require_best()
+    summary, confirmation = status.summary, status.confirmation
+    best, chosen = summary.require_best(), status.choose()
     study = optuna_study(summary)
     confirmed = confirmation and confirmation_panel(confirmation)
     panels = [
@@ -82,6 +80,10 @@ def render_report(summary: StudySummary, confirmation: Confirmation | None = Non
             definition=summary.study.definition,
             definition_toml=tomli_w.dumps(summary.study.definition.document()),
             best=best,
+            chosen=chosen,
+            estimate=status.estimate(chosen),
+            best_is_another=status.best_is_another,
+            other_openings=openings_of_others(summary, chosen),
             best_trials=summary.complete[:BEST_TABLE_ROWS],
             dimensions=[dimension.name for dimension in summary.study.definition.search.dimensions],
             failed=summary.failed_attempts[:FAILED_TABLE_ROWS],

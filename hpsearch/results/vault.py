@@ -29,11 +29,13 @@ from hpsearch.data.held_out import HeldOutSplit, load_test_split
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.epoch_report import EpochReport
-from hpsearch.errors import ArtifactError, DataError, DeviceError
-from hpsearch.results.chosen_point import ChosenPoint, Selection, choose_point
+from hpsearch.errors import ArtifactError, DataError, DeviceError, InputError
+from hpsearch.results.chosen_point import ChosenPoint, Selection
+from hpsearch.results.companions import confirmations
 from hpsearch.results.retraining import retrain
 from hpsearch.results.stored_parameters import read_parameters
-from hpsearch.results.summary import read_summary
+from hpsearch.results.study_status import StudyStatus, read_status
+from hpsearch.results.summary import describe_counts
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.results.vault_intents import intent_to_finish
 from hpsearch.results.vault_ledger import Finding, VaultRecord, check_reason
@@ -65,7 +67,7 @@ class VaultRequest:
     """What to evaluate, and where.
 
     Args:
-        selection: None: the confirmed point if somebody has asked for a confirmation, else the best one.
+        selection: None: the chosen point (chosen_point.py).
         is_retrained: train the point again in place of its stored parameters.
         reason: to open the vault again; None: it must be unopened.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -126,9 +128,13 @@ def open_vault(
         StorageError: the database went away.
     """
     reason = None if request.reason is None else check_reason(request.reason)
-    summary = read_summary(database, name)
+    status = read_status(database, name)
+    summary = status.summary
     intent_to_finish(summary.name, summary.openings, summary.intents, reason=reason)
-    chosen = choose_point(database, summary, request.selection)
+    chosen = _choose(database, status, request.selection)
+    if status.confirmation is not None and not status.confirmation.is_finished:
+        for line in status.confirmation.brief():
+            tell(line)
     described = _describe_point(chosen, is_retrained=request.is_retrained)
     intent_to_finish(summary.name, summary.openings, summary.intents, reason=reason, chosen=described)
     visible = VisibleDevices.detect()
@@ -166,6 +172,30 @@ def open_vault(
         num_errors=losses.num_errors,
     )
     return opening.record(finding, tell)
+
+
+def _choose(database: Database, status: StudyStatus, selection: Selection | None) -> ChosenPoint:
+    """The point that the test set may be opened for.
+
+    Raises:
+        NothingCompleteError: no trial is complete.
+        InputError: the search still goes on, the study is itself the confirmation of another, or the confirmed point
+            was asked for and there is none.
+    """
+    summary = status.summary
+    confirms = confirmations(database).get(summary.name)
+    if confirms is not None:
+        raise InputError(
+            f"study {summary.name!r} is the confirmation of study {confirms['study']!r}, which has the test set",
+            hint=f"hpsearch test {confirms['study']}",
+        )
+    summary.require_best()
+    if not summary.is_finished:
+        raise InputError(
+            f"study {summary.name!r} is not finished: {describe_counts(summary.points)}",
+            hint=f"let it finish first (hpsearch worker {summary.name}): it may still choose another point",
+        )
+    return status.choose(selection)
 
 
 def _stored_parameters(chosen: ChosenPoint, artifacts: Artifacts) -> bytes:

@@ -26,7 +26,8 @@ from hpsearch.service.stored_json import parse_stored_object
 
 CONFIDENCE = 0.95
 MAX_REASON_CHARACTERS = 500
-_CHOSEN_KEYS = ("selection", "trial", "params", "validation_error", "is_retrained", "device")  # that views show
+# That views show.
+_CHOSEN_KEYS = ("selection", "study", "trial", "params", "validation_error", "is_retrained", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ class VaultRecord(Finding):
         how = f"{self.chosen['selection']}{', retrained' if self.chosen['is_retrained'] else ''}"
         return (
             f"{self.opened_at:%Y-%m-%d %H:%M:%S} UTC by {self.opened_by}: test error {self.describe_number()} "
-            f"of trial {self.chosen['trial']} ({how})"
+            f"of trial {self.chosen['trial']} of {self.chosen['study']} ({how})"
         )
 
 

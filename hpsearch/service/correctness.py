@@ -19,6 +19,12 @@ _READ = text("""
     SELECT trial_id, num_images, bits FROM hpsearch_correctness WHERE trial_id = ANY(CAST(:trial_ids AS int[]))
 """)
 
+# All trials of a study are judged on the same images.
+_NUM_IMAGES = text("""
+    SELECT c.num_images FROM hpsearch_correctness c JOIN trials t USING (trial_id)
+    WHERE t.study_id = :study AND c.num_images > 0 LIMIT 1
+""")
+
 _WRITE = text("""
     INSERT INTO hpsearch_correctness (trial_id, num_images, bits)
     SELECT * FROM unnest(CAST(:trial_ids AS int[]), CAST(:nums_images AS int[]), CAST(:bits AS bytea[]))
@@ -63,6 +69,14 @@ def read_correctness(database: Database, trial_ids: Sequence[int]) -> dict[int, 
                 *(trial_id, len(each.bits), each.num_images),
             )
     return {trial_id: each for trial_id, each in found.items() if each.is_whole}
+
+
+def read_num_images(database: Database, study_id: int) -> int | None:
+    """How many images the study's validation set has; None if no trial has a record of it."""
+    number: int | None = database.transaction(
+        lambda connection: connection.execute(_NUM_IMAGES, {"study": study_id}).scalar_one_or_none()
+    )
+    return number
 
 
 def write_correctness(connection: Connection, items: Iterable[tuple[int, Correctness | None]]) -> None:

@@ -24,7 +24,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from safetensors.numpy import load, load_file
 
 from hpsearch.errors import ArtifactError, InputError
-from hpsearch.results.chosen_point import best_point
+from hpsearch.results.chosen_point import choose_point
 from hpsearch.results.export import export_model
 from hpsearch.results.summary import read_summary
 from hpsearch.service.artifact_store import ArtifactStore, is_bucket, open_store, parse_bucket
@@ -109,12 +109,12 @@ def test_the_best_model_is_exported_out_of_the_bucket(
     _, artifact_id = save(artifacts, ledger, study)
     summary = read_summary(ledger.database, study.name)
     export_model(
-        best_point(summary), open_artifacts(artifacts.place, is_read_only=True), tmp_path / "model.safetensors"
+        choose_point(summary, None), open_artifacts(artifacts.place, is_read_only=True), tmp_path / "model.safetensors"
     )
     np.testing.assert_array_equal(load_file(tmp_path / "model.safetensors")["weights"], PARAMETERS["weights"])
     elsewhere = open_artifacts(f"s3://{bucket.name}/elsewhere", is_read_only=True)
     with pytest.raises(ArtifactError) as caught:
-        export_model(best_point(summary), elsewhere, tmp_path / "other.safetensors")
+        export_model(choose_point(summary, None), elsewhere, tmp_path / "other.safetensors")
     assert str(caught.value) == (
         f"artifact {artifact_id} (parameters.safetensors of trial 0) is not in s3://{bucket.name}/elsewhere"
     )

@@ -13,7 +13,7 @@ from optuna.study import StudyDirection
 from hpsearch.data.catalog import DataLocations
 from hpsearch.errors import DataError, InputError, NothingCompleteError, StorageError, StudyNotFoundError
 from hpsearch.results import confirm_plan
-from hpsearch.results.chosen_point import best_point, confirmed_point
+from hpsearch.results.chosen_point import Selection, choose_point
 from hpsearch.results.companions import CONFIRMS_ATTRIBUTE, SEED, find_companion
 from hpsearch.results.confirm import read_confirmation
 from hpsearch.results.confirm_plan import ConfirmPlan, fresh_seeds, plan_confirmation, prepare_confirmation
@@ -194,10 +194,10 @@ def test_status_and_export_tell_of_a_finished_confirmation(bench: Bench) -> None
     content = status.as_json()["confirmation"]
     assert (content["companion"], content["points"]["complete"]) == ("small-confirm", 15)
 
-    best = export_point(best_point(status.summary), status.summary, status.confirmation).content
+    best = export_point(choose_point(status.summary, None), status).content
     assert (best["selection"], best["study"], best["parameters"]) == ("best", "small", {"learning_rate": 0.01})
-    chosen = confirmed_point(status.summary, status.confirmation)
-    confirmed = export_point(chosen, status.summary, status.confirmation).content
+    chosen = status.choose(Selection.CONFIRMED)
+    confirmed = export_point(chosen, status).content
     assert (confirmed["selection"], confirmed["study"]) == ("confirmed", "small-confirm")
     assert confirmed["trial"] == content["chosen"]["trial"]
     assert confirmed["value"] == chosen.trial.value
@@ -217,7 +217,7 @@ def test_status_tells_how_far_a_confirmation_is(bench: Bench) -> None:
     counts = "8 waiting, 0 running, 0 complete, 0 pruned, 0 given up"
     assert status.confirmation.brief() == [f"its confirmation small-confirm is not finished: {counts}"]
     with pytest.raises(InputError, match="the confirmation of study 'small' is not finished: 8 waiting"):
-        confirmed_point(status.summary, status.confirmation)
+        status.choose(Selection.CONFIRMED)
     bench.train("small-confirm", lambda p: 0.05, most=5)
     status = read_status(bench.database, "small")
     assert status.confirmation is not None
@@ -244,24 +244,24 @@ def test_status_tells_of_a_confirmation_that_has_nothing_to_compare(bench: Bench
         "its confirmation small-confirm has nothing to compare: left out: learning_rate 0.01: 2 of 2"
     )
     with pytest.raises(InputError, match="could not choose"):
-        confirmed_point(read_status(bench.database, "small").summary, bench.read())
+        choose_point(read_status(bench.database, "small").summary, bench.read(), Selection.CONFIRMED)
 
 
 def test_the_confirmation_of_a_study_that_has_none_is_not_exported(bench: Bench) -> None:
     bench.search()
     status = read_status(bench.database, "small")
     with pytest.raises(InputError, match="study 'small' has not been confirmed") as caught:
-        confirmed_point(status.summary, status.confirmation)
+        status.choose(Selection.CONFIRMED)
     assert "hpsearch confirm small" in str(caught.value.hint)
 
 
-def test_a_study_without_a_confirmation_costs_one_statement_more(bench: Bench, statements: Callable[[], Any]) -> None:
+def test_a_study_without_a_confirmation_costs_two_statements_more(bench: Bench, statements: Callable[[], Any]) -> None:
     bench.search()
     with statements() as alone:
         read_summary(bench.database, "small")
     with statements() as seen:
         read_status(bench.database, "small")
-    assert len(seen) == len(alone) + 1
+    assert len(seen) == len(alone) + 2  # is there a confirmation, and how many validation images
 
 
 def test_a_configuration_that_diverges_is_left_out_and_said(bench: Bench) -> None:

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from hpsearch.errors import ArtifactError, InputError, NothingCompleteError
-from hpsearch.results.chosen_point import best_point
+from hpsearch.results.chosen_point import choose_point
 from hpsearch.results.export import ExportDocument, ExportFormat, export_model, export_point, write_export
+from hpsearch.results.study_status import StudyStatus
 from hpsearch.results.summary import StudySummary, read_summary
 from hpsearch.service.artifacts import Artifacts, open_artifacts
 from hpsearch.service.ledger import Claim
@@ -38,7 +39,7 @@ def trained(learning_rates: Any, artifacts: Artifacts) -> StudySummary:
 
 
 def exported(summary: StudySummary) -> ExportDocument:
-    return export_point(best_point(summary), summary)
+    return export_point(choose_point(summary, None), StudyStatus(summary=summary))
 
 
 def _save(study: Any, artifacts: Artifacts, claim: Claim) -> None:
@@ -95,7 +96,7 @@ def test_the_model_is_the_best_trials_parameters_with_their_metadata(
     trained: StudySummary, artifacts: Artifacts, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.safetensors"
-    export_model(best_point(trained), artifacts, path)
+    export_model(choose_point(trained, None), artifacts, path)
     np.testing.assert_array_equal(load_file(path)["output.weight"], WEIGHTS["output.weight"])
     with safe_open(path, framework="numpy") as file:
         assert file.metadata()["definition_sha256"] == trained.study.definition.sha256
@@ -105,14 +106,14 @@ def test_another_suffix_is_an_input_error_with_the_choices(
     trained: StudySummary, artifacts: Artifacts, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"unknown model format '\.onnx'") as caught:
-        export_model(best_point(trained), artifacts, tmp_path / "model.onnx")
+        export_model(choose_point(trained, None), artifacts, tmp_path / "model.onnx")
     assert ".safetensors" in str(caught.value.hint)
 
 
 def test_a_model_of_nothing_complete_is_an_error(learning_rates: Any, artifacts: Artifacts, tmp_path: Path) -> None:
     summary = read_summary(learning_rates.database, "made-up")
     with pytest.raises(NothingCompleteError, match="4 waiting"):
-        export_model(best_point(summary), artifacts, tmp_path / "model.safetensors")
+        export_model(choose_point(summary, None), artifacts, tmp_path / "model.safetensors")
 
 
 def test_parameters_that_lie_elsewhere_are_missed_by_name_with_the_option_that_helps(
@@ -120,7 +121,7 @@ def test_parameters_that_lie_elsewhere_are_missed_by_name_with_the_option_that_h
 ) -> None:
     elsewhere = open_artifacts(tmp_path / "elsewhere")
     with pytest.raises(ArtifactError) as caught:
-        export_model(best_point(trained), elsewhere, tmp_path / "model.safetensors")
+        export_model(choose_point(trained, None), elsewhere, tmp_path / "model.safetensors")
     name = _artifact(artifacts).name
     assert str(caught.value) == (f"artifact {name} (parameters.safetensors of trial 1) is not in {elsewhere.place}")
     assert "HPSEARCH_ARTIFACTS" in str(caught.value.hint)
@@ -131,7 +132,7 @@ def test_damaged_parameters_are_not_exported(trained: StudySummary, artifacts: A
     artifact = _artifact(artifacts)
     artifact.write_bytes(artifact.read_bytes()[:-4])
     with pytest.raises(ArtifactError, match="is damaged"):
-        export_model(best_point(trained), artifacts, tmp_path / "model.safetensors")
+        export_model(choose_point(trained, None), artifacts, tmp_path / "model.safetensors")
 
 
 FLIPS = [(position, value) for position in (-2, -6, -23) for value in (0x40, 0x7F)]
@@ -148,7 +149,7 @@ def test_two_flipped_bytes_are_found(
     artifact.write_bytes(content)
 
     with pytest.raises(ArtifactError, match="is damaged: its checksum is wrong"):
-        export_model(best_point(trained), artifacts, tmp_path / "model.safetensors")
+        export_model(choose_point(trained, None), artifacts, tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -172,11 +173,11 @@ def test_parameters_without_a_checksum_are_read_if_they_can_be_a_networks(
     path = tmp_path / "model.safetensors"
 
     if what is None:
-        export_model(best_point(trained), artifacts, path)
+        export_model(choose_point(trained, None), artifacts, path)
         np.testing.assert_array_equal(load_file(path)["output.weight"], arrays["output.weight"])
     else:
         with pytest.raises(ArtifactError, match=f"is damaged: {what}"):
-            export_model(best_point(trained), artifacts, path)
+            export_model(choose_point(trained, None), artifacts, path)
 
 
 def test_parameters_of_another_trial_are_not_exported(
@@ -184,7 +185,7 @@ def test_parameters_of_another_trial_are_not_exported(
 ) -> None:
     save_file(WEIGHTS, _artifact(artifacts), metadata={"study": "made-up", "trial": "0"})
     with pytest.raises(ArtifactError, match="says that it belongs to trial 0 of study 'made-up'"):
-        export_model(best_point(trained), artifacts, tmp_path / "model.safetensors")
+        export_model(choose_point(trained, None), artifacts, tmp_path / "model.safetensors")
 
 
 def test_a_folder_in_the_artifacts_place_is_an_error(
@@ -194,11 +195,11 @@ def test_a_folder_in_the_artifacts_place_is_an_error(
     artifact.unlink()
     artifact.mkdir()
     with pytest.raises(ArtifactError, match="cannot be read"):
-        export_model(best_point(trained), artifacts, tmp_path / "model.safetensors")
+        export_model(choose_point(trained, None), artifacts, tmp_path / "model.safetensors")
 
 
 def test_a_trial_without_an_artifact_says_so(learning_rates: Any, artifacts: Artifacts, tmp_path: Path) -> None:
     learning_rates.complete(learning_rates.claim(), [0.3])
     summary = read_summary(learning_rates.database, "made-up")
     with pytest.raises(ArtifactError, match=r"trial 0 of study 'made-up' has no parameters\.safetensors"):
-        export_model(best_point(summary), artifacts, tmp_path / "model.safetensors")
+        export_model(choose_point(summary, None), artifacts, tmp_path / "model.safetensors")

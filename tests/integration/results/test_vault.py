@@ -139,14 +139,19 @@ def test_the_confirmed_point_goes_before_the_best_one(search: Search, folder: Pa
     assert (again.chosen["selection"], again.chosen["study"]) == ("best", "searched")
 
 
-def test_a_confirmation_that_goes_on_is_waited_for_or_done_without(search: Search, folder: Path) -> None:
+def test_a_confirmation_that_goes_on_is_said_and_not_waited_for(search: Search, folder: Path) -> None:
     searched = search(str(folder))
     confirm(searched, complete=1)
-    for selection in (None, Selection.CONFIRMED):
-        with pytest.raises(InputError, match="confirmation of study 'searched' is not finished: 1 waiting") as caught:
-            searched.open(selection=selection)
-        assert "hpsearch worker searched-confirm" in str(caught.value.hint)
-    assert searched.open(selection=Selection.BEST).chosen["study"] == "searched"
+    with pytest.raises(InputError, match="confirmation of study 'searched' is not finished: 1 waiting") as caught:
+        searched.open(selection=Selection.CONFIRMED)
+    assert "hpsearch worker searched-confirm" in str(caught.value.hint)
+    told: list[str] = []
+    request = VaultRequest(device="cpu")
+    record = open_vault(
+        searched.database, "searched", searched.artifacts, request, locations=searched.locations, tell=told.append
+    )
+    assert record.chosen["study"] == "searched"
+    assert told[0].startswith("its confirmation searched-confirm is not finished: 1 waiting")
 
 
 def test_a_confirmed_point_without_stored_parameters_can_be_trained_again(search: Search, folder: Path) -> None:

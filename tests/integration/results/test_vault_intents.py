@@ -16,10 +16,10 @@ from sqlalchemy import text
 from hpsearch.cli.tables import print_status
 from hpsearch.data import held_out
 from hpsearch.errors import DataError, VaultOpenedError
-from hpsearch.results.chosen_point import Selection, best_point
+from hpsearch.results.chosen_point import Selection, choose_point
 from hpsearch.results.export import ExportFormat, export_point
 from hpsearch.results.report import render_report
-from hpsearch.results.study_status import read_status
+from hpsearch.results.study_status import StudyStatus, read_status
 from hpsearch.results.summary import read_summary
 from hpsearch.results.vault import VaultRequest, open_vault
 from hpsearch.results.vault_intents import declare_intent
@@ -89,10 +89,10 @@ def test_a_network_that_prints_and_raises_leaves_a_record_that_every_view_tells(
     print_status(status)
     assert "the test set was opened without a number on record:" in capsys.readouterr().out
     assert status.as_json()["test_intents"] == [intent.as_json()]
-    page = render_report(read_summary(searched.database, "searched", with_curves=True))
+    page = render_report(StudyStatus(summary=read_summary(searched.database, "searched", with_curves=True)))
     assert "The test set was opened without a number on record." in page
     assert intent.declared_by in page
-    document = export_point(best_point(status.summary), status.summary)
+    document = export_point(choose_point(status.summary, None), StudyStatus(summary=status.summary))
     assert json.loads(document.render(ExportFormat.JSON))["test_intents"][0]["attempts"] == 1
     for export_format in ExportFormat:
         assert "test_intents" in document.render(export_format).lower()

@@ -17,10 +17,10 @@ from sqlalchemy import Connection
 
 from hpsearch.cli.tables import print_opening, print_status
 from hpsearch.errors import StorageError, StudyNotFoundError, VaultOpenedError
-from hpsearch.results.chosen_point import best_point
+from hpsearch.results.chosen_point import choose_point
 from hpsearch.results.export import ExportFormat, export_point, write_export
 from hpsearch.results.report import write_report
-from hpsearch.results.study_status import read_status
+from hpsearch.results.study_status import StudyStatus, read_status
 from hpsearch.results.summary import read_summary
 from hpsearch.results.vault_intents import declare_intent
 from hpsearch.results.vault_ledger import (
@@ -44,9 +44,9 @@ def finding(num_errors: int = 21, *, reason: str | None = None) -> Finding:
         chosen={
             "selection": "best",
             "study": "made-up",
-            "trial": 1,
-            "point": 1,
-            "params": {"learning_rate": 0.01},
+            "trial": 0,
+            "point": 0,
+            "params": {"learning_rate": 0.1},
             "search_error": 0.07,
             "validation_error": 0.07,
             "is_retrained": False,
@@ -206,7 +206,7 @@ def test_records_outlive_their_study_and_are_told_to_the_next_of_its_name(learni
     [
         ("versions", '{"torch', "Unterminated string"),
         ("test_checksums", "[]", "it is a list, and no object"),
-        ("chosen", '{"selection": "best"}', "trial is missing"),
+        ("chosen", '{"selection": "best"}', "study is missing"),
     ],
 )
 def test_damaged_row_is_told_with_its_study_and_column(
@@ -236,7 +236,7 @@ def test_every_view_tells_the_openings(learning_rates: Any, tmp_path: Path, caps
     assert "the test set was opened 2 times:" in shown
     assert "test error 8.20 % (21 of 256 images; 95 % interval 5.43 % to 12.21 %)" in shown
     assert HOSTILE in shown
-    print_opening(summary.openings[0], summary)
+    print_opening(summary.openings[0], StudyStatus(summary=summary))
     assert "the test set was opened 2 times:" in capsys.readouterr().out
 
     write_report(database, "made-up", tmp_path / "report.html")
@@ -247,13 +247,14 @@ def test_every_view_tells_the_openings(learning_rates: Any, tmp_path: Path, caps
     assert HOSTILE not in page
     assert "no part in this report" not in page
 
-    write_export(export_point(best_point(summary), summary), tmp_path / "best.json", ExportFormat.JSON)
+    exported = export_point(choose_point(summary, None), StudyStatus(summary=summary))
+    write_export(exported, tmp_path / "best.json", ExportFormat.JSON)
     document = json.loads((tmp_path / "best.json").read_text())
     assert "reason" not in document["test_openings"][0]  # what is absent has its default
     assert document["test_openings"][1]["reason"] == HOSTILE
     assert document["test_openings"][0]["num_errors"] == 21
     for export_format in ExportFormat:
-        assert "test_openings" in export_point(best_point(summary), summary).render(export_format).lower()
+        assert "test_openings" in exported.render(export_format).lower()
 
 
 def test_a_record_without_a_commit_is_shown_all_the_same(
@@ -263,5 +264,5 @@ def test_a_record_without_a_commit_is_shown_all_the_same(
     record_number(learning_rates.database, learning_rates.study, finding())
     summary = read_summary(learning_rates.database, "made-up")
     summary = replace(summary, openings=(replace(summary.openings[0], code_commit=None),))
-    print_opening(summary.openings[0], summary)
+    print_opening(summary.openings[0], StudyStatus(summary=summary))
     assert "not known" in capsys.readouterr().out

@@ -173,11 +173,17 @@ def search(
     return make
 
 
-def confirm(searched: Searched, *, complete: int = 2, keep: bool = True) -> StoredStudy:
-    """Ask for the two best points over one fresh seed; so many of the companion's trials have ended."""
+def confirm(
+    searched: Searched, *, complete: int = 2, keep: bool = True, seeds: tuple[int, ...] = (10, 11)
+) -> StoredStudy:
+    """Ask for the two best points over one fresh seed; so many of the companion's trials have ended.
+
+    Args:
+        seeds: that draw their parameters.
+    """
     plan = plan_confirmation(searched.database, "searched", top=2, num_seeds=1)
     prepare_confirmation(searched.database, plan, locations=searched.locations)
     companion = load_study(searched.database, "searched-confirm")
     for number in range(complete):
-        searched.end_next(companion, seed=10 + number, keep=keep)
+        searched.end_next(companion, seed=seeds[number], keep=keep)
     return companion

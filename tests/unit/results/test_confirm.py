@@ -15,6 +15,7 @@ from hpsearch.results.confirm_plan import companion_definition
 from hpsearch.results.confirmation import Confirmation
 from hpsearch.results.confirmation_panel import confirmation_panel
 from hpsearch.results.report import render_report
+from hpsearch.results.study_status import StudyStatus
 from hpsearch.study import parse_definition
 from hpsearch.training.networks import build_network
 
@@ -85,8 +86,8 @@ def test_the_chosen_trial_is_the_best_of_the_chosen_points_seeds(confirmation: C
 def test_the_report_tells_of_a_confirmation_and_of_none(make_summary: Any, make_trial: Any) -> None:
     confirmation = _confirmation(make_summary, make_trial, {0.01: 0.1, 0.1: None})
     summary = make_summary([make_trial(0, 0.1)])
-    assert "Confirmation over fresh seeds" not in render_report(summary)
-    page = render_report(summary, confirmation)
+    assert "Confirmation over fresh seeds" not in render_report(StudyStatus(summary=summary))
+    page = render_report(StudyStatus(summary=summary, confirmation=confirmation))
     assert "Confirmation over fresh seeds" in page
     assert "Left out: learning_rate 0.1: 1 of 3 seeds came to nothing" in page
     assert "not compared" in page

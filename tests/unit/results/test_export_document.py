@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpsearch.errors import InputError, NothingCompleteError
-from hpsearch.results.chosen_point import best_point
+from hpsearch.results.chosen_point import choose_point
 from hpsearch.results.export import (
     ExportDocument,
     ExportFormat,
@@ -25,6 +25,7 @@ from hpsearch.results.export import (
     export_point,
     write_export,
 )
+from hpsearch.results.study_status import StudyStatus
 from hpsearch.results.summary import StudySummary
 from hpsearch.service.registry import current_versions
 from hpsearch.study import parse_definition
@@ -60,7 +61,11 @@ def test_a_document_holds_the_configuration_and_its_evidence(summary: StudySumma
             "created": {"hpsearch": "0.1.0", "torch": "2.6.0"},
             "exported": current_versions(),
         },
+        "estimate": {"evidence": "search", "error": 0.02},
         "test_openings": [],
+        "other_test_openings": [],
+        "test_intents": [],
+        "earlier_test_intents": [],
         "earlier_test_openings": [],
         "exported_at": "2026-11-21T12:00:00Z",
     }
@@ -83,7 +88,7 @@ def test_settings_are_resolved(make_summary: Any, make_trial: Any) -> None:
 
 def test_nothing_complete_is_an_error(make_summary: Any) -> None:
     with pytest.raises(NothingCompleteError, match="0 complete"):
-        best_point(make_summary([]))
+        choose_point(make_summary([]), None)
 
 
 @pytest.mark.parametrize("export_format", READERS)
@@ -163,7 +168,7 @@ def test_an_unclear_format_is_an_input_error(name: str | None, path: str | None,
 
 
 def exported(summary: StudySummary, *, now: datetime | None = None) -> ExportDocument:
-    return export_point(best_point(summary), summary, now=now)
+    return export_point(choose_point(summary, None), StudyStatus(summary=summary), now=now)
 
 
 def _without_distributions(make_summary: Any, trial: Any, search: dict[str, Any]) -> StudySummary:

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from hpsearch.errors import NothingCompleteError
 from hpsearch.results.report import render_report
+from hpsearch.results.study_status import StudyStatus
 from hpsearch.results.summary import StudySummary
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"&{{ 7 * 7 }}"
@@ -64,7 +65,10 @@ def hostile(make_summary: Any, make_trial: Any) -> StudySummary:
 
 
 def test_hostile_text_is_shown_as_it_stands_and_makes_no_element(hostile: StudySummary, summary: StudySummary) -> None:
-    page, harmless = Page(render_report(hostile)), Page(render_report(summary))
+    page, harmless = (
+        Page(render_report(StudyStatus(summary=hostile))),
+        Page(render_report(StudyStatus(summary=summary))),
+    )
     # 3 times the best point's activation; data set; detail, device and worker; 2 + 1 reasons.
     assert page.text.count(HOSTILE) == 10
     kinds = {tag for tag, _ in harmless.elements}
@@ -74,7 +78,7 @@ def test_hostile_text_is_shown_as_it_stands_and_makes_no_element(hostile: StudyS
 
 
 def test_hostile_text_is_escaped_in_plots_and_cannot_end_their_script(hostile: StudySummary) -> None:
-    page = Page(render_report(hostile))
+    page = Page(render_report(StudyStatus(summary=hostile)))
     plots = json.loads(page.scripts["plots"])
     hover_texts = [trace["meta"] for trace in plots["curves"]["data"]]
     assert any("&lt;script&gt;alert" in text for text in hover_texts)
@@ -82,7 +86,7 @@ def test_hostile_text_is_escaped_in_plots_and_cannot_end_their_script(hostile: S
 
 
 def test_the_page_asks_the_network_for_nothing(summary: StudySummary) -> None:
-    page = Page(render_report(summary))
+    page = Page(render_report(StudyStatus(summary=summary)))
     assert not [tag for tag, attributes in page.elements if {"src", "href", "action"} & attributes.keys()]
     (policy,) = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy is not None
@@ -92,12 +96,12 @@ def test_the_page_asks_the_network_for_nothing(summary: StudySummary) -> None:
 
 
 def test_plotly_is_in_the_page_once(summary: StudySummary) -> None:
-    assert render_report(summary).count("Licensed under the MIT license\n*/") == 1
+    assert render_report(StudyStatus(summary=summary)).count("Licensed under the MIT license\n*/") == 1
 
 
 def test_the_page_tells_counts_best_point_and_evidence(summary: StudySummary) -> None:
-    text = " ".join(Page(render_report(summary)).text.split())
-    assert "Best validation error 2.00 %: trial 1, learning_rate 0.01." in text
+    text = " ".join(Page(render_report(StudyStatus(summary=summary))).text.split())
+    assert "Validation error in the search 2.00 %: trial 1, learning_rate 0.01." in text
     assert "3 in all 2 complete 1 pruned Epochs trained 6 Data set mnist" in text
     assert "not finished" not in text
     assert "failed" not in text
@@ -108,13 +112,13 @@ def test_the_page_tells_counts_best_point_and_evidence(summary: StudySummary) ->
 
 def test_an_unfinished_study_says_so(make_summary: Any, make_trial: Any) -> None:
     trials = [make_trial(0, 0.1), make_trial(1, None, state=TrialState.WAITING)]
-    text = " ".join(Page(render_report(make_summary(trials))).text.split())
+    text = " ".join(Page(render_report(StudyStatus(summary=make_summary(trials)))).text.split())
     assert "The search was not finished when this report was written. Points still waiting: 1, running: 0." in text
 
 
 def test_the_ranking_holds_the_best_twenty_and_says_how_many_there_are(make_summary: Any, make_trial: Any) -> None:
     trials = [make_trial(i, 0.1 + i / 100) for i in range(25)]
-    html = render_report(make_summary(trials))
+    html = render_report(StudyStatus(summary=make_summary(trials)))
     ranking = html[html.index('class="ranking"') :]
     assert ranking[: ranking.index("</table>")].count("<tr") == 1 + 20
     assert "The best 20 of 25 complete trials." in html
@@ -126,7 +130,7 @@ def test_a_given_up_point_is_told_from_one_that_was_taken_up_again(make_summary:
         make_trial(1, None, state=TrialState.FAIL, is_current=False, fail_reason="its worker died"),
         make_trial(2, None, state=TrialState.FAIL, fail_reason="its worker failed"),
     ]
-    text = " ".join(Page(render_report(make_summary(trials))).text.split())
+    text = " ".join(Page(render_report(StudyStatus(summary=make_summary(trials)))).text.split())
     assert "1 1 0 its worker died taken up again 2 2 0 its worker failed given up" in text
     assert "1 given up" in text
 
@@ -136,10 +140,10 @@ def test_a_given_up_point_is_told_from_one_that_was_taken_up_again(make_summary:
     [(3.21, "3.2 s"), (250.0, "4 min 10 s"), (7500.0, "2 h 5 min"), (59.99, "1 min 0 s")],
 )
 def test_times_read_well(make_summary: Any, make_trial: Any, seconds: float, shown: str) -> None:
-    html = render_report(make_summary([make_trial(0, 0.1, seconds=seconds)]))
+    html = render_report(StudyStatus(summary=make_summary([make_trial(0, 0.1, seconds=seconds)])))
     assert f"<td>{shown}</td>" in html
 
 
 def test_nothing_complete_is_an_error_with_the_counts(make_summary: Any, make_trial: Any) -> None:
     with pytest.raises(NothingCompleteError, match="1 waiting, 0 running, 0 complete"):
-        render_report(make_summary([make_trial(0, None, state=TrialState.WAITING)]))
+        render_report(StudyStatus(summary=make_summary([make_trial(0, None, state=TrialState.WAITING)])))

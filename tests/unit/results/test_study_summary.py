@@ -40,6 +40,8 @@ def test_json_has_the_documented_keys(summary: StudySummary) -> None:
         },
         "test_openings": [],
         "earlier_test_openings": [],
+        "test_intents": [],
+        "earlier_test_intents": [],
     }
 
 

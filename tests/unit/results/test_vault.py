@@ -57,7 +57,7 @@ def test_a_record_tells_the_error_with_its_interval(record: VaultRecord) -> None
 def test_people_are_told_who_when_and_the_number(record: VaultRecord) -> None:
     second = replace(record, opening=2, reason="a reviewer asked", num_errors=163)
     number = "test error 1.64 % (164 of 10,000 images; 95 % interval 1.41 % to 1.91 %)"
-    assert record.describe() == f"2026-11-21 07:05:00 UTC by anna@node7: {number} of trial 3 (best)"
+    assert record.describe() == f"2026-11-21 07:05:00 UTC by anna@node7: {number} of trial 3 of by-hand (best)"
     assert describe_openings((), ()) == []
     assert describe_openings((record,), ())[0] == "the test set was opened once:"
     lines = describe_openings((record, second), (record,))

@@ -1,0 +1,108 @@
+"""The most honest number that there is about a point: from the test set, else from fresh seeds, else of the search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from hpsearch.results.chosen_point import ChosenPoint, Selection
+from hpsearch.results.confirmation import Confirmation
+from hpsearch.results.summary import StudySummary
+from hpsearch.search.significance import wilson_interval
+
+
+class Evidence(StrEnum):
+    """Where an error comes from, the most honest first."""
+
+    TEST = "test"
+    CONFIRMED = "confirmed"
+    SEARCH = "search"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """An error of the chosen point, with what must be said beside it.
+
+    Args:
+        error: a fraction.
+        interval: 95 %: Wilson's over the images; of a confirmed mean over other seeds and other images. None: it is
+            not known on how many images the error was measured.
+        num_images: of the test set or of the validation set; None: not known.
+        name: of the number, for people.
+        remark: how far it can be trusted, in a few words.
+    """
+
+    evidence: Evidence
+    error: float
+    interval: tuple[float, float] | None
+    num_images: int | None
+    name: str
+    remark: str
+
+    def describe(self) -> str:
+        """`test error 5.07 % (95 % interval 4.66 % to 5.52 %; 10,000 images; ...)`."""
+        told = []
+        if self.interval is not None:
+            told.append(f"95 % interval {100 * self.interval[0]:.2f} % to {100 * self.interval[1]:.2f} %")
+        if self.num_images is not None:
+            told.append(f"{self.num_images:,} images")
+        return f"{self.name} {100 * self.error:.2f} % ({'; '.join([*told, self.remark])})"
+
+    def as_json(self) -> dict[str, Any]:
+        """What `status --json` and exports tell. These keys stay; others may join them."""
+        return {
+            "evidence": self.evidence.value,
+            "error": self.error,
+            "interval": None if self.interval is None else list(self.interval),
+            "num_images": self.num_images,
+        }
+
+
+def estimate_of(
+    chosen: ChosenPoint, summary: StudySummary, confirmation: Confirmation | None, num_images: int | None
+) -> Estimate:
+    """The most honest number about this point, and about no other.
+
+    Args:
+        summary: of the study that was searched.
+        num_images: of its validation set; None: not known.
+    """
+    record = next((record for record in summary.openings if chosen.is_of(record)), None)
+    if record is not None:
+        which = "" if record.opening == 1 else f", opening {record.opening} of the test set"
+        retrained = ", trained again for it" if record.chosen["is_retrained"] else ""
+        return Estimate(
+            evidence=Evidence.TEST,
+            error=record.test_error,
+            interval=record.interval,
+            num_images=record.num_images,
+            name="test error",
+            remark=f"images that nothing was selected on{which}{retrained}",
+        )
+    if chosen.selection is Selection.CONFIRMED and confirmation is not None and confirmation.chosen is not None:
+        mean = confirmation.mean_of(confirmation.configurations.index(confirmation.chosen.configuration))
+        if mean is not None and confirmation.comparison is not None:
+            seeds = "1 fresh seed" if len(confirmation.seeds) == 1 else f"{len(confirmation.seeds)} fresh seeds"
+            return Estimate(
+                evidence=Evidence.CONFIRMED,
+                error=mean.mean,
+                interval=mean.interval,
+                num_images=confirmation.comparison.num_images,
+                name="confirmed validation error",
+                remark=f"mean over {seeds}, on the images that the point was selected on",
+            )
+    value = chosen.trial.value
+    assert value is not None, "a complete trial has a value"
+    return Estimate(
+        evidence=Evidence.SEARCH,
+        error=value,
+        interval=None if num_images is None else _interval(value, num_images),
+        num_images=num_images,
+        name="validation error in the search",
+        remark="the lowest of many trials, so rather too low",
+    )
+
+
+def _interval(error: float, num_images: int) -> tuple[float, float]:
+    return wilson_interval(min(max(round(error * num_images), 0), num_images), num_images)
