@@ -14,7 +14,8 @@ from hpsearch.service.cohorts import cohort_name
 from hpsearch.service.lane_memory import KnownLanes, LaneCase, LaneMemory
 from hpsearch.service.signals import StopSignal
 from hpsearch.settings import TrialSettings
-from hpsearch.training.lane_probe import CohortTimer, LaneTimings, Measure, Obstacle, time_lanes
+from hpsearch.training.lane_probe import BuildProbe, CohortTimer, LaneTimings, Measure, Obstacle, time_lanes
+from hpsearch.training.lanes import Cohort
 from hpsearch.training.memory import memory_of
 
 _log = get_logger("lanes")
@@ -64,6 +65,7 @@ class MeasuredLanes:
 
     Args:
         num_sharing: workers on this machine, which share its main memory.
+        build_cohort: makes the throw-away lanes that are timed.
     """
 
     memory: LaneMemory
@@ -71,6 +73,7 @@ class MeasuredLanes:
     device: torch.device
     stop: StopSignal
     num_sharing: int = 1
+    build_cohort: BuildProbe = Cohort
     _most: dict[str, int] = field(default_factory=dict)  # by cohort
     _believed: set[str] = field(default_factory=set)  # cases that this process has measured or checked
 
@@ -95,7 +98,9 @@ class MeasuredLanes:
 
     def _measured(self, known: KnownLanes, settings: TrialSettings, limit: int) -> KnownLanes:
         """Measure what is missing, and remember it."""
-        timer = CohortTimer(settings, self.data, self.device, num_sharing=self.num_sharing)
+        timer = CohortTimer(
+            settings, self.data, self.device, build_cohort=self.build_cohort, num_sharing=self.num_sharing
+        )
         with self.stop.interruptible():
             if known.case not in self._believed and _is_outdated(known.timings, timer, limit):
                 known = known.model_copy(update={"seconds": {}, "obstacle": None})

@@ -3,7 +3,7 @@
 The session holds the advisory lock (PRESENCE_NAMESPACE, owner). When the worker dies, the server notices the
 closed connection and drops the lock, and others need not wait for the leases to run out. A thread renews the
 leases at a third of their length, because one epoch of many lanes may take longer than a lease. It does so for a
-worker that gets on: where a watchdog says that the device hangs, the points are given back and the process ends.
+worker that gets on: where a watchdog says that it hangs, the points are given back and the process ends.
 """
 
 from __future__ import annotations
@@ -146,10 +146,11 @@ class Presence:
     def _leave_stalled(self, watchdog: Watchdog) -> None:
         """The thread that trains cannot be reached: give its points back in its place, and end the process."""
         seconds = watchdog.quiet_seconds
-        _log.error("no progress for %.0f s: the device hangs; this worker gives its trials back and ends", seconds)
+        what = f"no progress for {seconds:.0f} s (--stall-seconds): its device or its network hangs"
+        _log.error("%s; this worker gives its trials back and ends", what)
         brief = replace(self.ledger, database=replace(self._database, patience_seconds=_GOODBYE_SECONDS))
         try:
-            brief.release(f"no progress for {seconds:.0f} s: its device hangs", is_crash=True)
+            brief.release(what, is_crash=True)
         except Exception as error:
             _log.error("could not give the trials back, their leases will run out: %s", _first_line(error))
         finally:

@@ -141,6 +141,10 @@ class RayLauncher:
     def last_words(self, index: int) -> str:
         return self._processes[index].state.last_words
 
+    def final_error(self, index: int) -> str:
+        """The last words: a worker's code is that of an error of ours only if they are one (ray_worker.py)."""
+        return self.last_words(index)
+
     def log_file(self, index: int) -> str:
         return self._processes[index].state.log
 

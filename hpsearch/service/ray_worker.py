@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hpsearch.errors import HpsearchError
+from hpsearch.errors import HpsearchError, InputError, SurroundingsError
 from hpsearch.service.home import log_folder
 from hpsearch.service.supervisor import WorkerCommand
 
@@ -82,5 +82,10 @@ class RayWorker:
         words = str(self._refusal or "")
         if code is not None and self._process is not None:
             words = self._command.last_words(self._index)
+            if (
+                code in (InputError.exit_code, SurroundingsError.exit_code)
+                and self._command.final_error(self._index) is None
+            ):
+                code = HpsearchError.exit_code  # the user's code has ended the process, with whatever code it liked
         log = f"{platform.node()}:{self._command.log_file(self._index)}"
         return RayWorkerState(code=code, last_words=words, log=log)

@@ -120,10 +120,17 @@ class WorkerCommand:
 
     def last_words(self, index: int) -> str:
         """The error that a worker's log ends with, or its last line."""
+        return self.final_error(index) or mask_passwords((self._lines(index) or ["its log is empty"])[-1])
+
+    def final_error(self, index: int) -> str | None:
+        """The error that a worker ended with, in its own words; None: it did not come to say anything."""
+        errors = [error for line in self._lines(index) if (error := find_final_error(line)) is not None]
+        return mask_passwords(errors[-1]) if errors else None
+
+    def _lines(self, index: int) -> list[str]:
+        """What a worker has written to its log since its last start."""
         text = self.log_file(index).read_text(encoding="utf-8", errors="replace")
-        lines = text.rpartition(_LOG_HEADING)[2].strip().splitlines()[1:]  # of this start only
-        errors = [error for line in lines if (error := find_final_error(line)) is not None]
-        return mask_passwords((errors or lines or ["its log is empty"])[-1])
+        return text.rpartition(_LOG_HEADING)[2].strip().splitlines()[1:]
 
     def _open_log(self, index: int) -> IO[bytes]:
         try:
@@ -169,6 +176,7 @@ class WorkerLauncher(Protocol):
     def lanes(self) -> str: ...
     def start(self, index: int) -> WorkerProcess: ...
     def last_words(self, index: int) -> str: ...
+    def final_error(self, index: int) -> str | None: ...
     def log_file(self, index: int) -> Path | str: ...
 
 
@@ -229,7 +237,9 @@ class Supervisor:
             code = process.poll()
             if code is None or code == 0:
                 continue
-            if code in (InputError.exit_code, SurroundingsError.exit_code):
+            # Without our line it is no verdict of ours: the user's code has ended the process, maybe in one trial only.
+            is_verdict = code in (InputError.exit_code, SurroundingsError.exit_code)
+            if is_verdict and self.command.final_error(index) is not None:
                 self._give_up(index, "cannot work", code)
             self._restart(index, code)
         if self._processes and all(process.poll() == 0 for process in self._processes.values()):

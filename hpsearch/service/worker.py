@@ -39,6 +39,7 @@ from hpsearch.service.database import Database, DatabaseAwayError
 from hpsearch.service.devices import describe_device
 from hpsearch.service.endings import ending_of
 from hpsearch.service.epoch_writer import EpochEntry, EpochWriter, Written
+from hpsearch.service.failures import describe_failure
 from hpsearch.service.intake import BuildCohort, Intake
 from hpsearch.service.lane import Lane
 from hpsearch.service.lane_choice import LaneChoice
@@ -169,8 +170,8 @@ class Worker:
         except DatabaseAwayError:
             if not self.stop.is_set():
                 raise  # nothing can be given back to a database that is away: the leases run out
-        except BaseException:
-            self._give_up()
+        except BaseException as error:
+            self._give_up(describe_failure(error))
             raise
         self._leave()
 
@@ -185,13 +186,13 @@ class Worker:
         finally:
             self._release_hurriedly("its worker was stopped")
 
-    def _give_up(self) -> None:
+    def _give_up(self, what: str) -> None:
         """Give the trials back after an error of ours; what they have reached counts in their favour."""
         try:
             self._note(self._writer.flush())
         except Exception as error:
             _log.warning("%s: its last epoch was not recorded: %s", self.name, error)
-        self._release_hurriedly("its worker failed", is_crash=True)
+        self._release_hurriedly(f"its worker failed: {what}", is_crash=True)
 
     def _release_hurriedly(self, reason: str, *, is_crash: bool = False) -> None:
         database = replace(
@@ -246,9 +247,9 @@ class Worker:
             if num_requeued:
                 _log.warning("%s: %s of dead workers queued again", self.name, _trials(num_requeued))
 
-    def _note_progress(self, epoch_seconds: float = 0.0) -> None:
+    def _note_progress(self) -> None:
         if self.watchdog is not None:
-            self.watchdog.note_progress(epoch_seconds)
+            self.watchdog.note_progress()
 
     def _make_room(self, shortage: str) -> None:
         """Memory did not suffice. All trials are given back, for a broken epoch leaves no lane in a known state."""
@@ -301,7 +302,7 @@ class Worker:
 
     def _note_epoch(self, num_lanes: int, seconds: float) -> None:
         self._lane_epoch_seconds = seconds / num_lanes
-        self._note_progress(seconds)
+        self._note_progress()
         state = WorkerState.DATABASE_AWAY if self._writer.is_behind else WorkerState.TRAINING
         self.life_sign.renew(state, f"{num_lanes} lanes", allowed_seconds=_LONGEST_EPOCHS * seconds)
         self._metrics.epoch_trained(num_lanes, seconds)

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -33,6 +34,8 @@ from hpsearch.service.supervisor import NUM_WORKERS_VARIABLE
 from hpsearch.service.watchdog import Watchdog
 from hpsearch.service.worker import Worker
 from hpsearch.training.host_memory import keep_freed_memory
+from hpsearch.training.lanes import Cohort
+from hpsearch.training.pulse import Pulse
 
 _log = get_logger("worker")
 
@@ -160,13 +163,22 @@ def _build_worker(
     device = pinned.device
     data = ResidentData.place(selection, device, max_resident_bytes=study.definition.data.max_resident_bytes)
     num_siblings = int(os.environ.get(NUM_WORKERS_VARIABLE, "1"))
+    pulse = Pulse(device)
+    build_cohort = partial(Cohort, pulse=pulse)
     lanes: LaneChoice
     if options.num_lanes is None:
         memory = LaneMemory(lane_folder())
-        lanes = MeasuredLanes(memory=memory, data=data, device=device, stop=stop, num_sharing=num_siblings)
+        lanes = MeasuredLanes(
+            memory=memory,
+            data=data,
+            device=device,
+            stop=stop,
+            num_sharing=num_siblings,
+            build_cohort=build_cohort,
+        )
     else:
         lanes = FixedLanes(options.num_lanes)
-    watchdog = Watchdog(options.stall_seconds, is_cpu=device.type == "cpu", on_computing=life_sign.renew_unchanged)
+    watchdog = Watchdog(options.stall_seconds, pulse=pulse.count, on_progress=life_sign.renew_unchanged)
     return Worker(
         database=database,
         study=study,
@@ -182,6 +194,7 @@ def _build_worker(
         keep=[pinned.keep],
         is_device_lost=lambda: pinned.is_lost,
         watchdog=watchdog,
+        build_cohort=build_cohort,
         life_sign=life_sign,
         metrics=metrics,
     )

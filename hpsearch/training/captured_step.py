@@ -85,10 +85,12 @@ class CapturedStep:
     Args:
         step: what is captured.
         capture: records work for replays.
+        beat: called after each run of minibatches.
     """
 
     step: InnerStep
     capture: Capture
+    beat: Callable[[], None] = lambda: None
     _version: int = -1
     _runs: dict[tuple[torch.Size, int], _Run] = field(default_factory=dict)
     _is_warm: set[tuple[torch.Size, int]] = field(default_factory=set)
@@ -104,6 +106,7 @@ class CapturedStep:
             size = min(rows, labels.shape[-1] - start)
             run = images.narrow(-2, start, size), labels.narrow(-1, start, size)
             losses += self._train_run(stack, *run, batch_size)
+            self.beat()
         return losses
 
     def _train_run(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:

@@ -210,12 +210,12 @@ def _failure(family: str, what: str, error: Exception) -> InputError:
     _log.debug("model.family %s: %s", family, what, exc_info=error)
     message = (str(error).strip().splitlines() or ["no message"])[0]
     return InputError(
-        f"model.family {family}: {what}: {type(error).__name__}: {message}{_place(error)}",
+        f"model.family {family}: {what}: {type(error).__name__}: {message}{place_of(error)}",
         hint="hpsearch --verbose shows the whole traceback",
     )
 
 
-def _place(error: Exception) -> str:
+def place_of(error: BaseException) -> str:
     """` (networks.py:12)`: the innermost line that is neither torch's nor ours nor of the import system."""
     folders = (Path(torch.__file__).parent, Path(__file__).parents[1], Path(importlib.__file__).parent)
     foreign = ("<frozen", *(f"{folder}{os.sep}" for folder in folders))

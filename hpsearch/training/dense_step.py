@@ -15,7 +15,7 @@ are not linear in W: there a block is one minibatch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import final
@@ -66,6 +66,7 @@ class DenseStep:
     optimizer: Optimizer
     block_rows: int
     precision: Precision = "float32"
+    beat: Callable[[], None] = lambda: None
 
     @cached_property
     def products(self) -> Products:
@@ -125,6 +126,7 @@ class _Lanes:
             size = min(rows, labels.shape[-1] - start)
             block = self._block(images.narrow(-2, start, size), labels.narrow(-1, start, size))
             self._train_block(block)
+            self.step.beat()
             log_probabilities = torch.cat(block.log_probabilities, dim=1)
             chosen = block.labels.expand(log_probabilities.shape[:-1]).unsqueeze(-1)
             losses -= log_probabilities.gather(-1, chosen).sum(dim=(1, 2), dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -67,12 +67,13 @@ def validate_images(
 
 @torch.no_grad()
 def validate_lanes(
-    network: Network, parameters: Mapping[str, Tensor], data: ResidentData
+    network: Network, parameters: Mapping[str, Tensor], data: ResidentData, beat: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses of every lane on the whole validation set, left on the device.
 
     Args:
         parameters: stacked, [L, ...] each.
+        beat: called after each slice of images.
     Returns:
         Zero-one loss (fraction) and mean NLL (nats), [L] float64 each; which images are right, bool [L, N].
     """
@@ -83,10 +84,24 @@ def validate_lanes(
         logits = _lane_logits(network, parameters, images)
         slices.append(is_correct(logits, labels))
         total_nll += sum_nll(logits, labels)
+        beat()
     correct = torch.cat(slices, dim=-1)
     num_images = correct.shape[-1]
     num_errors = num_images - correct.sum(dim=-1)
     return num_errors.double() / num_images, total_nll / num_images, correct
+
+
+def validation_of(
+    iteration: int, zero_one: float, nll: float, gained: float | None = None, lost: float | None = None
+) -> Validation:
+    """A validation from the numbers of one lane, as the device gives them."""
+    return Validation(
+        iteration=iteration,
+        zero_one=zero_one,
+        nll=nll,
+        gained=None if gained is None else int(gained),
+        lost=None if lost is None else int(lost),
+    )
 
 
 def _evaluate(

@@ -41,6 +41,7 @@ class Obstacle(Enum):
 
 
 Measure = Callable[[int], "float | Obstacle"]
+BuildProbe = Callable[[CohortShape, ResidentData, torch.device, int], Cohort]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ class CohortTimer:
         data: ResidentData,
         device: torch.device,
         *,
-        build_cohort: Callable[[CohortShape, ResidentData, torch.device, int], Cohort] = Cohort,
+        build_cohort: BuildProbe = Cohort,
         clock: Callable[[], float] = time.perf_counter,
         memory: DeviceMemory | None = None,
         num_sharing: int = 1,

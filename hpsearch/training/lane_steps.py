@@ -6,7 +6,7 @@ the same numbers, to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, final
 
@@ -50,18 +50,22 @@ def build_step(
     device: torch.device,
     precision: Precision = "float32",
     is_shuffled: bool = False,
+    beat: Callable[[], None] = lambda: None,
 ) -> LaneStep:
     """The fastest step that we have for this network on this device.
 
     Shuffled lanes share images while all have one seed and epoch, which is up to their neighbours. In float32 what
     common images save is done otherwise to rounding only; in TF32 and bfloat16 every lane goes the way of one whose
     images are its own.
+
+    Args:
+        beat: called after each minibatch (block, or slice of one), or after each run of a captured graph.
     """
     step: LaneStep
     ignores_sharing = is_shuffled and precision != "float32"
     if isinstance(network, DenseNetwork):
         rows = 1 if ignores_sharing else BLOCK_ROWS[device.type]
-        step = DenseStep(network=network, optimizer=optimizer, precision=precision, block_rows=rows)
+        step = DenseStep(network=network, optimizer=optimizer, precision=precision, block_rows=rows, beat=beat)
     else:
         step = AutogradStep(
             network=network,
@@ -69,8 +73,9 @@ def build_step(
             precision=precision,
             is_sliced=network.prefers_single_lanes(device),
             ignores_sharing=ignores_sharing,
+            beat=beat,
         )
-    return CapturedStep(step=step, capture=CudaCapture(device)) if device.type == "cuda" else step
+    return CapturedStep(step=step, capture=CudaCapture(device), beat=beat) if device.type == "cuda" else step
 
 
 @final
@@ -92,6 +97,7 @@ class AutogradStep:
     precision: Precision = "float32"
     is_sliced: bool = False
     ignores_sharing: bool = False
+    beat: Callable[[], None] = lambda: None
 
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         losses = torch.zeros(stack.num_lanes, dtype=torch.float64, device=images.device)
@@ -99,6 +105,7 @@ class AutogradStep:
             for start in range(0, labels.shape[-1], batch_size):
                 minibatch = images.narrow(-2, start, batch_size), labels.narrow(-1, start, batch_size)
                 losses += self._train_minibatch(stack, *minibatch)
+                self.beat()
         return losses
 
     def _train_minibatch(self, stack: LaneStack, images: Tensor, labels: Tensor) -> Tensor:
@@ -150,6 +157,7 @@ class AutogradStep:
                 for name, gradient in zip(leaves, torch.autograd.grad(scaled, list(leaves.values())), strict=True):
                     gradients[name][lane].add_(gradient)
                 losses[lane] += nll.detach()
+                self.beat()
         return losses / labels.shape[-1], gradients
 
 

@@ -31,13 +31,14 @@ from hpsearch.training.checkpoint import (
 from hpsearch.training.correctness import ReferenceTest
 from hpsearch.training.dense import DenseNetwork
 from hpsearch.training.dense_step import is_linear
-from hpsearch.training.evaluation import validate_lanes
+from hpsearch.training.evaluation import validate_lanes, validation_of
 from hpsearch.training.lane_steps import LaneStep, build_step
 from hpsearch.training.minibatches import is_validation_due, lane_stretches
 from hpsearch.training.network import Network
 from hpsearch.training.networks import build_network
 from hpsearch.training.optimizers import build_optimizer
 from hpsearch.training.padding import PADDED_FAMILIES, cohort_model, fit
+from hpsearch.training.pulse import Pulse
 from hpsearch.training.schedules import LearningRateSchedule, build_schedule
 from hpsearch.training.stack import LaneStack, TrialTensors
 
@@ -96,6 +97,7 @@ class Cohort:
         validations_every: minibatches between two validations within an epoch; each epoch also ends with one.
         reference_test: compare validations with a reference, image by image; None: for rules that do not ask for it.
         dtype: of parameters and activations; float64 serves tests.
+        pulse: beats while an epoch trains; None: nobody watches.
     Raises:
         InputError: the batch size does not fit the training set, or the images are too small for the network.
     """
@@ -109,6 +111,7 @@ class Cohort:
         reference_test: ReferenceTest | None = None,
         *,
         dtype: torch.dtype = torch.float32,
+        pulse: Pulse | None = None,
     ) -> None:
         if validations_every < 1:
             raise ValueError(f"validations_every must be at least 1, got {validations_every}")
@@ -116,6 +119,7 @@ class Cohort:
         self._data = data
         self._device = device
         self._dtype = dtype
+        self._beat = Pulse(device).beat if pulse is None else pulse.beat
         self._validations_every = validations_every
         self._significance_level = None if reference_test is None else reference_test.level
         self._num_minibatches = data.num_minibatches(shape.batch_size)
@@ -287,7 +291,7 @@ class Cohort:
 
     def _build_step(self) -> LaneStep:
         shape = self.shape
-        return build_step(self._network, self._optimizer, self._device, shape.precision, shape.shuffle)
+        return build_step(self._network, self._optimizer, self._device, shape.precision, shape.shuffle, self._beat)
 
     def _use_width(self, lanes: Sequence[_Lane], *, can_shrink: bool = True) -> None:
         """Make the stack just as wide as the widest of these lanes needs it."""
@@ -319,7 +323,7 @@ class Cohort:
         """
 
         def validate() -> Tensor:
-            zero_one, nll, correct = validate_lanes(self._network, self._stack.parameters, self._data)
+            zero_one, nll, correct = validate_lanes(self._network, self._stack.parameters, self._data, self._beat)
             compared = self._stack.keep_best(zero_one, nll, correct)
             return torch.stack([zero_one, nll, *compared])
 
@@ -345,7 +349,7 @@ class Cohort:
         width = (len(numbers) - 1) // len(self._due)
         rows = [numbers[start : start + width] for start in range(1, len(numbers), width)]
         validations = tuple(
-            _validation(offset + minibatch, *row) for minibatch, row in zip(self._due, rows, strict=True)
+            validation_of(offset + minibatch, *row) for minibatch, row in zip(self._due, rows, strict=True)
         )
         for validation in validations:
             if validation.is_finite and validation.is_better_than(lane.best):
@@ -387,15 +391,3 @@ class Cohort:
             if busy is not None and busy.key == key:
                 return lane
         raise KeyError(f"trial {key!r} is in no lane")
-
-
-def _validation(
-    iteration: int, zero_one: float, nll: float, gained: float | None = None, lost: float | None = None
-) -> Validation:
-    return Validation(
-        iteration=iteration,
-        zero_one=zero_one,
-        nll=nll,
-        gained=None if gained is None else int(gained),
-        lost=None if lost is None else int(lost),
-    )

@@ -275,7 +275,7 @@ class Hung(Watchdog):
 
 def leaving(ledger: Ledger, **options: Any) -> tuple[Presence, threading.Event]:
     left = threading.Event()
-    return Presence(ledger, watchdog=Hung(0.0, is_cpu=False), leave=left.set, **options), left
+    return Presence(ledger, watchdog=Hung(0.0), leave=left.set, **options), left
 
 
 def test_a_hung_worker_gives_its_points_back_as_a_crash_and_ends(
@@ -287,9 +287,9 @@ def test_a_hung_worker_gives_its_points_back_as_a_crash_and_ends(
         assert left.wait(240)
     assert presence.ledger.counts() == PointCounts(waiting=3)
     assert execute("SELECT crashes FROM hpsearch_points ORDER BY point") == [(1,), (1,), (0,)]
-    assert "no progress for 0 s: the device hangs" in caplog.text
+    assert "no progress for 0 s (--stall-seconds): its device or its network hangs" in caplog.text
     reasons = execute("SELECT value_json FROM trial_user_attributes WHERE key = 'fail_reason'")
-    assert reasons == [('"no progress for 0 s: its device hangs"',)] * 2
+    assert reasons == [('"no progress for 0 s (--stall-seconds): its device or its network hangs"',)] * 2
 
 
 def test_a_hung_worker_ends_even_if_the_database_takes_nothing_back(
@@ -307,7 +307,7 @@ def test_a_hung_worker_ends_even_if_the_database_takes_nothing_back(
 
 def test_a_worker_that_gets_on_is_renewed(ledger: Ledger) -> None:
     watching = watched(ledger)
-    with Presence(watching, watchdog=Watchdog(3600.0, is_cpu=False)):
+    with Presence(watching, watchdog=Watchdog(3600.0)):
         for _ in range(2):
             assert watching.renewed.acquire(timeout=240)
 

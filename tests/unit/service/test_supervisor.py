@@ -298,3 +298,14 @@ def test_a_workers_threads_wait_for_each_other_as_the_user_says_or_for_a_moment(
         worker.start(0)
 
     assert {name: environments[0][name] for name in names if name in environments[0]} == expected
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_an_exit_code_without_an_error_of_ours_is_a_death_like_any_other(
+    code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """os._exit(2) in a user's network, for example: the study goes on, and the point's attempts are counted."""
+    program = f"import os; print('INFO training', flush=True); os._exit({code})"
+    with pytest.raises(WorkersFailedError, match=rf"died {MAX_RESTARTS + 1} times in a row \(exit code {code}\)") as e:
+        supervisor(monkeypatch, tmp_path, program, [OPEN]).run(lambda progress: None)
+    assert e.value.exit_code == 1

@@ -1,55 +1,57 @@
-"""A worker that gets on is not disturbed, however slow; one that hangs is noticed."""
+"""A worker that makes progress is not disturbed, however slow; one that hangs is noticed, busy processor or not."""
 
 from __future__ import annotations
 
-import pytest
+import torch
 
-from hpsearch.service import watchdog as module
 from hpsearch.service.watchdog import Watchdog
+from hpsearch.training.pulse import Pulse
 
 
-@pytest.fixture
-def processor(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The processor seconds that this process seems to have used, to be set by a test."""
-    used = [100.0]
-    monkeypatch.setattr(module.time, "process_time", lambda: used[0])
-    return used
-
-
-def test_a_worker_without_progress_has_stalled_after_its_limit(processor: list[float]) -> None:
-    watchdog = Watchdog(30.0, is_cpu=False)
+def test_a_worker_without_progress_has_stalled_after_its_limit() -> None:
+    watchdog = Watchdog(30.0)
     assert [watchdog.turn(10.0) for _ in range(4)] == [False, False, False, True]
     assert watchdog.quiet_seconds == 40.0
 
 
-def test_progress_begins_the_limit_anew(processor: list[float]) -> None:
-    watchdog = Watchdog(30.0, is_cpu=False)
+def test_progress_begins_the_limit_anew() -> None:
+    watchdog = Watchdog(30.0)
     for _ in range(10):
         assert not watchdog.turn(25.0)
         watchdog.note_progress()
 
 
-def test_an_epoch_may_take_ten_times_as_long_as_the_longest_so_far(processor: list[float]) -> None:
-    watchdog = Watchdog(30.0, is_cpu=False)
-    watchdog.note_progress(60.0)
-    watchdog.note_progress(1.0)
-    assert watchdog.limit_seconds == 600.0
-    assert not watchdog.turn(600.0)
-    assert watchdog.turn(1.0)
+def test_an_epoch_may_take_for_ever_as_long_as_its_minibatches_end() -> None:
+    pulse, signs = Pulse(torch.device("cpu")), []
+    watchdog = Watchdog(30.0, pulse=pulse.count, on_progress=lambda: signs.append("on"))
+    for _ in range(100):
+        pulse.beat()
+        assert not watchdog.turn(25.0)
+    assert len(signs) == 100
+    assert [watchdog.turn(25.0) for _ in range(2)] == [False, True]
 
 
-def test_a_computation_on_the_cpu_is_progress_and_a_deadlock_is_not(processor: list[float]) -> None:
-    watchdog = Watchdog(30.0, is_cpu=True)
-    for _ in range(10):
-        processor[0] += 9.0
-        assert not watchdog.turn(10.0)
-    assert [watchdog.turn(10.0) for _ in range(4)] == [False, False, False, True]
+def test_processor_time_is_no_progress() -> None:
+    watchdog = Watchdog(0.0, pulse=Pulse(torch.device("cpu")).count)
+    assert sum(n * n for n in range(100_000))
+    assert watchdog.turn(0.1)
 
 
-def test_waiting_for_a_gpu_with_a_busy_processor_is_no_progress(processor: list[float]) -> None:
-    watchdog = Watchdog(30.0, is_cpu=False)
-    for _ in range(3):
-        processor[0] += 10.0
-        assert not watchdog.turn(10.0)
-    processor[0] += 10.0
-    assert watchdog.turn(10.0)
+class Mark:
+    """An event in a GPU's queue."""
+
+    is_passed = False
+
+    def query(self) -> bool:
+        return self.is_passed
+
+
+def test_on_a_gpu_what_has_been_queued_counts_when_it_is_done() -> None:
+    pulse, marks = Pulse(torch.device("cuda", 0)), [Mark() for _ in range(3)]
+    pulse._marks.extend(marks)
+    assert pulse.count() == 0
+    marks[0].is_passed = True
+    assert (pulse.count(), pulse.count()) == (1, 1)
+    for mark in marks:
+        mark.is_passed = True
+    assert pulse.count() == 3
