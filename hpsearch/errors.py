@@ -58,6 +58,16 @@ class ArtifactError(SurroundingsError):
     """A file (checkpoint, model, report) cannot be written or read back."""
 
 
+class OutputError(SurroundingsError):
+    """Data cannot be written to standard output."""
+
+
+class ReaderGoneError(HpsearchError):
+    """Whoever read standard output wants no more of it (`hpsearch status | head -1`): nothing to complain about."""
+
+    exit_code: int = 0
+
+
 class DefinitionMismatchError(InputError):
     """A study of this name exists with another definition."""
 

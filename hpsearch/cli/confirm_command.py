@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from hpsearch.cli import options
 from hpsearch.cli.fitted_table import FittedTable, TableColumn
 from hpsearch.cli.launch_view import TerminalListener
 from hpsearch.cli.notice import say
 from hpsearch.cli.progress_view import download_progress
-from hpsearch.cli.tables import NOT_A_TERMINAL_WIDTH, format_value, print_json, text_of
+from hpsearch.cli.screen import data_console
+from hpsearch.cli.tables import format_value, print_json, text_of
 from hpsearch.data.catalog import DataLocations
 from hpsearch.results.confirm import read_confirmation
 from hpsearch.results.confirm_plan import ConfirmPlan, plan_confirmation, prepare_confirmation
@@ -79,18 +79,18 @@ def confirm(
         train_study(database, plan.definition, launch, TerminalListener(found=became))
         confirmation = read_confirmation(database, study)
     assert confirmation is not None, "it has just been prepared"
-    if as_json:
-        print_json(confirmation.as_json())
-    else:
-        print_confirmation(confirmation)
-    confirmation.companion.require_all_counted()
+    try:
+        if as_json:
+            print_json(confirmation.as_json())
+        else:
+            print_confirmation(confirmation)
+    finally:  # the exit code is that of the work, also where nobody reads the table
+        confirmation.companion.require_all_counted()
 
 
 def print_confirmation(confirmation: Confirmation) -> None:
     """A table of the configurations, best first, with what one must know beside it and the conclusion."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=NOT_A_TERMINAL_WIDTH)
+    console = data_console()
     console.print(text_of(f"study {confirmation.study}, confirmed in {confirmation.companion.name}"))
     console.print(_table(confirmation), crop=False)
     conclusion = confirmation.conclusion()

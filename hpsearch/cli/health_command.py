@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hpsearch.cli.notice import print_line
+from hpsearch.cli.notice import show_line
 from hpsearch.errors import InputError
 from hpsearch.service.life_sign import LIFE_SIGN_VARIABLE, MAX_AGE_VARIABLE, check_life_sign
 
@@ -36,4 +36,4 @@ def health(
             "which life sign? the worker writes none unless it is told where",
             hint=f"set {LIFE_SIGN_VARIABLE} to a file, for the worker and for its health check",
         )
-    print_line(check_life_sign(life_sign.expanduser(), max_age_seconds=max_age).describe())
+    show_line(check_life_sign(life_sign.expanduser(), max_age_seconds=max_age).describe())

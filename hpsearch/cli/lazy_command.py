@@ -12,6 +12,8 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command, get_group
 
+from hpsearch.cli.screen import keeps_stdout_for_data
+
 
 class LazyCommand(TyperCommand):
     """Stands for a command in the list of all; gives way to it when its arguments are parsed.
@@ -32,7 +34,7 @@ class LazyCommand(TyperCommand):
         if isinstance(target, typer.Typer):
             return get_group(target)
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-        app.command(self.name)(target)
+        app.command(self.name)(keeps_stdout_for_data(target))
         return get_command(app)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:

@@ -20,7 +20,8 @@ from typer.main import get_group
 
 import hpsearch
 from hpsearch.cli.lazy_command import LazyCommand
-from hpsearch.errors import HpsearchError, InputError
+from hpsearch.cli.screen import guarded_streams, stderr_console, write_line
+from hpsearch.errors import HpsearchError, InputError, ReaderGoneError
 from hpsearch.logs import (
     LOG_FORMAT_VARIABLE,
     LogFormat,
@@ -105,7 +106,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"hpsearch {hpsearch.__version__}")
+        write_line(f"hpsearch {hpsearch.__version__}")
         raise typer.Exit
 
 
@@ -148,9 +149,17 @@ def run_command_line(arguments: list[str]) -> int:
         remember_passwords(text)
     for name in _SECRET_VARIABLES:
         remember_password(os.environ.get(name, ""))
+    with guarded_streams():
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         code = build_command().main(args=arguments, prog_name="hpsearch", standalone_mode=False)
+        sys.stdout.flush()
         return int(code or 0)
+    except ReaderGoneError as error:
+        return error.exit_code
     except HpsearchError as error:
         _report(error)
         return error.exit_code
@@ -165,9 +174,6 @@ def run_command_line(arguments: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         _say("interrupted")
         return 130
-    except BrokenPipeError:  # `hpsearch status | head`
-        sys.stderr.close()
-        return 0
     except Exception:
         if not is_json_logging():
             raise  # a bug of ours: Python shows where
@@ -186,10 +192,10 @@ def _report(error: HpsearchError) -> None:
     if is_json_logging():
         log_final_error(error)
         return
-    stderr = _stderr()
-    stderr.print(Text.assemble(("error:", "bold red"), " ", for_terminal(str(error))))
+    console = _stderr()
+    console.print(Text.assemble(("error:", "bold red"), " ", for_terminal(str(error))))
     if error.hint:
-        stderr.print(Text.assemble(("hint:", "bold"), " ", for_terminal(error.hint)))
+        console.print(Text.assemble(("hint:", "bold"), " ", for_terminal(error.hint)))
 
 
 def _say(message: str) -> None:
@@ -200,4 +206,4 @@ def _say(message: str) -> None:
 
 
 def _stderr() -> Console:
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return stderr_console(soft_wrap=True, highlight=False)

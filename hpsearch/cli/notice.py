@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import typer
+import contextlib
 
+from hpsearch.cli.screen import stderr, write_line
+from hpsearch.errors import OutputError, ReaderGoneError
 from hpsearch.logs import get_logger, is_json_logging
 from hpsearch.safe_text import for_terminal
 
@@ -15,9 +17,15 @@ def say(message: str) -> None:
     if is_json_logging():
         _log.info(message)
     else:
-        typer.echo(for_terminal(message), err=True)
+        print(for_terminal(message), file=stderr(), flush=True)
 
 
 def print_line(line: str) -> None:
     """Write one line to stdout."""
-    typer.echo(for_terminal(line))
+    write_line(for_terminal(line))
+
+
+def show_line(line: str) -> None:
+    """Write one line to stdout that says how things are, and is no result: to lose it is no error."""
+    with contextlib.suppress(OutputError, ReaderGoneError):
+        print_line(line)

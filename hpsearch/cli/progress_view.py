@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -22,6 +22,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from hpsearch.cli.notice import say
+from hpsearch.cli.screen import stderr_console
 from hpsearch.cli.tables import text_of
 from hpsearch.data.catalog import DownloadProgress
 from hpsearch.logs import get_logger, is_json_logging
@@ -52,7 +53,7 @@ class EpochRate:
 @contextlib.contextmanager
 def follow(study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
     """Show a study's progress while the context is open; call what it yields with each new reading."""
-    console = Console(stderr=True)
+    console = stderr_console()
     rate = EpochRate()
     if is_json_logging():
         yield _line_printer(_log.info, rate)
@@ -137,7 +138,7 @@ def _line_printer(tell: Callable[[str], object], rate: EpochRate) -> Callable[[P
 @contextlib.contextmanager
 def download_progress() -> Iterator[DownloadProgress]:
     """A bar per file that is downloaded; nothing is shown while all files are here, and no bar among JSON logs."""
-    console = Console(stderr=True, quiet=is_json_logging())
+    console = stderr_console(quiet=is_json_logging())
     bars = RichProgress(
         TextColumn("{task.description}"),
         BarColumn(),

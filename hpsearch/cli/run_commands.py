@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from hpsearch.cli import options
 from hpsearch.cli.launch_view import TerminalListener, describe_registration
-from hpsearch.cli.notice import print_line
+from hpsearch.cli.notice import show_line
 from hpsearch.cli.progress_view import download_progress
 from hpsearch.cli.tables import print_json, print_status
 from hpsearch.data.catalog import DataLocations
@@ -70,11 +70,13 @@ def run(
     with options.open_storage(storage) as database:
         train_study(database, definition, launch, TerminalListener())
         status = read_status(database, definition.name)
-    if as_json:
-        print_json(status.as_json())
-    else:
-        print_status(status)
-    status.summary.require_all_counted()
+    try:
+        if as_json:
+            print_json(status.as_json())
+        else:
+            print_status(status)
+    finally:  # the exit code is that of the work, also where nobody reads the table
+        status.summary.require_all_counted()
 
 
 def create(
@@ -92,7 +94,7 @@ def create(
         if as_json:
             print_json(read_status(database, prepared.study.name).as_json())
         else:
-            print_line(describe_registration(prepared.registration, "was there already, with the same definition"))
+            show_line(describe_registration(prepared.registration, "was there already, with the same definition"))
 
 
 def worker(

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from hpsearch.cli.fitted_table import FittedTable, TableColumn
+from hpsearch.cli.screen import data_console, write_line
 from hpsearch.results.study_status import StudyStatus, describe_point
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import TrialSummary
@@ -22,17 +22,16 @@ from hpsearch.space import ParameterValue
 
 MOST_TRIALS = 10
 _MOST_RUNNING = 8  # of one worker
-NOT_A_TERMINAL_WIDTH = 160
 
 
 def print_json(document: Any) -> None:
     """Print one JSON document. NaN cannot occur: values that are not finite are never stored."""
-    typer.echo(json.dumps(masked(document), indent=2, allow_nan=False))
+    write_line(json.dumps(masked(document), indent=2, allow_nan=False))
 
 
 def print_status(status: StudyStatus) -> None:
     """Print the state of a study and its best trials."""
-    _stdout().print(status_view(status), crop=False)
+    data_console().print(status_view(status), crop=False)
 
 
 def print_opening(record: VaultRecord, status: StudyStatus) -> None:
@@ -57,12 +56,12 @@ def print_opening(record: VaultRecord, status: StudyStatus) -> None:
     lines = (replace(summary, openings=()) if is_only_one else summary).describe_test_set()
     if status.chosen is not None and not status.chosen.is_of(record):
         lines.insert(0, f"this is not the chosen point, which is {describe_point(status.chosen)}")
-    _stdout().print(Group(text_of(f"study {record.study_name}"), grid, *map(text_of, lines)))
+    data_console().print(Group(text_of(f"study {record.study_name}"), grid, *map(text_of, lines)))
 
 
 def print_studies(summaries: list[StudySummary]) -> None:
     """Print a line per study."""
-    _stdout().print(studies_view(summaries), crop=False)
+    data_console().print(studies_view(summaries), crop=False)
 
 
 def status_view(status: StudyStatus) -> RenderableType:
@@ -101,12 +100,6 @@ def format_value(value: ParameterValue | None) -> str:
 def text_of(line: str) -> Text:
     """A line for a terminal, taken as it is: no markup, no control characters, no password."""
     return Text(for_terminal(line))
-
-
-def _stdout() -> Console:
-    """Plain text; into a pipe or a file no line is folded at 80 columns."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=NOT_A_TERMINAL_WIDTH)
 
 
 def _headline(summary: StudySummary) -> str:

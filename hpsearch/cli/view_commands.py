@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +12,9 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from hpsearch.cli import options
-from hpsearch.cli.notice import print_line, say
+from hpsearch.cli.notice import say, show_line
+from hpsearch.cli.screen import NOT_A_TERMINAL_WIDTH, data_console, write_document, write_line
 from hpsearch.cli.tables import (
-    NOT_A_TERMINAL_WIDTH,
     print_json,
     print_status,
     print_studies,
@@ -28,7 +27,6 @@ from hpsearch.results.export import choose_format, export_model, export_point, w
 from hpsearch.results.report import write_report
 from hpsearch.results.study_status import read_status
 from hpsearch.results.summary import StudySummary, read_summary
-from hpsearch.safe_text import for_terminal
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.dashboard import serve_dashboard
 from hpsearch.service.dashboard_gate import Access, canonical_host, is_loopback
@@ -111,8 +109,7 @@ def export(
             write_export(document, output, export_format)
             say(f"wrote {output}")
         elif model is None or format_name is not None:
-            rendered = document.render(export_format)
-            typer.echo(for_terminal(rendered) if sys.stdout.isatty() else rendered, nl=False)
+            write_document(document.render(export_format))
         if model is not None:
             kept = open_artifacts(options.artifacts_in(artifacts), is_read_only=True)
             export_model(chosen, kept, model)
@@ -164,7 +161,7 @@ def dashboard(
     )
     kept = open_artifacts(options.artifacts_in(artifacts))
     with options.open_storage(storage) as database:
-        serve_dashboard(database.storage, kept, host, port, access, on_ready=print_line)
+        serve_dashboard(database.storage, kept, host, port, access, on_ready=show_line)
 
 
 def _read_all(database: Database) -> list[StudySummary]:
@@ -173,7 +170,7 @@ def _read_all(database: Database) -> list[StudySummary]:
 
 def _watch(database: Database, study: str | None, seconds: float) -> None:
     """Show it until every study shown is finished: redrawn on a terminal, else printed whenever it changed."""
-    console = Console(highlight=False)
+    console = data_console()
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     shown = ""
     with live or contextlib.nullcontext():
@@ -182,7 +179,7 @@ def _watch(database: Database, study: str | None, seconds: float) -> None:
             if live:
                 live.update(view, refresh=True)
             elif shown != (shown := _as_text(view)):
-                typer.echo(shown, nl=False)
+                write_line(shown.rstrip("\n"))
             if is_finished:
                 return
             time.sleep(seconds)

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import IO, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 from hpsearch.errors import ArtifactError, HpsearchError, InputError, SurroundingsError
 from hpsearch.logs import find_final_error, get_logger
@@ -132,17 +133,17 @@ class WorkerCommand:
         text = self.log_file(index).read_text(encoding="utf-8", errors="replace")
         return text.rpartition(_LOG_HEADING)[2].strip().splitlines()[1:]
 
-    def _open_log(self, index: int) -> IO[bytes]:
+    def _open_log(self, index: int) -> FileIO:
         try:
             self.log_folder.mkdir(parents=True, exist_ok=True)
-            log = self.log_file(index).open("ab")
+            log = self.log_file(index).open("ab", buffering=0)
         except OSError as error:
             raise ArtifactError(
                 f"cannot write the workers' logs into {self.log_folder}: {error.strerror}",
                 hint="set HPSEARCH_HOME to a folder of yours",
             ) from error
-        log.write(f"{_LOG_HEADING} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
-        log.flush()
+        with contextlib.suppress(OSError):  # a full disk costs lines, not the worker
+            log.write(f"{_LOG_HEADING} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
         return log
 
 

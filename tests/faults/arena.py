@@ -20,7 +20,7 @@ from hpsearch.service.prepare import prepare_study
 from hpsearch.study import parse_definition
 from tests.faults.driver import Faults
 from tests.faults.postgres import FaultyPostgres
-from tests.faults.processes import ROOT, ForkServer, HpsearchProcess, wait_until
+from tests.faults.processes import ROOT, ForkServer, HpsearchProcess, Screen, wait_until
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -87,7 +87,9 @@ class Arena:
 
     # Processes
 
-    def start(self, *arguments: str, faults: Faults | None = None, **environment: str) -> HpsearchProcess:
+    def start(
+        self, *arguments: str, faults: Faults | None = None, screen: Screen | None = None, **environment: str
+    ) -> HpsearchProcess:
         """Start one command."""
         faults = faults or Faults()
         logs = {"acknowledged": str(self.acknowledged_log), "epochs": str(self.epochs_log)}
@@ -98,6 +100,7 @@ class Arena:
             environment={**self.environment, "HPSEARCH_STORAGE": self.storage_url, **environment},
             folder=self.folder,
             name=f"{len(self.processes)}-{arguments[0]}",
+            screen=screen,
         )
         self.processes.append(process)
         return process

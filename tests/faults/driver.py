@@ -95,7 +95,8 @@ class Faults:
 
 def drive(faults: Faults, arguments: Sequence[str]) -> None:
     """Prepare the fault, then run the command line; exits with its code."""
-    faulthandler.register(signal.SIGUSR1)
+    if sys.stderr is not None:
+        faulthandler.register(signal.SIGUSR1)
     if faults.network_namespace is not None:
         _enter_network_namespace(faults.network_namespace)
     if faults.python is not None:

@@ -59,9 +59,16 @@ def _become(job: dict[str, Any]) -> None:
         (job["stdout"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1),
         (job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 2),
     ):
-        opened = os.open(name, flags, 0o644)
+        opened = os.open(name, flags | os.O_NOCTTY, 0o644)
         os.dup2(opened, descriptor)
         os.close(opened)
+    if job["are_closed"]:
+        os.close(1)
+        os.close(2)
+        sys.stdout = sys.stderr = None  # type: ignore[assignment]  # as Python has it
+    if job["encoding"] is not None:
+        sys.stdout.reconfigure(encoding=job["encoding"])  # type: ignore[union-attr]
+        sys.stderr.reconfigure(encoding=job["encoding"], errors="backslashreplace")  # type: ignore[union-attr]
     os.chdir(job["folder"])
     os.environ.clear()
     os.environ.update(job["environment"])

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,21 @@ def wait_until(
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain: {what}\n{told()}"
         time.sleep(0.02)
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screen:
+    """What a process writes to, where it is not a file of the test's for each stream.
+
+    Args:
+        are_closed: both streams are closed, as by `>&- 2>&-`.
+        encoding: as PYTHONIOENCODING names it.
+    """
+
+    stdout: Path | None = None
+    stderr: Path | None = None
+    are_closed: bool = False
+    encoding: str | None = None
 
 
 class ForkServer:
@@ -74,11 +90,13 @@ class HpsearchProcess:
         environment: Mapping[str, str],
         folder: Path,
         name: str,
+        screen: Screen | None = None,
     ) -> None:
         self._fork_server = fork_server
         self._code: int | None = None
         self.arguments = arguments
-        self.stdout, self.stderr = folder / f"{name}.out", folder / f"{name}.err"
+        screen = screen or Screen()
+        self.stdout, self.stderr = screen.stdout or folder / f"{name}.out", screen.stderr or folder / f"{name}.err"
         job = {
             "arguments": list(arguments),
             "faults": json.loads(faults.as_json()),
@@ -86,6 +104,8 @@ class HpsearchProcess:
             "folder": str(folder),
             "stdout": str(self.stdout),
             "stderr": str(self.stderr),
+            "are_closed": screen.are_closed,
+            "encoding": screen.encoding,
         }
         pid = fork_server.ask({"start": job})
         assert pid is not None
@@ -130,4 +150,4 @@ class HpsearchProcess:
     @property
     def said(self) -> str:
         """What it has written to stderr so far."""
-        return self.stderr.read_text(errors="replace") if self.stderr.exists() else ""
+        return self.stderr.read_text(errors="replace") if self.stderr.is_file() else ""

@@ -201,6 +201,13 @@ def test_a_log_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         command(tmp_path / "file" / "logs").start(0)
 
 
+def test_a_full_disk_behind_a_worker_s_log_keeps_no_worker_from_starting(tmp_path: Path) -> None:
+    worker = command(tmp_path)
+    worker.log_file(0).parent.mkdir(exist_ok=True)
+    worker.log_file(0).symlink_to("/dev/full")
+    worker._open_log(0).close()
+
+
 def test_workers_are_told_how_many_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They share the machine's memory and the study's points."""
     told: dict[str, str] = {}
