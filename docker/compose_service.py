@@ -27,6 +27,7 @@ from typing import NoReturn
 
 from hpsearch.errors import InputError
 from hpsearch.logs import LogFormat, configure_logging, get_logger, log_final_error
+from hpsearch.service.processors import usable_processors
 
 PASSWORD_FILE = Path("/run/secrets/database_password")
 OWN_PASSWORD_FILE = Path("/run/own-secrets/database_password")
@@ -35,7 +36,6 @@ DATA_FOLDER = Path("/data")
 STUDY_FOLDERS = (Path("studies"), Path("examples"))
 QUICK_START = "studies/quickstart.toml"
 QUICK_START_ON_DIGITS = ("--set", "data.dataset=digits", "--set", "name=quickstart-digits")
-CPU_QUOTA_FILES = (Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))
 LEAST_SECONDS = {"HPSEARCH_CHECKPOINT_SECONDS": 0, "HPSEARCH_STALL_SECONDS": 1, "HPSEARCH_LIFE_SIGN_MAX_AGE": 1}
 SWITCHES = ("HPSEARCH_WAIT_FOR_GPU", "HPSEARCH_SHARE_GPU")
 BAD_INPUT = 2
@@ -121,7 +121,7 @@ def work(environment: Mapping[str, str]) -> int:
     """Join the study that the service `study` registered; on another machine, the one that STUDY names."""
     signal.signal(signal.SIGTERM, _leave_at_once)  # while torch is imported; then the command has its own handler
     name = study_name(environment)
-    os.environ["OMP_NUM_THREADS"] = str(worker_threads(environment, usable_cpus()))
+    os.environ["OMP_NUM_THREADS"] = str(worker_threads(environment, usable_processors()))
     from hpsearch.cli.main import run_command_line
 
     return run_command_line(["worker", name])
@@ -223,22 +223,6 @@ def worker_threads(environment: Mapping[str, str], num_cpus: int) -> int:
             raise SettingError(f"{variable} must be a whole number from 1, got {text!r}", "correct it in .env")
         numbers[key] = int(text) if text else None
     return numbers["WORKER_THREADS"] or max(1, num_cpus // (numbers["HPSEARCH_SUPERVISED_WORKERS"] or 1))
-
-
-def usable_cpus() -> int:
-    """Cores that this container may use: a limit of Compose's is a quota of time, which affinity does not show."""
-    cores = len(os.sched_getaffinity(0))
-    unified, first_version = CPU_QUOTA_FILES
-    if unified.exists():
-        quota, period = unified.read_text().split()
-    elif first_version.exists():
-        quota = first_version.read_text().strip()
-        period = first_version.with_name("cpu.cfs_period_us").read_text()
-    else:
-        return cores
-    if not quota.isdecimal():  # "max", or -1
-        return cores
-    return min(cores, max(1, math.ceil(int(quota) / int(period))))
 
 
 def _can_have_mnist(file: str) -> bool:

@@ -145,6 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_command_line(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
+    for name in [name for name, value in os.environ.items() if name.startswith("HPSEARCH_") and not value.strip()]:
+        del os.environ[name]  # `HPSEARCH_X=` means that it is not set
     for text in (*arguments, os.environ.get("HPSEARCH_STORAGE", "")):
         remember_passwords(text)
     for name in _SECRET_VARIABLES:

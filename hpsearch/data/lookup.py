@@ -7,6 +7,7 @@ tried in its place.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,15 @@ class DataLocations:
 
     @classmethod
     def from_environment(cls) -> DataLocations:
-        """HPSEARCH_DATA, and the user's cache folder (XDG_CACHE_HOME on Linux)."""
+        """HPSEARCH_DATA, and the user's cache folder (XDG_CACHE_HOME on Linux).
+
+        Raises:
+            DataError: a user without a home folder has named none.
+        """
         local = os.environ.get(LOCAL_VARIABLE)
         return cls(
             local=Path(local).expanduser() if local else None,
-            cache=platformdirs.user_cache_path("hpsearch", appauthor=False) / "data",
+            cache=_cache() / "data",
         )
 
     def folders(self, name: str) -> tuple[Path, ...]:
@@ -135,3 +140,18 @@ def download_published(
         return download_file(f"{file_name}.gz", published.mirrors, cache_folder, verify=verify, progress=progress)
     except MirrorsFailedError as error:
         raise DataError(f"{published.name}: no {file_name} (looked in {looked_at}); {error}", hint=hint) from error
+
+
+def _cache() -> Path:
+    """The user's cache folder; in HPSEARCH_HOME if the user has no home folder."""
+    with contextlib.suppress(RuntimeError):  # from platformdirs; older versions return a path that begins with ~
+        cache = platformdirs.user_cache_path("hpsearch", appauthor=False)
+        if cache.is_absolute():
+            return cache
+    home = os.environ.get("HPSEARCH_HOME")
+    if not home:
+        raise DataError(
+            f"this user (id {os.geteuid()}) has no home folder for downloaded data",
+            hint="set XDG_CACHE_HOME or HPSEARCH_HOME to a folder that this user may write to",
+        )
+    return Path(home).absolute() / "cache"

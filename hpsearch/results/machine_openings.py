@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hpsearch.service.home import make_folder
+
 _TEXTS = ("intent_id", "at", "by", "study", "database")
 _MOST_SHOWN = 5
 
@@ -100,7 +102,7 @@ class MachineLedger:
         """
         text = json.dumps({**opening.as_json(), "intent_id": opening.intent_id, "files": sorted(opening.files)})
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed

@@ -18,6 +18,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from hpsearch.errors import ArtifactError, InputError
+from hpsearch.service.home import make_folder
 
 BUCKET_SCHEME = "s3://"
 TEMPORARY_PREFIX = ".writing-"  # of files in a folder that are not whole yet
@@ -72,7 +73,7 @@ class FolderStore(FileSystemArtifactStore):
     def check_writable(self) -> None:
         folder = self.folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:

@@ -15,6 +15,7 @@ import atexit
 import logging
 import os
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from types import TracebackType
 
 from hpsearch.errors import StorageError
 from hpsearch.service.file_lock import check_excludes, close_lock_file, lock_shared, open_lock_file, try_lock
-from hpsearch.service.home import home_folder
+from hpsearch.service.home import home_folder, make_passable
 from hpsearch.service.postgres_programs import SERVER_USER, PostgresPrograms
 from hpsearch.service.postgres_server import PostgresServer
 
@@ -62,7 +63,7 @@ class EmbeddedPostgres:
         folder = (default_folder() if folder is None else folder).expanduser().resolve()
         try:
             _check_folder(folder)
-            _make_parents(folder)
+            make_passable(folder.parent)
             programs = PostgresPrograms.find(folder.parent)
             _make_private(folder, programs)
             server = PostgresServer(folder=folder, programs=programs)
@@ -136,6 +137,7 @@ def default_folder() -> Path:
 
 def _check_folder(folder: Path) -> None:
     """Refuse what we must not or cannot use, before anything is made or changed."""
+    _check_name(folder)
     num_bytes = len(os.fsencode(folder / ".s.PGSQL.5432"))
     if num_bytes > _SOCKET_PATH_LIMIT_BYTES:
         raise StorageError(
@@ -149,7 +151,7 @@ def _check_folder(folder: Path) -> None:
                 raise StorageError(
                     f"{parent} cannot be entered by the user {SERVER_USER}, as which PostgreSQL runs "
                     f"(it refuses root), so {folder} is out of its reach",
-                    hint="set HPSEARCH_HOME to a folder that every user can enter, such as /var/lib/hpsearch",
+                    hint=f"chmod o+x {parent}, or set HPSEARCH_HOME to a folder that every user can enter",
                 )
     if not folder.exists():
         return
@@ -164,12 +166,17 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _make_parents(folder: Path) -> None:
-    for parent in reversed(folder.parents):
-        if not parent.exists():
-            parent.mkdir(exist_ok=True)
-            if os.geteuid() == 0:
-                parent.chmod(0o755)  # whatever the umask: the server's user passes through
+def _check_name(folder: Path) -> None:
+    """Refuse a path that a connection string or PostgreSQL's own files cannot hold."""
+    shown = os.fsencode(folder).decode(errors="backslashreplace")
+    faults = {
+        "has a comma, which separates servers in a connection string": "," in shown,
+        "is no valid UTF-8": shown != str(folder),
+        "has a control character": any(unicodedata.category(character) == "Cc" for character in shown),
+    }
+    for fault, is_found in faults.items():
+        if is_found:
+            raise StorageError(f"{shown!r} {fault}: the embedded PostgreSQL cannot use it", hint=_CHOOSE_FOLDER)
 
 
 def _make_private(folder: Path, programs: PostgresPrograms) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import platformdirs
+
+from hpsearch.errors import InputError, SurroundingsError
 
 
 def home_folder() -> Path:
@@ -13,13 +16,47 @@ def home_folder() -> Path:
 
     Not root's own home: PostgreSQL refuses to run as root, and the user that it runs as instead cannot enter /root
     unless /root is opened to everybody, which is not ours to do.
+
+    Raises:
+        InputError: HPSEARCH_HOME names the home of a user who does not exist.
+        SurroundingsError: the user has no home folder.
     """
     home = os.environ.get("HPSEARCH_HOME")
     if home:
-        return Path(home).expanduser().absolute()
+        try:
+            return Path(home).expanduser().absolute()
+        except RuntimeError as error:
+            raise InputError(f"HPSEARCH_HOME={home}: {error}", hint="name a folder by its absolute path") from error
     if os.geteuid() == 0:
         return Path("/var/lib/hpsearch")
-    return platformdirs.user_data_path("hpsearch")
+    with contextlib.suppress(RuntimeError):  # from platformdirs; older versions return a path that begins with ~
+        folder = platformdirs.user_data_path("hpsearch")
+        if folder.is_absolute():
+            return folder
+    raise SurroundingsError(
+        f"this user (id {os.geteuid()}) has no home folder: neither HOME nor the system names one",
+        hint="set HPSEARCH_HOME to a folder that this user may write to",
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with its parents; root makes the home folder so that PostgreSQL's user can enter it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if os.geteuid() == 0 and home_folder() in (folder, *folder.parents):
+        make_passable(home_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def make_passable(folder: Path) -> None:
+    """Make a folder with its parents. Those that root makes can be entered by every user, whatever the umask."""
+    for path in reversed([folder, *folder.parents]):
+        if not path.exists():
+            path.mkdir(exist_ok=True)
+            if os.geteuid() == 0:
+                path.chmod(0o755)
 
 
 def artifact_folder() -> Path:

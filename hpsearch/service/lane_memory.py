@@ -23,6 +23,7 @@ from hpsearch import __version__
 from hpsearch.data.resident import ResidentData
 from hpsearch.logs import get_logger
 from hpsearch.service.cohorts import cohort_name
+from hpsearch.service.home import make_folder
 from hpsearch.settings import TrialSettings
 from hpsearch.training.lane_probe import LaneTimings, Obstacle
 
@@ -113,7 +114,7 @@ class LaneMemory:
         """Write what is known of a case in place of what was."""
         path = self.path(LaneCase(words=known.case))
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".writing-", delete=False) as file:
                 try:
                     file.write(known.model_dump_json(indent=2) + "\n")

@@ -29,6 +29,7 @@ from hpsearch.service.home import artifact_folder, log_folder
 from hpsearch.service.ledger import Ledger, PointCounts
 from hpsearch.service.metrics import MetricsAddress
 from hpsearch.service.prepare import PreparedStudy, prepare_study
+from hpsearch.service.processors import usable_processors
 from hpsearch.service.progress import Progress
 from hpsearch.service.ray_launcher import check_placement, ray_workers
 from hpsearch.service.registry import StoredStudy, find_study
@@ -185,7 +186,7 @@ def threads_per_worker(num_workers: int) -> int:
     named = os.environ.get("OMP_NUM_THREADS", "")
     if named.isdecimal() and int(named) > 0:
         return int(named)
-    return max(1, len(os.sched_getaffinity(0)) // num_workers)
+    return max(1, usable_processors() // num_workers)
 
 
 def _worker_command(database: Database, definition: StudyDefinition, launch: Launch) -> WorkerCommand:

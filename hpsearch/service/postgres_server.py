@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import shutil
 import socket
 import sys
@@ -59,6 +60,7 @@ _INITDB_OPTIONS = (
 _SERVER_OPTIONS = (
     f"-h '' -p {_PORT} -k .. -c unix_socket_permissions=0700 -c timezone=UTC -c log_timezone=UTC -c log_checkpoints=off"
 )
+_COMPLAINT = re.compile(r"(?:PANIC|FATAL|ERROR|error): .*")
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +163,7 @@ class PostgresServer:
             shutil.rmtree(partial, ignore_errors=True)
             raise StorageError(
                 f"cannot make a database in {self.folder} (initdb exited with {made.returncode})",
-                hint=f"initdb said: {_last_lines(made.stdout)}",
+                hint=f"initdb said: {_complaints(made.stdout)}",
             )
         partial.rename(self._data)
         return time.monotonic() - started
@@ -303,6 +305,11 @@ def _recorded_pid(lock_file: Path) -> int | None:
         return int(lock_file.read_text().partition("\n")[0])
     except (FileNotFoundError, ValueError):
         return None
+
+
+def _complaints(text: str) -> str:
+    """The lines that say what went wrong; the last ones tell of the cleaning up."""
+    return _last_lines("\n".join(_COMPLAINT.findall(text)) or text)
 
 
 def _last_lines(text: str, *, num_lines: int = 4, num_characters: int = 600) -> str:

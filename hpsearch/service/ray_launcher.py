@@ -145,6 +145,9 @@ class RayLauncher:
         """The last words: a worker's code is that of an error of ours only if they are one (ray_worker.py)."""
         return self.last_words(index)
 
+    def shorten_log(self, index: int) -> None:
+        """Nothing to do: an actor shortens the log of its own node."""
+
     def log_file(self, index: int) -> str:
         return self._processes[index].state.log
 

@@ -54,6 +54,7 @@ class RayWorker:
             self._refusal = error
 
     def look(self) -> RayWorkerState:
+        self._command.shorten_log(self._index)
         code = self._refusal.exit_code if self._refusal else self._running().poll()
         return self._state(code)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from hpsearch.errors import ArtifactError, HpsearchError, InputError, Surroundin
 from hpsearch.logs import find_final_error, get_logger
 from hpsearch.safe_text import mask_passwords
 from hpsearch.service.database import PASSWORD_FILE_VARIABLE, Database, parse_url, without_password
+from hpsearch.service.home import make_folder
 from hpsearch.service.ledger import PointCounts
 from hpsearch.service.life_sign import LIFE_SIGN_VARIABLE
 from hpsearch.service.metrics import METRICS_VARIABLE, MetricsAddress
@@ -35,6 +37,8 @@ MAX_RESTARTS = 5  # per worker, without a point that was counted or given up sin
 STOP_SECONDS = 10.0  # what a worker gets between SIGTERM and SIGKILL
 SUPERVISOR_VARIABLE = "HPSEARCH_SUPERVISOR_PID"
 NUM_WORKERS_VARIABLE = "HPSEARCH_SUPERVISED_WORKERS"  # how many this machine runs: they share its memory and the points
+LOG_LIMIT_BYTES = 16 * 2**20  # of a worker's log; as much again is kept beside it
+_LOG_END_BYTES = 2**16
 _LOG_HEADING = "--- worker started"
 _PROGRAM = Path(__file__).parents[1] / "__main__.py"
 
@@ -129,13 +133,26 @@ class WorkerCommand:
         return mask_passwords(errors[-1]) if errors else None
 
     def _lines(self, index: int) -> list[str]:
-        """What a worker has written to its log since its last start."""
-        text = self.log_file(index).read_text(encoding="utf-8", errors="replace")
-        return text.rpartition(_LOG_HEADING)[2].strip().splitlines()[1:]
+        """The end of what a worker has written to its log since its last start."""
+        text = _end_of(self._older_log(index)) + _end_of(self.log_file(index))
+        _, heading, text = text.rpartition(_LOG_HEADING)
+        return text.strip().splitlines()[1 if heading else 0 :]
+
+    def shorten_log(self, index: int) -> None:
+        """Move what a worker has written to a second file once it is long; to be called now and then."""
+        path = self.log_file(index)
+        with contextlib.suppress(OSError):  # a log must not end the training
+            if path.stat().st_size > LOG_LIMIT_BYTES:
+                # Copied and cut, not renamed: the worker goes on writing to the end of this file (O_APPEND).
+                shutil.copyfile(path, self._older_log(index))
+                os.truncate(path, 0)
+
+    def _older_log(self, index: int) -> Path:
+        return self.log_folder / f"{self.log_file(index).name}.1"
 
     def _open_log(self, index: int) -> FileIO:
         try:
-            self.log_folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.log_folder)
             log = self.log_file(index).open("ab", buffering=0)
         except OSError as error:
             raise ArtifactError(
@@ -161,6 +178,15 @@ def _password_file(password: str | None) -> Iterator[tuple[int, ...]]:
         os.close(descriptor)
 
 
+def _end_of(path: Path) -> str:
+    """The last part of a log, whatever its size."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - _LOG_END_BYTES))
+        return log.read().decode(errors="replace")
+
+
 class WorkerProcess(Protocol):
     """What the supervisor needs to know of a worker that runs: subprocess.Popen, or an actor (ray_launcher.py)."""
 
@@ -179,6 +205,7 @@ class WorkerLauncher(Protocol):
     def last_words(self, index: int) -> str: ...
     def final_error(self, index: int) -> str | None: ...
     def log_file(self, index: int) -> Path | str: ...
+    def shorten_log(self, index: int) -> None: ...
 
 
 @dataclass(kw_only=True)
@@ -235,6 +262,7 @@ class Supervisor:
             self._num_settled = counts.counted + counts.failed
             self._restarts.clear()
         for index, process in list(self._processes.items()):
+            self.command.shorten_log(index)
             code = process.poll()
             if code is None or code == 0:
                 continue

@@ -31,6 +31,8 @@ from hpsearch.cli.main import run_command_line
 
 pytestmark = pytest.mark.acceptance
 
+ROOT = Path(__file__).parents[2]
+
 STUDY = """
 name = "small"
 [data]
@@ -447,3 +449,18 @@ def _is_zombie(pid: int) -> bool:
         return " Z " in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:  # reaped meanwhile
         return False
+
+
+def test_empty_variables_are_as_good_as_none(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`HPSEARCH_LOG_LEVEL= hpsearch status`, and each other name that our sources know."""
+    sources = "".join(path.read_text() for path in (ROOT / "hpsearch").rglob("*.py"))
+    names = set(re.findall(r"\bHPSEARCH_[A-Z_]*[A-Z]\b", sources)) - {"HPSEARCH_STORAGE", "HPSEARCH_HOME"}
+    assert len(names) > 15
+    for name in names:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HPSEARCH_STORAGE", database_url)
+    assert run_command_line(["create", str(ROOT / "studies" / "quickstart.toml"), "--set", "data.dataset=digits"]) == 0
+    assert run_command_line(["status"]) == 0
+    assert "quickstart" in capsys.readouterr().out

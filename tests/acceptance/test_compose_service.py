@@ -130,30 +130,6 @@ def test_numbers_of_threads_and_workers_are_checked(service: ModuleType, variabl
         service.worker_threads({variable: text}, 8)
 
 
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu.max": "max 100000\n"}, 6),
-        ({"cpu.max": "900000 100000\n"}, 6),
-        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 6),
-        ({}, 6),
-    ],
-)
-def test_a_limit_of_the_container_counts_as_its_cores(
-    service: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Mapping[str, str], cpus: int
-) -> None:
-    (tmp_path / "cpu").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    paths = (tmp_path / "cpu.max", tmp_path / "cpu" / "cpu.cfs_quota_us")
-    monkeypatch.setattr(service, "CPU_QUOTA_FILES", paths)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
-    assert service.usable_cpus() == cpus
-
-
 def test_a_study_is_registered_under_its_own_name_and_found_again(
     service: ModuleType, database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,10 +18,11 @@ import psycopg2
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from hpsearch.errors import StorageError
+from hpsearch.data.catalog import DataLocations
+from hpsearch.errors import DataError, InputError, StorageError, SurroundingsError
 from hpsearch.service import embedded, postgres_server
 from hpsearch.service.embedded import EmbeddedPostgres, default_folder
-from hpsearch.service.launch import open_storage
+from hpsearch.service.launch import LaunchOptions, check_launch, open_storage
 from hpsearch.service.postgres_server import PostgresServer
 
 # Joins the server of argv[1], prints the server's pid, stays until a line arrives, leaves (or simply ends).
@@ -197,6 +198,18 @@ def test_no_variable_of_libpq_has_a_part_in_the_embedded_server(folder: Path, mo
 def test_any_name_of_the_folder_works(open_folder: Path) -> None:
     with EmbeddedPostgres.start(open_folder / "a b{%41}'\"$(false)`ü+&=?#") as postgres:
         assert ask(postgres.url, "SELECT 1") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("a,b", "has a comma"), (os.fsdecode(b"a\xffb"), "is no valid UTF-8"), ("a\nb", "has a control character")],
+)
+def test_a_name_that_postgresql_cannot_use_is_refused_at_once(open_folder: Path, name: str, fault: str) -> None:
+    with pytest.raises(StorageError, match=fault) as caught:
+        EmbeddedPostgres.start(open_folder / name)
+    str(caught.value).encode()  # it can be printed
+    assert "HPSEARCH_HOME" in str(caught.value.hint)
+    assert not (open_folder / name).exists()
 
 
 def test_folder_and_all_in_it_are_closed_to_others(folder: Path) -> None:
@@ -484,7 +497,54 @@ def test_missing_parents_are_made_so_that_the_server_can_pass(open_folder: Path)
         os.umask(old)
 
 
+@as_root
+def test_a_home_that_the_first_command_makes_can_be_entered_by_the_server(
+    open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPSEARCH_HOME", str(open_folder / "umask" / "home"))
+    old = os.umask(0o027)
+    try:
+        check_launch(LaunchOptions(device="cpu"))  # makes the folder of artifacts
+        with EmbeddedPostgres.start() as postgres:
+            assert ask(postgres.url, "SELECT 1") == 1
+    finally:
+        os.umask(old)
+
+
+@as_root
+def test_a_disk_that_is_full_is_told(open_folder: Path) -> None:
+    disk = open_folder / "small"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=755", "tmpfs", str(disk)], check=True)
+    try:
+        with pytest.raises(StorageError, match="cannot make a database in") as caught:
+            EmbeddedPostgres.start(disk / "postgres")
+        assert "No space left on device" in str(caught.value.hint)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
 class TestDefaultFolder:
+    def test_a_user_without_a_home_is_asked_for_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("HPSEARCH_HOME")
+        monkeypatch.delenv("HOME")
+        monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+        monkeypatch.setattr(os, "geteuid", lambda: 54321)
+        monkeypatch.setattr(os, "getuid", lambda: 54321)
+        with pytest.raises(SurroundingsError, match=r"this user \(id 54321\) has no home folder") as caught:
+            default_folder()
+        assert "HPSEARCH_HOME" in str(caught.value.hint)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        with pytest.raises(DataError, match="no home folder for downloaded data"):
+            DataLocations.from_environment()
+        monkeypatch.setenv("HPSEARCH_HOME", "/srv/searches")
+        assert DataLocations.from_environment().cache == Path("/srv/searches/cache/data")
+
+    def test_a_home_of_nobody_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HPSEARCH_HOME", "~nobody-of-this-name/searches")
+        with pytest.raises(InputError, match="HPSEARCH_HOME=~nobody-of-this-name"):
+            default_folder()
+
     def test_home_of_hpsearch_comes_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HPSEARCH_HOME", "/srv/searches")
         assert default_folder() == Path("/srv/searches/postgres")

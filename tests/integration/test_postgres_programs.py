@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,38 @@ def test_server_user_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(postgres_programs, "SERVER_USER", "nobody-of-this-name")
     monkeypatch.setenv("PATH", str(tmp_path))  # no useradd here
+    monkeypatch.setattr(postgres_programs, "_ADMIN_FOLDERS", str(tmp_path))
     with pytest.raises(StorageError, match="the user nobody-of-this-name cannot be made") as caught:
         PostgresPrograms.find(tmp_path)
     assert "run hpsearch as another user" in str(caught.value.hint)
     with pytest.raises(KeyError):
         pwd.getpwnam("nobody-of-this-name")
+
+
+def test_useradd_is_found_where_cron_does_not_look(
+    tmp_path: Path, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A useradd that says so, in place of the machine's own."""
+    admin_folder = tmp_path / "sbin"
+    admin_folder.mkdir()
+    (admin_folder / "useradd").write_text("#!/bin/sh\necho asked for $* >&2\nexit 1\n")
+    (admin_folder / "useradd").chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(postgres_programs, "SERVER_USER", "nobody-of-this-name")
+    monkeypatch.setattr(postgres_programs, "_ADMIN_FOLDERS", str(admin_folder))
+    monkeypatch.setattr(postgres_programs, "_USER_ATTEMPTS", 1)
+    monkeypatch.setenv("PATH", "/bin")
+    with pytest.raises(StorageError, match="cannot be made: asked for --system"):
+        PostgresPrograms.find(open_folder)
+
+
+def test_no_folder_for_temporary_files_is_needed(
+    postgres_server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nonexistent"])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    programs = PostgresPrograms.find(postgres_server.folder.parent)
+    assert programs.run("postgres", "--version", folder=Path("/"), timeout_seconds=30).stdout.startswith("postgres (")
 
 
 def test_a_program_that_runs_out_of_time_is_killed() -> None:

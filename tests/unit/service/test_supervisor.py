@@ -195,6 +195,38 @@ def test_last_words_are_those_of_the_last_start(tmp_path: Path) -> None:
     assert worker.last_words(0) == "its log is empty"
 
 
+def test_a_log_that_grows_is_cut_while_its_worker_writes_and_keeps_its_last_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "LOG_LIMIT_BYTES", 100_000)
+    program = (
+        "import sys, time\n"
+        "for i in range(60):\n"
+        "    print('a line of forty characters, more or less\\n' * 500, flush=True)\n"
+        "    time.sleep(0.02)\n"
+        "print('error: the last of all')\n"
+        "sys.exit(2)"
+    )
+    with pytest.raises(WorkersFailedError, match="cannot work: the last of all"):
+        supervisor(monkeypatch, tmp_path, program, [OPEN]).run(lambda progress: None)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.glob("s-worker-0.log*")}
+    assert sizes.keys() == {"s-worker-0.log", "s-worker-0.log.1"}
+    assert sum(sizes.values()) < 60 * 500 * 41
+
+
+def test_last_words_of_a_long_log_are_read_without_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = command(tmp_path)
+    with worker._open_log(0) as log:
+        log.write(b"error: the last of all\n")
+    path = worker.log_file(0)
+    end = path.read_bytes()
+    with path.open("wb") as log:
+        log.truncate(2**34)  # a hole: it takes no room on the disk
+        log.seek(0, 2)
+        log.write(b"\n" + end)
+    assert worker.last_words(0) == "the last of all"
+
+
 def test_a_log_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="cannot write the workers' logs into"):
