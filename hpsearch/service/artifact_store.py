@@ -83,8 +83,12 @@ class FolderStore(FileSystemArtifactStore):
             ) from error
 
     def path(self, artifact_id: str) -> Path:
-        """Where an artifact lies. Raises ValueError for an id that leads out of the folder."""
+        """Where an artifact lies. Raises ArtifactNotFound for an id that is no name of a file in this folder."""
         return self._get_filepath(artifact_id)
+
+    def _get_filepath(self, artifact_id: str) -> Path:
+        """What Optuna's own methods ask, too."""
+        return self.folder / check_artifact_id(artifact_id)
 
     def read(self, artifact_id: str) -> bytes:
         try:
@@ -116,6 +120,17 @@ class FolderStore(FileSystemArtifactStore):
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def check_artifact_id(artifact_id: str) -> str:
+    """The id, if it can be one: ids come out of the database, and none may lead to another file than an artifact.
+
+    Raises:
+        ArtifactNotFound: it is no plain name, so no artifact has it.
+    """
+    if artifact_id in ("", ".", "..") or "/" in artifact_id or not artifact_id.isprintable():
+        raise ArtifactNotFound(f"no artifact has the id {artifact_id!r}")
+    return artifact_id
 
 
 def open_store(place: str | Path, *, is_read_only: bool = False) -> ArtifactStore:

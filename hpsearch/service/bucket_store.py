@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from optuna.artifacts import Boto3ArtifactStore
 
 from hpsearch.errors import ArtifactError
+from hpsearch.service.artifact_store import check_artifact_id
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
@@ -86,9 +87,7 @@ class BucketStore:
             self._store.remove(self._key(artifact_id))
 
     def _key(self, artifact_id: str) -> str:
-        if "/" in artifact_id or artifact_id in ("", ".", ".."):
-            raise ValueError(f"Invalid artifact_id: {artifact_id}")  # as Optuna's folder store says it
-        return self._prefix + artifact_id
+        return self._prefix + check_artifact_id(artifact_id)
 
     @contextlib.contextmanager
     def _plain_errors(self) -> Iterator[None]:

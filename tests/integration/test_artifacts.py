@@ -18,6 +18,7 @@ import numpy as np
 import optuna
 import pytest
 from optuna.artifacts import download_artifact, get_all_artifact_meta
+from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import UpdateFinishedTrialError
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -192,13 +193,16 @@ def test_full_disk_is_named(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("artifact_id", ["../outside", "/etc/outside", "a/../../outside"])
+@pytest.mark.parametrize(
+    "artifact_id", ["../outside", "/etc/outside", "a/../../outside", "a/../b", "", ".", "..", "nul\0", "half \udc80"]
+)
 def test_no_id_leads_out_of_the_folder(tmp_path: Path, artifact_id: str) -> None:
     store = FolderStore(tmp_path / "artifacts")
     store.folder.mkdir()
-    for use in (lambda: store.write(artifact_id, io.BytesIO(b"x")), lambda: store.path(artifact_id)):
-        with pytest.raises(ValueError, match="Invalid artifact_id"):
-            use()
+    uses = (store.read, store.open_reader, store.remove, store.path, lambda name: store.write(name, io.BytesIO(b"x")))
+    for use in uses:
+        with pytest.raises(ArtifactNotFound, match="no artifact has the id"):
+            use(artifact_id)
     assert [path.name for path in tmp_path.rglob("*")] == ["artifacts"]
 
 

@@ -170,7 +170,7 @@ def test_an_object_is_replaced_whole_and_missed_by_name(bucket: Any) -> None:
 def test_no_id_leads_out_of_the_prefix(bucket: Any, artifact_id: str) -> None:
     store = open_store(f"s3://{bucket.name}/p")
     for use in (store.read, store.open_reader, store.remove, lambda name: store.write(name, io.BytesIO(b"x"))):
-        with pytest.raises(ValueError, match="Invalid artifact_id"):
+        with pytest.raises(ArtifactNotFound, match="no artifact has the id"):
             use(artifact_id)
     assert keys(bucket) == []
 

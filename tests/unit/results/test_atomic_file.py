@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hpsearch.errors import ArtifactError
+from hpsearch.results import atomic_file
 from hpsearch.results.atomic_file import replaced_file, write_file
 
 
@@ -124,3 +125,60 @@ def _files_limited_to(num_bytes: int) -> Iterator[None]:
 
 def _names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("link_owner", "folder_mode", "folder_owner", "is_followed"),
+    [
+        (1001, 0o1777, 0, False),  # somebody else's link in /tmp
+        (os.geteuid(), 0o1777, 4711, True),  # our own
+        (4711, 0o1777, 4711, True),  # of the folder's owner
+        (1001, 0o755, 4711, True),  # nobody else can have put it there
+        (1001, 0o1775, 4711, True),
+    ],
+)
+def test_links_in_folders_of_everybody_are_followed_as_linux_follows_them(
+    link_owner: int, folder_mode: int, folder_owner: int, is_followed: bool
+) -> None:
+    folder_owner = 4711 if folder_owner == os.geteuid() else folder_owner
+    assert atomic_file._is_followed(link_owner, folder_mode, folder_owner) is is_followed
+
+
+@pytest.mark.parametrize("place", ["the file", "its folder", "behind another link"])
+def test_a_link_of_somebody_else_in_a_sticky_folder_is_refused_and_its_target_untouched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Another user's link: as far as the rule goes it has another owner than we and the folder."""
+    sticky, home = tmp_path / "tmp", tmp_path / "home"
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    home.mkdir()
+    target = home / "best.json"
+    target.write_text("old")
+    link = sticky / "link"
+    link.symlink_to(home if place == "its folder" else target)
+    path = {"the file": link, "its folder": link / "best.json", "behind another link": home / "mine"}[place]
+    if place == "behind another link":
+        path.symlink_to("../tmp/link")
+    write_file(path, "mine")  # our own link
+    monkeypatch.setattr(atomic_file, "_is_followed", lambda owner, mode, folder: not mode & 0o1000)
+    with pytest.raises(ArtifactError, match="is a link that another user has put into") as caught:
+        write_file(path, "new")
+    assert caught.value.exit_code == 3
+    assert str(link) in str(caught.value)
+    assert target.read_text() == "mine"
+    assert _names_in(sticky) == ["link"]
+
+
+def test_links_in_a_circle_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    with pytest.raises(ArtifactError, match="Too many levels of symbolic links"):
+        write_file(tmp_path / "one", "new")
+
+
+def test_a_way_with_dots_and_links_ends_where_the_kernel_ends(tmp_path: Path) -> None:
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "near").symlink_to("far/deep")
+    write_file(tmp_path / "near" / ".." / "file", "new")  # beside "deep", not beside "near"
+    assert (tmp_path / "far" / "file").read_text() == "new"
