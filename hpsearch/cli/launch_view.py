@@ -57,6 +57,8 @@ def describe_registration(registration: Registration, found: str, more: str = ""
     state = f"{'created' if registration.is_new else found}: {points}"
     if registration.num_added:
         state = f"widened: {_points(registration.num_added, 'new ')}, {registration.num_points} in all"
+    elif registration.num_restored:
+        state += f", {_points(registration.num_restored)} of them again: their trials were deleted by another program"
     elif registration.changes:
         state = f"changed: no new points, {registration.num_points} in all"
     lines = "".join(f"\n  {line}" for line in registration.changes)

@@ -69,7 +69,7 @@ def status_view(status: StudyStatus) -> RenderableType:
     summary = status.summary
     confirmation = status.confirmation.brief() if status.confirmation else []
     openings = summary.describe_test_set()
-    progress = [_headline(summary), *_round_lines(summary), *_running_lines(summary)]
+    progress = [_headline(summary), *_round_lines(summary), *_foreign_lines(summary), *_running_lines(summary)]
     return Group(*map(text_of, [*progress, *status.answer(), *confirmation, *openings]), _trials_table(summary))
 
 
@@ -125,6 +125,19 @@ def _round_lines(summary: StudySummary) -> list[str]:
     return lines
 
 
+def _foreign_lines(summary: StudySummary) -> list[str]:
+    """What other programs have done to the study: `by other programs: 2 trials added (ignored), 1 ended ...`."""
+    ended, added, lost = summary.num_ended_outside, summary.num_foreign, summary.num_lost_points
+    told = [f"{added} {_trials(added)} added (ignored)"] if added else []
+    told += [f"{ended} {_trials(ended)} ended (value ignored, point trained again)"] if ended else []
+    told += [f"{lost} {_trials(lost)} deleted"] if lost else []
+    return [f"by other programs: {', '.join(told)}"] if told else []
+
+
+def _trials(number: int) -> str:
+    return "trial" if number == 1 else "trials"
+
+
 def _running_lines(summary: StudySummary) -> list[str]:
     """Who trains what on which device: `node7:4711 on cuda:0 (...): trials 3, 5`."""
     numbers: dict[tuple[str, str], list[str]] = {}
@@ -135,7 +148,7 @@ def _running_lines(summary: StudySummary) -> list[str]:
     for (worker, device), trials in sorted(numbers.items()):
         more = f" and {len(trials) - _MOST_RUNNING} more" if len(trials) > _MOST_RUNNING else ""
         named = ", ".join(trials[:_MOST_RUNNING])
-        lines.append(f"{worker} on {device}: {'trial' if len(trials) == 1 else 'trials'} {named}{more}")
+        lines.append(f"{worker} on {device}: {_trials(len(trials))} {named}{more}")
     return lines
 
 

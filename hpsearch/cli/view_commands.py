@@ -31,7 +31,7 @@ from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.dashboard import serve_dashboard
 from hpsearch.service.dashboard_gate import Access, canonical_host, is_loopback
 from hpsearch.service.database import Database
-from hpsearch.service.registry import study_names
+from hpsearch.service.registry import copied_study_names, study_names
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", show_default="stdout", help="Where to write.")
@@ -63,6 +63,9 @@ def status(
             print_studies(summaries)
         else:
             say("there is no study yet: hpsearch run STUDY.toml")
+        if study is None and not watch:
+            for name in copied_study_names(database):
+                say(f"study {name!r} is not shown: a copy without points, made by another program")
 
 
 def report(

@@ -14,7 +14,7 @@ from sqlalchemy import select
 
 from hpsearch.service import tables
 from hpsearch.service.database import Database
-from hpsearch.service.registry import StoredStudy, attribute_place
+from hpsearch.service.registry import HAS_POINTS, StoredStudy, attribute_place
 from hpsearch.service.stored_json import parse_stored_object
 from hpsearch.space import ParameterValue
 from hpsearch.study import StudyDefinition
@@ -50,7 +50,7 @@ def find_companion(database: Database, study: StoredStudy) -> Companion | None:
 
 
 def confirmations(database: Database) -> dict[str, dict[str, Any]]:
-    """All confirmations by their own names, the oldest first.
+    """All confirmations by their own names, the oldest first; copies that other programs have made are none.
 
     Raises:
         StorageError: what one of them says was damaged.
@@ -59,7 +59,7 @@ def confirmations(database: Database) -> dict[str, dict[str, Any]]:
     query = (
         select(tables.studies.c.study_name, attributes.c.value_json)
         .join(attributes, attributes.c.study_id == tables.studies.c.study_id)
-        .where(attributes.c.key == CONFIRMS_ATTRIBUTE)
+        .where(attributes.c.key == CONFIRMS_ATTRIBUTE, HAS_POINTS)
         .order_by(tables.studies.c.study_id)
     )
     rows = database.transaction(lambda connection: connection.execute(query).all())

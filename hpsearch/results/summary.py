@@ -20,10 +20,12 @@ from hpsearch.results.vault_intents import Intents, VaultIntent, describe_intent
 from hpsearch.results.vault_ledger import Openings, VaultRecord, describe_openings, select_openings
 from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.service.database import Database
+from hpsearch.service.foreign_endings import FOREIGN_STATE_ATTRIBUTE
 from hpsearch.service.home import log_folder
 from hpsearch.service.ledger import PointCounts
 from hpsearch.service.registry import StoredStudy, load_study
 from hpsearch.service.round_rows import StoredRound, has_ended, read_rounds
+from hpsearch.service.widening import num_lost_points
 
 _MOST_NAMED = 3  # points in an error message
 
@@ -39,6 +41,7 @@ class StudySummary:
         intents: openings of the test set that were begun and have no number on record.
         earlier_intents: the same by deleted studies of this name.
         round_rows: its rounds in order, the row that ended its search included.
+        num_foreign: trials in Optuna's tables that no point has: other programs have added them, and they are ignored.
         read_at: UTC.
     """
 
@@ -49,6 +52,7 @@ class StudySummary:
     intents: tuple[VaultIntent, ...] = ()
     earlier_intents: tuple[VaultIntent, ...] = ()
     round_rows: tuple[StoredRound, ...] = ()
+    num_foreign: int = 0
     read_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     @property
@@ -69,7 +73,7 @@ class StudySummary:
         """The points by the state of their current trial."""
         states = [trial.state for trial in self.trials if trial.is_current]
         return PointCounts(
-            waiting=states.count(TrialState.WAITING),
+            waiting=states.count(TrialState.WAITING) + sum(trial.awaits_requeue for trial in self.trials),
             running=states.count(TrialState.RUNNING),
             complete=states.count(TrialState.COMPLETE),
             pruned=states.count(TrialState.PRUNED),
@@ -79,7 +83,8 @@ class StudySummary:
     @property
     def is_finished(self) -> bool:
         """True when nothing is left to train and no round will follow."""
-        return has_ended(self.points.unfinished, self.round_rows)
+        num_lost = num_lost_points(self.study.definition, self.points.total)
+        return has_ended(self.points.unfinished + num_lost, self.round_rows)
 
     @property
     def rounds(self) -> tuple[StoredRound, ...]:
@@ -104,9 +109,24 @@ class StudySummary:
 
     @property
     def failed_attempts(self) -> tuple[TrialSummary, ...]:
-        """Attempts that ended with their worker, by number; their points were taken up again or given up."""
+        """Attempts that ended with their worker or were ended by another program, by number.
+
+        Their points are taken up again, or were given up.
+        """
         failed = [trial for trial in self.trials if trial.state is TrialState.FAIL]
         return tuple(sorted(failed, key=lambda trial: trial.number))
+
+    @property
+    def num_lost_points(self) -> int:
+        """Points whose trials another program has deleted: queued again by the next worker, unless rounds made them."""
+        if self.rounds and self.rounds[0].number == 0:
+            return max(0, sum(row.num_points for row in self.rounds) - self.points.total)
+        return num_lost_points(self.study.definition, self.points.total)
+
+    @property
+    def num_ended_outside(self) -> int:
+        """Trials that another program has ended; their points were queued again, or will be by the next worker."""
+        return sum(FOREIGN_STATE_ATTRIBUTE in trial.attributes for trial in self.trials)
 
     def require_best(self) -> TrialSummary:
         """The best trial.
@@ -151,7 +171,12 @@ class StudySummary:
                             added), reason, opened_at (UTC); [] if the study had all its points from the start
         search_ended        null, or why no further round was opened
         epochs              trained so far, failed attempts included
-        failed_attempts     how many trials ended with their worker
+        failed_attempts     how many trials ended with their worker, or were ended by another program
+        ended_outside       how many trials another program has ended: their values are ignored, their points trained
+                            again
+        lost_points         how many points' trials another program has deleted: trained again, but for a coarse-to-fine
+                            search
+        foreign_trials      how many trials other programs have added to the study: they are ignored
         running             trials in training: trial (its number), point, epochs, worker and device (null if
                             they are not known), params
         best                null, or the best trial: trial (its number), point, value (fraction of
@@ -184,6 +209,9 @@ class StudySummary:
             "search_ended": self.search_ended,
             "epochs": self.num_epochs,
             "failed_attempts": len(self.failed_attempts),
+            "ended_outside": self.num_ended_outside,
+            "lost_points": self.num_lost_points,
+            "foreign_trials": self.num_foreign,
             "running": [
                 {
                     "trial": trial.number,
@@ -249,6 +277,7 @@ def read_summary(database: Database, name: str, *, with_curves: bool = False) ->
         intents=intents,
         earlier_intents=earlier_intents,
         round_rows=rounds,
+        num_foreign=rows.num_foreign,
     )
 
 

@@ -17,6 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Row, text
 
 from hpsearch.service.artifacts import RECORD_PREFIX
+from hpsearch.service.foreign_endings import (
+    ENDED_OUTSIDE,
+    FOREIGN_VALUES,
+    foreign_attributes,
+)
 from hpsearch.service.points import NLL_ATTRIBUTE, POINT_ATTRIBUTE
 from hpsearch.service.stored_json import parse_stored, parse_stored_distribution
 from hpsearch.space import ParameterValue, without_zero_switches
@@ -46,8 +51,10 @@ class TrialSummary:
 
     Args:
         number: Optuna's, from 0.
-        point: the point that it is an attempt at; None for a trial that is not ours.
-        is_current: False for an attempt that failed and was replaced, and for a trial that is not ours.
+        point: the point that it is an attempt at.
+        is_current: False for an attempt that failed and was or will be replaced.
+        awaits_requeue: another program has ended it, and no worker has queued its point again yet. It is shown as it
+            will be: FAIL, without a value.
         parameters: as Optuna has them, with `_is_zero` switches.
         value: fraction of misclassified validation images: the best of a COMPLETE trial, the last of a PRUNED
             one.
@@ -74,6 +81,7 @@ class TrialSummary:
     ended_at: datetime | None
     curve: tuple[EpochRecord, ...] = ()
     left_to_study: Mapping[str, ParameterValue] = field(default_factory=dict)
+    awaits_requeue: bool = False
 
     @property
     def is_complete(self) -> bool:
@@ -123,19 +131,23 @@ class TrialRows:
     """A study's trials as the database has them.
 
     Args:
+        rows: of the points' current trials and of their failed attempts.
         curves: trial id -> its epochs; empty unless they were asked for.
+        num_foreign: trials that hpsearch has not made: no point has them.
     """
 
     rows: Sequence[Row[Any]]
     curves: Mapping[int, list[Any]]
+    num_foreign: int
 
 
 def select_trials(connection: Connection, study_id: int, *, with_curves: bool) -> TrialRows:
     """Read all trials of a study. One statement, two with curves."""
-    values = {"study": study_id, "record": f"{RECORD_PREFIX}%"}
+    values = {"study": study_id, "record": f"{RECORD_PREFIX}%", "point_key": POINT_ATTRIBUTE}
     rows = connection.execute(_TRIALS, values).all()
     curves = connection.execute(_CURVES, values) if with_curves else ()
-    return TrialRows(rows=rows, curves={row.trial_id: row.curve for row in curves})
+    ours = [row for row in rows if not row.is_foreign]
+    return TrialRows(rows=ours, curves={row.trial_id: row.curve for row in curves}, num_foreign=len(rows) - len(ours))
 
 
 def trials_from(found: TrialRows, definition: StudyDefinition) -> tuple[TrialSummary, ...]:
@@ -171,15 +183,18 @@ def _trial_from(
     parameters = {n: distributions[n].to_external_repr(value) for n, value, _ in row.parameters or ()}
     what = f"trial {row.number} of study {definition.name!r}"
     attributes = _attributes(row.attributes, what, "table trial_user_attributes")
+    is_ended_outside = bool(row.is_ended_outside)  # NULL: an earlier attempt
+    if is_ended_outside:
+        attributes |= foreign_attributes(row.state, row.told)
     return TrialSummary(
         trial_id=row.trial_id,
         number=row.number,
         point=attributes.get(POINT_ATTRIBUTE) if row.point is None else row.point,
-        is_current=row.point is not None,
-        state=TrialState[row.state],
+        is_current=row.point is not None and not is_ended_outside,
+        state=TrialState.FAIL if is_ended_outside else TrialState[row.state],
         parameters=parameters,
         distributions=distributions,
-        value=row.value,
+        value=None if is_ended_outside else row.value,
         attributes=attributes,
         artifact_records=_attributes(row.records, what, "table trial_system_attributes"),
         num_epochs=row.num_epochs or 0,
@@ -187,6 +202,7 @@ def _trial_from(
         ended_at=_utc(row.datetime_complete),
         curve=tuple(_epoch_from(*epoch) for epoch in curve),
         left_to_study={} if row.point is None else definition.left_to_study(parameters),
+        awaits_requeue=is_ended_outside,
     )
 
 
@@ -217,7 +233,8 @@ def _utc(moment: datetime | None) -> datetime | None:
     return moment and moment.replace(tzinfo=UTC)
 
 
-_TRIALS = text("""
+# A trial without a point is a failed attempt, which has kept its point's number, or another program's.
+_TRIALS = text(f"""
     SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value, p.point,
         (SELECT json_agg(json_build_array(param_name, param_value, distribution_json) ORDER BY param_id)
             FROM trial_params WHERE trial_id = t.trial_id) AS parameters,
@@ -225,7 +242,10 @@ _TRIALS = text("""
             FROM trial_user_attributes WHERE trial_id = t.trial_id) AS attributes,
         (SELECT json_object_agg(key, value_json)
             FROM trial_system_attributes WHERE trial_id = t.trial_id AND key LIKE :record) AS records,
-        (SELECT max(epoch) FROM hpsearch_epochs WHERE trial_id = t.trial_id) AS num_epochs
+        (SELECT max(epoch) FROM hpsearch_epochs WHERE trial_id = t.trial_id) AS num_epochs,
+        {ENDED_OUTSIDE} AS is_ended_outside, CASE WHEN {ENDED_OUTSIDE} THEN {FOREIGN_VALUES} END AS told,
+        p.point IS NULL AND NOT (t.state = 'FAIL' AND EXISTS (
+            SELECT FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key = :point_key)) AS is_foreign
     FROM trials t
     LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
     LEFT JOIN hpsearch_points p ON p.trial_id = t.trial_id

@@ -73,10 +73,10 @@ class Artifacts:
         )
         try:
             storage.set_trial_system_attr(trial_id, RECORD_PREFIX + artifact_id, json.dumps(asdict(record)))
-        except UpdateFinishedTrialError:
+        except (UpdateFinishedTrialError, KeyError) as error:  # KeyError: somebody has deleted the trial
             with contextlib.suppress(OSError, ArtifactNotFound):
                 self.store.remove(artifact_id)  # nobody will ever look for it
-            raise
+            raise UpdateFinishedTrialError(f"trial id {trial_id} is not this worker's any more") from error
         return artifact_id
 
     def parameters_id(self, trial: FrozenTrial) -> str | None:

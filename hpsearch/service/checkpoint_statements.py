@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from hpsearch.service.foreign_endings import ENDED_OUTSIDE
+
 # An earlier attempt's checkpoint always gives way: had this attempt been able to use it, it would have begun there.
 SAVE = text("""
     WITH held AS (
@@ -81,12 +83,12 @@ RESUME = text("""
 """)
 
 # Checkpoints that nobody will resume: of points that are counted, or were given up. NULL: whichever trials they have.
-NEEDLESS = text("""
+NEEDLESS = text(f"""
     SELECT c.artifact_id
     FROM hpsearch_checkpoints c JOIN hpsearch_points p USING (study_id, point)
         JOIN trials t ON t.trial_id = p.trial_id
     WHERE c.study_id = :study AND (CAST(:trial_ids AS int[]) IS NULL OR p.trial_id = ANY(CAST(:trial_ids AS int[])))
-      AND (p.is_counted OR (p.owner IS NULL AND t.state NOT IN ('WAITING', 'RUNNING')))
+      AND (p.is_counted OR (p.owner IS NULL AND t.state NOT IN ('WAITING', 'RUNNING') AND NOT {ENDED_OUTSIDE}))
 """)
 
 DELETE = text("""

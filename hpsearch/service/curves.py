@@ -4,7 +4,8 @@ Plain Optuna re-reads the whole study for every decision, nine statements and mo
 one statement per worker and epoch reads what may have changed; finished trials are read once.
 
 Failed attempts are left out, unlike in plain Optuna: their points are trained again, and a point that was interrupted
-would compete twice (its rungs count for successive halving whatever became of the trial).
+would compete twice (its rungs count for successive halving whatever became of the trial). So are trials of other
+programs, and what these have told of ours.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ _READ = text("""
             FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS curve,
         (SELECT json_object_agg(a.key, a.value_json) FROM trial_system_attributes a
             WHERE a.trial_id = t.trial_id AND a.key LIKE 'completed\\_rung\\_%') AS rungs
-    FROM trials t LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
-    WHERE t.study_id = :study AND (t.state = 'RUNNING' OR t.trial_id IN (
-        SELECT f.trial_id FROM trials f
-        WHERE f.study_id = :study AND f.state IN ('COMPLETE', 'PRUNED') AND NOT f.trial_id = ANY(CAST(:known AS int[]))
+    FROM hpsearch_points p JOIN trials t USING (trial_id)
+        LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
+    WHERE p.study_id = :study AND (t.state = 'RUNNING' OR t.trial_id IN (
+        SELECT f.trial_id FROM hpsearch_points f
+        WHERE f.study_id = :study AND f.is_counted AND NOT f.trial_id = ANY(CAST(:known AS int[]))
         ORDER BY f.trial_id LIMIT :page))
 """)
 _PAGE = (

@@ -6,7 +6,8 @@ the database, by statements that compare before they set (ledger_statements.py):
     claim    WAITING -> RUNNING under a row lock, together with a lease in the claimer's name
     fence    a worker's writes require that the lease still bears its name: one that lost it writes nothing
     finish   the lease ends, the trial's state is set and the point is marked as counted in one transaction
-    requeue  a dead worker's trial becomes FAIL and a fresh WAITING trial takes its place in one transaction
+    requeue  a dead worker's trial, or one that another program has ended, becomes FAIL and a fresh WAITING trial takes
+             its place in one transaction
 
 Times are the database's own; no worker's clock matters.
 """
@@ -30,6 +31,7 @@ from hpsearch.safe_text import mask_passwords
 from hpsearch.service import ledger_statements as statements
 from hpsearch.service.correctness import Correctness, write_correctness
 from hpsearch.service.database import Database
+from hpsearch.service.foreign_endings import ENDED_OUTSIDE_REASON, FAIL_REASON_ATTRIBUTE, set_aside
 from hpsearch.service.points import ATTEMPT_ATTRIBUTE, POINT_ATTRIBUTE, ROUND_ATTRIBUTE
 from hpsearch.service.stored_json import parse_stored, parse_stored_distribution
 from hpsearch.service.trial_rows import count_trials, insert_trials, write_trial_attributes
@@ -234,15 +236,30 @@ class Ledger:
 
         return self.database.transaction(work, "reap")
 
+    def give_back_ended_outside(self) -> int:
+        """Queue the points again whose trials another program has ended; returns how many. Cheap if there are none."""
+        look = statements.ENDED_OUTSIDE_TRIALS
+        found = self.database.transaction(lambda c: c.execute(look, self._values).first(), "reap")
+        if found is None:
+            return 0
+
+        def work(connection: Connection) -> int:
+            first_number = count_trials(connection, self.study_id)
+            rows = connection.execute(statements.ENDED_OUTSIDE_FOR_UPDATE, self._values).all()
+            _fail_and_requeue(connection, self.study_id, rows, ENDED_OUTSIDE_REASON, first_number, is_crash=False)
+            return len(rows)
+
+        return self.database.transaction(work, "reap")
+
     def best_value(self) -> float | None:
-        """The lowest value of a COMPLETE trial so far."""
+        """The lowest value of a counted COMPLETE trial so far."""
         best: float | None = self.database.transaction(
             lambda c: c.execute(statements.BEST_VALUE, self._values).scalar_one()
         )
         return best
 
     def counts(self) -> PointCounts:
-        """How many points are in which state."""
+        """How many points are in which state; one whose trial another program has ended waits."""
         rows = self.database.transaction(lambda c: c.execute(statements.COUNTS, self._values).all())
         by_state = {str(row.state).lower(): row.number for row in rows}
         by_state["failed"] = by_state.pop("fail", 0)
@@ -286,11 +303,15 @@ def _fail_and_requeue(
     *,
     is_crash: bool,
 ) -> None:
-    """FAIL the trials of `rows` and put fresh WAITING ones in their places (or give their points up)."""
+    """FAIL the trials of `rows` and put fresh WAITING ones in their places (or give their points up).
+
+    Those that another program has ended, be it a moment ago, are set aside, whatever the reason is for the others.
+    """
     if not rows:
         return
-    connection.execute(statements.FAIL, {"trial_ids": [row.trial_id for row in rows]})
-    write_trial_attributes(connection, [(row.trial_id, {"fail_reason": mask_passwords(reason)}) for row in rows])
+    failed = set(connection.execute(statements.FAIL, {"trial_ids": [row.trial_id for row in rows]}).scalars())
+    set_aside(connection, [row.trial_id for row in rows if row.trial_id not in failed])
+    write_trial_attributes(connection, [(i, {FAIL_REASON_ATTRIBUTE: mask_passwords(reason)}) for i in failed])
     # An attempt that got farther than all before it was not killed by its point: machines die, too.
     crash_of = {row.trial_id: int(is_crash and row.reached <= row.furthest_epoch) for row in rows}
     given_up = [row for row in rows if crash_of[row.trial_id] and row.crashes + 1 >= MAX_CRASHES]

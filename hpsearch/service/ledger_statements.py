@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from hpsearch.service.foreign_endings import ENDED_OUTSIDE
+
 # The parameters of a trial as Optuna has them, in order: [name, value, distribution].
 _PARAMETERS = """(
         SELECT json_agg(json_build_array(param_name, param_value, distribution_json) ORDER BY param_id)
@@ -93,13 +95,18 @@ RECORD_RUNGS = text("""
 """)
 
 # A trial of these that is counted already was counted by an earlier run of the same call: a trial has one
-# owner in its life, for a point that changes hands gets a new trial.
+# owner in its life, for a point that changes hands gets a new trial. One that another program has ended meanwhile is
+# not counted (foreign_endings.py).
 FINISH = text("""
-    WITH counted AS (
+    WITH mine AS (
+        SELECT p.trial_id FROM hpsearch_points p JOIN trials t USING (trial_id)
+        WHERE p.study_id = :study AND p.owner = :owner AND NOT p.is_counted AND t.state = 'RUNNING'
+          AND p.trial_id = ANY(CAST(:trial_ids AS int[]))
+        ORDER BY p.point FOR UPDATE OF p, t
+    ), counted AS (
         UPDATE hpsearch_points SET owner = NULL, lease_expires_at = NULL, is_counted = true
-        WHERE study_id = :study AND owner = :owner AND NOT is_counted
-          AND trial_id = ANY(CAST(:trial_ids AS int[]))
-        RETURNING trial_id
+        FROM mine WHERE hpsearch_points.trial_id = mine.trial_id
+        RETURNING mine.trial_id
     ), results AS (
         SELECT r.* FROM unnest(CAST(:trial_ids AS int[]), CAST(:states AS text[]), CAST(:results AS float8[]))
             AS r(trial_id, state, value)
@@ -111,7 +118,7 @@ FINISH = text("""
     ), valued AS (
         INSERT INTO trial_values (trial_id, objective, value, value_type)
         SELECT trial_id, 0, value, 'FINITE' FROM results WHERE value IS NOT NULL
-        ON CONFLICT (trial_id, objective) DO NOTHING  -- somebody told it through plain Optuna: theirs stands
+        ON CONFLICT (trial_id, objective) DO UPDATE SET value = excluded.value, value_type = excluded.value_type
     )
     SELECT trial_id, true AS is_new FROM counted
     UNION ALL
@@ -167,9 +174,15 @@ _STALE = f"""{_TO_REQUEUE}
 STALE = text(_STALE + "LIMIT 1")
 STALE_FOR_UPDATE = text(_STALE + "FOR UPDATE OF p SKIP LOCKED")
 
-COUNTS = text("""
-    SELECT t.state, count(*) AS number FROM hpsearch_points p JOIN trials t USING (trial_id)
-    WHERE p.study_id = :study GROUP BY t.state
+_ENDED_OUTSIDE = f"{_TO_REQUEUE} WHERE p.study_id = :study AND {ENDED_OUTSIDE} ORDER BY p.point "
+ENDED_OUTSIDE_TRIALS = text(_ENDED_OUTSIDE + "LIMIT 1")
+ENDED_OUTSIDE_FOR_UPDATE = text(_ENDED_OUTSIDE + "FOR UPDATE OF p, t SKIP LOCKED")
+
+# A point whose trial another program has ended waits for a fresh one.
+COUNTS = text(f"""
+    SELECT CASE WHEN {ENDED_OUTSIDE} THEN 'WAITING' ELSE CAST(t.state AS text) END AS state, count(*) AS number
+    FROM hpsearch_points p JOIN trials t USING (trial_id)
+    WHERE p.study_id = :study GROUP BY 1
 """)
 
 NUM_WAITING = text("""
@@ -187,13 +200,14 @@ NUM_WORKERS = text("""
 """)
 
 BEST_VALUE = text("""
-    SELECT min(v.value) FROM trials t JOIN trial_values v USING (trial_id)
-    WHERE t.study_id = :study AND t.state = 'COMPLETE' AND v.objective = 0
+    SELECT min(v.value)
+    FROM hpsearch_points p JOIN trials t USING (trial_id) JOIN trial_values v USING (trial_id)
+    WHERE p.study_id = :study AND p.is_counted AND t.state = 'COMPLETE' AND v.objective = 0
 """)
 
 FAIL = text("""
     UPDATE trials SET state = 'FAIL', datetime_complete = timezone('UTC', clock_timestamp())
-    WHERE trial_id = ANY(CAST(:trial_ids AS int[])) AND state = 'RUNNING'
+    WHERE trial_id = ANY(CAST(:trial_ids AS int[])) AND state = 'RUNNING' RETURNING trial_id
 """)
 
 # What a sampler of ours noted when it drew the parameters goes with them. What pruners note is the attempt's own.

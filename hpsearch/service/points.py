@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, text
 
 from hpsearch.search.narrowing import Narrowing
+from hpsearch.service.foreign_endings import ENDED_OUTSIDE
 from hpsearch.service.stored_json import parse_stored, parse_stored_distribution
 from hpsearch.service.trial_rows import count_trials, insert_parameters, insert_trials, write_trial_attributes
 from hpsearch.settings import TrialSettings
@@ -34,6 +35,7 @@ class StoredPoint:
 
     Args:
         trial_id: of its current trial.
+        state: of that trial; WAITING if another program has ended it: it gets a fresh one.
         parameters: as Optuna has them, with `_is_zero` switches; empty if they are still to be drawn.
         value: of a COMPLETE trial; a PRUNED one's is not the best that it has seen.
         nll: in nats, at the validation that gave the value.
@@ -95,15 +97,17 @@ def add_points(
 ) -> None:
     """Queue points as WAITING trials behind those that are there, in seven statements.
 
+    They get the lowest numbers that no point has: those of lost points again, then the following ones.
+
     Args:
         points: without Optuna's switches; empty ones are still to be drawn.
     """
     first_number = count_trials(connection, study_id)
-    first_point: int = connection.execute(_NUM_POINTS, {"study": study_id}).scalar_one()
+    numbers = connection.execute(_FREE_NUMBERS, {"study": study_id, "count": len(points)}).scalars().all()
     cohorts = [None if definition.is_drawn else cohort_of(definition.resolve(point)) for point in points]
     trial_ids = insert_trials(connection, study_id, len(points), first_number=first_number)
     connection.execute(
-        _INSERT_POINTS, {"study": study_id, "first": first_point, "trial_ids": trial_ids, "cohorts": cohorts}
+        _INSERT_POINTS, {"study": study_id, "numbers": numbers, "trial_ids": trial_ids, "cohorts": cohorts}
     )
     parameters = [definition.parameters(point) for point in points]
     insert_parameters(connection, definition.distributions(), zip(trial_ids, parameters, strict=True))
@@ -112,9 +116,15 @@ def add_points(
         connection,
         [
             (trial_id, {POINT_ATTRIBUTE: number, ATTEMPT_ATTRIBUTE: 1, **in_round})
-            for number, trial_id in enumerate(trial_ids, start=first_point)
+            for number, trial_id in zip(numbers, trial_ids, strict=True)
         ],
     )
+
+
+def count_points(connection: Connection, study_id: int) -> int:
+    """How many points a study has."""
+    number: int = connection.execute(_NUM_POINTS, {"study": study_id}).scalar_one()
+    return number
 
 
 def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
@@ -147,9 +157,16 @@ _NUM_POINTS = text("SELECT count(*) FROM hpsearch_points WHERE study_id = :study
 
 _INSERT_POINTS = text("""
     INSERT INTO hpsearch_points (study_id, point, trial_id, cohort, attempt, crashes, furthest_epoch, is_counted)
-    SELECT :study, :first + place - 1, trial_id, cohort, 1, 0, 0, false
-    FROM unnest(CAST(:trial_ids AS int[]), CAST(:cohorts AS text[]))
-        WITH ORDINALITY AS r(trial_id, cohort, place)
+    SELECT :study, number, trial_id, cohort, 1, 0, 0, false
+    FROM unnest(CAST(:numbers AS int[]), CAST(:trial_ids AS int[]), CAST(:cohorts AS text[]))
+        AS r(number, trial_id, cohort)
+""")
+
+_FREE_NUMBERS = text("""
+    SELECT number
+    FROM generate_series(0, (SELECT count(*) FROM hpsearch_points WHERE study_id = :study) + :count - 1) AS number
+    WHERE NOT EXISTS (SELECT FROM hpsearch_points p WHERE p.study_id = :study AND p.point = number)
+    ORDER BY number LIMIT :count
 """)
 
 # A distribution travels once, however many trials have it: that of a long list of values is long itself.
@@ -158,8 +175,9 @@ _DISTRIBUTIONS = text("""
     FROM hpsearch_points p JOIN trial_params q USING (trial_id) WHERE p.study_id = :study
 """)
 
-_POINTS = text("""
-    SELECT p.point, p.trial_id, t.state, v.value,
+_POINTS = text(f"""
+    SELECT p.point, p.trial_id, v.value,
+        CASE WHEN {ENDED_OUTSIDE} THEN 'WAITING' ELSE CAST(t.state AS text) END AS state,
         (SELECT a.value_json FROM trial_user_attributes a WHERE a.trial_id = p.trial_id AND a.key = :nll) AS nll,
         (SELECT json_agg(json_build_array(q.param_name, q.param_value, md5(q.distribution_json)) ORDER BY q.param_id)
             FROM trial_params q WHERE q.trial_id = p.trial_id) AS parameters

@@ -75,20 +75,22 @@ def read_progress(database: Database, study_id: int) -> Progress:
 
 _TOTALS = text("""
     SELECT count(e.epoch) FILTER (WHERE e.epoch > coalesce(CAST(r.value_json AS int), 0)) AS epochs,
-        count(e.epoch) FILTER (WHERE t.state IN ('COMPLETE', 'PRUNED')) AS epochs_of_counted,
-        (SELECT min(v.value) FROM trials b JOIN trial_values v USING (trial_id)
-            WHERE b.study_id = :study AND b.state = 'COMPLETE') AS best_value,
-        (SELECT b.number FROM trials b JOIN trial_values v USING (trial_id)
-            WHERE b.study_id = :study AND b.state = 'COMPLETE' ORDER BY v.value, b.number LIMIT 1) AS best_trial
-    FROM trials t LEFT JOIN hpsearch_epochs e USING (trial_id)
+        count(e.epoch) FILTER (WHERE p.is_counted) AS epochs_of_counted,
+        max(best.value) AS best_value, max(best.number) AS best_trial
+    FROM trials t LEFT JOIN hpsearch_epochs e USING (trial_id) LEFT JOIN hpsearch_points p USING (trial_id)
         LEFT JOIN trial_user_attributes r ON r.trial_id = t.trial_id AND r.key = :resumed
+        LEFT JOIN (
+            SELECT v.value, b.number
+            FROM hpsearch_points c JOIN trials b USING (trial_id) JOIN trial_values v USING (trial_id)
+            WHERE c.study_id = :study AND c.is_counted AND b.state = 'COMPLETE' AND v.objective = 0
+            ORDER BY v.value, b.number LIMIT 1) best ON true
     WHERE t.study_id = :study
 """)
 
 _RUNNING = text("""
     SELECT t.number, last.step AS epoch, last.intermediate_value AS value
-    FROM trials t LEFT JOIN LATERAL (
+    FROM hpsearch_points p JOIN trials t USING (trial_id) LEFT JOIN LATERAL (
         SELECT step, intermediate_value FROM trial_intermediate_values i
         WHERE i.trial_id = t.trial_id ORDER BY step DESC LIMIT 1) last ON true
-    WHERE t.study_id = :study AND t.state = 'RUNNING' ORDER BY t.number
+    WHERE p.study_id = :study AND t.state = 'RUNNING' ORDER BY t.number
 """)

@@ -17,7 +17,7 @@ import optuna
 import torch
 from optuna.study import StudyDirection
 from pydantic import ValidationError
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, exists, func, insert, select, text, update
 
 import hpsearch
 from hpsearch.errors import DefinitionMismatchError, InputError, StorageError, StudyNotFoundError
@@ -26,14 +26,17 @@ from hpsearch.service.database import Database
 from hpsearch.service.points import CohortOf, add_points, narrowing_of
 from hpsearch.service.round_rows import insert_round
 from hpsearch.service.stored_json import damaged, parse_stored, parse_stored_object
-from hpsearch.service.widening import num_allowed, widen_study
-from hpsearch.study import StudyDefinition
+from hpsearch.service.widening import num_allowed, restore_lost_points, widen_study
+from hpsearch.study import StudyDefinition, check_study_name
 from hpsearch.study_change import StudyChange, compare_definitions
 
 # Study attributes that make an Optuna study one of ours. The dashboard shows them.
 DEFINITION_ATTRIBUTE = "hpsearch:definition"
 CHECKSUMS_ATTRIBUTE = "hpsearch:dataset_checksums"
 VERSIONS_ATTRIBUTE = "hpsearch:versions"
+
+# Of a study: Optuna's tools copy its attributes and its trials, but not its points.
+HAS_POINTS = exists().where(tables.points.c.study_id == tables.studies.c.study_id).label("has_points")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +45,16 @@ class StoredStudy:
 
     Args:
         dataset_checksums: file name -> SHA-256 of the unpacked content that the study is trained on.
+        definition: under the name of the study's row, whatever name was stored with it.
         versions: what created it: hpsearch, torch, optuna, python ...
+        is_renamed: another program has changed the name of its row.
     """
 
     study_id: int
     definition: StudyDefinition
     dataset_checksums: Mapping[str, str]
     versions: Mapping[str, str]
+    is_renamed: bool = False
 
     @property
     def name(self) -> str:
@@ -75,6 +81,7 @@ class Registration:
         is_new: it was created by this call.
         num_points: that it has now.
         num_added: points that were added to a study that was there.
+        num_restored: points that were queued again because another program had deleted their trials.
         changes: how its definition was changed, one line each.
     """
 
@@ -82,6 +89,7 @@ class Registration:
     is_new: bool
     num_points: int
     num_added: int = 0
+    num_restored: int = 0
     changes: tuple[str, ...] = ()
 
 
@@ -100,7 +108,8 @@ def register_study(
         cohort_of: names the cohort of a point: points of one cohort can share a worker's lanes.
     Raises:
         DefinitionMismatchError: a study of this name has other data, or a definition that cannot become this one.
-        InputError: a study of this name exists but was not made by hpsearch.
+        InputError: a study of this name exists but was not made by hpsearch, or is a copy that another program has
+            made; or there is none, but one that another program has renamed or copied from it.
     """
 
     def work(connection: Connection) -> Registration:
@@ -108,14 +117,17 @@ def register_study(
             text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
             {"name": f"hpsearch:create:{definition.name}"},
         )
-        stored = _select_study(connection, definition.name)
+        stored = _select_study_or_heir(connection, definition.name)
         if stored is None:
             _insert_study(connection, definition, dataset_checksums, cohort_of)
             return _registration(connection, definition.name, is_new=True)
         change = _allowed_change(stored, definition)
         _check_data(stored, dataset_checksums)
         if change.is_none:
-            return _registration(connection, definition.name)
+            if stored.is_renamed:
+                _store_definition(connection, stored.study_id, stored.definition)
+            num_restored = restore_lost_points(connection, stored.study_id, stored.definition, cohort_of)
+            return _registration(connection, definition.name, num_restored=num_restored)
         changed = definition.ordered_like(stored.definition)
         num_added = widen_study(connection, stored.study_id, stored.definition, changed, cohort_of)
         _store_definition(connection, stored.study_id, changed)
@@ -131,9 +143,9 @@ def find_study(database: Database, definition: StudyDefinition) -> StoredStudy |
 
     Raises:
         DefinitionMismatchError: it is there with a definition that cannot become this one.
-        InputError: it is there, but hpsearch did not create it.
+        InputError: it is there, but hpsearch did not create it; or as `register_study` raises.
     """
-    stored = database.transaction(lambda connection: _select_study(connection, definition.name))
+    stored = database.transaction(lambda connection: _select_study_or_heir(connection, definition.name))
     return stored if stored is not None and _allowed_change(stored, definition).is_none else None
 
 
@@ -142,7 +154,7 @@ def load_study(database: Database, name: str) -> StoredStudy:
 
     Raises:
         StudyNotFoundError: no such study; the hint names those that are there.
-        InputError: a study of this name exists but was not made by hpsearch.
+        InputError: a study of this name exists but was not made by hpsearch, or is another program's copy.
     """
     stored = database.transaction(lambda connection: _select_study(connection, name))
     if stored is None:
@@ -155,9 +167,18 @@ def load_study(database: Database, name: str) -> StoredStudy:
 
 
 def study_names(database: Database) -> list[str]:
-    """The names of all studies of ours, newest last."""
+    """The names of all studies of ours, newest last; copies that other programs have made are none."""
+    return [name for name, has_points in _names(database) if has_points]
+
+
+def copied_study_names(database: Database) -> list[str]:
+    """The names of studies with a definition and no points: another program has copied or renamed a study of ours."""
+    return [name for name, has_points in _names(database) if not has_points]
+
+
+def _names(database: Database) -> list[tuple[str, bool]]:
     query = (
-        select(tables.studies.c.study_name)
+        select(tables.studies.c.study_name, HAS_POINTS)
         .join(
             tables.study_user_attributes,
             tables.study_user_attributes.c.study_id == tables.studies.c.study_id,
@@ -165,7 +186,8 @@ def study_names(database: Database) -> list[str]:
         .where(tables.study_user_attributes.c.key == DEFINITION_ATTRIBUTE)
         .order_by(tables.studies.c.study_id)
     )
-    return list(database.transaction(lambda connection: connection.execute(query).scalars().all()))
+    rows = database.transaction(lambda connection: connection.execute(query).all())
+    return [(row.study_name, row.has_points) for row in rows]
 
 
 def parse_stored_definition(text: str, what: str) -> StudyDefinition:
@@ -217,14 +239,16 @@ def _select_study(connection: Connection, name: str) -> StoredStudy | None:
     """The study of this name; None if there is none.
 
     Raises:
-        InputError: it exists, but was not made by hpsearch.
+        InputError: it exists, but was not made by hpsearch, or is another program's copy, or has a name from another
+            program that is none for us.
         StorageError: a newer hpsearch made it, or what it is was damaged.
     """
-    study_id = connection.execute(
-        select(tables.studies.c.study_id).where(tables.studies.c.study_name == name)
-    ).scalar_one_or_none()
-    if study_id is None:
+    found = connection.execute(
+        select(tables.studies.c.study_id, HAS_POINTS).where(tables.studies.c.study_name == name)
+    ).one_or_none()
+    if found is None:
         return None
+    study_id = found.study_id
     attributes = tables.study_user_attributes.c
     ours = (DEFINITION_ATTRIBUTE, CHECKSUMS_ATTRIBUTE, VERSIONS_ATTRIBUTE)
     query = select(attributes.key, attributes.value_json)
@@ -232,6 +256,11 @@ def _select_study(connection: Connection, name: str) -> StoredStudy | None:
     texts = {row.key: row.value_json for row in rows}
     if DEFINITION_ATTRIBUTE not in texts:
         raise InputError(f"study {name!r} exists, but hpsearch did not create it", hint="take another study name")
+    if not found.has_points:
+        raise InputError(
+            f"study {name!r} has trials but no points: another program has copied or renamed a study of hpsearch",
+            hint="only the original can be gone on with; the copy is read with Optuna, or deleted: optuna delete-study",
+        )
     what = f"study {name!r}"
     checksums, versions = (
         parse_stored_object(texts.get(key, ""), what, attribute_place(key))
@@ -248,21 +277,82 @@ def _select_study(connection: Connection, name: str) -> StoredStudy | None:
         ) from error
     return StoredStudy(
         study_id=study_id,
-        definition=definition,
+        definition=_renamed(definition, name),
         dataset_checksums=checksums,
         versions=versions,
+        is_renamed=definition.name != name,
     )
 
 
+def _renamed(definition: StudyDefinition, name: str) -> StudyDefinition:
+    """The definition under the name of the study's row: that is what tells studies apart."""
+    try:
+        return definition.model_copy(update={"name": check_study_name(name)})
+    except ValueError as error:
+        raise InputError(
+            f"study {name!r} was renamed from {definition.name!r} by another program: its name {error}",
+            hint="give it a name of that kind, with a statement such as UPDATE studies SET study_name = ...",
+        ) from error
+
+
+def _select_study_or_heir(connection: Connection, name: str) -> StoredStudy | None:
+    """The study of this name; None if there is none, nor one that another program has made from it.
+
+    Raises:
+        InputError: as `_select_study`; or this study is not there any more, but a renamed one or a copy is.
+    """
+    stored = _select_study(connection, name)
+    if stored is not None:
+        return stored
+    attributes = tables.study_user_attributes.c
+    query = (
+        select(tables.studies.c.study_name, attributes.value_json, HAS_POINTS)
+        .join(tables.study_user_attributes, attributes.study_id == tables.studies.c.study_id)
+        .where(attributes.key == DEFINITION_ATTRIBUTE, func.strpos(attributes.value_json, name) > 0)
+        .order_by(tables.studies.c.study_id)
+    )
+    for row in connection.execute(query):
+        try:
+            was = parse_stored_definition(row.value_json, f"study {row.study_name!r}").name
+        except (StorageError, ValidationError):  # it cannot be told what it is
+            continue
+        if was == name:
+            heir = row.study_name
+            raise InputError(
+                f"study {name!r} is not there any more: another program has renamed it to {heir!r}"
+                if row.has_points
+                else f"study {name!r} is not there any more, only {heir!r}, a copy without points that another program "
+                "has made: what was trained cannot be gone on with",
+                hint=f"go on with it: --set name={heir}"
+                if row.has_points
+                else f"to train all of it anew, take another name (--set name=...), or delete the copy {heir!r} first: "
+                "optuna delete-study",
+            )
+    return None
+
+
 def _registration(
-    connection: Connection, name: str, *, is_new: bool = False, num_added: int = 0, changes: tuple[str, ...] = ()
+    connection: Connection,
+    name: str,
+    *,
+    is_new: bool = False,
+    num_added: int = 0,
+    num_restored: int = 0,
+    changes: tuple[str, ...] = (),
 ) -> Registration:
     """The study as it is now, in this transaction."""
     study = _select_study(connection, name)
     assert study is not None
     count = select(func.count()).select_from(tables.points).where(tables.points.c.study_id == study.study_id)
     num_points: int = connection.execute(count).scalar_one()
-    return Registration(study=study, is_new=is_new, num_points=num_points, num_added=num_added, changes=changes)
+    return Registration(
+        study=study,
+        is_new=is_new,
+        num_points=num_points,
+        num_added=num_added,
+        num_restored=num_restored,
+        changes=changes,
+    )
 
 
 def _insert_study(

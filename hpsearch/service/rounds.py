@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from statistics import NormalDist
 from typing import Any, final
 
@@ -27,6 +28,7 @@ from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.service.cohorts import cohort_name
 from hpsearch.service.correctness import read_correctness
 from hpsearch.service.database import Database
+from hpsearch.service.foreign_endings import ENDED_OUTSIDE
 from hpsearch.service.points import CohortOf, StoredPoint, add_points, narrowing_of, point_key, read_points
 from hpsearch.service.registry import DEFINITION_ATTRIBUTE, StoredStudy, parse_stored_definition
 from hpsearch.service.round_rows import (
@@ -38,7 +40,7 @@ from hpsearch.service.round_rows import (
     read_rounds,
 )
 from hpsearch.service.trial_rows import count_trials
-from hpsearch.service.widening import num_allowed
+from hpsearch.service.widening import num_allowed, num_lost_points, restore_lost_points
 from hpsearch.settings import TrialSettings
 from hpsearch.space import SearchSettings
 from hpsearch.study import StudyDefinition
@@ -73,7 +75,8 @@ class _Situation:
 def is_finished(database: Database, study: StoredStudy) -> bool:
     """Whether the study needs no worker any more. Nobody but this function and `has_ended` decides that."""
     situation = database.transaction(lambda connection: _read_situation(connection, study.study_id))
-    return has_ended(situation.num_unfinished, situation.rounds)
+    num_lost = num_lost_points(study.definition, situation.num_points)
+    return has_ended(situation.num_unfinished + num_lost, situation.rounds)
 
 
 def advance(
@@ -94,9 +97,13 @@ def advance(
     situation = database.transaction(lambda connection: _read_situation(connection, study_id))
     if situation.num_unfinished:
         return Advance.UNFINISHED
-    if situation.definition is None or has_ended(0, situation.rounds):
+    if situation.definition is None:
         return Advance.ENDED
     definition = _definition_from(situation.definition, study_id)
+    if num_lost_points(definition, situation.num_points):
+        return _restore(database, study_id, definition, cohort_of)
+    if has_ended(0, situation.rounds):
+        return Advance.ENDED
     following = _Decision(database, study_id, definition, situation, is_trainable).following()
 
     def work(connection: Connection) -> bool:
@@ -114,6 +121,15 @@ def advance(
         return Advance.ENDED
     _log.info("study %s, round %d of %d points: %s", definition.name, number, len(following.points), following.reason)
     return Advance.OPENED
+
+
+def _restore(database: Database, study_id: int, definition: StudyDefinition, cohort_of: CohortOf) -> Advance:
+    """Queue the points again that another program has deleted."""
+    work = partial(restore_lost_points, study_id=study_id, definition=definition, cohort_of=cohort_of)
+    number = database.transaction(work)
+    if number:
+        _log.warning("study %s: %d points were deleted by another program; they wait again", definition.name, number)
+    return Advance.OPENED if number else Advance.UNFINISHED
 
 
 def _write(
@@ -292,9 +308,9 @@ def _read_situation(connection: Connection, study_id: int) -> _Situation:
     )
 
 
-_SITUATION = text("""
+_SITUATION = text(f"""
     SELECT count(*) AS num_points,
-        count(*) FILTER (WHERE t.state IN ('WAITING', 'RUNNING')) AS num_unfinished,
+        count(*) FILTER (WHERE t.state IN ('WAITING', 'RUNNING') OR {ENDED_OUTSIDE}) AS num_unfinished,
         (SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :definition) AS definition
     FROM hpsearch_points p JOIN trials t USING (trial_id) WHERE p.study_id = :study
 """)

@@ -40,11 +40,15 @@ _SET_ATTRIBUTES = text("""
 
 
 def count_trials(connection: Connection, study_id: int) -> int:
-    """Lock the study's row, as Optuna does when it numbers a new trial, and count its trials."""
+    """Lock the study's row, as Optuna does when it numbers a new trial; the number of the next trial.
+
+    It is the number of trials, unless another program has deleted some.
+    """
     connection.execute(select(tables.studies.c.study_id).where(tables.studies.c.study_id == study_id).with_for_update())
-    return connection.execute(
-        select(func.count()).select_from(tables.trials).where(tables.trials.c.study_id == study_id)
+    number: int = connection.execute(
+        select(func.coalesce(func.max(tables.trials.c.number), -1) + 1).where(tables.trials.c.study_id == study_id)
     ).scalar_one()
+    return number
 
 
 def insert_trials(connection: Connection, study_id: int, count: int, *, first_number: int) -> list[int]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from optuna.distributions import BaseDistribution, distribution_to_json
 from sqlalchemy import Connection, text
 
-from hpsearch.service.points import CohortOf, add_points, narrowing_of, point_key, read_points
+from hpsearch.service.points import CohortOf, add_points, count_points, narrowing_of, point_key, read_points
 from hpsearch.service.round_rows import insert_round, read_last_state, read_rounds, remove_end
 from hpsearch.service.stored_json import parse_stored_distribution
 from hpsearch.service.trial_rows import count_trials
@@ -43,6 +43,30 @@ def widen_study(
         state = read_last_state(connection, study_id)
         add_points(connection, study_id, given, points, cohort_of, round_number=number)
         insert_round(connection, study_id, number, num_points=len(points), state=state, reason=WIDENED)
+    return len(points)
+
+
+def num_lost_points(definition: StudyDefinition, num_points: int) -> int:
+    """How many points of a study another program has deleted, which can be queued again from its definition.
+
+    Those of a coarse-to-fine search cannot: only their trials knew their parameters.
+
+    Args:
+        num_points: that it has.
+    """
+    if definition.search.strategy == "coarse-to-fine":
+        return 0
+    return max(0, definition.num_points - num_points)
+
+
+def restore_lost_points(connection: Connection, study_id: int, definition: StudyDefinition, cohort_of: CohortOf) -> int:
+    """Queue points again whose trials another program has deleted; returns how many. Cheap if there are none."""
+    count_trials(connection, study_id)  # locks the study's row
+    if not num_lost_points(definition, count_points(connection, study_id)):
+        return 0
+    points = _lacking_points(connection, study_id, definition)
+    if points:
+        add_points(connection, study_id, definition, points, cohort_of)
     return len(points)
 
 

@@ -246,6 +246,9 @@ class Worker:
             num_requeued = self._intake.ask(Ledger.reap, 0)
             if num_requeued:
                 _log.warning("%s: %s of dead workers queued again", self.name, _trials(num_requeued))
+            num_given_back = self._intake.ask(Ledger.give_back_ended_outside, 0)
+            if num_given_back:
+                _log.warning("%s: %s ended outside hpsearch queued again", self.name, _trials(num_given_back))
 
     def _note_progress(self) -> None:
         if self.watchdog is not None:
