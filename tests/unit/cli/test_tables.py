@@ -43,7 +43,10 @@ def shown(*trials: TrialSummary, rounds: tuple[StoredRound, ...] = ()) -> list[s
     console = Console(width=200, highlight=False)
     with console.capture() as capture:
         console.print(status_view(StudyStatus(summary=summary, confirmation=None)))
-    return capture.get().splitlines()[1:-1]  # between the headline and the best trials
+    lines = capture.get().splitlines()[1:-1]  # between the headline and the best trials
+    return [
+        line for line in lines if not line.startswith("by other programs")
+    ]  # these trials are not all of its points
 
 
 def test_each_worker_is_shown_with_its_device_and_its_trials() -> None:
