@@ -149,20 +149,26 @@ def test_crashes_are_not_counted_and_a_point_that_was_given_up_stays_so(
     assert ledger.give_back_ended_outside() == 0
 
 
-@pytest.mark.parametrize("first", ["they", "we"])
-def test_who_ends_a_trial_first_wins(
-    ledger: Ledger, study: StoredStudy, plain: optuna.storages.RDBStorage, first: str
-) -> None:
-    """Both at the same moment: one waits for the other's row lock, and then finds that it is too late."""
+def test_a_trial_that_we_have_ended_can_be_told_nothing(ledger: Ledger, plain: optuna.storages.RDBStorage) -> None:
     (claim,) = ledger.claim(1)
-    if first == "we":
-        assert ledger.finish([complete(claim)]) == {claim.trial_id}
-        with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
-            tell(plain, claim.trial_id, TrialState.COMPLETE, -5.0)
-        assert ledger.best_value() == HONEST
-        return
-    counted: list[set[int]] = []
-    worker = threading.Thread(target=lambda: counted.append(ledger.finish([complete(claim)])))
+    assert ledger.finish([complete(claim)]) == {claim.trial_id}
+    with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+        tell(plain, claim.trial_id, TrialState.COMPLETE, -5.0)
+    assert ledger.best_value() == HONEST
+
+
+@pytest.mark.parametrize("we", ["finish", "release"])
+def test_at_the_same_moment_they_come_first(
+    ledger: Ledger, study: StoredStudy, plain: optuna.storages.RDBStorage, we: str
+) -> None:
+    """Ours waits for their lock on the trial's row, and then finds that the trial has ended."""
+    (claim,) = ledger.claim(1)
+    works: dict[str, Callable[[], object]] = {
+        "finish": lambda: ledger.finish([complete(claim)]),
+        "release": lambda: ledger.release("it broke"),
+    }
+    done: list[object] = []
+    worker = threading.Thread(target=lambda: done.append(works[we]()))
     with ledger.database.engine.begin() as theirs:
         theirs.execute(text("UPDATE trials SET state = 'COMPLETE' WHERE trial_id = :id"), {"id": claim.trial_id})
         theirs.execute(
@@ -174,9 +180,13 @@ def test_who_ends_a_trial_first_wins(
         while not theirs.execute(waiting).scalar_one():
             assert worker.is_alive(), "it did not wait"
     worker.join()
-    assert counted == [set()]
+    assert done == [set() if we == "finish" else 1]
     nothing_is_counted(ledger, study)
-    assert ledger.give_back_ended_outside() == 1
+    assert ledger.give_back_ended_outside() == (1 if we == "finish" else 0)
+    told = plain.get_trial(claim.trial_id)
+    assert (told.state, told.value) == (TrialState.FAIL, None)
+    assert told.user_attrs["fail_reason"] == "ended outside hpsearch"
+    assert told.user_attrs["foreign_values"] == [-5.0]
 
 
 def test_trials_that_no_point_has_are_ignored_and_counted(
