@@ -240,7 +240,7 @@ _TRIALS = text(f"""
             FROM trial_params WHERE trial_id = t.trial_id) AS parameters,
         (SELECT json_object_agg(key, value_json)
             FROM trial_user_attributes WHERE trial_id = t.trial_id) AS attributes,
-        (SELECT json_object_agg(key, value_json)
+        (SELECT json_object_agg(key, value_json ORDER BY trial_system_attribute_id)
             FROM trial_system_attributes WHERE trial_id = t.trial_id AND key LIKE :record) AS records,
         (SELECT max(epoch) FROM hpsearch_epochs WHERE trial_id = t.trial_id) AS num_epochs,
         {ENDED_OUTSIDE} AS is_ended_outside, CASE WHEN {ENDED_OUTSIDE} THEN {FOREIGN_VALUES} END AS told,

@@ -80,8 +80,11 @@ class Artifacts:
         return artifact_id
 
     def parameters_id(self, trial: FrozenTrial) -> str | None:
-        """Under which id a trial's best parameters are in the store of its worker; None if none are recorded."""
-        for key, value in trial.system_attrs.items():
+        """Under which id a trial's best parameters are in the store of its worker; None if none are recorded.
+
+        A file of this name that somebody has uploaded was recorded before: a trial that has ended takes none.
+        """
+        for key, value in reversed(trial.system_attrs.items()):
             if key.startswith(RECORD_PREFIX):
                 place = f"table trial_system_attributes, key {key}"
                 record = parse_stored_object(value, f"trial {trial.number}", place, ("filename", "artifact_id"))

@@ -248,7 +248,7 @@ def _with_note(following: Round | Finished, note: str) -> Round | Finished:
 class Differ:
     """Whether two trials differ significantly on the validation images; reads the bits of those that are compared.
 
-    The exact McNemar test, two-sided. Trials without bits (told by somebody else's program) are compared as
+    The exact McNemar test, two-sided. Trials without bits (of a version that kept none) are compared as
     independent samples, which notices far less; and where not even the number of images is known, or a value is no
     error rate, every difference counts, so that the search rather goes on.
 

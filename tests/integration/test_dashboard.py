@@ -23,12 +23,13 @@ import pytest
 
 from hpsearch.cli.options import parse_hosts
 from hpsearch.errors import InputError
+from hpsearch.results.summary import read_summary
 from hpsearch.service import dashboard
-from hpsearch.service.artifacts import Artifacts, open_artifacts
+from hpsearch.service.artifacts import PARAMETERS_FILE, Artifacts, open_artifacts
 from hpsearch.service.dashboard import build_app, serve_dashboard
 from hpsearch.service.dashboard_gate import LOCAL_ADDRESS, Access, DashboardGate
 from hpsearch.service.database import Database
-from hpsearch.service.ledger import Ledger, PointCounts
+from hpsearch.service.ledger import Ledger, Outcome, PointCounts, Result
 from hpsearch.service.registry import StoredStudy, load_study
 
 SCRIPT = b"<script>document.title = 'it ran'</script>"
@@ -187,6 +188,20 @@ def test_an_uploaded_file_is_saved_and_never_run(
     assert "access-control-allow-origin" not in answer.headers
     # The application drops bytes that are no UTF-8, and would find the file under this name as well.
     assert ask(app, "GET", path.replace("artifacts", "arti\xfffacts")).status == 404
+
+
+def test_an_uploaded_file_never_stands_in_for_a_trials_parameters(
+    gate: Callable[..., DashboardGate], database: Database, study: StoredStudy, artifacts: Artifacts
+) -> None:
+    ledger = Ledger(database=database, study_id=study.study_id, owner=1)
+    (claim,) = ledger.claim(1)
+    for _ in range(3):
+        file = {"file": "data:;base64,AAAA", "filename": PARAMETERS_FILE}
+        assert ask(gate(), "POST", f"/api/artifacts/{study.study_id}/{claim.trial_id}", file).status == 201
+    ours = artifacts.save_parameters(database.storage, claim.trial_id, {}, {})
+    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=0.5)])
+    best = read_summary(database, study.name).require_best()
+    assert artifacts.parameters_id(best.frozen()) == ours
 
 
 @pytest.mark.parametrize(
