@@ -123,7 +123,7 @@ StallSeconds = Annotated[
         metavar="SECONDS",
         min=1.0,
         envvar="HPSEARCH_STALL_SECONDS",
-        help="Without progress for so long, or for ten times the longest epoch, a worker takes its device for hung and "
+        help="When no minibatch has ended for so long, a worker takes its device or network for hung and "
         "ends; its points go to others.",
     ),
 ]

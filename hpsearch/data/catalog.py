@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+from hpsearch.data.classes import count_classes
 from hpsearch.data.data_file import read_data_file
 from hpsearch.data.digits import DIGITS, load_digits_selection
 from hpsearch.data.download import DownloadProgress
-from hpsearch.data.idx import NUM_CLASSES, parse_pair
+from hpsearch.data.idx import parse_pair
 from hpsearch.data.lookup import DataLocations, download_published, find_file
 from hpsearch.data.pickled import load_pickled_selection
 from hpsearch.data.published import (
@@ -144,13 +145,15 @@ def _load_idx_selection(
     if isinstance(source, IdxFolder):
         refuse_test_images(images, images_file.source)
     train, validation = selection_slices(len(images), train_samples, source=images_file.source)
+    all_train = labels[: validation.start]  # of which `train_samples` may keep a part
+    num_classes = count_classes(all_train, labels[validation], labels_file.source)
     _, rows, columns = images.shape
     return SelectionData(
         name=source.name if isinstance(source, PublishedSet) else source.path.resolve().name,
         train=scaled_split(images[train], labels[train]),
         validation=scaled_split(images[validation], labels[validation]),
         image_shape=(rows, columns),
-        num_classes=NUM_CLASSES,
+        num_classes=num_classes,
         checksums={TRAIN_IMAGES: images_file.sha256, TRAIN_LABELS: labels_file.sha256},
     )
 

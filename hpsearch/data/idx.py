@@ -12,12 +12,12 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
+from hpsearch.data.classes import check_label_range
 from hpsearch.data.data_file import DOWNLOAD_AGAIN, DataFile
 from hpsearch.errors import DataError
 
 IMAGES_MAGIC = 0x00000803  # unsigned bytes (08), three dimensions (03)
 LABELS_MAGIC = 0x00000801  # unsigned bytes (08), one dimension (01)
-NUM_CLASSES = 10
 
 
 def parse_images(file: DataFile) -> NDArray[np.uint8]:
@@ -39,13 +39,7 @@ def parse_labels(file: DataFile) -> NDArray[np.uint8]:
     """
     (num_labels,) = _parse_header(file, LABELS_MAGIC, "an IDX label file", num_dimensions=1)
     labels = _parse_body(file, (num_labels,), f"{num_labels} labels")
-    wrong = np.flatnonzero(labels >= NUM_CLASSES)
-    if wrong.size:
-        raise DataError(
-            f"{file.source}: label {wrong[0]} is {labels[wrong[0]]}, expected 0..{NUM_CLASSES - 1} "
-            f"({wrong.size} labels are wrong)",
-            hint=DOWNLOAD_AGAIN,
-        )
+    check_label_range(labels, file.source)
     return labels
 
 

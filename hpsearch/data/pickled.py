@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpsearch.data.classes import check_label_range, count_classes
 from hpsearch.data.data_file import DOWNLOAD_AGAIN, DataFile, read_data_file
 from hpsearch.data.published import refuse_test_images
 from hpsearch.data.restricted_pickle import ArrayRecord, RefusedPickleError, unpickle_arrays
@@ -19,7 +20,6 @@ from hpsearch.data.splits import SelectionData, Split, limit_train_samples
 from hpsearch.errors import DataError
 
 IMAGE_SHAPE = (28, 28)
-NUM_CLASSES = 10
 _NUM_PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 
 Pair = tuple[ArrayRecord, ArrayRecord]
@@ -44,7 +44,7 @@ def load_pickled_selection(path: Path, train_samples: int | None) -> SelectionDa
         train=Split(images=train.images[:num_train], labels=train.labels[:num_train]),
         validation=validation,
         image_shape=IMAGE_SHAPE,
-        num_classes=NUM_CLASSES,
+        num_classes=count_classes(train.labels, validation.labels, file.source),
         checksums={path.name.removesuffix(".gz"): file.sha256},
     )
 
@@ -111,12 +111,7 @@ def _check_labels(labels: NDArray[Any], num_images: int, source: str) -> None:
         )
     if len(labels) != num_images:
         raise DataError(f"{source}: {num_images} images, but {len(labels)} labels", hint=DOWNLOAD_AGAIN)
-    lowest, highest = labels.min(), labels.max()
-    if lowest < 0 or highest >= NUM_CLASSES:
-        raise DataError(
-            f"{source}: expected labels in 0..{NUM_CLASSES - 1}, found {lowest} .. {highest}",
-            hint=DOWNLOAD_AGAIN,
-        )
+    check_label_range(labels, source)
 
 
 def _is_pair(value: object) -> bool:

@@ -314,6 +314,12 @@ def _evaluate(candidate: _Candidate, held_out: HeldOutSplit, selection: Selectio
             f"{', '.join(held_out.checksums)} belong to another data set",
             hint="put the test files of the study's own data set in their place",
         )
+    if held_out.labels.max() >= selection.num_classes:
+        raise DataError(
+            f"the test images have the class {held_out.labels.max()}, those of training and validation have "
+            f"0..{selection.num_classes - 1}: {', '.join(held_out.checksums)} belong to another data set",
+            hint="put the test files of the study's own data set in their place",
+        )
     return evaluate(candidate.network, candidate.parameters, *_on_device(held_out, device))
 
 

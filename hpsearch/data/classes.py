@@ -1,0 +1,66 @@
+"""Which classes a data set has, and whether training and validation have the same.
+
+A network has one output for each class from 0 up to the highest label. Ten are the most that are trained: data sets
+with more are refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpsearch.errors import DataError
+
+MAX_CLASSES = 10
+# A class that is missing by such a chance or a smaller one is not missing by chance.
+_LEAST_CHANCE = 1e-6
+
+Labels = NDArray[np.integer]
+
+
+def check_label_range(labels: Labels, source: str) -> None:
+    """Raises DataError unless all labels, [N], are in 0..9."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= MAX_CLASSES))
+    if wrong.size:
+        raise DataError(
+            f"{source}: expected labels in 0..{MAX_CLASSES - 1}, found {labels.min()} .. {labels.max()} "
+            f"({len(np.unique(labels))} classes): label {wrong[0]} is {labels[wrong[0]]}, {wrong.size} are wrong",
+            hint=f"at most {MAX_CLASSES} classes are trained, counted from 0 (of EMNIST, `digits` and `mnist`); "
+            "renumber the labels, or leave the other classes out",
+        )
+
+
+def count_classes(train: Labels, validation: Labels, source: str) -> int:
+    """The number of classes, one more than the highest label of all training and validation images.
+
+    Args:
+        train: of all training images, whatever `data.train_samples` keeps of them.
+        source: what errors call the data.
+    Raises:
+        DataError: there is but one class, or training and validation have not the same ones.
+    """
+    in_train, in_validation = set(np.unique(train).tolist()), set(np.unique(validation).tolist())
+    unknown = in_validation - in_train
+    # The chance that n validation images drawn at random have none of a class with the share p: (1 - p)^n.
+    shares = {label: float(np.mean(train == label)) for label in in_train - in_validation}
+    limit = math.log(_LEAST_CHANCE)
+    missing = {label for label, p in shares.items() if p < 1 and len(validation) * math.log1p(-p) < limit}
+    if unknown or missing:
+        what = (
+            f"no training image has {_names(unknown)}, which validation images have"
+            if unknown
+            else f"no validation image has {_names(missing)}, which training images have"
+        )
+        raise DataError(
+            f"{source}: {what}",
+            hint="images sorted by class? Shuffle images and labels together: validation takes those at the end",
+        )
+    if len(in_train) < 2:
+        raise DataError(f"{source}: all images have {_names(in_train)}", hint="there is nothing to tell apart")
+    return int(max(in_train)) + 1
+
+
+def _names(labels: set[int]) -> str:
+    return f"class{'es' if len(labels) > 1 else ''} {', '.join(map(str, sorted(labels)))}"
