@@ -39,7 +39,7 @@ from hpsearch.errors import InputError, StorageError
 from hpsearch.logs import get_logger
 from hpsearch.safe_text import remember_password, remember_passwords
 from hpsearch.service.answer_limit import ANSWER_SECONDS, answer_limit, limit_answers
-from hpsearch.service.libpq import connect_without_variables, session_arguments
+from hpsearch.service.libpq import connect_without_variables, keep_from_children, session_arguments
 from hpsearch.service.schema import create_schema
 
 _log = get_logger("database")
@@ -364,6 +364,7 @@ def _set_up_session(connection: Any, record: object) -> None:
     session may hold a lock that says that its worker lives. (Without effect, and without harm, on a unix socket.)
     A process that was stopped in the middle of a transaction must not keep its rows from those who take them over.
     """
+    keep_from_children(connection)
     with connection.cursor() as cursor:
         cursor.execute(
             "SET TIME ZONE 'UTC'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 5; "

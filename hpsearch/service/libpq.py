@@ -8,8 +8,10 @@ certificates and the demands on them. They neither change where the connection g
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,7 @@ import psycopg2.extensions
 import sqlalchemy
 
 _lock = threading.Lock()
+_connections: weakref.WeakSet[psycopg2.extensions.connection] = weakref.WeakSet()
 _hidden: dict[str, str] = {}
 _num_inside = 0
 
@@ -28,6 +31,24 @@ def connect_without_variables(**arguments: Any) -> psycopg2.extensions.connectio
     with _without_variables():
         connection: psycopg2.extensions.connection = psycopg2.connect(**arguments)
     return connection
+
+
+def keep_from_children(connection: psycopg2.extensions.connection) -> None:
+    """Close the connection's socket in children of a plain fork: one that outlives us would keep our session alive.
+
+    With the session it would keep our locks: that of a GPU, and the one that says that we live.
+    """
+    _connections.add(connection)
+
+
+def _close_in_child() -> None:
+    for connection in list(_connections):
+        with contextlib.suppress(psycopg2.Error, OSError):  # closed already
+            os.close(connection.fileno())  # nothing is sent; psycopg2 leaves connections of another process alone
+    _connections.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def session_arguments(url: sqlalchemy.URL) -> dict[str, str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -483,3 +486,38 @@ def test_server_that_is_restarted_goes_unnoticed_and_one_that_stays_away_does_no
         waiter.join(240)
         assert answers == [42]
         opened.close()
+
+
+# Opens the database, forks a child that lives on (a user's network may do so), and prints its number.
+FORKING = """
+import os, sys, time
+from hpsearch.service.database import open_database
+database = open_database(sys.argv[1])
+held = database.engine.connect()
+child = os.fork()
+if child == 0:
+    os.closerange(0, 3)
+    time.sleep(600)
+print(child, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_child_that_a_killed_process_forked_keeps_no_session_alive(database: Database) -> None:
+    url = database.url.render_as_string(hide_password=False)
+    database.engine.dispose()
+    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    command = [sys.executable, "-c", FORKING, url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            assert database.transaction(lambda c: c.execute(text(count)).scalar_one()) > 0
+            process.kill()
+            process.wait()
+            deadline = time.monotonic() + 30
+            while database.transaction(lambda c: c.execute(text(count)).scalar_one()):
+                assert time.monotonic() < deadline, "the session of the killed process is there"
+                time.sleep(0.05)
+        finally:
+            os.kill(child, signal.SIGKILL)
