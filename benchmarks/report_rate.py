@@ -274,9 +274,14 @@ class Bench:
 _SHARE_OUT = text("UPDATE hpsearch_points SET owner = 1 + point / :lanes WHERE study_id = :study")
 
 _WRITE_CURVES = text("""
+    WITH epochs AS (
+        SELECT trial_id, epoch FROM hpsearch_points, generate_series(1, :epochs) AS epoch WHERE study_id = :study
+    ), detailed AS (
+        INSERT INTO hpsearch_epochs (trial_id, epoch, train_nll, validation_nll, learning_rate, seconds)
+        SELECT trial_id, epoch, 0.5, 0.5, 0.1, 1.0 FROM epochs
+    )
     INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)
-    SELECT trial_id, step, 1.0 / (step + 1), 'FINITE'
-    FROM hpsearch_points, generate_series(1, :epochs) AS step WHERE study_id = :study
+    SELECT trial_id, epoch, 1.0 / (epoch + 1), 'FINITE' FROM epochs
 """)
 
 _NUM_SYNCS = text("SELECT coalesce(sum(fsyncs), 0) FROM pg_stat_io WHERE object = 'wal'")

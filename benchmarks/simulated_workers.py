@@ -135,6 +135,9 @@ class SimulatedWorker:
         engine = sqlalchemy.create_engine(self.share.url, pool_size=1, max_overflow=0, pool_pre_ping=True)
         own = replace(self.database, engine=engine)
         self._ledger = Ledger(database=own, study_id=self.share.study_id, owner=self.owner)
+        with engine.connect() as connection:
+            for token, trials in connection.execute(_CLAIMS, {"trial_ids": list(self.trials)}):
+                self._ledger.holdings.take(token, trials)
         self._curves = CurveReader(own, self.share.study_id)
         self._epoch = self.share.load.first_epoch
         self._report()
@@ -179,6 +182,12 @@ class SimulatedWorker:
         self._epoch += 1
         if self.share.load.reads_curves:
             self._curves.read()
+
+
+_CLAIMS = sqlalchemy.text("""
+    SELECT claim, array_agg(trial_id) FROM hpsearch_points
+    WHERE trial_id = ANY(CAST(:trial_ids AS int[])) GROUP BY claim
+""")
 
 
 def _epoch_report(epoch: int) -> EpochReport:

@@ -211,7 +211,8 @@ def _wait_for_one(
             return gpu
         if stop.is_set() or is_finished():
             return None
-        if not was_told:
+        # Whether a GPU is free may take some seconds to tell; that is not the waiting that the rules speak of.
+        if not was_told and (rules.waits or not database.with_optuna(lambda: _is_any_awaited(session, gpus))):
             was_told = True
             _tell(database.with_optuna(lambda: _taken(session, gpus)), rules)
         if stop.wait(random.uniform(*_POLL_SECONDS)):
@@ -230,6 +231,10 @@ def _take_one(session: GpuLockSession, gpus: Sequence[Gpu], *, is_shared: bool) 
                 _log.warning("%s is shared, with %s", gpu.description, names or "nobody yet")
             return gpu
     return None
+
+
+def _is_any_awaited(session: GpuLockSession, gpus: Sequence[Gpu]) -> bool:
+    return any(session.is_awaited(_uuid(gpu)) for gpu in gpus)
 
 
 def _taken(session: GpuLockSession, gpus: Sequence[Gpu]) -> list[str]:

@@ -26,7 +26,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from hpsearch.epoch_report import EpochReport
 from hpsearch.logs import get_logger
 from hpsearch.service.artifacts import Artifacts
-from hpsearch.service.ledger import Ledger, Result
+from hpsearch.service.holdings import Hold
+from hpsearch.service.ledger import Ledger, Outcome, Result
 from hpsearch.service.signals import StopSignal, WorkerStopped
 
 _log = get_logger("worker")
@@ -69,14 +70,16 @@ class EpochEntry:
     """What one epoch of all lanes has brought.
 
     Args:
-        held: all trials that the worker takes for its own.
+        held: all that the worker takes for its own.
         reports: trial id -> its epoch, without diverged ones; None if they are recorded already.
         endings: of trials that are among `held`.
+        num_restarts: of the server, when it was decided whose parameters are kept (holdings.py).
     """
 
-    held: frozenset[int]
+    held: frozenset[Hold]
     reports: Mapping[int, EpochReport] | None
     endings: Sequence[Ending]
+    num_restarts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +87,12 @@ class Written:
     """What became of an entry.
 
     Args:
-        lost: of the held trials, those that have been taken from this worker.
+        lost: of what was held, what is no longer this worker's.
         counted: trials whose ends stand in the database.
         best_value: of all COMPLETE trials, if it was looked up.
     """
 
-    lost: frozenset[int] = frozenset()
+    lost: frozenset[Hold] = frozenset()
     counted: frozenset[int] = frozenset()
     best_value: float | None = None
 
@@ -252,15 +255,33 @@ class EpochWriter:
             raise
 
     def _write_entry(self, entry: EpochEntry) -> Written:
-        held = entry.held
+        held = {trial_id for trial_id, _ in entry.held}
         if entry.reports is not None:
-            held &= self._ledger.record(entry.reports)
+            held = self._ledger.record(entry.reports, held=entry.held)
         endings = [ending for ending in entry.endings if ending.result.trial_id in held]
+        if entry.num_restarts != self._ledger.holdings.num_restarts:
+            endings = self._without_lost_bests(endings)
         counted, best_value = self._finish(endings)
-        uncounted = {ending.result.trial_id for ending in endings} - counted
+        held -= {ending.result.trial_id for ending in entry.endings} - counted
         self._discard(counted)
         self._tell(entry.endings, counted)
-        return Written(lost=(entry.held - held) | uncounted, counted=frozenset(counted), best_value=best_value)
+        lost = frozenset(hold for hold in entry.held if hold[0] not in held)
+        return Written(lost=lost, counted=frozenset(counted), best_value=best_value)
+
+    def _without_lost_bests(self, endings: Sequence[Ending]) -> list[Ending]:
+        """Leave out the study's best trials that come without parameters: a better result was lost by the database.
+
+        They are held no longer, and so given back with the next renewal.
+        """
+        best = self._ledger.best_value()
+
+        def is_lost(ending: Ending) -> bool:
+            is_complete = ending.result.outcome is Outcome.COMPLETE
+            return ending.best is None and is_complete and (best is None or _value(ending) < best)
+
+        lost = {ending.result.trial_id for ending in endings if is_lost(ending)}
+        self._ledger.holdings.drop([hold for hold in self._ledger.holdings.now() if hold[0] in lost])
+        return [ending for ending in endings if ending.result.trial_id not in lost]
 
     def _finish(self, endings: Sequence[Ending]) -> tuple[set[int], float | None]:
         """Count the trials, the best first: once it is counted, nobody wants the others' parameters."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from sqlalchemy import Connection, Row, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpsearch.service.database import Database
+from hpsearch.service.lease_watch import LeaseWatch
+from hpsearch.service.ledger import ABSENCE_SECONDS, LEASE_SECONDS, PRESENCE_NAMESPACE
+from hpsearch.service.ledger_statements import IS_PRESENT, RENEWAL
 
 # What pg_stat_activity shows as application_name: these words, the worker's name, a token of this process.
 SESSION_TITLE = "hpsearch gpu"
@@ -39,14 +43,17 @@ _HOLDERS = text(f"""
     SELECT s.pid, s.application_name AS title
     FROM (SELECT l.pid {_LOCKS}) held JOIN pg_stat_activity s USING (pid) ORDER BY s.backend_start
 """)
-# A restarted server has forgotten all locks. Who trained on a GPU when it went down locks it again within seconds;
-# until then nobody else may.
-_IS_AWAITED = text("""
-    SELECT pg_postmaster_start_time() > now() - make_interval(secs => :grace) AND EXISTS (
-        SELECT FROM hpsearch_points p JOIN trial_user_attributes a ON a.trial_id = p.trial_id AND a.key = 'device'
-        WHERE p.owner IS NOT NULL AND strpos(a.value_json, :uuid) > 0)
+# A restarted server has forgotten all locks, and a cut session has lost its own. Who trains on a GPU locks it again
+# within seconds; until then, or until its lease is stale (lease_watch.py), nobody else may.
+_LEASES = text(f"""
+    WITH leases AS (
+        SELECT DISTINCT p.owner, {RENEWAL} AS renewal
+        FROM hpsearch_points p JOIN trial_user_attributes a ON a.trial_id = p.trial_id AND a.key = 'device'
+        WHERE p.owner IS NOT NULL AND strpos(a.value_json, :uuid) > 0
+    )
+    SELECT server.started_at, p.owner, p.renewal, {IS_PRESENT} AS is_present
+    FROM (SELECT pg_postmaster_start_time() AS started_at) server LEFT JOIN leases p ON true
 """)
-RESTART_GRACE_SECONDS = 25.0
 _END_SESSION = text("SELECT pg_terminate_backend(:pid, 2000)")  # milliseconds until it is gone
 
 
@@ -65,10 +72,16 @@ class Holder:
 
 
 class GpuLockSession:
-    """Asks for locks and keeps them, in one session that is opened when it is needed. Not safe for threads."""
+    """Asks for locks and keeps them, in one session that is opened when it is needed. Not safe for threads.
 
-    def __init__(self, database: Database, worker: str = "") -> None:
+    Args:
+        clock: in seconds, monotonic; injected in tests.
+    """
+
+    def __init__(self, database: Database, worker: str = "", *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
+        self._clock = clock
+        self._watches: dict[str, LeaseWatch] = {}  # by the GPU's UUID
         self._title = f"{SESSION_TITLE} {worker[-_MOST_NAME:]} {secrets.token_hex(4)}"  # the process id comes last
         self._connection: Connection | None = None
 
@@ -81,8 +94,16 @@ class GpuLockSession:
         return bool(self._ask(_HAS_LOCK, _halves(uuid))[0][0])
 
     def is_awaited(self, uuid: str) -> bool:
-        """True just after a restart of the server, for a GPU on which trials were trained: its worker may come back."""
-        return bool(self._ask(_IS_AWAITED, {"uuid": uuid, "grace": RESTART_GRACE_SECONDS})[0][0])
+        """True for a GPU on which a worker trains that is not to be seen just now: it may come back.
+
+        Asked again and again, it becomes false in the end (ABSENCE_SECONDS).
+        """
+        rows = self._ask(_LEASES, {"uuid": uuid, "namespace": PRESENCE_NAMESPACE})
+        is_present = {(row.owner, row.renewal): row.is_present for row in rows if row.owner is not None}
+        stale = self._watches.setdefault(uuid, LeaseWatch(self._clock)).look(
+            is_present, rows[0].started_at, lease_seconds=LEASE_SECONDS, absence_seconds=ABSENCE_SECONDS
+        )
+        return any(not is_here for lease, is_here in is_present.items() if lease not in stale)
 
     def holders(self, uuid: str) -> list[Holder]:
         """Who holds the lock on a GPU, the longest-lived session first."""

@@ -23,6 +23,7 @@ from hpsearch.service.cohorts import cohort_name, reference_test
 from hpsearch.service.database import DatabaseAwayError
 from hpsearch.service.drawing import Drawing
 from hpsearch.service.epoch_writer import EpochWriter, Written
+from hpsearch.service.holdings import Hold
 from hpsearch.service.lane import Lane
 from hpsearch.service.lane_choice import LaneChoice
 from hpsearch.service.ledger import Claim, Ledger, new_claim_token
@@ -150,6 +151,9 @@ class Intake:
             token=self._claim_token,
             attributes=self.origin,
         )
+        # A trial that is claimed while it is held: the database has lost the first claim.
+        again = {claim.trial_id for claim in claims}
+        self.forget([hold for hold in self.held() if hold[0] in again])
         self.checkpointer.look_up(claims, is_brief=ledger is self.brief_ledger)
         self._claim_token = None
         return claims
@@ -186,6 +190,7 @@ class Intake:
             _log.debug("%s: trial %d begins: %s", *values, extra={"trial": claim.number})
 
     def _tell_lost(self, claim: Claim) -> None:
+        self.ledger.holdings.drop([claim.hold])
         _log.warning("%s: lost trial %d before it began", self.name, claim.number, extra={"trial": claim.number})
 
     def _open_cohort(self, settings: TrialSettings) -> None:
@@ -208,14 +213,19 @@ class Intake:
     def _num_minibatches(self, settings: TrialSettings) -> int:
         return self.data.num_minibatches(settings.training.batch_size)
 
+    def forget_history(self) -> None:
+        """Have the sampler read all trials anew."""
+        self._drawing = Drawing(self.study)
+
     def drop(self, trial_id: int) -> None:
         del self.lanes[trial_id]
         assert self.cohort is not None
         self.cohort.release(trial_id)
 
-    def held(self) -> frozenset[int]:
-        """The ids of all trials that this worker takes for its own."""
-        return frozenset(self.lanes).union(claim.trial_id for claim in (*self._held_over, *self._unadmitted))
+    def held(self) -> frozenset[Hold]:
+        """All that this worker takes for its own."""
+        claims = (*(lane.claim for lane in self.lanes.values()), *self._held_over, *self._unadmitted)
+        return frozenset(claim.hold for claim in claims)
 
     def ask(self, question: Callable[[Ledger], T], default: T) -> T:
         """Ask the ledger; with something to train, not for long: the default stands in for a database that is away."""
@@ -235,13 +245,13 @@ class Intake:
     def note_absence(self) -> None:
         self._ask_again_at = time.monotonic() + ASK_AGAIN_SECONDS
 
-    def forget(self, trial_ids: Collection[int]) -> list[Lane]:
-        """Drop trials that are another worker's now; those that were in training are returned."""
-        lost = [self.lanes[trial_id] for trial_id in trial_ids if trial_id in self.lanes]
+    def forget(self, holds: Collection[Hold]) -> list[Lane]:
+        """Drop what is no longer this worker's; the lanes of what was in training are returned."""
+        lost = [lane for lane in self.lanes.values() if lane.claim.hold in holds]
         for lane in lost:
             self.drop(lane.claim.trial_id)
-        self._held_over = [claim for claim in self._held_over if claim.trial_id not in trial_ids]
-        self._unadmitted = [claim for claim in self._unadmitted if claim.trial_id not in trial_ids]
+        self._held_over = [claim for claim in self._held_over if claim.hold not in holds]
+        self._unadmitted = [claim for claim in self._unadmitted if claim.hold not in holds]
         return lost
 
     def clear(self) -> None:

@@ -92,17 +92,25 @@ class Lane:
             origin: attributes that say where it was trained.
         """
         attributes = self._attributes(decision.reason.value, decision.detail, origin)
-        trial_id = self.claim.trial_id
         if decision.reason is StopReason.DIVERGED or self.best is None:
-            return Result(trial_id=trial_id, outcome=Outcome.PRUNED, value=self.last_value, attributes=attributes)
-        return Result(trial_id=trial_id, outcome=Outcome.COMPLETE, value=self.best.zero_one, attributes=attributes)
+            return self._result(Outcome.PRUNED, self.last_value, attributes)
+        return self._result(Outcome.COMPLETE, self.best.zero_one, attributes)
 
     def pruned_result(self, pruner: str, origin: Mapping[str, str]) -> Result:
         """As Optuna has it, the value of a pruned trial is its last report."""
         detail = f"pruned at epoch {self.num_epochs}: {pruner} found it worse than the others"
-        attributes = self._attributes(PRUNED, detail, origin)
-        trial_id = self.claim.trial_id
-        return Result(trial_id=trial_id, outcome=Outcome.PRUNED, value=self.last_value, attributes=attributes)
+        return self._result(Outcome.PRUNED, self.last_value, self._attributes(PRUNED, detail, origin))
+
+    def _result(self, outcome: Outcome, value: float | None, attributes: Mapping[str, Any]) -> Result:
+        return Result(
+            trial_id=self.claim.trial_id,
+            outcome=outcome,
+            value=value,
+            attributes=attributes,
+            claim=self.claim.token,
+            num_epochs=self.num_epochs,
+            num_parameters=len(self.claim.parameters),
+        )
 
     def _attributes(self, reason: str, detail: str, origin: Mapping[str, str]) -> dict[str, str | int | float | None]:
         return {

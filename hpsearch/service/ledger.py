@@ -9,7 +9,12 @@ the database, by statements that compare before they set (ledger_statements.py):
     requeue  a dead worker's trial, or one that another program has ended, becomes FAIL and a fresh WAITING trial takes
              its place in one transaction
 
-Times are the database's own; no worker's clock matters.
+A database may lose commits that it has acknowledged. So each renewal compares what the worker believes it holds
+(holdings.py) with what the database has in its name: what only the database has is given back, what only the worker has
+is dropped. And nothing is written behind a gap: an epoch needs the one before it, a result all of its epochs.
+
+Whether a lease is stale is told by what a worker has seen of it, and for how long (lease_watch.py). No stored time is
+compared with a clock, neither the database's nor a worker's.
 """
 
 from __future__ import annotations
@@ -17,29 +22,34 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
 from optuna.trial import TrialState
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection, Row, TextClause
 
 from hpsearch.epoch_report import EpochReport
-from hpsearch.safe_text import mask_passwords
+from hpsearch.logs import get_logger
 from hpsearch.service import ledger_statements as statements
 from hpsearch.service.correctness import Correctness, write_correctness
-from hpsearch.service.database import Database
-from hpsearch.service.foreign_endings import ENDED_OUTSIDE_REASON, FAIL_REASON_ATTRIBUTE, set_aside
-from hpsearch.service.points import ATTEMPT_ATTRIBUTE, POINT_ATTRIBUTE, ROUND_ATTRIBUTE
-from hpsearch.service.stored_json import parse_stored, parse_stored_distribution
-from hpsearch.service.trial_rows import count_trials, insert_trials, write_trial_attributes
+from hpsearch.service.database import Database, DatabaseOperation
+from hpsearch.service.foreign_endings import ENDED_OUTSIDE_REASON
+from hpsearch.service.holdings import Hold, Holdings
+from hpsearch.service.lease_watch import Lease, LeaseWatch
+from hpsearch.service.requeue import fail_and_requeue
+from hpsearch.service.stored_json import parse_stored_distribution
+from hpsearch.service.trial_rows import count_trials, write_trial_attributes
 from hpsearch.space import ParameterValue
+
+_log = get_logger("ledger")
 
 LEASE_SECONDS = 30.0
 ABSENCE_SECONDS = 15.0  # a lease not renewed for so long, whose owner's session is gone, is stale too
 MAX_CRASHES = 3  # a point whose workers died so often is given up
+UNDONE = "the database has lost what it had acknowledged of this trial"  # the reason of its failure
 PRESENCE_NAMESPACE = 0x6870  # "hp": advisory lock (namespace, owner) that a living worker's session holds
 
 
@@ -50,6 +60,7 @@ class Claim:
     Args:
         trial_id, number: of the trial in Optuna's tables.
         parameters: as Optuna has them; empty if a sampler has still to draw them.
+        token: of the call that claimed it; 0 for a trial without a database.
     """
 
     trial_id: int
@@ -57,6 +68,11 @@ class Claim:
     point: int
     attempt: int
     parameters: Mapping[str, ParameterValue]
+    token: int = 0
+
+    @property
+    def hold(self) -> Hold:
+        return self.trial_id, self.token
 
 
 class Outcome(Enum):
@@ -75,6 +91,9 @@ class Result:
             because it diverged in its first epoch.
         attributes: user attributes of the trial.
         correct: which validation images its best parameters are right on; of a COMPLETE trial only.
+        claim: that the trial was trained for; None: whichever it has.
+        num_epochs: that were handed over; without the last one on record the trial is not counted.
+        num_parameters: that it was trained with, and that must be on record; None: however many there are.
     """
 
     trial_id: int
@@ -82,6 +101,9 @@ class Result:
     value: float | None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     correct: Correctness | None = None
+    claim: int | None = None
+    num_epochs: int = 0
+    num_parameters: int | None = None
 
     def __post_init__(self) -> None:
         # Optuna would take a COMPLETE trial of -inf for the best one, and choke on one without a value.
@@ -117,6 +139,8 @@ class Ledger:
 
     Args:
         owner: the worker's number, unique among living workers (presence.py); 0 for readers.
+        holdings, lease_watch: what this worker believes it holds, and what it has seen of the others' leases; shared
+            by all copies of this ledger.
     """
 
     database: Database
@@ -124,6 +148,8 @@ class Ledger:
     owner: int = 0
     lease_seconds: float = LEASE_SECONDS
     absence_seconds: float = ABSENCE_SECONDS
+    holdings: Holdings = field(default_factory=Holdings, repr=False, compare=False)
+    lease_watch: LeaseWatch = field(default_factory=LeaseWatch, repr=False, compare=False)
 
     def claim(
         self,
@@ -157,39 +183,54 @@ class Ledger:
                 write_trial_attributes(connection, [(row.trial_id, attributes) for row in rows])
             return rows
 
-        return [_claim_from(row) for row in self.database.transaction(work, "claim")]
+        self.holdings.expect(token)
+        claims = [_claim_from(row, token) for row in self.database.transaction(work, "claim")]
+        self.holdings.take(token, [claim.trial_id for claim in claims])
+        return claims
 
     def record(
         self,
         reports: Mapping[int, EpochReport],
         rung_attributes: Iterable[tuple[int, str, Any]] = (),
+        *,
+        held: Collection[Hold] | None = None,
     ) -> set[int]:
         """Write one epoch of all lanes and renew all of the worker's leases, in one statement.
 
-        A report for an epoch that is already there is ignored, as Optuna does.
+        A report for an epoch that is already there is ignored, as Optuna does. One whose epoch before is missing is
+        not written: its trial is given back, as is what the database has in this worker's name without its knowledge.
 
         Args:
             reports: trial id -> its epoch; diverged ones must not be among them.
             rung_attributes: (trial id, key, value) system attributes that a pruner keeps; one statement more.
+            held: what the worker held when it trained the epoch; None: what it holds now.
         Returns:
             The trials whose leases this worker still holds. It must drop all others.
         """
-        values = {**self._values, **_report_columns(reports)}
+        believed = self.holdings.now() if held is None else frozenset(held)
+        claim_of = dict(believed)
+        values = {**self._values, **_report_columns({i: r for i, r in reports.items() if i in claim_of}, claim_of)}
         rungs = list(rung_attributes)
 
-        def work(connection: Connection) -> set[int]:
-            held = set(connection.execute(statements.RECORD, values).scalars())
+        def work(connection: Connection) -> Sequence[Row[Any]]:
+            rows = connection.execute(statements.RECORD, values).all()
             if rungs:
                 connection.execute(statements.RECORD_RUNGS, {**self._values, **_rung_columns(rungs)})
-            return held
+            return rows
 
-        return self.database.transaction(work, "record")
+        rows = self.database.transaction(work, "record")
+        stored = self._note_stored(rows)
+        gaps = {(r.trial_id, r.claim) for r in rows if r.trial_id in reports and not r.is_recorded} & believed
+        self.holdings.drop((believed - stored) | gaps)
+        self._give_back(self.holdings.surplus(stored))
+        return {trial_id for trial_id, _ in (stored & believed) - gaps}
 
     def finish(self, results: Sequence[Result]) -> set[int]:
         """Count these trials: state, value, attributes, bits and the end of the lease, in three statements.
 
         Returns:
-            The trials that stand counted. For the others this worker had lost the lease; nothing was written.
+            The trials that stand counted. For the others nothing was written: this worker had lost the lease, or the
+            database has lost parameters or epochs; the trial is then given back.
         """
 
         def work(connection: Connection) -> set[int]:
@@ -200,11 +241,25 @@ class Ledger:
             write_correctness(connection, [(result.trial_id, result.correct) for result in news])
             return set(is_new)
 
-        return self.database.transaction(work, "finish") if results else set()
+        if not results:
+            return set()
+        counted = self.database.transaction(work, "finish")
+        claim_of = dict(self.holdings.now())
+        ended = {(r.trial_id, claim_of.get(r.trial_id, 0) if r.claim is None else r.claim) for r in results}
+        self.holdings.drop(ended)
+        self._give_back({hold for hold in ended if hold[0] not in counted})
+        return counted
 
     def renew(self) -> int:
-        """Renew all of the worker's leases; returns how many it holds."""
-        return self.database.transaction(lambda c: c.execute(statements.RENEW, self._values).rowcount, "renew")
+        """Renew all of the worker's leases; returns how many it holds.
+
+        What the database has in this worker's name without its knowledge is given back.
+        """
+        rows = self.database.transaction(lambda c: c.execute(statements.RENEW, self._values).all(), "renew")
+        stored = self._note_stored(rows)
+        surplus = self.holdings.surplus(stored)
+        self._give_back(surplus)
+        return len(stored - surplus)
 
     def release(self, reason: str, *, is_crash: bool = False) -> int:
         """Give back every point that this worker holds: its trials FAIL, their points WAIT. Returns how many.
@@ -213,28 +268,72 @@ class Ledger:
             is_crash: count this against the points, so that one that always fails is given up in the end.
         """
 
-        def work(connection: Connection) -> int:
-            first_number = count_trials(connection, self.study_id)
-            rows = connection.execute(statements.HELD_FOR_UPDATE, self._values).all()
-            _fail_and_requeue(connection, self.study_id, rows, reason, first_number, is_crash=is_crash)
-            return len(rows)
+        points = self._requeue(statements.HELD_FOR_UPDATE, {}, reason, is_crash=is_crash, operation="release")
+        self.holdings.clear()
+        return len(points)
 
-        return self.database.transaction(work, "release")
+    def _note_stored(self, rows: Sequence[Row[Any]]) -> frozenset[Hold]:
+        """What the database has in this worker's name, from an answer to RECORD or RENEW."""
+        self.holdings.note_server(rows[0].started_at)
+        return frozenset((row.trial_id, row.claim) for row in rows if row.trial_id is not None)
+
+    def _give_back(self, holds: Collection[Hold]) -> None:
+        """Queue the points of these claims again, if the database still has them in this worker's name."""
+        if not holds:
+            return
+        trial_ids, claims = (list(column) for column in zip(*holds, strict=True))
+        claimed = {"trial_ids": trial_ids, "claims": claims}
+        points = self._requeue(statements.CLAIMED_FOR_UPDATE, claimed, UNDONE, is_crash=False, operation="release")
+        if points:
+            _log.warning("the database has lost what it had acknowledged: points %s begin anew", sorted(points))
+
+    def watch_leases(self) -> None:
+        """Have a look at the other workers' leases, for `reap` to know how long they have not been renewed."""
+        self._look(statements.LEASES)
 
     def reap(self) -> int:
-        """Requeue the points of dead workers; returns how many. Cheap if there are none; all may call it."""
-        stale = self.database.transaction(lambda c: c.execute(statements.STALE, self._values).first(), "reap")
-        if stale is None:
+        """Requeue the points of dead workers; returns how many. Cheap if there are none; all may call it.
+
+        Who is dead is told by what this worker has seen so far (lease_watch.py): the first call finds nobody.
+        """
+        stale, has_orphans = self._look(statements.LEASES_AND_ORPHANS)
+        if not stale and not has_orphans:
             return 0
+        seen = {"owners": [owner for owner, _ in stale], "renewals": [renewal for _, renewal in stale]}
+        reason = "its worker died or lost the database"
+        return len(self._requeue(statements.STALE_FOR_UPDATE, seen, reason, is_crash=True, operation="reap"))
 
-        def work(connection: Connection) -> int:
+    def _look(self, statement: TextClause) -> tuple[set[Lease], bool]:
+        """The stale leases, and whether there are trials that run without a worker."""
+        rows = self.database.transaction(lambda c: c.execute(statement, self._values).all(), "reap")
+        stale = self.lease_watch.look(
+            {(row.owner, row.renewal): row.is_present for row in rows if row.owner is not None},
+            rows[0].started_at,
+            lease_seconds=self.lease_seconds,
+            absence_seconds=self.absence_seconds,
+        )
+        return stale, any(row.owner is None and row.renewal is not None for row in rows)
+
+    def _requeue(
+        self,
+        statement: TextClause,
+        values: Mapping[str, Any],
+        reason: str,
+        *,
+        is_crash: bool,
+        operation: DatabaseOperation,
+    ) -> list[int]:
+        """Queue the points anew that a statement selects and locks; returns them."""
+
+        def work(connection: Connection) -> list[int]:
             first_number = count_trials(connection, self.study_id)
-            rows = connection.execute(statements.STALE_FOR_UPDATE, self._values).all()
-            reason = "its worker died or lost the database"
-            _fail_and_requeue(connection, self.study_id, rows, reason, first_number, is_crash=True)
-            return len(rows)
+            rows = connection.execute(statement, {**self._values, **values}).all()
+            fail_and_requeue(
+                connection, self.study_id, rows, reason, first_number, is_crash=is_crash, max_crashes=MAX_CRASHES
+            )
+            return [row.point for row in rows]
 
-        return self.database.transaction(work, "reap")
+        return self.database.transaction(work, operation)
 
     def give_back_ended_outside(self) -> int:
         """Queue the points again whose trials another program has ended; returns how many. Cheap if there are none."""
@@ -242,14 +341,8 @@ class Ledger:
         found = self.database.transaction(lambda c: c.execute(look, self._values).first(), "reap")
         if found is None:
             return 0
-
-        def work(connection: Connection) -> int:
-            first_number = count_trials(connection, self.study_id)
-            rows = connection.execute(statements.ENDED_OUTSIDE_FOR_UPDATE, self._values).all()
-            _fail_and_requeue(connection, self.study_id, rows, ENDED_OUTSIDE_REASON, first_number, is_crash=False)
-            return len(rows)
-
-        return self.database.transaction(work, "reap")
+        again = statements.ENDED_OUTSIDE_FOR_UPDATE
+        return len(self._requeue(again, {}, ENDED_OUTSIDE_REASON, is_crash=False, operation="reap"))
 
     def best_value(self) -> float | None:
         """The lowest value of a counted COMPLETE trial so far."""
@@ -282,9 +375,7 @@ class Ledger:
             "study": self.study_id,
             "owner": self.owner,
             "lease": self.lease_seconds,
-            "absence": self.absence_seconds,
             "namespace": PRESENCE_NAMESPACE,
-            "outage": self.database.outage_seconds,
             "last_attempt": MAX_CRASHES - 1,
         }
 
@@ -294,53 +385,7 @@ def new_claim_token() -> int:
     return secrets.randbelow(2**62)
 
 
-def _fail_and_requeue(
-    connection: Connection,
-    study_id: int,
-    rows: Sequence[Row[Any]],
-    reason: str,
-    first_number: int,
-    *,
-    is_crash: bool,
-) -> None:
-    """FAIL the trials of `rows` and put fresh WAITING ones in their places (or give their points up).
-
-    Those that another program has ended, be it a moment ago, are set aside, whatever the reason is for the others.
-    """
-    if not rows:
-        return
-    failed = set(connection.execute(statements.FAIL, {"trial_ids": [row.trial_id for row in rows]}).scalars())
-    set_aside(connection, [row.trial_id for row in rows if row.trial_id not in failed])
-    write_trial_attributes(connection, [(i, {FAIL_REASON_ATTRIBUTE: mask_passwords(reason)}) for i in failed])
-    # An attempt that got farther than all before it was not killed by its point: machines die, too.
-    crash_of = {row.trial_id: int(is_crash and row.reached <= row.furthest_epoch) for row in rows}
-    given_up = [row for row in rows if crash_of[row.trial_id] and row.crashes + 1 >= MAX_CRASHES]
-    again = [row for row in rows if row not in given_up]
-    if given_up:
-        connection.execute(statements.GIVE_UP, {"trial_ids": [row.trial_id for row in given_up]})
-    if not again:
-        return
-    old_ids = [row.trial_id for row in again]
-    new_ids = insert_trials(connection, study_id, len(again), first_number=first_number)
-    pairs = {"old_ids": old_ids, "new_ids": new_ids}
-    connection.execute(statements.COPY_PARAMETERS, pairs)
-    crashes = {"crashes": [crash_of[i] for i in old_ids], "reached": [row.reached for row in again]}
-    connection.execute(statements.REPLACE_TRIAL, {**pairs, **crashes})
-    write_trial_attributes(
-        connection,
-        [
-            (new_id, {POINT_ATTRIBUTE: row.point, ATTEMPT_ATTRIBUTE: row.attempt + 1, **_round_of(row)})
-            for new_id, row in zip(new_ids, again, strict=True)
-        ],
-    )
-
-
-def _round_of(row: Row[Any]) -> dict[str, Any]:
-    what, place = f"trial id {row.trial_id}", f"table trial_user_attributes, key {ROUND_ATTRIBUTE}"
-    return {} if row.round is None else {ROUND_ATTRIBUTE: parse_stored(row.round, what, place)}
-
-
-def _claim_from(row: Row[Any]) -> Claim:
+def _claim_from(row: Row[Any], token: int) -> Claim:
     parameters = {
         name: parse_stored_distribution(distribution, f"parameter {name} of trial {row.number}").to_external_repr(value)
         for name, value, distribution in row.parameters or ()
@@ -351,14 +396,16 @@ def _claim_from(row: Row[Any]) -> Claim:
         point=row.point,
         attempt=row.attempt,
         parameters=parameters,
+        token=token,
     )
 
 
-def _report_columns(reports: Mapping[int, EpochReport]) -> dict[str, list[Any]]:
+def _report_columns(reports: Mapping[int, EpochReport], claim_of: Mapping[int, int]) -> dict[str, list[Any]]:
     epochs = list(reports.values())
     assert not any(report.has_diverged for report in epochs)
     return {
         "trial_ids": list(reports),
+        "claims": [claim_of[trial_id] for trial_id in reports],
         "epochs": [report.epoch for report in epochs],
         "zero_ones": [report.best.zero_one for report in epochs],
         "train_nlls": [report.train_nll for report in epochs],
@@ -381,4 +428,7 @@ def _result_columns(results: Sequence[Result]) -> dict[str, list[Any]]:
         "trial_ids": [result.trial_id for result in results],
         "states": [result.outcome.value.name for result in results],
         "results": [result.value for result in results],
+        "claims": [result.claim for result in results],
+        "nums_epochs": [result.num_epochs for result in results],
+        "nums_parameters": [result.num_parameters for result in results],
     }

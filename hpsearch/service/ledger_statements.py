@@ -17,6 +17,13 @@ _PARAMETERS = """(
         FROM trial_params WHERE trial_params.trial_id = p.trial_id) AS parameters
 """
 
+# A renewal always changes renewed_at, also while the clock stands still or after it was put back.
+# lease_expires_at is for workers of earlier versions, which compare it with the clock.
+_RENEWED = """
+    renewed_at = greatest(now(), renewed_at + interval '1 microsecond'),
+    lease_expires_at = now() + make_interval(secs => :lease)
+"""
+
 # What an earlier run of the same call has claimed: its commit took place, but the answer was lost.
 CLAIMED = text(f"""
     SELECT p.trial_id, t.number, p.point, p.attempt, {_PARAMETERS}
@@ -28,7 +35,7 @@ CLAIMED = text(f"""
 # It waits until nothing else does, and its worker takes nothing beside it.
 #
 # MATERIALIZED: without statistics (a fresh study) the planner would count `mine` anew for each waiting point.
-CLAIM = text("""
+CLAIM = text(f"""
     WITH mine AS MATERIALIZED (
         SELECT count(*) AS held, coalesce(bool_or(crashes >= :last_attempt), false) AS is_alone
         FROM hpsearch_points WHERE study_id = :study AND owner = :owner
@@ -53,25 +60,32 @@ CLAIM = text("""
         FROM free WHERE trials.trial_id = free.trial_id AND trials.state = 'WAITING'
         RETURNING trials.trial_id
     )
-    UPDATE hpsearch_points
-    SET owner = :owner, claim = :claim,
-        renewed_at = now(), lease_expires_at = now() + make_interval(secs => :lease)
+    UPDATE hpsearch_points SET owner = :owner, claim = :claim, {_RENEWED}
     FROM started WHERE hpsearch_points.trial_id = started.trial_id
 """)
 
-RECORD = text("""
+# A row comes even if nothing is held: it tells when the server started.
+_ANSWER = """
+    SELECT server.started_at, held.trial_id, held.claim{more}
+    FROM (SELECT pg_postmaster_start_time() AS started_at) server LEFT JOIN held ON true
+"""
+
+# An epoch is recorded right behind the one before it, or not at all. A curve so never has a gap, whatever the database
+# has lost of what a worker had been told is there.
+RECORD = text(f"""
     WITH held AS (
-        UPDATE hpsearch_points
-        SET renewed_at = now(), lease_expires_at = now() + make_interval(secs => :lease)
+        UPDATE hpsearch_points SET {_RENEWED}
         WHERE study_id = :study AND owner = :owner
-        RETURNING trial_id
+        RETURNING trial_id, claim
     ), reports AS (
         SELECT r.* FROM unnest(
-            CAST(:trial_ids AS int[]), CAST(:epochs AS int[]), CAST(:zero_ones AS float8[]),
+            CAST(:trial_ids AS int[]), CAST(:claims AS bigint[]), CAST(:epochs AS int[]), CAST(:zero_ones AS float8[]),
             CAST(:train_nlls AS float8[]), CAST(:validation_nlls AS float8[]),
             CAST(:learning_rates AS float8[]), CAST(:seconds AS float8[])
-        ) AS r(trial_id, epoch, zero_one, train_nll, validation_nll, learning_rate, seconds)
-        JOIN held USING (trial_id)
+        ) AS r(trial_id, claim, epoch, zero_one, train_nll, validation_nll, learning_rate, seconds)
+        JOIN held USING (trial_id, claim)
+        WHERE r.epoch = 1 OR EXISTS (
+            SELECT FROM hpsearch_epochs e WHERE e.trial_id = r.trial_id AND e.epoch = r.epoch - 1)
     ), reported AS (
         INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)
         SELECT trial_id, epoch, zero_one, 'FINITE' FROM reports
@@ -81,7 +95,7 @@ RECORD = text("""
         SELECT trial_id, epoch, train_nll, validation_nll, learning_rate, seconds FROM reports
         ON CONFLICT (trial_id, epoch) DO NOTHING
     )
-    SELECT trial_id FROM held
+    {_ANSWER.format(more=", held.trial_id IN (SELECT trial_id FROM reports) AS is_recorded")}
 """)
 
 # Runs in one transaction after RECORD, which has locked the rows that bear this owner's name.
@@ -95,22 +109,28 @@ RECORD_RUNGS = text("""
 """)
 
 # A trial of these that is counted already was counted by an earlier run of the same call: a trial has one
-# owner in its life, for a point that changes hands gets a new trial. One that another program has ended meanwhile is
-# not counted (foreign_endings.py).
+# claim in its life, for a point that changes hands gets a new trial. One that another program has ended meanwhile is
+# not counted (foreign_endings.py), nor one of whose parameters or epochs the database has lost something.
 FINISH = text("""
-    WITH mine AS (
-        SELECT p.trial_id FROM hpsearch_points p JOIN trials t USING (trial_id)
+    WITH given AS (
+        SELECT * FROM unnest(
+            CAST(:trial_ids AS int[]), CAST(:claims AS bigint[]), CAST(:states AS text[]), CAST(:results AS float8[]),
+            CAST(:nums_epochs AS int[]), CAST(:nums_parameters AS int[])
+        ) AS r(trial_id, claim, state, value, num_epochs, num_parameters)
+    ), mine AS (
+        SELECT p.trial_id FROM given r JOIN hpsearch_points p USING (trial_id) JOIN trials t USING (trial_id)
         WHERE p.study_id = :study AND p.owner = :owner AND NOT p.is_counted AND t.state = 'RUNNING'
-          AND p.trial_id = ANY(CAST(:trial_ids AS int[]))
+          AND p.claim = coalesce(r.claim, p.claim)
+          AND (r.num_epochs = 0 OR EXISTS (
+            SELECT FROM hpsearch_epochs e WHERE e.trial_id = r.trial_id AND e.epoch = r.num_epochs))
+          AND coalesce(r.num_parameters = (SELECT count(*) FROM trial_params q WHERE q.trial_id = r.trial_id), true)
         ORDER BY p.point FOR UPDATE OF p, t
     ), counted AS (
         UPDATE hpsearch_points SET owner = NULL, lease_expires_at = NULL, is_counted = true
         FROM mine WHERE hpsearch_points.trial_id = mine.trial_id
         RETURNING mine.trial_id
     ), results AS (
-        SELECT r.* FROM unnest(CAST(:trial_ids AS int[]), CAST(:states AS text[]), CAST(:results AS float8[]))
-            AS r(trial_id, state, value)
-        JOIN counted USING (trial_id)
+        SELECT given.* FROM given JOIN counted USING (trial_id)
     ), ended AS (
         UPDATE trials
         SET state = CAST(results.state AS trialstate), datetime_complete = timezone('UTC', clock_timestamp())
@@ -122,13 +142,15 @@ FINISH = text("""
     )
     SELECT trial_id, true AS is_new FROM counted
     UNION ALL
-    SELECT trial_id, false FROM hpsearch_points
-    WHERE study_id = :study AND is_counted AND trial_id = ANY(CAST(:trial_ids AS int[]))
+    SELECT p.trial_id, false FROM hpsearch_points p JOIN given r USING (trial_id)
+    WHERE p.study_id = :study AND p.is_counted AND p.claim = coalesce(r.claim, p.claim)
 """)
 
-RENEW = text("""
-    UPDATE hpsearch_points SET renewed_at = now(), lease_expires_at = now() + make_interval(secs => :lease)
-    WHERE study_id = :study AND owner = :owner
+RENEW = text(f"""
+    WITH held AS (
+        UPDATE hpsearch_points SET {_RENEWED} WHERE study_id = :study AND owner = :owner RETURNING trial_id, claim
+    )
+    {_ANSWER.format(more="")}
 """)
 
 # What a requeue must know of a point; `reached` is the last epoch that its attempt recorded.
@@ -139,40 +161,54 @@ _TO_REQUEUE = """
     FROM hpsearch_points p JOIN trials t USING (trial_id)
 """
 
-HELD_FOR_UPDATE = text(
-    _TO_REQUEUE
-    + "WHERE p.study_id = :study AND p.owner = :owner AND t.state = 'RUNNING' ORDER BY p.point FOR UPDATE OF p"
+_HELD = f"{_TO_REQUEUE} WHERE p.study_id = :study AND p.owner = :owner AND t.state = 'RUNNING'"
+_FOR_UPDATE = " ORDER BY p.point FOR UPDATE OF p"
+HELD_FOR_UPDATE = text(_HELD + _FOR_UPDATE)
+
+# Of these claims only. As in STALE_FOR_UPDATE, the trial's state alone would not do.
+CLAIMED_FOR_UPDATE = text(
+    _HELD
+    + " AND NOT p.is_counted AND (p.trial_id, p.claim) IN "
+    + "(SELECT * FROM unnest(CAST(:trial_ids AS int[]), CAST(:claims AS bigint[])))"
+    + _FOR_UPDATE
 )
 
-# A trial is stale when its lease has run out; or, sooner, when it has not been renewed for a while and the
-# session that its owner keeps open is gone.
-#
-# A restarted server has ended every session, and leases ran out while it was away. So a lease that was not
-# renewed since gets `absence` from the start on, unless it ran out so long before that its worker must have
-# ceased to wait for the server.
-#
+# A lease's renewal as a text, to be compared for equality and for nothing else (lease_watch.py).
+RENEWAL = "coalesce(CAST(p.renewed_at AS text), '')"
+
+# Whether the worker that holds the point has the session that shows its presence.
+IS_PRESENT = """EXISTS (
+    SELECT FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+      AND l.classid = CAST(:namespace AS oid) AND l.objid = CAST(p.owner AS oid)
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+"""
+
+_IS_OPEN = "p.study_id = :study AND NOT p.is_counted AND t.state = 'RUNNING'"
+
+# The leases of all other workers on this study. A row comes even if there are none, as in _ANSWER.
+_LEASES = f"""
+    WITH leases AS (
+        SELECT DISTINCT p.owner, {RENEWAL} AS renewal FROM hpsearch_points p JOIN trials t USING (trial_id)
+        WHERE {_IS_OPEN} AND {{those}}
+    )
+    SELECT server.started_at, p.owner, p.renewal, {IS_PRESENT} AS is_present
+    FROM (SELECT pg_postmaster_start_time() AS started_at) server LEFT JOIN leases p ON true
+"""
+LEASES = text(_LEASES.format(those="p.owner <> :owner"))
+
+# Running trials that nobody holds beside them (owner NULL): they are stale, whoever looks.
+LEASES_AND_ORPHANS = text(_LEASES.format(those="p.owner IS DISTINCT FROM :owner"))
+
 # `is_counted` looks needless beside the trial's state, but that is the state of the statement's snapshot: a
 # trial that was finished since (owner NULL!) must not be requeued.
-_STALE = f"""{_TO_REQUEUE}
-    WHERE p.study_id = :study AND NOT p.is_counted AND t.state = 'RUNNING' AND (
+STALE_FOR_UPDATE = text(f"""{_TO_REQUEUE}
+    WHERE {_IS_OPEN} AND (
         p.owner IS NULL
-        OR (
-            p.lease_expires_at < now()
-            OR (p.renewed_at < now() - make_interval(secs => :absence) AND NOT EXISTS (
-                SELECT 1 FROM pg_locks l
-                WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
-                  AND l.classid = CAST(:namespace AS oid) AND l.objid = CAST(p.owner AS oid)
-                  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())))
-        ) AND (
-            p.renewed_at > pg_postmaster_start_time()
-            OR pg_postmaster_start_time() < now() - make_interval(secs => :absence)
-            OR pg_postmaster_start_time() > p.lease_expires_at + make_interval(secs => :outage)
-        )
+        OR (p.owner, {RENEWAL}) IN (SELECT * FROM unnest(CAST(:owners AS bigint[]), CAST(:renewals AS text[])))
     )
-    ORDER BY p.point
-"""
-STALE = text(_STALE + "LIMIT 1")
-STALE_FOR_UPDATE = text(_STALE + "FOR UPDATE OF p SKIP LOCKED")
+    ORDER BY p.point FOR UPDATE OF p SKIP LOCKED
+""")
 
 _ENDED_OUTSIDE = f"{_TO_REQUEUE} WHERE p.study_id = :study AND {ENDED_OUTSIDE} ORDER BY p.point "
 ENDED_OUTSIDE_TRIALS = text(_ENDED_OUTSIDE + "LIMIT 1")

@@ -2,8 +2,9 @@
 
 The session holds the advisory lock (PRESENCE_NAMESPACE, owner). When the worker dies, the server notices the
 closed connection and drops the lock, and others need not wait for the leases to run out. A thread renews the
-leases at a third of their length, because one epoch of many lanes may take longer than a lease. It does so for a
-worker that gets on: where a watchdog says that it hangs, the points are given back and the process ends.
+leases at a third of their length, because one epoch of many lanes may take longer than a lease, and has a look at the
+others' leases. It does so for a worker that gets on: where a watchdog says that it hangs, the points are given back and
+the process ends.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpsearch.logs import get_logger
 from hpsearch.service.answer_limit import answer_limit
+from hpsearch.service.holdings import Holdings
+from hpsearch.service.lease_watch import LeaseWatch
 from hpsearch.service.ledger import PRESENCE_NAMESPACE, Ledger
 from hpsearch.service.watchdog import Watchdog
 
@@ -72,7 +75,7 @@ class Presence:
         self._stopped = threading.Event()
         self._is_given_up = False  # the thread did not end in time
         self._thread = threading.Thread(target=self._live, name="lease renewal", daemon=True)
-        self.ledger = replace(ledger, owner=self._take_number())
+        self.ledger = replace(ledger, owner=self._take_number(), holdings=Holdings(), lease_watch=LeaseWatch())
 
     def __enter__(self) -> Presence:
         self._thread.start()
@@ -103,6 +106,7 @@ class Presence:
     def _renew_with(self, ledger: Ledger) -> None:
         ledger.renew()  # first: what its session does may take a while
         self._renewed_at = time.monotonic()
+        ledger.watch_leases()
         with answer_limit(_LOCK_ANSWER_SECONDS):
             try:
                 self._keep_lock()

@@ -166,6 +166,19 @@ def load_study(database: Database, name: str) -> StoredStudy:
     return stored
 
 
+def stored_definition(database: Database, study_id: int) -> StudyDefinition | None:
+    """The definition of the study that has this number just now; None if there is none."""
+    stored = database.transaction(
+        lambda connection: connection.execute(
+            select(tables.study_user_attributes.c.value_json).where(
+                tables.study_user_attributes.c.study_id == study_id,
+                tables.study_user_attributes.c.key == DEFINITION_ATTRIBUTE,
+            )
+        ).scalar_one_or_none()
+    )
+    return None if stored is None else parse_stored_definition(stored, f"study number {study_id}")
+
+
 def study_names(database: Database) -> list[str]:
     """The names of all studies of ours, newest last; copies that other programs have made are none."""
     return [name for name, has_points in _names(database) if has_points]

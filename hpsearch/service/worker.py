@@ -47,7 +47,7 @@ from hpsearch.service.ledger import MAX_CRASHES, Ledger, Outcome
 from hpsearch.service.life_sign import LifeSign, WorkerState
 from hpsearch.service.metrics import WorkerMetrics
 from hpsearch.service.presence import Presence
-from hpsearch.service.registry import StoredStudy
+from hpsearch.service.registry import StoredStudy, stored_definition
 from hpsearch.service.rounds import Advance, advance
 from hpsearch.service.signals import StopSignal, WorkerStopped
 from hpsearch.service.watchdog import Watchdog
@@ -102,6 +102,7 @@ class Worker:
     _outcomes: dict[int, Outcome] = field(default_factory=dict)  # of trials whose ends are being written
     _num_lone_shortages: int = 0  # single trials that memory did not suffice for, one after the other
     _best_value: float | None = None  # of the study's COMPLETE trials, as far as is known here
+    _num_restarts: int = 0  # of the server, that this worker has taken note of
     _last_reap: float = 0.0
     _last_outside_look: float = 0.0
     _lane_epoch_seconds: float | None = None  # of the last epoch, per lane
@@ -215,6 +216,8 @@ class Worker:
         self._note_progress()
         if self.is_device_lost():
             return False
+        if self._ledger.holdings.num_restarts != self._num_restarts:
+            self._note_restart()
         self._reap_now_and_then()
         self._give_back_now_and_then()
         try:
@@ -231,6 +234,23 @@ class Worker:
             return self._look_around()
         self._make_room(shortage)  # not in the handler: the error holds on to the tensors of where it happened
         return True
+
+    def _note_restart(self) -> None:
+        """The server has started anew, maybe with older data: what was read of other trials before is forgotten.
+
+        Raises:
+            StorageError: the study's number is another study's now.
+        """
+        self._num_restarts = self._ledger.holdings.num_restarts
+        self._best_value = None
+        self._competition = Competition(self.study, self._intake.brief_ledger)
+        self._intake.forget_history()
+        definition = self._intake.ask(lambda ledger: stored_definition(ledger.database, ledger.study_id), None)
+        if definition is not None and definition.value_sha256 != self.study.definition.value_sha256:
+            raise StorageError(
+                f"the database has gone back to older data: study number {self.study.study_id} is another one now",
+                hint=f"start the workers of study {self.study.name} again",
+            )
 
     def _look_around(self) -> bool:
         """With nothing to train: open the next round if it is due, or wait a moment. False: the study is finished."""
@@ -331,7 +351,7 @@ class Worker:
         except DatabaseAwayError:
             self._intake.note_absence()
             return None
-        self._note(Written(lost=held - recorded))
+        self._note(Written(lost=frozenset(hold for hold in held if hold[0] not in recorded)))
         try:
             undecided = [i for i in decisions if i in self._lanes and decisions[i] is None]
             return self._competition.losers(undecided, self._lanes)
@@ -363,7 +383,8 @@ class Worker:
         for trial_id, _ in ended:
             self._intake.drop(trial_id)
         if reports is not None or endings:
-            self._writer.hand_over(EpochEntry(held=held, reports=reports, endings=endings))
+            entry = EpochEntry(held=held, reports=reports, endings=endings, num_restarts=self._num_restarts)
+            self._writer.hand_over(entry)
 
     def _note(self, written: Written) -> None:
         """Learn what became of an epoch; trials that are no longer ours are dropped."""

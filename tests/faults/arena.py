@@ -225,17 +225,17 @@ class Arena:
 
     # The judge
 
-    def judge(self, *, given_up: Iterable[int] = ()) -> None:
+    def judge(self, *, given_up: Iterable[int] = (), has_lost_commits: bool = False) -> None:
         """The promise: every point is counted exactly once and nothing acknowledged is lost.
 
         Args:
             given_up: points that ended as FAIL after all their attempts, and rightly so.
+            has_lost_commits: the server itself has lost what it had acknowledged.
         """
         for process in self.processes:
             process.wait()
-        judge_study(
-            self.server.url, self.study_name, self.num_points, acknowledged=self.acknowledged(), given_up=given_up
-        )
+        acknowledged = [] if has_lost_commits else self.acknowledged()
+        judge_study(self.server.url, self.study_name, self.num_points, acknowledged=acknowledged, given_up=given_up)
         wait_until(lambda: not self.sessions(), "the server has sessions of processes that have ended")
 
     def sessions(self) -> Sequence[Row[Any]]:

@@ -31,6 +31,10 @@ timezone = 'UTC'
 log_timezone = 'UTC'
 fsync = off
 log_checkpoints = off
+# What is committed asynchronously stays in memory for as long as PostgreSQL allows.
+wal_writer_delay = 10s
+wal_writer_flush_after = 1GB
+wal_buffers = 16MB
 """
 
 
@@ -53,6 +57,7 @@ class FaultyPostgres:
     def __init__(self, folder: Path, template: Path) -> None:
         self.folder = folder
         self._data = folder / "data"
+        self._copy = folder / "copy"
         self._programs = PostgresPrograms.find(folder.parent)
         _make_folder(folder, self._programs)
         subprocess.run(["cp", "--archive", str(template / "data"), str(self._data)], check=True)
@@ -68,7 +73,7 @@ class FaultyPostgres:
         return url.update_query_dict(query).render_as_string(hide_password=False)
 
     def configure(self, **settings: str) -> None:
-        """To be called before it starts."""
+        """Settings for its next start, or its next reload."""
         with (self._data / "postgresql.conf").open("a") as file:
             for name, value in settings.items():
                 file.write(f"{name} = '{value}'\n")
@@ -90,6 +95,25 @@ class FaultyPostgres:
         """Stop and start again: well below a second."""
         self.stop()
         self.start()
+
+    def keep_copy(self) -> None:
+        """Keep its data as they are on the disk, as a backup or a standby has them. It restarts for that."""
+        self.stop()
+        shutil.rmtree(self._copy, ignore_errors=True)
+        subprocess.run(["cp", "--archive", str(self._data), str(self._copy)], check=True)
+        self.start()
+
+    def put_copy_back(self) -> None:
+        """Start again with the data of `keep_copy`: all that was committed since is lost."""
+        self.stop()
+        shutil.rmtree(self._data)
+        subprocess.run(["cp", "--archive", str(self._copy), str(self._data)], check=True)
+        self.start()
+
+    def commit_asynchronously(self, is_on: bool) -> None:
+        """From now on, commits are acknowledged before they are on the disk; or no longer."""
+        self.configure(synchronous_commit="off" if is_on else "on")
+        self._pg_ctl("reload")
 
     def remove(self) -> None:
         if self._server.postmaster_pid is not None:
@@ -126,7 +150,8 @@ class FaultyPostgres:
         return [postmaster, *postmaster.children()]
 
     def _pg_ctl(self, action: str, *options: str) -> None:
-        arguments = (action, "-w", "-t", str(_SECONDS), "-D", "data", *options)
+        waiting = () if action == "reload" else ("-w", "-t", str(_SECONDS))
+        arguments = (action, *waiting, "-D", "data", *options)
         done = self._programs.run("pg_ctl", *arguments, folder=self.folder, timeout_seconds=_SECONDS + 10)
         log = self.folder / "server.log"
         assert done.returncode == 0, f"pg_ctl {action}: {done.stdout}\n{log.read_text() if log.exists() else ''}"

@@ -49,7 +49,6 @@ def test_row_03_worker_killed_between_fail_and_requeue(arena: Arena) -> None:
     """The reaper dies after it has set a dead worker's trial to FAIL and before the point WAITs again."""
     arena.create(2)
     assert arena.worker(faults=replace(FAST, kill_before_epoch=2)).wait() == -signal.SIGKILL
-    arena.ask("UPDATE hpsearch_points SET renewed_at = now() - interval '1 hour' WHERE owner IS NOT NULL")
     reaper = arena.worker(faults=replace(FAST, kill_before_sql="INSERT INTO trials"))
     assert reaper.wait() == -signal.SIGKILL
     wait_until(lambda: not arena.sessions(), "the server has noticed that the reaper is gone")

@@ -247,7 +247,7 @@ def test_no_worker_touches_the_trials_of_a_plain_study_beside_its_own(
     plain = optuna.create_study(storage=database.storage, study_name="plain")
     running = plain.ask()
     execute("UPDATE trials SET datetime_start = now() - interval '1 day' WHERE trial_id = :id", id=running._trial_id)
-    ledger = Ledger(database=database, study_id=stored.study_id, owner=1)
+    ledger = Ledger(database=database, study_id=stored.study_id, owner=1, lease_seconds=0.0)
     assert ledger.reap() == 0
     assert len(ledger.claim(5)) == 1
     assert [trial.state for trial in plain.get_trials()] == [TrialState.RUNNING]

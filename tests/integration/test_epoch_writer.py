@@ -18,13 +18,13 @@ from sqlalchemy import Connection, create_engine, text
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import ArtifactError, StorageError
 from hpsearch.service import epoch_writer as module
-from hpsearch.service import ledger as ledger_module
 from hpsearch.service import ledger_statements
 from hpsearch.service.artifacts import RECORD_PREFIX, Artifacts, open_artifacts
 from hpsearch.service.database import Database
 from hpsearch.service.epoch_writer import BestParameters, Ending, EpochEntry, EpochWriter, Written
 from hpsearch.service.ledger import Claim, Ledger, Outcome, PointCounts, Result
 from hpsearch.service.registry import StoredStudy
+from hpsearch.service.requeue import fail_and_requeue
 from hpsearch.service.signals import StopSignal, WorkerStopped
 from hpsearch.service.trial_rows import count_trials
 
@@ -69,7 +69,7 @@ def locked_points(database: Database) -> Iterator[Connection]:
 
 
 def entry(claims: list[Claim], reports: dict[int, EpochReport] | None = None, *endings: Ending) -> EpochEntry:
-    return EpochEntry(held=frozenset(claim.trial_id for claim in claims), reports=reports, endings=endings)
+    return EpochEntry(held=frozenset(claim.hold for claim in claims), reports=reports, endings=endings)
 
 
 def complete(claim: Claim, value: float = 0.25, *, is_candidate: bool = True) -> Ending:
@@ -178,9 +178,9 @@ def test_a_stopped_worker_does_not_wait_for_room(
 
 
 def test_what_became_of_two_entries_is_told_together() -> None:
-    first = Written(lost=frozenset({1}), counted=frozenset({2}), best_value=0.5)
-    assert first.followed_by(Written(lost=frozenset({3}), counted=frozenset({4}))) == Written(
-        lost=frozenset({1, 3}), counted=frozenset({2, 4}), best_value=0.5
+    first = Written(lost=frozenset({(1, 7)}), counted=frozenset({2}), best_value=0.5)
+    assert first.followed_by(Written(lost=frozenset({(3, 7)}), counted=frozenset({4}))) == Written(
+        lost=frozenset({(1, 7), (3, 7)}), counted=frozenset({2, 4}), best_value=0.5
     )
     assert first.followed_by(Written(best_value=0.25)).best_value == 0.25
 
@@ -270,7 +270,7 @@ def test_the_next_best_is_kept_where_the_best_was_lost(ledger: Ledger, writer: E
     execute("UPDATE hpsearch_points SET owner = 9 WHERE trial_id = :id", id=claims[0].trial_id)
     writer.hand_over(entry(claims, None, complete(claims[0], 0.1), complete(claims[1], 0.2)))
     written = writer.collect()
-    assert (written.lost, written.counted) == ({claims[0].trial_id}, {claims[1].trial_id})
+    assert (written.lost, written.counted) == ({claims[0].hold}, {claims[1].trial_id})
     assert written.best_value == 0.2
     assert claims[1].number in kept(ledger)
 
@@ -279,11 +279,10 @@ def test_the_next_best_is_kept_where_the_best_was_lost(ledger: Ledger, writer: E
 
 
 def take_away(connection: Connection, ledger: Ledger) -> None:
-    """What another worker does that finds these leases expired."""
-    connection.execute(text("UPDATE hpsearch_points SET lease_expires_at = now() - interval '1 s' WHERE owner = 1"))
+    """What another worker does that finds these leases stale."""
     first_number = count_trials(connection, ledger.study_id)
-    rows = connection.execute(ledger_statements.STALE_FOR_UPDATE, ledger._values).all()
-    ledger_module._fail_and_requeue(connection, ledger.study_id, rows, "taken", first_number, is_crash=True)
+    rows = connection.execute(ledger_statements.HELD_FOR_UPDATE, ledger._values).all()
+    fail_and_requeue(connection, ledger.study_id, rows, "taken", first_number, is_crash=True, max_crashes=3)
 
 
 def test_a_worker_that_loses_its_leases_while_its_write_is_outstanding_writes_nothing(
@@ -298,7 +297,7 @@ def test_a_worker_that_loses_its_leases_while_its_write_is_outstanding_writes_no
     with locked_points(database) as connection:
         writer.hand_over(entry(claims, {c.trial_id: epoch(1) for c in claims}, complete(claims[0])))
         take_away(connection, ledger)
-    assert writer.collect() == Written(lost=frozenset(c.trial_id for c in claims))
+    assert writer.collect() == Written(lost=frozenset(c.hold for c in claims))
     assert execute("SELECT count(*) FROM hpsearch_epochs") == [(0,)]
     assert [trial.intermediate_values for trial in trials_of(ledger)] == [{}] * 8
     assert ledger.counts() == PointCounts(waiting=6)
@@ -313,7 +312,7 @@ def test_a_trial_that_finished_elsewhere_keeps_no_parameters_of_ours(
     (claim,) = ledger.claim(1)
     ledger.database.storage.set_trial_state_values(claim.trial_id, TrialState.FAIL)
     writer.hand_over(entry([claim], None, complete(claim)))
-    assert writer.collect() == Written(lost=frozenset({claim.trial_id}))
+    assert writer.collect() == Written(lost=frozenset({claim.hold}))
     assert list(Path(artifacts.place).iterdir()) == []
 
 
@@ -342,10 +341,10 @@ def test_nothing_is_written_after_an_epoch_that_was_not(
     real = Ledger.record
     errors = iter([StorageError("away for too long")])
 
-    def record(self: Ledger, *arguments: Any) -> set[int]:
+    def record(self: Ledger, *arguments: Any, **options: Any) -> set[int]:
         for error in errors:
             raise error
-        return real(self, *arguments)
+        return real(self, *arguments, **options)
 
     monkeypatch.setattr(Ledger, "record", record)
     writer.hand_over(entry([claim], {claim.trial_id: epoch(1)}))

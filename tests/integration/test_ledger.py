@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,7 +18,14 @@ import optuna
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from optuna.trial import TrialState
 from sqlalchemy import Connection, create_engine, text
 
@@ -25,6 +33,8 @@ from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.service import ledger as ledger_module
 from hpsearch.service.database import Database, DatabaseOperation, open_database
 from hpsearch.service.embedded import EmbeddedPostgres
+from hpsearch.service.holdings import Hold
+from hpsearch.service.lease_watch import LeaseWatch
 from hpsearch.service.ledger import (
     MAX_CRASHES,
     PRESENCE_NAMESPACE,
@@ -36,6 +46,7 @@ from hpsearch.service.ledger import (
 )
 from hpsearch.service.registry import StoredStudy, register_study
 from hpsearch.study import parse_definition
+from tests.integration.lost_commits import Backup
 
 Statements = Callable[[], AbstractContextManager[list[str]]]
 NewStudy = Callable[..., StoredStudy]
@@ -65,13 +76,26 @@ def trials_of(ledger: Ledger) -> list[optuna.trial.FrozenTrial]:
     return ledger.database.storage.get_all_trials(ledger.study_id)
 
 
-def let_leases_run_out(ledger: Ledger) -> None:
-    """Age the leases of one worker."""
+def reap_all(reaper: Ledger) -> int:
+    """Reap as one that takes every lease but its own for stale at the first look."""
+    return replace(reaper, lease_seconds=0.0).reap()
+
+
+class Clock:
+    """A monotonic clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def renewals(ledger: Ledger) -> dict[int, datetime]:
+    """When the leases of one worker were renewed, by trial."""
+    sql = text("SELECT trial_id, renewed_at FROM hpsearch_points WHERE owner = :owner")
     with ledger.database.engine.begin() as connection:
-        connection.execute(
-            text("UPDATE hpsearch_points SET lease_expires_at = now() - interval '1 s' WHERE owner = :owner"),
-            {"owner": ledger.owner},
-        )
+        return {row.trial_id: row.renewed_at for row in connection.execute(sql, {"owner": ledger.owner})}
 
 
 # Claims
@@ -153,14 +177,14 @@ def test_claimers_at_once_get_each_point_exactly_once(tables_url: str, new_study
 def test_record_writes_one_epoch_of_all_lanes_and_renews_the_leases(workers: Any, execute: Any, epoch: Epoch) -> None:
     (ledger,) = workers(1)
     one, two, three = ledger.claim(3)
-    let_leases_run_out(ledger)
+    before = renewals(ledger)
     held = ledger.record({one.trial_id: epoch(1, 0.0), two.trial_id: epoch(1, 0.4)})
     assert held == {one.trial_id, two.trial_id, three.trial_id}
     assert [trial.intermediate_values for trial in trials_of(ledger)] == [{1: 0.0}, {1: 0.4}, {}]
     assert execute("SELECT * FROM hpsearch_epochs WHERE trial_id = :id", id=two.trial_id) == [
         (two.trial_id, 1, 0.25, 0.8, 0.125, 0.5)
     ]
-    assert execute("SELECT bool_and(lease_expires_at > now() + interval '20 s') FROM hpsearch_points") == [(True,)]
+    assert all(renewed_at > before[trial_id] for trial_id, renewed_at in renewals(ledger).items())
 
 
 def test_best_validation_of_the_epoch_is_its_value(workers: Any) -> None:
@@ -217,9 +241,8 @@ def test_release_and_reaping_take_the_same_number_of_statements_for_any_number_o
         with statements() as releasing:
             assert worker.release("stopped") == num_lanes
         worker.claim(num_lanes)
-        let_leases_run_out(worker)
         with statements() as reaping:
-            assert reaper.reap() == num_lanes
+            assert reap_all(reaper) == num_lanes
         return len(releasing), len(reaping)
 
     assert count(2) == count(50)
@@ -310,8 +333,7 @@ def test_worker_that_lost_its_lease_writes_nothing_more(workers: Any, execute: A
     loser, reaper = workers(2)
     claims = loser.claim(2)
     loser.record({claim.trial_id: epoch(1) for claim in claims})
-    let_leases_run_out(loser)
-    assert reaper.reap() == 2
+    assert reap_all(reaper) == 2
     everything = """
         SELECT (SELECT json_agg(t ORDER BY trial_id) FROM trials t)::text,
             (SELECT json_agg(p ORDER BY point) FROM hpsearch_points p)::text,
@@ -342,12 +364,11 @@ def test_nobody_writes_on_a_trial_that_another_worker_holds(workers: Any, epoch:
     assert holder.finish([complete(claim)]) == {claim.trial_id}
 
 
-def test_lease_that_ran_out_is_good_until_somebody_takes_it(workers: Any, epoch: Epoch) -> None:
+def test_a_lease_is_good_until_somebody_else_takes_it(workers: Any, epoch: Epoch) -> None:
     (ledger,) = workers(1)
     (claim,) = ledger.claim(1)
-    let_leases_run_out(ledger)
+    assert reap_all(ledger) == 0
     assert ledger.record({claim.trial_id: epoch()}) == {claim.trial_id}
-    assert ledger.reap() == 0
     assert ledger.finish([complete(claim)]) == {claim.trial_id}
 
 
@@ -433,57 +454,78 @@ def test_living_workers_are_counted_but_for_those_at_other_studies(
         session.close()
 
 
-def age_renewals(ledger: Ledger, seconds: float) -> None:
-    with ledger.database.engine.begin() as connection:
-        connection.execute(
-            text(
-                "UPDATE hpsearch_points SET renewed_at = now() - make_interval(secs => :seconds), "
-                "lease_expires_at = now() + make_interval(secs => :lease - :seconds) WHERE owner = :owner"
-            ),
-            {"seconds": seconds, "lease": ledger.lease_seconds, "owner": ledger.owner},
-        )
+LEASE, ABSENCE = 30.0, 15.0
+# What an observer sees, five seconds after what it saw before: whether the worker's session is there, and whether the
+# lease was renewed.
+HERE, GONE, RENEWED, RENEWED_GONE = (True, False), (False, False), (True, True), (False, True)
 
 
-@pytest.fixture
-def old_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests' own server may have started a moment ago; its start is not what these tests are about."""
-    for name in ("STALE", "STALE_FOR_UPDATE"):
-        statement = getattr(ledger_module.statements, name)
-        sql = statement.text.replace("pg_postmaster_start_time()", "timestamptz '2020-01-01'")
-        monkeypatch.setattr(ledger_module.statements, name, text(sql))
-
-
-@pytest.mark.usefixtures("old_server")
 @pytest.mark.parametrize(
-    ("seconds", "is_present", "is_stale"),
+    ("seen", "is_stale"),
     [
-        (0, False, False),  # just claimed: its session may be on its way
-        (10, False, False),
-        (20, False, True),  # not renewed for longer than ABSENCE_SECONDS, and nobody there
-        (20, True, False),
-        (29, True, False),
-        (31, True, True),  # the lease has run out: its worker hangs
-        (31, False, True),
+        ([HERE], False),
+        ([GONE], False),  # just claimed: its session may be on its way
+        ([HERE] * 6, False),
+        ([HERE] * 7, True),  # unchanged for a lease: its worker hangs
+        ([GONE] * 3, False),
+        ([GONE] * 4, True),  # not renewed for as long as ABSENCE_SECONDS, and nobody there all the time
+        ([HERE, HERE, HERE, GONE], False),
+        ([HERE, HERE, HERE, GONE, GONE, GONE, GONE], True),
+        ([GONE, GONE, HERE, GONE, GONE, GONE], False),
+        ([GONE, GONE, RENEWED_GONE, GONE, GONE], False),
+        ([HERE] * 5 + [RENEWED] + [HERE] * 5, False),
+        ([HERE] * 5 + [RENEWED] + [HERE] * 6, True),
     ],
 )
-def test_trial_is_stale_when_its_lease_ran_out_or_its_worker_is_gone(
-    workers: Any, seconds: float, is_present: bool, is_stale: bool
+def test_a_lease_is_stale_that_an_observer_saw_unchanged_for_too_long(
+    workers: Any, seen: list[tuple[bool, bool]], is_stale: bool
 ) -> None:
-    worker, reaper = workers(2)
+    clock = Clock()
+    worker, reaper = workers(2, lease_seconds=LEASE, absence_seconds=ABSENCE)
+    reaper = replace(reaper, lease_watch=LeaseWatch(clock))
     worker.claim(2)
-    age_renewals(worker, seconds)
-    session = presence(worker.database, worker.owner) if is_present else None
-    assert reaper.reap() == (2 if is_stale else 0)
-    if session is not None:
-        session.invalidate()
-        session.close()
+    for number, (is_here, is_renewed) in enumerate(seen, start=1):
+        if is_renewed:
+            worker.renew()
+        session = presence(worker.database, worker.owner) if is_here else None
+        if number < len(seen):
+            reaper.watch_leases()
+            clock.seconds += 5
+        else:
+            assert reaper.reap() == (2 if is_stale else 0)
+        if session is not None:
+            session.invalidate()
+            session.close()
 
 
-@pytest.mark.usefixtures("old_server")
-def test_presence_in_another_database_or_of_another_worker_does_not_count(workers: Any, database_url: str) -> None:
-    worker, reaper = workers(2)
+def test_an_observer_that_was_blind_for_a_while_begins_anew(workers: Any) -> None:
+    """It was stopped, or the server hung for all: that nobody has renewed meanwhile says nothing."""
+    clock = Clock()
+    worker, reaper = workers(2, lease_seconds=LEASE, absence_seconds=ABSENCE)
+    reaper = replace(reaper, lease_watch=LeaseWatch(clock))
     worker.claim(1)
-    age_renewals(worker, 20)
+    reaper.watch_leases()
+    clock.seconds += 3600
+    assert reaper.reap() == 0
+    clock.seconds += ABSENCE
+    assert reaper.reap() == 1
+
+
+def test_a_renewal_changes_what_a_lease_bears_whatever_the_clock_says(workers: Any, execute: Any) -> None:
+    """The clock was put back, or stands still within a transaction: equal times would look like no renewal."""
+    (ledger,) = workers(1)
+    (claim,) = ledger.claim(1)
+    execute("UPDATE hpsearch_points SET renewed_at = now() + interval '3 hours' WHERE owner = 1")
+    seen = {renewals(ledger)[claim.trial_id]}
+    for renew in (ledger.renew, lambda: ledger.record({}), ledger.renew):
+        renew()
+        seen.add(renewals(ledger)[claim.trial_id])
+    assert len(seen) == 4
+
+
+def test_presence_in_another_database_or_of_another_worker_does_not_count(workers: Any, database_url: str) -> None:
+    worker, reaper = workers(2, absence_seconds=0.0)
+    worker.claim(1)
     neighbour = create_engine(database_url)
     values = {"namespace": PRESENCE_NAMESPACE, "owner": worker.owner}
     with neighbour.connect() as connection, presence(worker.database, 77) as other:
@@ -496,9 +538,8 @@ def test_presence_in_another_database_or_of_another_worker_does_not_count(worker
 def test_reaping_counts_a_crash_and_requeues_the_point(workers: Any, execute: Any) -> None:
     worker, reaper = workers(2)
     worker.claim(1)
-    let_leases_run_out(worker)
-    assert reaper.reap() == 1
-    assert reaper.reap() == 0
+    assert reap_all(reaper) == 1
+    assert reap_all(reaper) == 0
     assert execute("SELECT attempt, crashes, owner, claim FROM hpsearch_points WHERE point = 0") == [(2, 1, None, None)]
     assert trials_of(worker)[0].user_attrs["fail_reason"] == "its worker died or lost the database"
 
@@ -507,12 +548,11 @@ def test_point_that_kills_its_workers_is_given_up_in_the_end(workers: Any) -> No
     ledgers = workers(MAX_CRASHES + 1, 1)
     for ledger in ledgers[:-1]:
         assert len(ledger.claim(1)) == 1
-        let_leases_run_out(ledger)
-        assert ledgers[-1].reap() == 1
+        assert reap_all(ledgers[-1]) == 1
     assert ledgers[-1].counts() == PointCounts(failed=1)
     assert ledgers[-1].counts().unfinished == 0
     assert ledgers[-1].claim(1) == []
-    assert ledgers[-1].reap() == 0
+    assert reap_all(ledgers[-1]) == 0
     assert [trial.state for trial in trials_of(ledgers[0])] == [TrialState.FAIL] * MAX_CRASHES
 
 
@@ -568,31 +608,24 @@ def test_reaping_while_the_worker_finishes_counts_once(
 ) -> None:
     """The reaper has read the trial as RUNNING and stale; before it locks the point, its worker finishes it.
 
-    To stop the reaper in between, its look at pg_locks waits for a lock that this test holds.
+    To stop the reaper in between, its statement waits for a lock that this test holds.
     """
-    worker, reaper = workers(2, absence_seconds=0.0)
+    worker, reaper = workers(2)
     (claim,) = worker.claim(1)
-    age_renewals(worker, 20)
-    execute("CREATE SCHEMA traps")
     execute(
-        "CREATE FUNCTION traps.locks() RETURNS SETOF pg_catalog.pg_locks LANGUAGE plpgsql AS $$ BEGIN "
-        "PERFORM pg_advisory_lock_shared(4711); PERFORM pg_advisory_unlock_shared(4711); "
-        "RETURN QUERY SELECT * FROM pg_catalog.pg_locks; END $$"
+        "CREATE FUNCTION wait_for_the_test() RETURNS boolean VOLATILE LANGUAGE plpgsql AS $$ BEGIN "
+        "PERFORM pg_advisory_lock_shared(4711); PERFORM pg_advisory_unlock_shared(4711); RETURN true; END $$"
     )
-    execute("CREATE VIEW traps.pg_locks AS SELECT * FROM traps.locks()")
-    engine = create_engine(
-        database.url, connect_args={"options": "-c search_path=traps,pg_catalog,public -c timezone=UTC"}
-    )
-    trapped = Database(engine=engine, storage=database.storage, url=database.url)
-    monkeypatch.setattr(ledger_module.statements, "STALE", text("SELECT 1"))  # the first look is not trapped
+    sql = ledger_module.statements.STALE_FOR_UPDATE.text
+    trapped = sql.replace("NOT p.is_counted", "NOT p.is_counted AND wait_for_the_test()")
+    monkeypatch.setattr(ledger_module.statements, "STALE_FOR_UPDATE", text(trapped))
     with database.engine.connect() as gate, ThreadPoolExecutor(1) as pool:
         gate.execute(text("SELECT pg_advisory_lock(4711)"))
-        reaping = pool.submit(replace(reaper, database=trapped).reap)
+        reaping = pool.submit(reap_all, reaper)
         wait_until_blocked(gate, 4711)
         assert worker.finish([complete(claim)]) == {claim.trial_id}
         gate.execute(text("SELECT pg_advisory_unlock(4711)"))
         assert reaping.result(timeout=240) == 0
-    engine.dispose()
     assert worker.counts() == PointCounts(waiting=2, complete=1)
     assert len(trials_of(worker)) == 3
 
@@ -607,29 +640,23 @@ def test_restarted_server_gives_its_workers_time_to_come_back(restartable: Embed
     database = open_database(restartable.url)
     definition = parse_definition({"name": "a", "search": {"seed": [0, 1]}}, source="test")
     study = register_study(database, definition, dataset_checksums={}, cohort_of=lambda _: "all").study
+    clock = Clock()
     living, dead, reaper = (
-        Ledger(database=database, study_id=study.study_id, owner=i, absence_seconds=3600.0) for i in (1, 2, 3)
+        Ledger(database=database, study_id=study.study_id, owner=i, lease_watch=LeaseWatch(clock)) for i in (1, 2, 3)
     )
     living.claim(1)
     dead.claim(1)
+    reaper.watch_leases()
+    clock.seconds += ABSENCE
     restartable.stop()
     with EmbeddedPostgres.start(restartable.folder):
-        let_leases_run_out(living)
-        let_leases_run_out(dead)
         assert reaper.reap() == 0  # neither has had its time
-        assert replace(reaper, absence_seconds=0.0).reap() == 2  # both have had it
-        dead.claim(1)
-        let_leases_run_out(dead)
-        assert reaper.reap() == 1  # claimed after the restart: the ordinary rule holds
-        dead.claim(1)
-        with database.engine.begin() as connection:
-            connection.execute(
-                text(
-                    "UPDATE hpsearch_points SET renewed_at = now() - interval '1 hour', "
-                    "lease_expires_at = now() - interval '1 hour' WHERE owner = 2"
-                )
-            )
-        assert reaper.reap() == 1  # it ran out so long before the start that its worker has given up
+        clock.seconds += ABSENCE - 1
+        living.renew()
+        assert reaper.reap() == 0
+        clock.seconds += 1
+        assert reaper.reap() == 1  # the other one has had it
+        assert living.counts() == PointCounts(waiting=1, running=1)
         database.close()
 
 
@@ -658,8 +685,7 @@ def test_every_call_may_run_again_after_a_commit_whose_answer_was_lost(
     worker.release("stopped")
     assert worker.counts() == PointCounts(waiting=5, complete=1)
     worker.claim(2)
-    let_leases_run_out(worker)
-    reaper.reap()
+    reap_all(reaper)
     assert worker.counts() == PointCounts(waiting=5, complete=1)
     trials = trials_of(worker)
     assert len(trials) == 6 + 2 + 2
@@ -677,16 +703,16 @@ class ModelPoint:
     point: int
     cohort: str
     trial_id: int = 0
+    token: int = 0
     state: str = "WAITING"
     owner: int | None = None
-    is_expired: bool = False
     attempt: int = 1
     crashes: int = 0
     reached: int = 0  # the last epoch that this attempt recorded
     furthest: int = 0  # that any dead attempt had recorded
 
     def requeue(self, *, is_crash: bool) -> None:
-        self.owner, self.is_expired = None, False
+        self.owner, self.token = None, 0
         is_crash = is_crash and self.reached <= self.furthest  # else it got on, and something else killed it
         self.furthest, self.reached = max(self.furthest, self.reached), 0
         self.crashes += is_crash
@@ -698,10 +724,15 @@ class ModelPoint:
 
 @dataclass
 class ModelWorker:
-    """A worker: its ledger, and the trials that it believes to hold."""
+    """A worker: its ledger, what that believes it holds, and the trials in its lanes with their epochs so far.
+
+    A worker may go on with lanes that its ledger knows to be lost.
+    """
 
     ledger: Ledger
+    holds: set[Hold] = field(default_factory=set)
     lanes: dict[int, Claim] = field(default_factory=dict)
+    epochs: dict[int, int] = field(default_factory=dict)
 
 
 COHORTS = ("batch 20", "batch 500")
@@ -711,8 +742,12 @@ WORKERS = st.integers(0, 2)
 class LedgerMachine(RuleBasedStateMachine):
     """Three workers, six points of two cohorts, and anything that may happen, against a model of the rules.
 
-    Source: the four rules of ledger.py, and that a point on its last attempt is trained alone.
+    The database may lose commits: it goes back to what it was at an earlier moment, while the workers do not.
+
+    Source: the rules of ledger.py, and that a point on its last attempt is trained alone.
     """
+
+    backup: Backup | None = None
 
     def __init__(self, database: Database, new_study: NewStudy) -> None:
         super().__init__()
@@ -758,43 +793,81 @@ class LedgerMachine(RuleBasedStateMachine):
             point = self.points[claim.point]
             assert claim.attempt == point.attempt
             point.state, point.owner, point.trial_id = "RUNNING", worker.ledger.owner, claim.trial_id
+            point.token = claim.token
+            worker.holds = {hold for hold in worker.holds if hold[0] != claim.trial_id} | {claim.hold}
             worker.lanes[claim.trial_id] = claim
+            worker.epochs[claim.trial_id] = 0
 
     @rule(number=WORKERS, drops_lost=st.booleans())
     def record(self, number: int, drops_lost: bool) -> None:
         worker = self.workers[number]
-        validation = Validation(iteration=1, zero_one=0.5, nll=1.0)
-        report = EpochReport(epoch=1, validations=(validation,), train_nll=1.0, learning_rate=0.1, seconds=1.0)
-        held = worker.ledger.record(dict.fromkeys(worker.lanes, report))
-        assert held == {point.trial_id for point in self.held_by(worker)}
-        assert held <= worker.lanes.keys()
-        for point in self.held_by(worker):
-            point.reached = 1
-        self.renewed(worker)
+        reports, believed = {}, {claim.hold for claim in worker.lanes.values()}
+        for trial_id in worker.lanes:
+            worker.epochs[trial_id] += 1
+            validation = Validation(iteration=1, zero_one=0.5, nll=1.0)
+            reports[trial_id] = EpochReport(
+                epoch=worker.epochs[trial_id],
+                validations=(validation,),
+                train_nll=1.0,
+                learning_rate=0.1,
+                seconds=1.0,
+            )
+        held = worker.ledger.record(reports, held=believed)
+        stored = self.stored(worker)
+        whole = {hold for hold in stored.keys() & believed if stored[hold].reached >= worker.epochs[hold[0]] - 1}
+        assert held == {trial_id for trial_id, _ in whole}
+        for hold in whole:
+            stored[hold].reached = max(stored[hold].reached, worker.epochs[hold[0]])
+        worker.holds -= believed - whole
+        self.give_back(worker)
         if drops_lost:
             worker.lanes = {i: claim for i, claim in worker.lanes.items() if i in held}
+
+    def stored(self, worker: ModelWorker) -> dict[Hold, ModelPoint]:
+        return {(point.trial_id, point.token): point for point in self.held_by(worker)}
+
+    def give_back(self, worker: ModelWorker) -> None:
+        """What only the database has."""
+        for hold, point in self.stored(worker).items():
+            if hold not in worker.holds:
+                point.requeue(is_crash=False)
 
     @rule(number=WORKERS)
     def renew(self, number: int) -> None:
         worker = self.workers[number]
-        assert worker.ledger.renew() == len(self.held_by(worker))
-        self.renewed(worker)
-
-    def renewed(self, worker: ModelWorker) -> None:
-        for point in self.held_by(worker):
-            point.is_expired = False
+        assert worker.ledger.renew() == len(self.stored(worker).keys() & worker.holds)
+        self.give_back(worker)
 
     @rule(number=WORKERS, how_many=st.integers(1, 3), outcome=st.sampled_from(Outcome))
     def finish(self, number: int, how_many: int, outcome: Outcome) -> None:
         worker = self.workers[number]
-        ids = list(worker.lanes)[:how_many]
-        held = {point.trial_id: point for point in self.held_by(worker)}
-        accepted = worker.ledger.finish([Result(trial_id=i, outcome=outcome, value=0.5) for i in ids])
-        assert accepted == held.keys() & set(ids)
-        for i in ids:
-            del worker.lanes[i]
-        for i in accepted:
-            held[i].state, held[i].owner, held[i].is_expired = outcome.name, None, False
+        claims = list(worker.lanes.values())[:how_many]
+        stored = self.stored(worker)
+        accepted = worker.ledger.finish(
+            [
+                Result(
+                    trial_id=claim.trial_id,
+                    outcome=outcome,
+                    value=0.5,
+                    claim=claim.token,
+                    num_epochs=worker.epochs[claim.trial_id],
+                )
+                for claim in claims
+            ]
+        )
+        counted = [
+            claim
+            for claim in claims
+            if claim.hold in stored and stored[claim.hold].reached >= worker.epochs[claim.trial_id]
+        ]
+        assert accepted == {claim.trial_id for claim in counted}
+        for claim in claims:
+            del worker.lanes[claim.trial_id]
+            worker.holds.discard(claim.hold)
+            if claim in counted:
+                stored[claim.hold].state, stored[claim.hold].owner = outcome.name, None
+            elif claim.hold in stored:
+                stored[claim.hold].requeue(is_crash=False)
 
     @rule(number=WORKERS, is_crash=st.booleans())
     def release(self, number: int, is_crash: bool) -> None:
@@ -802,22 +875,28 @@ class LedgerMachine(RuleBasedStateMachine):
         held = self.held_by(worker)
         assert worker.ledger.release("on purpose", is_crash=is_crash) == len(held)
         worker.lanes.clear()
+        worker.holds.clear()
         for point in held:
             point.requeue(is_crash=is_crash)
 
     @rule(number=WORKERS)
-    def hang(self, number: int) -> None:
-        worker = self.workers[number]
-        let_leases_run_out(worker.ledger)
-        for point in self.held_by(worker):
-            point.is_expired = True
-
-    @rule(number=WORKERS)
     def reap(self, number: int) -> None:
-        stale = [point for point in self.points if point.is_expired]
-        assert self.workers[number].ledger.reap() == len(stale)
+        owner = self.workers[number].ledger.owner
+        stale = [point for point in self.points if point.state == "RUNNING" and point.owner != owner]
+        assert reap_all(self.workers[number].ledger) == len(stale)
         for point in stale:
             point.requeue(is_crash=True)
+
+    @rule()
+    def back_up(self) -> None:
+        self.backup, self.points_then = Backup(self.database), deepcopy(self.points)
+
+    @precondition(lambda self: self.backup is not None)
+    @rule()
+    def lose_commits(self) -> None:
+        assert self.backup is not None
+        self.backup.put_back()
+        self.points = deepcopy(self.points_then)
 
     @invariant()
     def database_agrees(self) -> None:
@@ -825,11 +904,13 @@ class LedgerMachine(RuleBasedStateMachine):
             values = {"study": self.reader.study_id}
             rows = connection.execute(_POINTS, values).all()
             trials = connection.execute(_TRIALS, values).all()
+            curves = connection.execute(_CURVES, values).all()
         expected = [
             (p.point, p.state, p.owner, p.attempt, p.crashes, p.state in ("COMPLETE", "PRUNED")) for p in self.points
         ]
         assert [tuple(row) for row in rows] == expected
         assert [number for number, _, _ in trials] == list(range(len(trials)))
+        assert all(row.epochs == list(range(1, len(row.epochs) + 1)) for row in curves), "a curve has a gap"
         counted = Counter(int(point) for _, state, point in trials if state in ("COMPLETE", "PRUNED"))
         assert all(number == 1 for number in counted.values())
         assert set(counted) == {p.point for p in self.points if p.state in ("COMPLETE", "PRUNED")}
@@ -854,6 +935,10 @@ class LedgerMachine(RuleBasedStateMachine):
 _POINTS = text("""
     SELECT p.point, CAST(t.state AS text), p.owner, p.attempt, p.crashes, p.is_counted
     FROM hpsearch_points p JOIN trials t USING (trial_id) WHERE p.study_id = :study ORDER BY p.point
+""")
+_CURVES = text("""
+    SELECT array_agg(e.epoch ORDER BY e.epoch) AS epochs FROM hpsearch_epochs e JOIN trials t USING (trial_id)
+    WHERE t.study_id = :study GROUP BY e.trial_id
 """)
 _TRIALS = text("""
     SELECT t.number, CAST(t.state AS text), a.value_json
@@ -892,9 +977,8 @@ def test_workers_at_once_with_hangs_and_reaping_count_every_point_once(
         barrier.wait(240)
         while lanes or ledger.counts().unfinished:
             lanes |= {claim.trial_id: claim for claim in ledger.claim(choose.randint(1, 5))}
-            if choose.random() < 0.3:  # somebody hangs, and somebody else notices
-                let_leases_run_out(replace(ledger, owner=choose.randint(1, 4)))
-                num_reaped += ledger.reap()
+            if choose.random() < 0.1:  # takes all others for dead
+                num_reaped += reap_all(ledger)
             if choose.random() < 0.7:  # else it goes on without having heard that it lost some
                 held = ledger.record(dict.fromkeys(lanes, epoch()))
                 lanes = {i: claim for i, claim in lanes.items() if i in held}

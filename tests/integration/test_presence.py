@@ -35,6 +35,7 @@ with Presence(Ledger(database=database, study_id=int(sys.argv[2]))) as presence:
     print(presence.ledger.owner, flush=True)
     sys.stdin.read()
 """
+RENEWALS = "SELECT renewed_at FROM hpsearch_points WHERE owner = :owner ORDER BY point"
 HOLDERS = """
     SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND granted
     AND classid = CAST(:namespace AS oid) AND objid = CAST(:owner AS oid)
@@ -127,16 +128,13 @@ def test_cut_session_is_replaced_and_the_leases_are_renewed_in_the_same_turn(
         owner = presence.ledger.owner
         presence.ledger.claim(1)
         (pid,) = holders(owner)
-        execute("UPDATE hpsearch_points SET renewed_at = now() - interval '10 s'")
+        before = execute(RENEWALS, owner=owner)
         kill_session(execute, pid)
         assert holders(owner) == []
         presence.renew()
         (other_pid,) = holders(owner)
         assert other_pid != pid
-        assert execute(
-            "SELECT renewed_at > now() - interval '5 s' FROM hpsearch_points WHERE owner = :owner",
-            owner=owner,
-        ) == [(True,)]
+        assert execute(RENEWALS, owner=owner) != before
         presence.renew()
         assert holders(owner) == [other_pid]
     assert holders(owner) == []
@@ -186,14 +184,12 @@ def test_thread_renews_the_leases_again_and_again(ledger: Ledger, execute: Any) 
     with Presence(watching) as presence:
         presence.ledger.claim(1)
         for _ in range(3):
-            execute("UPDATE hpsearch_points SET renewed_at = now() - interval '1 day' WHERE owner IS NOT NULL")
-            while watching.renewed.acquire(blocking=False):  # those that ended before the UPDATE
+            before = execute(RENEWALS, owner=presence.ledger.owner)
+            while watching.renewed.acquire(blocking=False):  # those that ended before
                 pass
-            for _ in range(2):  # the first may have begun before the UPDATE
+            for _ in range(2):  # the first may have begun before
                 assert watching.renewed.acquire(timeout=240)
-            assert execute(
-                "SELECT renewed_at > now() - interval '1 hour' FROM hpsearch_points WHERE owner IS NOT NULL"
-            ) == [(True,)]
+            assert execute(RENEWALS, owner=presence.ledger.owner) != before
 
 
 def test_thread_outlives_errors(ledger: Ledger, execute: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -245,8 +241,7 @@ def test_worker_that_hangs_is_not_present_for_ever(ledger: Ledger, execute: Any)
     presence.ledger.claim(1)
     reaper = Ledger(database=ledger.database, study_id=ledger.study_id, owner=99, absence_seconds=0.0)
     assert reaper.reap() == 0
-    execute("UPDATE hpsearch_points SET lease_expires_at = now() - interval '1 s' WHERE owner IS NOT NULL")
-    assert reaper.reap() == 1
+    assert replace(reaper, lease_seconds=0.0).reap() == 1
     assert presence.ledger.renew() == 0
     presence._close()
 

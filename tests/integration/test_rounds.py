@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Search:
     error_of: Callable[[Point], float] = bowl
     trained: list[dict[str, Any]] = field(default_factory=list)
 
-    @property
+    @cached_property
     def ledger(self) -> Ledger:
         return Ledger(database=self.database, study_id=self.study.study_id, owner=1)
 

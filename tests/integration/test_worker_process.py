@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from hpsearch.service import gpu_lock
 from hpsearch.service.database import Database
 from hpsearch.service.device_pin import _take_one
 from hpsearch.service.devices import Gpu
 from hpsearch.service.gpu_lock import GpuLockSession
-from hpsearch.service.ledger import Ledger
+from hpsearch.service.ledger import ABSENCE_SECONDS, Ledger
 from hpsearch.service.registry import StoredStudy
 from hpsearch.service.worker_process import _tell_given_up
 
@@ -38,19 +37,25 @@ def test_a_worker_that_leaves_tells_of_points_that_were_given_up(
 
 
 def test_a_gpu_is_left_to_the_worker_that_trained_on_it_for_a_while_after_a_restart(
-    database: Database, new_study: Callable[..., StoredStudy], monkeypatch: pytest.MonkeyPatch
+    database: Database, new_study: Callable[..., StoredStudy]
 ) -> None:
+    """Its sessions are gone; nobody but the waiter's own clock tells how long."""
+    seconds = 0.0
     gpu = Gpu(index=0, uuid=UUID, name="Test")
     ledger = Ledger(database=database, study_id=new_study(3).study_id, owner=7)
-    session = GpuLockSession(database, "waiter")
-    monkeypatch.setattr(gpu_lock, "RESTART_GRACE_SECONDS", 10.0**6)  # the tests' server has just been started
+    session = GpuLockSession(database, "waiter", clock=lambda: seconds)
     try:
         assert not session.is_awaited(UUID)  # a fresh server: nobody trains
         ledger.claim(1, attributes={"device": f"cuda:0 (Test, {UUID})"})
         assert session.is_awaited(UUID)
         assert not session.is_awaited("GPU-0ther")
         assert _take_one(session, [gpu], is_shared=False) is None
-        monkeypatch.setattr(gpu_lock, "RESTART_GRACE_SECONDS", 0.0)
+        seconds = ABSENCE_SECONDS - 1
+        assert session.is_awaited(UUID)
+        ledger.renew()  # it lives: its sessions are on their way
+        for _ in range(2):
+            assert _take_one(session, [gpu], is_shared=False) is None
+            seconds += ABSENCE_SECONDS / 2
         assert _take_one(session, [gpu], is_shared=False) is gpu
     finally:
         session.close()

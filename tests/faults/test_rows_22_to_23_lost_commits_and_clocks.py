@@ -1,0 +1,94 @@
+"""Fault table, rows 22 and 23: the database loses what it has acknowledged; its clock jumps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from tests.faults.arena import Arena
+from tests.faults.driver import Faults
+from tests.faults.processes import HpsearchProcess, wait_until
+
+pytestmark = pytest.mark.faults
+
+# Leases as in earnest, at a tenth of their length.
+FAST = Faults(lease_seconds=3.0, absence_seconds=1.5)
+SLOW = replace(FAST, epoch_seconds=0.1)
+RANDOM: Mapping[str, Any] = {"strategy": "random", "num_points": 6, "learning_rate": {"log10": [0, -2]}}
+ROUNDS: Mapping[str, Any] = {"strategy": "coarse-to-fine", "learning_rate": {"log10": [-1, -2]}, "budget_points": 6}
+
+
+def test_row_22_commits_lost_in_a_crash(arena: Arena) -> None:
+    """The server is killed as soon as a result is acknowledged; what it had not written to the disk is gone."""
+    arena.create(4, max_epochs=12)
+    workers = arena.workers(2, faults=SLOW)
+    arena.server.commit_asynchronously(True)
+    arena.go()
+    wait_until(lambda: arena.counted(), "a result is acknowledged", told=arena.told)
+    arena.server.restart()
+    assert arena.counted() == [], "the crash has undone it"
+    assert [worker.wait() for worker in workers] == [0, 0], arena.told()
+    arena.judge(has_lost_commits=True)
+    assert "the database has lost what it had acknowledged" in arena.told()
+    points = arena.ask("SELECT crashes FROM hpsearch_points")
+    assert {row.crashes for row in points} == {0}, "nobody has crashed"
+
+
+def before_anything_is_claimed(arena: Arena) -> None:
+    pass
+
+
+def in_mid_trial(arena: Arena) -> None:
+    arena.wait_for_training(2, min_epochs=2)
+
+
+def after_a_result(arena: Arena) -> None:
+    wait_until(lambda: arena.counted(), "a result", told=arena.told)
+
+
+def at_the_end(arena: Arena) -> None:
+    wait_until(lambda: len(arena.counted()) >= 5, "most results", told=arena.told)
+
+
+MOMENTS = [
+    (before_anything_is_claimed, in_mid_trial),
+    (before_anything_is_claimed, at_the_end),
+    (in_mid_trial, after_a_result),
+    (after_a_result, at_the_end),
+]
+
+
+@pytest.mark.parametrize("search", [{}, RANDOM, ROUNDS], ids=["grid", "random", "rounds"])
+@pytest.mark.parametrize(("copied", "restored"), MOMENTS, ids=lambda moment: moment.__name__)
+def test_row_22_older_data_put_back(
+    copied: Callable[[Arena], None], restored: Callable[[Arena], None], search: Mapping[str, Any], arena: Arena
+) -> None:
+    """A failover to a standby that lags behind, or a restored backup: claims, epochs, results, rounds, parameters."""
+    arena.create(6, max_epochs=8, **({"search": search} if search else {}))
+    often = replace(SLOW, checkpoint_seconds=0.2)
+    if copied is before_anything_is_claimed:
+        arena.server.keep_copy()
+    workers = start(arena, often)
+    if copied is not before_anything_is_claimed:
+        copied(arena)
+        arena.server.keep_copy()
+    restored(arena)
+    arena.server.put_copy_back()
+    assert [worker.wait() for worker in workers] == [0, 0], arena.told()
+    assert arena.worker(faults=FAST).wait() == 0, "what was undone after the workers had left, another one does"
+    if search is ROUNDS:
+        (points,) = arena.ask("SELECT count(*) AS number FROM hpsearch_points")
+        arena.num_points = points.number
+    arena.judge(has_lost_commits=True)
+    for trial in arena.counted():
+        assert list(trial.params) == ["learning_rate"]
+        assert trial.state is TrialState.COMPLETE
+        assert len(trial.intermediate_values) == 8
+
+
+def start(arena: Arena, faults: Faults) -> list[HpsearchProcess]:
+    return [arena.worker(faults=faults, lanes=lanes) for lanes in (1, 2)]
