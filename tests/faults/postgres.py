@@ -13,7 +13,7 @@ import subprocess
 from pathlib import Path
 
 import psutil
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, NullPool, create_engine, text
 
 from hpsearch.service.database import open_database
 from hpsearch.service.postgres_programs import PostgresPrograms
@@ -36,6 +36,18 @@ wal_writer_delay = 10s
 wal_writer_flush_after = 1GB
 wal_buffers = 16MB
 """
+
+
+# SQL's own spelling (CURRENT_TIMESTAMP) cannot be led astray so; nobody writes it here.
+_SHIFT = "coalesce(nullif(current_setting('test.clock_shift', true), ''), '0')::interval"
+_CLOCK = (
+    *(
+        f"CREATE OR REPLACE FUNCTION public.{name}() RETURNS timestamptz {volatility} LANGUAGE sql "
+        f"AS $$ SELECT pg_catalog.{name}() + {_SHIFT} $$"
+        for name, volatility in (("now", "STABLE"), ("clock_timestamp", "VOLATILE"))
+    ),
+    "ALTER DATABASE hpsearch SET search_path = public, pg_catalog",
+)
 
 
 def make_template(folder: Path) -> Path:
@@ -114,6 +126,20 @@ class FaultyPostgres:
         """From now on, commits are acknowledged before they are on the disk; or no longer."""
         self.configure(synchronous_commit="off" if is_on else "on")
         self._pg_ctl("reload")
+
+    def shift_clock(self, seconds: float) -> None:
+        """Put its clock forward or back, for all sessions at once, as far as SQL can tell.
+
+        `now` and `clock_timestamp` are functions of the database then, which a session of it finds before those of
+        PostgreSQL: to be called before the sessions are opened. The machine's clock stays as it is.
+        """
+        self.configure(**{"test.clock_shift": f"{seconds} seconds"})
+        self._pg_ctl("reload")
+        engine = create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        for statement in _CLOCK:
+            with engine.connect() as connection:
+                connection.execute(text(statement))
+        engine.dispose()
 
     def remove(self) -> None:
         if self._server.postmaster_pid is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -92,3 +93,45 @@ def test_row_22_older_data_put_back(
 
 def start(arena: Arena, faults: Faults) -> list[HpsearchProcess]:
     return [arena.worker(faults=faults, lanes=lanes) for lanes in (1, 2)]
+
+
+# Row 23. A jump of an hour is longer than any lease, absence or outage.
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("jump", [HOUR, -3 * HOUR], ids=["forward", "back"])
+def test_row_23_clock_jumps_under_living_workers(jump: float, arena: Arena) -> None:
+    """Nobody is reaped, whether a worker looks that is new or one that has looked before."""
+    arena.server.shift_clock(0.0)
+    arena.create(3, max_epochs=60)
+    workers = [arena.worker(faults=SLOW) for _ in range(2)]
+    arena.wait_for_training(2, min_epochs=2)
+    before = clock_of(arena)
+    arena.server.shift_clock(jump)
+    assert abs((clock_of(arena) - before).total_seconds() - jump) < HOUR / 2
+    looker = arena.worker(faults=FAST)
+    assert [worker.wait() for worker in (*workers, looker)] == [0, 0, 0], arena.told()
+    arena.judge()
+    assert all(trial.state is TrialState.COMPLETE for trial in arena.trials()), "nobody was taken for dead"
+    assert len(arena.trials()) == 3
+
+
+@pytest.mark.parametrize("jump", [HOUR, -3 * HOUR], ids=["forward", "back"])
+def test_row_23_clock_jumps_and_a_worker_dies(jump: float, arena: Arena) -> None:
+    """Its point is another's after `absence`, as ever."""
+    arena.server.shift_clock(0.0)
+    arena.create(2)
+    dead, other = arena.workers(2, faults=FAST)
+    arena.server.shift_clock(jump)
+    dead.kill()
+    arena.go()
+    assert other.wait() == 0, arena.told()
+    arena.judge()
+    assert sorted(trial.user_attrs["attempt"] for trial in arena.counted()) == [1, 2]
+
+
+def clock_of(arena: Arena) -> datetime:
+    (row,) = arena.ask("SELECT now() AS now")
+    assert isinstance(row.now, datetime)
+    return row.now
