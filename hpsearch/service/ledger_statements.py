@@ -195,7 +195,7 @@ _LEASES = f"""
     SELECT server.started_at, p.owner, p.renewal, {IS_PRESENT} AS is_present
     FROM (SELECT pg_postmaster_start_time() AS started_at) server LEFT JOIN leases p ON true
 """
-LEASES = text(_LEASES.format(those="p.owner <> :owner"))
+LEASES = text(_LEASES.format(those="p.owner IS NOT NULL AND p.owner <> :owner"))
 
 # Running trials that nobody holds beside them (owner NULL): they are stale, whoever looks.
 LEASES_AND_ORPHANS = text(_LEASES.format(those="p.owner IS DISTINCT FROM :owner"))

@@ -70,6 +70,7 @@ class FaultyPostgres:
         self.folder = folder
         self._data = folder / "data"
         self._copy = folder / "copy"
+        self._has_clock = False
         self._programs = PostgresPrograms.find(folder.parent)
         _make_folder(folder, self._programs)
         subprocess.run(["cp", "--archive", str(template / "data"), str(self._data)], check=True)
@@ -125,21 +126,25 @@ class FaultyPostgres:
     def commit_asynchronously(self, is_on: bool) -> None:
         """From now on, commits are acknowledged before they are on the disk; or no longer."""
         self.configure(synchronous_commit="off" if is_on else "on")
-        self._pg_ctl("reload")
+        if self._server.postmaster_pid is not None:
+            self._pg_ctl("reload")
 
     def shift_clock(self, seconds: float) -> None:
         """Put its clock forward or back, for all sessions at once, as far as SQL can tell.
 
         `now` and `clock_timestamp` are functions of the database then, which a session of it finds before those of
-        PostgreSQL: to be called before the sessions are opened. The machine's clock stays as it is.
+        PostgreSQL: to be called for the first time before the sessions are opened. The machine's clock stays as it is.
         """
         self.configure(**{"test.clock_shift": f"{seconds} seconds"})
         self._pg_ctl("reload")
+        if self._has_clock:
+            return
         engine = create_engine(self.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
         for statement in _CLOCK:
             with engine.connect() as connection:
                 connection.execute(text(statement))
         engine.dispose()
+        self._has_clock = True
 
     def remove(self) -> None:
         if self._server.postmaster_pid is not None:

@@ -1,8 +1,9 @@
 """The soak: short studies under a rain of faults, one after the other, each judged at its end.
 
 Four workers under a keeper that starts them again train studies of 200 short points, while a seeded die kills, stops
-and ends workers, cuts sessions, restarts, stops and hangs the database. When the time is over, the last study is
-finished in peace. What happened is written to a log that a person can read:
+and ends workers, cuts sessions, restarts, stops and hangs the database, and has its clock jump. In every second study,
+the first one included, the database now and then loses what it has acknowledged. When the time is over, the last study
+is finished in peace. What happened is written to a log that a person can read:
 
     python -m tests.faults.soak --seconds 1800 --log docs/results/soak.log
 """
@@ -95,6 +96,7 @@ class Soak:
         self.num_trials = 0
         self.num_acknowledged = 0
         self.num_studies = 0
+        self._clock_shift = 0.0
         self._faults: dict[str, tuple[int, Callable[[], None]]] = {
             "SIGKILL to a worker": (6, self._kill),
             "SIGSTOP to a worker": (4, self._stop),
@@ -103,11 +105,19 @@ class Soak:
             "database restarted": (2, self._restart),
             "database away": (1, self._take_away),
             "database hangs": (1, self._hang),
+            "clock jumps": (1, self._jump),
         }
+        self._losses: dict[str, tuple[int, Callable[[], None]]] = {"commits lost": (3, self._lose_commits)}
+
+    @property
+    def _may_lose_commits(self) -> bool:
+        """In every second study; in the others, all that was acknowledged must be stored."""
+        return self.num_studies % 2 == 1
 
     def run(self, seconds: float) -> None:
         """Study after study until the time is over. Raises AssertionError for a promise that was not kept."""
-        while self.num_studies == 0 or self._log.seconds < seconds:
+        self._server.shift_clock(self._clock_shift)
+        while self.num_studies < 2 or self._log.seconds < seconds:
             self._run_study(seconds)
 
     def _run_study(self, fault_seconds: float) -> None:
@@ -118,7 +128,8 @@ class Soak:
         began = self._log.seconds
         try:
             self._arena.create(NUM_POINTS, max_epochs=MAX_EPOCHS)
-            self._log(f"study {self.num_studies} begins: {NUM_POINTS} points")
+            losses = ", and commits may be lost" if self._may_lose_commits else ""
+            self._log(f"study {self.num_studies} begins: {NUM_POINTS} points{losses}")
             while not self._is_finished():
                 assert self._log.seconds < began + STUDY_SECONDS, f"study {self.num_studies} does not get on"
                 self._look_after_workers()
@@ -127,7 +138,7 @@ class Soak:
                 self._tell_minute()
                 time.sleep(0.05)
             self._end_workers()
-            self._arena.judge()
+            self._arena.judge(has_lost_commits=self._may_lose_commits)
         finally:
             self._arena.close()
         self._tell_study(self._log.seconds - began)
@@ -198,9 +209,10 @@ class Soak:
     # Faults
 
     def _do_harm(self) -> None:
-        names = list(self._faults)
-        (name,) = self._random.choices(names, weights=[self._faults[name][0] for name in names])
-        self._faults[name][1]()
+        faults = self._faults | (self._losses if self._may_lose_commits else {})
+        names = list(faults)
+        (name,) = self._random.choices(names, weights=[faults[name][0] for name in names])
+        faults[name][1]()
         self.num_faults[name] += 1
         self._next_fault = self._log.seconds + self._random.uniform(*PAUSE_SECONDS)
 
@@ -260,6 +272,24 @@ class Soak:
         self._server.resume()
         self._spare_the_terminated(seconds)
 
+    def _jump(self) -> None:
+        """Up to three hours from what it was, either way; as often by less than a lease."""
+        seconds = self._random.uniform(-1, 1) * self._random.choice([FAULTS.lease_seconds, 3 * 3600.0])
+        self._clock_shift += seconds
+        self._log(f"database: its clock jumps by {seconds:+.1f} s")
+        self._server.shift_clock(self._clock_shift)
+
+    def _lose_commits(self) -> None:
+        """Acknowledged before they are on the disk, for a while; then it crashes."""
+        seconds = self._random.uniform(0.2, 4.0)
+        self._log(f"database: the commits of {seconds:.1f} s are lost")
+        self._server.commit_asynchronously(True)
+        time.sleep(seconds)
+        self._server.stop()
+        self._server.commit_asynchronously(False)
+        self._server.start()
+        self._spare_the_terminated(seconds)
+
     def _spare_the_terminated(self, seconds: float) -> None:
         """Nobody has looked after the workers in these seconds: whoever has ended meanwhile did so in time."""
         for slot in self._slots:
@@ -282,13 +312,15 @@ class Soak:
     def _tell_study(self, seconds: float) -> None:
         trials = self._arena.trials()
         num_resumed = sum("resumed_at_epoch" in trial.user_attrs for trial in self._arena.counted())
-        num_acknowledged = len(self._arena.acknowledged())
+        num_acknowledged = 0 if self._may_lose_commits else len(self._arena.acknowledged())
+        kept = f"{num_acknowledged} acknowledged results, all there"
+        if self._may_lose_commits:
+            kept = "no gap in any curve, though commits were lost"
         self.num_trials += len(trials)
         self.num_acknowledged += num_acknowledged
         self._log(
             f"study {self.num_studies} ends after {seconds:.0f} s: {NUM_POINTS} points, each counted once; "
-            f"{len(trials) - NUM_POINTS} trials were cut short, {num_resumed} were taken up from a checkpoint; "
-            f"{num_acknowledged} acknowledged results, all there"
+            f"{len(trials) - NUM_POINTS} trials were cut short, {num_resumed} were taken up from a checkpoint; {kept}"
         )
 
 
