@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
 
 from hpsearch.service.database import Database
 
@@ -24,6 +25,14 @@ class Backup:
 
     def put_back(self) -> None:
         """Lose what was committed since. Ids are given again, as after a crash."""
+        while True:
+            try:
+                self._put_back()
+            except OperationalError:  # a deadlock with a worker that is just writing
+                continue
+            return
+
+    def _put_back(self) -> None:
         with self._database.engine.begin() as connection:
             connection.execute(text("SET LOCAL session_replication_role = replica"))  # no foreign keys in between
             for table in _tables(connection):

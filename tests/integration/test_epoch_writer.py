@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,26 @@ def test_the_next_best_is_kept_where_the_best_was_lost(ledger: Ledger, writer: E
     assert (written.lost, written.counted) == ({claims[0].hold}, {claims[1].trial_id})
     assert written.best_value == 0.2
     assert claims[1].number in kept(ledger)
+
+
+@pytest.mark.parametrize("has_restarted", [True, False])
+def test_a_best_trial_without_parameters_is_given_back_if_a_better_one_may_have_been_lost(
+    ledger: Ledger, writer: EpochWriter, has_restarted: bool
+) -> None:
+    """It was taken for no candidate: what was better then is no longer there."""
+    best, worse = ledger.claim(2)
+    ledger.renew()
+    before = ledger.holdings.num_restarts
+    if has_restarted:
+        ledger.holdings.note_server(datetime(2020, 1, 1, tzinfo=UTC))
+    first = entry([best, worse], None, complete(best, 0.2))
+    second = entry([worse], None, complete(worse, 0.1, is_candidate=False))
+    for each in (first, second):
+        writer.hand_over(replace(each, num_restarts=before))
+    written = writer.drain()
+    assert written.counted == ({best.trial_id} if has_restarted else {best.trial_id, worse.trial_id})
+    ledger.renew()
+    assert ledger.counts() == PointCounts(waiting=5 if has_restarted else 4, complete=len(written.counted))
 
 
 # Fences

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from concurrent import futures
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from hpsearch.service.metrics import WorkerMetrics
 from hpsearch.service.prepare import PreparedStudy, prepare_study
 from hpsearch.service.presence import Presence
 from hpsearch.service.progress import read_progress
+from hpsearch.service.registry import _store_definition
 from hpsearch.service.signals import StopSignal, WorkerStopped
 from hpsearch.service.worker import Worker
 from hpsearch.settings import TrialSettings
@@ -49,6 +51,7 @@ from hpsearch.study import StudyDefinition, parse_definition
 from hpsearch.training.evaluation import validate_images
 from hpsearch.training.lanes import Cohort
 from hpsearch.training.networks import build_network
+from tests.integration.lost_commits import Backup
 
 CPU = torch.device("cpu")
 
@@ -258,6 +261,41 @@ def test_a_worker_that_lost_a_lease_drops_the_trial_and_goes_on(
     counted = study.counted()
     assert [trial.user_attrs["attempt"] for trial in counted] == [2, 2, 1, 1, 1, 1]
     assert all(list(trial.intermediate_values) == [1, 2, 3, 4] for trial in counted)
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 5, 8])
+@pytest.mark.parametrize("search", [{}, {"strategy": "random", "num_points": 6}], ids=["grid", "random"])
+def test_a_database_that_forgets_all_that_was_claimed_and_trained_costs_time_and_nothing_else(
+    epoch: int, search: dict[str, Any], bench: Callable[..., Bench], database: Database
+) -> None:
+    """The worker claims trials again that it has in its lanes, and whose epochs are still to be written."""
+    study = bench(search=search)
+    backup = Backup(database)
+    study.worker(lanes=2, stop=BeforeEpoch(epoch, backup.put_back)).run()
+    for trial in study.counted():
+        assert list(trial.intermediate_values) == [1, 2, 3, 4]
+        assert len(trial.params) >= 2
+    assert study.ledger.counts() == PointCounts(complete=6)
+
+
+def test_a_worker_leaves_a_study_whose_number_is_another_studys_now(
+    bench: Callable[..., Bench], database: Database
+) -> None:
+    """The study was created after the backup that was put back, and another one since."""
+    study = bench()
+    worker = study.worker(lanes=2)
+    another = parse_definition({"name": "another", "search": {"learning_rate": [0.3]}}, source="test")
+
+    def replace_study() -> None:
+        with database.engine.begin() as connection:
+            _store_definition(connection, study.prepared.study.study_id, another)
+        worker._ledger.holdings.note_server(datetime(2020, 1, 1, tzinfo=UTC))
+
+    worker.stop = BeforeEpoch(2, replace_study)
+    with pytest.raises(StorageError, match="is another one now") as caught:
+        worker.run()
+    assert caught.value.exit_code == 3
+    assert study.ledger.counts().running == 0
 
 
 class BrokenData:
