@@ -57,13 +57,13 @@ def answer_limit(seconds: float, abandoned: threading.Event | None = None) -> It
 def _wait(connection: Any) -> None:
     """Wait until the connection is ready; each sign of life of the server begins the limit anew."""
     while (state := connection.poll()) != extensions.POLL_OK:
-        seconds = _limit.seconds
+        seconds, during = _limit.seconds, " in the middle of a statement"
         if connection.status not in _CONNECTED:
-            seconds = min(seconds, _connect_seconds(connection))
+            seconds, during = min(seconds, _connect_seconds(connection)), ""
         if state not in _EVENTS:
             raise psycopg2.OperationalError(f"the connection is in a state that we do not know: {state}")
         if not _is_ready(connection.fileno(), _EVENTS[state], seconds):
-            raise psycopg2.OperationalError(f"the server has not answered for {seconds:g} s")
+            raise psycopg2.OperationalError(f"the server has not answered for {seconds:g} s{during}")
 
 
 def _is_ready(descriptor: int, events: int, seconds: float) -> bool:

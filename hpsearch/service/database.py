@@ -19,11 +19,13 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import optuna
+import psycopg2
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
+from psycopg2.extensions import parse_dsn
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -40,6 +42,17 @@ from hpsearch.logs import get_logger
 from hpsearch.safe_text import remember_password, remember_passwords
 from hpsearch.service.answer_limit import ANSWER_SECONDS, answer_limit, limit_answers
 from hpsearch.service.libpq import connect_without_variables, keep_from_children, session_arguments
+from hpsearch.service.pooler import check_sessions
+from hpsearch.service.refusals import (
+    AWAY,
+    BAD_URL,
+    READ_ONLY,
+    SLOW,
+    driver_error,
+    first_line,
+    refusal_error,
+    refusal_of,
+)
 from hpsearch.service.schema import create_schema
 
 _log = get_logger("database")
@@ -52,27 +65,14 @@ BRIEF_ANSWER_SECONDS = 3.0
 _IDLE_SECONDS = 60.0  # in the middle of a transaction; ours go from statement to statement without a pause
 DEFAULT_OUTAGE_SECONDS = 120.0  # how long a worker waits for a database that went away
 
-# Answers to a new connection that no second attempt will change. They bear no SQLSTATE in psycopg2.
-_FINAL_REFUSALS = (
-    (re.compile(r"authentication failed|no password supplied", re.I), "refuses the password of user {user}"),
-    (re.compile(r'role "[^"]*" does not exist', re.I), "does not know user {user}"),
-    (re.compile(r'database "[^"]*" does not exist', re.I), "has no database {database} for user {user}"),
-    (
-        re.compile(r"permission denied|pg_hba.conf (entry|rejects)|not permitted to log in", re.I),
-        "denies user {user} the right",
-    ),
-)
 _NOT_IN_URL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _POOL_LOGGER = "sqlalchemy.pool.impl.QueuePool"
 _NO_SUCH_VALUE = "22P02"  # invalid text representation: a text is not what it is cast to
-_READ_ONLY = "25006"  # a standby, or a server in the middle of a fail-over: the next connection may reach the new one
-# SQLSTATEs (or their classes) that a new attempt may cure: connection lost, server stopping or starting,
-# serialization failure, deadlock, too many connections, lock not available.
-_TRANSIENT_STATES = ("08", "57P", "40001", "40P01", "53300", "55P03")
+READ_ONLY_SECONDS = 10.0  # how long a database that was read-only from the start is waited for
 
 
 class DatabaseAwayError(StorageError):
-    """The database did not answer in time; it may be back later."""
+    """The database could not serve us in time and may do so later. The message says what it, or libpq, has answered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,9 @@ class Database:
         storage: the same database as Optuna sees it.
         outage_seconds: how long workers go on when the connection is lost; also how long an absent one is waited for.
         patience_seconds: how long `transaction` goes on trying; None: `outage_seconds`.
-        answer_seconds: how long it waits for one answer before it takes the connection for lost.
+        answer_seconds: how long it waits for one answer before it takes the connection for lost; a statement that is
+            not answered is given twice as long each time that it is tried again.
+        was_read_only: when it was opened.
         abandoned: once it is set, nobody waits for the database any more, in whatever thread.
         on_call, on_retry: told of each attempt's seconds and purpose, and of each that the database's absence cost.
     """
@@ -95,6 +97,7 @@ class Database:
     outage_seconds: float = DEFAULT_OUTAGE_SECONDS
     patience_seconds: float | None = None
     answer_seconds: float = ANSWER_SECONDS
+    was_read_only: bool = False
     on_call: Callable[[float, DatabaseOperation], None] = field(default=lambda seconds, operation: None)
     on_retry: Callable[[], None] = field(default=lambda: None)
     abandoned: threading.Event = field(default_factory=threading.Event)
@@ -134,8 +137,26 @@ class Database:
 
     def _patiently(self, work: Callable[[], T], operation: DatabaseOperation) -> T:
         patience = self.outage_seconds if self.patience_seconds is None else self.patience_seconds
+        started, answer_seconds = time.monotonic(), self.answer_seconds
+
+        def attempt() -> T:
+            nonlocal answer_seconds
+            try:
+                with answer_limit(answer_seconds, self.abandoned):
+                    return self._timed(work, operation)
+            except (DBAPIError, StorageInternalError) as error:
+                if refusal_of(error) is SLOW:  # it may be a long statement: no number of short attempts would end it
+                    answer_seconds = max(answer_seconds, min(2 * answer_seconds, patience))
+                raise
+
+        def is_worth_another(error: BaseException) -> bool:
+            refusal = refusal_of(error)
+            if refusal is READ_ONLY and self.was_read_only and time.monotonic() - started > READ_ONLY_SECONDS:
+                return False
+            return refusal is not None and refusal.is_transient
+
         retrying = Retrying(
-            retry=retry_if_exception(is_connection_lost),
+            retry=retry_if_exception(is_worth_another),
             stop=stop_any(stop_after_delay(patience), stop_when_event_set(self.abandoned)),
             wait=wait_random_exponential(multiplier=0.1, max=5.0),
             sleep=sleep_using_event(self.abandoned),
@@ -143,20 +164,25 @@ class Database:
             reraise=True,
         )
         try:
-            with answer_limit(self.answer_seconds, self.abandoned):
-                return retrying(lambda: self._timed(work, operation))
+            return retrying(attempt)
         except (DBAPIError, StorageInternalError) as error:
-            if not is_connection_lost(error):
-                if isinstance(error, DBAPIError) and _is_refusal(error):
-                    raise _refusal(error, self.url) from error
-                if isinstance(error, DataError) and getattr(error.orig, "pgcode", None) == _NO_SUCH_VALUE:
-                    raise _unreadable(error, self.url) from error
-                raise  # a bug of ours keeps its traceback
-            waited = f"has been away for {patience:.0f} s" if patience >= 1 else "is away"
-            raise DatabaseAwayError(
-                f"the database at {self.address} {waited}",
-                hint="running trials are taken up again when a worker is started after it is back",
-            ) from error
+            raise self._told(error, min(patience, time.monotonic() - started)) from error
+
+    def _told(self, error: DBAPIError | StorageInternalError, waited: float) -> Exception:
+        """The error that says what the database has answered; a bug of ours keeps its traceback."""
+        refusal, cause = refusal_of(error), driver_error(error)
+        if refusal is None:
+            if isinstance(cause, DataError) and getattr(cause.orig, "pgcode", None) == _NO_SUCH_VALUE:
+                return _unreadable(cause, self.url)
+            return error
+        if not refusal.is_transient:
+            return refusal_error(refusal, error, self.url, self.address)
+        if refusal is AWAY and waited >= 1:
+            refusal = replace(AWAY, said=f"has been away for {waited:.0f} s")
+            waited = 0.0
+        tried = f"for {waited:.0f} s" if waited >= 1 else ""
+        told = refusal_error(refusal, error, self.url, self.address, tried)
+        return DatabaseAwayError(str(told), hint=refusal.hint)
 
     def _timed(self, work: Callable[[], T], operation: DatabaseOperation) -> T:
         started = time.perf_counter()
@@ -169,7 +195,12 @@ class Database:
         self.on_retry()
         # Once a second or so at first, then rarer: an outage of minutes is not worth a hundred lines.
         if state.attempt_number in (1, 3) or state.attempt_number % 10 == 0:
-            _log.warning("database is away (attempt %d)", state.attempt_number)
+            error = state.outcome.exception() if state.outcome else None
+            refusal = error and refusal_of(error)
+            if error is not None and refusal:
+                said = refusal.said.format(user=self.url.username, database=self.url.database)
+                cause = first_line(getattr(driver_error(error), "orig", error))
+                _log.warning("database %s (attempt %d): %s", said, state.attempt_number, cause)
 
     def _run_once(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
         with self.engine.begin() as connection:
@@ -186,8 +217,13 @@ class Database:
 
 
 def parse_url(text: str) -> sqlalchemy.URL:
-    """Read a database URL. Raises InputError for anything but PostgreSQL, without showing the password."""
+    """Read a database URL; blanks and line breaks around it are no part of it.
+
+    Raises:
+        InputError: it is none of PostgreSQL's, or has an option that libpq does not know. Never shows the password.
+    """
     hint = "postgresql://USER:PASSWORD@HOST:5432/DATABASE (percent-encode @ : / % in the password)"
+    text = text.strip()
     remember_passwords(text)
     try:
         url = _with_whole_password(sqlalchemy.make_url(text), text)
@@ -202,6 +238,12 @@ def parse_url(text: str) -> sqlalchemy.URL:
     # libpq is written in C, where a NUL ends a text; half a surrogate pair stands for a byte that is no UTF-8.
     if any(_NOT_IN_URL.search(part) for part in _decoded_parts(url)):
         raise InputError("the storage URL has a control character, or a byte that is not UTF-8", hint=hint)
+    for name in url.query:
+        try:
+            parse_dsn(f"{name}=''")
+        except psycopg2.ProgrammingError:
+            message = f"the storage URL has an option that libpq does not know: {name}"
+            raise InputError(message, hint=BAD_URL.hint) from None
     return url.set(drivername="postgresql+psycopg2")
 
 
@@ -270,24 +312,6 @@ def describe_address(url: sqlalchemy.URL) -> str:
     return f"{host}:{url.port or url.query.get('port') or 5432}/{url.database or ''}"
 
 
-def is_connection_lost(error: BaseException) -> bool:
-    """True for errors that a new connection may cure (server restarted, connection cut, starting up)."""
-    if isinstance(error, StorageInternalError) and error.__cause__ is not None:
-        error = error.__cause__  # Optuna's wrapper around the same errors
-    if not isinstance(error, DBAPIError):
-        return False
-    if error.connection_invalidated or isinstance(error, InterfaceError):
-        return True
-    state = getattr(error.orig, "pgcode", None)
-    if state == _READ_ONLY:
-        return True
-    if not isinstance(error, OperationalError):
-        return False
-    if state is not None:
-        return str(state).startswith(_TRANSIENT_STATES)
-    return not any(pattern.search(str(error.orig)) for pattern, _ in _FINAL_REFUSALS)
-
-
 def open_database(
     text: str,
     *,
@@ -312,19 +336,19 @@ def open_database(
     engine = sqlalchemy.create_engine(url, **options)
     event.listen(engine, "connect", _set_up_session)
     try:
-        storage = _connect(engine, url, wait_seconds, lambda: create_schema(engine, describe_address(url), options))
+        storage, is_read_only = _connect(engine, url, wait_seconds, options)
         event.listen(storage.engine, "connect", _set_up_session)
         storage.engine.dispose()  # its first connection was made before
-    except StorageInternalError as error:  # Optuna's wrapper
+    except (DBAPIError, StorageInternalError) as error:
         engine.dispose()
-        raise _refusal(error.__cause__ or error, url) from error
-    except DBAPIError as error:
-        engine.dispose()
-        raise _refusal(error, url) from error
+        refusal = refusal_of(error)
+        if refusal is None:
+            raise
+        raise refusal_error(refusal, error, url, describe_address(url)) from error
     except BaseException:
         engine.dispose()
         raise
-    return Database(engine=engine, storage=storage, url=url, outage_seconds=outage_seconds)
+    return Database(engine=engine, storage=storage, url=url, outage_seconds=outage_seconds, was_read_only=is_read_only)
 
 
 def _engine_options(url: sqlalchemy.URL, *, is_embedded: bool) -> dict[str, Any]:
@@ -375,58 +399,41 @@ def _set_up_session(connection: Any, record: object) -> None:
 
 
 def _connect(
-    engine: sqlalchemy.Engine, url: sqlalchemy.URL, wait_seconds: float, create: Callable[[], RDBStorage]
-) -> RDBStorage:
-    """Make the first connection and the tables; wait for a server that does not answer, or restarts meanwhile."""
+    engine: sqlalchemy.Engine, url: sqlalchemy.URL, wait_seconds: float, options: dict[str, Any]
+) -> tuple[RDBStorage, bool]:
+    """Make the first connection and the tables; wait for a server that does not answer, or restarts meanwhile.
+
+    Returns:
+        Optuna's storage, and whether the database is read-only.
+    """
     started = time.monotonic()
     attempts = 0
+    address = describe_address(url)
     while True:
         attempts += 1
         try:
-            with engine.connect() as connection:
-                connection.execute(sqlalchemy.text("SELECT 1"))
-            return create()
+            is_read_only = check_sessions(url, options, address)
+            return create_schema(engine, address, options), is_read_only
         except (DBAPIError, StorageInternalError) as error:
-            if not is_connection_lost(error):
+            refusal = refusal_of(error)
+            if refusal is None or not refusal.is_transient:
                 raise
             waited = time.monotonic() - started
             if waited >= wait_seconds:
-                cause = error.orig if isinstance(error, DBAPIError) else error.__cause__
-                raise StorageError(
-                    f"no database answers at {describe_address(url)} "
-                    f"({attempts} attempts in {waited:.0f} s): {_first_line(cause)}",
-                    hint="is it running, and reachable from here? --storage or HPSEARCH_STORAGE name it",
-                ) from error
+                tried = f"{attempts} attempts in {waited:.0f} s"
+                if refusal is AWAY:
+                    cause = first_line(getattr(driver_error(error), "orig", error))
+                    raise StorageError(
+                        f"no database answers at {address} ({tried}): {cause}",
+                        hint="is it running, and reachable from here? --storage or HPSEARCH_STORAGE name it",
+                    ) from error
+                raise refusal_error(refusal, error, url, address, tried) from error
             time.sleep(min(1.0, 0.1 * 2**attempts))
-
-
-def _is_refusal(error: DBAPIError) -> bool:
-    """True if the database is in no state to serve us, and not we at fault: disk full, rights withdrawn."""
-    if isinstance(error, ProgrammingError):
-        return getattr(error.orig, "pgcode", None) == "42501"  # insufficient privilege
-    return isinstance(error, OperationalError)
 
 
 def _unreadable(error: DataError, url: sqlalchemy.URL) -> StorageError:
     """What is kept as text (an attribute) and read as a number is none."""
     return StorageError(
-        f"the database at {describe_address(url)} has a value that cannot be read: {_first_line(error.orig)}",
+        f"the database at {describe_address(url)} has a value that cannot be read: {first_line(error.orig)}",
         hint="somebody has changed it: put back what stood there (from a copy of the database)",
     )
-
-
-def _refusal(error: BaseException, url: sqlalchemy.URL) -> StorageError:
-    text = _first_line(error.orig if isinstance(error, DBAPIError) else error)
-    reason = next((word for pattern, word in _FINAL_REFUSALS if pattern.search(text)), None)
-    if reason is None:
-        hint = "the server's log may say more"
-        return StorageError(f"the database at {describe_address(url)} cannot serve us: {text}", hint=hint)
-    said = reason.format(user=url.username or "of this account", database=url.database)
-    return StorageError(
-        f"the database at {describe_address(url)} {said}: {text}",
-        hint="check user, password and database name in --storage or HPSEARCH_STORAGE",
-    )
-
-
-def _first_line(error: object) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -93,8 +93,8 @@ class FaultyPostgres:
 
     def trust(self, network: str) -> None:
         """Let in everybody who comes from there by TCP."""
-        with (self._data / "pg_hba.conf").open("a") as file:
-            file.write(f"host all all {network} trust\n")
+        rules = self._data / "pg_hba.conf"
+        rules.write_text(f"host all all {network} trust\n" + rules.read_text())
 
     def start(self) -> None:
         """Start it and wait until it answers."""

@@ -156,7 +156,7 @@ def test_row_13_server_hangs(arena: Arena) -> None:
     hung = [len(arena.trained(worker)) for worker in workers]
     arena.go()
     for worker, before in zip(workers, hung, strict=True):
-        wait_until(lambda w=worker: "database is away" in w.said, "the worker gives up a statement that hangs")
+        wait_until(lambda w=worker: "has not answered for" in w.said, "the worker gives up a statement that hangs")
         wait_until(lambda w=worker, b=before: len(arena.trained(w)) >= b + 5, "it trains on")
     arena.server.resume()
     assert [worker.wait() for worker in workers] == [0, 0]
@@ -214,7 +214,7 @@ def test_row_13_network_cut(guest_network: GuestNetwork, stopped_server: FaultyP
     (held,) = [trial for trial in arena.trials() if trial.state is TrialState.RUNNING]
     near = arena.worker(faults=CUT_OFF)
     assert near.wait() == 0, "another worker does all that the lost one leaves"
-    assert "database is away" in far.said, "it has given up waiting on its own"
+    assert "has not answered" in far.said, "it has given up waiting on its own"
     guest_network.heal()
     assert far.wait() == 0
     arena.judge()

@@ -82,7 +82,7 @@ def test_a_brief_caller_is_told_at_once(database: Database) -> None:
         with stopped(attempts[-1]), answer_limit(0.2):
             connection.execute(text("SELECT 1"))
 
-    with pytest.raises(DatabaseAwayError, match="is away"):
+    with pytest.raises(DatabaseAwayError, match="has not answered a statement in time"):
         brief.transaction(work)
     assert len(attempts) == 1
 

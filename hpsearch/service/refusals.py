@@ -1,0 +1,210 @@
+"""What PostgreSQL, libpq or a pooler answers in place of a result, and what we say of it.
+
+One table, which docs/service.md shows: how an answer is recognised (by its SQLSTATE; a refused connection has a text
+only), what is said, what helps, and whether a later attempt may succeed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from hpsearch.errors import InputError, StorageError
+
+_NAMES = "check user, password and database name in --storage or HPSEARCH_STORAGE"
+_RESUMES = "running trials are taken up again when a worker is started after it is back"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """One kind of answer.
+
+    Args:
+        said: follows on "the database at ADDRESS"; {user} and {database} are those of the URL.
+        states: SQLSTATEs, or the beginnings of some.
+        pattern: of the message, where the error has no SQLSTATE, or a pooler's.
+        is_transient: a later attempt may succeed.
+        is_input: the URL is wrong, not the surroundings.
+    """
+
+    said: str
+    hint: str
+    states: tuple[str, ...] = ()
+    pattern: str | None = None
+    is_transient: bool = False
+    is_input: bool = False
+
+    def matches(self, state: str | None, message: str) -> bool:
+        if state is not None and self.states and state.startswith(self.states):
+            return True
+        has_text_only = state is None or state.startswith("08")  # what a pooler says of itself is 08P01 throughout
+        return has_text_only and self.pattern is not None and re.search(self.pattern, message, re.I) is not None
+
+
+BAD_URL = Refusal(
+    said="cannot be reached by this URL",
+    hint="what follows ? in the URL are options of libpq, such as sslmode=require; a schema is chosen by "
+    "options=-csearch_path%3DNAME; variables PG... count as well",
+    pattern=r"invalid (dsn|connection option|port number|\S+ value)|could not match \d|definition of service|"
+    r"service file|unrecognized configuration parameter|invalid value for parameter|invalid command-line argument",
+    is_input=True,
+)
+READ_ONLY = Refusal(
+    said="is read-only",
+    hint="a standby, or default_transaction_read_only: name the primary; of several hosts in the URL, "
+    "target_session_attrs=read-write finds it",
+    states=("25006",),
+    pattern=r"session is read-only|server is in hot standby mode",
+    is_transient=True,  # in the middle of a fail-over, the next connection may reach the new primary
+)
+SLOW = Refusal(
+    said="has not answered a statement in time",
+    hint="the statement may wait for a lock or a slow disk, see pg_stat_activity and pg_locks; or the server hangs",
+    pattern=r"has not answered for \S+ s in the middle of a statement",
+    is_transient=True,
+)
+SHARED_SESSIONS = Refusal(
+    said="is behind a pooler that shares sessions between clients",
+    hint="pgbouncer needs pool_mode = session, or name PostgreSQL itself: workers hold locks in their sessions",
+    pattern="transaction blocks not allowed in statement pooling mode",
+)
+AWAY = Refusal(said="is away", hint=_RESUMES, states=("08",), is_transient=True)  # and whatever else cuts a connection
+OTHER = Refusal(said="cannot serve us", hint="the server's log may say more")
+
+# The first one that matches counts.
+REFUSALS = (
+    BAD_URL,
+    Refusal(
+        said="refuses the password of user {user}",
+        hint=_NAMES,
+        states=("28P01",),
+        pattern=r"authentication failed|no password supplied",
+    ),
+    Refusal(
+        said="does not know user {user}",
+        hint=_NAMES,
+        pattern=r'role "[^"]*" does not exist|no such user',
+    ),
+    Refusal(
+        said="has no database {database} for user {user}",
+        hint=_NAMES,
+        states=("3D000",),
+        pattern=r'database "[^"]*" does not exist|no such database',
+    ),
+    Refusal(
+        said="cannot agree with us on encryption",
+        hint="sslmode, sslrootcert, sslcert and sslkey in the URL say what is asked of the server",
+        pattern=r"does not support SSL|certificate|SSL error: (tlsv1|sslv3) alert|private key file",
+    ),
+    Refusal(
+        said="denies user {user} the right to connect",
+        hint=f"{_NAMES}; the server's pg_hba.conf and GRANT CONNECT ON DATABASE let users in",
+        states=("28000",),
+        pattern=r"permission denied for database|pg_hba\.conf (entry|rejects)|not permitted to log in",
+    ),
+    Refusal(
+        said="denies user {user} the right",
+        hint="the user needs CREATE and USAGE on the schema for the first start, and SELECT, INSERT, UPDATE and DELETE "
+        "on all tables in it; a schema of its own (CREATE SCHEMA AUTHORIZATION) gives all of them",
+        states=("42501", "3F000"),
+        pattern="permission denied",
+    ),
+    Refusal(
+        said="is behind a pooler that refuses an option of ours",
+        hint="ignore_startup_parameters in pgbouncer.ini names options that it lets pass",
+        pattern="unsupported startup parameter",
+    ),
+    Refusal(
+        said="has no connection left for user {user}",
+        hint="a worker needs up to eight. The limit is the one that the message names: max_connections of the server, "
+        "CONNECTION LIMIT of the role or the database, or the pooler's",
+        states=("53300",),
+        pattern=r"too many (clients|connections)|remaining connection slots|no more connections allowed",
+        is_transient=True,
+    ),
+    READ_ONLY,
+    Refusal(
+        said="is starting up or shutting down",
+        hint="wait until it accepts connections; one that stays in recovery is a standby: name the primary",
+        states=("57P03",),
+        pattern=r"starting up|shutting down|in recovery mode|not (yet )?accepting connections|recovery state",
+        is_transient=True,
+    ),
+    Refusal(
+        said="ended our connection",
+        hint=_RESUMES,
+        states=("57P",),
+        is_transient=True,
+    ),
+    Refusal(
+        said="canceled a statement of ours",
+        hint="statement_timeout of the role or the database is too short, or somebody called pg_cancel_backend",
+        states=("57014",),
+    ),
+    Refusal(
+        said="has rows or tables that others keep locked",
+        hint="pg_stat_activity and pg_locks show who; lock_timeout says how long is waited",
+        states=("40001", "40P01", "55P03"),
+        is_transient=True,
+    ),
+    Refusal(
+        said="has no room left",
+        hint="make room on its disk: what it has acknowledged is kept",
+        states=("53100",),
+    ),
+    SLOW,
+    SHARED_SESSIONS,
+    Refusal(
+        said="has a host name that is not known here",
+        hint="check the host in --storage or HPSEARCH_STORAGE",
+        pattern="could not translate host name",
+        is_transient=True,
+    ),
+)
+
+
+def refusal_of(error: BaseException) -> Refusal | None:
+    """What an error of the driver, or of Optuna's storage around it, means; None: a bug of ours, and no answer."""
+    cause = driver_error(error)
+    if cause is None:
+        return None
+    state = getattr(cause.orig, "pgcode", None)
+    found = next((refusal for refusal in REFUSALS if refusal.matches(state, first_line(cause.orig))), None)
+    if found is not None:
+        return found
+    if cause.connection_invalidated or isinstance(cause, InterfaceError):
+        return AWAY
+    if not isinstance(cause, OperationalError):
+        return None
+    return AWAY if state is None or AWAY.matches(state, "") else OTHER
+
+
+def refusal_error(
+    refusal: Refusal, error: BaseException, url: sqlalchemy.URL, address: str, tried: str = ""
+) -> Exception:
+    """The error that a user sees: what the database has said, and what helps.
+
+    Args:
+        tried: how often and how long, if it was tried again.
+    """
+    message = first_line(getattr(driver_error(error), "orig", error))
+    if refusal.is_input:
+        return InputError(f"the storage URL cannot be used: {message}", hint=refusal.hint)
+    said = refusal.said.format(user=url.username or "of this account", database=url.database)
+    return StorageError(f"the database at {address} {said}{tried and f' ({tried})'}: {message}", hint=refusal.hint)
+
+
+def driver_error(error: BaseException | None) -> DBAPIError | None:
+    """The driver's error, also where Optuna has wrapped it."""
+    if isinstance(error, StorageInternalError):
+        error = error.__cause__
+    return error if isinstance(error, DBAPIError) else None
+
+
+def first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
