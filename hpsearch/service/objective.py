@@ -7,7 +7,7 @@ is what a worker's trial of the same point is: the same curve, the same end, the
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import optuna
 import torch
@@ -44,6 +44,7 @@ class Objective:
     """
 
     def __init__(self, definition: StudyDefinition, *, device: str = "auto") -> None:
+        self._asked = device
         gpus = wanted_gpus(device, VisibleDevices.detect())
         self.definition = definition
         self.device = gpus[0].device if gpus else torch.device("cpu")
@@ -53,6 +54,10 @@ class Objective:
         self._origin = {"worker": worker_name(), "device": describe_device(self.device)}
         self._of_thread = threading.local()
         self._turn = threading.Lock()  # on a GPU: graphs are captured and replayed by one thread at a time
+
+    def __reduce__(self) -> tuple[Callable[..., Objective], tuple[StudyDefinition, str]]:
+        """For joblib and multiprocessing: the process that it is sent to reads the data for itself."""
+        return _made_again, (self.definition, self._asked)
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Train one trial; it is reported epoch by epoch, under the steps 1, 2, ...
@@ -96,7 +101,11 @@ class Objective:
         num_minibatches = data.num_minibatches(settings.training.batch_size)
         return Lane(
             claim=Claim(
-                trial_id=trial._trial_id, number=trial.number, point=trial.number, attempt=1, parameters=parameters
+                trial_id=trial.number,  # FixedTrial has no other, and nothing is stored here
+                number=trial.number,
+                point=trial.number,
+                attempt=1,
+                parameters=parameters,
             ),
             settings=settings,
             rule=stopping_rule(self.definition.stopping, num_minibatches=num_minibatches),
@@ -114,6 +123,10 @@ class Objective:
             return cohort.train_epoch()[key]
         with self._turn:
             return cohort.train_epoch()[key]
+
+
+def _made_again(definition: StudyDefinition, device: str) -> Objective:
+    return Objective(definition, device=device)
 
 
 def _end(trial: optuna.Trial, result: Result) -> float:

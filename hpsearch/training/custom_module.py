@@ -24,6 +24,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from hpsearch.errors import InputError
 from hpsearch.settings import ModelSettings
+from hpsearch.training.foreign_code import ForeignExit, foreign_code
 
 _log = logging.getLogger(__name__)  # below the package's own; hpsearch.logs knows Optuna, and this room must not
 
@@ -59,10 +60,11 @@ class ModuleFactory:
         Raises:
             InputError: the call fails, or returns no module that lanes can train.
         """
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed for the CPU; it takes the low 32 bits
+        with torch.device("cpu"):
             try:
-                module = self.function(**self.arguments)
+                with foreign_code(self.family):
+                    torch.default_generator.manual_seed(seed)  # torch.manual_seed for the CPU; it takes the low 32 bits
+                    module = self.function(**self.arguments)
             except Exception as error:
                 written = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
                 raise self.failure(f"{self.family.partition(':')[2]}({written}) failed", error) from error
@@ -163,7 +165,8 @@ def _imported(family: str) -> Callable[..., Any]:
     module_name, _, name = family.partition(":")
     _see_current_folder()
     try:
-        module = importlib.import_module(module_name)
+        with foreign_code(module_name):
+            module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _failure(family, f"importing {module_name} failed", error) from error
@@ -217,6 +220,8 @@ def _failure(family: str, what: str, error: Exception) -> InputError:
 
 def place_of(error: BaseException) -> str:
     """` (networks.py:12)`: the innermost line that is neither torch's nor ours nor of the import system."""
+    if isinstance(error, ForeignExit) and error.__cause__ is not None:
+        error = error.__cause__
     folders = (Path(torch.__file__).parent, Path(__file__).parents[1], Path(importlib.__file__).parent)
     foreign = ("<frozen", *(f"{folder}{os.sep}" for folder in folders))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(foreign)]

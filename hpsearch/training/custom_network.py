@@ -25,6 +25,7 @@ from hpsearch.training.custom_module import (
     trainable,
     weight_names,
 )
+from hpsearch.training.foreign_code import foreign_code, no_exit
 from hpsearch.training.initialization import ParameterShape
 from hpsearch.training.network import Network
 
@@ -85,7 +86,8 @@ class CustomNetwork(Network):
 
     def _scores(self, constants: Tensors, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
         maps = images.reshape(-1, 1, *self.image_shape)
-        scores: Tensor = functional_call(self.module, {**constants, **parameters}, (maps,))
+        with no_exit():
+            scores: Tensor = functional_call(self.module, {**constants, **parameters}, (maps,))
         return scores
 
     def _constants_beside(self, parameters: Mapping[str, Tensor]) -> Tensors:
@@ -117,15 +119,16 @@ def build_custom_network(model: ModelSettings, image_shape: tuple[int, int], num
         )
     check_alike(factory, module, factory.build(1))
     images = torch.rand(NUM_TRIED_IMAGES, 1, *image_shape, generator=torch.Generator().manual_seed(0))
-    network = CustomNetwork(
-        model=model,
-        image_shape=image_shape,
-        num_classes=num_classes,
-        factory=factory,
-        module=module,
-        floats_per_image=_try_module(factory, module, images, num_classes),
-    )
-    _try_network(network, images.flatten(start_dim=1))
+    with foreign_code(model.family):
+        network = CustomNetwork(
+            model=model,
+            image_shape=image_shape,
+            num_classes=num_classes,
+            factory=factory,
+            module=module,
+            floats_per_image=_try_module(factory, module, images, num_classes),
+        )
+        _try_network(network, images.flatten(start_dim=1))
     return network
 
 
@@ -235,7 +238,8 @@ def _checked_scores(factory: ModuleFactory, run: Callable[[], Any], shape: list[
 
 def _attempt(factory: ModuleFactory, what: str, run: Callable[[], Any]) -> Any:
     try:
-        return run()
+        with no_exit():
+            return run()
     except Exception as error:  # the user's code runs in there
         raise factory.failure(what, error) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import optuna
@@ -133,3 +134,10 @@ def test_a_gpu_that_is_not_there_is_an_error_and_never_the_cpu(monkeypatch: pyte
     assert Objective(definition, device="auto").device.type == "cpu"
     with pytest.raises(DeviceError, match="cuda:0 is not there"):
         Objective(definition, device="cuda:0")
+
+
+def test_an_objective_is_pickled_for_other_processes_and_takes_a_fixed_trial() -> None:
+    objective = make_objective()
+    trial = optuna.trial.FixedTrial({"learning_rate": 0.1})
+    assert pickle.loads(pickle.dumps(objective))(trial) == objective(trial)
+    assert trial.user_attrs["epochs"] == 3

@@ -1,0 +1,126 @@
+"""A user's code runs in our process: what it changes there for everybody is put back when it has been called.
+
+An import may parse the command line, replace signal handlers, turn warnings into errors or change torch's defaults. It
+sees no arguments of ours, and our own code goes on as if it had not been there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+_CUDNN = ("benchmark", "deterministic", "allow_tf32")
+
+
+class ForeignExit(Exception):  # noqa: N818  # no error of ours
+    """A user's code, or argparse for it, has called sys.exit."""
+
+    def __init__(self, error: SystemExit) -> None:
+        super().__init__(f"it called sys.exit({'' if error.code is None else repr(error.code)})")
+
+
+@contextlib.contextmanager
+def no_exit() -> Iterator[None]:
+    """A user's code may not end the process: an exit with code 0 would look like work that is done.
+
+    Raises:
+        ForeignExit: in place of SystemExit.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise ForeignExit(error) from error
+
+
+@contextlib.contextmanager
+def foreign_code(name: str) -> Iterator[None]:
+    """Run a user's code inside; afterwards the process is as before.
+
+    Args:
+        name: what it sees as the program's name, in place of our arguments.
+    Raises:
+        ForeignExit: in place of SystemExit.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(np.errstate())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        for put_back in (_torch_defaults(), _logging(), _signal_handlers(), _process()):
+            stack.callback(put_back)
+        sys.argv = [name]
+        with no_exit():
+            yield
+
+
+def _process() -> Callable[[], None]:
+    argv, streams, folder = sys.argv, (sys.stdout, sys.stderr), os.getcwd()  # noqa: PTH109  # a text, for chdir
+
+    def put_back() -> None:
+        sys.argv = argv
+        sys.stdout, sys.stderr = streams
+        os.chdir(folder)
+
+    return put_back
+
+
+def _signal_handlers() -> Callable[[], None]:
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def put_back() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread can change them, and so it has not
+        for number, handler in handlers.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+    return put_back
+
+
+def _logging() -> Callable[[], None]:
+    root = logging.getLogger()
+    handlers, level, disabled_level = list(root.handlers), root.level, root.manager.disable
+
+    def put_back() -> None:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.disable(disabled_level)
+        for name, logger in root.manager.loggerDict.items():  # logging.config.dictConfig disables those that are there
+            if isinstance(logger, logging.Logger) and name.partition(".")[0] == "hpsearch":
+                logger.disabled = False
+
+    return put_back
+
+
+def _torch_defaults() -> Callable[[], None]:
+    dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
+    precision, has_gradients = torch.get_float32_matmul_precision(), torch.is_grad_enabled()
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    detects_anomalies = torch.is_anomaly_enabled()
+    cudnn = {name: getattr(torch.backends.cudnn, name) for name in _CUDNN}
+
+    def put_back() -> None:
+        torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_grad_enabled(has_gradients)
+        torch.use_deterministic_algorithms(is_deterministic, warn_only=only_warns)
+        torch.autograd.set_detect_anomaly(detects_anomalies)
+        for name, value in cudnn.items():
+            if getattr(torch.backends.cudnn, name) != value:
+                setattr(torch.backends.cudnn, name, value)
+
+    return put_back
