@@ -55,7 +55,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 @pytest.mark.parametrize("where", ["at_import", "in_factory", "in_forward"])
 @pytest.mark.parametrize("code", ["0", "3", "'enough'", ""])
 def test_an_exit_is_an_error_that_names_it(where: str, code: str, build: Callable[..., None]) -> None:
-    with pytest.raises(InputError, match="model.family foreign_network:make: ") as caught:
+    with pytest.raises(InputError, match=r"model\.family foreign_network:make: ") as caught:
         build(**{where: f"import sys; sys.exit({code})"})
     assert f"it called sys.exit({code}) (foreign_network.py:" in str(caught.value)
 
