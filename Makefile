@@ -13,7 +13,7 @@ SOAK_LOG ?= docs/results/soak.log
 SOAK_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-compose test-faults soak lint bench clean
+.PHONY: help venv demo test test-compose test-faults soak lint bench notes clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -70,6 +70,9 @@ bench: venv ## all benchmarks of a machine without a GPU: tables, and JSON in be
 	$(BIN)/python -m benchmarks.sql_statements
 	$(BIN)/python -m benchmarks.report_rate
 	$(BIN)/python -m benchmarks.whole_study
+
+notes: venv ## the tutorial's three runs on MNIST again, and docs/results/notes.md with its curves (hours; resumes)
+	$(BIN)/python -m benchmarks.notes
 
 clean: ## remove .venv, caches and what the demo made (studies stay in the database)
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
