@@ -80,12 +80,15 @@ def check_effects(sections: Sections, search: SearchSettings, set_keys: Collecti
         InputError: a searched key matters in no point.
     """
     searched = {dimension.name for dimension in search.dimensions}
-    given = {*set_keys, *(key for key in _EXCLUSIVE if _name(key) in searched)}
-    if given.issuperset(_EXCLUSIVE):
-        raise InputError(
-            f"{source}: {_EXCLUSIVE[0]} stands in place of {_EXCLUSIVE[1]}: give one of them",
-            hint="the rate falls to the target once, or by the factor again and again",
-        )
+    # The points of a list need not have the same keys: one may have a target, another a factor.
+    together = [{name for name, _ in point} for point in search.points] or [searched]
+    for number, keys in enumerate(together, start=1):
+        if {*set_keys, *(key for key in _EXCLUSIVE if _name(key) in keys)}.issuperset(_EXCLUSIVE):
+            where = f"search.points: point {number}: " if search.points else ""
+            raise InputError(
+                f"{source}: {where}{_EXCLUSIVE[0]} stands in place of {_EXCLUSIVE[1]}: give one of them",
+                hint="the rate falls to the target once, or by the factor again and again",
+            )
     for key, because in idle_keys(sections, search).items():
         owner, values = EFFECTS[key]
         names = [name for name in searched if _key(name) == key]

@@ -209,7 +209,7 @@ def find_final_error(line: str) -> str | None:
         return None
     try:
         fields = json.loads(line)
-    except ValueError:  # a line that was cut
+    except (ValueError, RecursionError):  # a line that was cut, or is not ours
         return None
     return str(fields["message"]) if {"message", "exit_code"} <= fields.keys() else None
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, PlainSerializer
 from pydantic_core import PydanticCustomError
 
 
@@ -22,11 +22,33 @@ def _refuse_bool(value: object) -> object:
     return value
 
 
+def _at_most(limit: int) -> AfterValidator:
+    """A bound far beyond what anybody means, within what every machine can hold; told only to whoever passes it."""
+
+    def check(value: Any) -> Any:
+        if value > limit:
+            raise ValueError(f"must be at most {limit:,}, got {value:,}")
+        return value
+
+    return AfterValidator(check)
+
+
+MOST = 10**9  # of what is counted: epochs are 32-bit numbers in Optuna's tables
+LARGEST = 10**9  # rates and factors: training computes in float32, whose largest number is 3e38
+MOST_POINTS = 10**6  # rows of a study
+MOST_UNITS = 10**5  # of a layer: 0.3 GB of weights behind MNIST's pixels
+MOST_KERNELS = 10**3
+
 Number = Annotated[FiniteFloat, BeforeValidator(_refuse_bool)]
-PositiveNumber = Annotated[Number, Field(gt=0)]
-NonNegativeNumber = Annotated[Number, Field(ge=0)]
+PositiveNumber = Annotated[Number, Field(gt=0), _at_most(LARGEST)]
+NonNegativeNumber = Annotated[Number, Field(ge=0), _at_most(LARGEST)]
 UnitFraction = Annotated[Number, Field(ge=0, lt=1)]
-Count = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1)]
+_Whole = Annotated[int, BeforeValidator(_refuse_bool)]
+Count = Annotated[_Whole, Field(ge=1), _at_most(MOST)]
+LongCount = Annotated[_Whole, Field(ge=1), _at_most(10**15)]  # of minibatches and bytes: exact as a float, too
+PointCount = Annotated[_Whole, Field(ge=1), _at_most(MOST_POINTS)]
+Units = Annotated[_Whole, Field(ge=1), _at_most(MOST_UNITS)]
+Kernels = Annotated[_Whole, Field(ge=1), _at_most(MOST_KERNELS)]
 Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**63)]
 
 BUILT_IN_FAMILIES: Final = ("logistic", "mlp", "cnn")
@@ -115,7 +137,7 @@ class DataSettings(Settings):
 
     dataset: str = "mnist"
     train_samples: Count | None = None
-    max_resident_bytes: Count | None = None
+    max_resident_bytes: LongCount | None = None
 
 
 class ModelSettings(Settings):
@@ -129,8 +151,8 @@ class ModelSettings(Settings):
     """
 
     family: Family = "mlp"
-    hidden_units: Count = 500
-    kernels: Annotated[tuple[Count, Count], Field(strict=False), BeforeValidator(_parse_kernels)] = (20, 50)
+    hidden_units: Units = 500
+    kernels: Annotated[tuple[Kernels, Kernels], Field(strict=False), BeforeValidator(_parse_kernels)] = (20, 50)
     activation: Activation = "tanh"
     initialization: Initialization = "glorot"
     options: OptionTable = ()
@@ -173,7 +195,7 @@ class TrainingSettings(Settings):
     schedule_every: Count = 10
     schedule_target: PositiveNumber | None = None
     schedule_patience: Count = 10
-    schedule_stop_ratio: Annotated[Number, Field(gt=1)] = 1024.0
+    schedule_stop_ratio: Annotated[Number, Field(gt=1), _at_most(LARGEST)] = 1024.0
     shuffle: bool = False
     precision: Precision = "float32"
     seed: Seed | None = None
@@ -193,8 +215,8 @@ class StoppingSettings(Settings):
     """
 
     rule: StoppingRule = "geometric-patience"
-    patience: Count = 10_000
-    patience_increase: Annotated[Number, Field(ge=1)] = 2.0
+    patience: LongCount = 10_000
+    patience_increase: Annotated[Number, Field(ge=1), _at_most(LARGEST)] = 2.0
     improvement_threshold: Annotated[Number, Field(gt=0, le=1)] = 0.995
     significance_level: Annotated[Number, Field(gt=0, lt=1)] = 0.05
     n: Count = 10
@@ -212,11 +234,11 @@ class PruningSettings(Settings):
     """
 
     pruner: PrunerName = "none"
-    warmup_epochs: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)] = 0
-    startup_trials: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)] = 5
+    warmup_epochs: Annotated[_Whole, Field(ge=0), _at_most(MOST)] = 0
+    startup_trials: Annotated[_Whole, Field(ge=0), _at_most(MOST)] = 5
     percentile: Annotated[Number, Field(ge=0, le=100)] = 25.0
     min_epochs: Count = 1
-    reduction_factor: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=2)] = 3
+    reduction_factor: Annotated[_Whole, Field(ge=2), _at_most(MOST)] = 3
 
 
 class TrialSettings(Settings):

@@ -23,9 +23,17 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from hpsearch.settings import Count, Number, PositiveNumber, Settings
+from hpsearch.settings import LongCount, Number, PointCount, PositiveNumber, Settings
 
 ParameterValue = float | int | str | bool
 Point = Mapping[str, ParameterValue]
@@ -61,16 +69,26 @@ class LogGrid(Settings):
         log10: the first and the last exponent.
         per_decade: values per decade; 1 is the decade grid of the notes.
         zero: puts 0 in front, which no log-spaced grid reaches.
+        zero_share: the part of the draws that is 0, for strategies that draw; None: half of them.
     """
 
     log10: Annotated[tuple[Exponent, Exponent], Field(strict=False)]
     per_decade: Annotated[int, Field(ge=1, le=1000)] = 1
     zero: bool = False
+    zero_share: Annotated[Number, Field(gt=0, lt=1)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_share(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is not set: a definition without it has the text and the hash that it had before the key."""
+        fields: dict[str, Any] = handler(self)
+        return {key: value for key, value in fields.items() if key != "zero_share" or value is not None}
 
     @model_validator(mode="after")
     def _check_exponents(self) -> LogGrid:
         if max(abs(exponent) for exponent in self.log10) > 300:
             raise ValueError(f"exponents must be within -300 .. 300, got {list(self.log10)}")
+        if self.zero_share is not None and not self.zero:
+            raise ValueError("zero_share is of the zero that zero = true adds")
         if abs(self._steps - round(self._steps)) > 1e-9:
             raise ValueError(f"log10 = {list(self.log10)} is not a whole number of steps of 1/{self.per_decade} decade")
         return self
@@ -197,12 +215,24 @@ class Dimension(Settings):
         if not (self.is_log or self.is_continuous):
             value: ParameterValue = trial.suggest_categorical(self.name, list(self.values))
             return value
-        if self.has_zero and trial.suggest_categorical(self.name + ZERO_SUFFIX, [False, True]):
+        if self.has_zero and self._draws_zero(trial):
             return 0 if self.is_integer else 0.0
         low, high = self._bounds
         if self.is_integer:
             return trial.suggest_int(self.name, round(low), round(high), log=self.is_log)
         return trial.suggest_float(self.name, low, high, log=self.is_log)
+
+    def _draws_zero(self, trial: Suggester) -> bool:
+        """Ask the switch: two choices, or a number that is not negative in `zero_share` of an even spread."""
+        name, share = self.name + ZERO_SUFFIX, self.log_grid.zero_share if self.log_grid else None
+        if share is None:
+            return bool(trial.suggest_categorical(name, [False, True]))
+        return is_zero_drawn(trial.suggest_float(name, share - 1, share))
+
+
+def is_zero_drawn(switch: ParameterValue) -> bool:
+    """Whether a `_is_zero` parameter says that the value is 0."""
+    return switch if isinstance(switch, bool) else not isinstance(switch, str) and switch >= 0
 
 
 Pairs = tuple[tuple[str, Any], ...]
@@ -233,11 +263,11 @@ class SearchSettings(Settings):
     """
 
     strategy: Strategy = "grid"
-    num_points: Count | None = None
-    max_points: Count = 10_000
+    num_points: PointCount | None = None
+    max_points: PointCount = 10_000
     points: Annotated[tuple[ListedPoint, ...], Field(strict=False)] = ()
-    budget_points: Count | None = None
-    budget_epochs: Count | None = None
+    budget_points: PointCount | None = None
+    budget_epochs: LongCount | None = None
     budget_hours: PositiveNumber | None = None
     finest_per_decade: Annotated[int, Field(ge=1, le=1000)] = 16
     dimensions: tuple[Dimension, ...] = ()
@@ -260,7 +290,7 @@ def without_zero_switches(parameters: Mapping[str, ParameterValue]) -> dict[str,
     for name, value in parameters.items():
         if not name.endswith(ZERO_SUFFIX):
             point[name] = value
-        elif value:
+        elif is_zero_drawn(value):
             point[name.removesuffix(ZERO_SUFFIX)] = 0  # the whole number: settings read it as either kind
     return point
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Final
 
 from optuna.distributions import BaseDistribution
@@ -51,9 +50,11 @@ from hpsearch.space import (
 )
 from hpsearch.study_document import (
     apply_override,
+    check_document,
     flat_search,
     inline_text,
     parse_dimension,
+    parse_toml,
     section_of,
     validated,
     with_value,
@@ -110,6 +111,9 @@ class StudyDefinition(Settings):
     def _check_number_of_points(self) -> StudyDefinition:
         search = self.search
         _check_own_keys(search)
+        for dimension in search.dimensions:
+            if not search.is_drawn and dimension.log_grid and dimension.log_grid.zero_share is not None:
+                raise ValueError(f"search.{dimension.name}: zero_share belongs to strategies that draw")
         if search.strategy == "grid":
             for dimension in search.dimensions:
                 if dimension.is_continuous:
@@ -242,15 +246,19 @@ class StudyDefinition(Settings):
             search.update(_written_dimensions(self.search.dimensions))
         return document
 
-    def ordered_like(self, other: StudyDefinition) -> StudyDefinition:
-        """This definition with its dimensions in the other's order; keys that the other has not come last.
+    def told_like(self, other: StudyDefinition) -> StudyDefinition:
+        """This definition in the words of another: its dimensions' order, and its name for the data.
 
-        The order is not part of what a study is, yet it orders the points: a study keeps the one that it began with.
+        Neither is part of what a study is, yet the order orders the points: a study keeps what it began with. Keys that
+        the other has not come last.
         """
         places = {dimension.name: place for place, dimension in enumerate(other.search.dimensions)}
         in_order = sorted(self.search.dimensions, key=lambda dimension: places.get(dimension.name, len(places)))
         search = self.search.model_copy(update={"dimensions": tuple(in_order)})
-        return self.model_copy(update={"search": search})
+        update: dict[str, Any] = {"search": search}
+        if is_same_place(other.data.dataset, self.data.dataset):
+            update["data"] = self.data.model_copy(update={"dataset": other.data.dataset})
+        return self.model_copy(update=update)
 
     def canonical_json(self) -> str:
         """One text per meaning: defaults written out, keys sorted. `from_canonical_json` reads it back."""
@@ -279,7 +287,7 @@ def load_definition(path: Path, overrides: Sequence[str] = ()) -> StudyDefinitio
         InputError: the file cannot be read, is not TOML, or says something that is not allowed.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = parse_toml(path.read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such study file", hint="see the studies/ folder for examples") from None
     except OSError as error:
@@ -287,9 +295,6 @@ def load_definition(path: Path, overrides: Sequence[str] = ()) -> StudyDefinitio
         raise InputError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8", hint="save the file as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        hint = "https://toml.io shows the syntax"
-        raise InputError(f"{path}: not valid TOML: {error}", hint=hint) from error
     for override in overrides:
         apply_override(document, override)
     # The value at fault may stand in an override and not in the file.
@@ -314,6 +319,7 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
     Raises:
         InputError: names source, key, value and what was expected.
     """
+    check_document(document, source)
     document = dict(document)
     search = document.pop("search", {})
     if not isinstance(search, dict):
@@ -359,12 +365,23 @@ def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> lis
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     }
+    if is_same_place(stored.data.dataset, given.data.dataset):
+        lines.pop("data.dataset", None)
     if _POINTS in lines:
         old_points, new_points = set(stored.search.points), set(given.search.points)
         lines[_POINTS] = _points_difference(old_points, new_points)
         if old_points == new_points:
             del lines[_POINTS]  # the same in another order
     return list(lines.values())
+
+
+def is_same_place(stored: str, given: str) -> bool:
+    """Whether a dataset's absolute path may be the relative one that an older hpsearch stored.
+
+    From which folder that one was, nobody has written down; the checksums of the data tell the rest.
+    """
+    old, new = PurePath(stored), PurePath(given)
+    return new.is_absolute() and not old.is_absolute() and new.parts[-len(old.parts) :] == old.parts != ()
 
 
 def _points_difference(old: set[Any], new: set[Any]) -> str:

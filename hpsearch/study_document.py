@@ -7,6 +7,7 @@ TOML here, before anything judges it.
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -19,6 +20,11 @@ from hpsearch.space import Choice, Dimension, LogGrid, ParameterValue, Range, Se
 from hpsearch.validation_messages import describe_first_error, shown, suggest_names
 
 S = TypeVar("S", bound=Settings)
+
+_DEEPEST = 16
+_TOO_DEEP = f"nested too deeply: {_DEEPEST} levels at most"
+_WHOLE_NUMBERS = "whole numbers have at most 64 bits (-2^63 to 2^63 - 1)"
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 _SECTIONS: dict[str, type[Settings]] = {"model": ModelSettings, "training": TrainingSettings}
 _NOT_SEARCHABLE = {"options"}  # a table is no value that Optuna can store
@@ -33,6 +39,41 @@ def validated(kind: type[S], values: Any, *, source: str, section: str = "") -> 
     except ValidationError as error:
         message, hint = describe_first_error(error, kind, section)
         raise InputError(f"{source}: {message}", hint=hint) from None
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Read TOML, or raise an InputError that names source and place."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source}: not valid TOML: {error}", hint="https://toml.io shows the syntax") from error
+    except RecursionError:
+        raise InputError(f"{source}: {_TOO_DEEP}", hint="a study file needs four") from None
+    except ValueError:  # Python's own limit
+        raise InputError(f"{source}: a number of more than 4,300 digits: {_WHOLE_NUMBERS}") from None
+
+
+def check_document(document: Mapping[str, Any], source: str) -> None:
+    """Refuse what nothing behind can hold: depth, whole numbers of more than 64 bits, texts that are no Unicode.
+
+    Raises:
+        InputError: names the key.
+    """
+    left: list[tuple[tuple[str, ...], Any]] = [((), document)]
+    while left:
+        path, value = left.pop()
+        key = ".".join(path[:_DEEPEST])
+        if len(path) > _DEEPEST:
+            raise InputError(f"{source}: {key}: {_TOO_DEEP}", hint="a study file needs four")
+        if isinstance(value, Mapping):
+            left += [((*path, str(name)), inner) for name, inner in value.items()]
+        elif isinstance(value, list | tuple):
+            left += [((*path, str(place)), inner) for place, inner in enumerate(value)]
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InputError(f"{source}: {key}: {_WHOLE_NUMBERS}, got one of {value.bit_length():,} bits")
+        for text in (value, *path[-1:]):
+            if isinstance(text, str) and _NO_TEXT.search(text) and path != ("name",):  # which has a rule of its own
+                raise InputError(f"{source}: {key!a}: a text must be Unicode without NUL, got {text!a:.60}")
 
 
 def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_values: int, source: str) -> Dimension:
@@ -138,7 +179,9 @@ def written_dimension(dimension: Dimension) -> dict[str, Any] | list[ParameterVa
     if grid := dimension.log_grid:
         exponents = [int(e) if e.is_integer() else e for e in grid.log10]
         finer = {"per_decade": grid.per_decade} if grid.per_decade != 1 else {}
-        return {"log10": exponents, **finer, **({"zero": True} if grid.zero else {})}
+        zero = {"zero": True} if grid.zero else {}
+        share = {} if grid.zero_share is None else {"zero_share": grid.zero_share}
+        return {"log10": exponents, **finer, **zero, **share}
     if dimension.is_continuous:
         low, high = dimension.values
         return {"low": low, "high": high, **({"log": True} if dimension.is_log else {})}
@@ -226,6 +269,8 @@ def apply_override(document: dict[str, Any], override: str) -> None:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         parsed = {}
+    except (ValueError, RecursionError):
+        parsed = parse_toml(f"value = {text}", f"--set {override:.60}")  # raises, in our words
     # `--set data.dataset=digits` needs no quotes; more keys than one come of a line break in the text.
     value = parsed["value"] if len(parsed) == 1 else text.strip()
     if ".".join(path) in _STRING_KEYS and not isinstance(value, str):

@@ -20,7 +20,10 @@ def suggest_names(name: str, known: Sequence[str]) -> str:
 
 def shown(value: Any) -> str:
     """A value as a message shows it, on one line and not too long."""
-    text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    try:
+        text = repr(value) if not isinstance(value, bool) else str(value).lower()
+    except (ValueError, RecursionError):  # digits without end, or tables in tables in tables
+        text = "a number of very many digits" if isinstance(value, int) else f"a {type(value).__name__} without end"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -24,15 +24,20 @@ from hpsearch.service.database import Database
 from hpsearch.service.launch import LaunchOptions, check_launch, train_study
 from hpsearch.service.watchdog import DEFAULT_STALL_SECONDS
 
+MOST = 10_000  # points, and seeds for each
+
 # What a narrow terminal does without, first to last.
 _LEAVES = {"epochs": 1, "search": 2, "seeds": 3, "parameters": 4, "95 % interval": 5}
 
 
 def confirm(
     study: options.StudyName,
-    top: Annotated[int, typer.Option(min=1, help="How many of the best points, each set of parameters once.")] = 5,
+    top: Annotated[
+        int, typer.Option(min=1, max=10_000, help="How many of the best points, each set of parameters once.")
+    ] = 5,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Fresh seeds for each; called again with more, it adds what is missing.")
+        int,
+        typer.Option(min=1, max=10_000, help="Fresh seeds for each; called again with more, it adds what is missing."),
     ] = 10,
     name: Annotated[
         str | None,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hpsearch.cli.notice import show_line
+from hpsearch.cli.seconds import check_seconds
 from hpsearch.errors import InputError
 from hpsearch.service.life_sign import LIFE_SIGN_VARIABLE, MAX_AGE_VARIABLE, check_life_sign
 
@@ -22,6 +23,7 @@ def health(
         typer.Option(
             metavar="SECONDS",
             min=0.0,
+            callback=check_seconds,
             show_default="what the worker allows itself, 600 or ten of its epochs",
             help=f"How old it may be. {MAX_AGE_VARIABLE} tells the worker what to allow itself.",
         ),

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
 from hpsearch.errors import InputError
 from hpsearch.logs import take_over_logger
 from hpsearch.results.chosen_point import Selection
@@ -113,6 +114,8 @@ CheckpointSeconds = Annotated[
     typer.Option(
         metavar="SECONDS",
         min=0.0,
+        max=MOST_SECONDS,
+        callback=check_seconds,
         envvar="HPSEARCH_CHECKPOINT_SECONDS",
         help="Between two checkpoints of all lanes; 0: only when the worker is stopped.",
     ),
@@ -122,6 +125,8 @@ StallSeconds = Annotated[
     typer.Option(
         metavar="SECONDS",
         min=1.0,
+        max=MOST_SECONDS,
+        callback=check_seconds,
         envvar="HPSEARCH_STALL_SECONDS",
         help="When no minibatch has ended for so long, a worker takes its device or network for hung and "
         "ends; its points go to others.",
@@ -151,7 +156,7 @@ def parse_lanes(text: str) -> int | None:
     """`8` or `auto` (None)."""
     if text == "auto":
         return None
-    if text.isdecimal() and 1 <= int(text) <= MAX_LANES:
+    if text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MAX_LANES:
         return int(text)
     raise InputError(f"--lanes must be auto or a whole number from 1 to {MAX_LANES}, got {text!r}")
 

@@ -14,6 +14,7 @@ from rich.live import Live
 from hpsearch.cli import options
 from hpsearch.cli.notice import say, show_line
 from hpsearch.cli.screen import NOT_A_TERMINAL_WIDTH, data_console, write_document, write_line
+from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
 from hpsearch.cli.tables import (
     print_json,
     print_status,
@@ -41,7 +42,10 @@ Output = Annotated[
 def status(
     study: options.OptionalStudyName = None,
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until it is finished.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Between two looks with --watch.")] = 2.0,
+    seconds: Annotated[
+        float,
+        typer.Option(min=0.1, max=MOST_SECONDS, callback=check_seconds, help="Between two looks with --watch."),
+    ] = 2.0,
     as_json: options.AsJson = False,
     storage: options.Storage = None,
 ) -> None:

@@ -45,6 +45,17 @@ def catalog_names() -> tuple[str, ...]:
     return (*published.PUBLISHED_SETS, DIGITS)
 
 
+def absolute_dataset(dataset: str) -> str:
+    """The dataset as workers in other folders find it: a relative path of something that is there becomes absolute."""
+    if dataset in catalog_names() or not dataset.strip():
+        return dataset
+    try:
+        path = Path(dataset).expanduser()
+        return str(path.absolute()) if path.exists() else dataset
+    except (OSError, RuntimeError, ValueError):  # what resolve_dataset will tell of
+        return dataset
+
+
 def resolve_dataset(dataset: str) -> PublishedSet | BundledDigits | IdxFolder | PickledFile:
     """Find out what `dataset` means: a name of the catalogue, else a path (from the working directory).
 

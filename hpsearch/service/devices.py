@@ -89,7 +89,7 @@ def wanted_gpus(wanted: str, visible: VisibleDevices) -> tuple[Gpu, ...]:
         return visible.gpus
     if wanted == "cpu":
         return ()
-    match = re.fullmatch(r"cuda(?::(\d+))?", wanted)
+    match = re.fullmatch(r"cuda(?::(\d{1,9}))?", wanted)
     if not match:
         raise InputError(f"unknown device {wanted!r}", hint=f"auto, cpu or cuda:N; {visible.describe()}")
     if not visible.has_cuda_build:

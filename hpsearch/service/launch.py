@@ -28,7 +28,7 @@ from hpsearch.service.embedded import EmbeddedPostgres
 from hpsearch.service.home import artifact_folder, log_folder
 from hpsearch.service.ledger import Ledger, PointCounts
 from hpsearch.service.metrics import MetricsAddress
-from hpsearch.service.prepare import PreparedStudy, prepare_study
+from hpsearch.service.prepare import PreparedStudy, prepare_study, with_absolute_dataset
 from hpsearch.service.processors import usable_processors
 from hpsearch.service.progress import Progress
 from hpsearch.service.ray_launcher import check_placement, ray_workers
@@ -146,6 +146,7 @@ def train_study(
         HpsearchError: the definition or the data does not suit, or workers cannot start or keep dying.
     """
     listener = listener or LaunchListener()
+    definition = with_absolute_dataset(definition)
     study = find_study(database, definition)
     if study is not None and is_finished(database, study):
         listener.found_finished(study, _counts(database, study))
@@ -184,7 +185,7 @@ def artifact_place(place: str | None) -> str:
 def threads_per_worker(num_workers: int) -> int:
     """CPU threads for each of several local workers: OMP_NUM_THREADS if it is set, or the usable cores shared out."""
     named = os.environ.get("OMP_NUM_THREADS", "")
-    if named.isdecimal() and int(named) > 0:
+    if named.isdecimal() and len(named) < 5 and int(named) > 0:
         return int(named)
     return max(1, usable_processors() // num_workers)
 

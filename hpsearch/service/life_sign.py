@@ -234,7 +234,7 @@ def _read(path: Path) -> SeenLifeSign:
         raise UnhealthyError(f"there is no life sign {path}: no worker is running, or it does not write one") from error
     except OSError as error:
         raise UnhealthyError(f"cannot read the life sign {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UnhealthyError(f"{path} is no life sign of a worker") from error
     if age < 0:  # the monotonic clock began anew
         raise UnhealthyError(f"the life sign {path} is from before this machine was started")

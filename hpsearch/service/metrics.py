@@ -62,7 +62,7 @@ class MetricsAddress:
         """
         host, colon, port = text.rpartition(":")
         host = host.removeprefix("[").removesuffix("]") if colon else LOOPBACK
-        is_port = port.isascii() and port.isdecimal() and int(port) <= 65535
+        is_port = port.isascii() and port.isdecimal() and len(port) < 10 and int(port) <= 65535
         if not host or not host.isascii() or not is_port:
             raise InputError(
                 f"--metrics must be [HOST:]PORT with a port from 0 to 65535, got {text!r}",

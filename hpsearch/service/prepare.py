@@ -11,6 +11,7 @@ import torch
 
 from hpsearch.data.catalog import DataLocations, DownloadProgress, load_selection_data
 from hpsearch.data.resident import ResidentData
+from hpsearch.data.sources import absolute_dataset
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError
 from hpsearch.search.pruners import build_pruner
@@ -57,11 +58,18 @@ def prepare_study(
         DataError: the data is missing or damaged.
         StorageError: the database went away.
     """
+    definition = with_absolute_dataset(definition)
     find_study(database, definition)  # a changed definition is told before any data is fetched
     data = load_selection_data(definition.data, locations=locations, progress=progress)
     check_points(definition, data)
     registration = register_study(database, definition, dataset_checksums=data.checksums, cohort_of=cohort_name)
     return PreparedStudy(registration=registration, data=data)
+
+
+def with_absolute_dataset(definition: StudyDefinition) -> StudyDefinition:
+    """The definition as it is stored: workers may be started in another folder than this process."""
+    dataset = absolute_dataset(definition.data.dataset)
+    return definition.model_copy(update={"data": definition.data.model_copy(update={"dataset": dataset})})
 
 
 def load_study_data(

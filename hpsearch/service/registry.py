@@ -128,7 +128,7 @@ def register_study(
                 _store_definition(connection, stored.study_id, stored.definition)
             num_restored = restore_lost_points(connection, stored.study_id, stored.definition, cohort_of)
             return _registration(connection, definition.name, num_restored=num_restored)
-        changed = definition.ordered_like(stored.definition)
+        changed = definition.told_like(stored.definition)
         num_added = widen_study(connection, stored.study_id, stored.definition, changed, cohort_of)
         _store_definition(connection, stored.study_id, changed)
         return _registration(connection, definition.name, num_added=num_added, changes=change.lines)

@@ -22,6 +22,8 @@ def parse_stored(text: str, what: str, place: str) -> Any:
     """
     try:
         return json.loads(text)
+    except RecursionError:
+        raise damaged(what, place, "it is nested too deeply") from None
     except (ValueError, TypeError) as error:
         raise damaged(what, place, error) from error
 
@@ -42,7 +44,9 @@ def parse_stored_distribution(text: str, what: str) -> BaseDistribution:
     place = "table trial_params, column distribution_json"
     try:
         return json_to_distribution(text)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except RecursionError:
+        raise damaged(what, place, "it is nested too deeply") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise damaged(what, place, error if isinstance(error, ValueError) else repr(error)) from error
 
 

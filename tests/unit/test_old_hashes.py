@@ -26,7 +26,7 @@ def test_hashes_are_those_of_an_older_hpsearch(line: str) -> None:
     assert stored.sha256 == sha256
     other = parse_definition(_reversed(document), source="other.toml")
     assert compare_definitions(stored, other).is_none
-    assert other.ordered_like(stored).sha256 == sha256
+    assert other.told_like(stored).sha256 == sha256
 
 
 def _reversed(table: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import optuna
 import pytest
 import tomli_w
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from hpsearch.errors import InputError
+from hpsearch.search.samplers.build import build_sampler
+from hpsearch.search.samplers.search_space import explore
 from hpsearch.settings import (
     DataSettings,
     ModelSettings,
@@ -385,8 +388,8 @@ def test_too_long_dimension_is_refused_before_it_is_listed() -> None:
 
 
 def test_limit_holds_for_drawn_points_too() -> None:
-    error = refusal(study('strategy = "tpe"\nnum_points = 3000000000\nlearning_rate = [0.1]'))
-    assert "the search has 3,000,000,000 points, more than the limit of 10,000" in str(error)
+    error = refusal(study('strategy = "tpe"\nnum_points = 300000\nlearning_rate = [0.1]'))
+    assert "the search has 300,000 points, more than the limit of 10,000" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -549,14 +552,15 @@ def test_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
 
 # One text per meaning
 
-_NUMBERS = st.floats(1e-300, 1e300, allow_nan=False)
+_TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
+_NUMBERS = st.floats(1e-300, 1e9, allow_nan=False)
 
 
 @st.composite
 def definitions(draw: st.DrawFn) -> StudyDefinition:
     """Valid definitions of all kinds."""
     strategy = draw(st.sampled_from(["grid", "listed", "coarse-to-fine", "random", "qmc", "tpe", "gp", "cmaes"]))
-    search: dict[str, Any] = {"max_points": 10**9, "strategy": strategy}
+    search: dict[str, Any] = {"max_points": 10**6, "strategy": strategy}
     if strategy == "coarse-to-fine":
         search |= draw(st.fixed_dictionaries({"lambda_2": st.just([0.0])}, optional={"budget_hours": _NUMBERS}))
     if strategy in DRAWN:
@@ -574,9 +578,9 @@ def definitions(draw: st.DrawFn) -> StudyDefinition:
                 "zero": st.booleans(),
             },
             optional={"per_decade": st.integers(1, 9)},
-        ),
-        "hidden_units": st.lists(st.integers(1, 10**6), min_size=1, max_size=4, unique=True)
-        | st.lists(st.integers(0, 6), min_size=2, max_size=2).map(lambda ends: {"log10": ends}),
+        ).map(lambda table: {**table, "zero_share": 0.25} if table["zero"] and strategy in DRAWN else table),
+        "hidden_units": st.lists(st.integers(1, 10**5), min_size=1, max_size=4, unique=True)
+        | st.lists(st.integers(0, 5), min_size=2, max_size=2).map(lambda ends: {"log10": ends}),
         "activation": st.sampled_from([["tanh"], ["relu", "sigmoid"]]),
         "shuffle": st.sampled_from([[True], [False, True]]),
         "seed": st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3, unique=True),
@@ -596,14 +600,14 @@ def definitions(draw: st.DrawFn) -> StudyDefinition:
     document = {
         "name": draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", fullmatch=True)),
         "seed": draw(st.integers(0, 2**63 - 1)),
-        "data": {"dataset": draw(st.text(max_size=20))},
+        "data": {"dataset": draw(_TEXTS)},
         "model": {"kernels": draw(st.tuples(st.integers(1, 99), st.integers(1, 99)).map(list))},
         "training": {"learning_rate": draw(_NUMBERS), "schedule": "inverse-time", "optimizer": "momentum"},
         "search": search,
     }
     family = draw(st.sampled_from(["cnn", "mlp", "package.module:factory"]))
     if family == "package.module:factory":
-        value = st.text(max_size=5) | st.integers(-(10**9), 10**9) | st.floats(-1e9, 1e9) | st.booleans()
+        value = _TEXTS | st.integers(-(10**9), 10**9) | st.floats(-1e9, 1e9) | st.booleans()
         document["model"] = {"options": draw(st.dictionaries(st.sampled_from(["a", "b", "c_d"]), value))}
         if strategy != "listed":
             search |= draw(
@@ -680,7 +684,7 @@ def test_document_gives_no_warning_of_the_defaults_and_keeps_what_was_set(
 
 @given(definitions(), definitions())
 def test_differences_are_empty_exactly_if_the_hashes_are_equal(one: StudyDefinition, other: StudyDefinition) -> None:
-    assert (describe_differences(one, other) == []) == (one.sha256 == other.ordered_like(one).sha256)
+    assert (describe_differences(one, other) == []) == (one.sha256 == other.told_like(one).sha256)
 
 
 @given(definitions(), st.randoms(use_true_random=False))
@@ -691,7 +695,7 @@ def test_order_of_keys_and_dimensions_is_not_part_of_a_definition(definition: St
 
     other = parse_definition(shuffled(definition.document()), source="other.toml")
     assert compare_definitions(definition, other).is_none
-    assert other.ordered_like(definition).sha256 == definition.sha256
+    assert other.told_like(definition).sha256 == definition.sha256
 
 
 def test_defaults_written_out_and_another_order_of_the_keys_are_the_same_definition() -> None:
@@ -883,3 +887,69 @@ def test_coarse_to_fine_has_the_same_distributions_for_all_rounds_with_room_to_g
     assert definition.resolve(parameters).training.lambda_2 == 0.0
     assert not definition.is_admissible({"momentum": 1.0})
     assert definition.reduce({"optimizer": "sgd", "momentum": 0.3}) == {"optimizer": "sgd"}
+
+
+def test_points_of_a_list_may_have_schedules_of_their_own_and_no_point_two_ends() -> None:
+    text = listed('{ schedule = "step", schedule_target = 0.001 }, { schedule = "step", schedule_factor = 0.9 }')
+    target, factor = (parsed(text).resolve(point).training for point in parsed(text).points())
+    assert (target.schedule_target, target.schedule_factor) == (0.001, None)
+    assert (factor.schedule_target, factor.schedule_factor) == (None, 0.9)
+    both = '{ schedule = "step" }, { schedule = "step", schedule_target = 0.001, schedule_factor = 0.9 }'
+    assert "search.points: point 2: training.schedule_target stands in place of" in str(refusal(listed(both)))
+    beside_the_study_s = (
+        listed("{ schedule_target = 0.001 }") + '\n[training]\nschedule = "step"\nschedule_factor = 0.5'
+    )
+    assert "point 1: training.schedule_target stands in place of" in str(refusal(beside_the_study_s))
+
+
+# The share of zeros
+
+
+SHARED = 'strategy = "random"\nnum_points = 9\nlambda_2 = { log10 = [-2, -4], zero = true, zero_share = 0.1 }'
+
+
+@pytest.mark.parametrize(("share", "expected"), [("", 0.5), (", zero_share = 0.1", 0.1), (", zero_share = 0.9", 0.9)])
+@pytest.mark.parametrize("strategy", ["random", "qmc"])
+def test_share_of_zeros_is_half_of_the_draws_or_what_is_asked_for(strategy: str, share: str, expected: float) -> None:
+    text = SHARED.replace(", zero_share = 0.1", share).replace("random", strategy)
+    definition = parsed(study(text))
+    space = explore(definition.draw)
+    assert set(space.always) == {"lambda_2_is_zero"}
+    assert set(space.sometimes) == {"lambda_2"}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    drawn = []
+    for number in range(300):
+        sampler = build_sampler(strategy, study_seed=3, trial_number=number, point=number, space=space)
+        trial = optuna.create_study(sampler=sampler).ask()
+        point = definition.draw(trial)
+        assert definition.resolve(trial.params).training.lambda_2 == point["lambda_2"]
+        drawn.append(point["lambda_2"] == 0)
+    assert sum(drawn) / 300 == pytest.approx(expected, abs=0.07)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SHARED.replace("zero = true, ", ""), "zero_share is of the zero that zero = true adds"),
+        (SHARED.replace("0.1", "1.5"), "zero_share must be finite and > 0 and < 1, got 1.5"),
+        (SHARED.partition("\n")[2].partition("\n")[2], "zero_share belongs to strategies that draw"),
+    ],
+)
+def test_share_of_zeros_that_means_nothing_is_refused(text: str, message: str) -> None:
+    assert message in str(refusal(study(text)))
+
+
+def test_a_definition_without_the_share_has_the_text_that_it_had_before() -> None:
+    assert "zero_share" not in parsed(study(SHARED.replace(", zero_share = 0.1", ""))).canonical_json()
+    assert parsed(study(SHARED)).document()["search"]["lambda_2"]["zero_share"] == 0.1
+
+
+# Where the data is
+
+
+def test_a_relative_path_that_an_older_hpsearch_stored_is_the_absolute_one_of_today() -> None:
+    old, new = (parsed(f'name = "a"\n[data]\ndataset = "{path}"') for path in ("sets/mine", "/home/me/sets/mine"))
+    assert compare_definitions(old, new).is_none
+    assert new.told_like(old).sha256 == old.sha256
+    for other in ("/home/me/mine", "/home/me/sets/mine/x", "other/sets/mine"):
+        assert not compare_definitions(old, parsed(f'name = "a"\n[data]\ndataset = "{other}"')).is_none

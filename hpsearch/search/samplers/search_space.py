@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from hpsearch.space import Suggester
+from hpsearch.space import ZERO_SUFFIX, Suggester
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +51,23 @@ def explore(suggest_all: Callable[[Suggester], object]) -> SearchSpace:
         recorder = _Recorder(chosen=chosen)
         suggest_all(recorder)
         for name, distribution in recorder.seen.items():
-            if name not in seen and isinstance(distribution, CategoricalDistribution):
-                to_try += [{**chosen, name: choice} for choice in distribution.choices]
+            if name not in seen:
+                to_try += [{**chosen, name: choice} for choice in _choices(name, distribution)]
             seen.setdefault(name, distribution)
         always = set(recorder.seen) if always is None else always & set(recorder.seen)
     return SearchSpace(
         always={name: distribution for name, distribution in seen.items() if name in (always or ())},
         sometimes={name: distribution for name, distribution in seen.items() if name not in (always or ())},
     )
+
+
+def _choices(name: str, distribution: BaseDistribution) -> Sequence[Any]:
+    """The values that other parameters may depend on: all of a category, both ends of a number that is a switch."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    if isinstance(distribution, FloatDistribution) and name.endswith(ZERO_SUFFIX):
+        return (distribution.low, distribution.high)
+    return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +79,8 @@ class _Recorder:
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         self.seen[name] = FloatDistribution(low, high, log=log)
-        return low
+        chosen: float = self.chosen.get(name, low)
+        return chosen
 
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
         self.seen[name] = IntDistribution(low, high, log=log)
