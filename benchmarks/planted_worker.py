@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
+from benchmarks.scratch import scratch_folder, scratch_postgres
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.service.artifacts import open_artifacts
 from hpsearch.service.cohorts import cohort_name
-from hpsearch.service.database import Database
+from hpsearch.service.database import Database, open_database
 from hpsearch.service.intake import BuildCohort
 from hpsearch.service.lane_choice import FixedLanes
 from hpsearch.service.points import POINT_ATTRIBUTE
@@ -161,3 +163,15 @@ class PlantedStudies:
 def curve_of_value(value: float | None) -> tuple[float]:
     """One epoch with this error; None: it diverges."""
     return (math.nan if value is None else value,)
+
+
+@contextmanager
+def planted_studies() -> Iterator[PlantedStudies]:
+    """In a database of their own, that is gone afterwards. It need not survive a power cut, and so is faster."""
+    settings = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+    with scratch_folder() as folder, scratch_postgres(folder, settings) as postgres:
+        database = open_database(postgres.url)
+        try:
+            yield PlantedStudies(database, folder)
+        finally:
+            database.close()

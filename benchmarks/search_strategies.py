@@ -6,7 +6,8 @@
 Planted surfaces (planted_surfaces.py) know the true error of a point; the table shows by how much the chosen point's
 lies above the lowest one. All trials of a surface cost the same. Coarse to fine starts from the decades that a user
 would write; the fine grid has four values per decade between the same ends; random search and TPE draw between the
-same ends, as many trials as a quarter of the fine grid has, and as many as coarse to fine had.
+same ends, as many trials as a quarter of the fine grid has, and as many as coarse to fine had. They are measured in the
+service itself: a worker claims, draws and writes each trial, in a database, and only the training is planted.
 
 Recorded trials: every point of a fine grid was trained on MNIST once per seed, with the correctness of each validation
 image after each epoch. A strategy runs on the trials of one seed, asks for cells of the table only (random search and
@@ -34,12 +35,12 @@ from scipy.special import stdtrit
 
 from benchmarks.measurement import RESULTS, machine, run_script, say, write_result
 from benchmarks.planted_surfaces import SURFACES, PlantedTrials, Surface, bits_differ, dimension_of
+from benchmarks.planted_worker import PlantedStudies, curve_of_value, planted_studies
 from benchmarks.recorded_trials import RECORDED, RecordedTrials, read_tables, worth
 from hpsearch.search.narrowing import Narrowing
 from hpsearch.search.narrowing_round import Finished, KnownPoint, Round
-from hpsearch.search.samplers import build_sampler, explore
-from hpsearch.settings import StoppingSettings
-from hpsearch.space import Dimension, LogGrid, Point, Suggester, grid_points, without_zero_switches
+from hpsearch.settings import StoppingSettings, TrainingSettings, TrialSettings
+from hpsearch.space import Choice, Dimension, LogGrid, ParameterValue, Point, grid_points
 
 FINE_PER_DECADE = 4
 FIRST_REPETITION = 1000  # the variant was chosen on placements below 100: these were never looked at before
@@ -90,33 +91,54 @@ def full_grid(dimensions: Sequence[Dimension], run: Run) -> Search:
     return Search(trials=tuple(run(point) for point in grid_points(tuple(dimensions))))
 
 
-def drawn(
-    strategy: str, dimensions: Sequence[Dimension], run: Run, *, seed: int, cost_of: CostOf, budget: int
-) -> Search:
-    """Random search or TPE as `hpsearch` builds them, one trial after the other.
+@dataclass(frozen=True, kw_only=True)
+class Drawer:
+    """Random search and TPE as `hpsearch run` does them: by a worker in one lane, with a database of its own."""
 
-    Args:
-        budget: no trial begins when those before have cost as much.
-    """
+    studies: PlantedStudies
 
-    def suggest_all(trial: Suggester) -> None:
-        for dimension in dimensions:
-            dimension.suggest(trial)
+    def search(
+        self,
+        strategy: str,
+        space: Mapping[str, LogGrid | Choice],
+        run: Run,
+        *,
+        seed: int,
+        budget: int,
+        cost_of: CostOf = lambda _: 1,
+        most: int = 1,
+    ) -> Search:
+        """One trial after the other; none begins when those before have cost as much as the budget.
 
-    study = optuna.create_study()
-    space = explore(suggest_all)
-    trials: list[KnownPoint] = []
-    spent = 0
-    while spent < budget:
-        study.sampler = build_sampler(strategy, study_seed=seed, trial_number=len(trials), space=space)
-        trial = study.ask()
-        suggest_all(trial)
-        known = run(without_zero_switches(trial.params))
-        state = optuna.trial.TrialState.PRUNED if known.value is None else optuna.trial.TrialState.COMPLETE
-        study.tell(trial, known.value, state=state)
-        trials.append(known)
-        spent += cost_of(known)
-    return Search(trials=tuple(trials))
+        Args:
+            most: that a trial may cost.
+        """
+        trials: list[KnownPoint] = []
+
+        def curve(settings: TrialSettings) -> Sequence[float]:
+            trials.append(run({name: _value(settings, name) for name in space}))
+            return curve_of_value(trials[-1].value)
+
+        dimensions = {name: _in_a_study_file(shape) for name, shape in space.items()}
+        study = self.studies.create(strategy, dimensions, num_points=math.ceil(budget / most), seed=seed)
+        while True:
+            self.studies.worker(study, curve).run()
+            spent = sum(map(cost_of, trials))
+            if spent >= budget:
+                return Search(trials=tuple(trials))
+            study = self.studies.widen(study, len(trials) + math.ceil((budget - spent) / most))
+
+
+def _value(settings: TrialSettings, name: str) -> ParameterValue:
+    section = settings.training if name in TrainingSettings.model_fields else settings.model
+    value: ParameterValue = getattr(section, name)
+    return value
+
+
+def _in_a_study_file(shape: LogGrid | Choice) -> Any:
+    if isinstance(shape, Choice):
+        return list(shape.values)
+    return {"log10": list(shape.log10), "per_decade": shape.per_decade, "zero": shape.zero}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +169,7 @@ class Outcome:
 Outcomes = dict[str, list[Outcome]]
 
 
-def planted_outcomes(place: Callable[[np.random.Generator], Surface], repetitions: int) -> Outcomes:
+def planted_outcomes(place: Callable[[np.random.Generator], Surface], repetitions: int, drawer: Drawer) -> Outcomes:
     """All strategies on a surface that is placed anew for each repetition; a trial costs 1."""
     outcomes: Outcomes = {}
     for repetition in range(FIRST_REPETITION, FIRST_REPETITION + repetitions):
@@ -160,7 +182,7 @@ def planted_outcomes(place: Callable[[np.random.Generator], Surface], repetition
         searches = {"fine grid": fine, "coarse to fine": ours}
         for strategy in DRAWN:
             budget = max(num_ours, num_part)
-            search = drawn(strategy, surface.dimensions(), run, seed=repetition, cost_of=lambda _: 1, budget=budget)
+            search = drawer.search(strategy, surface.search_space, run, seed=repetition, budget=budget)
             searches[f"{strategy}, as many trials"] = Search(trials=search.trials[:num_ours])
             searches[f"{strategy}, a quarter"] = Search(trials=search.trials[:num_part])
         for name, search in searches.items():
@@ -172,7 +194,7 @@ def planted_outcomes(place: Callable[[np.random.Generator], Surface], repetition
     return outcomes
 
 
-def recorded_outcomes(tables: Sequence[RecordedTrials], draws: int) -> Outcomes:
+def recorded_outcomes(tables: Sequence[RecordedTrials], draws: int, drawer: Drawer) -> Outcomes:
     """All strategies on the recorded trials of each seed; a trial costs its epochs.
 
     Args:
@@ -189,12 +211,13 @@ def recorded_outcomes(tables: Sequence[RecordedTrials], draws: int) -> Outcomes:
 
         fine = Search(trials=tuple(cell.known for cell in table.cells.values()))
         fine_cost = sum(cell.epochs for cell in table.cells.values())
+        most = max(cell.epochs for cell in table.cells.values())
         searches = [("fine grid", fine)]
         for name, grid in USER_GRIDS.items():
             searches.append((f"coarse to fine, {name}", coarse_to_fine(_dimensions(grid), run, table.has)))
         for strategy, draw, part in itertools.product(DRAWN, range(draws), PARTS):
             seed, budget = 1000 * table.seed + draw, round(part * fine_cost)
-            search = drawn(strategy, _dimensions(_ends(table)), run, seed=seed, cost_of=cost_of, budget=budget)
+            search = drawer.search(strategy, _ends(table), run, seed=seed, budget=budget, cost_of=cost_of, most=most)
             searches.append((f"{strategy}, {part:.0%}", search))
         for name, search in searches:
             excess = worth(search.best.point, tables, without_seed=table.seed)
@@ -246,16 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     before = machine()
-    details: dict[str, Any] = {"columns": "cost excess part part_to_fine rounds"}
-    for place in SURFACES[:1] if options.tiny else SURFACES:
-        name = place(np.random.default_rng(0)).name
-        outcomes = planted_outcomes(place, 2 if options.tiny else options.repetitions)
-        details[name] = _report(f"planted: {name}", outcomes, is_planted=True)
-    folder = options.table or (None if options.tiny else RECORDED)
-    if folder is not None:
-        tables = read_tables(folder, StoppingSettings(patience=options.patience), options.minibatches)
-        outcomes = recorded_outcomes(tables, options.draws)
-        details["recorded"] = _report(f"recorded: MNIST, {len(tables)} seeds", outcomes, is_planted=False)
+    with planted_studies() as studies:
+        details = _compare(options, Drawer(studies=studies))
     if options.tiny:
         return
     write_result(
@@ -265,6 +280,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings={"repetitions": options.repetitions, "draws": options.draws, "patience": options.patience},
         details=details,
     )
+
+
+def _compare(options: argparse.Namespace, drawer: Drawer) -> dict[str, Any]:
+    details: dict[str, Any] = {"columns": "cost excess part part_to_fine rounds"}
+    for place in SURFACES[:1] if options.tiny else SURFACES:
+        name = place(np.random.default_rng(0)).name
+        outcomes = planted_outcomes(place, 2 if options.tiny else options.repetitions, drawer)
+        details[name] = _report(f"planted: {name}", outcomes, is_planted=True)
+    folder = options.table or (None if options.tiny else RECORDED)
+    if folder is not None:
+        tables = read_tables(folder, StoppingSettings(patience=options.patience), options.minibatches)
+        outcomes = recorded_outcomes(tables, options.draws, drawer)
+        details["recorded"] = _report(f"recorded: MNIST, {len(tables)} seeds", outcomes, is_planted=False)
+    return details
 
 
 def _report(title: str, outcomes: Outcomes, *, is_planted: bool) -> dict[str, list[str]]:

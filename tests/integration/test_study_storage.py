@@ -10,6 +10,8 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import BaseStorage
+from optuna.testing.pytest_storages import StorageTestCase
 from sqlalchemy import event, text
 
 from hpsearch.errors import StorageError
@@ -116,3 +118,11 @@ def test_what_is_no_conflict_is_told_at_once(database: Database, study: StoredSt
         optuna.delete_study(study_name=study.name, storage=database.storage)
     with pytest.raises(KeyError):
         database.storage.delete_study(study.study_id + 1)
+
+
+class TestOptunasOwnCases(StorageTestCase):
+    """The test cases that Optuna ships for other people's storages."""
+
+    @pytest.fixture
+    def storage(self, database: Database) -> BaseStorage:
+        return database.storage
