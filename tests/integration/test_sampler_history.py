@@ -25,8 +25,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from benchmarks.planted_worker import PlantedStudies
 from hpsearch.search.samplers import CmaSampler, PrunedAwareGPSampler, SobolSampler, explore, trial_seed
 from hpsearch.service import drawing as drawing_module
+from hpsearch.service import epoch_writer as epoch_writer_module
 from hpsearch.service.database import Database
 from hpsearch.service.drawing import Drawing
+from hpsearch.service.epoch_writer import EpochEntry, EpochWriter
 from hpsearch.service.registry import StoredStudy
 from hpsearch.service.signals import StopSignal
 from hpsearch.settings import TrialSettings
@@ -183,6 +185,33 @@ def test_each_draw_is_what_optuna_draws_from_all_that_has_ended(
             check_given(draw)
         assert max(num_ended(draw) for draw in draws) >= MANY
         assert any(replayed(draw, service, RandomSampler(seed=seed_of(draw))) != draw.params for draw in draws)
+
+
+def test_a_draw_waits_for_the_endings_of_its_own_worker(
+    studies: PlantedStudies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the database is slower than an epoch's patience: the lanes stay empty meanwhile."""
+    monkeypatch.setattr(epoch_writer_module, "SLOW_SECONDS", 0.0)
+    service = Service(studies, "tpe", MANY + 5, monkeypatch)
+    ended: set[int] = set()
+    ended_before: dict[int, set[int]] = {}
+    hand_over, draw = EpochWriter.hand_over, Drawing.draw
+
+    def noted_ending(writer: EpochWriter, entry: EpochEntry) -> None:
+        ended.update(ending.result.trial_id for ending in entry.endings)
+        hand_over(writer, entry)
+
+    def noted_draw(drawing: Drawing, where: Any, claim: Any) -> Any:
+        ended_before[claim.number] = set(ended)
+        return draw(drawing, where, claim)
+
+    monkeypatch.setattr(EpochWriter, "hand_over", noted_ending)
+    monkeypatch.setattr(Drawing, "draw", noted_draw)
+    service.run(lanes=8, workers=1)
+    assert len(ended_before) == MANY + 5
+    for number, expected in ended_before.items():
+        given = {trial._trial_id for trial in service.draws[number].given or () if trial.state.is_finished()}
+        assert given == expected
 
 
 def check_given(draw: Draw) -> None:
