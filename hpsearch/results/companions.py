@@ -15,7 +15,7 @@ from sqlalchemy import select
 from hpsearch.service import tables
 from hpsearch.service.database import Database
 from hpsearch.service.registry import HAS_POINTS, StoredStudy, attribute_place
-from hpsearch.service.stored_json import parse_stored_object
+from hpsearch.service.stored_json import Kind, check_kind, damaged, parse_stored_object
 from hpsearch.space import ParameterValue
 from hpsearch.study import StudyDefinition
 
@@ -64,10 +64,18 @@ def confirmations(database: Database) -> dict[str, dict[str, Any]]:
     )
     rows = database.transaction(lambda connection: connection.execute(query).all())
     place = attribute_place(CONFIRMS_ATTRIBUTE)
-    return {
-        row.study_name: parse_stored_object(row.value_json, f"study {row.study_name!r}", place, _CONFIRMS_KEYS)
-        for row in rows
-    }
+    return {row.study_name: _parse_confirms(row.value_json, f"study {row.study_name!r}", place) for row in rows}
+
+
+def _parse_confirms(text: str, what: str, place: str) -> dict[str, Any]:
+    found = parse_stored_object(text, what, place, _CONFIRMS_KEYS)
+    check_kind(found["study"], Kind.TEXT, what, f"{place}, study")
+    numbers = found["num_parameters"]
+    for number in numbers if isinstance(numbers, list) else [numbers]:
+        check_kind(number, Kind.WHOLE, what, f"{place}, num_parameters")
+    if not isinstance(numbers, list):
+        raise damaged(what, f"{place}, num_parameters", "it is no list")
+    return found
 
 
 def configurations_of(points: Points) -> list[dict[str, ParameterValue]]:

@@ -26,6 +26,7 @@ from hpsearch.results.summary import StudySummary, read_summary
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.service.correctness import read_correctness
 from hpsearch.service.database import Database
+from hpsearch.service.stored_json import damaged
 
 
 def read_confirmation(database: Database, study_name: str) -> Confirmation | None:
@@ -51,6 +52,9 @@ def confirmation_for(database: Database, search: StudySummary) -> Confirmation |
     # After the summary: bits are written with the end of a trial, so that each complete one has them by now.
     recorded = read_correctness(database, [trial.trial_id for trial in companion.complete])
     correctness = {trial_id: each.unpacked() for trial_id, each in recorded.items()}
+    if len(sizes := {len(each) for each in correctness.values()}) > 1:
+        place = "table hpsearch_correctness, column num_images"
+        raise damaged(f"what study {found.name!r} is right on", place, f"trials differ: {sorted(sizes)} images")
     return confirmation_of(search, companion, correctness, found.num_parameters)
 
 

@@ -105,4 +105,4 @@ def estimate_of(
 
 
 def _interval(error: float, num_images: int) -> tuple[float, float]:
-    return wilson_interval(min(max(round(error * num_images), 0), num_images), num_images)
+    return wilson_interval(round(min(max(error, 0.0), 1.0) * num_images), num_images)

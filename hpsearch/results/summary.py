@@ -105,7 +105,7 @@ class StudySummary:
     @property
     def num_epochs(self) -> int:
         """Epochs trained so far, by all attempts; what one has taken over from another counts once."""
-        return sum(trial.num_epochs - int(trial.attributes.get(RESUMED_AT_ATTRIBUTE, 0)) for trial in self.trials)
+        return sum(trial.num_epochs - int(trial.attributes.get(RESUMED_AT_ATTRIBUTE) or 0) for trial in self.trials)
 
     @property
     def failed_attempts(self) -> tuple[TrialSummary, ...]:

@@ -17,13 +17,14 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Row, text
 
 from hpsearch.service.artifacts import RECORD_PREFIX
+from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.service.foreign_endings import (
     ENDED_OUTSIDE,
     FOREIGN_VALUES,
     foreign_attributes,
 )
 from hpsearch.service.points import NLL_ATTRIBUTE, POINT_ATTRIBUTE
-from hpsearch.service.stored_json import parse_stored, parse_stored_distribution
+from hpsearch.service.stored_json import Kind, check_kind, external_value, parse_stored, parse_stored_distribution
 from hpsearch.space import ParameterValue, without_zero_switches
 from hpsearch.study import StudyDefinition
 
@@ -173,6 +174,15 @@ def _rank(trial: TrialSummary) -> tuple[int, float, float, int]:
     return _ORDER.index(trial.state), value, nll, trial.number
 
 
+# What the views take these attributes for. Others are anybody's.
+_KINDS = {
+    NLL_ATTRIBUTE: Kind.NUMBER,
+    "seconds": Kind.NUMBER,
+    **dict.fromkeys((POINT_ATTRIBUTE, RESUMED_AT_ATTRIBUTE, "best_epoch", "epochs"), Kind.WHOLE),
+    **dict.fromkeys(("stop_reason", "stop_detail", "fail_reason", "worker", "device"), Kind.TEXT),
+}
+
+
 def _trial_from(
     row: Row[Any],
     curve: list[Any] | tuple[()],
@@ -180,12 +190,14 @@ def _trial_from(
     definition: StudyDefinition,
 ) -> TrialSummary:
     distributions = {name: distribution_of(text) for name, _, text in row.parameters or ()}
-    parameters = {n: distributions[n].to_external_repr(value) for n, value, _ in row.parameters or ()}
     what = f"trial {row.number} of study {definition.name!r}"
+    parameters = {n: external_value(distributions[n], value, what) for n, value, _ in row.parameters or ()}
     attributes = _attributes(row.attributes, what, "table trial_user_attributes")
     is_ended_outside = bool(row.is_ended_outside)  # NULL: an earlier attempt
     if is_ended_outside:
         attributes |= foreign_attributes(row.state, row.told)
+    if row.point is not None and row.value is not None and not is_ended_outside:
+        check_kind(row.value, Kind.NUMBER, what, "table trial_values, column value")
     return TrialSummary(
         trial_id=row.trial_id,
         number=row.number,
@@ -200,17 +212,22 @@ def _trial_from(
         num_epochs=row.num_epochs or 0,
         started_at=_utc(row.datetime_start),
         ended_at=_utc(row.datetime_complete),
-        curve=tuple(_epoch_from(*epoch) for epoch in curve),
+        curve=tuple(_epoch_from(what, *epoch) for epoch in curve),
         left_to_study={} if row.point is None else definition.left_to_study(parameters),
         awaits_requeue=is_ended_outside,
     )
 
 
 def _attributes(texts: Mapping[str, str] | None, what: str, table: str) -> dict[str, Any]:
-    return {key: parse_stored(value, what, f"{table}, key {key}") for key, value in (texts or {}).items()}
+    found = {key: parse_stored(value, what, f"{table}, key {key}") for key, value in (texts or {}).items()}
+    for key in found.keys() & _KINDS.keys():
+        if found[key] is not None:
+            check_kind(found[key], _KINDS[key], what, f"{table}, key {key}")
+    return found
 
 
 def _epoch_from(
+    what: str,
     epoch: int,
     zero_one: float,
     train_nll: float,
@@ -218,6 +235,8 @@ def _epoch_from(
     learning_rate: float,
     seconds: float,
 ) -> EpochRecord:
+    for value in (zero_one, train_nll, validation_nll, learning_rate, seconds):
+        check_kind(value, Kind.NUMBER, f"epoch {epoch} of {what}", "tables trial_intermediate_values, hpsearch_epochs")
     return EpochRecord(
         epoch=epoch,
         zero_one=zero_one,

@@ -18,11 +18,10 @@ from sqlalchemy import Connection, Row, func, insert, or_, select, text
 
 from hpsearch.errors import InputError, StudyNotFoundError, VaultOpenedError
 from hpsearch.results.provenance import user_at_host
-from hpsearch.results.vault_ledger import VaultRecord, select_openings
+from hpsearch.results.vault_ledger import VaultRecord, parse_chosen, select_openings
 from hpsearch.service import tables
 from hpsearch.service.database import Database
 from hpsearch.service.registry import StoredStudy
-from hpsearch.service.stored_json import parse_stored_object
 
 _CHOSEN_KEYS = ("selection", "study", "trial", "point", "params", "is_retrained")
 _NEXT_OPENING_ID = text("SELECT nextval(pg_get_serial_sequence('hpsearch_vault', 'opening_id'))")
@@ -284,7 +283,7 @@ def _intent_from(rows: Sequence[Row[Any]]) -> VaultIntent:
         study_name=first.study_name,
         opening=first.opening,
         reason=first.reason,
-        chosen=parse_stored_object(first.chosen, what, place, _CHOSEN_KEYS),
+        chosen=parse_chosen(first.chosen, what, place, _CHOSEN_KEYS),
         parameters_sha256=first.parameters_sha256,
         declared_at=first.declared_at.astimezone(UTC),
         declared_by=first.declared_by,

@@ -22,10 +22,20 @@ from hpsearch.search.significance import wilson_interval
 from hpsearch.service import tables
 from hpsearch.service.database import Database
 from hpsearch.service.registry import StoredStudy, current_versions
-from hpsearch.service.stored_json import parse_stored_object
+from hpsearch.service.stored_json import Kind, check_kind, damaged, parse_stored_object, parse_stored_texts
 
 CONFIDENCE = 0.95
 MAX_REASON_CHARACTERS = 500
+_CHOSEN_KINDS = {
+    "selection": Kind.TEXT,
+    "study": Kind.TEXT,
+    "trial": Kind.WHOLE,
+    "point": Kind.WHOLE,
+    "params": Kind.OBJECT,
+    "validation_error": Kind.NUMBER,
+    "is_retrained": Kind.FLAG,
+    "device": Kind.TEXT,
+}
 # That views show.
 _CHOSEN_KEYS = ("selection", "study", "trial", "params", "validation_error", "is_retrained", "device")
 
@@ -258,10 +268,28 @@ def _lock_study(connection: Connection, study: StoredStudy) -> None:
         )
 
 
+def parse_chosen(text: str, what: str, place: str, keys: Sequence[str]) -> dict[str, Any]:
+    """`Finding.chosen`, as it is stored. Raises StorageError if somebody has damaged it."""
+    chosen = parse_stored_object(text, what, place, keys)
+    for key in keys:
+        if not (key == "point" and chosen[key] is None):  # a trial without a point: of an older hpsearch
+            check_kind(chosen[key], _CHOSEN_KINDS[key], what, f"{place}, {key}")
+    if chosen["selection"] not in ("best", "confirmed"):
+        raise damaged(what, f"{place}, selection", f"expected best or confirmed, found {chosen['selection']!r}")
+    for name, value in chosen["params"].items():
+        if not isinstance(value, str | bool):
+            check_kind(value, Kind.NUMBER, what, f"{place}, params, {name}")
+    return chosen
+
+
 def _record_from(row: Row[Any]) -> VaultRecord:
     """Raises StorageError if somebody has damaged the row."""
     values = {field.name: getattr(row, field.name) for field in fields(VaultRecord)}
     what = f"opening {row.opening} of the test set of study {row.study_name!r}"
-    for name, keys in {"versions": (), "test_checksums": (), "chosen": _CHOSEN_KEYS}.items():
-        values[name] = parse_stored_object(values[name], what, f"table {tables.vault.name}, column {name}", keys)
+    place = f"table {tables.vault.name}, column"
+    for name in ("versions", "test_checksums"):
+        values[name] = parse_stored_texts(values[name], what, f"{place} {name}")
+    values["chosen"] = parse_chosen(values["chosen"], what, f"{place} chosen", _CHOSEN_KEYS)
+    if not 0 <= row.num_errors <= row.num_images or not row.num_images:
+        raise damaged(what, f"{place} num_errors", f"{row.num_errors} of {row.num_images} images")
     return VaultRecord(**{**values, "opened_at": row.opened_at.astimezone(UTC)})

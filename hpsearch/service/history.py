@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Row, text
 
 from hpsearch.service.database import Database
-from hpsearch.service.stored_json import parse_stored, parse_stored_distribution
+from hpsearch.service.stored_json import external_value, parse_stored, parse_stored_distribution
 
 _LIST = text("""
     SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value
@@ -97,7 +97,10 @@ def _frozen_trial(row: Row[Any], details: Row[Any]) -> FrozenTrial:
         value=row.value,
         datetime_start=row.datetime_start,
         datetime_complete=row.datetime_complete,
-        params={name: distributions[name].to_external_repr(float(value)) for name, value, _ in parameters},
+        params={
+            name: external_value(distributions[name], float(value), f"trial {row.number}")
+            for name, value, _ in parameters
+        },
         distributions=distributions,
         user_attrs={},
         system_attrs=_notes(details.notes or {}, row.number),

@@ -40,7 +40,7 @@ from hpsearch.service.foreign_endings import ENDED_OUTSIDE_REASON
 from hpsearch.service.holdings import Hold, Holdings
 from hpsearch.service.lease_watch import Lease, LeaseWatch
 from hpsearch.service.requeue import fail_and_requeue
-from hpsearch.service.stored_json import parse_stored_distribution
+from hpsearch.service.stored_json import external_value, parse_stored_distribution
 from hpsearch.service.trial_rows import count_trials, write_trial_attributes
 from hpsearch.space import ParameterValue
 
@@ -386,10 +386,10 @@ def new_claim_token() -> int:
 
 
 def _claim_from(row: Row[Any], token: int) -> Claim:
-    parameters = {
-        name: parse_stored_distribution(distribution, f"parameter {name} of trial {row.number}").to_external_repr(value)
-        for name, value, distribution in row.parameters or ()
-    }
+    parameters = {}
+    for name, value, distribution in row.parameters or ():
+        what = f"parameter {name} of trial {row.number}"
+        parameters[name] = external_value(parse_stored_distribution(distribution, what), value, what)
     return Claim(
         trial_id=row.trial_id,
         number=row.number,

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 from hpsearch.search.narrowing import Narrowing
 from hpsearch.service.foreign_endings import ENDED_OUTSIDE
-from hpsearch.service.stored_json import parse_stored, parse_stored_distribution
+from hpsearch.service.stored_json import external_value, parse_stored, parse_stored_distribution
 from hpsearch.service.trial_rows import count_trials, insert_parameters, insert_trials, write_trial_attributes
 from hpsearch.settings import TrialSettings
 from hpsearch.space import ParameterValue, Point, without_zero_switches
@@ -139,7 +139,7 @@ def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
             trial_id=row.trial_id,
             state=TrialState[row.state],
             parameters={
-                name: distributions[hash_].to_external_repr(value) for name, value, hash_ in row.parameters or ()
+                name: external_value(distributions[hash_], value, what) for name, value, hash_ in row.parameters or ()
             },
             value=row.value if row.state == TrialState.COMPLETE.name else None,
             nll=None if row.nll is None else _number(row.nll, f"trial id {row.trial_id}"),

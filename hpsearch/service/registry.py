@@ -25,7 +25,7 @@ from hpsearch.service import tables
 from hpsearch.service.database import Database
 from hpsearch.service.points import CohortOf, add_points, narrowing_of
 from hpsearch.service.round_rows import insert_round
-from hpsearch.service.stored_json import damaged, parse_stored, parse_stored_object
+from hpsearch.service.stored_json import damaged, parse_stored, parse_stored_texts
 from hpsearch.service.widening import num_allowed, restore_lost_points, widen_study
 from hpsearch.study import StudyDefinition, check_study_name
 from hpsearch.study_change import StudyChange, compare_definitions
@@ -276,7 +276,7 @@ def _select_study(connection: Connection, name: str) -> StoredStudy | None:
         )
     what = f"study {name!r}"
     checksums, versions = (
-        parse_stored_object(texts.get(key, ""), what, attribute_place(key))
+        parse_stored_texts(texts.get(key, ""), what, attribute_place(key))
         for key in (CHECKSUMS_ATTRIBUTE, VERSIONS_ATTRIBUTE)
     )
     try:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 from optuna.distributions import BaseDistribution, json_to_distribution
 
 from hpsearch.errors import StorageError
+
+_LARGEST = sys.float_info.max  # NaN is not between these either
+_MOST_SHOWN = 60  # characters of a wrong value
 
 
 def parse_stored(text: str, what: str, place: str) -> Any:
@@ -37,6 +42,49 @@ def parse_stored_object(text: str, what: str, place: str, keys: Sequence[str] = 
     if missing:
         raise damaged(what, place, f"{missing[0]} is missing")
     return found
+
+
+def parse_stored_texts(text: str, what: str, place: str) -> dict[str, str]:
+    """The object that the text says, all of whose values are texts. Raises what `parse_stored` does."""
+    found = parse_stored_object(text, what, place)
+    for key, value in found.items():
+        check_kind(value, Kind.TEXT, what, f"{place}, {key}")
+    return found
+
+
+class Kind(Enum):
+    """What a stored value is, beside JSON."""
+
+    NUMBER = "a finite number"
+    WHOLE = "a whole number, 0 or more"
+    TEXT = "a text"
+    FLAG = "true or false"
+    OBJECT = "an object"
+
+
+_CHECKS: Mapping[Kind, Callable[[Any], bool]] = {
+    Kind.NUMBER: lambda value: type(value) in (int, float) and -_LARGEST <= value <= _LARGEST,
+    Kind.WHOLE: lambda value: type(value) is int and 0 <= value < 2**53,
+    Kind.TEXT: lambda value: isinstance(value, str),
+    Kind.FLAG: lambda value: isinstance(value, bool),
+    Kind.OBJECT: lambda value: isinstance(value, dict),
+}
+
+
+def check_kind(value: Any, kind: Kind, what: str, place: str) -> None:
+    """Raises StorageError if a stored value is of another kind; names both places as `parse_stored` does."""
+    if not _CHECKS[kind](value):
+        raise damaged(what, place, f"expected {kind.value}, found {repr(value)[:_MOST_SHOWN]}")
+
+
+def external_value(distribution: BaseDistribution, stored: float, what: str) -> Any:
+    """The parameter that Optuna has stored as a number. Raises what `parse_stored` does."""
+    place = "table trial_params, column param_value"
+    check_kind(stored, Kind.NUMBER, what, place)
+    try:
+        return distribution.to_external_repr(stored)
+    except (IndexError, ValueError, OverflowError) as error:
+        raise damaged(what, place, error) from error
 
 
 def parse_stored_distribution(text: str, what: str) -> BaseDistribution:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from hpsearch.service.points import CohortOf, add_points, count_points, narrowing_of, point_key, read_points
 from hpsearch.service.round_rows import insert_round, read_last_state, read_rounds, remove_end
-from hpsearch.service.stored_json import parse_stored_distribution
+from hpsearch.service.stored_json import external_value, parse_stored_distribution
 from hpsearch.service.trial_rows import count_trials
 from hpsearch.space import Point
 from hpsearch.study import StudyDefinition
@@ -103,7 +103,7 @@ def _encode_anew(connection: Connection, study_id: int, stored: StudyDefinition,
     what = f"a parameter of study number {study_id}"
     distributions = {row.hash: parse_stored_distribution(row.distribution_json, what) for row in texts}
     rows = [
-        (name, hash_, old, changed[name].to_internal_repr(distributions[hash_].to_external_repr(old)))
+        (name, hash_, old, changed[name].to_internal_repr(external_value(distributions[hash_], old, what)))
         for name, hash_, old in connection.execute(_STORED_VALUES, values)
     ]
     connection.execute(_ENCODE, {"study": study_id, **_columns(rows), **_distribution_columns(changed)})
