@@ -10,6 +10,7 @@ programs, and what these have told of ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -24,7 +25,9 @@ _READ = text("""
         (SELECT json_agg(json_build_array(i.step, i.intermediate_value) ORDER BY i.step)
             FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS curve,
         (SELECT json_object_agg(a.key, a.value_json) FROM trial_system_attributes a
-            WHERE a.trial_id = t.trial_id AND a.key LIKE 'completed\\_rung\\_%') AS rungs
+            WHERE a.trial_id = t.trial_id AND a.key LIKE 'completed\\_rung\\_%') AS rungs,
+        (SELECT count(*) FROM hpsearch_points k
+            WHERE k.study_id = :study AND k.is_counted AND k.trial_id = ANY(CAST(:known AS int[]))) AS num_known
     FROM hpsearch_points p JOIN trials t USING (trial_id)
         LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
     WHERE p.study_id = :study AND (t.state = 'RUNNING' OR t.trial_id IN (
@@ -48,18 +51,22 @@ class CurveReader:
     def read(self) -> list[FrozenTrial]:
         """All trials that have begun and not failed, by number, as of now. One statement, more only to catch up."""
         while True:
-            fresh = self._read_page()
+            rows = self._read_page()
+            if rows and rows[0].num_known < len(self._finished):
+                # A server that lost its last commits in a crash has trials RUNNING again that had ended.
+                self._finished.clear()
+                continue
+            fresh = [_frozen_trial(row) for row in rows]
             known = list(self._finished.values())
             finished = {trial._trial_id: trial for trial in fresh if trial.state.is_finished()}
             self._finished.update(finished)
             if len(finished) < _PAGE:
                 return sorted([*known, *fresh], key=lambda trial: trial.number)
 
-    def _read_page(self) -> list[FrozenTrial]:
-        """All running trials, and finished ones that are not known yet."""
+    def _read_page(self) -> Sequence[Row[Any]]:
+        """All running trials, and finished ones that are not known yet; each with how many of the known still count."""
         values = {"study": self._study_id, "known": list(self._finished), "page": _PAGE}
-        rows = self._database.transaction(lambda connection: connection.execute(_READ, values).all())
-        return [_frozen_trial(row) for row in rows]
+        return self._database.transaction(lambda connection: connection.execute(_READ, values).all())
 
 
 def _frozen_trial(row: Row[Any]) -> FrozenTrial:

@@ -80,6 +80,21 @@ def test_failed_attempts_do_not_compete(ledger: Ledger, reader: CurveReader, epo
     assert [trial.state for trial in reader.read()] == [TrialState.COMPLETE, TrialState.PRUNED]
 
 
+def test_a_trial_that_runs_again_after_a_crash_of_the_server_shows_once(
+    ledger: Ledger, reader: CurveReader, epoch: Epoch, execute: Callable[..., Any]
+) -> None:
+    """Its end was acknowledged and lost: a reader that remembered it would show it twice, and end its worker."""
+    one, two = ledger.claim(2)
+    ledger.record({claim.trial_id: epoch() for claim in (one, two)})
+    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=0.15) for claim in (one, two)])
+    ledger.claim(1)
+    assert len(reader.read()) == 3
+    execute("UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE trial_id = :one", one=one.trial_id)
+    execute("DELETE FROM trial_values WHERE trial_id = :one", one=one.trial_id)
+    execute("UPDATE hpsearch_points SET is_counted = false, owner = 1 WHERE trial_id = :one", one=one.trial_id)
+    assert [trial.state.name for trial in reader.read()] == ["RUNNING", "COMPLETE", "RUNNING"]
+
+
 def test_reading_is_one_statement_that_leaves_out_what_is_known(
     ledger: Ledger,
     reader: CurveReader,

@@ -11,7 +11,7 @@ import math
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from hpsearch.service import epoch_writer as epoch_writer_module
 from hpsearch.service.database import Database
 from hpsearch.service.drawing import Drawing
 from hpsearch.service.epoch_writer import EpochEntry, EpochWriter
+from hpsearch.service.history import History
+from hpsearch.service.ledger import Ledger, Outcome, Result
 from hpsearch.service.registry import StoredStudy
 from hpsearch.service.signals import StopSignal
 from hpsearch.settings import TrialSettings
@@ -288,3 +290,43 @@ def independent_sampler(strategy: str, draw: Draw, definition: StudyDefinition) 
             return PrunedAwareGPSampler(seed=SEED, search_space=space.always)
     assert strategy == "cmaes"
     return CmaSampler(seed=SEED, search_space=space.always)
+
+
+def test_a_trial_that_no_longer_counts_is_no_longer_shown_as_ended(
+    database: Database, new_study: Callable[..., StoredStudy], execute: Callable[..., Any]
+) -> None:
+    """Its end was lost in a server's crash; or another program has ended it, or added a trial of its own."""
+    study = new_study({"strategy": "tpe", "num_points": 4, "learning_rate": {"log10": [0, -3]}})
+    ledger = Ledger(database=database, study_id=study.study_id, owner=1)
+    history, drawing = History(study.study_id), Drawing(study)
+    claims = ledger.claim(4)
+    for claim in claims:
+        drawing.draw(ledger, claim)
+    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=0.5) for claim in claims[:3]])
+    optuna_study = database.load_study(study.name)
+    optuna_study.add_trial(create_trial(value=0.0))
+    optuna_study.tell(claims[3].number, 0.0)
+    assert [(trial.number, trial.state.name) for trial in history.read(database)] == [
+        (number, "COMPLETE") for number in range(3)
+    ]
+    lost = claims[1].trial_id
+    execute("UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE trial_id = :lost", lost=lost)
+    execute("DELETE FROM trial_values WHERE trial_id = :lost", lost=lost)
+    execute("UPDATE hpsearch_points SET is_counted = false, owner = 1 WHERE trial_id = :lost", lost=lost)
+    shown = [(trial.number, trial.state.name, trial.value) for trial in history.read(database)]
+    assert shown == [(0, "COMPLETE", 0.5), (1, "RUNNING", None), (2, "COMPLETE", 0.5)]
+    assert execute("SELECT count(*) FROM trials") == [(5,)], "the others are there"
+
+
+def test_a_draw_for_a_trial_that_was_taken_away_writes_nothing(
+    database: Database, new_study: Callable[..., StoredStudy], execute: Callable[..., Any]
+) -> None:
+    study = new_study({"strategy": "random", "num_points": 1, "learning_rate": {"log10": [0, -3]}})
+    ledger = Ledger(database=database, study_id=study.study_id, owner=1)
+    (claim,) = ledger.claim(1)
+    another = replace(ledger, owner=2)
+    assert Drawing(study).draw(another, claim) is None
+    assert execute("SELECT * FROM trial_params") == []
+    ledger.release("stopped")
+    assert Drawing(study).draw(ledger, claim) is None
+    assert execute("SELECT * FROM trial_params") == []
