@@ -2,6 +2,7 @@
 
     python -m benchmarks.search_strategies       # planted surfaces with a known optimum, and recorded trials of MNIST
     python -m benchmarks.search_strategies --tiny
+    python -m benchmarks.search_strategies --document docs/search.md    # put the stored result's tables there
 
 Planted surfaces (planted_surfaces.py) know the true error of a point; the table shows by how much the chosen point's
 lies above the lowest one. All trials of a surface cost the same. Coarse to fine starts from the decades that a user
@@ -22,12 +23,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import optuna
@@ -37,6 +40,8 @@ from benchmarks.measurement import RESULTS, machine, run_script, say, write_resu
 from benchmarks.planted_surfaces import SURFACES, PlantedTrials, Surface, bits_differ, dimension_of
 from benchmarks.planted_worker import PlantedStudies, curve_of_value, planted_studies
 from benchmarks.recorded_trials import RECORDED, RecordedTrials, read_tables, worth
+from hpsearch.errors import InputError
+from hpsearch.results.atomic_file import write_file
 from hpsearch.search.narrowing import Narrowing
 from hpsearch.search.narrowing_round import Finished, KnownPoint, Round
 from hpsearch.settings import StoppingSettings, TrainingSettings, TrialSettings
@@ -165,6 +170,18 @@ class Outcome:
         part_to_fine = "-" if self.part_to_fine is None else f"{self.part_to_fine:.4f}"
         return f"{self.cost} {self.excess:.5f} {self.part:.4f} {part_to_fine} {self.rounds}"
 
+    @classmethod
+    def of_text(cls, line: str) -> Self:
+        """What `as_text` has written."""
+        cost, excess, part, part_to_fine, rounds = line.split()
+        return cls(
+            cost=int(cost),
+            excess=float(excess),
+            part=float(part),
+            part_to_fine=None if part_to_fine == "-" else float(part_to_fine),
+            rounds=int(rounds),
+        )
+
 
 Outcomes = dict[str, list[Outcome]]
 
@@ -265,8 +282,34 @@ def markdown_table(outcomes: Outcomes, *, is_planted: bool) -> list[str]:
     return lines
 
 
+def with_tables(document: str, details: Mapping[str, Any]) -> str:
+    """The document with the tables of these results, each below the line that begins with its name in bold.
+
+    Raises:
+        InputError: it has no such line with a table.
+    """
+    for name, rows in details.items():
+        if name == "columns":
+            continue
+        outcomes = {row: [Outcome.of_text(line) for line in lines] for row, lines in rows.items()}
+        table = "\n".join(markdown_table(outcomes, is_planted=name != "recorded"))
+        heading = _HEADINGS.get(name, name.capitalize())
+        place = re.compile(rf"(^\*\*{heading}\*\*:.*\n\n)((?:\|.*\n)+)", re.MULTILINE)
+        document, number = place.subn(lambda found, table=table: f"{found[1]}{table}\n", document)  # type: ignore[misc]
+        if number != 1:
+            raise InputError(f"there are {number} tables below **{heading}**:, expected 1")
+    return document
+
+
+_HEADINGS = {"noisy plateau": "Plateau", "recorded": "MNIST"}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
+    if options.document is not None:
+        details = json.loads(options.output.read_text())["details"]
+        write_file(options.document, with_tables(options.document.read_text(), details))
+        return
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     before = machine()
     with planted_studies() as studies:
@@ -352,6 +395,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minibatches", type=int, default=1000, help="of an epoch of the recorded trials")
     parser.add_argument("--tiny", action="store_true", help="one surface, twice, and no recorded trials but of --table")
     parser.add_argument("--output", type=Path, default=RESULTS / "search_strategies.json")
+    parser.add_argument("--document", type=Path, help="measure nothing: put the tables of --output into this file")
     return parser.parse_args(arguments)
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import optuna
 import pytest
 
+from benchmarks.measurement import RESULTS
 from benchmarks.planted_surfaces import NUM_IMAGES, SURFACES, PlantedTrials, Surface, bits_differ, categorical
 from benchmarks.recorded_trials import RecordedTrials, read_tables, worth
-from benchmarks.search_strategies import coarse_to_fine, main, mean_and_interval
+from benchmarks.search_strategies import coarse_to_fine, main, mean_and_interval, with_tables
 from hpsearch.errors import InputError
 from hpsearch.search.narrowing_round import KnownPoint
 from hpsearch.settings import StoppingSettings
@@ -191,3 +192,14 @@ def test_the_result_keeps_every_repetition(
     assert [len(ones) for ones in details["categorical"].values()] == [3] * 6
     assert details["categorical"]["fine grid"][0].split()[0] == "51"
     assert len(details["recorded"]["fine grid"]) == 2
+
+
+def test_the_tables_of_the_document_are_those_of_the_stored_result() -> None:
+    details = json.loads((RESULTS / "search_strategies.json").read_text())["details"]
+    document = (Path(__file__).parents[3] / "docs" / "search.md").read_text()
+    assert with_tables(document, details) == document
+
+
+def test_a_document_without_the_table_is_refused() -> None:
+    with pytest.raises(InputError, match=r"there are 0 tables below \*\*Bowl\*\*:, expected 1"):
+        with_tables("nothing", {"bowl": {}})
