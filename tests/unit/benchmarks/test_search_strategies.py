@@ -202,4 +202,4 @@ def test_the_tables_of_the_document_are_those_of_the_stored_result() -> None:
 
 def test_a_document_without_the_table_is_refused() -> None:
     with pytest.raises(InputError, match=r"there are 0 tables below \*\*Bowl\*\*:, expected 1"):
-        with_tables("nothing", {"bowl": {}})
+        with_tables("nothing", {"bowl": {"fine grid": ["306 0.01000 1.0000 0.5 1"]}})
