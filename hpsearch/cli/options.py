@@ -158,7 +158,7 @@ def parse_lanes(text: str) -> int | None:
         return None
     if text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MAX_LANES:
         return int(text)
-    raise InputError(f"--lanes must be auto or a whole number from 1 to {MAX_LANES}, got {text!r}")
+    raise InputError(f"--lanes must be auto or a whole number from 1 to {MAX_LANES}, got {text!r:.60}")
 
 
 def parse_hosts(texts: Iterable[str]) -> frozenset[str]:

@@ -91,7 +91,7 @@ def wanted_gpus(wanted: str, visible: VisibleDevices) -> tuple[Gpu, ...]:
         return ()
     match = re.fullmatch(r"cuda(?::(\d{1,9}))?", wanted)
     if not match:
-        raise InputError(f"unknown device {wanted!r}", hint=f"auto, cpu or cuda:N; {visible.describe()}")
+        raise InputError(f"unknown device {wanted!r:.60}", hint=f"auto, cpu or cuda:N; {visible.describe()}")
     if not visible.has_cuda_build:
         raise DeviceError(
             f"device {wanted} was asked for, but this torch ({torch.__version__}) is built for the CPU only",

@@ -65,7 +65,7 @@ class MetricsAddress:
         is_port = port.isascii() and port.isdecimal() and len(port) < 10 and int(port) <= 65535
         if not host or not host.isascii() or not is_port:
             raise InputError(
-                f"--metrics must be [HOST:]PORT with a port from 0 to 65535, got {text!r}",
+                f"--metrics must be [HOST:]PORT with a port from 0 to 65535, got {text!r:.60}",
                 hint=f"9100 serves this machine only, 0.0.0.0:9100 others, too; {METRICS_VARIABLE} means the same",
             )
         return cls(host=host, port=int(port))

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from hpsearch.cli.main import run_command_line
 from hpsearch.errors import InputError, StorageError
 from hpsearch.search.pruners import build_pruner
 from hpsearch.search.samplers.build import build_sampler
@@ -96,6 +97,31 @@ def test_json_of_the_database_is_bounded_alike(text: str) -> None:
         parse_stored(text, "a value", "a table")
     with pytest.raises(StorageError, match="cannot be read"):
         parse_stored_distribution(text, "a parameter")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "--watch", "--seconds=nan"],
+        ["status", "--watch", "--seconds=inf"],
+        ["worker", "a", "--checkpoint-seconds=nan"],
+        ["worker", "a", "--stall-seconds=1e400"],
+        ["worker", "a", "--lanes", "9" * 5000],
+        ["worker", "a", "--metrics", "9" * 5000],
+        ["worker", "a", "--device", "cuda:" + "9" * 5000],
+        ["confirm", "a", "--top", "1" + "0" * 30],
+        ["confirm", "a", "--seeds", "1" + "0" * 30],
+        ["health", "--life-sign=x", "--max-age=nan"],
+    ],
+    ids=lambda arguments: " ".join(arguments)[:30],
+)
+def test_a_number_on_the_command_line_is_bounded_alike(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line(arguments) == 2
+    told = capsys.readouterr().err
+    assert next(word for word in reversed(arguments) if word.startswith("--")).partition("=")[0].strip("-") in told
+    assert len(told) < 500
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
