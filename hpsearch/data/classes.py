@@ -39,14 +39,17 @@ def count_classes(train: Labels, validation: Labels, source: str) -> int:
         train: of all training images, whatever `data.train_samples` keeps of them.
         source: what errors call the data.
     Raises:
-        DataError: there is but one class, or training and validation have not the same ones.
+        DataError: there is but one class, or training and validation have not the same ones, and not by chance.
     """
     in_train, in_validation = set(np.unique(train).tolist()), set(np.unique(validation).tolist())
-    unknown = in_validation - in_train
-    # The chance that n validation images drawn at random have none of a class with the share p: (1 - p)^n.
-    shares = {label: float(np.mean(train == label)) for label in in_train - in_validation}
-    limit = math.log(_LEAST_CHANCE)
-    missing = {label for label, p in shares.items() if p < 1 and len(validation) * math.log1p(-p) < limit}
+    both = np.concatenate([train, validation])
+
+    def is_by_chance(label: int, num_images: int) -> bool:
+        """Whether so many images drawn at random may well have none of the class: (1 - its share)^number."""
+        return bool(num_images * math.log1p(-float(np.mean(both == label))) >= math.log(_LEAST_CHANCE))
+
+    unknown = {label for label in in_validation - in_train if not is_by_chance(label, len(train))}
+    missing = {label for label in in_train - in_validation if not is_by_chance(label, len(validation))}
     if unknown or missing:
         what = (
             f"no training image has {_names(unknown)}, which validation images have"
@@ -57,9 +60,9 @@ def count_classes(train: Labels, validation: Labels, source: str) -> int:
             f"{source}: {what}",
             hint="images sorted by class? Shuffle images and labels together: validation takes those at the end",
         )
-    if len(in_train) < 2:
+    if len(in_train | in_validation) < 2:
         raise DataError(f"{source}: all images have {_names(in_train)}", hint="there is nothing to tell apart")
-    return int(max(in_train)) + 1
+    return int(both.max()) + 1
 
 
 def _names(labels: set[int]) -> str:

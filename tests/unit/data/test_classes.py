@@ -59,9 +59,12 @@ def test_images_sorted_by_class_are_refused(labels: np.ndarray, what: str, load:
         load(labels)
 
 
-def test_a_rare_class_may_be_missing_among_few_validation_images() -> None:
+def test_a_class_that_is_missing_by_chance_is_none_that_is_missing_by_order() -> None:
     train = np.arange(1000) % 10
     assert count_classes(train, np.arange(8), "data") == 10
-    assert count_classes(train, np.arange(100) % 9, "data") == 10  # a chance of 0.9^100, about 3e-5
+    assert count_classes(train, np.arange(100) % 9, "data") == 10  # a chance of 10/11 to the power of 100, about 7e-5
     with pytest.raises(DataError, match="no validation image has class 9"):
         count_classes(train, np.arange(200) % 9, "data")
+    assert count_classes(np.arange(60) % 9, np.array([9, *range(9)]), "data") == 10
+    with pytest.raises(DataError, match="no training image has class 9"):
+        count_classes(np.arange(600) % 9, np.array([9] * 20 + [*range(9)]), "data")
