@@ -285,7 +285,7 @@ def test_training_again_ends_by_the_studys_own_rule(search: Search, folder: Path
 
 
 def test_a_point_that_diverges_when_it_is_trained_again_has_no_number(search: Search, folder: Path) -> None:
-    searched = search(str(folder), search={"learning_rate": [1e9, 1e10]}, training={"max_epochs": 3, "lambda_2": 1.0})
+    searched = search(str(folder), search={"learning_rate": [1e8, 1e9]}, training={"max_epochs": 3, "lambda_2": 1.0})
     with pytest.raises(HpsearchError, match="cannot be trained again: it diverged at epoch 1") as caught:
         searched.open(is_retrained=True)
     assert caught.value.exit_code == 1

@@ -88,8 +88,8 @@ def test_the_studys_pruner_decides_about_a_trial() -> None:
 
 
 def test_a_trial_that_diverges_is_pruned_without_a_number() -> None:
-    objective = make_objective(search={"learning_rate": [1e30, 0.1]})
-    diverged, other = optimize(objective, [{"learning_rate": 1e30}, {"learning_rate": 0.1}])
+    objective = make_objective(training={"lambda_2": 1.0}, search={"learning_rate": [1e9, 0.1]})
+    diverged, other = optimize(objective, [{"learning_rate": 1e9}, {"learning_rate": 0.1}])
     assert (diverged.state, other.state) == (TrialState.PRUNED, TrialState.COMPLETE)
     assert diverged.value is None
     assert curve(diverged) == {}
