@@ -16,13 +16,19 @@ from urllib.parse import unquote, unquote_plus
 
 MASK = "***"
 
-_USER = r"(\b[a-z][a-z0-9+.-]*://[^\s:/@\[]*)"
+# An @ in the name of a user is often left unencoded, too; [ after :// or @ begins an address of IP version 6.
+_NAME = r"(?:[^\s:/@\[]|@(?!\[)|(?<![/@])\[)*"
+_USER = rf"(\b[a-z][a-z0-9+.-]*://{_NAME})"
+_DATABASE_USER = rf"(\bpostgres(?:ql)?(?:\+\w+)?://{_NAME})"
 _PORT = r"(?!\d{1,5}(?:[/?#,;.)\s'\"]|$))"  # postgresql://host:5432/d has no password
 _UNMASKED = r"(?!\*\*\*|PASSWORD@)"  # the second: our own hints
 # Up to the last @ before a blank: an @ or / in a password is often left unencoded.
-_PASSWORD_IN_URL = re.compile(rf"{_USER}:{_UNMASKED}\S*@", re.I)
-_PASSWORD_WITH_BLANK = re.compile(rf"(postgres(?:ql)?(?:\+\w+)?://[^\s:/@\[]*):{_PORT}{_UNMASKED}[^\n@]*@", re.I)
-_URL_WITHOUT_HOST = re.compile(rf"(postgres(?:ql)?(?:\+\w+)?://[^\s:/@\[]*):{_PORT}{_UNMASKED}\S+", re.I)
+_PASSWORD_IN_URL = re.compile(rf"{_USER}:{_PORT}{_UNMASKED}\S*@", re.I)
+_PASSWORD_OF_DATABASE = re.compile(rf"{_DATABASE_USER}:{_UNMASKED}\S*@", re.I)
+_PASSWORD_WITH_BLANK = re.compile(rf"{_DATABASE_USER}:{_PORT}{_UNMASKED}[^\n@]*@", re.I)
+_URL_WITHOUT_HOST = re.compile(rf"{_DATABASE_USER}:{_PORT}{_UNMASKED}\S+", re.I)
+_GIVEN_DATABASE = re.compile(rf"{_DATABASE_USER}:{_PORT}(?P<rest>.*)", re.I | re.S)
+_GIVEN_URL = re.compile(rf"{_USER}:{_PORT}(?P<rest>\S+@)", re.I)
 _VALUE = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s&]+"
 _PASSWORD_OPTION = re.compile(rf"\b(\w*password|passwd)=(?:{_VALUE})", re.I)  # in a URL's query, a DSN, the environment
 _PASSWORD_ITEM = re.compile(r"(['\"]\w*password['\"]\s*:\s*)(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")", re.I)
@@ -40,6 +46,7 @@ def mask_passwords(text: str) -> str:
     """The text without passwords: of URLs, of connection strings, and those that this process was given."""
     for spellings in _secrets.values():
         text = spellings.sub(MASK, text)
+    text = _PASSWORD_OF_DATABASE.sub(rf"\1:{MASK}@", text)
     text = _PASSWORD_IN_URL.sub(rf"\1:{MASK}@", text)
     text = _PASSWORD_WITH_BLANK.sub(rf"\1:{MASK}@", text)
     text = _URL_WITHOUT_HOST.sub(rf"\1:{MASK}", text)
@@ -86,7 +93,7 @@ def _in_url(character: str) -> str:
 
 
 def _passwords_in(text: str) -> Iterator[str]:
-    if match := re.search(rf"{_USER}:{_PORT}(?P<rest>.*)", text, re.I | re.S):
+    if match := _GIVEN_DATABASE.search(text) or _GIVEN_URL.search(text):
         rest = match["rest"]
         raw = rest.rpartition("@")[0] or rest
         yield from dict.fromkeys((raw, unquote(raw)))

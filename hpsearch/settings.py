@@ -11,7 +11,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainSerializer,
+    ValidationInfo,
+)
 from pydantic_core import PydanticCustomError
 
 
@@ -22,11 +31,17 @@ def _refuse_bool(value: object) -> object:
     return value
 
 
-def _at_most(limit: int) -> AfterValidator:
-    """A bound far beyond what anybody means, within what every machine can hold; told only to whoever passes it."""
+STORED: Final = {"is_stored": True}  # the context in which a stored definition is validated
 
-    def check(value: Any) -> Any:
-        if value > limit:
+
+def _at_most(limit: int) -> AfterValidator:
+    """A bound far beyond what anybody means, within what every machine can hold; told only to whoever passes it.
+
+    A study that is stored already was accepted by a version without this bound, and stays readable.
+    """
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value > limit and info.context != STORED:
             raise ValueError(f"must be at most {limit:,}, got {value:,}")
         return value
 

@@ -28,6 +28,7 @@ from hpsearch.errors import InputError
 from hpsearch.listed_points import values_left_to_study, with_listed_points
 from hpsearch.logs import get_logger
 from hpsearch.settings import (
+    STORED,
     DataSettings,
     ModelSettings,
     PruningSettings,
@@ -267,7 +268,7 @@ class StudyDefinition(Settings):
     @classmethod
     def from_canonical_json(cls, text: str) -> StudyDefinition:
         # strict=False: JSON has lists where the sections hold tuples.
-        return cls.model_validate_json(text, strict=False)
+        return cls.model_validate_json(text, strict=False, context=STORED)
 
     @property
     def sha256(self) -> str:

@@ -166,7 +166,10 @@ class Database:
         try:
             return retrying(attempt)
         except (DBAPIError, StorageInternalError) as error:
-            raise self._told(error, min(patience, time.monotonic() - started)) from error
+            told = self._told(error, min(patience, time.monotonic() - started))
+            if told is error:
+                raise
+            raise told from error
 
     def _told(self, error: DBAPIError | StorageInternalError, waited: float) -> Exception:
         """The error that says what the database has answered; a bug of ours keeps its traceback."""

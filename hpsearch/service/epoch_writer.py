@@ -266,12 +266,13 @@ class EpochWriter:
         self._discard(counted)
         self._tell(entry.endings, counted)
         lost = frozenset(hold for hold in entry.held if hold[0] not in held)
+        self._ledger.holdings.drop(lost)  # an end that was not accepted is none: should it be undone, others train on
         return Written(lost=lost, counted=frozenset(counted), best_value=best_value)
 
     def _without_lost_bests(self, endings: Sequence[Ending]) -> list[Ending]:
         """Leave out the study's best trials that come without parameters: a better result was lost by the database.
 
-        They are held no longer, and so given back with the next renewal.
+        They count as lost, and are so given back with the next renewal.
         """
         best = self._ledger.best_value()
 
@@ -280,7 +281,6 @@ class EpochWriter:
             return ending.best is None and is_complete and (best is None or _value(ending) < best)
 
         lost = {ending.result.trial_id for ending in endings if is_lost(ending)}
-        self._ledger.holdings.drop([hold for hold in self._ledger.holdings.now() if hold[0] in lost])
         return [ending for ending in endings if ending.result.trial_id not in lost]
 
     def _finish(self, endings: Sequence[Ending]) -> tuple[set[int], float | None]:

@@ -45,7 +45,11 @@ class Watchdog:
 
     def turn(self, seconds: float) -> bool:
         """Another `seconds` have passed, as far as this process has lived through them; whether it has stalled."""
-        num_done, before = self._pulse(), self._num_done
+        before = self._num_done
+        try:
+            num_done = self._pulse()
+        except Exception:  # a device that has failed cannot be asked: that is no progress, and no end of this thread
+            num_done = before
         self._num_done = num_done
         if num_done != before:
             self._quiet_seconds = 0.0

@@ -33,13 +33,17 @@ _NO_CGROUP_LIMIT = "max"
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how torch or Python say that memory does not suffice."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES):
-        return True
-    # Ending the capture of a graph that broke for want of memory fails in its own words.
-    earlier = error.__cause__ or error.__context__
-    return earlier is not None and is_out_of_memory(earlier)
+    seen: set[int] = set()  # a chain of causes may be a circle
+    earlier: BaseException | None = error
+    while earlier is not None and id(earlier) not in seen:
+        if isinstance(earlier, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(earlier, RuntimeError) and any(words in str(earlier) for words in _SHORTAGES):
+            return True
+        seen.add(id(earlier))
+        # Ending the capture of a graph that broke for want of memory fails in its own words.
+        earlier = earlier.__cause__ or earlier.__context__
+    return False
 
 
 def describe_shortage(error: BaseException) -> str:

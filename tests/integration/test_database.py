@@ -392,8 +392,9 @@ def test_database_that_cannot_do_it_says_so_at_once(database: Database, state: s
 
 @pytest.mark.usefixtures("no_waiting")
 def test_bug_of_ours_keeps_its_traceback(database: Database) -> None:
-    with pytest.raises(sqlalchemy.exc.ProgrammingError):
+    with pytest.raises(sqlalchemy.exc.ProgrammingError) as caught:
         database.transaction(lambda c: c.execute(text("SELECT * FROM nowhere")))
+    assert caught.value.__cause__ is caught.value.orig  # not itself: whoever follows the causes comes to an end
     with pytest.raises(ZeroDivisionError):
         database.transaction(lambda _: 1 / 0)
 

@@ -285,3 +285,13 @@ def test_the_widest_layer_trains_its_first_epoch() -> None:
         "search": {"learning_rate": [0.1]},
     }
     train_first_epoch(parse_definition(document, source="study.toml"))
+
+
+def test_a_study_that_was_stored_beyond_a_bound_stays_readable() -> None:
+    """An earlier version accepted it."""
+    stored = json.loads(parse_definition({"name": "a"}, source="test").canonical_json())
+    stored["search"]["max_points"] = 10**7
+    stored["model"]["hidden_units"] = 200_000
+    stored["training"]["max_epochs"] = 10**10
+    definition = StudyDefinition.from_canonical_json(json.dumps(stored))
+    assert (definition.search.max_points, definition.model.hidden_units) == (10**7, 200_000)

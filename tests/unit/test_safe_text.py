@@ -63,7 +63,10 @@ def test_the_form_of_a_url_gives_its_password_away(password: str) -> None:
         ("http_proxy=http://me:secret@proxy:3128 refused", "http_proxy=http://me:***@proxy:3128 refused"),
         ("PGPASSWORD=secret psql", "PGPASSWORD=*** psql"),
         ('{"password": "se\\"cret", "user": "app"}', '{"password": \'***\', "user": "app"}'),
-        ("postgresql://h:5432/d and postgresql://[::1]:5432/d", None),
+        ("postgresql://app@azure:short@h/db", "postgresql://app@azure:***@h/db"),
+        ("postgresql://a[b:short@h/db", "postgresql://a[b:***@h/db"),
+        ("postgresql://h:5432/d and postgresql://[::1]:5432/d and postgresql://app@[::1]:5432/d", None),
+        ("docker://registry:5000/image@sha256:0123abcd", None),
         ("postgresql://USER:PASSWORD@HOST:5432/DATABASE", None),
         ("HPSEARCH_STORAGE_PASSWORD_FILE=/run/secrets/password", None),
     ],
@@ -168,3 +171,12 @@ def test_a_word_of_everyday_language_is_not_cut_out_of_all_text() -> None:
 def test_json_documents_keep_all_but_their_strings() -> None:
     document: dict[str, Any] = {"a": [1, 2.5, None, True, ("x",)], "b": {}}
     assert masked(document) == {"a": [1, 2.5, None, True, ["x"]], "b": {}}
+
+
+@pytest.mark.parametrize(
+    "text", ["see https://wiki.intern: a batch of labels was wrong", "docker://registry:5000/image@sha256:0123abcd"]
+)
+def test_what_is_no_password_is_not_remembered_as_one(text: str) -> None:
+    safe_text._secrets.clear()
+    remember_passwords(text)
+    assert not safe_text._secrets

@@ -55,3 +55,15 @@ def test_on_a_gpu_what_has_been_queued_counts_when_it_is_done() -> None:
     for mark in marks:
         mark.is_passed = True
     assert pulse.count() == 3
+
+
+def test_a_device_that_cannot_be_asked_makes_no_progress_and_ends_no_thread() -> None:
+    answers = iter([0, 1])
+
+    def pulse() -> int:
+        if (answer := next(answers, None)) is None:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return answer
+
+    watchdog = Watchdog(30.0, pulse=pulse)
+    assert [watchdog.turn(25.0) for _ in range(3)] == [False, False, True]

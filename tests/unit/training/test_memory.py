@@ -90,3 +90,9 @@ def test_a_shortage_behind_another_error_is_found() -> None:
     masked.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     assert is_out_of_memory(masked)
     assert not is_out_of_memory(RuntimeError("CUDA error: operation failed due to a previous error during capture"))
+
+
+def test_a_circle_of_causes_ends() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_out_of_memory(first)
