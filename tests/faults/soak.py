@@ -39,6 +39,7 @@ NUM_POINTS, MAX_EPOCHS = 200, 5
 NUM_WORKERS, NUM_LANES = 4, 2
 PAUSE_SECONDS = (0.3, 2.0)  # between two faults
 TERM_SECONDS = 30.0  # between SIGTERM and a worker's end: ten are promised, of a machine that runs nothing else
+INTERRUPTED = 130  # exit code of a command that is told to end before it has anything to give back
 STUDY_SECONDS = 300.0  # a study that takes longer, faults and all, has got stuck
 # Leases, pauses and checkpoints at a fifth of their length or less, or a minute would see few of them end. The bound on
 # attempts is for points that kill their workers; here the die does, and it may well hit one point thrice.
@@ -193,7 +194,8 @@ class Soak:
             return
         allowed = {0, -signal.SIGKILL if slot.was_killed else 0}
         if not is_at_work and slot.must_end_by is not None:
-            allowed.add(-signal.SIGTERM)  # Python itself, as it starts and ends, does not handle it
+            # Python itself, as it starts and ends, does not handle it; a command that starts is interrupted by it.
+            allowed |= {-signal.SIGTERM, INTERRUPTED}
         assert code in allowed, f"worker {slot.number} ended with {code}:\n{said}"
 
     def _end_workers(self) -> None:
