@@ -16,10 +16,10 @@ from urllib.parse import unquote, unquote_plus
 
 MASK = "***"
 
-# An @ in the name of a user is often left unencoded, too; [ after :// or @ begins an address of IP version 6.
+# An @ in the name of a user is often left unencoded, too; [ after / or @ begins an address of IP version 6.
 _NAME = r"(?:[^\s:/@\[]|@(?!\[)|(?<![/@])\[)*"
-_USER = rf"(\b[a-z][a-z0-9+.-]*://{_NAME})"
-_DATABASE_USER = rf"(\bpostgres(?:ql)?(?:\+\w+)?://{_NAME})"
+_USER = rf"(\b[a-z][a-z0-9+.-]*:/{{1,2}}{_NAME})"  # one / where a URL was taken for a path
+_DATABASE_USER = rf"(\bpostgres(?:ql)?(?:\+\w+)?:/{{1,2}}{_NAME})"
 _PORT = r"(?!\d{1,5}(?:[/?#,;.)\s'\"]|$))"  # postgresql://host:5432/d has no password
 _UNMASKED = r"(?!\*\*\*|PASSWORD@)"  # the second: our own hints
 # Up to the last @ before a blank: an @ or / in a password is often left unencoded.

@@ -64,6 +64,7 @@ def test_the_form_of_a_url_gives_its_password_away(password: str) -> None:
         ("PGPASSWORD=secret psql", "PGPASSWORD=*** psql"),
         ('{"password": "se\\"cret", "user": "app"}', '{"password": \'***\', "user": "app"}'),
         ("postgresql://app@azure:short@h/db", "postgresql://app@azure:***@h/db"),
+        ("postgresql:/app:short@h/db: no such study file", "postgresql:/app:***@h/db: no such study file"),
         ("postgresql://a[b:short@h/db", "postgresql://a[b:***@h/db"),
         ("postgresql://h:5432/d and postgresql://[::1]:5432/d and postgresql://app@[::1]:5432/d", None),
         ("docker://registry:5000/image@sha256:0123abcd", None),
