@@ -22,6 +22,7 @@ from hpsearch.space import ParameterValue
 
 MOST_TRIALS = 10
 _MOST_RUNNING = 8  # of one worker
+_MOST_REASONS = 3  # why points were given up
 
 
 def print_json(document: Any) -> None:
@@ -69,7 +70,8 @@ def status_view(status: StudyStatus) -> RenderableType:
     summary = status.summary
     confirmation = status.confirmation.brief() if status.confirmation else []
     openings = summary.describe_test_set()
-    progress = [_headline(summary), *_round_lines(summary), *_foreign_lines(summary), *_running_lines(summary)]
+    progress = [_headline(summary), *_round_lines(summary)]
+    progress += [*_given_up_lines(summary), *_foreign_lines(summary), *_running_lines(summary)]
     return Group(*map(text_of, [*progress, *status.answer(), *confirmation, *openings]), _trials_table(summary))
 
 
@@ -123,6 +125,14 @@ def _round_lines(summary: StudySummary) -> list[str]:
     if summary.search_ended is not None:
         lines.append(f"the search ended after round {last.number}: {summary.search_ended}")
     return lines
+
+
+def _given_up_lines(summary: StudySummary) -> list[str]:
+    """Why points were given up: `given up, 2 points: its worker failed: ValueError: boom (mine.py:10)`."""
+    reasons = list(summary.reasons_of_given_up.items())
+    lines = [f"given up, {number} {'point' if number == 1 else 'points'}: {reason}" for reason, number in reasons]
+    more = len(reasons) - _MOST_REASONS
+    return [*lines[:_MOST_REASONS], *([f"given up for {more} other reasons: see the report"] if more > 0 else [])]
 
 
 def _foreign_lines(summary: StudySummary) -> list[str]:

@@ -7,6 +7,8 @@ trials there are.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +22,7 @@ from hpsearch.results.vault_intents import Intents, VaultIntent, describe_intent
 from hpsearch.results.vault_ledger import Openings, VaultRecord, describe_openings, select_openings
 from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.service.database import Database
-from hpsearch.service.foreign_endings import FOREIGN_STATE_ATTRIBUTE
+from hpsearch.service.foreign_endings import FAIL_REASON_ATTRIBUTE, FOREIGN_STATE_ATTRIBUTE
 from hpsearch.service.home import log_folder
 from hpsearch.service.ledger import PointCounts
 from hpsearch.service.registry import StoredStudy, load_study
@@ -117,6 +119,17 @@ class StudySummary:
         return tuple(sorted(failed, key=lambda trial: trial.number))
 
     @property
+    def given_up(self) -> tuple[TrialSummary, ...]:
+        """The last attempts of points that were given up, by number."""
+        return tuple(trial for trial in self.failed_attempts if trial.is_current)
+
+    @property
+    def reasons_of_given_up(self) -> Mapping[str, int]:
+        """Why points were given up, and how many for each reason; the most frequent one first."""
+        reasons = (str(t.attributes.get(FAIL_REASON_ATTRIBUTE) or "no reason recorded") for t in self.given_up)
+        return dict(Counter(reasons).most_common())
+
+    @property
     def num_lost_points(self) -> int:
         """Points whose trials another program has deleted: queued again by the next worker, unless rounds made them."""
         if self.rounds and self.rounds[0].number == 0:
@@ -145,7 +158,7 @@ class StudySummary:
 
     def require_all_counted(self) -> None:
         """Raises UncountedPointsError if points were given up: names some of them and where the logs are."""
-        given_up = [trial for trial in self.failed_attempts if trial.is_current]
+        given_up = self.given_up
         if not given_up:
             return
         named = "; ".join(
@@ -171,6 +184,7 @@ class StudySummary:
                             added), reason, opened_at (UTC); [] if the study had all its points from the start
         search_ended        null, or why no further round was opened
         epochs              trained so far, failed attempts included
+        given_up            how many points were given up, by the reason of their last attempt
         failed_attempts     how many trials ended with their worker, or were ended by another program
         ended_outside       how many trials another program has ended: their values are ignored, their points trained
                             again
@@ -209,6 +223,7 @@ class StudySummary:
             "search_ended": self.search_ended,
             "epochs": self.num_epochs,
             "failed_attempts": len(self.failed_attempts),
+            "given_up": dict(self.reasons_of_given_up),
             "ended_outside": self.num_ended_outside,
             "lost_points": self.num_lost_points,
             "foreign_trials": self.num_foreign,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -63,12 +64,16 @@ def test_a_point_that_always_fails_is_given_up_and_counted_as_failed(make_study:
     study = make_study({"hidden_units": [50]})
     for _ in range(3):
         study.claim()
-        study.ledger.release("its worker failed", is_crash=True)
+        study.ledger.release("its worker failed: ValueError: boom (mine.py:10)", is_crash=True)
     summary = read_summary(study.database, "made-up")
     assert summary.points == study.ledger.counts()
     assert summary.points.failed == summary.points.total == 1
     assert len(summary.failed_attempts) == 3
     assert [trial.is_current for trial in summary.failed_attempts] == [False, False, True]
+    assert summary.reasons_of_given_up == {"its worker failed: ValueError: boom (mine.py:10)": 1}
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(status_view(read_status(study.database, "made-up")))
+    assert "given up, 1 point: its worker failed: ValueError: boom (mine.py:10)" in console.export_text()
 
 
 def test_curves_are_read_when_asked_for(learning_rates: Any) -> None:

@@ -28,6 +28,7 @@ def test_json_has_the_documented_keys(summary: StudySummary) -> None:
         "search_ended": None,
         "epochs": 6,
         "failed_attempts": 0,
+        "given_up": {},
         "ended_outside": 0,
         "lost_points": 0,
         "foreign_trials": 0,
