@@ -31,17 +31,17 @@ def _refuse_bool(value: object) -> object:
     return value
 
 
-STORED: Final = {"is_stored": True}  # the context in which a stored definition is validated
+ASKED_FOR: Final = {"is_asked_for": True}  # the context in which what somebody asks for is validated
 
 
 def _at_most(limit: int) -> AfterValidator:
     """A bound far beyond what anybody means, within what every machine can hold; told only to whoever passes it.
 
-    A study that is stored already was accepted by a version without this bound, and stays readable.
+    It is for study files. A stored study was accepted, maybe by a version without this bound, and stays readable.
     """
 
     def check(value: Any, info: ValidationInfo) -> Any:
-        if value > limit and info.context != STORED:
+        if value > limit and info.context == ASKED_FOR:
             raise ValueError(f"must be at most {limit:,}, got {value:,}")
         return value
 

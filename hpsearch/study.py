@@ -28,7 +28,6 @@ from hpsearch.errors import InputError
 from hpsearch.listed_points import values_left_to_study, with_listed_points
 from hpsearch.logs import get_logger
 from hpsearch.settings import (
-    STORED,
     DataSettings,
     ModelSettings,
     PruningSettings,
@@ -268,7 +267,7 @@ class StudyDefinition(Settings):
     @classmethod
     def from_canonical_json(cls, text: str) -> StudyDefinition:
         # strict=False: JSON has lists where the sections hold tuples.
-        return cls.model_validate_json(text, strict=False, context=STORED)
+        return cls.model_validate_json(text, strict=False)
 
     @property
     def sha256(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from hpsearch.errors import InputError
-from hpsearch.settings import OPTION_PREFIX, ModelSettings, Settings, TrainingSettings, kernels_text
+from hpsearch.settings import ASKED_FOR, OPTION_PREFIX, ModelSettings, Settings, TrainingSettings, kernels_text
 from hpsearch.space import Choice, Dimension, LogGrid, ParameterValue, Range, SearchSettings
 from hpsearch.validation_messages import describe_first_error, shown, suggest_names
 
@@ -35,7 +35,7 @@ _STRING_KEYS = {"name", "data.dataset"}  # `--set name=5` means the word
 def validated(kind: type[S], values: Any, *, source: str, section: str = "") -> S:
     """The values as a `kind`, or an InputError that names source, key, value and what was expected."""
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, context=ASKED_FOR)
     except ValidationError as error:
         message, hint = describe_first_error(error, kind, section)
         raise InputError(f"{source}: {message}", hint=hint) from None
