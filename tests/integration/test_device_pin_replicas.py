@@ -234,6 +234,7 @@ def test_one_that_waits_leaves_in_peace_when_the_study_is_finished(
     replicas.wait_until(lambda: first in replicas.pinned())
     second = replicas.start()
     replicas.wait_until(lambda: second in replicas.waiting())
+    execute("UPDATE hpsearch_points SET is_counted = true WHERE study_id = :study", study=study.study_id)
     execute("UPDATE trials SET state = 'COMPLETE' WHERE study_id = :study", study=study.study_id)
     assert replicas.code(second) == 0
     assert second not in replicas.pinned()

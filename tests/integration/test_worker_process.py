@@ -29,6 +29,13 @@ def test_a_worker_that_leaves_tells_of_points_that_were_given_up(
     study = new_study(3)
     _tell_given_up(database, study)
     assert caplog.messages == []  # not while points are open
+    if state == "FAIL":
+        execute(
+            "INSERT INTO trial_user_attributes (trial_id, key, value_json) "
+            "SELECT trial_id, 'fail_reason', '\"its worker died\"' FROM trials"
+        )
+    else:
+        execute("UPDATE hpsearch_points SET is_counted = true")
     execute(f"UPDATE trials SET state = '{state}'")
     caplog.set_level("WARNING")
     _tell_given_up(database, study)
