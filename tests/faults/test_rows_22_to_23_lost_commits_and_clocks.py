@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -25,12 +26,16 @@ ROUNDS: Mapping[str, Any] = {"strategy": "coarse-to-fine", "learning_rate": {"lo
 
 def test_row_22_commits_lost_in_a_crash(arena: Arena) -> None:
     """The server is killed as soon as a result is acknowledged; what it had not written to the disk is gone."""
-    arena.create(4, max_epochs=12)
+    arena.create(8, max_epochs=12)
     workers = arena.workers(2, faults=SLOW)
     arena.server.commit_asynchronously(True)
     arena.go()
     wait_until(lambda: arena.counted(), "a result is acknowledged", told=arena.told)
+    for worker in workers:  # on a busy machine they could finish the study, and leave, before the crash
+        worker.send(signal.SIGSTOP)
     arena.server.restart()
+    for worker in workers:
+        worker.send(signal.SIGCONT)
     assert arena.counted() == [], "the crash has undone it"
     assert [worker.wait() for worker in workers] == [0, 0], arena.told()
     arena.judge(has_lost_commits=True)

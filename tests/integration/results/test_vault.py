@@ -92,7 +92,7 @@ def test_the_bundled_digits_have_a_test_part_too(search: Search) -> None:
 
 def test_a_pickled_set_is_known_by_its_one_file(search: Search, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    parts = [(generator.random((n, 784), np.float32), generator.integers(0, 10, n)) for n in (60, 20, 30)]
+    parts = [(generator.random((n, 784), np.float32), generator.permutation(np.arange(n) % 10)) for n in (60, 20, 30)]
     path = tmp_path / "mnist.pkl.gz"
     path.write_bytes(gzip.compress(pickle.dumps(tuple(parts), 2)))
     searched = search(str(path))
