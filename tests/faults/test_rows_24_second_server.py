@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import psutil
 import pytest
@@ -45,6 +45,8 @@ Kind = Literal["ours", "of an older hpsearch"]
 class Client:
     """A process that uses the folder's server, in a namespace of its own if `prefix` says so."""
 
+    started: ClassVar[list[Client]] = []
+
     def __init__(self, folder: Path, prefix: tuple[str, ...] = HERE, limit_seconds: float = 120.0) -> None:
         self.process = subprocess.Popen(
             [*prefix, sys.executable, "-c", CLIENT, str(folder), str(limit_seconds)],
@@ -53,6 +55,7 @@ class Client:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(self)
 
     def joined(self) -> Client:
         assert self.process.stdout is not None
@@ -72,6 +75,15 @@ class Client:
         process = psutil.Process(self.process.pid)
         return [process, *process.children(recursive=True)]
 
+    @classmethod
+    def end_all(cls) -> None:
+        """Whatever became of the test: a client that goes on would hold the server for the tests that follow."""
+        for client in cls.started:
+            if client.process.poll() is None:
+                kill(client.tree())
+            client.process.communicate()
+        cls.started.clear()
+
 
 @pytest.fixture(scope="module")
 def made_once(open_folder: Path) -> Path:
@@ -89,6 +101,7 @@ def folder(made_once: Path) -> Iterator[Path]:
         pytest.skip("only root can make a PID namespace")
     (made_once / "server.log").unlink(missing_ok=True)
     yield made_once
+    Client.end_all()
     kill(server_processes(made_once))
     EmbeddedPostgres.start(made_once).stop()
 
@@ -103,11 +116,16 @@ def server_processes(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def kill(processes: list[psutil.Process]) -> None:
-    """SIGKILL, and wait until they are gone; a child of the postmaster may end by itself meanwhile."""
+def send(number: signal.Signals, processes: list[psutil.Process]) -> None:
+    """To each; a child of the postmaster may have ended by itself since they were listed."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+            process.send_signal(number)
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """SIGKILL, and wait until they are gone."""
+    send(signal.SIGKILL, processes)
     wait_until(lambda: not any(is_alive(process) for process in processes), "the server's processes end")
 
 
@@ -141,13 +159,11 @@ def test_row_24_second_server_while_the_first_is_stopped(
         start_as_before(folder)
     client = Client(folder, first).joined()
     stopped = [*server_processes(folder), *client.tree()]
-    for process in stopped:
-        process.send_signal(signal.SIGSTOP)
+    send(signal.SIGSTOP, stopped)
     refusal = Client(folder, second, limit_seconds=4).refusal()
     assert refusal.startswith("refused: the PostgreSQL in"), refusal
     assert "does not answer" in refusal
-    for process in stopped:
-        process.send_signal(signal.SIGCONT)
+    send(signal.SIGCONT, stopped)
     other = Client(folder, second).joined()
     assert num_servers_started(folder) == 1
     other.leave()
@@ -185,9 +201,13 @@ def test_row_24_one_process_of_a_killed_server_is_left(folder: Path) -> None:
 
 def test_row_24_all_processes_of_the_server_and_nobody_else_hold_its_lock(folder: Path) -> None:
     client = Client(folder).joined()
-    holders = {process.pid for process in psutil.process_iter() if holds(process, folder / "server.lock")}
-    assert holders == {process.pid for process in server_processes(folder)}
-    assert len(holders) > 3
+
+    def all_hold_it_and_nobody_else() -> bool:
+        """Looked at again and again: a child of the postmaster may begin or end between the two lists."""
+        holders = {process.pid for process in psutil.process_iter() if holds(process, folder / "server.lock")}
+        return len(holders) > 3 and holders == {process.pid for process in server_processes(folder)}
+
+    wait_until(all_hold_it_and_nobody_else, "the server's processes, and no other, hold its lock", seconds=20)
     client.leave()
 
 
