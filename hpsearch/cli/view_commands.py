@@ -34,8 +34,10 @@ from hpsearch.service.dashboard_gate import Access, canonical_host, is_loopback
 from hpsearch.service.database import Database
 from hpsearch.service.registry import copied_study_names, study_names
 
+STDOUT = Path("-")
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", show_default="stdout", help="Where to write.")
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", show_default="stdout", help="Where to write; - is stdout."),
 ]
 
 
@@ -78,9 +80,16 @@ def report(
     storage: options.Storage = None,
 ) -> None:
     """Write one self-contained HTML file: search history, learning curves, heat map, importance."""
+    refuse_stdout("--output", output)
     with options.open_storage(storage) as database:
         write_report(database, study, output)
     say(f"wrote {output}")
+
+
+def refuse_stdout(option: str, path: Path) -> None:
+    """Raises InputError for "-", which would become a file of that name."""
+    if path == STDOUT:
+        raise InputError(f"{option} -: this is written to a file, not to stdout", hint="name a file")
 
 
 def export(
@@ -99,6 +108,11 @@ def export(
     artifacts: options.Artifacts = None,
 ) -> None:
     """Write the chosen point with what it needs to be reproduced: settings, value, data, versions, seed."""
+    if model is not None:
+        refuse_stdout("--model", model)
+    to_stdout = output == STDOUT
+    if to_stdout:
+        output = None
     export_format = choose_format(format_name, output)
     with options.open_storage(storage) as database:
         status = read_status(database, study)
@@ -115,7 +129,7 @@ def export(
         if output is not None:
             write_export(document, output, export_format)
             say(f"wrote {output}")
-        elif model is None or format_name is not None:
+        elif to_stdout or model is None or format_name is not None:
             write_document(document.render(export_format))
         if model is not None:
             kept = open_artifacts(options.artifacts_in(artifacts), is_read_only=True)

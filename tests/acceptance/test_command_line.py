@@ -189,6 +189,7 @@ def test_the_views_tell_the_same_best_point(shell: Shell) -> None:
     assert f"{best.value:.2%}" in shell.told("status", "--watch")  # finished: shows it once
 
     document = json.loads(shell.told("export", "small"))
+    assert json.loads(shell.told("export", "small", "-o", "-"))["parameters"] == document["parameters"]
     assert document["value"] == best.value
     learning_rate = document["parameters"]["learning_rate"]
     for name in ("best.json", "best.toml", "best.yaml", "best.env"):
@@ -434,6 +435,14 @@ def test_taking_results_from_a_study_without_any_tells_the_counts(command: str, 
     assert done.returncode == 1
     assert "9 waiting, 0 running, 0 complete" in done.stderr
     assert not list(shell.folder.glob("out.*"))
+
+
+@pytest.mark.parametrize(("command", "option"), [("report", "-o"), ("export", "--model")])
+def test_a_file_is_not_written_to_stdout(command: str, option: str, shell: Shell) -> None:
+    done = shell.within(command, "small", option, "-")
+    assert done.returncode == 2
+    assert "this is written to a file, not to stdout" in done.stderr
+    assert not (shell.folder / "-").exists()
 
 
 def shell_trials(shell: Shell) -> list[optuna.trial.FrozenTrial]:
