@@ -13,7 +13,7 @@ SOAK_LOG ?= docs/results/soak.log
 SOAK_SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-compose test-faults soak lint bench notes clean
+.PHONY: help venv demo test test-slow test-compose test-faults soak lint bench notes clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -53,8 +53,11 @@ lint: venv ## ruff, mypy --strict and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## lint, then all tests against a real PostgreSQL (and containers, where Docker answers)
-	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
+test: lint ## lint, then the tests against a real PostgreSQL (and containers, where Docker answers)
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
+
+test-slow: venv ## what `make test` leaves out: every benchmark once, small, and Optuna's longest cases for samplers
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal -m slow $(PYTEST_ARGS)
 
 test-compose: venv ## the service as containers, with faults, on a Docker engine that must be there
 	HPSEARCH_REQUIRE_DOCKER=1 $(BIN)/python -m pytest -m docker tests/acceptance $(PYTEST_ARGS)

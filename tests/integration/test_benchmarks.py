@@ -41,6 +41,7 @@ def result_of(module: str, folder: Path, *arguments: str) -> tuple[dict[str, Any
     return result, ended.stdout
 
 
+@pytest.mark.slow
 def test_a_whole_study_is_timed_against_plain_optuna(tmp_path: Path) -> None:
     result, table = result_of("whole_study", tmp_path, "--contenders", "hpsearch,optuna-parallel")
     for name in ("hpsearch", "optuna-parallel"):
@@ -55,6 +56,7 @@ def test_a_whole_study_is_timed_against_plain_optuna(tmp_path: Path) -> None:
     assert "optuna-parallel / hpsearch, wall" in table
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_RAY, reason="Ray Tune is not installed: pip install --editable '.[bench]'")
 def test_a_whole_study_is_timed_with_ray_tune(tmp_path: Path) -> None:
     result, _ = result_of("whole_study", tmp_path, "--contenders", "ray")
@@ -63,6 +65,7 @@ def test_a_whole_study_is_timed_with_ray_tune(tmp_path: Path) -> None:
     assert run["best_error"] < 0.5
 
 
+@pytest.mark.slow
 def test_the_number_of_statements_does_not_depend_on_the_lanes(tmp_path: Path) -> None:
     result, table = result_of("sql_statements", tmp_path)
     studies = {(study["pruner"], study["lanes"]): study for study in result["details"]["studies"]}
@@ -76,6 +79,7 @@ def test_the_number_of_statements_does_not_depend_on_the_lanes(tmp_path: Path) -
     assert result["details"]["plain_optuna_statements_per_trial_and_epoch"] > 2
 
 
+@pytest.mark.slow
 def test_reports_of_simulated_workers_are_counted(tmp_path: Path) -> None:
     result, table = result_of("report_rate", tmp_path)
     full_speed, paced, with_curves = result["details"]["steps"]
@@ -106,6 +110,7 @@ def test_a_simulated_worker_that_lost_its_trials_is_an_error_and_not_a_fast_one(
                 run_share(share)
 
 
+@pytest.mark.slow
 def test_training_speed_is_measured_against_the_usual_loops(tmp_path: Path) -> None:
     result, table = result_of("training_speed", tmp_path, "--case", "mlp-50")
 
@@ -116,6 +121,7 @@ def test_training_speed_is_measured_against_the_usual_loops(tmp_path: Path) -> N
     assert "at least 4" in table
 
 
+@pytest.mark.slow
 def test_the_gpu_script_runs_on_a_cpu_in_its_tiny_mode(tmp_path: Path) -> None:
     result, table = result_of("gpu", tmp_path)
 
@@ -140,6 +146,7 @@ def test_without_a_gpu_the_gpu_script_says_so() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_recorded_trials_are_what_strategies_and_rules_are_replayed_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,6 +175,7 @@ def test_the_trials_that_the_repository_has_are_those_that_are_recorded() -> Non
         assert table["l2s"].tolist() == record_trials.LAMBDAS
 
 
+@pytest.mark.slow
 def test_the_effect_of_precision_is_measured_seed_by_seed(tmp_path: Path) -> None:
     result, table = result_of("precision_effect", tmp_path)
 

@@ -157,6 +157,7 @@ def test_means_have_intervals() -> None:
     assert mean_and_interval([1.0]) == (1.0, 0.0)
 
 
+@pytest.mark.slow
 def test_tiny_prints_tables_and_writes_nothing(
     capsys: pytest.CaptureFixture[str], tables_folder: Path, tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ def test_tiny_prints_tables_and_writes_nothing(
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_the_result_keeps_every_repetition(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tables_folder: Path
 ) -> None:

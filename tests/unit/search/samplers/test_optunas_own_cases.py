@@ -25,7 +25,16 @@ class TestCmaSampler(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySa
         return lambda: CmaSampler(seed=1)
 
 
-class TestPrunedAwareGPSampler(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
+class TestPrunedAwareGPSampler(BasicSamplerTestCase, SingleOnlySamplerTestCase):
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return lambda: PrunedAwareGPSampler(seed=1, num_startup_trials=0)
+
+
+@pytest.mark.slow
+class TestPrunedAwareGPSamplerRelative(RelativeSamplerTestCase):
+    """Apart: it fits hundreds of Gaussian processes, which takes minutes."""
+
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return lambda: PrunedAwareGPSampler(seed=1, num_startup_trials=0)
