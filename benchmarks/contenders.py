@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks import usual_loop
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
-from hpsearch.settings import ModelSettings, Precision, TrainingSettings, TrialSettings
+from hpsearch.study.settings import ModelSettings, Precision, TrainingSettings, TrialSettings
 from hpsearch.training.host_memory import keep_freed_memory
-from hpsearch.training.lanes import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
 
 NOTES_IMAGES = 50_000  # the notes' training set; validation has a fifth of it
 NEVER = 10**9  # validate at the epoch's end only

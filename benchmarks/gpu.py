@@ -38,13 +38,13 @@ from benchmarks.measurement import RESULTS, Measurement, machine, print_measurem
 from benchmarks.measurement import write_result as write
 from benchmarks.training_speed import arithmetic
 from hpsearch.data.resident import ResidentData
+from hpsearch.device.devices import use_full_float32
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import SurroundingsError
 from hpsearch.search.significance import critical_gains
-from hpsearch.service.devices import use_full_float32
-from hpsearch.settings import ModelSettings, Precision, TrainingSettings, TrialSettings
-from hpsearch.training.correctness import ReferenceTest
-from hpsearch.training.lanes import Cohort, CohortShape
+from hpsearch.study.settings import ModelSettings, Precision, TrainingSettings, TrialSettings
+from hpsearch.training.correct_images import ReferenceTest
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.training.reference import train_trial
 
 CPU = torch.device("cpu")

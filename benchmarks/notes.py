@@ -26,10 +26,10 @@ import hpsearch
 from benchmarks.measurement import run_script, say
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.errors import HpsearchError
+from hpsearch.launch.launcher import open_storage
 from hpsearch.results.summary import read_summary
 from hpsearch.results.trial_summary import EpochRecord, TrialSummary
-from hpsearch.service.launch import open_storage
-from hpsearch.settings import DataSettings
+from hpsearch.study.settings import DataSettings
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results" / "notes.md"

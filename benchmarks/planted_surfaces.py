@@ -18,9 +18,9 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from hpsearch.search.narrowing_round import KnownPoint
+from hpsearch.search.narrowing.closed_round import KnownPoint
 from hpsearch.search.significance import discordant, is_significant_gain
-from hpsearch.space import Choice, Dimension, LogGrid, ParameterValue, Point
+from hpsearch.study.space import Choice, Dimension, LogGrid, ParameterValue, Point
 
 NUM_IMAGES = 10_000
 SHARED_DIFFICULTY = 0.97  # correlation: of two trials that err on 2 %, each is right on a third of the other's errors

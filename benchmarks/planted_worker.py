@@ -19,23 +19,23 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.scratch import scratch_folder, scratch_postgres
+from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport, Validation
-from hpsearch.service.artifacts import open_artifacts
-from hpsearch.service.cohorts import cohort_name
-from hpsearch.service.database import Database, open_database
-from hpsearch.service.intake import BuildCohort
-from hpsearch.service.lane_choice import FixedLanes
-from hpsearch.service.points import POINT_ATTRIBUTE
-from hpsearch.service.registry import StoredStudy, register_study
-from hpsearch.service.signals import StopSignal
-from hpsearch.service.worker import Worker
-from hpsearch.settings import DataSettings, TrialSettings
-from hpsearch.study import parse_definition
-from hpsearch.training.checkpoint import PendingCheckpoint, TrialCheckpoint, copy_to_host
-from hpsearch.training.lanes import Cohort, CohortShape
-from hpsearch.training.stack import TrialTensors
+from hpsearch.signals import StopSignal
+from hpsearch.store.connection.database import Database, open_database
+from hpsearch.store.rows.points import POINT_ATTRIBUTE
+from hpsearch.store.studies import StoredStudy, register_study
+from hpsearch.study.definition import parse_definition
+from hpsearch.study.settings import DataSettings, TrialSettings
+from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoint, copy_to_host
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.stack import TrialTensors
+from hpsearch.worker.cohorts import cohort_name
+from hpsearch.worker.intake import BuildCohort
+from hpsearch.worker.lane_count import FixedLanes
+from hpsearch.worker.worker import Worker
 
 _SECTIONS: Mapping[str, Any] = {
     "data": {"dataset": "digits", "train_samples": 200},  # of which nothing but sizes is looked at

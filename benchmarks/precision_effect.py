@@ -19,9 +19,9 @@ import torch
 from benchmarks.measurement import RESULTS, Measurement, machine, print_table, run_script, say, write_result
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.resident import ResidentData
-from hpsearch.settings import DataSettings, ModelSettings, Precision, TrainingSettings, TrialSettings
+from hpsearch.study.settings import DataSettings, ModelSettings, Precision, TrainingSettings, TrialSettings
 from hpsearch.training.host_memory import keep_freed_memory
-from hpsearch.training.lanes import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
 
 NEVER = 10**9
 # Well-known good points; epochs enough for the error to settle within a tenth of a percent or so.

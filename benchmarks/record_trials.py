@@ -21,9 +21,9 @@ import torch
 from benchmarks.recorded_trials import RECORDED
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.resident import ResidentData
-from hpsearch.settings import DataSettings, ModelSettings, TrainingSettings, TrialSettings
+from hpsearch.study.settings import DataSettings, ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.training.evaluation import validate_lanes
-from hpsearch.training.lanes import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
 
 LEARNING_RATES = [float(f"{10.0 ** (quarter / 4):.12g}") for quarter in range(2, -17, -1)]
 LAMBDAS = [0.0, *(float(f"{10.0 ** (half / 2):.12g}") for half in range(-4, -11, -1))]

@@ -20,10 +20,10 @@ import numpy as np
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import InputError
-from hpsearch.search.narrowing_round import KnownPoint
+from hpsearch.search.narrowing.closed_round import KnownPoint
 from hpsearch.search.stopping import StopReason, decide, stopping_rule
-from hpsearch.settings import StoppingSettings
-from hpsearch.space import ParameterValue, Point, rounded
+from hpsearch.study.settings import StoppingSettings
+from hpsearch.study.space import ParameterValue, Point, rounded
 
 RECORDED = Path(__file__).parent / "recorded"  # five seeds of a fine grid on MNIST; record_trials.py makes them
 CHANCE_ERROR = 0.9  # what a trial that diverges is worth with another seed

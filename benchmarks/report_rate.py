@@ -35,11 +35,11 @@ from sqlalchemy import text
 from benchmarks.measurement import RESULTS, machine, print_table, run_script, say, write_result
 from benchmarks.scratch import scratch_folder, scratch_postgres
 from benchmarks.simulated_workers import Load, Share, ShareResult, run_share, set_barrier
-from hpsearch.service.database import Database, open_database
-from hpsearch.service.embedded import EmbeddedPostgres
-from hpsearch.service.ledger import Ledger
-from hpsearch.service.registry import register_study
-from hpsearch.study import parse_definition
+from hpsearch.postgres.embedded import EmbeddedPostgres
+from hpsearch.store.claims.ledger import Ledger
+from hpsearch.store.connection.database import Database, open_database
+from hpsearch.store.studies import register_study
+from hpsearch.study.definition import parse_definition
 
 TITLE = "Epoch reports that one PostgreSQL takes"
 KEPT_UP = 0.95  # of the calls that were due

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, text
 
-from hpsearch.service.embedded import EmbeddedPostgres
+from hpsearch.postgres.embedded import EmbeddedPostgres
 
 
 @contextmanager

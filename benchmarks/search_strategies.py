@@ -40,12 +40,12 @@ from benchmarks.measurement import RESULTS, machine, run_script, say, write_resu
 from benchmarks.planted_surfaces import SURFACES, PlantedTrials, Surface, bits_differ, dimension_of
 from benchmarks.planted_worker import PlantedStudies, curve_of_value, planted_studies
 from benchmarks.recorded_trials import RECORDED, RecordedTrials, read_tables, worth
+from hpsearch.artifacts.atomic_file import write_file
 from hpsearch.errors import InputError
-from hpsearch.results.atomic_file import write_file
-from hpsearch.search.narrowing import Narrowing
-from hpsearch.search.narrowing_round import Finished, KnownPoint, Round
-from hpsearch.settings import StoppingSettings, TrainingSettings, TrialSettings
-from hpsearch.space import Choice, Dimension, LogGrid, ParameterValue, Point, grid_points
+from hpsearch.search.narrowing.closed_round import Finished, KnownPoint, Round
+from hpsearch.search.narrowing.ladder import Narrowing
+from hpsearch.study.settings import StoppingSettings, TrainingSettings, TrialSettings
+from hpsearch.study.space import Choice, Dimension, LogGrid, ParameterValue, Point, grid_points
 
 FINE_PER_DECADE = 4
 FIRST_REPETITION = 1000  # the variant was chosen on placements below 100: these were never looked at before

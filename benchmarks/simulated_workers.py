@@ -18,9 +18,9 @@ import sqlalchemy
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import HpsearchError
-from hpsearch.service.curves import CurveReader
-from hpsearch.service.database import Database, open_database
-from hpsearch.service.ledger import Ledger
+from hpsearch.store.claims.ledger import Ledger
+from hpsearch.store.connection.database import Database, open_database
+from hpsearch.store.rows.curves import CurveReader
 
 START_DELAY_SECONDS = 0.5  # from the last worker's connection to the first report: the server's time is read meanwhile
 

@@ -33,17 +33,17 @@ from sqlalchemy import event
 
 from benchmarks.measurement import RESULTS, machine, print_table, run_script, write_result
 from benchmarks.scratch import scratch_folder, scratch_postgres
+from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.data.catalog import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.search.pruners import build_pruner
-from hpsearch.service.artifacts import open_artifacts
-from hpsearch.service.database import Database, open_database
-from hpsearch.service.lane_choice import FixedLanes
-from hpsearch.service.ledger import Ledger
-from hpsearch.service.prepare import prepare_study
-from hpsearch.service.signals import StopSignal
-from hpsearch.service.worker import Worker
-from hpsearch.study import StudyDefinition, parse_definition
+from hpsearch.signals import StopSignal
+from hpsearch.store.claims.ledger import Ledger
+from hpsearch.store.connection.database import Database, open_database
+from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.worker.lane_count import FixedLanes
+from hpsearch.worker.preparation import prepare_study
+from hpsearch.worker.worker import Worker
 
 TITLE = "SQL statements per worker and epoch"
 LANES = (1, 8, 64)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.errors import InputError
-from hpsearch.settings import TrialSettings
+from hpsearch.study.settings import TrialSettings
 
 VALIDATION_BATCH_SIZE = 1000  # larger than in training, as usual: nothing is learned there
 

@@ -22,10 +22,10 @@ from benchmarks.measurement import run_script
 from benchmarks.usual_loop import UsualData, build_network, train
 from benchmarks.usual_study import StudyResult, load_images, load_usual_definition, usual_arguments
 from hpsearch.errors import HpsearchError
+from hpsearch.launch.launcher import threads_per_worker
+from hpsearch.postgres.embedded import EmbeddedPostgres
 from hpsearch.search.pruners import build_pruner
-from hpsearch.service.embedded import EmbeddedPostgres
-from hpsearch.service.launch import threads_per_worker
-from hpsearch.study import StudyDefinition
+from hpsearch.study.definition import StudyDefinition
 
 
 def main() -> None:

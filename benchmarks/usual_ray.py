@@ -23,8 +23,8 @@ from benchmarks.usual_loop import UsualData, build_network, train
 from benchmarks.usual_study import StudyResult, load_images, load_usual_definition, usual_arguments
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import HpsearchError
-from hpsearch.service.launch import threads_per_worker
-from hpsearch.study import StudyDefinition
+from hpsearch.launch.launcher import threads_per_worker
+from hpsearch.study.definition import StudyDefinition
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from benchmarks.usual_loop import check_settings
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import InputError
-from hpsearch.study import StudyDefinition, load_definition
+from hpsearch.study.definition import StudyDefinition, load_definition
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,8 @@ from types import FrameType
 from typing import NoReturn
 
 from hpsearch.errors import InputError
+from hpsearch.launch.processors import usable_processors
 from hpsearch.logs import LogFormat, configure_logging, get_logger, log_final_error
-from hpsearch.service.processors import usable_processors
 
 PASSWORD_FILE = Path("/run/secrets/database_password")
 OWN_PASSWORD_FILE = Path("/run/own-secrets/database_password")
@@ -100,7 +100,7 @@ def create_study(environment: Mapping[str, str]) -> int:
     check_settings(environment)
     # Here and not above: the role `password` needs none of it, and it takes seconds.
     from hpsearch.cli.main import run_command_line
-    from hpsearch.study import load_definition
+    from hpsearch.study.definition import load_definition
 
     if not environment.get("STUDY") and not options and not _can_have_mnist(file):
         _say(
@@ -230,11 +230,11 @@ def _can_have_mnist(file: str) -> bool:
 
     Damaged files are not taken for missing ones: then the command itself says what is wrong.
     """
-    from hpsearch.cli.progress_view import download_progress
+    from hpsearch.console.progress_view import download_progress
     from hpsearch.data.catalog import DataLocations, load_selection_data
     from hpsearch.data.download import MirrorsFailedError
     from hpsearch.errors import DataError
-    from hpsearch.study import load_definition
+    from hpsearch.study.definition import load_definition
 
     try:
         with download_progress() as progress:

@@ -23,22 +23,10 @@ import optuna
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 
-from hpsearch.cli.launch_view import TerminalListener
+from hpsearch.artifacts.best_parameters import open_artifacts
+from hpsearch.console.launch_view import TerminalListener
 from hpsearch.errors import InputError
-from hpsearch.results.chosen_point import ChosenPoint, Selection
-from hpsearch.results.confirm import read_confirmation
-from hpsearch.results.confirmation import Confirmation
-from hpsearch.results.data_frame import curves_frame, trials_frame
-from hpsearch.results.export import MODEL_SUFFIX, choose_format, export_model, export_point, write_export
-from hpsearch.results.report import write_report
-from hpsearch.results.stored_parameters import read_parameters
-from hpsearch.results.study_status import StudyStatus, read_status
-from hpsearch.results.summary import StudySummary, read_summary
-from hpsearch.results.trial_summary import TrialSummary
-from hpsearch.service.artifacts import open_artifacts
-from hpsearch.service.database import Database
-from hpsearch.service.lane_choice import MAX_LANES
-from hpsearch.service.launch import (
+from hpsearch.launch.launcher import (
     LaunchListener,
     LaunchOptions,
     artifact_place,
@@ -46,10 +34,22 @@ from hpsearch.service.launch import (
     open_storage,
     train_study,
 )
-from hpsearch.service.objective import Objective
-from hpsearch.service.progress import Progress
-from hpsearch.service.registry import StoredStudy, load_study
-from hpsearch.study import StudyDefinition, load_definition, parse_definition
+from hpsearch.results.choice import ChosenPoint, Selection
+from hpsearch.results.confirmation.outcome import Confirmation
+from hpsearch.results.confirmation.read_outcome import read_confirmation
+from hpsearch.results.data_frame import curves_frame, trials_frame
+from hpsearch.results.export import MODEL_SUFFIX, choose_format, export_model, export_point, write_export
+from hpsearch.results.report.page import write_report
+from hpsearch.results.status import StudyStatus, read_status
+from hpsearch.results.stored_parameters import read_parameters
+from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.results.trial_summary import TrialSummary
+from hpsearch.store.connection.database import Database
+from hpsearch.store.progress import Progress
+from hpsearch.store.studies import StoredStudy, load_study
+from hpsearch.study.definition import StudyDefinition, load_definition, parse_definition
+from hpsearch.worker.lane_count import MAX_LANES
+from hpsearch.worker.objective import Objective
 
 __all__ = ["Definition", "Objective", "Progress", "Study", "load", "objective", "run"]
 

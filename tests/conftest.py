@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from sqlalchemy import create_engine, make_url, text
 
 from hpsearch import logs, safe_text
-from hpsearch.service.embedded import EmbeddedPostgres
+from hpsearch.postgres.embedded import EmbeddedPostgres
 
 # Read by torch when it is first imported, here and in the workers that tests start: tests run side by side,
 # and a thread per core in each of them only makes them wait for each other.

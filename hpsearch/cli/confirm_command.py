@@ -8,21 +8,21 @@ from typing import Annotated
 import typer
 
 from hpsearch.cli import options
-from hpsearch.cli.fitted_table import FittedTable, TableColumn
-from hpsearch.cli.launch_view import TerminalListener
-from hpsearch.cli.notice import say
-from hpsearch.cli.progress_view import download_progress
-from hpsearch.cli.screen import data_console
-from hpsearch.cli.tables import format_value, print_json, text_of
+from hpsearch.console.fitted_table import FittedTable, TableColumn
+from hpsearch.console.launch_view import TerminalListener
+from hpsearch.console.notice import say
+from hpsearch.console.progress_view import download_progress
+from hpsearch.console.screen import data_console
+from hpsearch.console.tables import format_value, print_json, text_of
 from hpsearch.data.catalog import DataLocations
-from hpsearch.results.confirm import read_confirmation
-from hpsearch.results.confirm_plan import ConfirmPlan, plan_confirmation, prepare_confirmation
-from hpsearch.results.confirmation import Confirmation
+from hpsearch.launch.launcher import LaunchOptions, check_launch, train_study
+from hpsearch.results.confirmation.outcome import Confirmation
+from hpsearch.results.confirmation.plan import ConfirmPlan, plan_confirmation, prepare_confirmation
+from hpsearch.results.confirmation.read_outcome import read_confirmation
 from hpsearch.results.summary import describe_counts
-from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS
-from hpsearch.service.database import Database
-from hpsearch.service.launch import LaunchOptions, check_launch, train_study
-from hpsearch.service.watchdog import DEFAULT_STALL_SECONDS
+from hpsearch.store.connection.database import Database
+from hpsearch.worker.checkpointer import DEFAULT_CHECKPOINT_SECONDS
+from hpsearch.worker.health.watchdog import DEFAULT_STALL_SECONDS
 
 MOST = 10_000  # points, and seeds for each
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from hpsearch.cli.notice import print_line, say
-from hpsearch.cli.progress_view import download_progress
+from hpsearch.console.notice import print_line, say
+from hpsearch.console.progress_view import download_progress
 from hpsearch.data.catalog import DataLocations, catalog_names, fetch_dataset, verify_dataset
 from hpsearch.errors import DataError
 

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from hpsearch.cli.notice import show_line
 from hpsearch.cli.seconds import check_seconds
+from hpsearch.console.notice import show_line
 from hpsearch.errors import InputError
-from hpsearch.service.life_sign import LIFE_SIGN_VARIABLE, MAX_AGE_VARIABLE, check_life_sign
+from hpsearch.worker.health.life_sign import LIFE_SIGN_VARIABLE, MAX_AGE_VARIABLE, check_life_sign
 
 
 def health(

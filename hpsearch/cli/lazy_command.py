@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command, get_group
 
-from hpsearch.cli.screen import keeps_stdout_for_data
+from hpsearch.console.screen import keeps_stdout_for_data
 
 
 class LazyCommand(TyperCommand):

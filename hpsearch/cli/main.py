@@ -20,7 +20,7 @@ from typer.main import get_group
 
 import hpsearch
 from hpsearch.cli.lazy_command import LazyCommand
-from hpsearch.cli.screen import guarded_streams, stderr_console, write_line
+from hpsearch.console.screen import guarded_streams, stderr_console, write_line
 from hpsearch.errors import HpsearchError, InputError, ReaderGoneError
 from hpsearch.logs import (
     LOG_FORMAT_VARIABLE,
@@ -32,7 +32,7 @@ from hpsearch.logs import (
     show_no_password,
 )
 from hpsearch.safe_text import for_terminal, remember_password, remember_passwords
-from hpsearch.service.signals import on_end
+from hpsearch.signals import on_end
 
 _log = get_logger("cli")
 _SECRET_VARIABLES = ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")

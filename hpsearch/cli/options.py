@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 
 from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
+from hpsearch.dashboard.gate import host_of
 from hpsearch.errors import InputError
+from hpsearch.launch import launcher as launch
 from hpsearch.logs import take_over_logger
-from hpsearch.results.chosen_point import Selection
-from hpsearch.service import launch
-from hpsearch.service.dashboard_gate import host_of
-from hpsearch.service.database import PASSWORD_FILE_VARIABLE, Database, read_password
-from hpsearch.service.lane_choice import MAX_LANES
-from hpsearch.service.metrics import METRICS_VARIABLE, MetricsAddress
+from hpsearch.results.choice import Selection
+from hpsearch.store.connection.database import PASSWORD_FILE_VARIABLE, Database, read_password
+from hpsearch.worker.health.metrics import METRICS_VARIABLE, MetricsAddress
+from hpsearch.worker.lane_count import MAX_LANES
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name.", show_default=False)]

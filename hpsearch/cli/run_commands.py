@@ -7,27 +7,27 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.cli import options
-from hpsearch.cli.launch_view import TerminalListener, describe_registration
-from hpsearch.cli.notice import show_line
-from hpsearch.cli.progress_view import download_progress
-from hpsearch.cli.tables import print_json, print_status
+from hpsearch.console.launch_view import TerminalListener, describe_registration
+from hpsearch.console.notice import show_line
+from hpsearch.console.progress_view import download_progress
+from hpsearch.console.tables import print_json, print_status
 from hpsearch.data.catalog import DataLocations
+from hpsearch.device.devices import VisibleDevices, wanted_gpus
+from hpsearch.device.pin import PinRules
+from hpsearch.launch.launcher import LaunchOptions, check_launch, threads_per_worker, train_study
+from hpsearch.launch.parent_death import end_with_parent
+from hpsearch.launch.supervisor import SUPERVISOR_VARIABLE
 from hpsearch.logs import bind_log_context
-from hpsearch.results.study_status import read_status
-from hpsearch.service.artifacts import open_artifacts
-from hpsearch.service.checkpointer import DEFAULT_CHECKPOINT_SECONDS
-from hpsearch.service.device_pin import PinRules
-from hpsearch.service.devices import VisibleDevices, wanted_gpus
-from hpsearch.service.launch import LaunchOptions, check_launch, threads_per_worker, train_study
-from hpsearch.service.life_sign import LifeSign
-from hpsearch.service.parent_death import end_with_parent
-from hpsearch.service.prepare import prepare_study
-from hpsearch.service.signals import on_end
-from hpsearch.service.supervisor import SUPERVISOR_VARIABLE
-from hpsearch.service.watchdog import DEFAULT_STALL_SECONDS
-from hpsearch.service.worker_process import WorkerOptions, run_worker, worker_name
-from hpsearch.study import load_definition
+from hpsearch.results.status import read_status
+from hpsearch.signals import on_end
+from hpsearch.study.definition import load_definition
+from hpsearch.worker.checkpointer import DEFAULT_CHECKPOINT_SECONDS
+from hpsearch.worker.health.life_sign import LifeSign
+from hpsearch.worker.health.watchdog import DEFAULT_STALL_SECONDS
+from hpsearch.worker.preparation import prepare_study
+from hpsearch.worker.process import WorkerOptions, run_worker, worker_name
 
 
 def run(

@@ -6,16 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
+from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.cli import options
-from hpsearch.cli.notice import say
-from hpsearch.cli.progress_view import download_progress
-from hpsearch.cli.tables import print_json, print_opening
-from hpsearch.results.study_status import StudyStatus, read_status
-from hpsearch.results.vault import VaultRequest, open_vault
-from hpsearch.results.vault_ledger import VaultRecord
-from hpsearch.service.artifacts import open_artifacts
-from hpsearch.service.device_pin import PinRules
-from hpsearch.service.launch import threads_per_worker
+from hpsearch.console.notice import say
+from hpsearch.console.progress_view import download_progress
+from hpsearch.console.tables import print_json, print_opening
+from hpsearch.device.pin import PinRules
+from hpsearch.launch.launcher import threads_per_worker
+from hpsearch.results.status import StudyStatus, read_status
+from hpsearch.results.vault.final_test import VaultRequest, open_vault
+from hpsearch.results.vault.record import VaultRecord
 
 
 def open_test_set(

@@ -11,28 +11,28 @@ import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.cli import options
-from hpsearch.cli.notice import say, show_line
-from hpsearch.cli.screen import NOT_A_TERMINAL_WIDTH, data_console, write_document, write_line
 from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
-from hpsearch.cli.tables import (
+from hpsearch.console.notice import say, show_line
+from hpsearch.console.screen import NOT_A_TERMINAL_WIDTH, data_console, write_document, write_line
+from hpsearch.console.tables import (
     print_json,
     print_status,
     print_studies,
     status_view,
     studies_view,
 )
+from hpsearch.dashboard.gate import Access, canonical_host, is_loopback
+from hpsearch.dashboard.server import serve_dashboard
 from hpsearch.errors import InputError
-from hpsearch.results.chosen_point import Selection
+from hpsearch.results.choice import Selection
 from hpsearch.results.export import choose_format, export_model, export_point, write_export
-from hpsearch.results.report import write_report
-from hpsearch.results.study_status import read_status
+from hpsearch.results.report.page import write_report
+from hpsearch.results.status import read_status
 from hpsearch.results.summary import StudySummary, read_summary
-from hpsearch.service.artifacts import open_artifacts
-from hpsearch.service.dashboard import serve_dashboard
-from hpsearch.service.dashboard_gate import Access, canonical_host, is_loopback
-from hpsearch.service.database import Database
-from hpsearch.service.registry import copied_study_names, study_names
+from hpsearch.store.connection.database import Database
+from hpsearch.store.studies import copied_study_names, study_names
 
 STDOUT = Path("-")
 Output = Annotated[

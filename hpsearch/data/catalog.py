@@ -37,7 +37,7 @@ from hpsearch.data.sources import (
 )
 from hpsearch.data.splits import SelectionData, Split, scaled_split, selection_slices
 from hpsearch.errors import DataError
-from hpsearch.settings import DataSettings
+from hpsearch.study.settings import DataSettings
 
 # What other rooms need of the data room's front, besides this module's own.
 __all__ = [

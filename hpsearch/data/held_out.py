@@ -1,7 +1,7 @@
 """The vault's reader: the only code that reads test images.
 
-Only `hpsearch.results.vault` may import this module; an import check holds that. Whoever calls it all the same has to
-show that the intent to open the test set is on record. Source: REFERENCE section 6.
+Only `hpsearch.results.vault.final_test` may import this module; an import check holds that. Whoever calls it all the
+same has to show that the intent to open the test set is on record. Source: REFERENCE section 6.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hpsearch.data.published import TEST_IMAGES, TEST_LABELS, PublishedSet
 from hpsearch.data.sources import BundledDigits, IdxFolder, PickledFile, find_in_folder, resolve_dataset
 from hpsearch.data.splits import Split, scaled_split
 from hpsearch.errors import DataError
-from hpsearch.settings import DataSettings
+from hpsearch.study.settings import DataSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from hpsearch.data.published import TEST_IMAGES, TEST_LABELS, PublishedSet
 from hpsearch.data.sources import IdxFolder, find_in_folder, resolve_dataset
-from hpsearch.settings import DataSettings
+from hpsearch.study.settings import DataSettings
 
 
 def marks_of_test_files(settings: DataSettings, dataset_checksums: Mapping[str, str]) -> frozenset[str]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from hpsearch.results.chosen_point import ChosenPoint, Selection
-from hpsearch.results.confirmation import Confirmation
+from hpsearch.results.choice import ChosenPoint, Selection
+from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.summary import StudySummary
 from hpsearch.search.significance import wilson_interval
 

@@ -19,14 +19,14 @@ from typing import Any
 import tomli_w
 import yaml
 
+from hpsearch.artifacts.atomic_file import replaced_file, write_file
+from hpsearch.artifacts.best_parameters import Artifacts
 from hpsearch.errors import InputError
-from hpsearch.results.atomic_file import replaced_file, write_file
-from hpsearch.results.chosen_point import ChosenPoint
+from hpsearch.results.choice import ChosenPoint
+from hpsearch.results.status import StudyStatus, openings_of_others
 from hpsearch.results.stored_parameters import read_parameters
-from hpsearch.results.study_status import StudyStatus, openings_of_others
 from hpsearch.results.summary import format_time
-from hpsearch.service.artifacts import Artifacts
-from hpsearch.service.registry import current_versions
+from hpsearch.store.studies import current_versions
 
 ENVIRONMENT_PREFIX = "HPSEARCH_"
 MODEL_SUFFIX = ".safetensors"

@@ -9,12 +9,12 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from hpsearch.artifacts.best_parameters import PARAMETERS_FILE, Artifacts
 from hpsearch.errors import ArtifactError
 from hpsearch.results.trial_summary import TrialSummary
-from hpsearch.service.artifacts import PARAMETERS_FILE, Artifacts
-from hpsearch.service.registry import StoredStudy
-from hpsearch.settings import ModelSettings, TrialSettings
-from hpsearch.training.networks import build_network
+from hpsearch.store.studies import StoredStudy
+from hpsearch.study.settings import ModelSettings, TrialSettings
+from hpsearch.training.networks.build import build_network
 from hpsearch.training.tensor_file import CHECKSUM, Array, load_arrays, with_checksum
 
 _PLACE_HINT = "name the folder or bucket that the workers wrote to with --artifacts or HPSEARCH_ARTIFACTS"

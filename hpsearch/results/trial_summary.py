@@ -16,17 +16,17 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Row, text
 
-from hpsearch.service.artifacts import RECORD_PREFIX
-from hpsearch.service.checkpoints import RESUMED_AT_ATTRIBUTE
-from hpsearch.service.foreign_endings import (
+from hpsearch.artifacts.best_parameters import RECORD_PREFIX
+from hpsearch.store.checkpoints import RESUMED_AT_ATTRIBUTE
+from hpsearch.store.rows.foreign_endings import (
     ENDED_OUTSIDE,
     FOREIGN_VALUES,
     foreign_attributes,
 )
-from hpsearch.service.points import NLL_ATTRIBUTE, POINT_ATTRIBUTE
-from hpsearch.service.stored_json import Kind, check_kind, external_value, parse_stored, parse_stored_distribution
-from hpsearch.space import ParameterValue, without_zero_switches
-from hpsearch.study import StudyDefinition
+from hpsearch.store.rows.points import NLL_ATTRIBUTE, POINT_ATTRIBUTE
+from hpsearch.stored_json import Kind, check_kind, external_value, parse_stored, parse_stored_distribution
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.space import ParameterValue, without_zero_switches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from hpsearch.search.patience_pruners import (
     SignificancePatiencePruner,
     report_correctness,
 )
-from hpsearch.settings import PruningSettings
+from hpsearch.study.settings import PruningSettings
 
 __all__ = [
     "GeometricPatiencePruner",

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, final
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import ArtifactError
 from hpsearch.search.significance import is_significant_gain
-from hpsearch.settings import StoppingSettings
+from hpsearch.study.settings import StoppingSettings
 
 
 class StopReason(StrEnum):

@@ -11,7 +11,7 @@ from torch import Tensor
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import Validation
 from hpsearch.training.losses import is_correct, sum_nll
-from hpsearch.training.network import Network
+from hpsearch.training.networks.network import Network
 
 # Floats of the widest intermediate result per slice and lane: 4 MiB of float32. It does not depend on the
 # number of lanes, so that a lane's losses are added up in the same portions whoever its neighbours are.

@@ -17,8 +17,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hpsearch.settings import Optimizer as OptimizerName
-from hpsearch.settings import TrainingSettings
+from hpsearch.study.settings import Optimizer as OptimizerName
+from hpsearch.study.settings import TrainingSettings
 from hpsearch.training.losses import lanes_first
 
 

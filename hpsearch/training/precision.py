@@ -16,7 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hpsearch.settings import Precision
+from hpsearch.study.settings import Precision
 
 
 @contextlib.contextmanager

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from hpsearch.data.resident import ResidentData, minibatch_order
 from hpsearch.epoch_report import EpochReport, Validation
-from hpsearch.settings import TrialSettings
-from hpsearch.training.correctness import ReferenceTest, gained_and_lost
+from hpsearch.study.settings import TrialSettings
+from hpsearch.training.correct_images import ReferenceTest, gained_and_lost
 from hpsearch.training.evaluation import validate_images
 from hpsearch.training.losses import mean_nll, regularised_loss
 from hpsearch.training.minibatches import is_validation_due, minibatches
-from hpsearch.training.network import Network
-from hpsearch.training.networks import build_network
+from hpsearch.training.networks.build import build_network
+from hpsearch.training.networks.network import Network
 from hpsearch.training.optimizers import Optimizer, Rates, build_optimizer
 from hpsearch.training.precision import computing, multiplying
 from hpsearch.training.schedules import build_schedule

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import final
 
-from hpsearch.settings import TrainingSettings
+from hpsearch.study.settings import TrainingSettings
 
 DEFAULT_FACTOR = 0.5
 DEFAULT_EXPONENTIAL_FACTOR = 0.95

@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, text
 
 from hpsearch.cli.main import run_command_line
 from hpsearch.data.catalog import DataLocations, load_selection_data
-from hpsearch.settings import DataSettings
+from hpsearch.study.settings import DataSettings
 
 pytestmark = pytest.mark.acceptance
 

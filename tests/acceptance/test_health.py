@@ -13,7 +13,7 @@ import pytest
 
 from hpsearch.cli.main import run_command_line
 from hpsearch.logs import configure_logging
-from hpsearch.service.life_sign import LifeSign, WorkerState
+from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 
 pytestmark = pytest.mark.acceptance
 

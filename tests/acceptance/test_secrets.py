@@ -37,7 +37,7 @@ SPELLINGS = {
 NETWORK = """
 import hashlib, json, os, pathlib, torch
 folder = pathlib.Path(os.environ["SEEN"])
-from hpsearch.service.database import parse_url, with_password_of_file
+from hpsearch.store.connection.database import parse_url, with_password_of_file
 own = pathlib.Path("/proc/self")
 given = {"cmdline": (own / "cmdline").read_text(), "environ": (own / "environ").read_text()}
 password = parse_url(with_password_of_file(os.environ["HPSEARCH_STORAGE"])).password

@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import NullPool, Row, create_engine, text
 
 from hpsearch.data.catalog import DataLocations
-from hpsearch.service.database import open_database
-from hpsearch.service.prepare import prepare_study
-from hpsearch.study import parse_definition
+from hpsearch.store.connection.database import open_database
+from hpsearch.study.definition import parse_definition
+from hpsearch.worker.preparation import prepare_study
 from tests.faults.driver import Faults
 from tests.faults.postgres import FaultyPostgres
 from tests.faults.processes import ROOT, ForkServer, HpsearchProcess, Screen, wait_until

@@ -27,15 +27,15 @@ from sqlalchemy import event
 
 from hpsearch.cli.main import main as hpsearch_main
 from hpsearch.epoch_report import EpochReport
-from hpsearch.service import answer_limit as answer_limit_module
-from hpsearch.service import database as database_module
-from hpsearch.service import ledger as ledger_module
-from hpsearch.service.answer_limit import ANSWER_SECONDS
-from hpsearch.service.database import Database
-from hpsearch.service.ledger import Ledger, Result
-from hpsearch.service.worker import Worker
-from hpsearch.settings import TrialSettings
-from hpsearch.training.lanes import Cohort
+from hpsearch.store.claims import ledger as ledger_module
+from hpsearch.store.claims.ledger import Ledger, Result
+from hpsearch.store.connection import answer_limit as answer_limit_module
+from hpsearch.store.connection import database as database_module
+from hpsearch.store.connection.answer_limit import ANSWER_SECONDS
+from hpsearch.store.connection.database import Database
+from hpsearch.study.settings import TrialSettings
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.worker.worker import Worker
 
 _CLONE_NEWNET = 0x40000000
 _LONGEST_PAUSE_SECONDS = 1.0  # between two tries to reach a database, in place of 5: in keeping with the leases

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from hpsearch.training.custom_network import NUM_TRIED_IMAGES
+from hpsearch.training.networks.custom import NUM_TRIED_IMAGES
 
 
 class Misbehaving(nn.Module):

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 from sqlalchemy import URL, NullPool, create_engine, text
 
-from hpsearch.service.database import open_database
-from hpsearch.service.postgres_programs import PostgresPrograms
-from hpsearch.service.postgres_server import PostgresServer
+from hpsearch.postgres.programs import PostgresPrograms
+from hpsearch.postgres.server import PostgresServer
+from hpsearch.store.connection.database import open_database
 
 _SECONDS = 120
 # Data need to survive the kills of the server that the tests bring about, not those of the machine. The unix socket

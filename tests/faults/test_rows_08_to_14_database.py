@@ -15,8 +15,8 @@ import pytest
 import tomli_w
 from optuna.trial import TrialState
 
-from hpsearch.service.database import open_database
-from hpsearch.service.ledger import Ledger
+from hpsearch.store.claims.ledger import Ledger
+from hpsearch.store.connection.database import open_database
 from tests.faults.arena import Arena
 from tests.faults.driver import Faults
 from tests.faults.network import GuestNetwork, missing_for_networks

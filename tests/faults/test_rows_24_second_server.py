@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 import psutil
 import pytest
 
-from hpsearch.service.embedded import EmbeddedPostgres
-from hpsearch.service.postgres_programs import PostgresPrograms
+from hpsearch.postgres.embedded import EmbeddedPostgres
+from hpsearch.postgres.programs import PostgresPrograms
 from tests.faults.processes import wait_until
 
 pytestmark = pytest.mark.faults
@@ -25,7 +25,7 @@ CLIENT = """
 import sys
 from pathlib import Path
 from hpsearch.errors import StorageError
-from hpsearch.service.embedded import EmbeddedPostgres
+from hpsearch.postgres.embedded import EmbeddedPostgres
 try:
     postgres = EmbeddedPostgres.start(Path(sys.argv[1]), limit_seconds=float(sys.argv[2]))
 except StorageError as error:

@@ -12,9 +12,9 @@ import torch
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.epoch_report import EpochReport
-from hpsearch.settings import ModelSettings, TrainingSettings, TrialSettings
-from hpsearch.training.checkpoint import PendingCheckpoint, TrialCheckpoint
-from hpsearch.training.lanes import Cohort, CohortShape
+from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
+from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoint
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
 
 pytestmark = [
     pytest.mark.gpu,

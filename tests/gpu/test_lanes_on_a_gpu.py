@@ -10,10 +10,10 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.epoch_report import EpochReport
 from hpsearch.search.significance import critical_gains
-from hpsearch.settings import ModelSettings, TrainingSettings, TrialSettings
-from hpsearch.training.captured_step import CapturedStep
-from hpsearch.training.correctness import ReferenceTest
-from hpsearch.training.lanes import Cohort, CohortShape
+from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
+from hpsearch.training.correct_images import ReferenceTest
+from hpsearch.training.lanes.capture import CapturedStep
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.training.reference import TrialResult, train_trial
 
 pytestmark = [

@@ -15,11 +15,11 @@ from moto import mock_aws
 from sqlalchemy import create_engine, event, make_url, text
 
 from hpsearch.epoch_report import EpochReport, Validation
-from hpsearch.service.database import Database, open_database
-from hpsearch.service.embedded import EmbeddedPostgres
-from hpsearch.service.registry import StoredStudy, register_study
-from hpsearch.settings import TrialSettings
-from hpsearch.study import StudyDefinition, parse_definition
+from hpsearch.postgres.embedded import EmbeddedPostgres
+from hpsearch.store.connection.database import Database, open_database
+from hpsearch.store.studies import StoredStudy, register_study
+from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.study.settings import TrialSettings
 
 
 @pytest.fixture

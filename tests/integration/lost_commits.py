@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
-from hpsearch.service.database import Database
+from hpsearch.store.connection.database import Database
 
 _TABLES = text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
 _SEQUENCES = text("SELECT sequencename, last_value FROM pg_sequences WHERE schemaname = 'public'")

@@ -26,11 +26,11 @@ from hpsearch.errors import (
     StudyNotFoundError,
     UncountedPointsError,
 )
-from hpsearch.results.confirm_plan import plan_confirmation, prepare_confirmation
-from hpsearch.service.database import Database
-from hpsearch.service.ledger import MAX_CRASHES, Ledger
-from hpsearch.service.progress import Progress
-from hpsearch.study import parse_definition
+from hpsearch.results.confirmation.plan import plan_confirmation, prepare_confirmation
+from hpsearch.store.claims.ledger import MAX_CRASHES, Ledger
+from hpsearch.store.connection.database import Database
+from hpsearch.store.progress import Progress
+from hpsearch.study.definition import parse_definition
 from tests.acceptance.in_process import hpsearch_here
 
 DOCUMENT: dict[str, Any] = {

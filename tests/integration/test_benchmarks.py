@@ -19,10 +19,10 @@ from benchmarks import patience_rules, record_trials, simulated_workers
 from benchmarks.recorded_trials import RECORDED, read_tables
 from benchmarks.simulated_workers import Load, Share, run_share
 from hpsearch.errors import HpsearchError
-from hpsearch.service.database import Database
-from hpsearch.service.ledger import Ledger
-from hpsearch.service.registry import StoredStudy
-from hpsearch.settings import StoppingSettings
+from hpsearch.store.claims.ledger import Ledger
+from hpsearch.store.connection.database import Database
+from hpsearch.store.studies import StoredStudy
+from hpsearch.study.settings import StoppingSettings
 
 ROOT = Path(__file__).parents[2]
 # Ray alone comes with the tests; what its Tune needs besides, with the extra `bench`.

@@ -14,8 +14,8 @@ import pytest
 import hpsearch
 from hpsearch import api
 from hpsearch.errors import InputError
-from hpsearch.service.objective import Objective
-from hpsearch.study import parse_definition
+from hpsearch.study.definition import parse_definition
+from hpsearch.worker.objective import Objective
 
 DOCUMENT: dict[str, Any] = {"name": "small", "data": {"dataset": "digits"}, "search": {"learning_rate": [0.1]}}
 

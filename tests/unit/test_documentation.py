@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import hpsearch
-from hpsearch.settings import (
+from hpsearch.study.definition import StudyDefinition, load_definition, parse_definition
+from hpsearch.study.settings import (
     DataSettings,
     ModelSettings,
     PruningSettings,
@@ -20,8 +21,7 @@ from hpsearch.settings import (
     StoppingSettings,
     TrainingSettings,
 )
-from hpsearch.space import SearchSettings
-from hpsearch.study import StudyDefinition, load_definition, parse_definition
+from hpsearch.study.space import SearchSettings
 
 ROOT = Path(__file__).parents[2]
 SECTIONS: dict[str, type[Settings]] = {

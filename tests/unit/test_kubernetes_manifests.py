@@ -15,9 +15,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from hpsearch.service.database import PASSWORD_FILE_VARIABLE, parse_url
-from hpsearch.service.life_sign import LIFE_SIGN_VARIABLE
-from hpsearch.study import load_definition
+from hpsearch.store.connection.database import PASSWORD_FILE_VARIABLE, parse_url
+from hpsearch.study.definition import load_definition
+from hpsearch.worker.health.life_sign import LIFE_SIGN_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "kubernetes"

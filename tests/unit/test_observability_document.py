@@ -11,8 +11,8 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from hpsearch.service.life_sign import LifeSign
-from hpsearch.service.metrics import WorkerMetrics
+from hpsearch.worker.health.life_sign import LifeSign
+from hpsearch.worker.health.metrics import WorkerMetrics
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "observability.md").read_text(encoding="utf-8")
 METRICS = WorkerMetrics(study="s", worker="w", life_sign=LifeSign())

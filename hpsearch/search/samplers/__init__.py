@@ -8,9 +8,9 @@ Ours serve a plain Optuna study as well:
     study.optimize(objective, n_trials=100, n_jobs=4)
 """
 
-from hpsearch.search.coarse_to_fine import CoarseToFineSampler
 from hpsearch.search.samplers.build import build_sampler, learns
 from hpsearch.search.samplers.cma import CmaSampler
+from hpsearch.search.samplers.coarse_to_fine import CoarseToFineSampler
 from hpsearch.search.samplers.gaussian_process import PrunedAwareGPSampler
 from hpsearch.search.samplers.search_space import SearchSpace, explore
 from hpsearch.search.samplers.seeded import SeededSampler

@@ -13,7 +13,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from hpsearch.space import ZERO_SUFFIX, Suggester
+from hpsearch.study.space import ZERO_SUFFIX, Suggester
 
 
 @dataclass(frozen=True, kw_only=True)

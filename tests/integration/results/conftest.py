@@ -11,10 +11,10 @@ import pytest
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.search.samplers import build_sampler
-from hpsearch.service.database import Database
-from hpsearch.service.ledger import Claim, Ledger, Outcome, Result
-from hpsearch.service.registry import StoredStudy, register_study
-from hpsearch.study import parse_definition
+from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.connection.database import Database
+from hpsearch.store.studies import StoredStudy, register_study
+from hpsearch.study.definition import parse_definition
 from tests.integration.results.vault_studies import artifacts, folder, locations, search
 
 __all__ = ["artifacts", "folder", "locations", "search"]  # fixtures

@@ -13,22 +13,22 @@ import torch
 from numpy.typing import NDArray
 from sqlalchemy.dialects.postgresql import insert
 
+from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
 from hpsearch.data.catalog import load_selection_data
 from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
-from hpsearch.results.confirm_plan import plan_confirmation, prepare_confirmation
-from hpsearch.results.vault import VaultRequest, open_vault
-from hpsearch.results.vault_ledger import VaultRecord, read_openings
-from hpsearch.service import tables
-from hpsearch.service.artifacts import Artifacts, open_artifacts
-from hpsearch.service.cohorts import cohort_name
-from hpsearch.service.database import Database
-from hpsearch.service.ledger import Ledger, Outcome, Result
-from hpsearch.service.registry import StoredStudy, load_study, register_study
-from hpsearch.study import parse_definition
+from hpsearch.results.confirmation.plan import plan_confirmation, prepare_confirmation
+from hpsearch.results.vault.final_test import VaultRequest, open_vault
+from hpsearch.results.vault.record import VaultRecord, read_openings
+from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.connection import tables
+from hpsearch.store.connection.database import Database
+from hpsearch.store.studies import StoredStudy, load_study, register_study
+from hpsearch.study.definition import parse_definition
 from hpsearch.training.evaluation import validate_images
-from hpsearch.training.networks import build_network
+from hpsearch.training.networks.build import build_network
+from hpsearch.worker.cohorts import cohort_name
 
 TRAIN, TEST = "train", "t10k"
 SIDE = 12

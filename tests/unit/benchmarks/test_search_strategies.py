@@ -16,9 +16,9 @@ from benchmarks.planted_surfaces import NUM_IMAGES, SURFACES, PlantedTrials, Sur
 from benchmarks.recorded_trials import RecordedTrials, read_tables, worth
 from benchmarks.search_strategies import coarse_to_fine, main, mean_and_interval, with_tables
 from hpsearch.errors import InputError
-from hpsearch.search.narrowing_round import KnownPoint
-from hpsearch.settings import StoppingSettings
-from hpsearch.space import grid_points
+from hpsearch.search.narrowing.closed_round import KnownPoint
+from hpsearch.study.settings import StoppingSettings
+from hpsearch.study.space import grid_points
 
 RATES = tuple(10.0 ** (step / 4) for step in range(2, -17, -1))
 LAMBDAS = (0.0, *(10.0 ** (step / 2) for step in range(-4, -11, -1)))

@@ -15,9 +15,9 @@ from benchmarks.whole_study import STUDY_FILE
 from hpsearch.data.digits import load_digits_selection
 from hpsearch.data.resident import ResidentData
 from hpsearch.errors import HpsearchError, InputError
-from hpsearch.settings import ModelSettings, TrainingSettings, TrialSettings
-from hpsearch.study import load_definition
-from hpsearch.training.networks import build_network as build_own_network
+from hpsearch.study.definition import load_definition
+from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
+from hpsearch.training.networks.build import build_network as build_own_network
 from hpsearch.training.reference import train_trial
 
 CPU = torch.device("cpu")

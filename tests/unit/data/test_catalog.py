@@ -26,7 +26,7 @@ from hpsearch.data.catalog import (
 )
 from hpsearch.data.published import FILE_NAMES, TRAIN_IMAGES, TRAIN_LABELS
 from hpsearch.errors import DataError, InputError
-from hpsearch.settings import DataSettings
+from hpsearch.study.settings import DataSettings
 
 
 def assert_is_selection_of(data: SelectionData, synthetic_set, num_train: int = 50) -> None:
@@ -272,7 +272,7 @@ from hpsearch.data import published
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.data_file import read_data_file
 from hpsearch.data.held_out import load_test_split
-from hpsearch.settings import DataSettings
+from hpsearch.study.settings import DataSettings
 
 function, dataset, cache = sys.argv[1:]
 folder = Path(cache) / "traced"

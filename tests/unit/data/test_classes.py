@@ -12,7 +12,7 @@ from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.classes import count_classes
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError
-from hpsearch.settings import DataSettings
+from hpsearch.study.settings import DataSettings
 
 Load = Callable[..., SelectionData]
 

@@ -14,7 +14,7 @@ from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.held_out import load_test_split
 from hpsearch.data.published import TEST_IMAGES, TEST_LABELS
 from hpsearch.errors import DataError, InputError
-from hpsearch.settings import DataSettings
+from hpsearch.study.settings import DataSettings
 
 
 @pytest.mark.parametrize("is_folder", [True, False])

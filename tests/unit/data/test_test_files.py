@@ -23,8 +23,8 @@ from hpsearch.data.published import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAI
 from hpsearch.data.sources import read_training_file, resolve_dataset
 from hpsearch.data.test_files import marks_of_content, marks_of_test_files
 from hpsearch.errors import DataError
-from hpsearch.service.objective import Objective
-from hpsearch.settings import DataSettings
+from hpsearch.study.settings import DataSettings
+from hpsearch.worker.objective import Objective
 
 MARK = 201  # a grey level that test images alone have
 

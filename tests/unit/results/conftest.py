@@ -11,9 +11,9 @@ from optuna.trial import TrialState
 
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import EpochRecord, TrialSummary
-from hpsearch.service.registry import StoredStudy
-from hpsearch.space import ParameterValue
-from hpsearch.study import parse_definition
+from hpsearch.store.studies import StoredStudy
+from hpsearch.study.definition import parse_definition
+from hpsearch.study.space import ParameterValue
 
 MOMENT = datetime(2026, 11, 21, 7, 5, tzinfo=UTC)
 

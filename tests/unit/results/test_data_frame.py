@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from hpsearch.results.data_frame import CURVE_COLUMNS, TRIAL_COLUMNS, curves_frame, trials_frame
 from hpsearch.results.summary import StudySummary
-from hpsearch.settings import ModelSettings, TrainingSettings
+from hpsearch.study.settings import ModelSettings, TrainingSettings
 
 
 def test_there_is_a_row_per_trial_best_first_with_its_searched_keys(summary: StudySummary) -> None:

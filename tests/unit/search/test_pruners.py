@@ -10,7 +10,7 @@ from optuna.trial import TrialState, create_trial
 from hpsearch.errors import InputError
 from hpsearch.search.pruners import build_pruner, is_competitive
 from hpsearch.search.snapshot import StudySnapshot
-from hpsearch.settings import PrunerName, PruningSettings
+from hpsearch.study.settings import PrunerName, PruningSettings
 
 PRUNERS: list[PrunerName] = ["none", "median", "percentile", "successive-halving", "hyperband"]
 

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hpsearch.search.pruners import build_pruner
 from hpsearch.search.samplers import build_sampler
 from hpsearch.search.snapshot import StudySnapshot
-from hpsearch.settings import PrunerName, PruningSettings
+from hpsearch.study.settings import PrunerName, PruningSettings
 
 ID_OFFSET = 1000  # our ids differ from the yardstick's, and from the numbers
 MAX_EPOCHS = 9

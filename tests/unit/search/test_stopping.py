@@ -29,7 +29,7 @@ from hpsearch.search.stopping import (
     stopping_rule,
     validation_interval,
 )
-from hpsearch.settings import StoppingSettings
+from hpsearch.study.settings import StoppingSettings
 
 
 def make_report(epoch: int, *losses: float, **changes: object) -> EpochReport:

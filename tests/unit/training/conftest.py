@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
-from hpsearch.settings import ModelSettings, TrainingSettings, TrialSettings
+from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 10

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from hpsearch.data.resident import ResidentData
-from hpsearch.settings import ModelSettings
+from hpsearch.study.settings import ModelSettings
 from hpsearch.training import evaluation
 from hpsearch.training.evaluation import validate, validate_images, validate_lanes
 from hpsearch.training.losses import mean_nll, zero_one_loss
-from hpsearch.training.network import Network
-from hpsearch.training.networks import build_network
+from hpsearch.training.networks.build import build_network
+from hpsearch.training.networks.network import Network
 
 Build = Callable[..., ResidentData]
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hpsearch.settings import ModelSettings, TrainingSettings
+from hpsearch.study.settings import ModelSettings, TrainingSettings
+from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.losses import (
     LanePenalties,
     l1_norm,
@@ -22,8 +23,7 @@ from hpsearch.training.losses import (
     zero_one_count,
     zero_one_loss,
 )
-from hpsearch.training.networks import build_network
-from hpsearch.training.stack import LaneStack
+from hpsearch.training.networks.build import build_network
 
 CPU = torch.device("cpu")
 # p = (1/2, 1/4, 1/4), (1/6, 1/3, 1/2), (1/3, 1/3, 1/3)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpsearch.settings import TrainingSettings
+from hpsearch.study.settings import TrainingSettings
+from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.optimizers import Rates, build_optimizer
-from hpsearch.training.stack import LaneStack
 
 CPU = torch.device("cpu")
 NUM_STEPS = 12

@@ -12,9 +12,9 @@ from hpsearch.data.resident import ResidentData, minibatch_order
 from hpsearch.data.splits import SelectionData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import InputError
-from hpsearch.settings import TrialSettings
+from hpsearch.study.settings import TrialSettings
 from hpsearch.training.evaluation import validate
-from hpsearch.training.networks import build_network
+from hpsearch.training.networks.build import build_network
 from hpsearch.training.reference import TrialResult, train_trial
 
 CPU = torch.device("cpu")

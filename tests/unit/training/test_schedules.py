@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpsearch.settings import TrainingSettings
+from hpsearch.study.settings import TrainingSettings
 from hpsearch.training.schedules import LearningRateSchedule, ScheduleState, build_schedule
 
 NAMES = ["constant", "inverse-time", "step", "exponential", "plateau", "halving"]

@@ -20,7 +20,7 @@ from optuna.trial import TrialState, create_trial
 
 from hpsearch.errors import InputError
 from hpsearch.search.samplers import SearchSpace, build_sampler, explore, trial_seed
-from hpsearch.space import Suggester
+from hpsearch.study.space import Suggester
 
 STRATEGIES = ["random", "qmc", "tpe", "gp", "cmaes"]
 LEARNING = ["tpe", "gp", "cmaes"]

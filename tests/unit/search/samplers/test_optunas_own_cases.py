@@ -16,7 +16,7 @@ from optuna.testing.pytest_samplers import (
 )
 
 from hpsearch.search.samplers import CmaSampler, CoarseToFineSampler, PrunedAwareGPSampler, SobolSampler
-from hpsearch.space import LogGrid
+from hpsearch.study.space import LogGrid
 
 
 class TestCmaSampler(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):

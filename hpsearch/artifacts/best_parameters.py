@@ -1,0 +1,98 @@
+"""Artifacts of trials: best parameters as safetensors files, found through Optuna's artifact records.
+
+Each file is in the store, whole, before its record hangs on the trial, where optuna-dashboard shows it. Nothing is
+pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from optuna.artifacts import ArtifactMeta
+from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
+
+from hpsearch.artifacts.store import ArtifactStore, open_store
+from hpsearch.errors import ArtifactError
+from hpsearch.stored_json import parse_stored_object
+from hpsearch.training.tensor_file import save_arrays, with_checksum
+
+PARAMETERS_FILE = "parameters.safetensors"
+RECORD_PREFIX = "artifacts:"  # of the system attributes in which Optuna keeps its artifact records
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Best parameters of trials, in one store that all workers of a study share."""
+
+    store: ArtifactStore
+
+    @property
+    def place(self) -> str:
+        """What --artifacts calls the store."""
+        return self.store.place
+
+    def save_parameters(
+        self,
+        storage: BaseStorage,
+        trial_id: int,
+        parameters: Mapping[str, NDArray[np.generic]],
+        metadata: Mapping[str, str],
+    ) -> str:
+        """Write the parameters with a checksum, then record them on a RUNNING trial. Returns the artifact's id.
+
+        Raises:
+            ArtifactError: the store refuses; earlier artifacts are untouched and nothing is recorded.
+            optuna.exceptions.UpdateFinishedTrialError: the trial has been taken from this worker.
+        """
+        artifact_id = str(uuid.uuid4())
+        content = save_arrays(parameters, with_checksum(parameters, metadata))
+        try:
+            self.store.write(artifact_id, io.BytesIO(content))
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write the best parameters into {self.place}: {error.strerror or error}",
+                hint="make room, or name another place with --artifacts; earlier artifacts are intact",
+            ) from error
+        # As optuna.artifacts.upload_artifact records it, but after the file is there and not before.
+        record = ArtifactMeta(
+            artifact_id=artifact_id,
+            filename=PARAMETERS_FILE,
+            mimetype="application/octet-stream",
+            encoding=None,
+        )
+        try:
+            storage.set_trial_system_attr(trial_id, RECORD_PREFIX + artifact_id, json.dumps(asdict(record)))
+        except (UpdateFinishedTrialError, KeyError) as error:  # KeyError: somebody has deleted the trial
+            with contextlib.suppress(OSError, ArtifactNotFound):
+                self.store.remove(artifact_id)  # nobody will ever look for it
+            raise UpdateFinishedTrialError(f"trial id {trial_id} is not this worker's any more") from error
+        return artifact_id
+
+    def parameters_id(self, trial: FrozenTrial) -> str | None:
+        """Under which id a trial's best parameters are in the store of its worker; None if none are recorded.
+
+        A file of this name that somebody has uploaded was recorded before: a trial that has ended takes none.
+        """
+        for key, value in reversed(trial.system_attrs.items()):
+            if key.startswith(RECORD_PREFIX):
+                place = f"table trial_system_attributes, key {key}"
+                record = parse_stored_object(value, f"trial {trial.number}", place, ("filename", "artifact_id"))
+                if record["filename"] == PARAMETERS_FILE:
+                    return str(record["artifact_id"])
+        return None
+
+
+def open_artifacts(place: str | Path, *, is_read_only: bool = False) -> Artifacts:
+    """The artifacts in this folder or bucket. Raises what `open_store` does."""
+    return Artifacts(open_store(place, is_read_only=is_read_only))

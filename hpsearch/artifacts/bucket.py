@@ -1,0 +1,120 @@
+"""Artifacts in a bucket of S3, or of what speaks like it (MinIO, Ceph), through Optuna's Boto3ArtifactStore.
+
+Imported by `open_store` only, when a bucket is named: boto3 is an optional dependency. Everything that concerns the
+account comes from where every AWS program looks for it: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION,
+AWS_ENDPOINT_URL, AWS_PROFILE, the files in ~/.aws, or the machine's own role.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO, final
+
+import boto3
+from boto3.exceptions import Boto3Error
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from optuna.artifacts import Boto3ArtifactStore
+
+from hpsearch.artifacts.store import check_artifact_id
+from hpsearch.errors import ArtifactError
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 30.0
+ATTEMPTS = 3  # of one request, with pauses that grow
+_CHECK_ID = ".hpsearch-writable"  # always the same: where nothing may be deleted, one such object stays
+_SHORTEST_SECRET = 8  # S3 and MinIO take no shorter ones; a word like "test" would be struck out of every message
+_HINT = (
+    "check the bucket's name and its rights, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION, "
+    "and AWS_ENDPOINT_URL if it is not Amazon's"
+)
+
+
+@final
+class BucketStore:
+    """One prefix of one bucket. S3 itself shows an object whole or not at all.
+
+    Args:
+        prefix: without slashes at its ends; "" for none.
+    Raises:
+        ArtifactError: the variables or files of AWS cannot be used as they are.
+    """
+
+    def __init__(self, bucket: str, prefix: str = "") -> None:
+        self.place = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._secrets: tuple[str, ...] = ()
+        try:
+            session = boto3.session.Session()
+            self._secrets = _secrets_of(session)
+            client = session.client(
+                "s3",
+                config=Config(
+                    connect_timeout=CONNECT_SECONDS,
+                    read_timeout=READ_SECONDS,
+                    retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+                ),
+            )
+        except (BotoCoreError, ValueError) as error:  # ValueError: an AWS_ENDPOINT_URL that is no URL
+            raise ArtifactError(f"cannot use {self.place}: {self._describe(error)}", hint=_HINT) from error
+        self._store = Boto3ArtifactStore(bucket, client)
+
+    def check_writable(self) -> None:
+        try:
+            self.write(_CHECK_ID, io.BytesIO())
+        except OSError as error:
+            raise ArtifactError(f"{self.place} is not writable: {error.strerror}", hint=_HINT) from error
+        with contextlib.suppress(OSError):  # it may be that nothing may be deleted there, for good reasons
+            self.remove(_CHECK_ID)
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        with self._plain_errors():
+            return self._store.open_reader(self._key(artifact_id))
+
+    def read(self, artifact_id: str) -> bytes:
+        with self._plain_errors(), self._store.open_reader(self._key(artifact_id)) as body:
+            return body.read()
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        with self._plain_errors():
+            self._store.write(self._key(artifact_id), content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        with self._plain_errors():
+            self._store.remove(self._key(artifact_id))
+
+    def _key(self, artifact_id: str) -> str:
+        return self._prefix + check_artifact_id(artifact_id)
+
+    @contextlib.contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        """Raise what a folder would raise: its callers need not know boto3."""
+        try:
+            yield
+        except (BotoCoreError, Boto3Error, ClientError) as error:
+            said = self._describe(error)
+            # The cause is left out where it shows a secret: a traceback would print it.
+            raise OSError(errno.EIO, said) from (error if said == _first_line(error) else None)
+
+    def _describe(self, error: Exception) -> str:
+        said = _first_line(error)
+        for secret in self._secrets:
+            said = said.replace(secret, "***")
+        return said
+
+
+def _secrets_of(session: Any) -> tuple[str, ...]:
+    """What no message may show: boto3 shows the value of a header that cannot be sent, such as a token's."""
+    credentials = session.get_credentials()
+    if credentials is None:
+        return ()
+    frozen = credentials.get_frozen_credentials()
+    secrets = ((secret or "").strip() for secret in (frozen.secret_key, frozen.token))
+    return tuple(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,73 @@
+"""What `run` and `confirm` tell on stderr while a study is trained, and the result at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from hpsearch.console.notice import say
+from hpsearch.console.progress_view import download_progress, follow
+from hpsearch.data.catalog import DownloadProgress
+from hpsearch.launch.launcher import LaunchListener
+from hpsearch.store.claims.ledger import PointCounts
+from hpsearch.store.progress import Progress
+from hpsearch.store.studies import Registration, StoredStudy
+from hpsearch.worker.preparation import PreparedStudy
+
+
+class TerminalListener(LaunchListener):
+    """Tells it as lines, and as bars where a person watches.
+
+    Args:
+        found: what is said of a study that was there and stays as it is.
+    """
+
+    def __init__(self, found: str = "resumed") -> None:
+        self._found = found
+
+    def found_finished(self, study: StoredStudy, counts: PointCounts) -> None:
+        given_up = f", {counts.failed} were given up" if counts.failed else ""
+        say(f"study {study.name!r} is finished: all {counts.total} points are done{given_up}, nothing to run")
+
+    def gpu_is_taken(self, description: str) -> None:
+        say(f"held by another worker: {description}")
+
+    def download(self) -> AbstractContextManager[DownloadProgress | None]:
+        return download_progress()
+
+    def prepared(self, prepared: PreparedStudy, num_workers: int, lanes: str) -> None:
+        workers = f"{num_workers} {'worker' if num_workers == 1 else 'workers'} with {_describe_lanes(lanes)}"
+        say(describe_registration(prepared.registration, self._found, f", {workers}"))
+
+    def training(self, study: StoredStudy) -> AbstractContextManager[Callable[[Progress], None]]:
+        return follow(study)
+
+    def interrupted(self, study: StoredStudy, num_left: int) -> None:
+        say(f"interrupted: {num_left} points are left; the same command resumes the study")
+
+
+def describe_registration(registration: Registration, found: str, more: str = "") -> str:
+    """`study 'a' widened: 12 new points, 24 in all`, and below it how its definition was changed.
+
+    Args:
+        found: what is said of a study that was there and stays as it is.
+        more: follows on the first line.
+    """
+    points = _points(registration.num_points)
+    state = f"{'created' if registration.is_new else found}: {points}"
+    if registration.num_added:
+        state = f"widened: {_points(registration.num_added, 'new ')}, {registration.num_points} in all"
+    elif registration.num_restored:
+        state += f", {_points(registration.num_restored)} of them again: their trials were deleted by another program"
+    elif registration.changes:
+        state = f"changed: no new points, {registration.num_points} in all"
+    lines = "".join(f"\n  {line}" for line in registration.changes)
+    return f"study {registration.study.name!r} {state}{more}{lines}"
+
+
+def _points(number: int, kind: str = "") -> str:
+    return f"{number} {kind}{'point' if number == 1 else 'points'}"
+
+
+def _describe_lanes(lanes: str) -> str:
+    return "as many lanes as pay" if lanes == "auto" else f"{lanes} {'lane' if lanes == '1' else 'lanes'} each"

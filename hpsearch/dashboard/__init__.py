@@ -1,0 +1,1 @@
+"""optuna-dashboard behind a gate: who may open its pages, and what they may change."""

@@ -1,0 +1,85 @@
+"""optuna-dashboard on the study database, with our artifacts, behind a gate (dashboard_gate.py)."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import WSGIEnvironment
+
+from optuna.storages import RDBStorage
+
+from hpsearch.artifacts.best_parameters import Artifacts
+from hpsearch.dashboard.gate import LOCAL_ADDRESS, Access, DashboardGate, canonical_host
+from hpsearch.errors import InputError
+from hpsearch.store.studies import DEFINITION_ATTRIBUTE
+
+
+class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
+    """A page asks for many things at once."""
+
+    daemon_threads = True
+
+
+class _ThreadingServer6(_ThreadingServer):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    def get_environ(self) -> WSGIEnvironment:
+        return {**super().get_environ(), LOCAL_ADDRESS: self.connection.getsockname()[0]}
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep request lines off stderr."""
+
+
+def serve_dashboard(
+    storage: RDBStorage,
+    artifacts: Artifacts,
+    host: str,
+    port: int,
+    access: Access,
+    *,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Serve until interrupted. In this process, so that the database URL appears on no command line.
+
+    Args:
+        host: a name, or an address of either version of IP.
+        port: 0 takes a free one.
+        access: `host` is a name by which it may be asked, without being among `access.hosts`.
+        on_ready: told the page's address once the port is open.
+    Raises:
+        InputError: the port or the address cannot be had.
+    """
+    access = replace(access, hosts=access.hosts | {canonical_host(host)})
+    server_class = _ThreadingServer6 if ":" in host else _ThreadingServer
+    shown_host = f"[{host}]" if ":" in host else host
+    try:
+        server = make_server(host, port, build_app(storage, artifacts, access), server_class, _Handler)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {shown_host}:{port}: {error.strerror}",
+            hint="take another port with --port, or an address of this machine with --host",
+        ) from error
+    with server:
+        on_ready(f"http://{shown_host}:{server.server_port}/dashboard")
+        server.serve_forever()
+
+
+def build_app(storage: RDBStorage, artifacts: Artifacts, access: Access) -> DashboardGate:
+    """optuna-dashboard behind its gate, as a WSGI application."""
+    # Here and not above: it brings scikit-learn along, and every command would start a second later.
+    from optuna_dashboard import wsgi
+
+    def is_hpsearch_study(study_id: int) -> bool:
+        try:
+            return DEFINITION_ATTRIBUTE in storage.get_study_user_attrs(study_id)
+        except KeyError:
+            return False
+
+    app = wsgi(storage, artifact_store=artifacts.store)
+    return DashboardGate(app, access, is_hpsearch_study=is_hpsearch_study)

@@ -1,0 +1,1 @@
+"""Which GPUs a machine has, and one of them pinned to a worker."""

@@ -1,0 +1,194 @@
+"""Which devices a worker may train on: what was asked for, checked against what is there.
+
+A GPU is known by its UUID, because its index means another one in each process that sees other GPUs. Which of several
+GPUs a worker takes is decided in device_pin.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpsearch.device.cuda_driver import DriverGpu, read_driver_gpus
+from hpsearch.errors import DeviceError, InputError
+from hpsearch.logs import get_logger
+
+_log = get_logger("devices")
+
+# The kernel's, which every container of a machine sees alike; host names differ between them.
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_DIGITS = "[0-9a-fA-F]"
+_UUID = f"{_DIGITS}{{8}}-(?:{_DIGITS}{{4}}-){{3}}{_DIGITS}{{12}}"
+# In full: a shortened name would be a second one for the same instance. The other form is that of older drivers.
+_MIG_NAME = re.compile(rf"MIG-(?:{_UUID}|GPU-{_UUID}/\d+/\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU, or a MIG instance of one, as this process sees it.
+
+    Args:
+        index: that of `cuda:INDEX`.
+        uuid: what tells it from all others: "GPU-...", "MIG-...", or "PCI-..." for one that tells none; None if
+            nothing does.
+        name: of its model.
+    """
+
+    index: int
+    uuid: str | None
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", self.index)
+
+    @property
+    def description(self) -> str:
+        """A name for people: `cuda:0 (NVIDIA H200, GPU-5ee1...)`."""
+        return f"{self.device} ({self.name}, {self.uuid or 'without a UUID'})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisibleDevices:
+    """What this process could train on; injected in tests.
+
+    Args:
+        gpus: by index, as CUDA_VISIBLE_DEVICES leaves them.
+        has_cuda_build: this torch can use GPUs at all.
+    """
+
+    gpus: tuple[Gpu, ...]
+    has_cuda_build: bool
+
+    @classmethod
+    def detect(cls) -> VisibleDevices:
+        """Look without touching: no GPU gets a context of this process (but for torch's, if the driver is mute)."""
+        return cls(gpus=_detect_gpus(), has_cuda_build=bool(torch.version.cuda or torch.version.hip))
+
+    def describe(self) -> str:
+        gpus = ", ".join(str(gpu.device) for gpu in self.gpus)
+        return f"visible: cpu{', ' + gpus if gpus else ' only'}"
+
+
+def wanted_gpus(wanted: str, visible: VisibleDevices) -> tuple[Gpu, ...]:
+    """The GPUs of which a worker may take one, for `auto`, `cpu`, `cuda` or `cuda:N`; none: it trains on the CPU.
+
+    `auto` means the CPU where no GPU is there; `cuda` and `cuda:N` never fall back.
+
+    Raises:
+        InputError: not a device name.
+        DeviceError: the GPU that was asked for is not there.
+    """
+    if wanted == "auto":
+        return visible.gpus
+    if wanted == "cpu":
+        return ()
+    match = re.fullmatch(r"cuda(?::(\d{1,9}))?", wanted)
+    if not match:
+        raise InputError(f"unknown device {wanted!r:.60}", hint=f"auto, cpu or cuda:N; {visible.describe()}")
+    if not visible.has_cuda_build:
+        raise DeviceError(
+            f"device {wanted} was asked for, but this torch ({torch.__version__}) is built for the CPU only",
+            hint="install a CUDA build of torch, or --device cpu",
+        )
+    index = match.group(1)
+    gpus = visible.gpus if index is None else visible.gpus[int(index) :][:1]
+    if not gpus:
+        raise DeviceError(f"device {wanted} is not there", hint=visible.describe())
+    return gpus
+
+
+def num_local_workers(asked: int | None, wanted: str, visible: VisibleDevices, *, is_shared: bool = False) -> int:
+    """How many workers to start on this machine: as many as were asked for, or one per GPU, or one.
+
+    Args:
+        is_shared: workers may share a GPU.
+    Raises:
+        InputError: not a device name, or more workers than GPUs to give one each.
+        DeviceError: the GPU that was asked for is not there.
+    """
+    gpus = wanted_gpus(wanted, visible)
+    if asked is None:
+        return max(1, len(gpus))
+    if gpus and asked > len(gpus) and not is_shared:
+        there = "1 GPU is" if len(gpus) == 1 else f"{len(gpus)} GPUs are"
+        raise InputError(
+            f"{asked} workers were asked for, but {there} there for --device {wanted}, one for each",
+            hint=f"--workers {len(gpus)}, or --share-gpu to let workers share a GPU",
+        )
+    return asked
+
+
+def make_current(device: torch.device) -> None:
+    """Let CUDA calls that name no device mean this one: else they would make a context on `cuda:0`, too."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def use_full_float32() -> None:
+    """Let GPUs compute float32 as float32: cuDNN's default is TF32, with 10 bits of mantissa instead of 23."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def describe_device(device: torch.device) -> str:
+    """A name for people: `cpu` or `cuda:0 (NVIDIA H200, GPU-5ee1...)`."""
+    if device.type != "cuda":
+        return str(device)
+    return _detect_gpus()[device.index or 0].description
+
+
+def _detect_gpus() -> tuple[Gpu, ...]:
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not number:
+        return ()
+    driver = read_driver_gpus()
+    if len(driver) == number:
+        return gpus_from_driver(driver)
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return gpus_from_torch(number, torch.cuda.get_device_properties, names)
+
+
+def gpus_from_driver(gpus: tuple[DriverGpu, ...]) -> tuple[Gpu, ...]:
+    """What the driver tells; a MIG instance shows in its name, `NVIDIA A100-SXM4-40GB MIG 1g.5gb`."""
+    return tuple(
+        Gpu(index=index, uuid=f"{'MIG' if ' MIG ' in gpu.name else 'GPU'}-{gpu.uuid}", name=gpu.name)
+        for index, gpu in enumerate(gpus)
+    )
+
+
+def gpus_from_torch(number: int, properties_of: Callable[[int], Any], visible_names: str) -> tuple[Gpu, ...]:
+    """What torch tells, where the driver cannot be asked.
+
+    Instances of one GPU that CUDA_VISIBLE_DEVICES does not name in full may then bear the UUID of that GPU: they
+    count as one, and no two workers use them at once.
+
+    Args:
+        properties_of: torch.cuda.get_device_properties.
+        visible_names: CUDA_VISIBLE_DEVICES: indices, UUIDs or names of MIG instances.
+    """
+    names = [name.strip() for name in visible_names.split(",")]
+    gpus = []
+    for index in range(number):
+        properties = properties_of(index)
+        named = names[index] if index < len(names) else ""
+        uuid = named if _MIG_NAME.fullmatch(named) else _uuid_from(properties)
+        gpus.append(Gpu(index=index, uuid=uuid, name=properties.name))
+    return tuple(gpus)
+
+
+def _uuid_from(properties: Any) -> str | None:
+    if getattr(properties, "uuid", None) is not None:
+        return f"GPU-{properties.uuid}"
+    address: list[int | None] = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    if None in address or not _BOOT_ID.exists():
+        return None
+    place = ":".join(f"{part:x}" for part in address if part is not None)
+    _log.warning("%s tells no UUID: it is known by this machine and its place on the PCI bus", properties.name)
+    return f"PCI-{_BOOT_ID.read_text().strip()}-{place}"

@@ -1,0 +1,160 @@
+"""A PostgreSQL session that holds the advisory lock on a GPU, and says to others who holds it.
+
+The server drops the lock with the session: when the worker leaves, when it is killed, and, over a network that was cut,
+as soon as its keepalives remain unanswered. Advisory locks are known within one database only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from hpsearch.store.claims.lease_watch import LeaseWatch
+from hpsearch.store.claims.ledger import ABSENCE_SECONDS, LEASE_SECONDS, PRESENCE_NAMESPACE
+from hpsearch.store.claims.ledger_sql import IS_PRESENT, RENEWAL
+from hpsearch.store.connection.database import Database
+
+# What pg_stat_activity shows as application_name: these words, the worker's name, a token of this process.
+SESSION_TITLE = "hpsearch gpu"
+_MOST_NAME = 40  # the server cuts an application_name at 63 bytes
+
+_SET_UP = text("""
+    SELECT set_config('application_name', :title, false)
+""")
+_TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
+_TRY_LOCK_SHARED = text("SELECT pg_try_advisory_lock_shared(:key)")
+_UNLOCK_ALL = text("SELECT pg_advisory_unlock_all()")
+_LOCKS = """
+    FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+      AND l.classid = CAST(:high AS oid) AND l.objid = CAST(:low AS oid)
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+_HAS_LOCK = text(f"SELECT count(*) {_LOCKS} AND l.pid = pg_backend_pid()")
+_HOLDERS = text(f"""
+    SELECT s.pid, s.application_name AS title
+    FROM (SELECT l.pid {_LOCKS}) held JOIN pg_stat_activity s USING (pid) ORDER BY s.backend_start
+""")
+# A restarted server has forgotten all locks, and a cut session has lost its own. Who trains on a GPU locks it again
+# within seconds; until then, or until its lease is stale (lease_watch.py), nobody else may.
+_LEASES = text(f"""
+    WITH leases AS (
+        SELECT DISTINCT p.owner, {RENEWAL} AS renewal
+        FROM hpsearch_points p JOIN trial_user_attributes a ON a.trial_id = p.trial_id AND a.key = 'device'
+        WHERE p.owner IS NOT NULL AND strpos(a.value_json, :uuid) > 0
+    )
+    SELECT server.started_at, p.owner, p.renewal, {IS_PRESENT} AS is_present
+    FROM (SELECT pg_postmaster_start_time() AS started_at) server LEFT JOIN leases p ON true
+""")
+_END_SESSION = text("SELECT pg_terminate_backend(:pid, 2000)")  # milliseconds until it is gone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A session that holds the lock on a GPU.
+
+    Args:
+        worker: its name, or what the session calls itself if it is none of ours.
+        is_self: an earlier session of this same process, which the server has not missed yet.
+    """
+
+    pid: int
+    worker: str
+    is_self: bool
+
+
+class GpuLockSession:
+    """Asks for locks and keeps them, in one session that is opened when it is needed. Not safe for threads.
+
+    Args:
+        clock: in seconds, monotonic; injected in tests.
+    """
+
+    def __init__(self, database: Database, worker: str = "", *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._clock = clock
+        self._watches: dict[str, LeaseWatch] = {}  # by the GPU's UUID
+        self._title = f"{SESSION_TITLE} {worker[-_MOST_NAME:]} {secrets.token_hex(4)}"  # the process id comes last
+        self._connection: Connection | None = None
+
+    def try_lock(self, uuid: str, *, is_shared: bool = False) -> bool:
+        """Take the lock on a GPU if it is free, or held by nobody who would not share it."""
+        return bool(self._ask(_TRY_LOCK_SHARED if is_shared else _TRY_LOCK, {"key": lock_key(uuid)})[0][0])
+
+    def has_lock(self, uuid: str) -> bool:
+        """True if this very session holds it: the server forgets the locks of a session that was cut."""
+        return bool(self._ask(_HAS_LOCK, _halves(uuid))[0][0])
+
+    def is_awaited(self, uuid: str) -> bool:
+        """True for a GPU on which a worker trains that is not to be seen just now: it may come back.
+
+        Asked again and again, it becomes false in the end (ABSENCE_SECONDS).
+        """
+        rows = self._ask(_LEASES, {"uuid": uuid, "namespace": PRESENCE_NAMESPACE})
+        is_present = {(row.owner, row.renewal): row.is_present for row in rows if row.owner is not None}
+        stale = self._watches.setdefault(uuid, LeaseWatch(self._clock)).look(
+            is_present, rows[0].started_at, lease_seconds=LEASE_SECONDS, absence_seconds=ABSENCE_SECONDS
+        )
+        return any(not is_here for lease, is_here in is_present.items() if lease not in stale)
+
+    def holders(self, uuid: str) -> list[Holder]:
+        """Who holds the lock on a GPU, the longest-lived session first."""
+        return [self._holder_from(row) for row in self._ask(_HOLDERS, _halves(uuid))]
+
+    def end_session_of(self, holder: Holder) -> None:
+        """End a session of the same database user; returns when it is gone, or after two seconds."""
+        self._ask(_END_SESSION, {"pid": holder.pid})
+
+    def close(self) -> None:
+        """Give all locks back and end the session."""
+        if self._connection is not None:
+            with contextlib.suppress(SQLAlchemyError):
+                self._ask(_UNLOCK_ALL, {})  # now: the server may take a moment to miss the session
+        self._drop()
+
+    def _ask(self, question: TextClause, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
+        """A session that fails is closed, and the next question opens another."""
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+            return self._connection.execute(question, values).all()
+        except SQLAlchemyError:
+            self._drop()
+            raise
+
+    def _open(self) -> Connection:
+        connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection.detach()  # it never returns to the pool, with its locks and its title
+        connection.execute(_SET_UP, {"title": self._title})
+        return connection
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            with contextlib.suppress(SQLAlchemyError):
+                connection.close()
+
+    def _holder_from(self, row: Row[Any]) -> Holder:
+        title: str = row.title
+        worker = title.removeprefix(SESSION_TITLE).strip().rpartition(" ")[0] or title
+        return Holder(pid=row.pid, worker=worker, is_self=title == self._title)
+
+
+def lock_key(uuid: str) -> int:
+    """The advisory lock's key for a GPU: 64 bits of the hash of its UUID."""
+    digest = hashlib.sha256(f"{SESSION_TITLE} {uuid.lower()}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def _halves(uuid: str) -> dict[str, int]:
+    """The key as pg_locks shows it, in two unsigned halves."""
+    key = lock_key(uuid) % 2**64
+    return {"high": key >> 32, "low": key % 2**32}

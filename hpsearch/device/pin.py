@@ -1,0 +1,268 @@
+"""A GPU each: a worker pins its GPU for as long as it lives, so that any number of identical replicas share them out.
+
+Workers know of each other through the database: those that use the GPUs of one machine must use one database. A GPU is
+shared by workers that all say so, and by nobody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from sqlalchemy.exc import SQLAlchemyError
+
+from hpsearch.device.devices import Gpu, VisibleDevices, wanted_gpus
+from hpsearch.device.gpu_lock import GpuLockSession
+from hpsearch.errors import DeviceError, DeviceLostError
+from hpsearch.logs import get_logger
+from hpsearch.signals import StopSignal
+from hpsearch.store.connection.answer_limit import answer_limit
+from hpsearch.store.connection.database import Database
+
+_log = get_logger("devices")
+
+_POLL_SECONDS = (0.5, 1.5)  # a random time between: replicas that started together do not ask together for ever
+_MOST_TRIES = 3
+_KEEP_ANSWER_SECONDS = 5.0
+_CLOSE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PinRules:
+    """How a worker comes to its GPU.
+
+    Args:
+        waits: until a GPU is free; else none being free is an error.
+        is_shared: take a GPU together with others that share theirs.
+    """
+
+    waits: bool = True
+    is_shared: bool = False
+
+
+class PinnedDevice:
+    """The device of this worker, and the lock on it, if it is a GPU.
+
+    Args:
+        gpu: None: the CPU, on which any number of workers may train.
+        session: holds the lock; None if there is nothing to hold.
+    """
+
+    def __init__(self, gpu: Gpu | None, session: GpuLockSession | None = None, *, is_shared: bool = False) -> None:
+        self.device = gpu.device if gpu else torch.device("cpu")
+        self.description = gpu.description if gpu else "cpu"  # for people, and for the trials' `device`
+        self._uuid = gpu.uuid if gpu else None
+        self._session = session
+        self._is_shared = is_shared
+        self._mutex = threading.Lock()
+        self._is_lost = False
+
+    @property
+    def is_lost(self) -> bool:
+        """True once another worker has this GPU: this one must not use it any more. Any thread may ask."""
+        return self._is_lost
+
+    def keep(self) -> bool:
+        """Take the lock again if its session was cut; to be called every few seconds, by any thread.
+
+        While the database is away the GPU counts as ours: nobody else can lock it either. Never raises for it.
+
+        Returns:
+            False for good once another worker has the GPU.
+        """
+        if self._session is None or self._uuid is None:
+            return True
+        with self._mutex:
+            if self._is_lost:
+                return False
+            for attempt in (1, 2):  # the second in a new session, at once: without one, others may take the GPU
+                try:
+                    with answer_limit(_KEEP_ANSWER_SECONDS):
+                        self._is_lost = not (self._session.has_lock(self._uuid) or self._lock_again())
+                    break
+                except SQLAlchemyError as error:
+                    if attempt == 2:
+                        _log.warning("could not look after the lock on %s: %s", self.description, _first_line(error))
+        if self._is_lost:
+            _log.error("another worker has taken %s while the database was away", self.description)
+        return not self._is_lost
+
+    def require(self) -> None:
+        """Raises DeviceLostError once another worker has this GPU."""
+        if self._is_lost:
+            raise DeviceLostError(
+                f"another worker has taken {self.description} while the database was away",
+                hint="start this worker again: it takes a free GPU, or waits for one",
+            )
+
+    def close(self) -> None:
+        """Give the GPU back."""
+        if self._session is None or not self._mutex.acquire(timeout=_CLOSE_SECONDS):
+            return  # the thread that keeps the lock hangs: the session ends with the process
+        try:
+            with answer_limit(_CLOSE_SECONDS):
+                self._session.close()
+        finally:
+            self._mutex.release()
+
+    def _lock_again(self) -> bool:
+        assert self._session is not None
+        assert self._uuid is not None
+        for _ in range(_MOST_TRIES):
+            if self._session.try_lock(self._uuid, is_shared=self._is_shared):
+                _log.info("the session that pins %s was cut: pinned again", self.description)
+                return True
+            holders = self._session.holders(self._uuid)
+            if holders and not any(holder.is_self for holder in holders):
+                return False
+            for holder in holders:  # our own old session, which the server has not missed yet
+                if holder.is_self:
+                    self._session.end_session_of(holder)
+        return True  # still our own old session: the next call tries again
+
+
+@contextlib.contextmanager
+def pin_device(
+    database: Database,
+    wanted: str,
+    visible: VisibleDevices,
+    *,
+    worker: str,
+    stop: StopSignal,
+    is_finished: Callable[[], bool],
+    rules: PinRules,
+) -> Iterator[PinnedDevice | None]:
+    """Pin the first free of the wanted GPUs while the context is open, or stand on the CPU.
+
+    Any number of processes may do so at once; a lock that was lost with its connection is asked for anew.
+
+    Args:
+        wanted: `auto`, `cpu`, `cuda` or `cuda:N`.
+        worker: its name, which others are told who wait for the GPU.
+        is_finished: the study needs no worker any more; asked while it waits.
+    Yields:
+        None if the wait was ended by `stop` or `is_finished`.
+    Raises:
+        InputError: not a device name.
+        DeviceError: the GPU is not there, cannot be told from others, or is taken and the rules say not to wait.
+        StorageError: the database has been away for too long.
+    """
+    gpus = wanted_gpus(wanted, visible)
+    if not gpus:
+        if wanted == "auto":
+            _log.info("no GPU is visible: training on the CPU")
+        yield PinnedDevice(None)
+        return
+    _require_identity(gpus)
+    session = GpuLockSession(database, worker)
+    try:
+        gpu = _wait_for_one(database, session, gpus, stop, is_finished, rules)
+    except BaseException:
+        session.close()
+        raise
+    if gpu is None:
+        session.close()
+        yield None
+        return
+    pinned = PinnedDevice(gpu, session, is_shared=rules.is_shared)
+    try:
+        yield pinned
+    finally:
+        pinned.close()
+
+
+def describe_taken(database: Database, gpus: Sequence[Gpu]) -> list[str]:
+    """Which of these GPUs are held, and by whom: `cuda:0 (NVIDIA H200, GPU-5ee1...) by node7:4711`."""
+    session = GpuLockSession(database)
+    try:
+        return database.with_optuna(lambda: _taken(session, gpus))
+    finally:
+        session.close()
+
+
+def _require_identity(gpus: Sequence[Gpu]) -> None:
+    for gpu in gpus:
+        if gpu.uuid is None:
+            raise DeviceError(
+                f"{gpu.device} ({gpu.name}) tells neither a UUID nor its place on the PCI bus: it cannot be pinned",
+                hint="update the driver or torch, or choose another device with --device",
+            )
+
+
+def _wait_for_one(
+    database: Database,
+    session: GpuLockSession,
+    gpus: Sequence[Gpu],
+    stop: StopSignal,
+    is_finished: Callable[[], bool],
+    rules: PinRules,
+) -> Gpu | None:
+    was_told = False
+    while True:
+        # `with_optuna` for its patience with a database that is away.
+        gpu = database.with_optuna(lambda: _take_one(session, gpus, is_shared=rules.is_shared))
+        if gpu is not None:
+            if was_told:
+                _log.info("%s is free now", gpu.description)
+            return gpu
+        if stop.is_set() or is_finished():
+            return None
+        # Whether a GPU is free may take some seconds to tell; that is not the waiting that the rules speak of.
+        if not was_told and (rules.waits or not database.with_optuna(lambda: _is_any_awaited(session, gpus))):
+            was_told = True
+            _tell(database.with_optuna(lambda: _taken(session, gpus)), rules)
+        if stop.wait(random.uniform(*_POLL_SECONDS)):
+            return None
+
+
+def _take_one(session: GpuLockSession, gpus: Sequence[Gpu], *, is_shared: bool) -> Gpu | None:
+    """The first free GPU, or the one with the fewest others on it."""
+    others = {gpu.index: session.holders(_uuid(gpu)) if is_shared else [] for gpu in gpus}
+    for gpu in sorted(gpus, key=lambda gpu: len(others[gpu.index])):
+        if session.is_awaited(_uuid(gpu)):
+            continue
+        if session.try_lock(_uuid(gpu), is_shared=is_shared):
+            if is_shared:
+                names = ", ".join(holder.worker for holder in others[gpu.index])
+                _log.warning("%s is shared, with %s", gpu.description, names or "nobody yet")
+            return gpu
+    return None
+
+
+def _is_any_awaited(session: GpuLockSession, gpus: Sequence[Gpu]) -> bool:
+    return any(session.is_awaited(_uuid(gpu)) for gpu in gpus)
+
+
+def _taken(session: GpuLockSession, gpus: Sequence[Gpu]) -> list[str]:
+    known = [gpu for gpu in gpus if gpu.uuid is not None]
+    holders = {gpu: ", ".join(holder.worker for holder in session.holders(_uuid(gpu))) for gpu in known}
+    return [f"{gpu.description} by {names}" for gpu, names in holders.items() if names]
+
+
+def _tell(taken: Sequence[str], rules: PinRules) -> None:
+    """Say why there is no GPU for this worker.
+
+    Raises:
+        DeviceError: it is not to wait.
+    """
+    reason = f"no GPU is free for this worker: {'; '.join(taken) or 'another worker was faster'}"
+    if rules.waits:
+        _log.warning("%s; it waits until one is free or the study is finished", reason)
+        return
+    raise DeviceError(
+        reason,
+        hint="--wait-for-gpu waits for one; --share-gpu shares one with workers that were started with it, too",
+    )
+
+
+def _uuid(gpu: Gpu) -> str:
+    assert gpu.uuid is not None
+    return gpu.uuid
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

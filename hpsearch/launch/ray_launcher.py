@@ -1,0 +1,185 @@
+"""Workers as actors of Ray's, for the same Supervisor that looks after local processes.
+
+Ray places the actors and makes those anew that die with their process or their node. Everything else is as ever: the
+workers coordinate through the database alone, and the supervisor starts a worker again whose program ends with an
+error, a bounded number of times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sqlalchemy
+
+from hpsearch.errors import InputError, SurroundingsError
+from hpsearch.home import home_folder
+from hpsearch.launch.ray_cluster import RayCluster, WorkerShare, check_address, connect
+from hpsearch.launch.ray_worker import RayWorker, RayWorkerState
+from hpsearch.launch.supervisor import NUM_WORKERS_VARIABLE, SUPERVISOR_VARIABLE, WorkerCommand
+from hpsearch.logs import get_logger
+from hpsearch.store.connection.database import PASSWORD_FILE_VARIABLE
+
+_log = get_logger("ray")
+_PLACE_SECONDS = 30.0  # how long a worker may look for its place before we say so
+_KILL_SECONDS = 5.0
+# Of no use to a worker on another node: the storage URL is whole, the rest says how `run` itself runs.
+_NOT_PASSED_ON = {PASSWORD_FILE_VARIABLE, SUPERVISOR_VARIABLE, NUM_WORKERS_VARIABLE, "HPSEARCH_ON"}
+
+
+class RayProcess:
+    """An actor with its worker, looked at like a process. No call waits for the actor unless it says so."""
+
+    def __init__(self, ray: Any, actor: Any, index: int, needs: str) -> None:
+        self._ray = ray
+        self._actor = actor
+        self._index = index
+        self._needs = needs
+        self._started = time.monotonic()
+        self._is_placed = False
+        self._pending: Any = actor.look.remote()
+        self.state = RayWorkerState(code=None, last_words="it has not started", log="(none)")
+
+    def poll(self) -> int | None:
+        """The worker's exit code, or None while it runs, waits for its place, or is made anew."""
+        if self.state.code is None:
+            ready, _ = self._ray.wait([self._pending], timeout=0)
+            if ready:
+                self._take_in(self._pending)
+                self._pending = self._actor.look.remote()
+            elif not self._is_placed and time.monotonic() - self._started > _PLACE_SECONDS:
+                _log.warning("worker %d still waits for a place in the cluster: %s", self._index, self._needs)
+                self._started = time.monotonic()
+        return self.state.code
+
+    def send_signal(self, _number: int, /) -> None:
+        """SIGTERM is the only one that is ever sent. An actor that never answered holds no trial yet."""
+        if self._is_placed:
+            self._actor.terminate.remote()
+        else:
+            self._end(code=0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the worker's end. Raises subprocess.TimeoutExpired."""
+        if self.state.code is None and timeout is not None:
+            answer = self._actor.wait.remote(timeout)
+            ready, _ = self._ray.wait([answer], timeout=timeout + 1.0)  # its own wait ends first
+            if ready:
+                self._take_in(answer)
+        if self.state.code is None:
+            raise subprocess.TimeoutExpired("worker", timeout or 0.0)
+        return self.state.code
+
+    def kill(self) -> None:
+        self._ray.wait([self._actor.kill.remote()], timeout=_KILL_SECONDS)
+        self._end(code=-9)
+
+    def _take_in(self, answer: Any) -> None:
+        """Learn how the worker is; an actor that cannot live at all is an error of the surroundings."""
+        try:
+            self.state = self._ray.get(answer)
+            self._is_placed = True
+        except (self._ray.exceptions.RayError, ConnectionError) as error:
+            words = _last_line(error)
+            self.state = RayWorkerState(code=SurroundingsError.exit_code, last_words=words, log="Ray's own")
+        if self.state.code is not None:
+            self._end(self.state.code)
+
+    def _end(self, code: int) -> None:
+        """Give the actor's place back."""
+        self.state = RayWorkerState(code=code, last_words=self.state.last_words, log=self.state.log)
+        self._ray.kill(self._actor, no_restart=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayLauncher:
+    """Starts workers as actors.
+
+    Args:
+        command: how a node starts its worker. Its URL goes to the actors as an argument, which Ray shows nowhere;
+            `runtime_env` would show it on Ray's dashboard.
+    """
+
+    cluster: RayCluster
+    command: WorkerCommand
+    share: WorkerShare
+    _processes: dict[int, RayProcess] = field(default_factory=dict)  # the latest, by worker index
+
+    @property
+    def lanes(self) -> str:
+        return self.command.lanes
+
+    @property
+    def num_workers(self) -> int:
+        return self.share.num_workers
+
+    def start(self, index: int) -> RayProcess:
+        ray = self.cluster.ray
+        actor = ray.remote(RayWorker).options(
+            num_cpus=self.share.num_cpus,
+            num_gpus=self.share.num_gpus,
+            max_restarts=-1,  # a point that kills its workers is given up after some attempts: this ends
+            max_task_retries=-1,
+            scheduling_strategy="SPREAD",
+        )
+        handle = actor.remote(self.command, index, self._environment())
+        self._processes[index] = RayProcess(ray, handle, index, f"it needs {self.share.describe()}")
+        return self._processes[index]
+
+    def _environment(self) -> dict[str, str]:
+        """What a worker must know of where `run` was started: its HPSEARCH_ variables."""
+        here = {key: value for key, value in os.environ.items() if key.startswith("HPSEARCH_")}
+        if self.cluster.is_this_machine:
+            here["HPSEARCH_HOME"] = str(home_folder())  # the embedded PostgreSQL is there
+        return {key: value for key, value in here.items() if key not in _NOT_PASSED_ON}
+
+    def last_words(self, index: int) -> str:
+        return self._processes[index].state.last_words
+
+    def final_error(self, index: int) -> str:
+        """The last words: a worker's code is that of an error of ours only if they are one (ray_worker.py)."""
+        return self.last_words(index)
+
+    def shorten_log(self, index: int) -> None:
+        """Nothing to do: an actor shortens the log of its own node."""
+
+    def log_file(self, index: int) -> str:
+        return self._processes[index].state.log
+
+
+def check_placement(address: str, device: str) -> None:
+    """Raises InputError unless a cluster could be there, and could give a worker this device."""
+    check_address(address)
+    if device not in ("auto", "cpu"):
+        raise InputError(f"--device {device} cannot be had with --on {address}", hint="Ray gives each worker its GPU")
+
+
+@contextlib.contextmanager
+def ray_workers(
+    address: str, command: WorkerCommand, *, num_workers: int | None, url: sqlalchemy.URL
+) -> Iterator[RayLauncher]:
+    """Be connected to a Ray cluster that can run the study of `command`.
+
+    Args:
+        num_workers: None: as many as the cluster has GPUs, or one per node.
+        url: of the study's database.
+    Raises:
+        InputError: Ray is not installed, or the cluster's nodes cannot reach the database.
+        SurroundingsError: no cluster answers.
+    """
+    with connect(address) as cluster:
+        cluster.check_reachable(url, is_embedded=command.storage_url is None)
+        share = cluster.share(command.device, num_workers)
+        device = command.device if share.num_gpus else "cpu"  # no GPU that Ray has not given us
+        command = replace(command, device=device, num_workers=share.num_workers, threads=share.num_cpus)
+        yield RayLauncher(cluster=cluster, command=command, share=share)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,295 @@
+"""Local workers: N processes on this machine, watched until the study is finished or somebody interrupts.
+
+The workers coordinate through the database alone; the supervisor starts them, restarts one that died, passes Ctrl-C
+on as SIGTERM, and reads progress. Workers notice when their supervisor is gone and give their trials back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from io import FileIO
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from hpsearch.errors import ArtifactError, HpsearchError, InputError, SurroundingsError
+from hpsearch.home import make_folder
+from hpsearch.logs import find_final_error, get_logger
+from hpsearch.safe_text import mask_passwords
+from hpsearch.store.claims.ledger import PointCounts
+from hpsearch.store.connection.database import PASSWORD_FILE_VARIABLE, Database, parse_url, without_password
+from hpsearch.store.progress import Progress, read_progress
+from hpsearch.store.studies import StoredStudy
+from hpsearch.worker.health.life_sign import LIFE_SIGN_VARIABLE
+from hpsearch.worker.health.metrics import METRICS_VARIABLE, MetricsAddress
+
+_log = get_logger("supervisor")
+
+MAX_RESTARTS = 5  # per worker, without a point that was counted or given up since
+STOP_SECONDS = 10.0  # what a worker gets between SIGTERM and SIGKILL
+SUPERVISOR_VARIABLE = "HPSEARCH_SUPERVISOR_PID"
+NUM_WORKERS_VARIABLE = "HPSEARCH_SUPERVISED_WORKERS"  # how many this machine runs: they share its memory and the points
+LOG_LIMIT_BYTES = 16 * 2**20  # of a worker's log; as much again is kept beside it
+_LOG_END_BYTES = 2**16
+_LOG_HEADING = "--- worker started"
+_PROGRAM = Path(__file__).parents[1] / "__main__.py"
+
+
+class WorkersFailedError(HpsearchError):
+    """Local workers cannot start, or die more often than they are restarted."""
+
+    def __init__(self, message: str, *, hint: str, exit_code: int) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code  # that of the worker, which knows what was wrong
+
+
+# How often torch's threads look for each other before they sleep: some 50 microseconds' worth. A minibatch has dozens
+# of meetings. Threads that sleep at once made an epoch 1.7 times slower; threads that spin for milliseconds, as they do
+# of themselves, up to seven times where other work wanted the cores (docs/lab-notes.md).
+SPIN_COUNT = "2000"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerCommand:
+    """How to start one worker of a study.
+
+    Args:
+        storage_url: its password stands in no worker's arguments or environment: a file that only the worker has
+            open holds it, unless there is none here because PASSWORD_FILE_VARIABLE names one. None: the embedded
+            PostgreSQL, which the workers join as users of their own.
+        device: what each of them asks for; each pins a GPU of its own.
+        num_workers: how many are started; they are told, for they share the machine's memory and the points.
+        artifacts: a folder or bucket.
+        threads: CPU threads per worker.
+        log_folder: one file per worker.
+        options: further ones of `hpsearch worker`.
+        metrics: where the first of them serves its metrics; each next one at the next port.
+    """
+
+    study_name: str
+    storage_url: str | None = field(repr=False)
+    device: str
+    num_workers: int
+    lanes: str
+    artifacts: str
+    threads: int
+    log_folder: Path
+    options: Sequence[str] = ()
+    metrics: MetricsAddress | None = None
+
+    def log_file(self, index: int) -> Path:
+        return self.log_folder / f"{self.study_name}-worker-{index}.log"
+
+    def start(self, index: int) -> subprocess.Popen[bytes]:
+        """Start worker number `index` (0, 1, ...); its output goes to its log file."""
+        arguments = ["worker", self.study_name, "--device", self.device, "--lanes", self.lanes, *self.options]
+        environment = {
+            **os.environ,
+            "HPSEARCH_ARTIFACTS": self.artifacts,
+            "OMP_NUM_THREADS": str(self.threads),
+            SUPERVISOR_VARIABLE: str(os.getpid()),
+            NUM_WORKERS_VARIABLE: str(self.num_workers),
+        }
+        if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+            environment["GOMP_SPINCOUNT"] = SPIN_COUNT
+        password = None
+        if self.storage_url is not None:
+            url = parse_url(self.storage_url)
+            password = url.password
+            environment["HPSEARCH_STORAGE"] = without_password(url).render_as_string()
+        environment.pop(LIFE_SIGN_VARIABLE, None)  # of one process; several in one file would hide each other
+        environment.pop(METRICS_VARIABLE, None)
+        if self.metrics is not None:
+            environment[METRICS_VARIABLE] = str(self.metrics.of_worker(index))
+        with self._open_log(index) as log, _password_file(password) as descriptors:
+            for descriptor in descriptors:
+                environment[PASSWORD_FILE_VARIABLE] = f"/dev/fd/{descriptor}"
+            return subprocess.Popen(
+                # -P and the file's path: nothing in the current folder is imported in the place of a module.
+                [sys.executable, "-P", str(_PROGRAM), *arguments],
+                env=environment,
+                pass_fds=descriptors,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends them in order
+            )
+
+    def last_words(self, index: int) -> str:
+        """The error that a worker's log ends with, or its last line."""
+        return self.final_error(index) or mask_passwords((self._lines(index) or ["its log is empty"])[-1])
+
+    def final_error(self, index: int) -> str | None:
+        """The error that a worker ended with, in its own words; None: it did not come to say anything."""
+        errors = [error for line in self._lines(index) if (error := find_final_error(line)) is not None]
+        return mask_passwords(errors[-1]) if errors else None
+
+    def _lines(self, index: int) -> list[str]:
+        """The end of what a worker has written to its log since its last start."""
+        text = _end_of(self._older_log(index)) + _end_of(self.log_file(index))
+        _, heading, text = text.rpartition(_LOG_HEADING)
+        return text.strip().splitlines()[1 if heading else 0 :]
+
+    def shorten_log(self, index: int) -> None:
+        """Move what a worker has written to a second file once it is long; to be called now and then."""
+        path = self.log_file(index)
+        with contextlib.suppress(OSError):  # a log must not end the training
+            if path.stat().st_size > LOG_LIMIT_BYTES:
+                # Copied and cut, not renamed: the worker goes on writing to the end of this file (O_APPEND).
+                shutil.copyfile(path, self._older_log(index))
+                os.truncate(path, 0)
+
+    def _older_log(self, index: int) -> Path:
+        return self.log_folder / f"{self.log_file(index).name}.1"
+
+    def _open_log(self, index: int) -> FileIO:
+        try:
+            make_folder(self.log_folder)
+            log = self.log_file(index).open("ab", buffering=0)
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write the workers' logs into {self.log_folder}: {error.strerror}",
+                hint="set HPSEARCH_HOME to a folder of yours",
+            ) from error
+        with contextlib.suppress(OSError):  # a full disk costs lines, not the worker
+            log.write(f"{_LOG_HEADING} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
+        return log
+
+
+@contextlib.contextmanager
+def _password_file(password: str | None) -> Iterator[tuple[int, ...]]:
+    """A file in memory with the password, as a descriptor for a child to inherit; none without a password."""
+    if password is None:
+        yield ()
+        return
+    descriptor = os.memfd_create("hpsearch-password")
+    try:
+        os.write(descriptor, password.encode())
+        yield (descriptor,)
+    finally:
+        os.close(descriptor)
+
+
+def _end_of(path: Path) -> str:
+    """The last part of a log, whatever its size."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - _LOG_END_BYTES))
+        return log.read().decode(errors="replace")
+
+
+class WorkerProcess(Protocol):
+    """What the supervisor needs to know of a worker that runs: subprocess.Popen, or an actor (ray_launcher.py)."""
+
+    def poll(self) -> int | None: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
+
+
+class WorkerLauncher(Protocol):
+    """How workers are started, and where their output is: WorkerCommand here, or RayLauncher on other machines."""
+
+    @property
+    def lanes(self) -> str: ...
+    def start(self, index: int) -> WorkerProcess: ...
+    def last_words(self, index: int) -> str: ...
+    def final_error(self, index: int) -> str | None: ...
+    def log_file(self, index: int) -> Path | str: ...
+    def shorten_log(self, index: int) -> None: ...
+
+
+@dataclass(kw_only=True)
+class Supervisor:
+    """Keeps `num_workers` workers alive until the study is finished."""
+
+    database: Database
+    study: StoredStudy
+    command: WorkerLauncher
+    num_workers: int
+    poll_seconds: float = 1.0
+    _processes: dict[int, WorkerProcess] = field(default_factory=dict)  # by worker index
+    _restarts: dict[int, int] = field(default_factory=dict)  # since a point was last counted or given up
+    _num_settled: int = 0
+
+    def run(self, on_progress: Callable[[Progress], None]) -> Progress:
+        """Run until the study is finished; returns the last progress.
+
+        Raises:
+            KeyboardInterrupt: passed on after the workers have given their trials back.
+            HpsearchError: workers cannot start, or keep dying; the message shows the end of a log.
+        """
+        try:
+            for index in range(self.num_workers):
+                self._processes[index] = self.command.start(index)
+            while True:
+                progress = read_progress(self.database, self.study.study_id)
+                on_progress(progress)
+                if progress.is_finished:
+                    return progress
+                self._look_after_workers(progress.counts)
+                time.sleep(self.poll_seconds)
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """End all workers: SIGTERM, and SIGKILL for those that do not listen, or at the second Ctrl-C."""
+        deadline = time.monotonic() + STOP_SECONDS
+        try:
+            for process in self._processes.values():
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+            for process in self._processes.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=max(0.1, deadline - time.monotonic()))
+        finally:
+            for process in self._processes.values():
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+
+    def _look_after_workers(self, counts: PointCounts) -> None:
+        if counts.counted + counts.failed > self._num_settled:
+            self._num_settled = counts.counted + counts.failed
+            self._restarts.clear()
+        for index, process in list(self._processes.items()):
+            self.command.shorten_log(index)
+            code = process.poll()
+            if code is None or code == 0:
+                continue
+            # Without our line it is no verdict of ours: the user's code has ended the process, maybe in one trial only.
+            is_verdict = code in (InputError.exit_code, SurroundingsError.exit_code)
+            if is_verdict and self.command.final_error(index) is not None:
+                self._give_up(index, "cannot work", code)
+            self._restart(index, code)
+        if self._processes and all(process.poll() == 0 for process in self._processes.values()):
+            # All ended, yet a point is open, or a round is due: one was given back, or the study widened, at the last
+            # moment. Take it up again.
+            self._restart(0, 0)
+
+    def _restart(self, index: int, code: int) -> None:
+        restarts = self._restarts.get(index, 0) + 1
+        cause = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if restarts > MAX_RESTARTS:
+            what = f"died {restarts} times in a row ({cause})" if code else f"ended {restarts} times with work left"
+            self._give_up(index, what, HpsearchError.exit_code)
+        if code:
+            _log.warning("worker %d died (%s): starting it again", index, cause)
+        self._restarts[index] = restarts
+        self._processes[index] = self.command.start(index)
+
+    def _give_up(self, index: int, what: str, exit_code: int) -> NoReturn:
+        raise WorkersFailedError(
+            f"worker {index} {what}: {self.command.last_words(index)}",
+            hint=f"its log: {self.command.log_file(index)}; the same command resumes the study",
+            exit_code=exit_code,
+        )

@@ -1,0 +1,225 @@
+"""PostgreSQL without installing it: where no storage is named, a private server starts in a folder of ours.
+
+Any number of processes share one server. Each holds a shared lock on a file for as long as it lives; whoever
+leaves and finds nobody else holding it stops the server. The kernel drops the lock of a killed process, so a
+SIGKILL leaves no client behind. If the very last one is killed, the server stays up for the next to find.
+
+    lock          exclusive, while a process starts or stops the server
+    clients       shared, by each client as long as it uses the server
+    server.lock   exclusive, by the server's own processes (postgres_server.py)
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import time
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from hpsearch.errors import StorageError
+from hpsearch.home import home_folder, make_passable
+from hpsearch.postgres.file_lock import check_excludes, close_lock_file, lock_shared, open_lock_file, try_lock
+from hpsearch.postgres.programs import SERVER_USER, PostgresPrograms
+from hpsearch.postgres.server import PostgresServer
+
+_SOCKET_PATH_LIMIT_BYTES = 103  # sockaddr_un: 108 on Linux, 104 on macOS, with the final zero
+_LOCK_LIMIT_SECONDS = 180.0
+_CHOOSE_FOLDER = "set HPSEARCH_HOME to another folder, or name a PostgreSQL of your own with --storage"
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddedPostgres:
+    """This process's hold on the server of a folder: the server runs at least until `stop`.
+
+    with EmbeddedPostgres.start() as postgres:
+        engine = create_engine(postgres.url)
+    """
+
+    def __init__(self, server: PostgresServer, clients_lock: int) -> None:
+        """Use `start`. `clients_lock` is a file descriptor with a shared lock, which now is ours to close."""
+        self._server = server
+        self._clients_lock: int | None = clients_lock
+        self._owner_pid = os.getpid()
+        atexit.register(self._stop_at_exit)
+
+    @classmethod
+    def start(cls, folder: Path | None = None, *, limit_seconds: float = 60.0) -> EmbeddedPostgres:
+        """Join the server of `folder`, starting it (and making its database) if need be.
+
+        Any number of processes and threads may call it at once: one starts the server, the others wait.
+
+        Args:
+            folder: `default_folder()` if None. Made if missing; else empty, or from an earlier start.
+            limit_seconds: how long a start may take, recovery after a crash included.
+        Raises:
+            StorageError: the folder does not suit, or the server does not start.
+        """
+        folder = (default_folder() if folder is None else folder).expanduser().resolve()
+        try:
+            _check_folder(folder)
+            make_passable(folder.parent)
+            programs = PostgresPrograms.find(folder.parent)
+            _make_private(folder, programs)
+            server = PostgresServer(folder=folder, programs=programs)
+            with _exclusive(folder):
+                clients_lock = open_lock_file(folder / "clients")
+                try:
+                    server.ensure_running(limit_seconds=limit_seconds)
+                    lock_shared(clients_lock)  # free: exclusive holders hold our other lock too
+                except BaseException as error:
+                    _leave_unstarted(server, clients_lock, error)
+                    raise
+        except OSError as error:
+            raise StorageError(
+                f"cannot use {folder} for the embedded PostgreSQL: {error}", hint=_CHOOSE_FOLDER
+            ) from error
+        return cls(server, clients_lock)
+
+    @property
+    def url(self) -> str:
+        """The database's address for SQLAlchemy: a unix socket, no secret in it."""
+        return self._server.url
+
+    @property
+    def folder(self) -> Path:
+        return self._server.folder
+
+    @property
+    def postmaster_pid(self) -> int | None:
+        """The server's process; None if it does not run just now."""
+        return self._server.postmaster_pid
+
+    def stop(self) -> None:
+        """Leave; the last one to leave stops the server. Safe to call again; no-op in a forked child.
+
+        Raises:
+            StorageError: the server does not stop.
+        """
+        if self._clients_lock is None or self._owner_pid != os.getpid():
+            return
+        clients_lock, self._clients_lock = self._clients_lock, None
+        atexit.unregister(self._stop_at_exit)
+        try:
+            with _exclusive(self.folder):
+                if try_lock(clients_lock):
+                    self._server.stop()
+        finally:
+            close_lock_file(clients_lock)
+
+    def _stop_at_exit(self) -> None:
+        try:
+            self.stop()
+        except (StorageError, OSError) as error:  # too late to fail; the next start finds the server and uses it
+            logger.warning("%s", error)
+
+    def __enter__(self) -> EmbeddedPostgres:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def default_folder() -> Path:
+    """Where the server lives unless told otherwise."""
+    return home_folder() / "postgres"
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what we must not or cannot use, before anything is made or changed."""
+    _check_name(folder)
+    num_bytes = len(os.fsencode(folder / ".s.PGSQL.5432"))
+    if num_bytes > _SOCKET_PATH_LIMIT_BYTES:
+        raise StorageError(
+            f"{folder} is too long for a socket's path: {num_bytes} bytes with the socket's name, "
+            f"at most {_SOCKET_PATH_LIMIT_BYTES}",
+            hint="set HPSEARCH_HOME to a folder with a shorter path",
+        )
+    if os.geteuid() == 0:
+        for parent in folder.parents:
+            if parent.exists() and not parent.stat().st_mode & 0o001:
+                raise StorageError(
+                    f"{parent} cannot be entered by the user {SERVER_USER}, as which PostgreSQL runs "
+                    f"(it refuses root), so {folder} is out of its reach",
+                    hint=f"chmod o+x {parent}, or set HPSEARCH_HOME to a folder that every user can enter",
+                )
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"(no folder)"}
+    if names and "lock" not in names:  # the lock is the first that we put into a folder
+        raise StorageError(f"{folder} holds something else than a database of hpsearch", hint=_CHOOSE_FOLDER)
+    mode = folder.stat().st_mode & 0o777
+    if mode != 0o700:
+        raise StorageError(
+            f"{folder} has mode {mode:04o}, but whoever can enter it owns the database: expected 0700",
+            hint=f"chmod 700 {folder}",
+        )
+
+
+def _check_name(folder: Path) -> None:
+    """Refuse a path that a connection string or PostgreSQL's own files cannot hold."""
+    shown = os.fsencode(folder).decode(errors="backslashreplace")
+    faults = {
+        "has a comma, which separates servers in a connection string": "," in shown,
+        "is no valid UTF-8": shown != str(folder),
+        "has a control character": any(unicodedata.category(character) == "Cc" for character in shown),
+    }
+    for fault, is_found in faults.items():
+        if is_found:
+            raise StorageError(f"{shown!r} {fault}: the embedded PostgreSQL cannot use it", hint=_CHOOSE_FOLDER)
+
+
+def _make_private(folder: Path, programs: PostgresPrograms) -> None:
+    """Make the folder with mode 0700, of the server's user."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    owner = os.geteuid() if programs.user is None else programs.user.pw_uid
+    found = folder.stat().st_uid
+    if found not in (os.geteuid(), owner):
+        raise StorageError(f"{folder} belongs to another user (id {found})", hint=_CHOOSE_FOLDER)
+    if programs.user is not None:
+        os.chown(folder, programs.user.pw_uid, programs.user.pw_gid)
+
+
+def _leave_unstarted(server: PostgresServer, clients_lock: int, error: BaseException) -> None:
+    """Whoever is interrupted (Ctrl-C, SIGTERM) stops what it has started, unless others are there.
+
+    After an error the server is left alone: a long recovery goes on, and the next start finds it.
+    """
+    try:
+        if not isinstance(error, Exception) and try_lock(clients_lock):
+            server.stop()
+    except StorageError as failure:
+        logger.warning("%s", failure)
+    finally:
+        close_lock_file(clients_lock)
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: one process (and one thread) at a time starts or stops its server."""
+    path = folder / "lock"
+    lock = open_lock_file(path)
+    try:
+        deadline = time.monotonic() + _LOCK_LIMIT_SECONDS
+        while not try_lock(lock):
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"another process has been starting or stopping the PostgreSQL in {folder} "
+                    f"for {_LOCK_LIMIT_SECONDS:.0f} seconds",
+                    hint=f"find it with: fuser {path}",
+                )
+            time.sleep(0.05)  # flock itself knows no time limit
+        check_excludes(lock, path)
+        yield
+    finally:
+        close_lock_file(lock)

@@ -1,0 +1,80 @@
+"""Which point a study has chosen: the one place that decides, for `test`, `export`, `report`, `status` and Python.
+
+The point that a confirmation picked, once that is finished; until then, and without one, the best of the search.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from hpsearch.errors import InputError
+from hpsearch.results.confirmation.outcome import Confirmation
+from hpsearch.results.summary import StudySummary, describe_counts
+from hpsearch.results.trial_summary import TrialSummary
+from hpsearch.results.vault.record import VaultRecord
+from hpsearch.store.studies import StoredStudy
+
+
+class Selection(StrEnum):
+    """How a point is chosen."""
+
+    BEST = "best"
+    CONFIRMED = "confirmed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenPoint:
+    """The point that the search, or its confirmation, has chosen: by its trial, whose model it is.
+
+    Args:
+        study: whose trial it is: the one that was searched, or the companion that confirmed it.
+    """
+
+    selection: Selection
+    study: StoredStudy
+    trial: TrialSummary
+
+    def is_of(self, record: VaultRecord) -> bool:
+        """Whether an opening of the test set was for this very model."""
+        return (record.chosen["study"], record.chosen["trial"]) == (self.study.name, self.trial.number)
+
+
+def choose_point(
+    summary: StudySummary, confirmation: Confirmation | None, selection: Selection | None = None
+) -> ChosenPoint:
+    """The chosen point as of now.
+
+    Args:
+        confirmation: None: nobody has asked for one.
+        selection: to ask for the one or the other; None: the confirmed point once a confirmation has picked one, else
+            the search's best.
+    Raises:
+        NothingCompleteError: no trial is complete.
+        InputError: the confirmed point was asked for, and there is no finished confirmation that picked one.
+    """
+    is_confirmed = confirmation is not None and confirmation.is_finished and confirmation.chosen is not None
+    if selection is Selection.CONFIRMED or (selection is None and is_confirmed):
+        return _confirmed_point(summary, confirmation)
+    return ChosenPoint(selection=Selection.BEST, study=summary.study, trial=summary.require_best())
+
+
+def _confirmed_point(summary: StudySummary, confirmation: Confirmation | None) -> ChosenPoint:
+    if confirmation is None:
+        raise InputError(
+            f"study {summary.name!r} has not been confirmed",
+            hint=f"hpsearch confirm {summary.name}, or take the search's best point with --point best",
+        )
+    companion = confirmation.companion
+    if not confirmation.is_finished:
+        raise InputError(
+            f"the confirmation of study {summary.name!r} is not finished: {describe_counts(companion.points)}",
+            hint=f"let it finish first (hpsearch worker {companion.name}), or --point best to do without it",
+        )
+    chosen = confirmation.chosen
+    if chosen is None:
+        raise InputError(
+            f"the confirmation of study {summary.name!r} could not choose: {'; '.join(confirmation.notes)}",
+            hint=f"hpsearch confirm {summary.name} --seeds with a larger number, or --point best to do without it",
+        )
+    return ChosenPoint(selection=Selection.CONFIRMED, study=companion.study, trial=chosen.trial)

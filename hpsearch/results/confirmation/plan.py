@@ -1,0 +1,304 @@
+"""Plan a confirmation: the best points of a study times fresh seeds, as a companion study that any worker may join.
+
+The best of many points on the same validation images is in part the luckiest, so the best few are trained again:
+
+    best points of the search -> plan (points times seeds) -> companion study (strategy `listed`) -> workers
+
+A companion grows when more points or seeds are asked for, and never shrinks. Where seeds cannot matter, one is enough:
+more would give the same models, and the comparison over the images would come out the same.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import text
+
+from hpsearch.data.catalog import DataLocations, DownloadProgress
+from hpsearch.data.splits import SelectionData
+from hpsearch.errors import InputError, StorageError, StudyNotFoundError
+from hpsearch.results.confirmation.companion_study import (
+    CONFIRMS_ATTRIBUTE,
+    SEED,
+    Parameters,
+    can_seeds_matter,
+    configurations_of,
+    confirmations,
+    find_companion,
+    seeds_of,
+    unique,
+    without_seed,
+)
+from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.store.connection.database import Database
+from hpsearch.store.studies import StoredStudy, load_study
+from hpsearch.study.definition import StudyDefinition, check_study_name, parse_definition
+from hpsearch.study.space import ParameterValue
+from hpsearch.training.networks.build import build_network
+from hpsearch.worker.preparation import load_study_data, prepare_study
+
+_SEED_STREAM = 0x636F6E66  # "conf": tells these seeds from all others that are derived from a study's
+_DEFAULT_SUFFIX = "-confirm"
+_LOCK_SECONDS = 60.0  # to add points takes a second or two
+_LOCK_POLL_SECONDS = 0.1
+_TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))")
+_MAY_IDLE = text("SET LOCAL idle_in_transaction_session_timeout = 0")  # it holds the lock while others work
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfirmPlan:
+    """What is to be trained.
+
+    Args:
+        search: the study that is confirmed.
+        top, seeds: so many of its best points with so many seeds were asked for.
+        definition: of the companion, with all points that it has and will have.
+        num_added: points that it does not have yet.
+        is_there: whether the companion exists, marked as what it is.
+        num_configurations, num_seeds: of the whole companion; these may be more than were asked for, and a single
+            seed where seeds cannot matter.
+    """
+
+    search: StudySummary
+    top: int
+    seeds: int
+    definition: StudyDefinition
+    num_added: int
+    is_there: bool
+    num_configurations: int
+    num_seeds: int
+    can_seeds_matter: bool
+
+    @property
+    def is_created(self) -> bool:
+        """Whether the companion has no point before this plan is carried out."""
+        return self.num_added == self.definition.num_points
+
+
+def plan_confirmation(
+    database: Database, study_name: str, *, top: int, num_seeds: int, name: str | None = None
+) -> ConfirmPlan:
+    """Choose the best points and their seeds. Writes nothing.
+
+    Args:
+        top: so many of the best complete points with different parameters; fewer if there are not so many.
+        num_seeds: seeds of each, where seeds can matter; those of an earlier call are among them.
+        name: of the companion; None: that of the one that is there, or the study's name with "-confirm".
+    Raises:
+        StudyNotFoundError: no such study.
+        NothingCompleteError: it has no complete trial; says how many points are in which state.
+        InputError: a number is below 1, the study is itself a confirmation, or the name is another study's.
+    """
+    if top < 1 or num_seeds < 1:
+        raise InputError(f"--top and --seeds must be at least 1, got {top} and {num_seeds}")
+    search = read_summary(database, study_name)
+    _check_is_no_confirmation(database, search.study)
+    search.require_best()
+    return _plan(database, search, _companion_name(database, search.study, name), top, num_seeds)
+
+
+def _plan(database: Database, search: StudySummary, companion: str, top: int, seeds: int) -> ConfirmPlan:
+    """What the companion has already, and so many of the best with so many seeds."""
+    known = _stored_points(database, companion)
+    configurations = unique([*configurations_of(known), *best_configurations(search, top)])
+    seeds_matter = can_seeds_matter(search.study.definition, configurations)
+    num_seeds = max(seeds if seeds_matter else 1, len(seeds_of(known)))
+    drawn = fresh_seeds(search.study.definition.seed, num_seeds)
+    # Keys in the order in which the definition is stored; seed by seed, so that there is something to compare early.
+    wanted = [dict(sorted({**point, SEED: seed}.items())) for seed in drawn for point in configurations]
+    points = unique([*known, *wanted])
+    return ConfirmPlan(
+        search=search,
+        top=top,
+        seeds=seeds,
+        definition=companion_definition(search.study.definition, companion, points),
+        num_added=len(points) - len(known),
+        is_there=find_companion(database, search.study) is not None,
+        num_configurations=len(configurations),
+        num_seeds=num_seeds,
+        can_seeds_matter=seeds_matter,
+    )
+
+
+def prepare_confirmation(
+    database: Database, plan: ConfirmPlan, *, locations: DataLocations, progress: DownloadProgress | None = None
+) -> ConfirmPlan:
+    """Create the companion study, or add what it lacks, and mark it as what it is. To be called again safely.
+
+    Any number of processes may do so at once, with different numbers of points and seeds: the companion gets all.
+
+    Returns:
+        The plan as it was carried out: with what others have added meanwhile.
+    Raises:
+        DataError: the data on this machine are missing, damaged, or not those of the study that is confirmed.
+        InputError: a point cannot be trained, or the companion is there with another definition or other data.
+        StorageError: another process has been at it for too long.
+    """
+    if plan.is_there and not plan.num_added:
+        return plan
+    data = load_study_data(plan.search.study, locations=locations, progress=progress)
+    name = plan.definition.name
+    with _lock(database, name):
+        plan = _plan(database, plan.search, name, plan.top, plan.seeds)
+        _carry_out(database, plan, data, locations, progress)
+    return plan
+
+
+def _carry_out(
+    database: Database,
+    plan: ConfirmPlan,
+    data: SelectionData,
+    locations: DataLocations,
+    progress: DownloadProgress | None,
+) -> None:
+    if plan.is_there and not plan.num_added:
+        return
+    study = plan.search.study
+    mark = {
+        "study": study.name,
+        "definition_sha256": study.definition.sha256,
+        "value_sha256": study.definition.value_sha256,
+        "dataset_checksums": dict(study.dataset_checksums),
+        "num_parameters": count_parameters(plan.definition, data),
+    }
+    stored = _find_study(database, plan.definition.name)
+    if stored is not None:  # before it has the points that the mark tells of, so that none is ever without
+        _set_mark(database, stored, mark)
+    prepared = prepare_study(database, plan.definition, locations=locations, progress=progress)
+    if stored is None:
+        _set_mark(database, prepared.study, mark)
+
+
+@contextmanager
+def _lock(database: Database, name: str) -> Iterator[None]:
+    """Let one process at a time add to a companion: mark and points are two transactions. Ends with the process."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    with database.engine.connect() as connection:
+        connection.execute(_MAY_IDLE)
+        while not connection.execute(_TRY_LOCK, {"name": f"hpsearch:confirm:{name}"}).scalar_one():
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"another process has been adding points to study {name!r} for {_LOCK_SECONDS:.0f} s",
+                    hint="look for it in pg_stat_activity, or start again",
+                )
+            time.sleep(_LOCK_POLL_SECONDS)
+        yield
+
+
+def fresh_seeds(study_seed: int, count: int) -> list[int]:
+    """Seeds that the search has not used: the same for every call, and fewer are the beginning of more."""
+    seeds: dict[int, None] = {}
+    index = 0
+    while len(seeds) < count:
+        sequence = np.random.SeedSequence(study_seed, spawn_key=(_SEED_STREAM, index))
+        seed = int(sequence.generate_state(1)[0])  # 32 bits: exact wherever a parameter is kept as a float
+        if seed != study_seed:
+            seeds[seed] = None
+        index += 1
+    return list(seeds)
+
+
+def companion_definition(study: StudyDefinition, name: str, points: Sequence[Parameters]) -> StudyDefinition:
+    """The study's own data, model, training and stopping rule over a list of points; nothing is pruned."""
+    sections = {"seed", "data", "model", "training", "stopping"}
+    # Without defaults: a key that is merely written out, and has no effect in the listed points, would be warned of.
+    document = study.model_dump(mode="json", include=sections, exclude_defaults=True)
+    search = {"strategy": "listed", "max_points": max(study.search.max_points, len(points)), "points": list(points)}
+    document |= {"name": name, "keep_parameters": "all", "search": search}
+    return parse_definition(document, source=f"the confirmation of study {study.name!r}")
+
+
+def best_configurations(search: StudySummary, top: int) -> list[dict[str, ParameterValue]]:
+    """The best complete points, best first, each set of parameters once: a searched seed does not tell two apart."""
+    reduce = search.study.definition.reduce
+    return unique(without_seed(reduce(trial.named_parameters)) for trial in search.complete)[:top]
+
+
+def count_parameters(definition: StudyDefinition, data: SelectionData) -> list[int]:
+    """Trainable parameters of each configuration's network."""
+    networks = (
+        build_network(definition.resolve(configuration).model, data.image_shape, data.num_classes)
+        for configuration in configurations_of(map(dict, definition.search.points))
+    )
+    return [sum(math.prod(p.shape) for p in network.parameter_shapes.values()) for network in networks]
+
+
+def _set_mark(database: Database, companion: StoredStudy, mark: Mapping[str, Any]) -> None:
+    database.storage.set_study_user_attr(companion.study_id, CONFIRMS_ATTRIBUTE, mark)
+
+
+def _companion_name(database: Database, study: StoredStudy, name: str | None) -> str:
+    """The name under which the study is, or will be, confirmed.
+
+    Raises:
+        InputError: it cannot be a study's name, or is that of something else.
+    """
+    found = find_companion(database, study)
+    if found is not None:
+        if name not in (None, found.name):
+            raise InputError(
+                f"--name {name}: study {study.name!r} is confirmed in study {found.name!r} already",
+                hint="leave --name out: what is there is taken up, and nothing is trained twice",
+            )
+        return found.name
+    wanted = name or study.name + _DEFAULT_SUFFIX
+    try:
+        check_study_name(wanted)
+    except ValueError as error:
+        raise InputError(f"the confirmation's name {error}", hint="name it with --name") from None
+    _check_name_is_free(database, study, wanted)
+    return wanted
+
+
+def _check_name_is_free(database: Database, study: StoredStudy, name: str) -> None:
+    stored = _find_study(database, name)
+    if stored is None or _is_unmarked_companion(stored, study):
+        return
+    confirms = confirmations(database).get(name)
+    what = "is there already, and is no confirmation of it"
+    if confirms is not None and confirms["study"] == study.name:
+        what = "confirms a former study of this name, which had another definition or other data"
+    raise InputError(
+        f"study {study.name!r} cannot be confirmed as {name!r}: that study {what}",
+        hint="take another name with --name",
+    )
+
+
+def _is_unmarked_companion(stored: StoredStudy, study: StoredStudy) -> bool:
+    """Whether it was made to confirm the study by a command that was killed before it could say so."""
+    points = [dict(point) for point in stored.definition.search.points]
+    if not points or not all(SEED in point for point in points):
+        return False
+    seeds = seeds_of(points)
+    return (
+        seeds == fresh_seeds(study.definition.seed, len(seeds))
+        and dict(stored.dataset_checksums) == dict(study.dataset_checksums)
+        and stored.definition == companion_definition(study.definition, stored.name, points)
+    )
+
+
+def _check_is_no_confirmation(database: Database, study: StoredStudy) -> None:
+    confirms = confirmations(database).get(study.name)
+    if confirms is not None:
+        raise InputError(
+            f"study {study.name!r} is itself the confirmation of study {confirms['study']!r}",
+            hint=f"more seeds: hpsearch confirm {confirms['study']} --seeds N",
+        )
+
+
+def _stored_points(database: Database, name: str) -> list[dict[str, ParameterValue]]:
+    stored = _find_study(database, name)
+    return [] if stored is None else [dict(point) for point in stored.definition.search.points]
+
+
+def _find_study(database: Database, name: str) -> StoredStudy | None:
+    try:
+        return load_study(database, name)
+    except StudyNotFoundError:
+        return None

@@ -1,0 +1,216 @@
+"""The plots of a report, each with its sentence; where there is nothing to plot, the sentence says why."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import optuna
+import plotly.graph_objects as go
+from optuna.trial import TrialState
+
+from hpsearch.logs import quieted_logger
+from hpsearch.results.report.plot_style import (
+    BEST,
+    COMPLETE,
+    PRUNED,
+    RUNNING,
+    counting_axis,
+    error_axis,
+    number_axis,
+    percent,
+    plot_text,
+    point_text,
+    styled,
+)
+from hpsearch.results.summary import StudySummary
+from hpsearch.results.trial_summary import TrialSummary
+from hpsearch.study.space import ZERO_SUFFIX
+
+MAX_CURVES = 300  # more lines than this are a blot, and a slow one
+_MANY_CURVES = 60  # these many are drawn fainter, or the best ones are lost among them
+_NUM_HIGHLIGHTED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One section of a report.
+
+    Args:
+        name: unique in the report, fit for an HTML id.
+        caption: what the plot shows, or why there is none.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: go.Figure | None = None
+
+
+def optuna_study(summary: StudySummary) -> optuna.Study:
+    """The study in memory, as of the summary's moment, for Optuna's plots: all plots of a report agree."""
+    with quieted_logger("optuna.storages"):  # "A new study created in memory": to nobody's use
+        study = optuna.create_study(study_name=summary.name, direction="minimize")
+    study.add_trials(trial.frozen() for trial in sorted(summary.trials, key=lambda trial: trial.number))
+    return study
+
+
+def search_history(summary: StudySummary, study: optuna.Study) -> Panel:
+    """The value of every complete trial, and the best so far."""
+    figure = optuna.visualization.plot_optimization_history(study)
+    for trace in figure.data:
+        # Optuna's best value before the first complete trial is infinite.
+        trace.y = [percent(y) if math.isfinite(y) else None for y in trace.y]
+    markers, best = figure.data[0], figure.data[1]
+    markers.update(name="trial", marker={"color": COMPLETE, "size": 7})
+    markers.hovertemplate = "trial %{x}: %{y:.2f} %<extra></extra>"
+    best.update(name="best so far", line={"color": BEST, "width": 2, "shape": "hv"})
+    best.hovertemplate = "best of trials 0 to %{x}: %{y:.2f} %<extra></extra>"
+    errors = [percent(trial.value) for trial in summary.complete if trial.value is not None]
+    styled(figure, xaxis=counting_axis("trial", 0, len(summary.trials) - 1), yaxis=error_axis(errors))
+    return Panel(
+        name="history",
+        title="Search history",
+        caption="Each complete trial's lowest validation error, by trial number.",
+        figure=figure,
+    )
+
+
+def learning_curves(summary: StudySummary) -> Panel:
+    """The validation error of every counted or running trial after each epoch; the best ones stand out."""
+    trials = [t for t in summary.trials if t.curve and t.is_current and t.state is not TrialState.FAIL]
+    shown = trials[:MAX_CURVES]
+    highlighted = [trial for trial in shown if trial.is_complete][:_NUM_HIGHLIGHTED]
+    background = [trial for trial in shown if trial not in highlighted]
+    groups: set[str] = set()
+    # The best are drawn last, on top of all others.
+    figure = go.Figure([_curve(trial, highlighted, groups) for trial in background + highlighted[::-1]])
+    if len(background) > _MANY_CURVES:
+        figure.update_traces(opacity=0.15, selector={"name": "complete"})
+    errors = [percent(record.zero_one) for trial in shown for record in trial.curve]
+    num_epochs = max(record.epoch for trial in shown for record in trial.curve)
+    styled(figure, height=480, xaxis=counting_axis("epoch", 1, num_epochs), yaxis=error_axis(errors))
+    caption = "The lowest validation error within each epoch; point at a curve for its parameters."
+    if len(shown) < len(trials):
+        caption += f" Only the first {len(shown):,} of {len(trials):,} trials are drawn, the best ones first."
+    return Panel(name="curves", title="Learning curves", caption=caption, figure=figure)
+
+
+def _curve(trial: TrialSummary, highlighted: Sequence[TrialSummary], groups: set[str]) -> go.Scatter:
+    group, line, opacity = _curve_style(trial, highlighted)
+    is_first = group not in groups
+    groups.add(group)
+    return go.Scatter(
+        x=[record.epoch for record in trial.curve],
+        y=[percent(record.zero_one) for record in trial.curve],
+        name=group,
+        legendgroup=group,
+        showlegend=is_first,
+        mode="lines" if len(trial.curve) > 1 else "markers",  # a line through one point cannot be seen
+        line=line,
+        marker={"color": line["color"]},
+        opacity=opacity,
+        meta=point_text(trial.point_parameters),
+        hovertemplate=f"trial {trial.number}, epoch %{{x}}: %{{y:.2f}} %<br>%{{meta}}<extra></extra>",
+    )
+
+
+def _curve_style(trial: TrialSummary, highlighted: Sequence[TrialSummary]) -> tuple[str, dict[str, str | float], float]:
+    """Legend group, line and opacity."""
+    if highlighted and trial is highlighted[0]:
+        return f"best: trial {trial.number}", {"color": BEST, "width": 3}, 1.0
+    if trial in highlighted:
+        return f"next {len(highlighted) - 1}", {"color": COMPLETE, "width": 2.2}, 1.0
+    if trial.state is TrialState.RUNNING:
+        return "in training", {"color": RUNNING, "width": 1.2}, 0.8
+    if trial.state is TrialState.PRUNED:
+        return "pruned", {"color": PRUNED, "width": 1, "dash": "dot"}, 0.8
+    return "complete", {"color": COMPLETE, "width": 1}, 0.35
+
+
+def best_trial_losses(best: TrialSummary) -> Panel:
+    """Training and validation NLL of the best trial: where it begins to overfit."""
+    epochs = [record.epoch for record in best.curve]
+    train = [record.train_nll for record in best.curve]
+    validation = [record.validation_nll for record in best.curve]
+    mode = "lines" if len(epochs) > 1 else "markers"
+    figure = go.Figure()
+    for name, losses, colour, dash in (
+        ("training", train, COMPLETE, "dash"),
+        ("validation", validation, BEST, "solid"),
+    ):
+        figure.add_trace(
+            go.Scatter(
+                x=epochs,
+                y=losses,
+                name=name,
+                mode=mode,
+                line={"color": colour, "width": 2, "dash": dash},
+                marker={"color": colour, "size": 8},
+                hovertemplate=f"{name}, epoch %{{x}}: %{{y:.4f}} nats<extra></extra>",
+            )
+        )
+    if best.best_epoch:
+        figure.add_vline(x=best.best_epoch, line={"color": PRUNED, "dash": "dot", "width": 1})
+        figure.add_annotation(
+            text=f"best at epoch {best.best_epoch}",
+            x=best.best_epoch,
+            xanchor="right" if 2 * best.best_epoch > len(epochs) else "left",
+            y=1,
+            yref="paper",
+            yanchor="top",
+            showarrow=False,
+            font={"color": PRUNED},
+        )
+    y = {"title": {"text": "mean NLL (nats per image)"}, **number_axis([*train, *validation])}
+    styled(figure, height=360, xaxis=counting_axis("epoch", 1, max(epochs)), yaxis=y)
+    return Panel(
+        name="losses",
+        title=f"Losses of the search's best trial ({best.number})",
+        caption="Mean negative log-likelihood, without the regularisation terms. Training: over each epoch's "
+        "minibatches, before their updates. Validation: at the epoch's lowest error.",
+        figure=figure,
+    )
+
+
+def parameter_importance(summary: StudySummary, study: optuna.Study) -> Panel:
+    """How much each searched parameter matters for the value, as Optuna estimates it (PED-ANOVA)."""
+    title = "Parameter importance"
+    reason = _why_no_importance(summary)
+    if reason:
+        return Panel(name="importance", title=title, caption=f"No importances: {reason}.")
+    with warnings.catch_warnings(record=True) as doubts:  # "may be inaccurate" belongs into the report
+        warnings.simplefilter("always")
+        figure = optuna.visualization.plot_param_importances(study)
+    bars = figure.data[0]
+    bars.update(marker={"color": COMPLETE}, hovertemplate="%{y}: %{x:.3f}<extra></extra>")
+    bars.y = [
+        plot_text(name.removesuffix(ZERO_SUFFIX) + " is 0" if name.endswith(ZERO_SUFFIX) else name) for name in bars.y
+    ]
+    styled(
+        figure,
+        height=130 + 44 * len(bars.y),
+        xaxis_title="importance (share, all together 1)",
+        yaxis={"title": None, "showgrid": False},
+        showlegend=False,
+    )
+    caption = (
+        "How much each parameter decides whether a trial is among the best, over the complete trials "
+        "(PED-ANOVA, as in optuna-dashboard)."
+    )
+    said = dict.fromkeys(str(doubt.message) for doubt in doubts)
+    return Panel(name="importance", title=title, caption=" ".join([caption, *said]), figure=figure)
+
+
+def _why_no_importance(summary: StudySummary) -> str | None:
+    complete = summary.complete
+    if len(complete) < 2:
+        return f"they need at least 2 complete trials, and there is {len(complete)}"
+    if len({trial.value for trial in complete}) < 2:
+        return f"all {len(complete)} complete trials have the same value"
+    names = {name for trial in complete for name in trial.parameters}
+    if not any(len({trial.parameters.get(name) for trial in complete}) > 1 for name in names):
+        return "no parameter has more than one value among the complete trials"
+    return None

@@ -1,0 +1,169 @@
+"""How numbers and colours look in a report: the same in every plot and table.
+
+Blue is a complete trial, orange the best one, grey a pruned one, green one in training. Each of them has a
+contrast of at least 4.5 to 1 on white.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from hpsearch.study.space import ParameterValue
+
+INK = "#1f2933"
+GRID = "#e4e8ec"
+BEST = "#c2410c"
+COMPLETE = "#2b6cb0"
+PRUNED = "#64707d"
+RUNNING = "#0f766e"
+# Low errors dark: the best of a map is where the eye goes.
+ERROR_SCALE = [[0.0, "#0b3c6f"], [0.25, "#2b6cb0"], [0.6, "#8ab4dc"], [1.0, "#eef4fa"]]
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+_LOG_SPAN = 5.0  # a logarithmic axis where the largest value is so many times the smallest
+
+
+def percent(fraction: float) -> float:
+    """A fraction as the number of percent; 4 digits behind the point are finer than one image in 10,000."""
+    return round(100.0 * fraction, 4)
+
+
+def value_label(value: ParameterValue | None, digits: int = 4) -> str:
+    """A parameter much as one would write it in a study file: 0.1, 1e-5, tanh, true; to `digits` digits."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, float):
+        return str(value)
+    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def distinct_labels(values: Sequence[float]) -> list[str]:
+    """A label for each of these different numbers, with as many digits as tell them apart."""
+    for digits in range(4, 17):
+        labels = [value_label(value, digits) for value in values]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [repr(value) for value in values]
+
+
+def plot_text(text: str) -> str:
+    """Any text as plotly shows it: plotly reads a small HTML in titles, labels and hover texts."""
+    return html.escape(text, quote=False)
+
+
+def point_text(parameters: Mapping[str, ParameterValue]) -> str:
+    """`learning_rate 0.1, lambda_2 1e-5` for a hover text."""
+    return plot_text(", ".join(f"{name} {value_label(value)}" for name, value in parameters.items()))
+
+
+def styled(figure: go.Figure, *, height: int = 420, **layout: Any) -> go.Figure:
+    """Give a figure the report's fonts, colours and margins. Returns it."""
+    axis = {
+        "gridcolor": GRID,
+        "linecolor": PRUNED,
+        "showline": True,
+        "ticks": "outside",
+        "tickcolor": PRUNED,
+        "zeroline": False,
+        "automargin": True,
+        "title": {"standoff": 12},
+    }
+    figure.update_layout(
+        template="none",
+        title=None,
+        font={"family": FONT, "size": 13, "color": INK},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        height=height,
+        margin={"l": 64, "r": 16, "t": 40, "b": 56},
+        hoverlabel={"bgcolor": "white", "bordercolor": PRUNED, "font": {"color": INK, "family": FONT}},
+        modebar={"bgcolor": "white", "color": PRUNED, "activecolor": INK},
+        hovermode="closest",
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+    )
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    figure.update_layout(**layout)
+    return figure
+
+
+def counting_axis(title: str, first: int, last: int) -> dict[str, Any]:
+    """An axis for epochs or trials: whole numbers, also where there are few."""
+    few = {"dtick": 1, "range": [first - 0.5, last + 0.5]} if last - first < 12 else {}
+    return {"title": {"text": title}, **few}
+
+
+def error_axis(values: Iterable[float]) -> dict[str, Any]:
+    """An axis for errors in percent, logarithmic where they differ much, so that the best stay apart."""
+    return {"title": {"text": "validation error (%)"}, **number_axis(values)}
+
+
+def number_axis(values: Iterable[float]) -> dict[str, Any]:
+    """A logarithmic axis where all values are positive and the largest is far from the smallest."""
+    numbers = [value for value in values if math.isfinite(value)]
+    if not numbers or min(numbers) <= 0 or max(numbers) < _LOG_SPAN * min(numbers):
+        return {"type": "linear"}
+    ticks = round_numbers(min(numbers), max(numbers))
+    return {"type": "log", "tickvals": ticks, "ticktext": [value_label(tick) for tick in ticks]}
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, 20 ... within low .. high and one beyond each end; over many decades only 1, 10, 100."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps: Sequence[int] = (1, 2, 5) if last - first <= 3 else (1,)
+    numbers = [float(f"{step}e{exponent}") for exponent in range(first, last + 1) for step in steps]
+    below = [number for number in numbers if number < low]
+    above = [number for number in numbers if number > high]
+    inside = [number for number in numbers if low <= number <= high]
+    return below[-1:] + inside + above[:1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorColours:
+    """Errors on a logarithmic colour scale: 90 % of a trial that learnt nothing must not blur all others.
+
+    Args:
+        low, high: the ends of the scale in percent; low stands in for 0 too.
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, errors: Iterable[float]) -> ErrorColours:
+        """A scale from the lowest to the highest of these errors (percent)."""
+        errors = sorted(errors)
+        positive = [error for error in errors if error > 0] or [1.0]
+        low = positive[0] / 2 if 0 in errors else positive[0]
+        return cls(low=low, high=positive[-1] if positive[-1] > low else 2 * low)
+
+    def place(self, error: float) -> float:
+        """Where an error lies on the scale of `layout`."""
+        return math.log10(max(error, self.low))
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """A colour axis with its bar."""
+        ticks = round_numbers(self.low, self.high)
+        bar = {
+            "title": {"text": "error (%)", "side": "right"},
+            "tickvals": [math.log10(tick) for tick in ticks],
+            "ticktext": [value_label(tick) for tick in ticks],
+            "outlinewidth": 0,
+            "thickness": 14,
+        }
+        return {
+            "colorscale": ERROR_SCALE,
+            "cmin": math.log10(self.low),
+            "cmax": math.log10(self.high),
+            "colorbar": bar,
+        }

@@ -1,0 +1,300 @@
+"""The search map: the best value over two searched dimensions, or over the only one.
+
+Listed values make a heat map with one cell per pair; drawn and narrowed ones make a scatter plot. The plane is
+learning rate and lambda where both are searched, since these two decide together; else the first two dimensions that
+are numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from optuna.trial import TrialState
+
+from hpsearch.results.report.figures import Panel
+from hpsearch.results.report.plot_style import (
+    BEST,
+    COMPLETE,
+    PRUNED,
+    ErrorColours,
+    distinct_labels,
+    error_axis,
+    percent,
+    plot_text,
+    point_text,
+    round_numbers,
+    styled,
+    value_label,
+)
+from hpsearch.results.summary import StudySummary
+from hpsearch.results.trial_summary import TrialSummary
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.space import Dimension
+
+_LAMBDAS = ("lambda_1", "lambda_2")
+_MAX_WRITTEN_COLUMNS = 20  # numbers in narrower cells would overlap; pointing at one tells it
+_RING = {"symbol": "circle-open", "size": 18, "color": BEST, "line": {"color": BEST, "width": 3}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """How one dimension lies on an axis.
+
+    Args:
+        is_listed: its values come from a list, and each gets its own row or column.
+        has_log_grid: the study file gives its values on a logarithmic scale.
+        values: those that occur, ascending.
+    """
+
+    name: str
+    is_listed: bool
+    has_log_grid: bool
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, dimension: Dimension, definition: StudyDefinition, trials: Iterable[TrialSummary]) -> Axis:
+        is_chosen = definition.is_drawn or definition.search.strategy == "coarse-to-fine"
+        is_anywhere = is_chosen and (dimension.is_log or dimension.is_continuous)
+        values = {float(trial.point_parameters[dimension.name]) for trial in trials}
+        return cls(
+            name=dimension.name,
+            is_listed=not is_anywhere,
+            has_log_grid=dimension.is_log,
+            values=tuple(sorted(values)),
+        )
+
+    def value(self, trial: TrialSummary) -> float:
+        return float(trial.point_parameters[self.name])
+
+    def place(self, trial: TrialSummary) -> float:
+        """The trial's coordinate on a numeric axis; on a logarithmic one 0 has a stand-in."""
+        value = self.value(trial)
+        return self._stand_in_for_zero if self._is_log and value == 0 else value
+
+    @property
+    def labels(self) -> list[str]:
+        return distinct_labels(self.values)
+
+    @property
+    def numeric_layout(self) -> dict[str, Any]:
+        """Logarithmic where the study file says so, and over a decade and more."""
+        if not self._is_log:
+            return {**self._title, "type": "linear"}
+        ticks = round_numbers(self._positive[0], self._positive[-1])
+        labels = [value_label(tick) for tick in ticks]
+        if 0 in self.values:
+            ticks, labels = [self._stand_in_for_zero, *ticks], ["0", *labels]
+        return {**self._title, "type": "log", "tickvals": ticks, "ticktext": labels}
+
+    @property
+    def category_layout(self) -> dict[str, Any]:
+        """One row or column per value, in order. Without the type plotly would read the labels as numbers."""
+        order = {"categoryorder": "array", "categoryarray": self.labels}
+        return {**self._title, **order, "type": "category", "showgrid": False}
+
+    @property
+    def _title(self) -> dict[str, Any]:
+        return {"title": {"text": plot_text(self.name)}}
+
+    @property
+    def _positive(self) -> list[float]:
+        return [value for value in self.values if value > 0]
+
+    @property
+    def _is_log(self) -> bool:
+        positive = self._positive
+        if not positive or self.values[0] < 0:
+            return False
+        return self.has_log_grid or positive[-1] >= 10 * positive[0]
+
+    @property
+    def _stand_in_for_zero(self) -> float:
+        """A decade below the lowest decade."""
+        return float(10.0 ** (math.floor(math.log10(self._positive[0])) - 1))
+
+
+def search_map(summary: StudySummary) -> Panel:
+    """The best value by the study's two leading dimensions, or by its only one."""
+    definition = summary.study.definition
+    chosen = leading_dimensions(definition)
+    if not chosen:
+        return Panel(name="map", title="Search map", caption=f"No map: {_why_no_map(definition)}.")
+    trials = [trial for trial in summary.trials if _is_placed(trial, chosen)]
+    axes = [Axis.of(dimension, definition, trials) for dimension in chosen]
+    if len(axes) == 1:
+        caption, figure = _line(axes[0], trials)
+    elif all(axis.is_listed for axis in axes):
+        caption, figure = _heat_map(axes[0], axes[1], trials)
+    else:
+        caption, figure = _scatter(axes[0], axes[1], trials)
+    others = [d.name for d in definition.search.dimensions if d not in chosen]
+    if others:
+        caption += f" Searched too, and not drawn: {', '.join(others)}."
+    title = "Search map: " + " and ".join(axis.name for axis in axes)
+    return Panel(name="map", title=title, caption=caption, figure=figure)
+
+
+def leading_dimensions(definition: StudyDefinition) -> list[Dimension]:
+    """The one or two dimensions to draw; none if no number is searched."""
+    numeric = {d.name: d for d in definition.search.dimensions if all(map(_is_number, d.values))}
+    searched_lambda = next((name for name in numeric if name in _LAMBDAS), None)
+    if "learning_rate" in numeric and searched_lambda:
+        return [numeric["learning_rate"], numeric[searched_lambda]]
+    return list(numeric.values())[:2]
+
+
+def _why_no_map(definition: StudyDefinition) -> str:
+    if not definition.search.dimensions:
+        return "the study searches no dimension, it has a single point"
+    return "none of the searched dimensions is a number"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_placed(trial: TrialSummary, dimensions: Sequence[Dimension]) -> bool:
+    """True for a trial that stands for its point and has its parameters drawn."""
+    return trial.is_current and all(d.name in trial.point_parameters for d in dimensions)
+
+
+def _heat_map(x: Axis, y: Axis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
+    """One cell per pair of values: its best trial."""
+    cells = _first_by(trials, lambda trial: (x.value(trial), y.value(trial)))
+    rows = [[cells.get((column, row)) for column in x.values] for row in y.values]
+    colours = ErrorColours.of(_error(trial) for trial in trials if trial.is_complete)
+    heat_map = go.Heatmap(
+        x=x.labels,
+        y=y.labels,
+        z=[[_colour(cell, colours) for cell in row] for row in rows],
+        text=[[_cell_text(cell) for cell in row] for row in rows],
+        texttemplate="%{text}" if len(x.values) <= _MAX_WRITTEN_COLUMNS else None,
+        customdata=[[_hover(cell) for cell in row] for row in rows],
+        hovertemplate="%{customdata}<extra></extra>",
+        xgap=2,
+        ygap=2,
+        coloraxis="coloraxis",
+    )
+    figure = go.Figure(heat_map)
+    if trials and trials[0].is_complete:
+        figure.add_shape(**_frame(x.values.index(x.value(trials[0])), y.values.index(y.value(trials[0]))))
+    styled(
+        figure,
+        height=140 + 44 * max(4, len(y.values)),
+        margin={"l": 64, "r": 16, "t": 16, "b": 56},
+        xaxis=x.category_layout,
+        yaxis=y.category_layout,
+        coloraxis=colours.layout,
+    )
+    return "The lowest validation error (%) of each pair of values; the best one is framed.", figure
+
+
+def _frame(column: int, row: int) -> dict[str, Any]:
+    """A frame around one cell; categories lie at 0, 1, 2 ..."""
+    return {
+        "type": "rect",
+        "x0": column - 0.49,
+        "x1": column + 0.49,
+        "y0": row - 0.49,
+        "y1": row + 0.49,
+        "line": {"color": BEST, "width": 3},
+    }
+
+
+def _scatter(x: Axis, y: Axis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
+    """One mark per trial, where values are drawn rather than listed."""
+    complete = [trial for trial in trials if trial.is_complete][::-1]  # the best ones lie on top
+    pruned = [trial for trial in trials if trial.state is TrialState.PRUNED]
+    colours = ErrorColours.of(map(_error, complete))
+    dots = {
+        "size": 12,
+        "color": [_colour(trial, colours) for trial in complete],
+        "line": {"color": COMPLETE, "width": 1},
+        "coloraxis": "coloraxis",
+    }
+    crosses = {"symbol": "x-thin", "size": 8, "line": {"color": PRUNED, "width": 1.5}}
+    figure = go.Figure(
+        [
+            _marks("pruned", pruned, x, y.place, crosses),
+            # The colour bar is this one's legend.
+            _marks("complete", complete, x, y.place, dots).update(showlegend=False),
+            _marks("best", complete[-1:], x, y.place, _RING),
+        ]
+    )
+    styled(figure, height=480, xaxis=x.numeric_layout, yaxis=y.numeric_layout, coloraxis=colours.layout)
+    return "Each trial where its parameters lie; the darker, the lower the validation error.", figure
+
+
+def _line(x: Axis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
+    """The value over the only dimension that is a number."""
+    complete = [trial for trial in trials if trial.is_complete]
+    figure = go.Figure()
+    if x.is_listed:
+        best_of = _first_by(complete, x.place)
+        line = go.Scatter(
+            x=sorted(best_of),
+            y=[_error(best_of[place]) for place in sorted(best_of)],
+            name="best of each value",
+            mode="lines",
+            line={"color": COMPLETE, "width": 1.5},
+            hoverinfo="skip",
+        )
+        figure.add_trace(line)
+    figure.add_trace(_marks("complete", complete, x, _error, {"size": 9, "color": COMPLETE}))
+    figure.add_trace(_marks("best", complete[:1], x, _error, _RING))
+    styled(figure, xaxis=x.numeric_layout, yaxis=error_axis(map(_error, complete)))
+    return "The lowest validation error of each complete trial.", figure
+
+
+def _marks(
+    name: str,
+    trials: Sequence[TrialSummary],
+    x: Axis,
+    y: Callable[[TrialSummary], float],
+    marker: dict[str, Any],
+) -> go.Scatter:
+    return go.Scatter(
+        x=[x.place(trial) for trial in trials],
+        y=[y(trial) for trial in trials],
+        name=name,
+        mode="markers",
+        marker=marker,
+        customdata=[_hover(trial) for trial in trials],
+        hovertemplate="%{customdata}<extra></extra>",
+        showlegend=bool(trials),
+    )
+
+
+def _error(trial: TrialSummary) -> float:
+    """In percent."""
+    assert trial.value is not None  # callers pass complete trials
+    return percent(trial.value)
+
+
+def _colour(trial: TrialSummary | None, colours: ErrorColours) -> float | None:
+    return colours.place(_error(trial)) if trial is not None and trial.is_complete else None
+
+
+def _cell_text(trial: TrialSummary | None) -> str:
+    if trial is None:
+        return ""
+    return f"{_error(trial):.2f}" if trial.is_complete else trial.state.name.lower()
+
+
+def _hover(trial: TrialSummary | None) -> str:
+    if trial is None:
+        return "no trial"
+    ending = f"{_error(trial):.2f} %" if trial.is_complete else trial.state.name.lower()
+    return f"trial {trial.number}: {ending}<br>{point_text(trial.point_parameters)}"
+
+
+def _first_by(trials: Sequence[TrialSummary], key: Callable[[TrialSummary], Any]) -> dict[Any, TrialSummary]:
+    """The first, that is the best, trial of each key."""
+    found: dict[Any, TrialSummary] = {}
+    for trial in trials:
+        found.setdefault(key(trial), trial)
+    return found

@@ -1,0 +1,344 @@
+"""The vault: the one door to the test split, opened once per study, for the point that the search has chosen.
+
+No other module imports `hpsearch.data.held_out`; an import check holds that. The way to the number:
+
+    is the study finished, and its vault unopened? -> the chosen point's parameters, stored or trained again
+      -> do they reproduce the validation error on record? -> commit the intent (vault_opening.py)
+      -> only now the test files are read, and a network of the user's own sees them
+      -> count the errors -> write the ledger (vault_ledger.py) -> and only then tell the number
+
+Source: REFERENCE section 6.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+from torch import Tensor
+
+from hpsearch.artifacts.best_parameters import Artifacts
+from hpsearch.data.catalog import DataLocations, DownloadProgress
+from hpsearch.data.held_out import HeldOutSplit, load_test_split
+from hpsearch.data.resident import ResidentData
+from hpsearch.data.splits import SelectionData, Split
+from hpsearch.device.devices import VisibleDevices, make_current, use_full_float32, wanted_gpus
+from hpsearch.device.pin import PinnedDevice, PinRules, pin_device
+from hpsearch.epoch_report import EpochReport
+from hpsearch.errors import ArtifactError, DataError, DeviceError, InputError
+from hpsearch.results.choice import ChosenPoint, Selection
+from hpsearch.results.confirmation.companion_study import confirmations
+from hpsearch.results.status import StudyStatus, read_status
+from hpsearch.results.stored_parameters import read_parameters
+from hpsearch.results.summary import describe_counts
+from hpsearch.results.trial_summary import TrialSummary
+from hpsearch.results.vault.intents import intent_to_finish
+from hpsearch.results.vault.opening import declare_opening
+from hpsearch.results.vault.record import Finding, VaultRecord, check_reason
+from hpsearch.results.vault.retraining import retrain
+from hpsearch.signals import StopSignal
+from hpsearch.store.connection.database import Database
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.settings import TrialSettings
+from hpsearch.training.device_memory import describe_shortage, is_out_of_memory
+from hpsearch.training.evaluation import Losses, evaluate
+from hpsearch.training.networks.build import build_network
+from hpsearch.training.networks.network import Network
+from hpsearch.worker.preparation import load_study_data
+from hpsearch.worker.process import worker_name
+
+# How closely stored parameters must give the validation losses that the database has. The search computed them in
+# lanes and maybe on another kind of device: rounding may move an image or two across the border, and the NLL's last
+# digits. Other parameters, or other images, are farther away.
+ERRORS_TOLERANCE = 2  # images, or ...
+ERRORS_TOLERANCE_SHARE = 0.0005  # ... so many of all: 5 of MNIST's 10,000
+NLL_TOLERANCE = 1e-3  # of the value itself, and in nats
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaultRequest:
+    """What to evaluate, and where.
+
+    Args:
+        selection: None: the chosen point (chosen_point.py).
+        is_retrained: train the point again in place of its stored parameters.
+        reason: to open the vault again; None: it must be unopened.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: of the CPU; None leaves torch's setting.
+    """
+
+    selection: Selection | None = None
+    is_retrained: bool = False
+    reason: str | None = None
+    device: str = "auto"
+    pin_rules: PinRules = field(default_factory=PinRules)
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """What is evaluated: a network's parameters on the device.
+
+    Args:
+        sha256: of the safetensors file that holds them.
+        validation: their losses on the validation images, computed here and now.
+    """
+
+    network: Network
+    parameters: Mapping[str, Tensor]
+    sha256: str
+    validation: Losses
+
+
+def open_vault(
+    database: Database,
+    name: str,
+    artifacts: Artifacts,
+    request: VaultRequest,
+    *,
+    locations: DataLocations | None = None,
+    show_download: Callable[[], AbstractContextManager[DownloadProgress | None]] = nullcontext,
+    tell: Callable[[str], None] = lambda line: None,
+) -> VaultRecord:
+    """Evaluate the chosen point on the test images, once per study, and return what is then on record.
+
+    Whatever is wrong is found before a test file is opened, but for what is wrong with the test files or shows up with
+    them; then the intent stands on record without a number, and the same call for the same point finishes it. Any
+    number of processes may do so at once: one gets the number, the others its record.
+
+    Args:
+        locations: of the data files; None: as the environment says.
+        tell: given lines for people on the way.
+    Raises:
+        StudyNotFoundError: no such study.
+        VaultOpenedError: it was opened before, and there is no reason to do it again; tells what came out. Or it was
+            opened for another point or other parameters, and no number is on record.
+        InputError: not a study of hpsearch, not finished, or a reason that is none.
+        NothingCompleteError: there is nothing to choose from.
+        ArtifactError: the parameters are missing, damaged, or not those of the validation error on record.
+        DataError: data files are missing, damaged or not what their checksums say.
+        DeviceError: the device is not there, or has not enough memory.
+        StorageError: the database went away.
+    """
+    reason = None if request.reason is None else check_reason(request.reason)
+    status = read_status(database, name)
+    summary = status.summary
+    intent_to_finish(summary.name, summary.openings, summary.intents, reason=reason)
+    chosen = _choose(database, status, request.selection)
+    if status.confirmation is not None and not status.confirmation.is_finished:
+        for line in status.confirmation.brief():
+            tell(line)
+    described = _describe_point(chosen, is_retrained=request.is_retrained)
+    intent_to_finish(summary.name, summary.openings, summary.intents, reason=reason, chosen=described)
+    visible = VisibleDevices.detect()
+    wanted_gpus(request.device, visible)  # a device that is not there is an error at once
+    locations = locations or DataLocations.from_environment()
+    with show_download() as progress:
+        selection = load_study_data(summary.study, locations=locations, progress=progress)
+    settings = chosen.study.definition.resolve(chosen.trial.parameters)
+    network = build_network(settings.model, selection.image_shape, selection.num_classes)
+    content = None if request.is_retrained else _stored_parameters(chosen, artifacts)
+    with _device(database, request, visible) as pinned:
+        if content is None:
+            candidate = _trained_again(chosen.study.definition, network, settings, selection, pinned, tell)
+        else:
+            candidate = _restored(network, content, selection, pinned.device)
+            _check_reproduction(chosen.trial, candidate.validation)
+        opening = declare_opening(database, summary, described, candidate.sha256, reason, tell)
+        data_settings = summary.study.definition.data
+        with show_download() as progress:
+            held_out = load_test_split(data_settings, locations, opening.is_on_record, progress)
+        losses = _evaluate(candidate, held_out, selection, pinned.device)
+        device = pinned.description
+    finding = Finding(
+        reason=opening.attempt.reason,
+        definition_sha256=summary.study.definition.sha256,
+        test_checksums=held_out.checksums,
+        chosen={
+            **opening.chosen,
+            "validation_error": candidate.validation.zero_one,
+            "device": device,
+            "intent": opening.attempt.intent_id,
+        },
+        parameters_sha256=candidate.sha256,
+        num_images=losses.num_images,
+        num_errors=losses.num_errors,
+    )
+    return opening.record(finding, tell)
+
+
+def _choose(database: Database, status: StudyStatus, selection: Selection | None) -> ChosenPoint:
+    """The point that the test set may be opened for.
+
+    Raises:
+        NothingCompleteError: no trial is complete.
+        InputError: the search still goes on, the study is itself the confirmation of another, or the confirmed point
+            was asked for and there is none.
+    """
+    summary = status.summary
+    confirms = confirmations(database).get(summary.name)
+    if confirms is not None:
+        raise InputError(
+            f"study {summary.name!r} is the confirmation of study {confirms['study']!r}, which has the test set",
+            hint=f"hpsearch test {confirms['study']}",
+        )
+    summary.require_best()
+    if not summary.is_finished:
+        raise InputError(
+            f"study {summary.name!r} is not finished: {describe_counts(summary.points)}",
+            hint=f"let it finish first (hpsearch worker {summary.name}): it may still choose another point",
+        )
+    return status.choose(selection)
+
+
+def _stored_parameters(chosen: ChosenPoint, artifacts: Artifacts) -> bytes:
+    try:
+        return read_parameters(chosen.study, chosen.trial, artifacts)
+    except ArtifactError as error:
+        hint = f"{error.hint}; or train" if error.hint else "train"
+        raise ArtifactError(str(error), hint=f"{hint} the point again with --retrain") from error
+
+
+@contextmanager
+def _device(database: Database, request: VaultRequest, visible: VisibleDevices) -> Iterator[PinnedDevice]:
+    """The device, which no worker trains on meanwhile if it is a GPU; out of memory becomes an error of ours."""
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    use_full_float32()
+    pin = pin_device(
+        database,
+        request.device,
+        visible,
+        worker=worker_name(),
+        stop=StopSignal(),
+        is_finished=lambda: False,
+        rules=request.pin_rules,
+    )
+    with pin as pinned:
+        assert pinned is not None, "nobody ends this wait but an exception"
+        make_current(pinned.device)
+        try:
+            yield pinned
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DeviceError(
+                f"out of memory on {pinned.description}: {describe_shortage(error)}",
+                hint="free the device, or choose another with --device",
+            ) from error
+
+
+def _restored(network: Network, content: bytes, selection: SelectionData, device: torch.device) -> _Candidate:
+    """The stored parameters, put on the device. Raises ArtifactError if they do not fit the network."""
+    arrays = load(content)
+    expected = {name: shape.shape for name, shape in network.parameter_shapes.items()}
+    found = {name: array.shape for name, array in arrays.items()}
+    if found != expected:
+        raise ArtifactError(
+            f"the stored parameters do not fit the network: expected {expected}, found {found}",
+            hint="train the point again with --retrain",
+        )
+    return _candidate(network, arrays, content, selection, device)
+
+
+def _trained_again(
+    definition: StudyDefinition,
+    network: Network,
+    settings: TrialSettings,
+    selection: SelectionData,
+    pinned: PinnedDevice,
+    tell: Callable[[str], None],
+) -> _Candidate:
+    """The point's parameters after another training."""
+    data = ResidentData.place(selection, pinned.device, max_resident_bytes=definition.data.max_resident_bytes)
+
+    def on_epoch(report: EpochReport) -> None:
+        pinned.keep()
+        pinned.require()
+        tell(f"epoch {report.epoch}: validation error {100 * report.best.zero_one:.2f} %")
+
+    retrained = retrain(settings, definition.stopping, data, pinned.device, on_epoch)
+    arrays = {name: np.asarray(array, order="C") for name, array in retrained.parameters.items()}
+    return _candidate(network, arrays, save(arrays), selection, pinned.device)
+
+
+def _candidate(
+    network: Network,
+    arrays: Mapping[str, NDArray[np.generic]],
+    content: bytes,
+    selection: SelectionData,
+    device: torch.device,
+) -> _Candidate:
+    parameters = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    return _Candidate(
+        network=network,
+        parameters=parameters,
+        sha256=hashlib.sha256(content).hexdigest(),
+        validation=evaluate(network, parameters, *_on_device(selection.validation, device)),
+    )
+
+
+def _check_reproduction(trial: TrialSummary, found: Losses) -> None:
+    """Refuse parameters that are not those which the search selected: a wrong file, or a wrong network.
+
+    Raises:
+        ArtifactError: their validation losses are not those on record.
+    """
+    assert trial.value is not None, "a complete trial has a value"
+    allowed = max(ERRORS_TOLERANCE, ERRORS_TOLERANCE_SHARE * found.num_images)
+    is_off = abs(found.num_errors - trial.value * found.num_images) > allowed
+    nll = trial.best_validation_nll
+    if nll is not None:
+        is_off |= not abs(found.nll - nll) <= NLL_TOLERANCE * (1 + abs(nll))
+    if is_off:
+        raise ArtifactError(
+            f"the stored parameters of trial {trial.number} do not reproduce its validation error: found "
+            f"{100 * found.zero_one:.2f} % and NLL {found.nll:.4f}, on record are {100 * trial.value:.2f} % and NLL "
+            f"{'none' if nll is None else f'{nll:.4f}'}; the test set was not opened",
+            hint="name the artifacts that the workers wrote with --artifacts, or train the point again with --retrain",
+        )
+
+
+def _evaluate(candidate: _Candidate, held_out: HeldOutSplit, selection: SelectionData, device: torch.device) -> Losses:
+    num_pixels = selection.validation.images.shape[1]
+    if held_out.images.shape[1] != num_pixels:
+        raise DataError(
+            f"the test images have {held_out.images.shape[1]} pixels, those of training and validation {num_pixels}: "
+            f"{', '.join(held_out.checksums)} belong to another data set",
+            hint="put the test files of the study's own data set in their place",
+        )
+    if held_out.labels.max() >= selection.num_classes:
+        raise DataError(
+            f"the test images have the class {held_out.labels.max()}, those of training and validation have "
+            f"0..{selection.num_classes - 1}: {', '.join(held_out.checksums)} belong to another data set",
+            hint="put the test files of the study's own data set in their place",
+        )
+    return evaluate(candidate.network, candidate.parameters, *_on_device(held_out, device))
+
+
+def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images [N, pixels] float32 and labels [N] int64."""
+    images = np.require(split.images, dtype=np.float32, requirements=["C", "W"])
+    labels = np.require(split.labels, dtype=np.int64, requirements=["C", "W"])
+    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+
+
+def _describe_point(chosen: ChosenPoint, *, is_retrained: bool) -> dict[str, Any]:
+    """What of `Finding.chosen` is known before anything is evaluated."""
+    trial = chosen.trial
+    return {
+        "selection": chosen.selection.value,
+        "study": chosen.study.name,
+        "trial": trial.number,
+        "point": trial.point,
+        "params": trial.point_parameters,
+        "search_error": trial.value,
+        "is_retrained": is_retrained,
+    }

@@ -1,0 +1,300 @@
+"""Intents: that somebody is about to open a test set, committed before the first test image is read.
+
+An intent is for one point with its very parameters. One without a number may be finished for these without a further
+reason: a power cut between reading and writing must not spend the one opening. Whoever finishes it adds a row of their
+own, so that every look at the test images is on record, however it ended. Rows outlive their study.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, insert, or_, select, text
+
+from hpsearch.errors import InputError, StudyNotFoundError, VaultOpenedError
+from hpsearch.results.provenance import user_at_host
+from hpsearch.results.vault.record import VaultRecord, parse_chosen, select_openings
+from hpsearch.store.connection import tables
+from hpsearch.store.connection.database import Database
+from hpsearch.store.studies import StoredStudy
+
+_CHOSEN_KEYS = ("selection", "study", "trial", "point", "params", "is_retrained")
+_NEXT_OPENING_ID = text("SELECT nextval(pg_get_serial_sequence('hpsearch_vault', 'opening_id'))")
+AGAIN_HINT = 'test images that are looked at again and again are selected on; --again "reason" does it on the record'
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaultIntent:
+    """An opening that was begun and has no number: its evaluation still goes on, failed, or was killed.
+
+    Args:
+        intent_ids: of its attempts, in order; vault.jsonl of a machine has the same.
+        opening: 1: the one that counts; 2, 3 ...: again, for a reason.
+        chosen: what was to be evaluated, as `Finding.chosen` has it, without validation_error.
+        parameters_sha256: of the safetensors file that was to be evaluated.
+        declared_at, declared_by: UTC by the database's clock, user@host: of the first attempt.
+        last_at, last_by: the same of the latest attempt.
+    """
+
+    intent_ids: tuple[str, ...]
+    opening_id: int
+    study_name: str
+    opening: int
+    reason: str | None
+    chosen: Mapping[str, Any]
+    parameters_sha256: str
+    declared_at: datetime
+    declared_by: str
+    last_at: datetime
+    last_by: str
+
+    @property
+    def num_attempts(self) -> int:
+        return len(self.intent_ids)
+
+    def as_json(self) -> dict[str, Any]:
+        """What `status --json`, `test --json` and exports tell of it. These keys stay; others may join them."""
+        return {
+            "opening": self.opening,
+            "reason": self.reason,
+            "declared_at": _utc(self.declared_at),
+            "declared_by": self.declared_by,
+            "attempts": self.num_attempts,
+            "last_at": _utc(self.last_at),
+            "last_by": self.last_by,
+            "parameters_sha256": self.parameters_sha256,
+            "chosen": dict(self.chosen),
+        }
+
+    def describe(self) -> str:
+        """One line: when, by whom, for which point, and that there is no number."""
+        retrained = ", retrained" if self.chosen["is_retrained"] else ""
+        again = ""
+        if self.num_attempts > 1:
+            again = f", and {self.num_attempts - 1} more times, last {self.last_at:%Y-%m-%d %H:%M:%S} by {self.last_by}"
+        return (
+            f"{self.declared_at:%Y-%m-%d %H:%M:%S} UTC by {self.declared_by}{again}: no number on record, "
+            f"for trial {self.chosen['trial']} of {self.chosen['study']} ({self.chosen['selection']}{retrained})"
+        )
+
+    def is_of(self, chosen: Mapping[str, Any]) -> bool:
+        """Whether it is for this point of this study."""
+        return all(self.chosen[key] == chosen[key] for key in ("study", "trial", "point", "params"))
+
+
+Intents = tuple[tuple[VaultIntent, ...], tuple[VaultIntent, ...]]  # of a study, and of deleted ones of its name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One committed attempt at an opening.
+
+    Args:
+        opening_id: that the row with the number will have.
+    """
+
+    intent_id: str
+    opening_id: int
+    opening: int
+    reason: str | None
+
+
+def describe_intents(intents: Sequence[VaultIntent], earlier: Sequence[VaultIntent]) -> list[str]:
+    """Lines for people about openings that have no number; none if there are none."""
+    lines = []
+    for heading, found in (
+        ("the test set was opened without a number on record:", intents),
+        ("an earlier study of this name, which was deleted, opened the test set without a number on record:", earlier),
+    ):
+        lines += [heading] if found else []
+        for intent in found:
+            lines.append(f"  {intent.opening}. {intent.describe()}")
+            lines += [f"     again: {intent.reason}"] if intent.reason is not None else []
+    return lines
+
+
+def intent_to_finish(
+    name: str,
+    openings: Sequence[VaultRecord],
+    intents: Sequence[VaultIntent],
+    *,
+    reason: str | None,
+    chosen: Mapping[str, Any] | None = None,
+    parameters_sha256: str | None = None,
+) -> VaultIntent | None:
+    """Whether the test set may be opened, and as which opening: that of the returned intent, or a new one.
+
+    Args:
+        chosen, parameters_sha256: as far as they are known already; None agrees with everything.
+    Raises:
+        VaultOpenedError: it was opened before, or for something else, and there is no reason to do it again.
+        InputError: there is a reason, but it was never opened.
+    """
+    if reason is not None:
+        if not openings and not intents:
+            raise InputError(
+                f"--again: the test set of study {name!r} has not been opened yet", hint=f"hpsearch test {name}"
+            )
+        return None
+    last_number = max((record.opening for record in openings), default=0)
+    pending = intents[-1] if intents and intents[-1].opening > last_number else None
+    if pending is None and openings:
+        raise opened_before(name, openings)
+    if pending is None:
+        return None
+    if chosen is not None and not pending.is_of(chosen):
+        raise _begun_for_another(name, pending, "another point")
+    if parameters_sha256 not in (None, pending.parameters_sha256):
+        raise _begun_for_another(
+            name, pending, f"other parameters (SHA-256 {pending.parameters_sha256}, not {parameters_sha256})"
+        )
+    return pending
+
+
+def opened_before(name: str, openings: Sequence[VaultRecord]) -> VaultOpenedError:
+    """What to raise if there is a number already; tells it."""
+    told = [f"{r.describe()}, again: {r.reason}" if r.reason else r.describe() for r in openings]
+    times = "" if len(told) == 1 else f" {len(told)} times"
+    return VaultOpenedError(
+        f"the test set of study {name!r} was opened before{times}: {'; '.join(told)}", hint=AGAIN_HINT
+    )
+
+
+def _begun_for_another(name: str, pending: VaultIntent, what: str) -> VaultOpenedError:
+    return VaultOpenedError(
+        f"the test set of study {name!r} was opened before for {what}: {pending.describe()}",
+        hint=f"--point {pending.chosen['selection']} finishes it if it is that very point with those parameters; "
+        '--again "reason" opens the test set once more, on the record',
+    )
+
+
+def declare_intent(
+    database: Database,
+    study: StoredStudy,
+    *,
+    intent_id: str,
+    chosen: Mapping[str, Any],
+    parameters_sha256: str,
+    reason: str | None,
+) -> Attempt:
+    """Commit that the test set is about to be opened: a new opening, or another attempt at an unfinished one.
+
+    One transaction. Any number of processes may do so at once; of those for different points one is let in. Calling
+    it twice with the same id is safe.
+
+    Raises:
+        VaultOpenedError, InputError: as `intent_to_finish`.
+        StudyNotFoundError: the study was deleted meanwhile.
+        StorageError: the database went away; whether it is written will be seen when it is back.
+    """
+
+    def work(connection: Connection) -> Attempt:
+        columns = tables.vault_intents.c
+        row = connection.execute(select(tables.vault_intents).where(columns.intent_id == intent_id)).one_or_none()
+        if row is not None:  # the answer to a commit was lost
+            return _attempt_from(row)
+        _lock_study(connection, study)
+        intents, _ = select_intents(connection, study)
+        openings, _ = select_openings(connection, study)
+        unfinished = intent_to_finish(
+            study.name, openings, intents, reason=reason, chosen=chosen, parameters_sha256=parameters_sha256
+        )
+        if unfinished is not None:
+            place = {
+                "opening_id": unfinished.opening_id,
+                "opening": unfinished.opening,
+                "attempt": unfinished.num_attempts + 1,
+                "reason": unfinished.reason,
+            }
+        else:
+            latest = max([0, *(each.opening for each in openings), *(each.opening for each in intents)])
+            opening_id = connection.execute(_NEXT_OPENING_ID).scalar_one()
+            place = {"opening_id": opening_id, "opening": latest + 1, "attempt": 1, "reason": reason}
+        values = {
+            **place,
+            "intent_id": intent_id,
+            "study_id": study.study_id,
+            "study_name": study.name,
+            "declared_at": func.now(),
+            "declared_by": user_at_host(),
+            "chosen": json.dumps(dict(chosen)),
+            "parameters_sha256": parameters_sha256,
+        }
+        written = connection.execute(insert(tables.vault_intents).values(**values).returning(tables.vault_intents))
+        return _attempt_from(written.one())
+
+    return database.transaction(work)
+
+
+def is_declared(database: Database, attempt: Attempt) -> bool:
+    """Whether the attempt's row is committed: what the reader of the test images asks before it reads."""
+    intent_id = tables.vault_intents.c.intent_id
+    query = select(intent_id).where(intent_id == attempt.intent_id)
+    return database.transaction(lambda connection: connection.execute(query).one_or_none()) is not None
+
+
+def read_intent_ids(database: Database, study: StoredStudy) -> list[str]:
+    """The ids of all attempts of this study, whatever became of them."""
+    query = select(tables.vault_intents.c.intent_id).where(tables.vault_intents.c.study_id == study.study_id)
+    return list(database.transaction(lambda connection: connection.execute(query).scalars().all()))
+
+
+def select_intents(connection: Connection, study: StoredStudy) -> Intents:
+    """The openings without a number of this study, and of deleted ones of its name; one statement.
+
+    In a transaction that also reads the numbers, call this first: a number that is written in between then hides
+    nothing.
+    """
+    columns, numbers = tables.vault_intents.c, tables.vault.c
+    ours = columns.study_id == study.study_id
+    deleted = columns.study_id.is_(None) & (columns.study_name == study.name)
+    has_number = select(numbers.opening_id).where(numbers.opening_id == columns.opening_id).exists()
+    query = select(tables.vault_intents).where(or_(ours, deleted), ~has_number)
+    rows = connection.execute(query.order_by(columns.opening_id, columns.attempt)).all()
+    found = [(own, _intent_from(list(group))) for (_, own), group in groupby(rows, _by_opening)]
+    return tuple(intent for own, intent in found if own), tuple(intent for own, intent in found if not own)
+
+
+def _by_opening(row: Row[Any]) -> tuple[int, bool]:
+    return row.opening_id, row.study_id is not None
+
+
+def _lock_study(connection: Connection, study: StoredStudy) -> None:
+    """Let one process at a time decide about this study's openings; workers go on."""
+    studies = tables.studies.c
+    lock = select(studies.study_id).where(studies.study_id == study.study_id).with_for_update(key_share=True)
+    if connection.execute(lock).one_or_none() is None:
+        raise StudyNotFoundError(f"study {study.name!r} was deleted meanwhile; the test set was not opened")
+
+
+def _intent_from(rows: Sequence[Row[Any]]) -> VaultIntent:
+    """Raises StorageError if somebody has damaged a row."""
+    first, last = rows[0], rows[-1]
+    what = f"the intent to open the test set of study {first.study_name!r}"
+    place = f"table {tables.vault_intents.name}, column chosen"
+    return VaultIntent(
+        intent_ids=tuple(row.intent_id for row in rows),
+        opening_id=first.opening_id,
+        study_name=first.study_name,
+        opening=first.opening,
+        reason=first.reason,
+        chosen=parse_chosen(first.chosen, what, place, _CHOSEN_KEYS),
+        parameters_sha256=first.parameters_sha256,
+        declared_at=first.declared_at.astimezone(UTC),
+        declared_by=first.declared_by,
+        last_at=last.declared_at.astimezone(UTC),
+        last_by=last.declared_by,
+    )
+
+
+def _attempt_from(row: Row[Any]) -> Attempt:
+    return Attempt(intent_id=row.intent_id, opening_id=row.opening_id, opening=row.opening, reason=row.reason)
+
+
+def _utc(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

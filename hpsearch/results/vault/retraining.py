@@ -1,0 +1,67 @@
+"""Train one point again, as the search did: its seed, its data, its stopping rule, the best parameters kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpsearch.data.resident import ResidentData
+from hpsearch.epoch_report import EpochReport, Validation
+from hpsearch.errors import HpsearchError
+from hpsearch.search.stopping import decide, stopping_rule, validation_interval
+from hpsearch.study.settings import StoppingSettings, TrialSettings
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.worker.cohorts import reference_test
+
+_KEY = "retrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrained:
+    """A point that was trained again.
+
+    Args:
+        parameters: those of the best validation, by name.
+    """
+
+    parameters: Mapping[str, NDArray[np.generic]]
+    best: Validation
+
+
+def retrain(
+    settings: TrialSettings,
+    stopping: StoppingSettings,
+    data: ResidentData,
+    device: torch.device,
+    on_epoch: Callable[[EpochReport], object],
+) -> Retrained:
+    """Train a point in a single lane until its stopping rule, its schedule or its epochs end it.
+
+    It gives what the search's trial gave: bit for bit on the same kind of device with the same lanes beside it, else
+    to rounding, which long training magnifies.
+
+    Args:
+        on_epoch: told of every epoch.
+    Raises:
+        InputError: the batch size does not fit the training set.
+        HpsearchError: no validation was finite.
+    """
+    num_minibatches = data.num_minibatches(settings.training.batch_size)
+    rule = stopping_rule(stopping, num_minibatches=num_minibatches)
+    reference = reference_test(stopping, len(data.validation_labels))
+    interval = validation_interval(stopping, num_minibatches)
+    cohort = Cohort(CohortShape.of(settings), data, device, interval, reference)
+    cohort.admit(_KEY, settings)
+    decision = None
+    while decision is None:
+        report = cohort.train_epoch()[_KEY]
+        on_epoch(report)
+        decision = decide(rule, report, settings.training.max_epochs)
+    best = cohort.best(_KEY)
+    if best is None:
+        raise HpsearchError(f"the point cannot be trained again: it {decision.detail}")
+    return Retrained(parameters=cohort.best_parameters(_KEY), best=best)

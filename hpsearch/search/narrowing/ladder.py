@@ -1,0 +1,433 @@
+"""Coarse to fine: which points come next, from what is known so far. Plain numbers; no Optuna, no tensors, no SQL.
+
+The first round is the grid as the user wrote it: decades. Afterwards the best known point is compared with its
+neighbours, one spacing away along each axis (a pattern search: Torczon 1997, with a spacing per axis):
+
+1. Neighbours that are not known yet are tried: the best has moved, or lies on the edge of the grid, which then grows.
+2. Where two neighbours that differ little lie along different axes, the corner between them is tried: a valley may
+   run across the axes.
+3. An axis along which no neighbour differs significantly from the best is *settled*. Where the best has a neighbour on
+   one side alone (it lies on a range's end), the next one on that side is looked at as well: an end and its neighbour
+   are as good as each other also if the optimum lies between them.
+4. The other axes' spacings are halved, and the best gets its new, nearer neighbours.
+5. When all are settled, the best is compared once more with what has not been compared at its place: the neighbours
+   along axes that were settled before it moved, and the other values of lists. The best points with other listed
+   values that may yet be as good get neighbours of their own. If nothing differs, the search is over.
+
+A point that is known is never given again. The next round is a function of (state, known) alone, so any number of
+workers may compute it. Source: REFERENCE section 4 (log-spaced values, narrowed later).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+from hpsearch.search.narrowing.axes import DEFAULT_FINEST, Axis, axis_of
+from hpsearch.search.narrowing.closed_round import (
+    Differ,
+    Finished,
+    FinishReason,
+    KnownPoint,
+    NarrowingState,
+    PointKey,
+    Round,
+    point_key,
+)
+from hpsearch.study.space import Dimension, ParameterValue, Point
+
+MAX_RIVALS: Final = 3  # combinations of listed values that are narrowed beside the best one's
+
+
+@final
+class Narrowing:
+    """The rounds of one search space.
+
+    Args:
+        dimensions: a log-spaced grid may grow up to 3 decades past its ends; a range's ends are hard; the values of
+            a list are compared, never narrowed.
+        reduce: takes away the keys that have no effect beside the others (momentum beside plain SGD), so that points
+            that mean the same are the same.
+        is_admissible: False for points that cannot be tried; they are left out.
+        finest: no spacing is halved below so many decades (of a linear range: of half its length).
+    """
+
+    def __init__(
+        self,
+        dimensions: Sequence[Dimension],
+        *,
+        reduce: Callable[[Point], Point] = dict,
+        is_admissible: Callable[[Point], bool] = lambda point: True,
+        finest: float = DEFAULT_FINEST,
+    ) -> None:
+        self.dimensions = tuple(dimensions)
+        axes = [axis_of(dimension, finest) for dimension in dimensions]
+        self.axes: tuple[Axis, ...] = tuple(axis for axis in axes if axis is not None)
+        self.listed: dict[str, tuple[ParameterValue, ...]] = {
+            dimension.name: dimension.values if axis is None else axis.listed
+            for dimension, axis in zip(dimensions, axes, strict=True)
+        }
+        self._reduce = reduce
+        self._is_admissible = is_admissible
+
+    def first_round(self, *, room: int | None = None) -> Round:
+        """The grid as the user wrote it; the last dimension varies fastest.
+
+        Args:
+            room: at most so many points.
+        """
+        points = tuple(self.grid())
+        given = points[:room]
+        total = f"the grid's {len(points):,} points"
+        reason = total if len(given) == len(points) else f"{len(given):,} of {total}"
+        return Round(points=given, state=NarrowingState(given=given), reason=reason)
+
+    def next_round(
+        self, state: NarrowingState, known: Iterable[KnownPoint], differ: Differ, *, room: int | None = None
+    ) -> Round | Finished:
+        """What to try when the last round is over.
+
+        Args:
+            state: the last round's.
+            known: all points that have been tried, in the order of their trials; others than this search's own too.
+                Points of the last round that are not among them count as lost.
+            differ: whether two points with values differ significantly; symmetric.
+            room: at most so many points.
+        """
+        if room is not None and room < 1:
+            raise ValueError(f"room must be at least 1, got {room}")
+        return _Step(self, state, list(known), differ, room).next_round()
+
+    def point(self, values: Mapping[str, ParameterValue]) -> dict[str, ParameterValue] | None:
+        """These values without the keys that have no effect; None where they cannot be tried."""
+        point = self.reduced(values)
+        return point if self._is_admissible(point) else None
+
+    def reduced(self, values: Mapping[str, ParameterValue]) -> dict[str, ParameterValue]:
+        """These values without the keys that have no effect."""
+        return dict(self._reduce(values))
+
+    def grid(self) -> Iterator[dict[str, ParameterValue]]:
+        """The product of all values, as the user wrote them, each point once."""
+        seen = set()
+        for values in itertools.product(*self.listed.values()):
+            point = self.point(dict(zip(self.listed, values, strict=True)))
+            if point is not None and (key := point_key(point)) not in seen:
+                seen.add(key)
+                yield point
+
+
+@dataclass
+class _Step:
+    """One call of `next_round`: the table of what is known, and what follows from it."""
+
+    narrowing: Narrowing
+    state: NarrowingState
+    known: list[KnownPoint]
+    differ: Differ
+    room: int | None
+
+    def __post_init__(self) -> None:
+        self.table: dict[PointKey, KnownPoint] = {}
+        for known in sorted(self.known, key=_rank):  # stable: of equals, the first
+            self.table.setdefault(point_key(known.point), known)
+        lost = {point_key(point): point for point in (*self.state.missing, *self.state.given)}
+        self.missing = {key: point for key, point in lost.items() if key not in self.table}
+        self.levels = dict(self.state.levels)
+        self.settled = set(self.state.settled)
+
+    def next_round(self) -> Round | Finished:
+        if points := self._unknown(self.narrowing.grid()):
+            return self._round(points, self._describe_rest_of_grid)
+        if not self.table or self.best.value is None:
+            return Finished(reason=FinishReason.NO_RESULT, detail="no point has a result")
+        while True:
+            moving = [axis for axis in self._axes() if axis.name not in self.settled]
+            if points := self._unknown(self._neighbours(self.best, moving)) or self._unknown(self._corner(moving)):
+                return self._round(points, self._reason)
+            if moving:
+                for axis in moving:
+                    self._judge(axis)
+                continue
+            # The best may have moved since an axis was settled.
+            points = self._unknown([*self._neighbours(self.best, self._axes()), *self._other_choices()])
+            if points := points or self._unknown(self._corner(self._axes())):
+                return self._round(points, lambda given: f"the best compared once more; {self._reason(given)}")
+            if points := self._unknown(itertools.chain.from_iterable(map(self._beside_rival, self._rivals()))):
+                return self._round(points, self._describe_rivals)
+            num_halved = sum(self._judge(axis) for axis in self._axes())
+            if num_halved == 0:
+                return Finished(reason=FinishReason.SETTLED, detail=self._conclusion())
+
+    @property
+    def best(self) -> KnownPoint:
+        return next(iter(self.table.values()))
+
+    @property
+    def _finest_level(self) -> int:
+        return max(self.levels.values(), default=0)
+
+    def _axes(self) -> list[Axis]:
+        return self._axes_of(self.best)
+
+    def _axes_of(self, known: KnownPoint) -> list[Axis]:
+        return [axis for axis in self.narrowing.axes if axis.name in known.point]
+
+    def _judge(self, axis: Axis) -> bool:
+        """Halve the axis's spacing if a neighbour differs significantly from the best, or settle it.
+
+        Returns:
+            Whether it was halved.
+        """
+        is_halved = self._has_different_neighbour(axis) and self._can_halve(axis)
+        if is_halved:
+            self.levels[axis.name] = self.levels.get(axis.name, 0) + 1
+            self.settled.discard(axis.name)
+        else:
+            self.settled.add(axis.name)
+        return is_halved
+
+    def _has_different_neighbour(self, axis: Axis) -> bool:
+        return any(self._differs(point) for point in self._neighbours(self.best, [axis]))
+
+    def _can_halve(self, axis: Axis) -> bool:
+        is_zero = axis.is_log and self.best.point[axis.name] == 0  # there is nothing halfway to zero
+        return axis.can_halve(self.levels.get(axis.name, 0)) and not is_zero
+
+    def _differs(self, point: Point, center: KnownPoint | None = None) -> bool:
+        """Whether the point is known and differs significantly from the center, or else from the best."""
+        known = self.table.get(point_key(point))
+        return known is not None and (known.value is None or self.differ(center or self.best, known))
+
+    def _neighbours(
+        self, center: KnownPoint, axes: Sequence[Axis], levels: Mapping[str, int] | None = None
+    ) -> list[dict[str, ParameterValue]]:
+        """One spacing from the center along one of the axes; on one side alone, also two."""
+        levels = self.levels if levels is None else levels
+        found = []
+        for axis in axes:
+            level = levels.get(axis.name, 0)
+            values = self._neighbour_values(center, axis, level)
+            points = [point for value in values if (point := self._with(center, axis.name, value)) is not None]
+            second = self._second_on_one_side(center, axis, level, points)
+            found += points if second is None else [*points, second]
+        return found
+
+    def _second_on_one_side(
+        self, center: KnownPoint, axis: Axis, level: int, neighbours: Sequence[Point]
+    ) -> dict[str, ParameterValue] | None:
+        """The point two spacings from the center, if one neighbour alone can be known."""
+        sides = [point for point in neighbours if point_key(point) not in self.missing]
+        if len(sides) != 1:
+            return None
+        value, nearest = center.point[axis.name], sides[0][axis.name]
+        assert isinstance(value, int | float)
+        assert isinstance(nearest, int | float)
+        if axis.is_log and min(value, nearest) <= 0:
+            return None  # beside zero there is no scale
+        second = axis.neighbour(nearest, 1 if nearest > value else -1, level)
+        return None if second is None else self._with(center, axis.name, second)
+
+    def _corner(self, axes: Sequence[Axis]) -> list[dict[str, ParameterValue]]:
+        """One spacing from the best along several axes at once, where a valley may run across them.
+
+        It lies between the better neighbours, as far as they do not differ significantly from the best.
+        """
+        values: dict[str, ParameterValue] = {}
+        for axis in axes:
+            keys = map(point_key, self._neighbours(self.best, [axis]))
+            better = min((self.table[key] for key in keys if key in self.table), key=_rank, default=None)
+            if better is not None and not self._differs(better.point):
+                values[axis.name] = better.point[axis.name]
+        point = self.narrowing.point({**self.best.point, **values}) if len(values) > 1 else None
+        return [] if point is None else [point]
+
+    def _neighbour_values(self, center: KnownPoint, axis: Axis, level: int) -> list[ParameterValue]:
+        value = center.point[axis.name]
+        assert isinstance(value, int | float)
+        if axis.is_log and value <= 0:
+            return [self._above_zero(center, axis)]
+        below, above = (axis.neighbour(value, direction, level) for direction in (-1, 1))
+        if axis.has_zero and value <= self._smallest_positive(axis):
+            zero = self._with(center, axis.name, 0 if axis.is_integer else 0.0)
+            if zero is not None and not self._differs(zero, center) and point_key(zero) not in self.missing:
+                below = zero[axis.name]
+        return [value for value in (below, above) if value is not None]
+
+    def _above_zero(self, center: KnownPoint, axis: Axis) -> ParameterValue:
+        """The smallest positive value so far; where that is significantly worse than zero, one below it."""
+        smallest = self._smallest_positive(axis)
+        nearest = self._with(center, axis.name, smallest)
+        grown = axis.neighbour(smallest, -1, 0)
+        return grown if grown is not None and nearest is not None and self._differs(nearest, center) else smallest
+
+    def _smallest_positive(self, axis: Axis) -> float:
+        values = (*axis.listed, *self._tried(axis))
+        return min(value for value in values if isinstance(value, int | float) and value > 0)
+
+    def _tried(self, axis: Axis) -> list[ParameterValue]:
+        return [known.point[axis.name] for known in self.table.values() if axis.name in known.point]
+
+    def _lists(self) -> list[str]:
+        numbers = {axis.name for axis in self.narrowing.axes}
+        return [name for name in self.narrowing.listed if name not in numbers and name in self.best.point]
+
+    def _other_choices(self) -> list[dict[str, ParameterValue]]:
+        """The best with another value of a list. Keys that come with it are those of the best point that has it."""
+        return [
+            point
+            for name in self._lists()
+            for value in self.narrowing.listed[name]
+            if (point := self._with(self.best, name, value)) is not None
+        ]
+
+    def _rivals(self) -> list[KnownPoint]:
+        """The best points of the other combinations of listed values that may yet be as good as the best."""
+        lists = self._lists()
+        bests: dict[tuple[object, ...], KnownPoint] = {}
+        for known in self.table.values():
+            bests.setdefault(tuple(known.point.get(name) for name in lists), known)
+        rivals = [known for known in bests.values() if known is not self.best and self._may_be_as_good(known)]
+        return rivals[:MAX_RIVALS]
+
+    def _may_be_as_good(self, rival: KnownPoint) -> bool:
+        """Whether it does not differ significantly from the best, or might not where it is narrowed, too.
+
+        Decades may straddle the optimum of one value of a list while that of another one is narrowed already.
+        """
+        if rival.value is None:
+            return False
+        if not self._differs(rival.point):
+            return True
+        assert self.best.value is not None
+        return rival.value - sum(self._largest_gain(rival, axis) for axis in self._axes_of(rival)) <= self.best.value
+
+    def _largest_gain(self, center: KnownPoint, axis: Axis) -> float:
+        """How far a parabola through the center and its two neighbours can fall below it; infinite without them.
+
+        Of three points at equal distances, in a row or to either side, that is a quarter of the mean rise to the other
+        two. The smallest spacing counts at which both are known.
+        """
+        assert center.value is not None
+        for level in reversed(range(self._finest_level + 1)):
+            points = self._neighbours(center, [axis], {axis.name: level})
+            found = [self.table[key].value for key in map(point_key, points) if key in self.table]
+            rises = [value - center.value for value in found if value is not None]
+            if len(rises) > 1:
+                return sum(rises) / len(rises) / 4
+        return math.inf
+
+    def _beside_rival(self, rival: KnownPoint) -> list[dict[str, ParameterValue]]:
+        """A rival's unknown neighbours at the largest spacing at which it has some: its best may lie elsewhere.
+
+        Axes that the best has, too, are narrowed no further than beside it, and none beyond its finest spacing.
+        """
+        axes = self._axes_of(rival)
+        for level in range(self._finest_level + 1):
+            levels = {
+                axis.name: min(level, self.levels.get(axis.name, 0))
+                if axis.name in self.best.point
+                else axis.allowed(level)
+                for axis in axes
+            }
+            if points := self._unknown(self._neighbours(rival, axes, levels)):
+                return points
+        return []
+
+    def _with(self, center: KnownPoint, name: str, value: ParameterValue) -> dict[str, ParameterValue] | None:
+        """The center with one other value; None where that is no other point, or cannot be tried."""
+        like_it = (known.point for known in self.table.values() if known.point.get(name) == value)
+        like = next(like_it, {})
+        filled = {other: like.get(other, values[0]) for other, values in self.narrowing.listed.items()}
+        point = self.narrowing.point({**filled, **center.point, name: value})
+        return None if point is None or point_key(point) == point_key(center.point) else point
+
+    def _unknown(self, points: Iterable[dict[str, ParameterValue]]) -> list[dict[str, ParameterValue]]:
+        unknown = {point_key(point): point for point in points}
+        return [point for key, point in unknown.items() if key not in self.table and key not in self.missing]
+
+    def _round(self, points: list[dict[str, ParameterValue]], describe: Callable[[Sequence[Point]], str]) -> Round:
+        """As many of the points as there is room for; the reason tells of no others."""
+        given = tuple(points[: self.room])
+        state = NarrowingState(
+            round=self.state.round + 1,
+            levels=tuple(sorted(self.levels.items())),
+            settled=tuple(sorted(self.settled)),
+            given=given,
+            missing=tuple(self.missing.values()),
+        )
+        return Round(points=given, state=state, reason=describe(given))
+
+    def _describe_rest_of_grid(self, points: Sequence[Point]) -> str:
+        return f"{len(points):,} points of the grid that are not known"
+
+    def _describe_rivals(self, points: Sequence[Point]) -> str:
+        """What is tried beside the best points of other listed values."""
+        names = self._lists()
+        bests = [self.best, *self._rivals()]
+        parts: dict[str, list[str]] = {}
+        for point in points:
+            own = {name: point[name] for name in names if name in point}
+            rival = next((each for each in bests if own == {name: each.point.get(name) for name in own}), self.best)
+            changed = [f"{name} {_text(value)}" for name, value in point.items() if rival.point.get(name) != value]
+            label = ", ".join(f"{name} {_text(value)}" for name, value in own.items())
+            parts.setdefault(label, []).append(" with ".join(changed))
+        return "other choices that may be as good; " + "; ".join(
+            f"{label}: {' and '.join(tried)}" for label, tried in parts.items()
+        )
+
+    def _reason(self, points: Sequence[Point]) -> str:
+        """Key by key: what is tried, or why nothing more is."""
+        parts = []
+        for axis in self._axes():
+            best = self.best.point[axis.name]
+            if tried := self._tried_instead(axis.name, points):
+                parts.append(f"{axis.name}: {self._describe(axis, best, tried)}")
+            elif axis.name in self.settled:
+                parts.append(self._reason_of_settled(axis))
+        for name in self._lists():
+            if tried := self._tried_instead(name, points):
+                parts.append(f"{name}: {' and '.join(map(_text, tried))} beside {_text(self.best.point[name])}")
+        return "; ".join(parts) or "nothing to narrow"
+
+    def _conclusion(self) -> str:
+        """Key by key: where the search has ended, and which values were not told apart from it."""
+        parts = []
+        for axis in self._axes():
+            neighbours = [point for point in self._neighbours(self.best, [axis]) if point_key(point) in self.table]
+            tied = [point[axis.name] for point in neighbours if not self._differs(point)]
+            text = self._reason_of_settled(axis)
+            if tied:
+                verb = "does" if len(tied) == 1 else "do"
+                text += f", from which {' and '.join(map(_text, tied))} {verb} not differ significantly"
+            parts.append(text)
+        return "; ".join(parts) or "nothing to narrow"
+
+    def _reason_of_settled(self, axis: Axis) -> str:
+        is_finest = self._has_different_neighbour(axis) and not self._can_halve(axis)
+        return f"{axis.name}: {'finest step' if is_finest else 'settled'} at {_text(self.best.point[axis.name])}"
+
+    def _tried_instead(self, name: str, points: Sequence[Point]) -> list[ParameterValue]:
+        """The points' values that are not the best one's, each once."""
+        best = self.best.point[name]
+        return list(dict.fromkeys(point[name] for point in points if point.get(name, best) != best))
+
+    def _describe(self, axis: Axis, best: ParameterValue, tried: list[ParameterValue]) -> str:
+        known = [float(value) for value in self._tried(axis)]
+        low, high = min(known), max(known)
+        texts = " and ".join(map(_text, tried))
+        if float(best) in (low, high) and all(not low <= float(value) <= high for value in tried):
+            return f"best {_text(best)} on the edge, grown to {texts}"
+        return f"{texts} beside {_text(best)}"
+
+
+def _rank(known: KnownPoint) -> tuple[bool, float, float]:
+    nll = math.inf if known.nll is None or math.isnan(known.nll) else known.nll
+    return (True, 0.0, 0.0) if known.value is None else (False, known.value, nll)
+
+
+def _text(value: ParameterValue) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,277 @@
+"""Coarse to fine as an Optuna sampler, for any objective.
+
+    space = {"lr": LogGrid(log10=(-1, -4)), "activation": ["tanh", "relu"]}
+    sampler = CoarseToFineSampler(space, num_validation=10_000)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(objective, n_trials=200)  # ends earlier, when nothing differs any more
+
+The objective suggests as ever; `trial.suggest_float("lr", 1e-6, 10, log=True)` gives the value that the round has for
+it, and the bounds are how far the grid may grow. hpsearch's own workers do not use this class: they have `narrowing`
+with paired tests, and rounds that a database gives out exactly once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import NormalDist
+from typing import Any, Final, final
+
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpsearch.search.narrowing.axes import DEFAULT_FINEST
+from hpsearch.search.narrowing.closed_round import Finished, KnownPoint, PointKey, Round, point_key
+from hpsearch.search.narrowing.ladder import Narrowing
+from hpsearch.study.space import Choice, Dimension, LogGrid, ParameterValue, Point, Range
+
+POINT_ATTRIBUTE: Final = "coarse_to_fine:point"  # system attributes of a trial
+ROUND_ATTRIBUTE: Final = "coarse_to_fine:round"
+_MAX_POINTS: Final = 100_000
+
+Shape = LogGrid | Range | Choice | Sequence[ParameterValue]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Where a study stands: the points of the round that no trial has finished; none: the search is over."""
+
+    round: int
+    open: tuple[dict[str, ParameterValue], ...]
+    reason: str
+    best: Point
+
+
+@final
+class CoarseToFineSampler(BaseSampler):
+    """Gives each trial the next point of the round; when all its points are finished, the next round follows.
+
+    All that it knows it reads from the trials, so a study in a database goes on in another process. A point counts with
+    the first of its trials that has finished: COMPLETE with its value, PRUNED and FAIL as worse than all others.
+
+    Workers that ask when all points of the round are being run get one of them again, that which was begun the longest
+    ago: it may be a dead worker's. So up to one trial per worker and round is run twice; threads and processes that
+    ask at the very same moment may get the same point as well. When the search is over, `study.optimize` is ended; who
+    asks on (`study.ask`) gets the best point again.
+
+    Args:
+        search_space: per parameter a log-spaced grid, a range, or a list of values.
+        num_validation: the objective's value is the error rate on so many validation images: two trials differ
+            significantly by a two-sided test of two proportions at 5 %. The test ignores that the images are the same,
+            so it sees less than a paired one.
+        is_significant: instead of it, whether two finished trials differ; symmetric. With neither, all trials whose
+            values are not equal differ, and the search ends at the finest spacing.
+        max_rounds: no more rounds than that; 1 is the grid as it was written.
+        whole_numbers: parameters whose log-spaced grid or range means whole numbers (`suggest_int`).
+        reduce: takes away the parameters that have no effect beside the others.
+        finest: no spacing is halved below so many decades.
+        seed: takes part in nothing; for those who pass one to any sampler.
+    Raises:
+        ValueError: the search space has a grid with fractions for whole numbers.
+    """
+
+    def __init__(
+        self,
+        search_space: Mapping[str, Shape],
+        *,
+        num_validation: int | None = None,
+        is_significant: Callable[[FrozenTrial, FrozenTrial], bool] | None = None,
+        max_rounds: int | None = None,
+        whole_numbers: Sequence[str] = (),
+        reduce: Callable[[Point], Point] = dict,
+        finest: float = DEFAULT_FINEST,
+        seed: int | None = None,
+    ) -> None:
+        self._dimensions = tuple(_dimension(name, shape, name in whole_numbers) for name, shape in search_space.items())
+        self._num_validation = num_validation
+        self._is_significant = is_significant
+        self._max_rounds = max_rounds
+        self._reduce = reduce
+        self._finest = finest
+        self._lock = threading.Lock()  # of this process's threads, between looking and taking
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Take a point for the trial, and write it down as its system attribute."""
+        _check_objectives(study)
+        fixed = trial.system_attrs.get("fixed_params", {})
+        if POINT_ATTRIBUTE in trial.system_attrs or all(one.name in fixed for one in self._dimensions):
+            return  # a trial that is run again, or a user's own point
+        with self._lock:
+            trials = [one for one in _trials(study) if one.number != trial.number]
+            plan = self._plan(study, trials)
+            point = self._next_point(plan, trials)
+            storage = study._storage
+            storage.set_trial_system_attr(trial._trial_id, POINT_ATTRIBUTE, point)
+            storage.set_trial_system_attr(trial._trial_id, ROUND_ATTRIBUTE, [plan.round, plan.reason])
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """End `study.optimize` if this was the last trial."""
+        # Its state is written after this call.
+        ended = FrozenTrial(
+            number=trial.number,
+            trial_id=trial._trial_id,
+            state=state,
+            value=None,
+            values=values,
+            datetime_start=trial.datetime_start,
+            datetime_complete=None,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs=trial.user_attrs,
+            system_attrs=trial.system_attrs,
+            intermediate_values=trial.intermediate_values,
+        )
+        trials = [ended if one.number == trial.number else one for one in _trials(study)]
+        if not self._plan(study, trials).open:
+            with contextlib.suppress(RuntimeError):  # outside of study.optimize there is nothing to end
+                study.stop()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The trial's value; for a parameter that has no effect in this point, any."""
+        _check_objectives(study)
+        listed = self._narrowing({}).listed
+        if param_name not in listed:
+            raise ValueError(f"the search space of coarse to fine has no parameter {param_name!r}, only {list(listed)}")
+        # As Optuna's view of the trial may be from before `before_trial`.
+        point = study._storage.get_trial_system_attrs(trial._trial_id).get(POINT_ATTRIBUTE, {})
+        value = point.get(param_name, listed[param_name][0])
+        if not _is_within(value, param_distribution):
+            raise ValueError(
+                f"{param_name} = {value!r} is outside of what the objective suggests: {param_distribution}"
+            )
+        return value
+
+    def _plan(self, study: Study, trials: Sequence[FrozenTrial]) -> _Plan:
+        """Go through all rounds as they must have been, up to the first that is not finished."""
+        narrowing = self._narrowing(_distributions(trials))
+        sign = -1.0 if study.direction is StudyDirection.MAXIMIZE else 1.0
+        finished = self._first_finished(narrowing, trials)
+        known: list[KnownPoint] = []
+        step: Round | Finished = narrowing.first_round()
+        rounds = 0
+        while isinstance(step, Round):
+            rounds += 1
+            left = tuple(point for point in step.points if point_key(point) not in finished)
+            if left:
+                return _Plan(round=rounds, open=left, reason=step.reason, best={})
+            for point in step.points:
+                trial = finished[point_key(point)]
+                value = trial.value if trial.state is TrialState.COMPLETE else None
+                known.append(KnownPoint(point, None if value is None else sign * value, key=trial))
+            if rounds == self._max_rounds:
+                break
+            step = narrowing.next_round(step.state, known, self._differ)
+        best = min(known, key=lambda one: math.inf if one.value is None else one.value)
+        reason = step.detail if isinstance(step, Finished) else f"all {rounds} rounds are finished"
+        return _Plan(round=rounds, open=(), reason=reason, best=best.point)
+
+    def _next_point(self, plan: _Plan, trials: Sequence[FrozenTrial]) -> Point:
+        running = [
+            point_key(one.system_attrs[POINT_ATTRIBUTE])
+            for one in trials
+            if one.state is TrialState.RUNNING and POINT_ATTRIBUTE in one.system_attrs
+        ]
+        free = [point for point in plan.open if point_key(point) not in running]
+        if free or not plan.open:
+            return free[0] if free else plan.best
+        last_begun = {key: order for order, key in enumerate(running)}
+        return min(plan.open, key=lambda point: last_begun[point_key(point)])
+
+    def _first_finished(self, narrowing: Narrowing, trials: Sequence[FrozenTrial]) -> dict[PointKey, FrozenTrial]:
+        """Each point's trial that finished first; so a repetition that finishes later changes nothing."""
+        names = {dimension.name for dimension in self._dimensions}
+        finished: dict[PointKey, FrozenTrial] = {}
+        ended = [one for one in trials if one.state.is_finished()]
+        for one in sorted(ended, key=lambda one: (one.datetime_complete or datetime.max, one.number)):
+            values = {**one.system_attrs.get(POINT_ATTRIBUTE, {})}
+            values |= {name: value for name, value in one.params.items() if name in names}
+            finished.setdefault(point_key(narrowing.reduced(values)), one)
+        return finished
+
+    def _differ(self, a: KnownPoint, b: KnownPoint) -> bool:
+        assert isinstance(a.key, FrozenTrial)
+        assert isinstance(b.key, FrozenTrial)
+        if self._is_significant is not None:
+            return self._is_significant(a.key, b.key)
+        if self._num_validation is None:
+            return a.value != b.value
+        return proportions_differ(a.key.value or 0.0, b.key.value or 0.0, self._num_validation)
+
+    def _narrowing(self, distributions: Mapping[str, BaseDistribution]) -> Narrowing:
+        def is_admissible(point: Point) -> bool:
+            return all(_is_within(point[name], one) for name, one in distributions.items() if name in point)
+
+        return Narrowing(self._dimensions, reduce=self._reduce, is_admissible=is_admissible, finest=self._finest)
+
+
+def proportions_differ(a: float, b: float, num_images: int, level: float = 0.05) -> bool:
+    """Whether two error rates on so many images each differ, by the two-sided z-test of two proportions."""
+    mean = (a + b) / 2
+    variance = 2 * mean * (1 - mean) / num_images
+    if variance <= 0:
+        return a != b
+    return abs(a - b) / math.sqrt(variance) > NormalDist().inv_cdf(1 - level / 2)
+
+
+def _dimension(name: str, shape: Shape, is_integer: bool) -> Dimension:
+    if not isinstance(shape, LogGrid | Range):
+        values = shape.values if isinstance(shape, Choice) else tuple(shape)
+        return Dimension(name=name, values=values)
+    return Dimension(
+        name=name,
+        values=shape.listed(is_integer=is_integer, limit=_MAX_POINTS),
+        is_integer=is_integer,
+        is_continuous=isinstance(shape, Range),
+        is_log=isinstance(shape, LogGrid) or shape.log,
+        has_zero=isinstance(shape, LogGrid) and shape.zero,
+        log_grid=shape if isinstance(shape, LogGrid) else None,
+    )
+
+
+def _check_objectives(study: Study) -> None:
+    if study._is_multi_objective():
+        raise ValueError("coarse to fine compares single values: the study has several objectives")
+
+
+def _trials(study: Study) -> list[FrozenTrial]:
+    # The storage's and not the study's: Hyperband shows a sampler only its own bracket.
+    return study._storage.get_all_trials(study._study_id, deepcopy=False)
+
+
+def _distributions(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
+    """What the objective suggests from; of several, the first."""
+    found: dict[str, BaseDistribution] = {}
+    for trial in trials:
+        if trial.state.is_finished():
+            for name, distribution in trial.distributions.items():
+                found.setdefault(name, distribution)
+    return found
+
+
+def _is_within(value: Any, distribution: BaseDistribution) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    low, high = getattr(distribution, "low", -math.inf), getattr(distribution, "high", math.inf)
+    return bool(low <= value <= high)

@@ -1,1 +1,0 @@
-"""The study in PostgreSQL, and the workers that train it."""

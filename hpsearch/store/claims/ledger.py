@@ -1,0 +1,434 @@
+"""The ledger: who trains which point, what has been reported, and what is counted.
+
+Every point of a study is counted exactly once, whatever dies. That rests on four rules, all of them kept in
+the database, by statements that compare before they set (ledger_statements.py):
+
+    claim    WAITING -> RUNNING under a row lock, together with a lease in the claimer's name
+    fence    a worker's writes require that the lease still bears its name: one that lost it writes nothing
+    finish   the lease ends, the trial's state is set and the point is marked as counted in one transaction
+    requeue  a dead worker's trial, or one that another program has ended, becomes FAIL and a fresh WAITING trial takes
+             its place in one transaction
+
+A database may lose commits that it has acknowledged. So each renewal compares what the worker believes it holds
+(holdings.py) with what the database has in its name: what only the database has is given back, what only the worker has
+is dropped. And nothing is written behind a gap: an epoch needs the one before it, a result all of its epochs.
+
+Whether a lease is stale is told by what a worker has seen of it, and for how long (lease_watch.py). No stored time is
+compared with a clock, neither the database's nor a worker's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from types import MappingProxyType
+from typing import Any
+
+from optuna.trial import TrialState
+from sqlalchemy import Connection, Row, TextClause
+
+from hpsearch.epoch_report import EpochReport
+from hpsearch.logs import get_logger
+from hpsearch.store.claims import ledger_sql as statements
+from hpsearch.store.claims.holdings import Hold, Holdings
+from hpsearch.store.claims.lease_watch import Lease, LeaseWatch
+from hpsearch.store.claims.requeue import fail_and_requeue
+from hpsearch.store.connection.database import Database, DatabaseOperation
+from hpsearch.store.rows.correct_images import Correctness, write_correctness
+from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE_REASON
+from hpsearch.store.rows.trial_rows import count_trials, write_trial_attributes
+from hpsearch.stored_json import external_value, parse_stored_distribution
+from hpsearch.study.space import ParameterValue
+
+_log = get_logger("ledger")
+
+LEASE_SECONDS = 30.0
+ABSENCE_SECONDS = 15.0  # a lease not renewed for so long, whose owner's session is gone, is stale too
+MAX_CRASHES = 3  # a point whose workers died so often is given up
+UNDONE = "the database has lost what it had acknowledged of this trial"  # the reason of its failure
+PRESENCE_NAMESPACE = 0x6870  # "hp": advisory lock (namespace, owner) that a living worker's session holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A point that this worker now trains.
+
+    Args:
+        trial_id, number: of the trial in Optuna's tables.
+        parameters: as Optuna has them; empty if a sampler has still to draw them.
+        token: of the call that claimed it; 0 for a trial without a database.
+    """
+
+    trial_id: int
+    number: int
+    point: int
+    attempt: int
+    parameters: Mapping[str, ParameterValue]
+    token: int = 0
+
+    @property
+    def hold(self) -> Hold:
+        return self.trial_id, self.token
+
+
+class Outcome(Enum):
+    """How a counted trial ended."""
+
+    COMPLETE = TrialState.COMPLETE
+    PRUNED = TrialState.PRUNED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What is written when a trial ends.
+
+    Args:
+        value: fraction of misclassified validation images, finite; None only for a trial that is PRUNED
+            because it diverged in its first epoch.
+        attributes: user attributes of the trial.
+        correct: which validation images its best parameters are right on; of a COMPLETE trial only.
+        claim: that the trial was trained for; None: whichever it has.
+        num_epochs: that were handed over; without the last one on record the trial is not counted.
+        num_parameters: that it was trained with, and that must be on record; None: however many there are.
+    """
+
+    trial_id: int
+    outcome: Outcome
+    value: float | None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    correct: Correctness | None = None
+    claim: int | None = None
+    num_epochs: int = 0
+    num_parameters: int | None = None
+
+    def __post_init__(self) -> None:
+        # Optuna would take a COMPLETE trial of -inf for the best one, and choke on one without a value.
+        assert math.isfinite(self.value) if self.value is not None else self.outcome is Outcome.PRUNED
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointCounts:
+    """The points of a study by the state of their current trial."""
+
+    waiting: int = 0
+    running: int = 0
+    complete: int = 0
+    pruned: int = 0
+    failed: int = 0  # given up after MAX_CRASHES
+
+    @property
+    def counted(self) -> int:
+        return self.complete + self.pruned
+
+    @property
+    def unfinished(self) -> int:
+        return self.waiting + self.running
+
+    @property
+    def total(self) -> int:
+        return self.unfinished + self.counted + self.failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """One worker's access to the points of one study. All methods are single transactions and safe to repeat.
+
+    Args:
+        owner: the worker's number, unique among living workers (presence.py); 0 for readers.
+        holdings, lease_watch: what this worker believes it holds, and what it has seen of the others' leases; shared
+            by all copies of this ledger.
+    """
+
+    database: Database
+    study_id: int
+    owner: int = 0
+    lease_seconds: float = LEASE_SECONDS
+    absence_seconds: float = ABSENCE_SECONDS
+    holdings: Holdings = field(default_factory=Holdings, repr=False, compare=False)
+    lease_watch: LeaseWatch = field(default_factory=LeaseWatch, repr=False, compare=False)
+
+    def claim(
+        self,
+        limit: int,
+        *,
+        cohort: str | None = None,
+        token: int | None = None,
+        attributes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[Claim]:
+        """Take up to `limit` WAITING points, all of one cohort, in point order.
+
+        A point on its last attempt comes alone, and only to a worker that holds nothing else.
+
+        Args:
+            cohort: take only points of this cohort (or with parameters still to be drawn); None: of whichever
+                cohort comes first.
+            token: of this claim (`new_claim_token`). Whoever makes a claim again whose answer was lost must give the
+                same one: what the first has taken is then given, and nothing more.
+            attributes: user attributes of the trials from the start, such as where they are trained.
+        """
+        token = new_claim_token() if token is None else token
+        values = {**self._values, "limit": limit, "cohort": cohort, "claim": token}
+
+        def work(connection: Connection) -> Sequence[Row[Any]]:
+            # If the connection was lost after the commit, these points are ours: claiming others instead
+            # would leave them without a lane, and renewed for ever.
+            rows = connection.execute(statements.CLAIMED, values).all()
+            if not rows:
+                connection.execute(statements.CLAIM, values)
+                rows = connection.execute(statements.CLAIMED, values).all()
+                write_trial_attributes(connection, [(row.trial_id, attributes) for row in rows])
+            return rows
+
+        self.holdings.expect(token)
+        claims = [_claim_from(row, token) for row in self.database.transaction(work, "claim")]
+        self.holdings.take(token, [claim.trial_id for claim in claims])
+        return claims
+
+    def record(
+        self,
+        reports: Mapping[int, EpochReport],
+        rung_attributes: Iterable[tuple[int, str, Any]] = (),
+        *,
+        held: Collection[Hold] | None = None,
+    ) -> set[int]:
+        """Write one epoch of all lanes and renew all of the worker's leases, in one statement.
+
+        A report for an epoch that is already there is ignored, as Optuna does. One whose epoch before is missing is
+        not written: its trial is given back, as is what the database has in this worker's name without its knowledge.
+
+        Args:
+            reports: trial id -> its epoch; diverged ones must not be among them.
+            rung_attributes: (trial id, key, value) system attributes that a pruner keeps; one statement more.
+            held: what the worker held when it trained the epoch; None: what it holds now.
+        Returns:
+            The trials whose leases this worker still holds. It must drop all others.
+        """
+        believed = self.holdings.now() if held is None else frozenset(held)
+        claim_of = dict(believed)
+        values = {**self._values, **_report_columns({i: r for i, r in reports.items() if i in claim_of}, claim_of)}
+        rungs = list(rung_attributes)
+
+        def work(connection: Connection) -> Sequence[Row[Any]]:
+            rows = connection.execute(statements.RECORD, values).all()
+            if rungs:
+                connection.execute(statements.RECORD_RUNGS, {**self._values, **_rung_columns(rungs)})
+            return rows
+
+        rows = self.database.transaction(work, "record")
+        stored = self._note_stored(rows)
+        gaps = {(r.trial_id, r.claim) for r in rows if r.trial_id in reports and not r.is_recorded} & believed
+        self.holdings.drop((believed - stored) | gaps)
+        self._give_back(self.holdings.surplus(stored))
+        return {trial_id for trial_id, _ in (stored & believed) - gaps}
+
+    def finish(self, results: Sequence[Result]) -> set[int]:
+        """Count these trials: state, value, attributes, bits and the end of the lease, in three statements.
+
+        Returns:
+            The trials that stand counted. For the others nothing was written: this worker had lost the lease, or the
+            database has lost parameters or epochs; the trial is then given back.
+        """
+
+        def work(connection: Connection) -> set[int]:
+            values = {**self._values, **_result_columns(results)}
+            is_new = {row.trial_id: row.is_new for row in connection.execute(statements.FINISH, values)}
+            news = [result for result in results if is_new.get(result.trial_id)]
+            write_trial_attributes(connection, [(result.trial_id, result.attributes) for result in news])
+            write_correctness(connection, [(result.trial_id, result.correct) for result in news])
+            return set(is_new)
+
+        if not results:
+            return set()
+        counted = self.database.transaction(work, "finish")
+        claim_of = dict(self.holdings.now())
+        ended = {(r.trial_id, claim_of.get(r.trial_id, 0) if r.claim is None else r.claim) for r in results}
+        self.holdings.drop(ended)
+        self._give_back({hold for hold in ended if hold[0] not in counted})
+        return counted
+
+    def renew(self) -> int:
+        """Renew all of the worker's leases; returns how many it holds.
+
+        What the database has in this worker's name without its knowledge is given back.
+        """
+        rows = self.database.transaction(lambda c: c.execute(statements.RENEW, self._values).all(), "renew")
+        stored = self._note_stored(rows)
+        surplus = self.holdings.surplus(stored)
+        self._give_back(surplus)
+        return len(stored - surplus)
+
+    def release(self, reason: str, *, is_crash: bool = False) -> int:
+        """Give back every point that this worker holds: its trials FAIL, their points WAIT. Returns how many.
+
+        Args:
+            is_crash: count this against the points, so that one that always fails is given up in the end.
+        """
+
+        points = self._requeue(statements.HELD_FOR_UPDATE, {}, reason, is_crash=is_crash, operation="release")
+        self.holdings.clear()
+        return len(points)
+
+    def _note_stored(self, rows: Sequence[Row[Any]]) -> frozenset[Hold]:
+        """What the database has in this worker's name, from an answer to RECORD or RENEW."""
+        self.holdings.note_server(rows[0].started_at)
+        return frozenset((row.trial_id, row.claim) for row in rows if row.trial_id is not None)
+
+    def _give_back(self, holds: Collection[Hold]) -> None:
+        """Queue the points of these claims again, if the database still has them in this worker's name."""
+        if not holds:
+            return
+        trial_ids, claims = (list(column) for column in zip(*holds, strict=True))
+        claimed = {"trial_ids": trial_ids, "claims": claims}
+        points = self._requeue(statements.CLAIMED_FOR_UPDATE, claimed, UNDONE, is_crash=False, operation="release")
+        if points:
+            _log.warning("the database has lost what it had acknowledged: points %s begin anew", sorted(points))
+
+    def watch_leases(self) -> None:
+        """Have a look at the other workers' leases, for `reap` to know how long they have not been renewed."""
+        self._look(statements.LEASES)
+
+    def reap(self) -> int:
+        """Requeue the points of dead workers; returns how many. Cheap if there are none; all may call it.
+
+        Who is dead is told by what this worker has seen so far (lease_watch.py): the first call finds nobody.
+        """
+        stale, has_orphans = self._look(statements.LEASES_AND_ORPHANS)
+        if not stale and not has_orphans:
+            return 0
+        seen = {"owners": [owner for owner, _ in stale], "renewals": [renewal for _, renewal in stale]}
+        reason = "its worker died or lost the database"
+        return len(self._requeue(statements.STALE_FOR_UPDATE, seen, reason, is_crash=True, operation="reap"))
+
+    def _look(self, statement: TextClause) -> tuple[set[Lease], bool]:
+        """The stale leases, and whether there are trials that run without a worker."""
+        rows = self.database.transaction(lambda c: c.execute(statement, self._values).all(), "reap")
+        stale = self.lease_watch.look(
+            {(row.owner, row.renewal): row.is_present for row in rows if row.owner is not None},
+            rows[0].started_at,
+            lease_seconds=self.lease_seconds,
+            absence_seconds=self.absence_seconds,
+        )
+        return stale, any(row.owner is None and row.renewal is not None for row in rows)
+
+    def _requeue(
+        self,
+        statement: TextClause,
+        values: Mapping[str, Any],
+        reason: str,
+        *,
+        is_crash: bool,
+        operation: DatabaseOperation,
+    ) -> list[int]:
+        """Queue the points anew that a statement selects and locks; returns them."""
+
+        def work(connection: Connection) -> list[int]:
+            first_number = count_trials(connection, self.study_id)
+            rows = connection.execute(statement, {**self._values, **values}).all()
+            fail_and_requeue(
+                connection, self.study_id, rows, reason, first_number, is_crash=is_crash, max_crashes=MAX_CRASHES
+            )
+            return [row.point for row in rows]
+
+        return self.database.transaction(work, operation)
+
+    def give_back_ended_outside(self) -> int:
+        """Queue the points again whose trials another program has ended; returns how many. Cheap if there are none."""
+        look = statements.ENDED_OUTSIDE_TRIALS
+        found = self.database.transaction(lambda c: c.execute(look, self._values).first(), "reap")
+        if found is None:
+            return 0
+        again = statements.ENDED_OUTSIDE_FOR_UPDATE
+        return len(self._requeue(again, {}, ENDED_OUTSIDE_REASON, is_crash=False, operation="reap"))
+
+    def best_value(self) -> float | None:
+        """The lowest value of a counted COMPLETE trial so far."""
+        best: float | None = self.database.transaction(
+            lambda c: c.execute(statements.BEST_VALUE, self._values).scalar_one()
+        )
+        return best
+
+    def counts(self) -> PointCounts:
+        """How many points are in which state; one whose trial another program has ended waits."""
+        rows = self.database.transaction(lambda c: c.execute(statements.COUNTS, self._values).all())
+        by_state = {str(row.state).lower(): row.number for row in rows}
+        by_state["failed"] = by_state.pop("fail", 0)
+        return PointCounts(**by_state)
+
+    def num_waiting(self, cohort: str) -> int:
+        """How many WAITING points may be of this cohort: those that are, and those still to be drawn."""
+        values = {**self._values, "cohort": cohort}
+        number: int = self.database.transaction(lambda c: c.execute(statements.NUM_WAITING, values).scalar_one())
+        return number
+
+    def num_workers(self) -> int:
+        """How many living workers may want points of this study: all but those that train another one."""
+        number: int = self.database.transaction(lambda c: c.execute(statements.NUM_WORKERS, self._values).scalar_one())
+        return number
+
+    @property
+    def _values(self) -> dict[str, Any]:
+        return {
+            "study": self.study_id,
+            "owner": self.owner,
+            "lease": self.lease_seconds,
+            "namespace": PRESENCE_NAMESPACE,
+            "last_attempt": MAX_CRASHES - 1,
+        }
+
+
+def new_claim_token() -> int:
+    """What tells one claim from all others."""
+    return secrets.randbelow(2**62)
+
+
+def _claim_from(row: Row[Any], token: int) -> Claim:
+    parameters = {}
+    for name, value, distribution in row.parameters or ():
+        what = f"parameter {name} of trial {row.number}"
+        parameters[name] = external_value(parse_stored_distribution(distribution, what), value, what)
+    return Claim(
+        trial_id=row.trial_id,
+        number=row.number,
+        point=row.point,
+        attempt=row.attempt,
+        parameters=parameters,
+        token=token,
+    )
+
+
+def _report_columns(reports: Mapping[int, EpochReport], claim_of: Mapping[int, int]) -> dict[str, list[Any]]:
+    epochs = list(reports.values())
+    assert not any(report.has_diverged for report in epochs)
+    return {
+        "trial_ids": list(reports),
+        "claims": [claim_of[trial_id] for trial_id in reports],
+        "epochs": [report.epoch for report in epochs],
+        "zero_ones": [report.best.zero_one for report in epochs],
+        "train_nlls": [report.train_nll for report in epochs],
+        "validation_nlls": [report.best.nll for report in epochs],
+        "learning_rates": [report.learning_rate for report in epochs],
+        "seconds": [report.seconds for report in epochs],
+    }
+
+
+def _rung_columns(rungs: Sequence[tuple[int, str, Any]]) -> dict[str, list[Any]]:
+    return {
+        "rung_trial_ids": [trial_id for trial_id, _, _ in rungs],
+        "rung_keys": [key for _, key, _ in rungs],
+        "rung_values": [json.dumps(value) for _, _, value in rungs],
+    }
+
+
+def _result_columns(results: Sequence[Result]) -> dict[str, list[Any]]:
+    return {
+        "trial_ids": [result.trial_id for result in results],
+        "states": [result.outcome.value.name for result in results],
+        "results": [result.value for result in results],
+        "claims": [result.claim for result in results],
+        "nums_epochs": [result.num_epochs for result in results],
+        "nums_parameters": [result.num_parameters for result in results],
+    }

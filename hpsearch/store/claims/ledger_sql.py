@@ -1,0 +1,277 @@
+"""The SQL of the ledger. Its rules (claim, fence, finish, requeue) are told in ledger.py.
+
+Every statement compares before it sets, so that any number of workers may run any of them at once. Under READ
+COMMITTED a row that changed just before a statement locked it is judged again in its new form, but the rows
+that are joined to it in their old one: that is why conditions stand on hpsearch_points wherever possible.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
+
+# The parameters of a trial as Optuna has them, in order: [name, value, distribution].
+_PARAMETERS = """(
+        SELECT json_agg(json_build_array(param_name, param_value, distribution_json) ORDER BY param_id)
+        FROM trial_params WHERE trial_params.trial_id = p.trial_id) AS parameters
+"""
+
+# A renewal always changes renewed_at, also while the clock stands still or after it was put back.
+# lease_expires_at is for workers of earlier versions, which compare it with the clock.
+_RENEWED = """
+    renewed_at = greatest(now(), renewed_at + interval '1 microsecond'),
+    lease_expires_at = now() + make_interval(secs => :lease)
+"""
+
+# What an earlier run of the same call has claimed: its commit took place, but the answer was lost.
+CLAIMED = text(f"""
+    SELECT p.trial_id, t.number, p.point, p.attempt, {_PARAMETERS}
+    FROM hpsearch_points p JOIN trials t USING (trial_id)
+    WHERE p.study_id = :study AND p.owner = :owner AND p.claim = :claim ORDER BY p.point
+""")
+
+# A point on its last attempt is trained alone, so that a poisonous one takes no neighbour's attempts with it.
+# It waits until nothing else does, and its worker takes nothing beside it.
+#
+# MATERIALIZED: without statistics (a fresh study) the planner would count `mine` anew for each waiting point.
+CLAIM = text(f"""
+    WITH mine AS MATERIALIZED (
+        SELECT count(*) AS held, coalesce(bool_or(crashes >= :last_attempt), false) AS is_alone
+        FROM hpsearch_points WHERE study_id = :study AND owner = :owner
+    ), first AS (
+        SELECT p.point, p.cohort, p.crashes >= :last_attempt AS is_alone
+        FROM hpsearch_points p JOIN trials t USING (trial_id), mine
+        WHERE p.study_id = :study AND t.state = 'WAITING' AND NOT mine.is_alone
+          AND (p.crashes < :last_attempt OR mine.held = 0)
+          AND (CAST(:cohort AS text) IS NULL OR p.cohort IS NULL OR p.cohort = :cohort)
+        ORDER BY p.crashes >= :last_attempt, p.point LIMIT 1
+        FOR UPDATE OF p, t SKIP LOCKED
+    ), free AS (
+        SELECT p.trial_id
+        FROM hpsearch_points p JOIN trials t USING (trial_id), first
+        WHERE p.study_id = :study AND t.state = 'WAITING'
+          AND (p.cohort IS NULL OR p.cohort = coalesce(:cohort, first.cohort))
+          AND CASE WHEN first.is_alone THEN p.point = first.point ELSE p.crashes < :last_attempt END
+        ORDER BY p.point LIMIT :limit
+        FOR UPDATE OF p, t SKIP LOCKED
+    ), started AS (
+        UPDATE trials SET state = 'RUNNING', datetime_start = timezone('UTC', clock_timestamp())
+        FROM free WHERE trials.trial_id = free.trial_id AND trials.state = 'WAITING'
+        RETURNING trials.trial_id
+    )
+    UPDATE hpsearch_points SET owner = :owner, claim = :claim, {_RENEWED}
+    FROM started WHERE hpsearch_points.trial_id = started.trial_id
+""")
+
+# A row comes even if nothing is held: it tells when the server started.
+_ANSWER = """
+    SELECT server.started_at, held.trial_id, held.claim{more}
+    FROM (SELECT pg_postmaster_start_time() AS started_at) server LEFT JOIN held ON true
+"""
+
+# An epoch is recorded right behind the one before it, or not at all. A curve so never has a gap, whatever the database
+# has lost of what a worker had been told is there.
+RECORD = text(f"""
+    WITH held AS (
+        UPDATE hpsearch_points SET {_RENEWED}
+        WHERE study_id = :study AND owner = :owner
+        RETURNING trial_id, claim
+    ), reports AS (
+        SELECT r.* FROM unnest(
+            CAST(:trial_ids AS int[]), CAST(:claims AS bigint[]), CAST(:epochs AS int[]), CAST(:zero_ones AS float8[]),
+            CAST(:train_nlls AS float8[]), CAST(:validation_nlls AS float8[]),
+            CAST(:learning_rates AS float8[]), CAST(:seconds AS float8[])
+        ) AS r(trial_id, claim, epoch, zero_one, train_nll, validation_nll, learning_rate, seconds)
+        JOIN held USING (trial_id, claim)
+        WHERE r.epoch = 1 OR EXISTS (
+            SELECT FROM hpsearch_epochs e WHERE e.trial_id = r.trial_id AND e.epoch = r.epoch - 1)
+    ), reported AS (
+        INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)
+        SELECT trial_id, epoch, zero_one, 'FINITE' FROM reports
+        ON CONFLICT (trial_id, step) DO NOTHING
+    ), detailed AS (
+        INSERT INTO hpsearch_epochs (trial_id, epoch, train_nll, validation_nll, learning_rate, seconds)
+        SELECT trial_id, epoch, train_nll, validation_nll, learning_rate, seconds FROM reports
+        ON CONFLICT (trial_id, epoch) DO NOTHING
+    )
+    {_ANSWER.format(more=", held.trial_id IN (SELECT trial_id FROM reports) AS is_recorded")}
+""")
+
+# Runs in one transaction after RECORD, which has locked the rows that bear this owner's name.
+RECORD_RUNGS = text("""
+    INSERT INTO trial_system_attributes (trial_id, key, value_json)
+    SELECT r.trial_id, r.key, r.value_json
+    FROM unnest(CAST(:rung_trial_ids AS int[]), CAST(:rung_keys AS text[]), CAST(:rung_values AS text[]))
+        AS r(trial_id, key, value_json)
+    JOIN hpsearch_points p ON p.trial_id = r.trial_id AND p.owner = :owner
+    ON CONFLICT (trial_id, key) DO NOTHING
+""")
+
+# A trial of these that is counted already was counted by an earlier run of the same call: a trial has one
+# claim in its life, for a point that changes hands gets a new trial. One that another program has ended meanwhile is
+# not counted (foreign_endings.py), nor one of whose parameters or epochs the database has lost something.
+FINISH = text("""
+    WITH given AS (
+        SELECT * FROM unnest(
+            CAST(:trial_ids AS int[]), CAST(:claims AS bigint[]), CAST(:states AS text[]), CAST(:results AS float8[]),
+            CAST(:nums_epochs AS int[]), CAST(:nums_parameters AS int[])
+        ) AS r(trial_id, claim, state, value, num_epochs, num_parameters)
+    ), mine AS (
+        SELECT p.trial_id FROM given r JOIN hpsearch_points p USING (trial_id) JOIN trials t USING (trial_id)
+        WHERE p.study_id = :study AND p.owner = :owner AND NOT p.is_counted AND t.state = 'RUNNING'
+          AND p.claim = coalesce(r.claim, p.claim)
+          AND (r.num_epochs = 0 OR EXISTS (
+            SELECT FROM hpsearch_epochs e WHERE e.trial_id = r.trial_id AND e.epoch = r.num_epochs))
+          AND coalesce(r.num_parameters = (SELECT count(*) FROM trial_params q WHERE q.trial_id = r.trial_id), true)
+        ORDER BY p.point FOR UPDATE OF p, t
+    ), counted AS (
+        UPDATE hpsearch_points SET owner = NULL, lease_expires_at = NULL, is_counted = true
+        FROM mine WHERE hpsearch_points.trial_id = mine.trial_id
+        RETURNING mine.trial_id
+    ), results AS (
+        SELECT given.* FROM given JOIN counted USING (trial_id)
+    ), ended AS (
+        UPDATE trials
+        SET state = CAST(results.state AS trialstate), datetime_complete = timezone('UTC', clock_timestamp())
+        FROM results WHERE trials.trial_id = results.trial_id
+    ), valued AS (
+        INSERT INTO trial_values (trial_id, objective, value, value_type)
+        SELECT trial_id, 0, value, 'FINITE' FROM results WHERE value IS NOT NULL
+        ON CONFLICT (trial_id, objective) DO UPDATE SET value = excluded.value, value_type = excluded.value_type
+    )
+    SELECT trial_id, true AS is_new FROM counted
+    UNION ALL
+    SELECT p.trial_id, false FROM hpsearch_points p JOIN given r USING (trial_id)
+    WHERE p.study_id = :study AND p.is_counted AND p.claim = coalesce(r.claim, p.claim)
+""")
+
+RENEW = text(f"""
+    WITH held AS (
+        UPDATE hpsearch_points SET {_RENEWED} WHERE study_id = :study AND owner = :owner RETURNING trial_id, claim
+    )
+    {_ANSWER.format(more="")}
+""")
+
+# What a requeue must know of a point; `reached` is the last epoch that its attempt recorded.
+_TO_REQUEUE = """
+    SELECT p.point, p.trial_id, p.attempt, p.crashes, p.furthest_epoch,
+        (SELECT coalesce(max(e.epoch), 0) FROM hpsearch_epochs e WHERE e.trial_id = p.trial_id) AS reached,
+        (SELECT a.value_json FROM trial_user_attributes a WHERE a.trial_id = p.trial_id AND a.key = 'round') AS round
+    FROM hpsearch_points p JOIN trials t USING (trial_id)
+"""
+
+_HELD = f"{_TO_REQUEUE} WHERE p.study_id = :study AND p.owner = :owner AND t.state = 'RUNNING'"
+_FOR_UPDATE = " ORDER BY p.point FOR UPDATE OF p"
+HELD_FOR_UPDATE = text(_HELD + _FOR_UPDATE)
+
+# Of these claims only. As in STALE_FOR_UPDATE, the trial's state alone would not do.
+CLAIMED_FOR_UPDATE = text(
+    _HELD
+    + " AND NOT p.is_counted AND (p.trial_id, p.claim) IN "
+    + "(SELECT * FROM unnest(CAST(:trial_ids AS int[]), CAST(:claims AS bigint[])))"
+    + _FOR_UPDATE
+)
+
+# A lease's renewal as a text, to be compared for equality and for nothing else (lease_watch.py).
+RENEWAL = "coalesce(CAST(p.renewed_at AS text), '')"
+
+# Whether the worker that holds the point has the session that shows its presence.
+IS_PRESENT = """EXISTS (
+    SELECT FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+      AND l.classid = CAST(:namespace AS oid) AND l.objid = CAST(p.owner AS oid)
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+"""
+
+_IS_OPEN = "p.study_id = :study AND NOT p.is_counted AND t.state = 'RUNNING'"
+
+# The leases of all other workers on this study. A row comes even if there are none, as in _ANSWER.
+_LEASES = f"""
+    WITH leases AS (
+        SELECT DISTINCT p.owner, {RENEWAL} AS renewal FROM hpsearch_points p JOIN trials t USING (trial_id)
+        WHERE {_IS_OPEN} AND {{those}}
+    )
+    SELECT server.started_at, p.owner, p.renewal, {IS_PRESENT} AS is_present
+    FROM (SELECT pg_postmaster_start_time() AS started_at) server LEFT JOIN leases p ON true
+"""
+LEASES = text(_LEASES.format(those="p.owner IS NOT NULL AND p.owner <> :owner"))
+
+# Running trials that nobody holds beside them (owner NULL): they are stale, whoever looks.
+LEASES_AND_ORPHANS = text(_LEASES.format(those="p.owner IS DISTINCT FROM :owner"))
+
+# `is_counted` looks needless beside the trial's state, but that is the state of the statement's snapshot: a
+# trial that was finished since (owner NULL!) must not be requeued.
+STALE_FOR_UPDATE = text(f"""{_TO_REQUEUE}
+    WHERE {_IS_OPEN} AND (
+        p.owner IS NULL
+        OR (p.owner, {RENEWAL}) IN (SELECT * FROM unnest(CAST(:owners AS bigint[]), CAST(:renewals AS text[])))
+    )
+    ORDER BY p.point FOR UPDATE OF p SKIP LOCKED
+""")
+
+_ENDED_OUTSIDE = f"{_TO_REQUEUE} WHERE p.study_id = :study AND {ENDED_OUTSIDE} ORDER BY p.point "
+ENDED_OUTSIDE_TRIALS = text(_ENDED_OUTSIDE + "LIMIT 1")
+ENDED_OUTSIDE_FOR_UPDATE = text(_ENDED_OUTSIDE + "FOR UPDATE OF p, t SKIP LOCKED")
+
+# A point whose trial another program has ended waits for a fresh one.
+COUNTS = text(f"""
+    SELECT CASE WHEN {ENDED_OUTSIDE} THEN 'WAITING' ELSE CAST(t.state AS text) END AS state, count(*) AS number
+    FROM hpsearch_points p JOIN trials t USING (trial_id)
+    WHERE p.study_id = :study GROUP BY 1
+""")
+
+NUM_WAITING = text("""
+    SELECT count(*) FROM hpsearch_points p JOIN trials t USING (trial_id)
+    WHERE p.study_id = :study AND t.state = 'WAITING' AND (p.cohort IS NULL OR p.cohort = :cohort)
+""")
+
+# Living workers but for those that hold points of other studies: they are at work there.
+NUM_WORKERS = text("""
+    SELECT count(DISTINCT l.objid) FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.classid = CAST(:namespace AS oid)
+      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND NOT EXISTS (
+        SELECT FROM hpsearch_points p WHERE CAST(p.owner AS oid) = l.objid AND p.study_id <> :study)
+""")
+
+BEST_VALUE = text("""
+    SELECT min(v.value)
+    FROM hpsearch_points p JOIN trials t USING (trial_id) JOIN trial_values v USING (trial_id)
+    WHERE p.study_id = :study AND p.is_counted AND t.state = 'COMPLETE' AND v.objective = 0
+""")
+
+FAIL = text("""
+    UPDATE trials SET state = 'FAIL', datetime_complete = timezone('UTC', clock_timestamp())
+    WHERE trial_id = ANY(CAST(:trial_ids AS int[])) AND state = 'RUNNING' RETURNING trial_id
+""")
+
+# What a sampler of ours noted when it drew the parameters goes with them. What pruners note is the attempt's own.
+COPY_PARAMETERS = text("""
+    WITH replaced AS (
+        SELECT * FROM unnest(CAST(:old_ids AS int[]), CAST(:new_ids AS int[])) AS r(old_id, new_id)
+    ), noted AS (
+        INSERT INTO trial_system_attributes (trial_id, key, value_json)
+        SELECT r.new_id, a.key, a.value_json
+        FROM replaced r JOIN trial_system_attributes a ON a.trial_id = r.old_id
+        WHERE starts_with(a.key, 'hpsearch:draw:')
+    )
+    INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
+    SELECT r.new_id, p.param_name, p.param_value, p.distribution_json
+    FROM replaced r JOIN trial_params p ON p.trial_id = r.old_id ORDER BY p.param_id
+""")
+
+REPLACE_TRIAL = text("""
+    UPDATE hpsearch_points p
+    SET trial_id = r.new_id, attempt = p.attempt + 1, crashes = p.crashes + r.crash,
+        furthest_epoch = greatest(p.furthest_epoch, r.reached),
+        owner = NULL, claim = NULL, lease_expires_at = NULL
+    FROM unnest(CAST(:old_ids AS int[]), CAST(:new_ids AS int[]), CAST(:crashes AS int[]), CAST(:reached AS int[]))
+        AS r(old_id, new_id, crash, reached)
+    WHERE p.trial_id = r.old_id
+""")
+
+GIVE_UP = text("""
+    UPDATE hpsearch_points SET crashes = crashes + 1, owner = NULL, claim = NULL, lease_expires_at = NULL
+    WHERE trial_id = ANY(CAST(:trial_ids AS int[]))
+""")

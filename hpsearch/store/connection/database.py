@@ -1,0 +1,442 @@
+"""Open the study database: address, connection settings, schema, and errors in our words.
+
+Everything that connects to PostgreSQL goes through `open_database`. What a user may get wrong (address,
+password, rights, versions) becomes one clear line here; the password never appears in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import unquote
+
+import optuna
+import psycopg2
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from psycopg2.extensions import parse_dsn
+from sqlalchemy import event
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_delay,
+    stop_any,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+
+from hpsearch.errors import InputError, StorageError
+from hpsearch.logs import get_logger
+from hpsearch.postgres.libpq import connect_without_variables, keep_from_children, session_arguments
+from hpsearch.safe_text import remember_password, remember_passwords
+from hpsearch.store.connection.answer_limit import ANSWER_SECONDS, answer_limit, limit_answers
+from hpsearch.store.connection.pooler import check_sessions
+from hpsearch.store.connection.refusals import (
+    AWAY,
+    BAD_URL,
+    READ_ONLY,
+    SLOW,
+    driver_error,
+    first_line,
+    refusal_error,
+    refusal_of,
+)
+from hpsearch.store.connection.schema import create_schema
+
+_log = get_logger("database")
+T = TypeVar("T")
+DatabaseOperation = Literal["claim", "record", "finish", "renew", "release", "reap", "other"]  # for metrics
+
+PASSWORD_FILE_VARIABLE = "HPSEARCH_STORAGE_PASSWORD_FILE"
+CONNECT_TIMEOUT_SECONDS = 5
+BRIEF_ANSWER_SECONDS = 3.0
+_IDLE_SECONDS = 60.0  # in the middle of a transaction; ours go from statement to statement without a pause
+DEFAULT_OUTAGE_SECONDS = 120.0  # how long a worker waits for a database that went away
+
+_NOT_IN_URL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_POOL_LOGGER = "sqlalchemy.pool.impl.QueuePool"
+_NO_SUCH_VALUE = "22P02"  # invalid text representation: a text is not what it is cast to
+READ_ONLY_SECONDS = 10.0  # how long a database that was read-only from the start is waited for
+
+
+class DatabaseAwayError(StorageError):
+    """The database could not serve us in time and may do so later. The message says what it, or libpq, has answered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Database:
+    """An open study database.
+
+    Args:
+        engine: connections for our own statements; sessions run in UTC.
+        storage: the same database as Optuna sees it.
+        outage_seconds: how long workers go on when the connection is lost; also how long an absent one is waited for.
+        patience_seconds: how long `transaction` goes on trying; None: `outage_seconds`.
+        answer_seconds: how long it waits for one answer before it takes the connection for lost; a statement that is
+            not answered is given twice as long each time that it is tried again.
+        was_read_only: when it was opened.
+        abandoned: once it is set, nobody waits for the database any more, in whatever thread.
+        on_call, on_retry: told of each attempt's seconds and purpose, and of each that the database's absence cost.
+    """
+
+    engine: sqlalchemy.Engine
+    storage: RDBStorage
+    url: sqlalchemy.URL
+    outage_seconds: float = DEFAULT_OUTAGE_SECONDS
+    patience_seconds: float | None = None
+    answer_seconds: float = ANSWER_SECONDS
+    was_read_only: bool = False
+    on_call: Callable[[float, DatabaseOperation], None] = field(default=lambda seconds, operation: None)
+    on_retry: Callable[[], None] = field(default=lambda: None)
+    abandoned: threading.Event = field(default_factory=threading.Event)
+
+    def brief(self) -> Database:
+        """The same database for a caller that has better things to do than to wait for it.
+
+        `transaction` then raises DatabaseAwayError when the first attempt fails, and after seconds where a server
+        hangs.
+        """
+        return replace(self, patience_seconds=0.0, answer_seconds=BRIEF_ANSWER_SECONDS)
+
+    @property
+    def address(self) -> str:
+        return describe_address(self.url)
+
+    def transaction(self, work: Callable[[sqlalchemy.Connection], T], operation: DatabaseOperation = "other") -> T:
+        """Run `work` in one transaction and return its result; start over when the connection is lost.
+
+        `work` must be safe to run again after a commit whose answer was lost: all our statements compare
+        before they set. Only transient errors are retried, for at most `outage_seconds`.
+
+        Raises:
+            StorageError: the database did not come back in time, or cannot do it (disk full, rights).
+        """
+        return self._patiently(lambda: self._run_once(work), operation)
+
+    def with_optuna(self, work: Callable[[], T]) -> T:
+        """Run `work`, which calls Optuna's own storage, and return its result; wait for a database that is away.
+
+        `work` must be safe to run again, as in `transaction`.
+
+        Raises:
+            StorageError: as in `transaction`.
+        """
+        return self._patiently(work, "other")
+
+    def _patiently(self, work: Callable[[], T], operation: DatabaseOperation) -> T:
+        patience = self.outage_seconds if self.patience_seconds is None else self.patience_seconds
+        started, answer_seconds = time.monotonic(), self.answer_seconds
+
+        def attempt() -> T:
+            nonlocal answer_seconds
+            try:
+                with answer_limit(answer_seconds, self.abandoned):
+                    return self._timed(work, operation)
+            except (DBAPIError, StorageInternalError) as error:
+                if refusal_of(error) is SLOW:  # it may be a long statement: no number of short attempts would end it
+                    answer_seconds = max(answer_seconds, min(2 * answer_seconds, patience))
+                raise
+
+        def is_worth_another(error: BaseException) -> bool:
+            refusal = refusal_of(error)
+            if refusal is READ_ONLY and self.was_read_only and time.monotonic() - started > READ_ONLY_SECONDS:
+                return False
+            return refusal is not None and refusal.is_transient
+
+        retrying = Retrying(
+            retry=retry_if_exception(is_worth_another),
+            stop=stop_any(stop_after_delay(patience), stop_when_event_set(self.abandoned)),
+            wait=wait_random_exponential(multiplier=0.1, max=5.0),
+            sleep=sleep_using_event(self.abandoned),
+            before_sleep=self._note_retry,
+            reraise=True,
+        )
+        try:
+            return retrying(attempt)
+        except (DBAPIError, StorageInternalError) as error:
+            told = self._told(error, min(patience, time.monotonic() - started))
+            if told is error:
+                raise
+            raise told from error
+
+    def _told(self, error: DBAPIError | StorageInternalError, waited: float) -> Exception:
+        """The error that says what the database has answered; a bug of ours keeps its traceback."""
+        refusal, cause = refusal_of(error), driver_error(error)
+        if refusal is None:
+            if isinstance(cause, DataError) and getattr(cause.orig, "pgcode", None) == _NO_SUCH_VALUE:
+                return _unreadable(cause, self.url)
+            return error
+        if not refusal.is_transient:
+            return refusal_error(refusal, error, self.url, self.address)
+        if refusal is AWAY and waited >= 1:
+            refusal = replace(AWAY, said=f"has been away for {waited:.0f} s")
+            waited = 0.0
+        tried = f"for {waited:.0f} s" if waited >= 1 else ""
+        told = refusal_error(refusal, error, self.url, self.address, tried)
+        return DatabaseAwayError(str(told), hint=refusal.hint)
+
+    def _timed(self, work: Callable[[], T], operation: DatabaseOperation) -> T:
+        started = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.on_call(time.perf_counter() - started, operation)
+
+    def _note_retry(self, state: RetryCallState) -> None:
+        self.on_retry()
+        # Once a second or so at first, then rarer: an outage of minutes is not worth a hundred lines.
+        if state.attempt_number in (1, 3) or state.attempt_number % 10 == 0:
+            error = state.outcome.exception() if state.outcome else None
+            refusal = error and refusal_of(error)
+            if error is not None and refusal:
+                said = refusal.said.format(user=self.url.username, database=self.url.database)
+                cause = first_line(getattr(driver_error(error), "orig", error))
+                _log.warning("database %s (attempt %d): %s", said, state.attempt_number, cause)
+
+    def _run_once(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
+        with self.engine.begin() as connection:
+            return work(connection)
+
+    def load_study(self, name: str) -> optuna.Study:
+        """The study as plain Optuna reads it. Raises KeyError when there is none."""
+        return optuna.load_study(study_name=name, storage=self.storage)
+
+    def close(self) -> None:
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+        self.engine.dispose()
+
+
+def parse_url(text: str) -> sqlalchemy.URL:
+    """Read a database URL; blanks and line breaks around it are no part of it.
+
+    Raises:
+        InputError: it is none of PostgreSQL's, or has an option that libpq does not know. Never shows the password.
+    """
+    hint = "postgresql://USER:PASSWORD@HOST:5432/DATABASE (percent-encode @ : / % in the password)"
+    text = text.strip()
+    remember_passwords(text)
+    try:
+        url = _with_whole_password(sqlalchemy.make_url(text), text)
+    except (ArgumentError, ValueError):
+        raise InputError("the storage URL cannot be read", hint=hint) from None
+    if url.drivername not in ("postgresql", "postgres", "postgresql+psycopg2"):
+        raise InputError(f"storage must be PostgreSQL, got {url.drivername}://", hint=hint)
+    query = dict(url.query)
+    if isinstance(given := query.pop("password", None), str):
+        url = url.set(password=given, query=query)
+    remember_password(url.password or "")
+    # libpq is written in C, where a NUL ends a text; half a surrogate pair stands for a byte that is no UTF-8.
+    if any(_NOT_IN_URL.search(part) for part in _decoded_parts(url)):
+        raise InputError("the storage URL has a control character, or a byte that is not UTF-8", hint=hint)
+    for name in url.query:
+        try:
+            parse_dsn(f"{name}=''")
+        except psycopg2.ProgrammingError:
+            message = f"the storage URL has an option that libpq does not know: {name}"
+            raise InputError(message, hint=BAD_URL.hint) from None
+    return url.set(drivername="postgresql+psycopg2")
+
+
+def with_password_of_file(text: str) -> str:
+    """The URL with the password from the file that PASSWORD_FILE_VARIABLE names, if it has none itself.
+
+    Raises:
+        InputError: the URL or the file cannot be read, or the file is empty.
+    """
+    named = os.environ.get(PASSWORD_FILE_VARIABLE)
+    url = parse_url(text)
+    if not named or url.password is not None:
+        return text
+    hint = f"{PASSWORD_FILE_VARIABLE} names a file whose first line is the password"
+    password = read_password(Path(named).expanduser(), hint)
+    return url.set(password=password).render_as_string(hide_password=False)
+
+
+def read_password(path: Path, hint: str) -> str:
+    """The first line of a password file.
+
+    Raises:
+        InputError: it cannot be read, or is empty; with this hint.
+    """
+    try:
+        first_line = path.read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise InputError(f"cannot read the password file {path}: {reason}", hint=hint) from error
+    if not first_line:
+        raise InputError(f"the password file {path} is empty", hint=hint)
+    if _NOT_IN_URL.search(first_line):
+        raise InputError(f"the first line of the password file {path} has a control character", hint=hint)
+    remember_password(first_line)
+    return first_line
+
+
+def without_password(url: sqlalchemy.URL) -> sqlalchemy.URL:
+    """The same URL without a password; `URL.set` takes None for "as it is"."""
+    return sqlalchemy.URL.create(url.drivername, url.username, None, url.host, url.port, url.database, url.query)
+
+
+def _decoded_parts(url: sqlalchemy.URL) -> Iterator[str]:
+    yield from (part for part in (url.username, url.password, url.host, url.database) if part is not None)
+    for name, value in url.query.items():
+        yield from (name, value) if isinstance(value, str) else (name, *value)
+
+
+def _with_whole_password(url: sqlalchemy.URL, text: str) -> sqlalchemy.URL:
+    """Undo that SQLAlchemy ends a password at its first @: the rest of it would be shown as the host.
+
+    Raises:
+        ValueError: an @ stands where it can be told neither from the password nor from its end.
+    """
+    if url.password is not None and url.host is not None and "@" in url.host:
+        rest, _, host = url.host.rpartition("@")
+        url = url.set(password=f"{url.password}@{unquote(rest)}", host=host)
+    if text.count("@") > 1 and not text.rpartition("@")[2].startswith((url.host or "/", "[")):
+        raise ValueError("an @ that is not percent-encoded")
+    return url
+
+
+def describe_address(url: sqlalchemy.URL) -> str:
+    """`host:port/database`, or the socket's folder: never user name and password."""
+    host = url.host or url.query.get("host") or "local socket"
+    return f"{host}:{url.port or url.query.get('port') or 5432}/{url.database or ''}"
+
+
+def open_database(
+    text: str,
+    *,
+    wait_seconds: float = 10.0,
+    outage_seconds: float = DEFAULT_OUTAGE_SECONDS,
+    is_embedded: bool = False,
+) -> Database:
+    """Connect, create what tables are missing, and check versions. Any number of processes may do so at once.
+
+    Args:
+        text: a postgresql:// URL.
+        wait_seconds: how long to wait for a server that does not answer yet.
+        is_embedded: the server is our own, and libpq's environment variables have no part in it.
+    Raises:
+        InputError: not a PostgreSQL URL.
+        StorageError: unreachable, refused, or another schema version.
+    """
+    url = parse_url(text)
+    options = _engine_options(url, is_embedded=is_embedded)
+    limit_answers()
+    logging.getLogger(_POOL_LOGGER).addFilter(_is_error)  # does nothing the second time
+    engine = sqlalchemy.create_engine(url, **options)
+    event.listen(engine, "connect", _set_up_session)
+    try:
+        storage, is_read_only = _connect(engine, url, wait_seconds, options)
+        event.listen(storage.engine, "connect", _set_up_session)
+        storage.engine.dispose()  # its first connection was made before
+    except (DBAPIError, StorageInternalError) as error:
+        engine.dispose()
+        refusal = refusal_of(error)
+        if refusal is None:
+            raise
+        raise refusal_error(refusal, error, url, describe_address(url)) from error
+    except BaseException:
+        engine.dispose()
+        raise
+    return Database(engine=engine, storage=storage, url=url, outage_seconds=outage_seconds, was_read_only=is_read_only)
+
+
+def _engine_options(url: sqlalchemy.URL, *, is_embedded: bool) -> dict[str, Any]:
+    own = {
+        **session_arguments(url),
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        # A cut network must be noticed within the lease, not after the kernel's two hours.
+        "keepalives": 1,
+        "keepalives_idle": 5,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,  # milliseconds
+        "application_name": "hpsearch",
+    }
+    arguments = {key: value for key, value in own.items() if key not in url.query}  # what the URL says wins
+    options: dict[str, Any] = {
+        "pool_pre_ping": True,  # a restarted server costs a reconnect, not an error
+        "pool_size": 4,
+    }
+    if not is_embedded:
+        return options | {"connect_args": arguments}
+    _, from_url = url.get_dialect()().create_connect_args(url)
+    return options | {"creator": partial(connect_without_variables, **from_url, **arguments)}
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    """False for the traceback that SQLAlchemy logs when Ctrl-C meets a connection that is just given back."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or isinstance(error, Exception)
+
+
+def _set_up_session(connection: Any, record: object) -> None:
+    """What every session of ours begins with.
+
+    Naive times in Optuna's tables are UTC. A start-up option would not do: the variable PGTZ wins over it. And the
+    server must miss a client whose machine or network is gone within seconds, not after the kernel's two hours: the
+    session may hold a lock that says that its worker lives. (Without effect, and without harm, on a unix socket.)
+    A process that was stopped in the middle of a transaction must not keep its rows from those who take them over.
+    """
+    keep_from_children(connection)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SET TIME ZONE 'UTC'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 5; "
+            "SET tcp_keepalives_count = 3; SET tcp_user_timeout = 20000; "
+            f"SET idle_in_transaction_session_timeout = {_IDLE_SECONDS * 1000:.0f}"
+        )
+    connection.commit()
+
+
+def _connect(
+    engine: sqlalchemy.Engine, url: sqlalchemy.URL, wait_seconds: float, options: dict[str, Any]
+) -> tuple[RDBStorage, bool]:
+    """Make the first connection and the tables; wait for a server that does not answer, or restarts meanwhile.
+
+    Returns:
+        Optuna's storage, and whether the database is read-only.
+    """
+    started = time.monotonic()
+    attempts = 0
+    address = describe_address(url)
+    while True:
+        attempts += 1
+        try:
+            is_read_only = check_sessions(url, options, address)
+            return create_schema(engine, address, options), is_read_only
+        except (DBAPIError, StorageInternalError) as error:
+            refusal = refusal_of(error)
+            if refusal is None or not refusal.is_transient:
+                raise
+            waited = time.monotonic() - started
+            if waited >= wait_seconds:
+                tried = f"{attempts} attempts in {waited:.0f} s"
+                if refusal is AWAY:
+                    cause = first_line(getattr(driver_error(error), "orig", error))
+                    raise StorageError(
+                        f"no database answers at {address} ({tried}): {cause}",
+                        hint="is it running, and reachable from here? --storage or HPSEARCH_STORAGE name it",
+                    ) from error
+                raise refusal_error(refusal, error, url, address, tried) from error
+            time.sleep(min(1.0, 0.1 * 2**attempts))
+
+
+def _unreadable(error: DataError, url: sqlalchemy.URL) -> StorageError:
+    """What is kept as text (an attribute) and read as a number is none."""
+    return StorageError(
+        f"the database at {describe_address(url)} has a value that cannot be read: {first_line(error.orig)}",
+        hint="somebody has changed it: put back what stood there (from a copy of the database)",
+    )

@@ -1,0 +1,118 @@
+"""The schema of the study database: create what is missing, upgrade what is older, refuse what we do not speak.
+
+An upgrade only adds tables. So it takes a moment whatever the database holds, and workers of the older version that
+are at work finish their study beside newer ones; what starts after it must be of the newer version.
+
+`open_database` calls this once per process. Any number of processes may do so at once, empty database or not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from sqlalchemy import Connection, Engine, insert, select, text, update
+
+from hpsearch.errors import StorageError
+from hpsearch.logs import get_logger
+from hpsearch.store.connection import tables
+from hpsearch.store.connection.study_storage import StudyStorage
+
+_log = get_logger("database")
+_LOCK_SECONDS = 60.0  # an open takes a quarter of a second at most: enough for hundreds that start at once
+_LOCK_POLL_SECONDS = 0.05
+_SCHEMA_LOCK = 0x68707363  # "hpsc": advisory lock that guards the creation of tables
+
+
+def create_schema(engine: Engine, address: str, engine_options: dict[str, Any]) -> RDBStorage:
+    """Create Optuna's tables and ours where they are missing, check both versions; return Optuna's storage.
+
+    Args:
+        address: what messages call the database.
+        engine_options: for the storage's own engine.
+    Raises:
+        StorageError: one of the schemas has another version.
+    """
+    with _schema_lock(engine, address) as connection:
+        # RDBStorage runs str.format on the URL: braces in a password must be doubled.
+        url = engine.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+        storage = StudyStorage(url, engine_kwargs=engine_options, skip_compatibility_check=True)
+        try:
+            _check_optuna_revision(storage, address)
+            _create_own_tables(connection, address)
+        except BaseException:
+            storage.engine.dispose()
+            raise
+    return storage
+
+
+@contextmanager
+def _schema_lock(engine: Engine, address: str) -> Iterator[Connection]:
+    """Hold the advisory lock that makes creators wait for each other: without it, two crash each other."""
+    with engine.connect() as connection:
+        _wait_for_lock(connection, address)
+        try:
+            yield connection
+        finally:
+            if not connection.invalidated:
+                connection.rollback()
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _SCHEMA_LOCK})
+                connection.commit()
+
+
+def _wait_for_lock(connection: Connection, address: str) -> None:
+    """Ask again and again: one long question would look like a server that does not answer (answer_limit.py)."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _SCHEMA_LOCK}).scalar_one():
+        connection.commit()
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"another process has been creating the tables at {address} for {_LOCK_SECONDS:.0f} s",
+                hint="look for it in pg_stat_activity, or start again",
+            )
+        time.sleep(_LOCK_POLL_SECONDS)
+    connection.commit()
+
+
+def _check_optuna_revision(storage: RDBStorage, address: str) -> None:
+    spoken, stored = storage.get_head_version(), storage.get_current_version()
+    if spoken != tables.OPTUNA_REVISION:
+        raise StorageError(
+            f"Optuna {optuna.__version__} has schema revision {spoken}, this hpsearch writes {tables.OPTUNA_REVISION}",
+            hint="install a version of Optuna that this hpsearch was made for: pip install 'optuna>=5,<6'",
+        )
+    if stored != spoken:
+        is_older = stored in storage.get_all_versions()
+        raise StorageError(
+            f"the database at {address} has Optuna's schema revision {stored}, "
+            f"Optuna {optuna.__version__} has {spoken}",
+            hint="optuna storage upgrade --storage URL (make a copy of the database first)"
+            if is_older
+            else "it was made by a newer Optuna: install that one",
+        )
+
+
+def _create_own_tables(connection: Connection, address: str) -> None:
+    """Bring our tables to SCHEMA_VERSION in one transaction; a refusal rolls it back."""
+    is_new = not sqlalchemy.inspect(connection).has_table(tables.points.name)
+    tables.metadata.create_all(connection)
+    if is_new:
+        connection.execute(insert(tables.schema).values(version=tables.SCHEMA_VERSION))
+    # Without a row, the tables are from before the first release.
+    stored = connection.execute(select(tables.schema.c.version)).scalar_one_or_none() or 0
+    if 1 <= stored < tables.SCHEMA_VERSION:
+        # Older versions lack whole tables only, and create_all has just made them.
+        connection.execute(update(tables.schema).values(version=tables.SCHEMA_VERSION))
+        _log.info("upgraded the tables in the database at %s from version %d", address, stored)
+    elif stored != tables.SCHEMA_VERSION:
+        raise StorageError(
+            f"the database at {address} has hpsearch's schema version {stored}, "
+            f"this hpsearch has {tables.SCHEMA_VERSION}",
+            hint="use the hpsearch that made it, or another database (--storage URL)",
+        )
+    connection.commit()

@@ -1,0 +1,96 @@
+"""How far a study is, in four statements: for live progress and for `status`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import text
+
+from hpsearch.store.checkpoints import RESUMED_AT_ATTRIBUTE
+from hpsearch.store.claims.ledger import Ledger, PointCounts
+from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.round_rows import StoredRound, has_ended, read_rounds
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningTrial:
+    """A trial in training and its latest recorded epoch (0 and None before the first one)."""
+
+    number: int
+    epoch: int
+    value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """A moment of a study.
+
+    Args:
+        epochs: trial-epochs trained so far, those of failed attempts included, and what was taken over from them once.
+        epochs_of_counted: trial-epochs of the points that are counted.
+        best_value: lowest value of a COMPLETE trial, or None.
+        best_trial: its number.
+        running: trials in training, by number.
+        rounds: of points, in order; the row that ends a search included.
+    """
+
+    counts: PointCounts
+    epochs: int
+    epochs_of_counted: int
+    best_value: float | None
+    best_trial: int | None
+    running: tuple[RunningTrial, ...]
+    rounds: tuple[StoredRound, ...] = ()
+
+    @property
+    def is_finished(self) -> bool:
+        """True when nothing is left to train and no round will follow."""
+        return has_ended(self.counts.unfinished, self.rounds)
+
+    def remaining_seconds(self, epochs_per_second: float) -> float | None:
+        """An estimate: the open points will take as many epochs as the counted ones did on average."""
+        if self.counts.counted == 0 or epochs_per_second <= 0:
+            return None
+        epochs_per_point = self.epochs_of_counted / self.counts.counted
+        done_of_running = sum(min(trial.epoch, epochs_per_point) for trial in self.running)
+        return max(0.0, self.counts.unfinished * epochs_per_point - done_of_running) / epochs_per_second
+
+
+def read_progress(database: Database, study_id: int) -> Progress:
+    """Read how far a study is."""
+    values = {"study": study_id, "resumed": RESUMED_AT_ATTRIBUTE}
+    totals = database.transaction(lambda connection: connection.execute(_TOTALS, values).one())
+    running = database.transaction(lambda connection: connection.execute(_RUNNING, values).all())
+    counts = Ledger(database=database, study_id=study_id).counts()
+    return Progress(
+        counts=counts,
+        epochs=totals.epochs,
+        epochs_of_counted=totals.epochs_of_counted,
+        best_value=totals.best_value,
+        best_trial=totals.best_trial,
+        running=tuple(RunningTrial(number=row.number, epoch=row.epoch or 0, value=row.value) for row in running),
+        rounds=database.transaction(lambda connection: read_rounds(connection, study_id)),
+    )
+
+
+_TOTALS = text("""
+    SELECT count(e.epoch) FILTER (WHERE e.epoch > coalesce(CAST(r.value_json AS int), 0)) AS epochs,
+        count(e.epoch) FILTER (WHERE p.is_counted) AS epochs_of_counted,
+        max(best.value) AS best_value, max(best.number) AS best_trial
+    FROM trials t LEFT JOIN hpsearch_epochs e USING (trial_id) LEFT JOIN hpsearch_points p USING (trial_id)
+        LEFT JOIN trial_user_attributes r ON r.trial_id = t.trial_id AND r.key = :resumed
+        LEFT JOIN (
+            SELECT v.value, b.number
+            FROM hpsearch_points c JOIN trials b USING (trial_id) JOIN trial_values v USING (trial_id)
+            WHERE c.study_id = :study AND c.is_counted AND b.state = 'COMPLETE' AND v.objective = 0
+            ORDER BY v.value, b.number LIMIT 1) best ON true
+    WHERE t.study_id = :study
+""")
+
+_RUNNING = text("""
+    SELECT t.number, last.step AS epoch, last.intermediate_value AS value
+    FROM hpsearch_points p JOIN trials t USING (trial_id) LEFT JOIN LATERAL (
+        SELECT step, intermediate_value FROM trial_intermediate_values i
+        WHERE i.trial_id = t.trial_id ORDER BY step DESC LIMIT 1) last ON true
+    WHERE p.study_id = :study AND t.state = 'RUNNING' ORDER BY t.number
+""")

@@ -1,0 +1,93 @@
+"""Correctness bits of trials: on which validation images their best parameters are right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, text
+
+from hpsearch.logs import get_logger
+from hpsearch.store.connection.database import Database
+
+_log = get_logger("correctness")
+
+_READ = text("""
+    SELECT trial_id, num_images, bits FROM hpsearch_correctness WHERE trial_id = ANY(CAST(:trial_ids AS int[]))
+""")
+
+# All trials of a study are judged on the same images.
+_NUM_IMAGES = text("""
+    SELECT c.num_images FROM hpsearch_correctness c JOIN trials t USING (trial_id)
+    WHERE t.study_id = :study AND c.num_images > 0 LIMIT 1
+""")
+
+_WRITE = text("""
+    INSERT INTO hpsearch_correctness (trial_id, num_images, bits)
+    SELECT * FROM unnest(CAST(:trial_ids AS int[]), CAST(:nums_images AS int[]), CAST(:bits AS bytea[]))
+    ON CONFLICT (trial_id) DO NOTHING
+""")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correctness:
+    """Which images of the validation set a trial is right on.
+
+    Args:
+        bits: `numpy.packbits`: 1 where it is right, image by image; the last byte is filled up with zeros.
+    """
+
+    num_images: int
+    bits: bytes
+
+    @classmethod
+    def of(cls, correct: NDArray[np.bool_]) -> Self:
+        """Pack one truth value per image."""
+        return cls(num_images=len(correct), bits=np.packbits(correct).tobytes())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there are as many bits as images."""
+        return self.num_images > 0 and len(self.bits) == -(-self.num_images // 8)
+
+    def unpacked(self) -> NDArray[np.bool_]:
+        """One truth value per image, [N]."""
+        return np.unpackbits(np.frombuffer(self.bits, dtype=np.uint8), count=self.num_images).astype(bool)
+
+
+def read_correctness(database: Database, trial_ids: Sequence[int]) -> dict[int, Correctness]:
+    """Trial id -> its bits, of those trials that have some; damaged ones count as none."""
+    rows = database.transaction(lambda connection: connection.execute(_READ, {"trial_ids": list(trial_ids)}).all())
+    found = {row.trial_id: Correctness(num_images=row.num_images, bits=bytes(row.bits)) for row in rows}
+    for trial_id, each in found.items():
+        if not each.is_whole:
+            _log.warning(
+                "the record of trial id %d in hpsearch_correctness is damaged: %d bytes for %d images",
+                *(trial_id, len(each.bits), each.num_images),
+            )
+    return {trial_id: each for trial_id, each in found.items() if each.is_whole}
+
+
+def read_num_images(database: Database, study_id: int) -> int | None:
+    """How many images the study's validation set has; None if no trial has a record of it."""
+    number: int | None = database.transaction(
+        lambda connection: connection.execute(_NUM_IMAGES, {"study": study_id}).scalar_one_or_none()
+    )
+    return number
+
+
+def write_correctness(connection: Connection, items: Iterable[tuple[int, Correctness | None]]) -> None:
+    """Write the bits of those trials that have some, in one statement; none if no trial has.
+
+    Part of the caller's transaction, which must know that the trials are its to write.
+
+    Args:
+        items: (trial id, bits).
+    """
+    rows = [(trial_id, each.num_images, each.bits) for trial_id, each in items if each is not None]
+    if rows:
+        trial_ids, nums_images, bits = (list(column) for column in zip(*rows, strict=True))
+        connection.execute(_WRITE, {"trial_ids": trial_ids, "nums_images": nums_images, "bits": bits})

@@ -1,0 +1,90 @@
+"""All learning curves of a study in one statement: what a pruner compares a trial with.
+
+Plain Optuna re-reads the whole study for every decision, nine statements and more per trial and epoch. Here
+one statement per worker and epoch reads what may have changed; finished trials are read once.
+
+Failed attempts are left out, unlike in plain Optuna: their points are trained again, and a point that was interrupted
+would compete twice (its rungs count for successive halving whatever became of the trial). So are trials of other
+programs, and what these have told of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Row, text
+
+from hpsearch.store.connection.database import Database
+from hpsearch.stored_json import parse_stored
+
+_READ = text("""
+    SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value,
+        (SELECT json_agg(json_build_array(i.step, i.intermediate_value) ORDER BY i.step)
+            FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS curve,
+        (SELECT json_object_agg(a.key, a.value_json) FROM trial_system_attributes a
+            WHERE a.trial_id = t.trial_id AND a.key LIKE 'completed\\_rung\\_%') AS rungs,
+        (SELECT count(*) FROM hpsearch_points k
+            WHERE k.study_id = :study AND k.is_counted AND k.trial_id = ANY(CAST(:known AS int[]))) AS num_known
+    FROM hpsearch_points p JOIN trials t USING (trial_id)
+        LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
+    WHERE p.study_id = :study AND (t.state = 'RUNNING' OR t.trial_id IN (
+        SELECT f.trial_id FROM hpsearch_points f
+        WHERE f.study_id = :study AND f.is_counted AND NOT f.trial_id = ANY(CAST(:known AS int[]))
+        ORDER BY f.trial_id LIMIT :page))
+""")
+_PAGE = (
+    500  # finished trials at once: a worker that joins a study of thousands is not cut off in the middle of an answer
+)
+
+
+class CurveReader:
+    """Reads one study's trials for pruning: state, value, curve and completed rungs; no parameters."""
+
+    def __init__(self, database: Database, study_id: int) -> None:
+        self._database = database
+        self._study_id = study_id
+        self._finished: dict[int, FrozenTrial] = {}
+
+    def read(self) -> list[FrozenTrial]:
+        """All trials that have begun and not failed, by number, as of now. One statement, more only to catch up."""
+        while True:
+            rows = self._read_page()
+            if rows and rows[0].num_known < len(self._finished):
+                # A server that lost its last commits in a crash has trials RUNNING again that had ended.
+                self._finished.clear()
+                continue
+            fresh = [_frozen_trial(row) for row in rows]
+            known = list(self._finished.values())
+            finished = {trial._trial_id: trial for trial in fresh if trial.state.is_finished()}
+            self._finished.update(finished)
+            if len(finished) < _PAGE:
+                return sorted([*known, *fresh], key=lambda trial: trial.number)
+
+    def _read_page(self) -> Sequence[Row[Any]]:
+        """All running trials, and finished ones that are not known yet; each with how many of the known still count."""
+        values = {"study": self._study_id, "known": list(self._finished), "page": _PAGE}
+        return self._database.transaction(lambda connection: connection.execute(_READ, values).all())
+
+
+def _frozen_trial(row: Row[Any]) -> FrozenTrial:
+    state = TrialState[row.state]
+    start: datetime | None = row.datetime_start
+    return FrozenTrial(
+        number=row.number,
+        trial_id=row.trial_id,
+        state=state,
+        value=row.value,
+        datetime_start=start,
+        datetime_complete=row.datetime_complete,
+        params={},
+        distributions={},
+        user_attrs={},
+        system_attrs={
+            key: parse_stored(value, f"trial {row.number}", f"table trial_system_attributes, key {key}")
+            for key, value in (row.rungs or {}).items()
+        },
+        intermediate_values={step: float(value) for step, value in row.curve or ()},  # JSON writes 0.0 as 0
+    )

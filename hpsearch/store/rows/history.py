@@ -1,0 +1,120 @@
+"""The trials of a study as a sampler is shown them: what stands in the database at the moment of the draw.
+
+Shown are the current trials of the study's points: counted ones (COMPLETE and PRUNED), RUNNING ones, and WAITING ones
+that an earlier attempt has left its parameters to. Not shown are attempts that failed, since their points are trained
+again; trials that other programs have added or ended; and WAITING trials without parameters, which tell nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Connection, Row, text
+
+from hpsearch.store.connection.database import Database
+from hpsearch.stored_json import external_value, parse_stored, parse_stored_distribution
+
+_LIST = text("""
+    SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value
+    FROM hpsearch_points p JOIN trials t USING (trial_id)
+    LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
+    WHERE p.study_id = :study AND (CAST(:only AS int) IS NULL OR p.trial_id = :only) AND (
+        t.state = 'RUNNING'
+        OR (t.state = 'WAITING' AND p.attempt > 1)
+        OR (p.is_counted AND t.state = 'COMPLETE' AND v.value IS NOT NULL)
+        OR (p.is_counted AND t.state = 'PRUNED'))
+    ORDER BY t.number
+""")
+
+# Of the curve, the last value alone: samplers rank pruned trials by how far they came, and by what they had there.
+_DETAILS = text("""
+    SELECT r.trial_id,
+        (SELECT json_agg(json_build_array(q.param_name, q.param_value, q.distribution_json) ORDER BY q.param_id)
+            FROM trial_params q WHERE q.trial_id = r.trial_id) AS parameters,
+        (SELECT json_object_agg(a.key, a.value_json) FROM trial_system_attributes a WHERE a.trial_id = r.trial_id)
+            AS notes,
+        (SELECT json_build_array(json_build_array(i.step, i.intermediate_value)) FROM trial_intermediate_values i
+            WHERE i.trial_id = r.trial_id ORDER BY i.step DESC LIMIT 1) AS last_values
+    FROM unnest(CAST(:trial_ids AS int[])) AS r(trial_id)
+""")
+_PAGE = 500  # trials at once: a worker that joins a study of thousands is not cut off in the middle of an answer
+
+
+class History:
+    """Reads one study's trials for sampling. Not safe for threads.
+
+    Parameters of trials that have ended are read once. Which trials there are, and in which state, is asked each time:
+    a trial that has ended may be RUNNING again, after a crash of a server that had not yet written its commit to disk.
+    """
+
+    def __init__(self, study_id: int) -> None:
+        self._study_id = study_id
+        self._finished: dict[int, FrozenTrial] = {}
+
+    def read(self, database: Database, *, only: int | None = None) -> list[FrozenTrial]:
+        """The trials as of now, by number. Two statements; more to catch up.
+
+        Args:
+            only: the id of the one trial that is wanted.
+        """
+        return database.transaction(lambda connection: self._read(connection, only))
+
+    def _read(self, connection: Connection, only: int | None) -> list[FrozenTrial]:
+        rows = connection.execute(_LIST, {"study": self._study_id, "only": only}).all()
+        known = {row.trial_id: self._finished[row.trial_id] for row in rows if self._is_known(row)}
+        details = _read_details(connection, [row.trial_id for row in rows if row.trial_id not in known])
+        trials = [known.get(row.trial_id) or _frozen_trial(row, details[row.trial_id]) for row in rows]
+        if only is None:
+            self._finished = {trial._trial_id: trial for trial in trials if trial.state.is_finished()}
+        return trials
+
+    def _is_known(self, row: Row[Any]) -> bool:
+        known = self._finished.get(row.trial_id)
+        if known is None:
+            return False
+        return (known.state.name, known.value, known.datetime_complete) == (row.state, row.value, row.datetime_complete)
+
+
+def _read_details(connection: Connection, trial_ids: list[int]) -> dict[int, Row[Any]]:
+    found: dict[int, Row[Any]] = {}
+    for start in range(0, len(trial_ids), _PAGE):
+        rows: Iterable[Row[Any]] = connection.execute(_DETAILS, {"trial_ids": trial_ids[start : start + _PAGE]})
+        found.update({row.trial_id: row for row in rows})
+    return found
+
+
+def _frozen_trial(row: Row[Any], details: Row[Any]) -> FrozenTrial:
+    parameters = details.parameters or ()
+    distributions = {name: _distribution(text) for name, _, text in parameters}
+    return FrozenTrial(
+        number=row.number,
+        trial_id=row.trial_id,
+        state=TrialState[row.state],
+        value=row.value,
+        datetime_start=row.datetime_start,
+        datetime_complete=row.datetime_complete,
+        params={
+            name: external_value(distributions[name], float(value), f"trial {row.number}")
+            for name, value, _ in parameters
+        },
+        distributions=distributions,
+        user_attrs={},
+        system_attrs=_notes(details.notes or {}, row.number),
+        intermediate_values={step: float(value) for step, value in details.last_values or ()},
+    )
+
+
+def _notes(texts: Mapping[str, str], number: int) -> dict[str, Any]:
+    return {
+        key: parse_stored(value, f"trial {number}", f"table trial_system_attributes, key {key}")
+        for key, value in texts.items()
+    }
+
+
+@lru_cache(maxsize=1000)  # all trials of a study have the same ones
+def _distribution(text: str) -> BaseDistribution:
+    return parse_stored_distribution(text, "a parameter of a trial")

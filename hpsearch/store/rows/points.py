@@ -1,0 +1,187 @@
+"""Points of a study: which ones it begins with, how new ones are queued, and what is known of those that are there.
+
+Whoever adds points to a study that exists holds the lock on the study's row meanwhile, as Optuna does when it numbers
+a new trial; so points and trials are numbered on without gaps, whoever else is at work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from optuna.trial import TrialState
+from sqlalchemy import Connection, text
+
+from hpsearch.search.narrowing.ladder import Narrowing
+from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
+from hpsearch.store.rows.trial_rows import count_trials, insert_parameters, insert_trials, write_trial_attributes
+from hpsearch.stored_json import external_value, parse_stored, parse_stored_distribution
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.settings import TrialSettings
+from hpsearch.study.space import ParameterValue, Point, without_zero_switches
+
+# Trial attributes, for readers that know Optuna only.
+POINT_ATTRIBUTE = "point"
+ATTEMPT_ATTRIBUTE = "attempt"
+ROUND_ATTRIBUTE = "round"  # of points that a round has added (round_rows.py)
+NLL_ATTRIBUTE = "best_validation_nll"  # nats; what a lane writes at its trial's end (lane.py)
+
+CohortOf = Callable[[TrialSettings], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPoint:
+    """A point as the database has it.
+
+    Args:
+        trial_id: of its current trial.
+        state: of that trial; WAITING if another program has ended it: it gets a fresh one.
+        parameters: as Optuna has them, with `_is_zero` switches; empty if they are still to be drawn.
+        value: of a COMPLETE trial; a PRUNED one's is not the best that it has seen.
+        nll: in nats, at the validation that gave the value.
+    """
+
+    point: int
+    trial_id: int
+    state: TrialState
+    parameters: Mapping[str, ParameterValue]
+    value: float | None
+    nll: float | None
+
+    @property
+    def values(self) -> dict[str, ParameterValue]:
+        """The searched keys with their values; a switched-off lambda is 0."""
+        return without_zero_switches(self.parameters)
+
+
+def narrowing_of(
+    definition: StudyDefinition,
+    is_trainable: Callable[[TrialSettings], bool] | None = None,
+    stored: Iterable[StoredPoint] = (),
+) -> Narrowing:
+    """The rounds of a coarse-to-fine study.
+
+    Args:
+        is_trainable: what the definition cannot know: whether the data has enough images for a batch size, say; None:
+            all can be trained.
+        stored: points of the study. They were looked at before they were stored, which takes a second for thousands.
+    """
+    known = {point_key(point.values) for point in stored}
+
+    def is_admissible(point: Point) -> bool:
+        if point_key(point) in known:
+            return True
+        return definition.is_admissible(point) and (is_trainable is None or is_trainable(definition.resolve(point)))
+
+    return Narrowing(
+        definition.search.dimensions,
+        reduce=definition.reduce,
+        is_admissible=is_admissible,
+        finest=1 / definition.search.finest_per_decade,
+    )
+
+
+def point_key(values: Point) -> frozenset[tuple[str, ParameterValue]]:
+    """What tells points apart: 0 and 0.0 are one value, and the order of names does not matter."""
+    return frozenset(values.items())
+
+
+def add_points(
+    connection: Connection,
+    study_id: int,
+    definition: StudyDefinition,
+    points: Sequence[Point],
+    cohort_of: CohortOf,
+    *,
+    round_number: int | None = None,
+) -> None:
+    """Queue points as WAITING trials behind those that are there, in seven statements.
+
+    They get the lowest numbers that no point has: those of lost points again, then the following ones.
+
+    Args:
+        points: without Optuna's switches; empty ones are still to be drawn.
+    """
+    first_number = count_trials(connection, study_id)
+    numbers = connection.execute(_FREE_NUMBERS, {"study": study_id, "count": len(points)}).scalars().all()
+    cohorts = [None if definition.is_drawn else cohort_of(definition.resolve(point)) for point in points]
+    trial_ids = insert_trials(connection, study_id, len(points), first_number=first_number)
+    connection.execute(
+        _INSERT_POINTS, {"study": study_id, "numbers": numbers, "trial_ids": trial_ids, "cohorts": cohorts}
+    )
+    parameters = [definition.parameters(point) for point in points]
+    insert_parameters(connection, definition.distributions(), zip(trial_ids, parameters, strict=True))
+    in_round = {} if round_number is None else {ROUND_ATTRIBUTE: round_number}
+    write_trial_attributes(
+        connection,
+        [
+            (trial_id, {POINT_ATTRIBUTE: number, ATTEMPT_ATTRIBUTE: 1, **in_round})
+            for number, trial_id in zip(numbers, trial_ids, strict=True)
+        ],
+    )
+
+
+def count_points(connection: Connection, study_id: int) -> int:
+    """How many points a study has."""
+    number: int = connection.execute(_NUM_POINTS, {"study": study_id}).scalar_one()
+    return number
+
+
+def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
+    """All points of a study with their current trials, in order. Two statements."""
+    values = {"study": study_id, "nll": NLL_ATTRIBUTE}
+    texts = connection.execute(_DISTRIBUTIONS, values)
+    what = f"a parameter of study number {study_id}"
+    distributions = {row.hash: parse_stored_distribution(row.distribution_json, what) for row in texts}
+    return [
+        StoredPoint(
+            point=row.point,
+            trial_id=row.trial_id,
+            state=TrialState[row.state],
+            parameters={
+                name: external_value(distributions[hash_], value, what) for name, value, hash_ in row.parameters or ()
+            },
+            value=row.value if row.state == TrialState.COMPLETE.name else None,
+            nll=None if row.nll is None else _number(row.nll, f"trial id {row.trial_id}"),
+        )
+        for row in connection.execute(_POINTS, values)
+    ]
+
+
+def _number(text: str, what: str) -> float | None:
+    value = parse_stored(text, what, f"table trial_user_attributes, key {NLL_ATTRIBUTE}")
+    return float(value) if isinstance(value, int | float) else None
+
+
+_NUM_POINTS = text("SELECT count(*) FROM hpsearch_points WHERE study_id = :study")
+
+_INSERT_POINTS = text("""
+    INSERT INTO hpsearch_points (study_id, point, trial_id, cohort, attempt, crashes, furthest_epoch, is_counted)
+    SELECT :study, number, trial_id, cohort, 1, 0, 0, false
+    FROM unnest(CAST(:numbers AS int[]), CAST(:trial_ids AS int[]), CAST(:cohorts AS text[]))
+        AS r(number, trial_id, cohort)
+""")
+
+_FREE_NUMBERS = text("""
+    SELECT number
+    FROM generate_series(0, (SELECT count(*) FROM hpsearch_points WHERE study_id = :study) + :count - 1) AS number
+    WHERE NOT EXISTS (SELECT FROM hpsearch_points p WHERE p.study_id = :study AND p.point = number)
+    ORDER BY number LIMIT :count
+""")
+
+# A distribution travels once, however many trials have it: that of a long list of values is long itself.
+_DISTRIBUTIONS = text("""
+    SELECT DISTINCT md5(q.distribution_json) AS hash, q.distribution_json
+    FROM hpsearch_points p JOIN trial_params q USING (trial_id) WHERE p.study_id = :study
+""")
+
+_POINTS = text(f"""
+    SELECT p.point, p.trial_id, v.value,
+        CASE WHEN {ENDED_OUTSIDE} THEN 'WAITING' ELSE CAST(t.state AS text) END AS state,
+        (SELECT a.value_json FROM trial_user_attributes a WHERE a.trial_id = p.trial_id AND a.key = :nll) AS nll,
+        (SELECT json_agg(json_build_array(q.param_name, q.param_value, md5(q.distribution_json)) ORDER BY q.param_id)
+            FROM trial_params q WHERE q.trial_id = p.trial_id) AS parameters
+    FROM hpsearch_points p JOIN trials t USING (trial_id)
+    LEFT JOIN trial_values v ON v.trial_id = p.trial_id AND v.objective = 0
+    WHERE p.study_id = :study ORDER BY p.point
+""")

@@ -1,0 +1,105 @@
+"""Rows of hpsearch_rounds: the rounds of points that a study was given, and the row that ends a search.
+
+A search that goes in rounds (coarse to fine) has round 0 from its creation on. The others have no rounds, unless their
+users widen them: points that are added later make a round of their own, from 1 on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from hpsearch.errors import StorageError
+from hpsearch.stored_json import damaged, parse_stored_object
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRound:
+    """A round of a study.
+
+    Args:
+        num_points: that it added; 0: the search ended with this row.
+        reason: for people: why these points, or why no more.
+        opened_at: aware.
+    """
+
+    number: int
+    num_points: int
+    reason: str
+    opened_at: datetime
+
+    @property
+    def is_end(self) -> bool:
+        return self.num_points == 0
+
+
+def has_ended(num_unfinished: int, rounds: Sequence[StoredRound]) -> bool:
+    """Whether a study needs no worker any more: nothing is left to train, and no round will follow."""
+    goes_in_rounds = bool(rounds) and rounds[0].number == 0
+    return num_unfinished == 0 and (not goes_in_rounds or rounds[-1].is_end)
+
+
+def read_rounds(connection: Connection, study_id: int) -> tuple[StoredRound, ...]:
+    """The rounds of a study, in order."""
+    rows = connection.execute(_SELECT, {"study": study_id})
+    return tuple(
+        StoredRound(number=row.round, num_points=row.num_points, reason=row.reason, opened_at=row.opened_at)
+        for row in rows
+    )
+
+
+def read_last_state(connection: Connection, study_id: int) -> dict[str, Any]:
+    """What the next round goes on from; {} where there is no round yet.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    state = connection.execute(_LAST_STATE, {"study": study_id}).scalar_one_or_none()
+    if state is None:
+        return {}
+    return parse_stored_object(state, _last_round(study_id), _STATE)
+
+
+def damaged_state(study_id: int, reason: object) -> StorageError:
+    """What to raise if the last round's state is not what hpsearch has written."""
+    return damaged(_last_round(study_id), _STATE, reason)
+
+
+def _last_round(study_id: int) -> str:
+    return f"the state of the last round of study number {study_id}"
+
+
+def insert_round(
+    connection: Connection, study_id: int, number: int, *, num_points: int, state: Mapping[str, Any], reason: str
+) -> None:
+    """Add a row; the caller holds the lock on the study's row and knows that the number is free."""
+    values = {"study": study_id, "round": number, "num_points": num_points}
+    connection.execute(_INSERT, {**values, "state": json.dumps(state), "reason": reason})
+
+
+def remove_end(connection: Connection, study_id: int) -> bool:
+    """Take the row away that ended the search, for it goes on. Returns whether there was one."""
+    return connection.execute(_DELETE_END, {"study": study_id}).rowcount > 0
+
+
+_STATE = "table hpsearch_rounds, column state"
+
+_SELECT = text("""
+    SELECT round, num_points, reason, opened_at FROM hpsearch_rounds WHERE study_id = :study ORDER BY round
+""")
+
+_LAST_STATE = text("""
+    SELECT state FROM hpsearch_rounds WHERE study_id = :study ORDER BY round DESC LIMIT 1
+""")
+
+_INSERT = text("""
+    INSERT INTO hpsearch_rounds (study_id, round, num_points, state, reason, opened_at)
+    VALUES (:study, :round, :num_points, :state, :reason, now())
+""")
+
+_DELETE_END = text("DELETE FROM hpsearch_rounds WHERE study_id = :study AND num_points = 0")

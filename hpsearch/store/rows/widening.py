@@ -1,0 +1,144 @@
+"""A study goes on with a changed definition: points that it lacks are added, those that it has are not run again.
+
+What may change is told in `study_change`. Everything happens in the caller's transaction, under the lock on the
+study's row, so that workers at work see the old study or the new one. A worker that has the old definition in memory
+trains the new points all the same: a point carries its values itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from optuna.distributions import BaseDistribution, distribution_to_json
+from sqlalchemy import Connection, text
+
+from hpsearch.store.rows.points import CohortOf, add_points, count_points, narrowing_of, point_key, read_points
+from hpsearch.store.rows.round_rows import insert_round, read_last_state, read_rounds, remove_end
+from hpsearch.store.rows.trial_rows import count_trials
+from hpsearch.stored_json import external_value, parse_stored_distribution
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.space import Point
+
+WIDENED = "more points were asked for"
+
+
+def widen_study(
+    connection: Connection, study_id: int, stored: StudyDefinition, given: StudyDefinition, cohort_of: CohortOf
+) -> int:
+    """Add the points that `given` has and the study has not; the definition itself is the caller's.
+
+    Returns:
+        How many points were added. Workers take them up at once.
+    """
+    count_trials(connection, study_id)  # locks the study's row: nobody opens a round, or ends the search, meanwhile
+    if not given.is_drawn:
+        _encode_anew(connection, study_id, stored, given)
+    points = _lacking_points(connection, study_id, given)
+    if stored.search != given.search:
+        remove_end(connection, study_id)  # a greater budget, or finer steps: the search is looked at once more
+    if points:
+        rounds = read_rounds(connection, study_id)
+        number = rounds[-1].number + 1 if rounds else 1
+        state = read_last_state(connection, study_id)
+        add_points(connection, study_id, given, points, cohort_of, round_number=number)
+        insert_round(connection, study_id, number, num_points=len(points), state=state, reason=WIDENED)
+    return len(points)
+
+
+def num_lost_points(definition: StudyDefinition, num_points: int) -> int:
+    """How many points of a study another program has deleted, which can be queued again from its definition.
+
+    Those of a coarse-to-fine search cannot: only their trials knew their parameters.
+
+    Args:
+        num_points: that it has.
+    """
+    if definition.search.strategy == "coarse-to-fine":
+        return 0
+    return max(0, definition.num_points - num_points)
+
+
+def restore_lost_points(connection: Connection, study_id: int, definition: StudyDefinition, cohort_of: CohortOf) -> int:
+    """Queue points again whose trials another program has deleted; returns how many. Cheap if there are none."""
+    count_trials(connection, study_id)  # locks the study's row
+    if not num_lost_points(definition, count_points(connection, study_id)):
+        return 0
+    points = _lacking_points(connection, study_id, definition)
+    if points:
+        add_points(connection, study_id, definition, points, cohort_of)
+    return len(points)
+
+
+def _lacking_points(connection: Connection, study_id: int, given: StudyDefinition) -> list[Point]:
+    """The points of the definition that no point of the study equals, in order."""
+    stored = read_points(connection, study_id)
+    if given.is_drawn:
+        return list(itertools.islice(given.points(), max(0, given.num_points - len(stored))))
+    known = {point_key(point.values) for point in stored}
+    is_narrowed = given.search.strategy == "coarse-to-fine"
+    wanted = narrowing_of(given, stored=stored).grid() if is_narrowed else given.points()
+    lacking = [point for point in wanted if point_key(point) not in known]
+    room = num_allowed(given) - len(stored) if is_narrowed else len(lacking)
+    return list(lacking[: max(0, room)])
+
+
+def num_allowed(definition: StudyDefinition) -> int:
+    """How many points a coarse-to-fine search may have at most."""
+    return min(definition.search.budget_points or definition.search.max_points, definition.search.max_points)
+
+
+def _encode_anew(connection: Connection, study_id: int, stored: StudyDefinition, given: StudyDefinition) -> None:
+    """Tell Optuna of the wider distributions in all trials of the study.
+
+    Its importances and plots look at trials of one and the same distribution only, and it stores a category as its
+    place in the list.
+    """
+    before, after = stored.distributions(), given.distributions()
+    changed = {name: wider for name, wider in after.items() if before.get(name) != wider}
+    if not changed:
+        return
+    values = {"study": study_id, "names": list(changed)}
+    texts = connection.execute(_DISTRIBUTIONS, values)
+    what = f"a parameter of study number {study_id}"
+    distributions = {row.hash: parse_stored_distribution(row.distribution_json, what) for row in texts}
+    rows = [
+        (name, hash_, old, changed[name].to_internal_repr(external_value(distributions[hash_], old, what)))
+        for name, hash_, old in connection.execute(_STORED_VALUES, values)
+    ]
+    connection.execute(_ENCODE, {"study": study_id, **_columns(rows), **_distribution_columns(changed)})
+
+
+def _columns(rows: Sequence[tuple[str, str, float, float]]) -> dict[str, list[object]]:
+    names = ("names", "hashes", "old_values", "new_values")
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+
+
+def _distribution_columns(distributions: Mapping[str, BaseDistribution]) -> dict[str, list[str]]:
+    return {
+        "changed_names": list(distributions),
+        "distributions": [distribution_to_json(distribution) for distribution in distributions.values()],
+    }
+
+
+_STORED_VALUES = text("""
+    SELECT DISTINCT q.param_name, md5(q.distribution_json) AS hash, q.param_value
+    FROM trials t JOIN trial_params q USING (trial_id)
+    WHERE t.study_id = :study AND q.param_name = ANY(CAST(:names AS text[]))
+""")
+
+_DISTRIBUTIONS = text("""
+    SELECT DISTINCT md5(q.distribution_json) AS hash, q.distribution_json
+    FROM trials t JOIN trial_params q USING (trial_id)
+    WHERE t.study_id = :study AND q.param_name = ANY(CAST(:names AS text[]))
+""")
+
+_ENCODE = text("""
+    UPDATE trial_params q SET param_value = r.new_value, distribution_json = d.json
+    FROM trials t,
+        unnest(CAST(:names AS text[]), CAST(:hashes AS text[]), CAST(:old_values AS float8[]),
+            CAST(:new_values AS float8[])) AS r(name, hash, old_value, new_value)
+        JOIN unnest(CAST(:changed_names AS text[]), CAST(:distributions AS text[])) AS d(name, json) USING (name)
+    WHERE t.study_id = :study AND q.trial_id = t.trial_id
+        AND q.param_name = name AND md5(q.distribution_json) = r.hash AND q.param_value = r.old_value
+""")

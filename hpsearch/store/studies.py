@@ -1,0 +1,404 @@
+"""Studies in the database: create one with its points, load it again, or go on with a changed definition.
+
+A study is created in one transaction: the Optuna study, its definition, and every point that is known as a WAITING
+trial. It is there whole or not at all, and any number of processes may create the same study at once: one does, the
+others find it. Who comes with more points or a greater budget changes the study, in one transaction too (widening.py).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy
+import optuna
+import torch
+from optuna.study import StudyDirection
+from pydantic import ValidationError
+from sqlalchemy import Connection, exists, func, insert, select, text, update
+
+import hpsearch
+from hpsearch.errors import DefinitionMismatchError, InputError, StorageError, StudyNotFoundError
+from hpsearch.store.connection import tables
+from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.points import CohortOf, add_points, narrowing_of
+from hpsearch.store.rows.round_rows import insert_round
+from hpsearch.store.rows.widening import num_allowed, restore_lost_points, widen_study
+from hpsearch.stored_json import damaged, parse_stored, parse_stored_texts
+from hpsearch.study.change import StudyChange, compare_definitions
+from hpsearch.study.definition import StudyDefinition, check_study_name
+
+# Study attributes that make an Optuna study one of ours. The dashboard shows them.
+DEFINITION_ATTRIBUTE = "hpsearch:definition"
+CHECKSUMS_ATTRIBUTE = "hpsearch:dataset_checksums"
+VERSIONS_ATTRIBUTE = "hpsearch:versions"
+
+# Of a study: Optuna's tools copy its attributes and its trials, but not its points.
+HAS_POINTS = exists().where(tables.points.c.study_id == tables.studies.c.study_id).label("has_points")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredStudy:
+    """A study as the database has it.
+
+    Args:
+        dataset_checksums: file name -> SHA-256 of the unpacked content that the study is trained on.
+        definition: under the name of the study's row, whatever name was stored with it.
+        versions: what created it: hpsearch, torch, optuna, python ...
+        is_renamed: another program has changed the name of its row.
+    """
+
+    study_id: int
+    definition: StudyDefinition
+    dataset_checksums: Mapping[str, str]
+    versions: Mapping[str, str]
+    is_renamed: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+
+def current_versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    return {
+        "hpsearch": hpsearch.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # a class of its own, which YAML refuses
+        "optuna": optuna.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """What became of the wish that a study be there.
+
+    Args:
+        study: with the definition that was given.
+        is_new: it was created by this call.
+        num_points: that it has now.
+        num_added: points that were added to a study that was there.
+        num_restored: points that were queued again because another program had deleted their trials.
+        changes: how its definition was changed, one line each.
+    """
+
+    study: StoredStudy
+    is_new: bool
+    num_points: int
+    num_added: int = 0
+    num_restored: int = 0
+    changes: tuple[str, ...] = ()
+
+
+def register_study(
+    database: Database,
+    definition: StudyDefinition,
+    *,
+    dataset_checksums: Mapping[str, str],
+    cohort_of: CohortOf,
+) -> Registration:
+    """Create the study with its points, or find that it is there already, or change it to this definition.
+
+    One transaction. Any number of processes may call it at once, beside workers at work; calling twice is safe.
+
+    Args:
+        cohort_of: names the cohort of a point: points of one cohort can share a worker's lanes.
+    Raises:
+        DefinitionMismatchError: a study of this name has other data, or a definition that cannot become this one.
+        InputError: a study of this name exists but was not made by hpsearch, or is a copy that another program has
+            made; or there is none, but one that another program has renamed or copied from it.
+    """
+
+    def work(connection: Connection) -> Registration:
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
+            {"name": f"hpsearch:create:{definition.name}"},
+        )
+        stored = _select_study_or_heir(connection, definition.name)
+        if stored is None:
+            _insert_study(connection, definition, dataset_checksums, cohort_of)
+            return _registration(connection, definition.name, is_new=True)
+        change = _allowed_change(stored, definition)
+        _check_data(stored, dataset_checksums)
+        if change.is_none:
+            if stored.is_renamed:
+                _store_definition(connection, stored.study_id, stored.definition)
+            num_restored = restore_lost_points(connection, stored.study_id, stored.definition, cohort_of)
+            return _registration(connection, definition.name, num_restored=num_restored)
+        changed = definition.told_like(stored.definition)
+        num_added = widen_study(connection, stored.study_id, stored.definition, changed, cohort_of)
+        _store_definition(connection, stored.study_id, changed)
+        return _registration(connection, definition.name, num_added=num_added, changes=change.lines)
+
+    return database.transaction(work)
+
+
+def find_study(database: Database, definition: StudyDefinition) -> StoredStudy | None:
+    """The study of this name, if it is there and has this very definition.
+
+    None for one that `register_study` would create, or change.
+
+    Raises:
+        DefinitionMismatchError: it is there with a definition that cannot become this one.
+        InputError: it is there, but hpsearch did not create it; or as `register_study` raises.
+    """
+    stored = database.transaction(lambda connection: _select_study_or_heir(connection, definition.name))
+    return stored if stored is not None and _allowed_change(stored, definition).is_none else None
+
+
+def load_study(database: Database, name: str) -> StoredStudy:
+    """Load a study by name.
+
+    Raises:
+        StudyNotFoundError: no such study; the hint names those that are there.
+        InputError: a study of this name exists but was not made by hpsearch, or is another program's copy.
+    """
+    stored = database.transaction(lambda connection: _select_study(connection, name))
+    if stored is None:
+        known = study_names(database)
+        raise StudyNotFoundError(
+            f"no study {name!r} in the database at {database.address}",
+            hint="there are: " + ", ".join(known) if known else "there is none yet: hpsearch run STUDY.toml",
+        )
+    return stored
+
+
+def stored_definition(database: Database, study_id: int) -> StudyDefinition | None:
+    """The definition of the study that has this number just now; None if there is none."""
+    stored = database.transaction(
+        lambda connection: connection.execute(
+            select(tables.study_user_attributes.c.value_json).where(
+                tables.study_user_attributes.c.study_id == study_id,
+                tables.study_user_attributes.c.key == DEFINITION_ATTRIBUTE,
+            )
+        ).scalar_one_or_none()
+    )
+    return None if stored is None else parse_stored_definition(stored, f"study number {study_id}")
+
+
+def study_names(database: Database) -> list[str]:
+    """The names of all studies of ours, newest last; copies that other programs have made are none."""
+    return [name for name, has_points in _names(database) if has_points]
+
+
+def copied_study_names(database: Database) -> list[str]:
+    """The names of studies with a definition and no points: another program has copied or renamed a study of ours."""
+    return [name for name, has_points in _names(database) if not has_points]
+
+
+def _names(database: Database) -> list[tuple[str, bool]]:
+    query = (
+        select(tables.studies.c.study_name, HAS_POINTS)
+        .join(
+            tables.study_user_attributes,
+            tables.study_user_attributes.c.study_id == tables.studies.c.study_id,
+        )
+        .where(tables.study_user_attributes.c.key == DEFINITION_ATTRIBUTE)
+        .order_by(tables.studies.c.study_id)
+    )
+    rows = database.transaction(lambda connection: connection.execute(query).all())
+    return [(row.study_name, row.has_points) for row in rows]
+
+
+def parse_stored_definition(text: str, what: str) -> StudyDefinition:
+    """The definition that a study's attribute holds.
+
+    Args:
+        what: messages call the study.
+    Raises:
+        ValidationError: it is whole, but not of this version of hpsearch.
+        StorageError: it was damaged.
+    """
+    place = attribute_place(DEFINITION_ATTRIBUTE)
+    document = parse_stored(text, what, place)
+    try:
+        return StudyDefinition.from_canonical_json(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] in ("json_invalid", "json_type"):
+            raise damaged(what, place, first["msg"]) from error
+        raise
+
+
+def attribute_place(key: str) -> str:
+    """Where an attribute of a study stands, for people."""
+    return f"table {tables.study_user_attributes.name}, key {key}"
+
+
+def _allowed_change(stored: StoredStudy, definition: StudyDefinition) -> StudyChange:
+    change = compare_definitions(stored.definition, definition)
+    if change.refused:
+        lines = [next((why for why in change.refused if why.startswith(f"{line} (")), line) for line in change.lines]
+        raise DefinitionMismatchError(
+            f"study {definition.name!r} exists with another definition:\n  " + "\n  ".join(lines),
+            hint="resume it with its own definition, or rename this one (--set name=...)",
+        )
+    return change
+
+
+def _check_data(stored: StoredStudy, checksums: Mapping[str, str]) -> None:
+    if dict(stored.dataset_checksums) != dict(checksums):
+        raise DefinitionMismatchError(
+            f"study {stored.name!r} was trained on other data: its files have other checksums\n  "
+            + "\n  ".join(f"{file}: {sha} in the study" for file, sha in stored.dataset_checksums.items()),
+            hint="point HPSEARCH_DATA at the study's own data, or rename the study",
+        )
+
+
+def _select_study(connection: Connection, name: str) -> StoredStudy | None:
+    """The study of this name; None if there is none.
+
+    Raises:
+        InputError: it exists, but was not made by hpsearch, or is another program's copy, or has a name from another
+            program that is none for us.
+        StorageError: a newer hpsearch made it, or what it is was damaged.
+    """
+    found = connection.execute(
+        select(tables.studies.c.study_id, HAS_POINTS).where(tables.studies.c.study_name == name)
+    ).one_or_none()
+    if found is None:
+        return None
+    study_id = found.study_id
+    attributes = tables.study_user_attributes.c
+    ours = (DEFINITION_ATTRIBUTE, CHECKSUMS_ATTRIBUTE, VERSIONS_ATTRIBUTE)
+    query = select(attributes.key, attributes.value_json)
+    rows = connection.execute(query.where(attributes.study_id == study_id, attributes.key.in_(ours)))
+    texts = {row.key: row.value_json for row in rows}
+    if DEFINITION_ATTRIBUTE not in texts:
+        raise InputError(f"study {name!r} exists, but hpsearch did not create it", hint="take another study name")
+    if not found.has_points:
+        raise InputError(
+            f"study {name!r} has trials but no points: another program has copied or renamed a study of hpsearch",
+            hint="only the original can be gone on with; the copy is read with Optuna, or deleted: optuna delete-study",
+        )
+    what = f"study {name!r}"
+    checksums, versions = (
+        parse_stored_texts(texts.get(key, ""), what, attribute_place(key))
+        for key in (CHECKSUMS_ATTRIBUTE, VERSIONS_ATTRIBUTE)
+    )
+    try:
+        definition = parse_stored_definition(texts[DEFINITION_ATTRIBUTE], what)
+    except ValidationError as error:
+        creator = versions.get("hpsearch", "?")
+        raise StorageError(
+            f"study {name!r} was created by hpsearch {creator}, "
+            f"whose definition version {hpsearch.__version__} cannot read",
+            hint="use the version that created it",
+        ) from error
+    return StoredStudy(
+        study_id=study_id,
+        definition=_renamed(definition, name),
+        dataset_checksums=checksums,
+        versions=versions,
+        is_renamed=definition.name != name,
+    )
+
+
+def _renamed(definition: StudyDefinition, name: str) -> StudyDefinition:
+    """The definition under the name of the study's row: that is what tells studies apart."""
+    try:
+        return definition.model_copy(update={"name": check_study_name(name)})
+    except ValueError as error:
+        raise InputError(
+            f"study {name!r} was renamed from {definition.name!r} by another program: its name {error}",
+            hint="give it a name of that kind, with a statement such as UPDATE studies SET study_name = ...",
+        ) from error
+
+
+def _select_study_or_heir(connection: Connection, name: str) -> StoredStudy | None:
+    """The study of this name; None if there is none, nor one that another program has made from it.
+
+    Raises:
+        InputError: as `_select_study`; or this study is not there any more, but a renamed one or a copy is.
+    """
+    stored = _select_study(connection, name)
+    if stored is not None:
+        return stored
+    attributes = tables.study_user_attributes.c
+    query = (
+        select(tables.studies.c.study_name, attributes.value_json, HAS_POINTS)
+        .join(tables.study_user_attributes, attributes.study_id == tables.studies.c.study_id)
+        .where(attributes.key == DEFINITION_ATTRIBUTE, func.strpos(attributes.value_json, name) > 0)
+        .order_by(tables.studies.c.study_id)
+    )
+    for row in connection.execute(query):
+        try:
+            was = parse_stored_definition(row.value_json, f"study {row.study_name!r}").name
+        except (StorageError, ValidationError):  # it cannot be told what it is
+            continue
+        if was == name:
+            heir = row.study_name
+            raise InputError(
+                f"study {name!r} is not there any more: another program has renamed it to {heir!r}"
+                if row.has_points
+                else f"study {name!r} is not there any more, only {heir!r}, a copy without points that another program "
+                "has made: what was trained cannot be gone on with",
+                hint=f"go on with it: --set name={heir}"
+                if row.has_points
+                else f"to train all of it anew, take another name (--set name=...), or delete the copy {heir!r} first: "
+                "optuna delete-study",
+            )
+    return None
+
+
+def _registration(
+    connection: Connection,
+    name: str,
+    *,
+    is_new: bool = False,
+    num_added: int = 0,
+    num_restored: int = 0,
+    changes: tuple[str, ...] = (),
+) -> Registration:
+    """The study as it is now, in this transaction."""
+    study = _select_study(connection, name)
+    assert study is not None
+    count = select(func.count()).select_from(tables.points).where(tables.points.c.study_id == study.study_id)
+    num_points: int = connection.execute(count).scalar_one()
+    return Registration(
+        study=study,
+        is_new=is_new,
+        num_points=num_points,
+        num_added=num_added,
+        num_restored=num_restored,
+        changes=changes,
+    )
+
+
+def _insert_study(
+    connection: Connection, definition: StudyDefinition, checksums: Mapping[str, str], cohort_of: CohortOf
+) -> None:
+    study_id: int = connection.execute(
+        insert(tables.studies).values(study_name=definition.name).returning(tables.studies.c.study_id)
+    ).scalar_one()
+    connection.execute(
+        insert(tables.study_directions).values(study_id=study_id, direction=StudyDirection.MINIMIZE, objective=0)
+    )
+    attributes = {
+        DEFINITION_ATTRIBUTE: definition.canonical_json(),
+        CHECKSUMS_ATTRIBUTE: dict(checksums),
+        VERSIONS_ATTRIBUTE: current_versions(),
+    }
+    connection.execute(
+        insert(tables.study_user_attributes),
+        [{"study_id": study_id, "key": k, "value_json": json.dumps(v)} for k, v in attributes.items()],
+    )
+    if definition.search.strategy != "coarse-to-fine":
+        add_points(connection, study_id, definition, list(definition.points()), cohort_of)
+        return
+    first = narrowing_of(definition).first_round(room=num_allowed(definition))
+    state, num_points = first.state.as_json(), len(first.points)
+    insert_round(connection, study_id, 0, num_points=num_points, state=state, reason=first.reason)
+    add_points(connection, study_id, definition, first.points, cohort_of, round_number=0)
+
+
+def _store_definition(connection: Connection, study_id: int, definition: StudyDefinition) -> None:
+    attributes = tables.study_user_attributes
+    connection.execute(
+        update(attributes)
+        .where(attributes.c.study_id == study_id, attributes.c.key == DEFINITION_ATTRIBUTE)
+        .values(value_json=json.dumps(definition.canonical_json()))
+    )

@@ -1,0 +1,282 @@
+"""The parts of a study file that are more than values: dimensions, as they are written and as they are held.
+
+`parse_dimension` and `written_dimension` are each other's inverse. Overrides (`--set`) are put into the parsed
+TOML here, before anything judges it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from hpsearch.errors import InputError
+from hpsearch.study.messages import describe_first_error, shown, suggest_names
+from hpsearch.study.settings import ASKED_FOR, OPTION_PREFIX, ModelSettings, Settings, TrainingSettings, kernels_text
+from hpsearch.study.space import Choice, Dimension, LogGrid, ParameterValue, Range, SearchSettings
+
+S = TypeVar("S", bound=Settings)
+
+_DEEPEST = 16
+_TOO_DEEP = f"nested too deeply: {_DEEPEST} levels at most"
+_WHOLE_NUMBERS = "whole numbers have at most 64 bits (-2^63 to 2^63 - 1)"
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
+
+_SECTIONS: dict[str, type[Settings]] = {"model": ModelSettings, "training": TrainingSettings}
+_NOT_SEARCHABLE = {"options"}  # a table is no value that Optuna can store
+_KERNELS = "kernels"  # nor is a pair: a search has it as text
+_STRING_KEYS = {"name", "data.dataset"}  # `--set name=5` means the word
+
+
+def validated(kind: type[S], values: Any, *, source: str, section: str = "") -> S:
+    """The values as a `kind`, or an InputError that names source, key, value and what was expected."""
+    try:
+        return kind.model_validate(values, context=ASKED_FOR)
+    except ValidationError as error:
+        message, hint = describe_first_error(error, kind, section)
+        raise InputError(f"{source}: {message}", hint=hint) from None
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Read TOML, or raise an InputError that names source and place."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source}: not valid TOML: {error}", hint="https://toml.io shows the syntax") from error
+    except RecursionError:
+        raise InputError(f"{source}: {_TOO_DEEP}", hint="a study file needs four") from None
+    except ValueError:  # Python's own limit
+        raise InputError(f"{source}: a number of more than 4,300 digits: {_WHOLE_NUMBERS}") from None
+
+
+def check_document(document: Mapping[str, Any], source: str) -> None:
+    """Refuse what nothing behind can hold: depth, whole numbers of more than 64 bits, texts that are no Unicode.
+
+    Raises:
+        InputError: names the key.
+    """
+    left: list[tuple[tuple[str, ...], Any]] = [((), document)]
+    while left:
+        path, value = left.pop()
+        key = ".".join(path[:_DEEPEST])
+        if len(path) > _DEEPEST:
+            raise InputError(f"{source}: {key}: {_TOO_DEEP}", hint="a study file needs four")
+        if isinstance(value, Mapping):
+            left += [((*path, str(name)), inner) for name, inner in value.items()]
+        elif isinstance(value, list | tuple):
+            left += [((*path, str(place)), inner) for place, inner in enumerate(value)]
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InputError(f"{source}: {key}: {_WHOLE_NUMBERS}, got one of {value.bit_length():,} bits")
+        for text in (value, *path[-1:]):
+            if isinstance(text, str) and _NO_TEXT.search(text) and path != ("name",):  # which has a rule of its own
+                raise InputError(f"{source}: {key!a}: a text must be Unicode without NUL, got {text!a:.60}")
+
+
+def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_values: int, source: str) -> Dimension:
+    """What `[search]` says about one key.
+
+    Args:
+        sections: section -> key -> value: a dimension's values are judged beside the study's own.
+        max_values: more values than this are refused.
+    Raises:
+        InputError: no such key, or values that its section does not take; names source, key and value.
+    """
+    section = _searchable_section(name, source)
+    is_integer = _is_integer(section, name, sections[section])
+    shape = _parse_shape(name, spec, section, source)
+    try:
+        raw = shape.listed(is_integer=is_integer, limit=max_values)
+    except ValueError as error:
+        raise InputError(f"{source}: search.{name} {error}") from None
+    return Dimension(
+        name=name,
+        values=_checked_values(name, raw, sections[section], shape, section, source),
+        is_integer=is_integer,
+        is_continuous=isinstance(shape, Range),
+        is_log=isinstance(shape, LogGrid) or (isinstance(shape, Range) and shape.log),
+        has_zero=isinstance(shape, LogGrid) and shape.zero,
+        log_grid=shape if isinstance(shape, LogGrid) else None,
+    )
+
+
+def listed_dimensions(
+    points: Sequence[Mapping[str, Any]], sections: Mapping[str, Any], max_points: int, source: str
+) -> tuple[Dimension, ...]:
+    """What the points of a list search: every key that one of them has, with its values in order.
+
+    Raises:
+        InputError: no points, too many, or values that their section does not take.
+    """
+    if not points:
+        raise InputError(
+            f"{source}: search.points is missing: strategy listed trains the points that it lists",
+            hint="points = [{ learning_rate = 0.1 }, { learning_rate = 0.01, seed = 1 }]",
+        )
+    if len(points) > max_points:
+        raise InputError(
+            f"{source}: search.points has {len(points):,} points, more than the limit of {max_points:,}",
+            hint=f"raise it with --set search.max_points={len(points)}",
+        )
+    values: dict[str, dict[Any, None]] = {}  # ordered sets
+    for number, point in enumerate(points, start=1):
+        for name, value in point.items():
+            if isinstance(kernels_text(value), list | dict):
+                raise InputError(f"{source}: search.points: point {number}: {name} must be a plain value")
+            values.setdefault(name, {})[kernels_text(value) if name == _KERNELS else value] = None
+    place = f"{source}: search.points"
+    return tuple(parse_dimension(name, list(v), sections, max_points, place) for name, v in values.items())
+
+
+def flat_search(search: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """`[search]` with one entry per dimension: TOML reads `options.width = [...]` as a table in a table."""
+    options = search.get("options")
+    if not isinstance(options, dict):
+        return dict(search)
+    flat: dict[str, Any] = {}
+    for name, spec in search.items():
+        entries = {OPTION_PREFIX + option: inner for option, inner in options.items()}
+        flat.update(entries if name == "options" else {name: spec})
+    if len(flat) < len(search) - 1 + len(options):
+        raise InputError(f"{source}: an option of [search] stands there twice", hint="write options.NAME once")
+    return flat
+
+
+def section_of(name: str) -> str | None:
+    """The section whose key (or whose option) a dimension searches."""
+    if name.startswith(OPTION_PREFIX):
+        return "model"
+    return next((section for section, kind in _SECTIONS.items() if name in kind.model_fields), None)
+
+
+def with_value(section: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """A section's values with a dimension's value in its place."""
+    if not name.startswith(OPTION_PREFIX):
+        return {**section, name: value}
+    return {**section, "options": {**section["options"], name.removeprefix(OPTION_PREFIX): value}}
+
+
+def value_in(section: Mapping[str, Any], name: str) -> Any:
+    """What a section says about a searched key; None for an option that it does not name."""
+    if not name.startswith(OPTION_PREFIX):
+        return section[name]
+    return section["options"].get(name.removeprefix(OPTION_PREFIX))
+
+
+def _value_in(settings: Settings, name: str) -> Any:
+    if name == _KERNELS:
+        return kernels_text(getattr(settings, name))
+    if not name.startswith(OPTION_PREFIX):
+        return getattr(settings, name)
+    return settings.model_dump()["options"][name.removeprefix(OPTION_PREFIX)]
+
+
+def written_dimension(dimension: Dimension) -> dict[str, Any] | list[ParameterValue]:
+    """The dimension as a user writes it: a list, or a table with `log10` or with `low` and `high`."""
+    if grid := dimension.log_grid:
+        exponents = [int(e) if e.is_integer() else e for e in grid.log10]
+        finer = {"per_decade": grid.per_decade} if grid.per_decade != 1 else {}
+        zero = {"zero": True} if grid.zero else {}
+        share = {} if grid.zero_share is None else {"zero_share": grid.zero_share}
+        return {"log10": exponents, **finer, **zero, **share}
+    if dimension.is_continuous:
+        low, high = dimension.values
+        return {"low": low, "high": high, **({"log": True} if dimension.is_log else {})}
+    return list(dimension.values)
+
+
+def inline_text(value: Any) -> str:
+    """A plain value on one line, as TOML writes it: `{ log10 = [-1, -4], zero = true }`."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {inline_text(inner)}" for key, inner in value.items()) + " }"
+    return json.dumps(value)
+
+
+def _searchable_section(name: str, source: str) -> str:
+    """The section whose key `name` is, if it can be searched."""
+    section = section_of(name)
+    if section is not None and name not in _NOT_SEARCHABLE:
+        return section
+    own = [key for key in SearchSettings.model_fields if key != "dimensions"]
+    searchable = [k for kind in _SECTIONS.values() for k in kind.model_fields if k not in _NOT_SEARCHABLE]
+    searchable.append(f"{OPTION_PREFIX}NAME")
+    reason = "no such key to search" if section is None else "this key cannot be searched"
+    raise InputError(f"{source}: search.{name}: {reason}", hint=suggest_names(name, [*own, *searchable]))
+
+
+def _parse_shape(name: str, spec: Any, section: str, source: str) -> LogGrid | Range | Choice:
+    """Tell the three ways to describe a dimension apart by their keys."""
+    key = f"search.{name}"
+    table = {"values": spec} if isinstance(spec, list) else spec
+    if isinstance(table, dict):
+        if "log10" in table:
+            return validated(LogGrid, table, source=source, section=key)
+        if "low" in table or "high" in table:
+            return validated(Range, table, source=source, section=key)
+        if "values" in table:
+            return validated(Choice, table, source=source, section=key)
+    raise InputError(
+        f"{source}: {key} must be a list of values or a table, got {shown(spec)}",
+        hint=f"{name} = [...], {{ log10 = [-1, -4] }} or {{ low = ..., high = ... }}; "
+        f"a single value belongs under [{section}]",
+    )
+
+
+def _is_integer(section: str, name: str, own: Mapping[str, Any]) -> bool:
+    if name.startswith(OPTION_PREFIX):  # nothing but the study's own value tells what an option holds
+        default = own["options"].get(name.removeprefix(OPTION_PREFIX))
+    else:
+        default = _SECTIONS[section].model_fields[name].get_default()
+    # training.seed is the one whole number without a default of its own.
+    return name == "seed" or (isinstance(default, int) and not isinstance(default, bool))
+
+
+def _checked_values(
+    name: str,
+    raw: Sequence[Any],
+    own: Mapping[str, Any],
+    shape: LogGrid | Range | Choice,
+    section: str,
+    source: str,
+) -> tuple[ParameterValue, ...]:
+    """Every value must be one that its section takes, and none may stand twice."""
+    if not raw:
+        raise InputError(f"{source}: search.{name} has no values", hint="an empty grid has no points")
+    values: dict[ParameterValue, None] = {}  # an ordered set
+    for entry in map(kernels_text, raw) if name == _KERNELS else raw:
+        settings = validated(_SECTIONS[section], with_value(own, name, entry), source=source, section="search")
+        value = _value_in(settings, name)  # as the section reads it: 1 becomes 1.0 for a rate
+        if value in values:
+            is_rounded = isinstance(shape, LogGrid)  # only whole numbers that were rounded can meet in it
+            raise InputError(
+                f"{source}: search.{name} has the value {value!r} twice",
+                hint="lower per_decade or widen log10" if is_rounded else "each point is counted once",
+            )
+        values[value] = None
+    return tuple(values)
+
+
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Put `section.key=value` into the document; the value is read as TOML, or as a bare word."""
+    key, separator, text = override.partition("=")
+    path = key.strip().split(".")
+    if not separator or not all(path):
+        raise InputError(f"--set {override}: must be KEY=VALUE", hint="--set training.max_epochs=3")
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        parsed = {}
+    except (ValueError, RecursionError):
+        parsed = parse_toml(f"value = {text}", f"--set {override:.60}")  # raises, in our words
+    # `--set data.dataset=digits` needs no quotes; more keys than one come of a line break in the text.
+    value = parsed["value"] if len(parsed) == 1 else text.strip()
+    if ".".join(path) in _STRING_KEYS and not isinstance(value, str):
+        value = text.strip()
+    for section in path[:-1]:
+        document = document.setdefault(section, {})
+        if not isinstance(document, dict):
+            raise InputError(f"--set {override}: {section} is a value, not a section")
+    document[path[-1]] = value

@@ -1,0 +1,277 @@
+"""Backpropagation through fully connected layers of all lanes, written out, and in blocks of minibatches.
+
+At batch 20 plain SGD spends its time reading and writing the first layer's weights: a minibatch is too small
+to reuse them. But those weights are needed only for X W^T, and an update adds D^T X to them. So for the
+minibatches X_0, X_1 ... of a block, with the weights W as they are at its beginning,
+
+    X_j W_j^T = X_j W^T + sum over i < j of (X_j X_i^T) D_i
+
+where D_i are minibatch i's deltas with the learning rate in them. The Gram matrix X X^T of a block is the
+same for all lanes. This is the same SGD, minibatch after minibatch, with sums taken in another order: one
+large product instead of many small ones, and W is read twice and written once per block. L2 regularisation
+shrinks W by a factor f in each step, which only puts powers of f into the sum. L1 and the other optimizers
+are not linear in W: there a block is one minibatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from hpsearch.study.settings import Precision, TrainingSettings
+from hpsearch.training.lanes.stack import LaneStack
+from hpsearch.training.losses import ScaledPenalties, lanes_first
+from hpsearch.training.networks.activations import activate_, multiply_slope
+from hpsearch.training.networks.dense import DenseLayer, DenseNetwork
+from hpsearch.training.optimizers import Optimizer
+from hpsearch.training.precision import Products
+
+# Images per block. On a CPU products reach their full rate at about 100 rows, and each block also pays for
+# its triangle of corrections. On a GPU the weights' traffic weighs more.
+BLOCK_ROWS = {"cpu": 100, "cuda": 200}
+# The largest relative decay per step, 2 * learning_rate * lambda_2, with which a block works: the powers of
+# the shrinking factor then stay so near 1 that they cost no digits.
+LARGEST_BLOCK_DECAY = 0.02
+# A block's Gram matrix costs rows^2 * pixels for all lanes together; their products rows * outputs * pixels.
+LEAST_OUTPUTS_PER_ROW = 4
+
+
+def is_linear(training: TrainingSettings) -> bool:
+    """Whether this trial's updates can be gathered in blocks; schedules never raise the learning rate."""
+    decay = 2.0 * training.learning_rate * training.lambda_2
+    return training.optimizer == "sgd" and training.lambda_1 == 0.0 and decay <= LARGEST_BLOCK_DECAY
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DenseStep:
+    """Trains the stack's linear lanes in blocks and the others minibatch by minibatch; no host sync.
+
+    A weight's gradient is deltas^T @ inputs; the product that computes it adds straight into the optimizer's
+    target (for SGD the weight itself), so that no gradient is written down. This needs the learning rate
+    inside the deltas: they are scaled once, at the scores, where they are small.
+
+    Args:
+        block_rows: images per block at most; minibatches larger than half of it come one by one. In float32 fewer
+            may be taken, where blocks don't pay. Must be 1 where lanes lose and regain common images and the
+            precision is lower: a block is rounded otherwise than its minibatches one by one.
+    """
+
+    network: DenseNetwork
+    optimizer: Optimizer
+    block_rows: int
+    precision: Precision = "float32"
+    beat: Callable[[], None] = lambda: None
+
+    @cached_property
+    def products(self) -> Products:
+        return Products(precision=self.precision)
+
+    @torch.no_grad()
+    def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+        cut = stack.num_linear
+        parts = [(0, cut), (cut, stack.num_lanes)] if 0 < cut < stack.num_lanes else [(0, stack.num_lanes)]
+        losses = []
+        for start, stop in parts:
+            lanes = _Lanes(step=self, stack=stack.part(start, stop), batch_size=batch_size)
+            if images.dim() == 3:
+                losses.append(lanes.train(images[start:stop], labels[start:stop]))
+            else:
+                losses.append(lanes.train(images, labels))
+        return torch.cat(losses)
+
+
+@dataclass(kw_only=True)
+class _Block:
+    """What the minibatches of a block share; R images.
+
+    Args:
+        prepared: [L, R, pixels] images as products take them; expanded where the lanes share them.
+        labels: [L, R], or [R] where the lanes share them.
+        score_gradients: [L, R, classes] the scaled loss derived by the log-probabilities.
+        sums: [L, R, outputs] the first layer's weighted sums, without bias, by the weights at the beginning.
+        deltas: [L, R, outputs] the scaled loss derived by those sums; filled minibatch by minibatch.
+        gram: [R, R] the images' products with each other; None in a block of one minibatch. Like the corrections
+            that are made with it, in full float32 whatever the study's precision.
+    """
+
+    prepared: Tensor
+    labels: Tensor
+    score_gradients: Tensor
+    sums: Tensor
+    deltas: Tensor
+    gram: Tensor | None
+    log_probabilities: list[Tensor] = field(default_factory=list)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Lanes:
+    """Lanes that are all linear or all not, on their way through consecutive minibatches."""
+
+    step: DenseStep
+    stack: LaneStack
+    batch_size: int
+
+    def train(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the minibatches' mean NLLs, [L] float64."""
+        rows = self.batch_size * self._minibatches_per_block(images)
+        losses = torch.zeros(self.stack.num_lanes, dtype=torch.float64, device=images.device)
+        for start in range(0, labels.shape[-1], rows):
+            size = min(rows, labels.shape[-1] - start)
+            block = self._block(images.narrow(-2, start, size), labels.narrow(-1, start, size))
+            self._train_block(block)
+            self.step.beat()
+            log_probabilities = torch.cat(block.log_probabilities, dim=1)
+            chosen = block.labels.expand(log_probabilities.shape[:-1]).unsqueeze(-1)
+            losses -= log_probabilities.gather(-1, chosen).sum(dim=(1, 2), dtype=torch.float64)
+        return losses / self.batch_size
+
+    def _minibatches_per_block(self, images: Tensor) -> int:
+        rows = self.step.block_rows
+        # Lanes with minibatches of their own would each need a Gram matrix of their own.
+        if images.dim() == 3 or self.stack.num_linear == 0:
+            return 1
+        # In float32 both ways give the same to rounding. In TF32 and bfloat16 they round differently, and a trial
+        # must not depend on the number of its neighbours.
+        outputs = self.stack.num_lanes * self._first.num_outputs
+        if self.step.precision == "float32" and outputs < LEAST_OUTPUTS_PER_ROW * rows:
+            return 1
+        return max(1, rows // self.batch_size)
+
+    def _block(self, images: Tensor, labels: Tensor) -> _Block:
+        gram = images @ images.T if labels.shape[-1] > self.batch_size else None
+        products = self.step.products
+        prepared = products.prepared(images)
+        if images.dim() == 2:  # expanded, not copied: every lane's product reads the same images
+            prepared = prepared.expand(self.stack.num_lanes, *images.shape)
+        weights = products.prepared(self.stack.parameters[self._first.weight])
+        sums = products.multiply(prepared, weights.transpose(1, 2))
+        one_hot = images.new_zeros(*labels.shape, self.step.network.num_classes)
+        one_hot.scatter_(-1, labels.unsqueeze(-1), 1.0)
+        score_gradients = one_hot * -self._scale_per_image
+        return _Block(
+            prepared=prepared,
+            labels=labels,
+            score_gradients=score_gradients,
+            sums=sums,
+            deltas=torch.empty_like(sums),
+            gram=gram,
+        )
+
+    def _train_block(self, block: _Block) -> None:
+        stack, optimizer = self.stack, self.step.optimizer
+        num_rows = block.sums.shape[1]
+        for start in range(0, num_rows, self.batch_size):
+            targets = optimizer.targets_(stack.parameters, stack.optimizer_state, stack.rates)
+            self._train_minibatch(block, slice(start, start + self.batch_size), targets)
+        name = self._first.weight
+        if block.gram is None:
+            self._penalties.add_gradient_(targets[name], stack.parameters[name])
+        self.step.products.add_product_(
+            targets[name], self.step.products.prepared(block.deltas).transpose(1, 2), block.prepared
+        )
+        if block.gram is not None and stack.penalties.has_l2:
+            targets[name].mul_(self._shrinking(num_rows // self.batch_size))
+        optimizer.finish_(stack.parameters, stack.optimizer_state, stack.rates, targets)
+
+    def _train_minibatch(self, block: _Block, rows: slice, targets: Mapping[str, Tensor]) -> None:
+        """Forward and backward; every update but that of the first layer's weights."""
+        outputs = [self._first_outputs(block, rows)]
+        for layer in self._layers[1:]:
+            outputs.append(self._forward(layer, outputs[-1]))
+        log_probabilities = torch.log_softmax(outputs[-1], dim=-1)
+        block.log_probabilities.append(log_probabilities)
+        # Of the derivative -1 at the label and 0 elsewhere this makes softmax - one_hot, scaled, in one go.
+        deltas = torch._log_softmax_backward_data(
+            block.score_gradients[:, rows], log_probabilities, -1, log_probabilities.dtype
+        )
+        for below, layer, inputs in self._downwards(outputs):
+            prepared = self.step.products.prepared(deltas)
+            weights = self.step.products.prepared(self.stack.parameters[layer.weight])
+            # The deltas below come before this layer's update: they need the weights of this forward pass.
+            deltas_below = self.step.products.multiply(prepared, weights)
+            self._update(layer, prepared, deltas, inputs, targets)
+            assert below.activation is not None  # only the last layer has none
+            # The deltas of the first layer go where the whole block's are gathered.
+            out = block.deltas[:, rows] if below is self._first else deltas_below
+            deltas = multiply_slope(below.activation, deltas_below, inputs, out=out)
+        targets[self._first.bias].add_(deltas.sum(dim=1))
+        if block.gram is not None and self.stack.penalties.has_l2:
+            # Undoes the shrinking that the whole sum will be multiplied with when it is used.
+            deltas.mul_(self._shrinking(-rows.start // self.batch_size - 1))
+        if len(self._layers) == 1:
+            block.deltas[:, rows] = deltas
+
+    def _first_outputs(self, block: _Block, rows: slice) -> Tensor:
+        """The first layer's outputs with its weights as they are by now, [L, B, outputs]."""
+        sums = block.sums[:, rows]
+        if block.gram is not None and rows.start > 0:
+            gram = block.gram[rows, : rows.start].expand(self.stack.num_lanes, -1, -1)
+            sums.baddbmm_(gram, block.deltas[:, : rows.start])
+            if self.stack.penalties.has_l2:
+                sums.mul_(self._shrinking(rows.start // self.batch_size))
+        return self._activated_(self._first, sums)
+
+    def _forward(self, layer: DenseLayer, inputs: Tensor) -> Tensor:
+        products = self.step.products
+        weights = products.prepared(self.stack.parameters[layer.weight])
+        return self._activated_(layer, products.multiply(products.prepared(inputs), weights.transpose(1, 2)))
+
+    def _activated_(self, layer: DenseLayer, sums: Tensor) -> Tensor:
+        bias = self.stack.parameters[layer.bias].unsqueeze(1)
+        return sums.add_(bias) if layer.activation is None else activate_(layer.activation, sums, bias=bias)
+
+    def _update(
+        self, layer: DenseLayer, prepared: Tensor, deltas: Tensor, inputs: Tensor, targets: Mapping[str, Tensor]
+    ) -> None:
+        self._penalties.add_gradient_(targets[layer.weight], self.stack.parameters[layer.weight])
+        self.step.products.add_product_(
+            targets[layer.weight], prepared.transpose(1, 2), self.step.products.prepared(inputs)
+        )
+        targets[layer.bias].add_(deltas.sum(dim=1))
+
+    def _downwards(self, outputs: list[Tensor]) -> list[tuple[DenseLayer, DenseLayer, Tensor]]:
+        """(layer below, layer, what lies between them), from the scores down to the second layer."""
+        return list(zip(self._layers, self._layers[1:], outputs, strict=False))[::-1]
+
+    @cached_property
+    def _layers(self) -> tuple[DenseLayer, ...]:
+        return self.step.network.layers
+
+    @property
+    def _first(self) -> DenseLayer:
+        return self._layers[0]
+
+    @cached_property
+    def _scale(self) -> Tensor:
+        """What gradients are multiplied with before they are added, [L] float64."""
+        return self.step.optimizer.gradient_scale(self.stack.rates)
+
+    @cached_property
+    def _scale_per_image(self) -> Tensor:
+        """The same for the share of one image in the mean, [L, 1, 1] in the weights' precision."""
+        like = self.stack.parameters[self._first.weight]
+        return lanes_first(self._scale / self.batch_size, like)
+
+    @cached_property
+    def _penalties(self) -> ScaledPenalties:
+        like = self.stack.parameters[self._first.weight]
+        return self.stack.penalties.scaled(self._scale, like.dtype)
+
+    @cached_property
+    def _powers(self) -> dict[int, Tensor]:
+        return {}
+
+    def _shrinking(self, num_minibatches: int) -> Tensor:
+        """By what L2 multiplies a lane's weights in so many minibatches, [L, 1, 1]."""
+        if num_minibatches not in self._powers:
+            factor = 1.0 + 2.0 * self.stack.penalties.lambda_2 * self._scale  # the scale is negative
+            like = self.stack.parameters[self._first.weight]
+            self._powers[num_minibatches] = lanes_first(factor**num_minibatches, like)
+        return self._powers[num_minibatches]

@@ -1,0 +1,255 @@
+"""The tensors of all busy lanes: parameters, the best so far, the reference, optimizer state, rates; all [L, ...]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from hpsearch.study.settings import TrainingSettings
+from hpsearch.training.correct_images import gained_and_lost
+from hpsearch.training.losses import LanePenalties
+from hpsearch.training.networks.network import Network
+from hpsearch.training.networks.padding import PADDED_FAMILIES, fit
+from hpsearch.training.optimizers import Rates
+
+# What an epoch's set-up sends to the device, lane by lane.
+NUMBERS = ("learning_rate", "momentum", "beta_1", "beta_2", "epsilon", "lambda_1", "lambda_2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialTensors:
+    """All tensors that one trial's training goes on from, or, stacked, those of several trials."""
+
+    parameters: Mapping[str, Tensor]
+    optimizer_state: Mapping[str, Tensor]
+    best_parameters: Mapping[str, Tensor]
+    correct: Mapping[str, Tensor]  # at the best validation, and at the reference: bool [N]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TrialTensors:
+        """Change every tensor."""
+        return self.replaced({name: change(tensor) for name, tensor in self.named().items()})
+
+    def fit(self, network: Network) -> TrialTensors:
+        """Bring all of them to the widths of another network (`padding.fit`)."""
+        if network.model.family not in PADDED_FAMILIES:
+            return self  # there is one width only
+        return TrialTensors(
+            parameters=fit(self.parameters, network),
+            optimizer_state=fit(self.optimizer_state, network),
+            best_parameters=fit(self.best_parameters, network),
+            correct=self.correct,
+        )
+
+    def named(self) -> dict[str, Tensor]:
+        """All of them by one name each: parameters/..., optimizer/..., best/..., correct/..."""
+        parts = {
+            "parameters": self.parameters,
+            "optimizer": self.optimizer_state,
+            "best": self.best_parameters,
+            "correct": self.correct,
+        }
+        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    def replaced(self, named: Mapping[str, Tensor]) -> TrialTensors:
+        """The same with other tensors, by the names that `named` gives them."""
+        return TrialTensors(
+            parameters={name: named[f"parameters/{name}"] for name in self.parameters},
+            optimizer_state={name: named[f"optimizer/{name}"] for name in self.optimizer_state},
+            best_parameters={name: named[f"best/{name}"] for name in self.best_parameters},
+            correct={name: named[f"correct/{name}"] for name in self.correct},
+        )
+
+
+@dataclass(kw_only=True)
+class LaneStack:
+    """Exactly the busy lanes, one behind the other: an idle lane has no memory and costs no time.
+
+    Lane l of every tensor belongs to the same trial. `rates` and `penalties` hold for one epoch
+    (`set_rates`).
+
+    Args:
+        num_images: of the validation set.
+        critical_gains: the table of a `ReferenceTest`, on the device; None: no reference is kept.
+        num_linear: so many lanes, the first ones, may be trained in blocks of minibatches (`dense_step`); they
+            have no L1.
+        version: grows whenever tensors have moved to other memory, or a step would do other operations;
+            what was captured before must not be replayed any more.
+    """
+
+    device: torch.device
+    num_images: int = 0
+    critical_gains: Tensor | None = None
+    num_linear: int = 0
+    version: int = 0
+    rates: Rates = field(init=False)
+    penalties: LanePenalties = field(init=False)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    optimizer_state: dict[str, Tensor] = field(default_factory=dict)
+    best_parameters: dict[str, Tensor] = field(default_factory=dict)
+    best_losses: dict[str, Tensor] = field(default_factory=dict)  # zero_one, nll: [L] float64
+    correct: dict[str, Tensor] = field(default_factory=dict)  # best and, if one is kept, reference: [L, N] bool
+
+    def __post_init__(self) -> None:
+        self._numbers = torch.empty(len(NUMBERS), 0, dtype=torch.float64, device=self.device)
+        self.set_rates([], [])
+
+    @property
+    def num_lanes(self) -> int:
+        return len(self.best_losses["nll"]) if self.best_losses else 0
+
+    def insert(self, lane: int, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
+        """Put one trial's tensors before a lane, or behind the last one. They are copied."""
+        self.version += 1
+        for stacked, single in self._pairs(parameters, optimizer_state):
+            for name, value in single.items():
+                behind = stacked.get(name, value.new_empty(0, *value.shape))
+                stacked[name] = torch.cat([behind[:lane], value.unsqueeze(0), behind[lane:]])
+
+    def replace(self, lane: int, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
+        """Give a lane to another trial, in the same memory."""
+        for stacked, single in self._pairs(parameters, optimizer_state):
+            for name, value in single.items():
+                stacked[name][lane].copy_(value)
+
+    def fresh_correct(self) -> dict[str, Tensor]:
+        """What a trial has in `correct` before its first validation: no image is right."""
+        names = ["best"] if self.critical_gains is None else ["best", "reference"]
+        return {name: torch.zeros(self.num_images, dtype=torch.bool, device=self.device) for name in names}
+
+    def set_best(self, lane: int, tensors: TrialTensors, *, zero_one: float, nll: float) -> None:
+        """Let a lane have a best, and a reference, from earlier epochs, in the same memory; no host sync."""
+        pairs = (self.best_parameters, tensors.best_parameters), (self.correct, tensors.correct)
+        for stacked, single in pairs:
+            for name, value in single.items():
+                stacked[name][lane].copy_(value)
+        self.best_losses["zero_one"][lane] = zero_one
+        self.best_losses["nll"][lane] = nll
+
+    def copied(self, lanes: Sequence[int]) -> TrialTensors:
+        """A copy of some lanes' tensors, stacked in this order, on the device; no host sync."""
+
+        def copy(stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            # Not index_select: no index has to travel to the device.
+            return {name: torch.stack([value[lane] for lane in lanes]) for name, value in stacked.items() if lanes}
+
+        return TrialTensors(
+            parameters=copy(self.parameters),
+            optimizer_state=copy(self.optimizer_state),
+            best_parameters=copy(self.best_parameters),
+            correct=copy(self.correct),
+        )
+
+    def remove(self, lane: int) -> None:
+        """Close the gap that a finished trial leaves: the lanes behind it move up."""
+        self.version += 1
+        for stacked in self._tensors():
+            for name, value in stacked.items():
+                # Two slices rather than index_select: no index has to travel to the device.
+                stacked[name] = torch.cat([value[:lane], value[lane + 1 :]])
+
+    def resize(self, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+        """Bring all lanes' parameters and optimizer state to other shapes."""
+        self.version += 1
+        self.parameters = change(self.parameters)
+        self.optimizer_state = change(self.optimizer_state)
+        self.best_parameters = change(self.best_parameters)
+
+    def part(self, start: int, stop: int) -> LaneStack:
+        """Some neighbouring lanes, in the same memory: training them trains these lanes."""
+        lanes = slice(start, stop)
+        part = LaneStack(
+            device=self.device,
+            num_images=self.num_images,
+            critical_gains=self.critical_gains,
+            num_linear=min(max(self.num_linear - start, 0), stop - start),
+        )
+        part.rates, part.penalties = self.rates.part(lanes), self.penalties.part(lanes)
+        if stop <= self.num_linear:
+            part.penalties = replace(part.penalties, has_l1=False)
+        for mine, its in zip(self._tensors(), part._tensors(), strict=True):
+            its.update({name: value[lanes] for name, value in mine.items()})
+        return part
+
+    def set_rates(self, trainings: Sequence[TrainingSettings], learning_rates: Sequence[float]) -> None:
+        """Prepare an epoch with one transfer; into the same memory as long as the number of lanes is the same."""
+        rows = [
+            [rate, *(getattr(training, name) for name in NUMBERS[1:])]
+            for training, rate in zip(trainings, learning_rates, strict=True)
+        ]
+        values = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(NUMBERS)).t()
+        if values.shape != self._numbers.shape:
+            self._numbers = torch.empty(values.shape, dtype=torch.float64, device=self.device)
+            self.version += 1
+        self._numbers.copy_(values)
+        by_name = dict(zip(NUMBERS, self._numbers, strict=True))
+        before = self.penalties if hasattr(self, "penalties") else None
+        self.penalties = LanePenalties(
+            lambda_1=by_name.pop("lambda_1"),
+            lambda_2=by_name.pop("lambda_2"),
+            has_l1=any(training.lambda_1 > 0 for training in trainings),
+            has_l2=any(training.lambda_2 > 0 for training in trainings),
+        )
+        self.rates = Rates(**by_name)
+        if before is not None and (before.has_l1, before.has_l2) != (self.penalties.has_l1, self.penalties.has_l2):
+            self.version += 1
+
+    @torch.no_grad()
+    def keep_best(self, zero_one: Tensor, nll: Tensor, correct: Tensor) -> tuple[Tensor, ...]:
+        """Copy what belongs to the best of those lanes whose validation is their best so far; no host sync.
+
+        The rule is `Validation.is_better_than`: lower zero-one loss, then lower NLL. A loss that is not
+        finite is never the best: a diverged network still has a zero-one loss, and by chance a low one.
+
+        Args:
+            zero_one, nll: [L] float64.
+            correct: which images are right, bool [L, N].
+        Returns:
+            Where a reference is kept: images gained and lost against what it was before, [L] float64 each.
+        """
+        best_zero_one, best_nll = self.best_losses["zero_one"], self.best_losses["nll"]
+        is_finite = nll.isfinite()
+        is_lower = (zero_one < best_zero_one) & is_finite
+        is_best = is_lower | ((zero_one == best_zero_one) & (nll < best_nll) & is_finite)
+        compared = self._compare(is_lower, correct)
+        best_zero_one.copy_(torch.where(is_best, zero_one, best_zero_one))
+        best_nll.copy_(torch.where(is_best, nll, best_nll))
+        for name, best in self.best_parameters.items():
+            parameter = self.parameters[name]
+            mask = is_best.reshape(-1, *[1] * (parameter.dim() - 1))
+            # where, not arithmetic with a 0/1 mask: 0 * NaN would let a diverged lane spoil its own best.
+            torch.where(mask, parameter, best, out=best)
+        best_correct = self.correct["best"]
+        torch.where(is_best.unsqueeze(-1), correct, best_correct, out=best_correct)
+        return compared
+
+    def _compare(self, is_new_best: Tensor, correct: Tensor) -> tuple[Tensor, ...]:
+        """Images gained and lost; a new best that is significantly better than the reference takes its place.
+
+        `search.stopping.SignificancePatience` decides the same, from the same numbers and table. A tie is no new best
+        to it, whatever the NLL.
+        """
+        if self.critical_gains is None:
+            return ()
+        reference = self.correct["reference"]
+        gained, lost = gained_and_lost(correct, reference)
+        is_first = self.best_losses["zero_one"].isinf()
+        is_significant = is_first | (gained >= self.critical_gains[gained + lost])
+        moves = (is_new_best & is_significant).unsqueeze(-1)
+        torch.where(moves, correct, reference, out=reference)
+        return gained.double(), lost.double()
+
+    def _pairs(
+        self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]
+    ) -> list[tuple[dict[str, Tensor], Mapping[str, Tensor]]]:
+        """The stacked tensors, and what a fresh trial puts into each."""
+        worst = torch.tensor(math.inf, dtype=torch.float64, device=self.device)
+        losses = {"zero_one": worst, "nll": worst}
+        fresh = [parameters, optimizer_state, parameters, losses, self.fresh_correct()]
+        return list(zip(self._tensors(), fresh, strict=True))
+
+    def _tensors(self) -> tuple[dict[str, Tensor], ...]:
+        return self.parameters, self.optimizer_state, self.best_parameters, self.best_losses, self.correct

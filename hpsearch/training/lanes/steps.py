@@ -1,0 +1,172 @@
+"""Consecutive minibatches for all lanes: forward, backward, update. The hot path.
+
+`AutogradStep` serves any network; `DenseStep` has the gradient of fully connected ones written out. They give
+the same numbers, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, final
+
+import torch
+from torch import Tensor
+
+from hpsearch.study.settings import Precision
+from hpsearch.training.lanes.capture import CapturedStep, CudaCapture
+from hpsearch.training.lanes.dense_step import BLOCK_ROWS, DenseStep
+from hpsearch.training.lanes.stack import LaneStack
+from hpsearch.training.losses import mean_nll, nll_per_image
+from hpsearch.training.networks.dense import DenseNetwork
+from hpsearch.training.networks.network import Network
+from hpsearch.training.optimizers import Optimizer
+from hpsearch.training.precision import computing, multiplying
+
+# Floats of a slice's widest intermediate result, 32 MiB of float32: bounds the memory of large minibatches.
+# The notes' 500 images are one slice: smaller ones were slower (docs/performance.md).
+SLICE_FLOATS = 2**23
+
+
+class LaneStep(Protocol):
+    """Trains every lane."""
+
+    def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+        """Train on consecutive minibatches: updates the stack's parameters and optimizer state in place.
+
+        Nothing waits for the device.
+
+        Args:
+            images: [N, pixels] shared by the lanes, or [L, N, pixels]; N is a multiple of the batch size.
+            labels: [N] or [L, N] int64.
+        Returns:
+            Sum over the minibatches of the mean NLL before the update, in nats, [L] float64.
+        """
+
+
+def build_step(
+    network: Network,
+    optimizer: Optimizer,
+    device: torch.device,
+    precision: Precision = "float32",
+    is_shuffled: bool = False,
+    beat: Callable[[], None] = lambda: None,
+) -> LaneStep:
+    """The fastest step that we have for this network on this device.
+
+    Shuffled lanes share images while all have one seed and epoch, which is up to their neighbours. In float32 what
+    common images save is done otherwise to rounding only; in TF32 and bfloat16 every lane goes the way of one whose
+    images are its own.
+
+    Args:
+        beat: called after each minibatch (block, or slice of one), or after each run of a captured graph.
+    """
+    step: LaneStep
+    ignores_sharing = is_shuffled and precision != "float32"
+    if isinstance(network, DenseNetwork):
+        rows = 1 if ignores_sharing else BLOCK_ROWS[device.type]
+        step = DenseStep(network=network, optimizer=optimizer, precision=precision, block_rows=rows, beat=beat)
+    else:
+        step = AutogradStep(
+            network=network,
+            optimizer=optimizer,
+            precision=precision,
+            is_sliced=network.prefers_single_lanes(device),
+            ignores_sharing=ignores_sharing,
+            beat=beat,
+        )
+    return CapturedStep(step=step, capture=CudaCapture(device), beat=beat) if device.type == "cuda" else step
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AutogradStep:
+    """Gradients by torch.autograd, with each lane's loss multiplied by a factor of its own.
+
+    The factor carries the optimizer's gradient scale (the learning rate), so that gradients arrive ready to
+    be added.
+
+    Args:
+        is_sliced: go through the lanes one by one, and through large minibatches in slices, instead of all at
+            once (`Network.prefers_single_lanes`).
+        ignores_sharing: compute with common images as if each lane had its own.
+    """
+
+    network: Network
+    optimizer: Optimizer
+    precision: Precision = "float32"
+    is_sliced: bool = False
+    ignores_sharing: bool = False
+    beat: Callable[[], None] = lambda: None
+
+    def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+        losses = torch.zeros(stack.num_lanes, dtype=torch.float64, device=images.device)
+        with multiplying(self.precision, images.device):
+            for start in range(0, labels.shape[-1], batch_size):
+                minibatch = images.narrow(-2, start, batch_size), labels.narrow(-1, start, batch_size)
+                losses += self._train_minibatch(stack, *minibatch)
+                self.beat()
+        return losses
+
+    def _train_minibatch(self, stack: LaneStack, images: Tensor, labels: Tensor) -> Tensor:
+        scale = self.optimizer.gradient_scale(stack.rates)
+        gradients_of = self._lane_by_lane if self.is_sliced else self._all_at_once
+        losses, gradients = gradients_of(stack.parameters, images, labels, scale)
+        with torch.no_grad():
+            targets = self.optimizer.targets_(stack.parameters, stack.optimizer_state, stack.rates)
+            penalties = stack.penalties.scaled(scale, losses.dtype)
+            for name in self.network.weight_names:
+                penalties.add_gradient_(targets[name], stack.parameters[name])
+            for name, gradient in gradients.items():
+                targets[name].add_(gradient)
+            self.optimizer.finish_(stack.parameters, stack.optimizer_state, stack.rates, targets)
+        return losses
+
+    def _all_at_once(
+        self, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor, scale: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean NLL [L], and its scaled gradients [L, ...] by name."""
+        leaves = {name: value.detach().requires_grad_(True) for name, value in parameters.items()}
+        with torch.enable_grad():
+            if self.ignores_sharing and images.dim() == 2:
+                images = images.expand(len(scale), *images.shape)
+            with computing(self.precision, images.device):
+                logits = self.network.lane_logits(leaves, images)
+            losses = mean_nll(logits.to(_dtype_of(parameters)), labels)
+            # A lane that is NaN makes the sum NaN, but not the other lanes' derivatives of it.
+            total = (losses * scale.to(losses.dtype)).sum()
+        gradients = torch.autograd.grad(total, list(leaves.values()))
+        return losses.detach(), dict(zip(leaves, gradients, strict=True))
+
+    def _lane_by_lane(
+        self, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor, scale: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, with one lane's slice of images at work at a time."""
+        losses = torch.zeros(len(scale), dtype=_dtype_of(parameters), device=images.device)
+        gradients = {name: torch.zeros_like(value) for name, value in parameters.items()}
+        for lane, factor in enumerate(scale.to(losses.dtype) / labels.shape[-1]):
+            leaves = {name: value[lane].detach().requires_grad_(True) for name, value in parameters.items()}
+            lane_images = images if images.dim() == 2 else images[lane]
+            lane_labels = labels if labels.dim() == 1 else labels[lane]
+            for rows in _even_slices(len(lane_labels), SLICE_FLOATS // self.network.widest_activation):
+                with torch.enable_grad():
+                    with computing(self.precision, images.device):
+                        logits = self.network.logits(leaves, lane_images[rows])
+                    nll = nll_per_image(logits.to(losses.dtype), lane_labels[rows]).sum()
+                    scaled = nll * factor
+                for name, gradient in zip(leaves, torch.autograd.grad(scaled, list(leaves.values())), strict=True):
+                    gradients[name][lane].add_(gradient)
+                losses[lane] += nll.detach()
+                self.beat()
+        return losses / labels.shape[-1], gradients
+
+
+def _even_slices(num_rows: int, limit: int) -> list[slice]:
+    """Slices of about equal length, at most `limit` rows each."""
+    num_slices = -(-num_rows // max(1, limit))
+    size = -(-num_rows // num_slices)
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+
+
+def _dtype_of(parameters: Mapping[str, Tensor]) -> torch.dtype:
+    return next(iter(parameters.values())).dtype

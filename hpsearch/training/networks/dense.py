@@ -1,0 +1,129 @@
+"""Fully connected networks: logistic regression and the multilayer perceptron."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpsearch.study.settings import Activation, ModelSettings
+from hpsearch.training.networks.activations import activate, activate_
+from hpsearch.training.networks.initialization import ParameterShape, weight_bound
+from hpsearch.training.networks.network import Network
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseLayer:
+    """outputs = activation(inputs @ weight.T + bias); without an activation: the softmax layer's scores."""
+
+    name: str
+    num_inputs: int
+    num_outputs: int
+    activation: Activation | None
+
+    @property
+    def weight(self) -> str:
+        return f"{self.name}.weight"
+
+    @property
+    def bias(self) -> str:
+        return f"{self.name}.bias"
+
+    def shapes(self, model: ModelSettings) -> dict[str, ParameterShape]:
+        """[outputs, inputs], as torch.nn.Linear has it. Softmax layers start at 0 (DLT).
+
+        In this order the products of a minibatch with the weights of all lanes run at the rate of large
+        ones; the other order costs a fifth (docs/performance.md).
+        """
+        bound = 0.0
+        if self.activation is not None:
+            fans = {"fan_in": self.num_inputs, "fan_out": self.num_outputs}
+            bound = weight_bound(self.activation, model.initialization, **fans)
+        return {
+            self.weight: ParameterShape(shape=(self.num_outputs, self.num_inputs), bound=bound, is_weight=True),
+            self.bias: ParameterShape(shape=(self.num_outputs,), bound=0.0, is_weight=False),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseNetwork(Network):
+    """Fully connected layers, one after the other; `lane_steps` knows their gradient by heart."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[DenseLayer, ...]:
+        """From the images to the scores."""
+
+    @cached_property
+    def parameter_shapes(self) -> dict[str, ParameterShape]:
+        return {name: shape for layer in self.layers for name, shape in layer.shapes(self.model).items()}
+
+    @cached_property
+    def widest_activation(self) -> int:
+        return max(layer.num_outputs for layer in self.layers)
+
+    def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        outputs = images
+        for layer in self.layers:
+            outputs = functional.linear(outputs, parameters[layer.weight], parameters[layer.bias])
+            if layer.activation is not None:
+                outputs = activate(layer.activation, outputs)
+        return outputs
+
+    def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        num_lanes = parameters[self.layers[0].weight].shape[0]
+        # Shared images are expanded, not copied: every lane's product reads the same minibatch.
+        outputs = images if images.dim() == 3 else images.expand(num_lanes, *images.shape)
+        for layer in self.layers:
+            weights, bias = parameters[layer.weight], parameters[layer.bias]
+            if layer.activation is None:
+                outputs = lane_linear(outputs, weights, bias)
+            elif torch.is_grad_enabled():
+                outputs = activate(layer.activation, lane_linear(outputs, weights, bias))
+            else:  # autograd wants its own copies; without it passes over memory are saved
+                outputs = torch.bmm(outputs, weights.transpose(1, 2))
+                outputs = activate_(layer.activation, outputs, bias=bias.unsqueeze(1))
+        return outputs
+
+
+def lane_linear(inputs: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+    """torch.nn.functional.linear of every lane: [L, B, inputs], [L, outputs, inputs], [L, outputs]."""
+    return torch.baddbmm(biases.unsqueeze(1), inputs, weights.transpose(1, 2))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Logistic(DenseNetwork):
+    """Logistic regression: softmax over the pixels' weighted sums, initially all 0.
+
+    Source: DLT, "Classifying MNIST digits using Logistic Regression"; REFERENCE section 2.
+    """
+
+    @cached_property
+    def layers(self) -> tuple[DenseLayer, ...]:
+        scores = DenseLayer(name="output", num_inputs=self.num_pixels, num_outputs=self.num_classes, activation=None)
+        return (scores,)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Mlp(DenseNetwork):
+    """Multilayer perceptron with one hidden layer (784 - 500 - 10 in the notes).
+
+    Source: DLT, "Multilayer Perceptron"; REFERENCE section 2.
+    """
+
+    @cached_property
+    def layers(self) -> tuple[DenseLayer, ...]:
+        width = self.model.hidden_units
+        hidden = DenseLayer(
+            name="hidden", num_inputs=self.num_pixels, num_outputs=width, activation=self.model.activation
+        )
+        scores = DenseLayer(name="output", num_inputs=width, num_outputs=self.num_classes, activation=None)
+        return (hidden, scores)

@@ -1,0 +1,76 @@
+"""Initial weights: how wide to draw them, and drawing them so that every device gets the same numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hpsearch.study.settings import Activation, Initialization
+
+SIGMOID_GAIN = 4.0  # DLT, MLP chapter: sigmoid needs 4 times tanh's interval (Glorot & Bengio 2010)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterShape:
+    """One parameter of a network.
+
+    Args:
+        shape: of one trial's tensor (lanes put their number in front).
+        bound: initial values are uniform in [-bound, bound]; 0 for biases and softmax layers.
+        is_weight: weights are regularised by lambda_1 and lambda_2, biases are not.
+    """
+
+    shape: tuple[int, ...]
+    bound: float
+    is_weight: bool
+
+
+def weight_bound(activation: Activation, initialization: Initialization, *, fan_in: float, fan_out: float) -> float:
+    """Half the width of the interval from which a layer's initial weights are drawn.
+
+    tanh: sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010); sigmoid: 4 times that. ReLU: sqrt(6 / fan_in)
+    (He et al. 2015), since the notes name no rule for it and Glorot's loses half the variance there.
+    "lecun" is 1 / sqrt(fan_in) for every activation (LeCun 1998).
+    Source: REFERENCE section 2, "Initial weights".
+    """
+    if initialization == "lecun":
+        return 1.0 / math.sqrt(fan_in)
+    match activation:
+        case "tanh":
+            return math.sqrt(6.0 / (fan_in + fan_out))
+        case "sigmoid":
+            return SIGMOID_GAIN * math.sqrt(6.0 / (fan_in + fan_out))
+        case "relu":
+            return math.sqrt(6.0 / fan_in)
+
+
+def draw_parameters(
+    shapes: Mapping[str, ParameterShape], *, seed: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """Draw one trial's initial parameters.
+
+    They are drawn on the host in float64 and then rounded: the same seed gives the same numbers on any
+    device, and float32 and float64 trials start at the same point.
+    """
+    generator = np.random.default_rng(seed)  # torch's CPU generator would use only the seed's low 32 bits
+    parameters = {}
+    for name, parameter in shapes.items():
+        values = np.zeros(parameter.shape)
+        if parameter.bound > 0:
+            values = _uniform(generator, parameter)
+        parameters[name] = torch.from_numpy(values).to(dtype=dtype, device=device)
+    return parameters
+
+
+def _uniform(generator: np.random.Generator, parameter: ParameterShape) -> NDArray[np.float64]:
+    if len(parameter.shape) != 2:
+        return generator.uniform(-parameter.bound, parameter.bound, size=parameter.shape)
+    # Dense weights are drawn in the notes' order (x W: input by input) and kept output by output.
+    drawn = generator.uniform(-parameter.bound, parameter.bound, size=parameter.shape[::-1])
+    return np.ascontiguousarray(drawn.T)

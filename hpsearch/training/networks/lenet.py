@@ -1,0 +1,165 @@
+"""LeNet, the notes' convolutional network, and the convolution and pooling that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hpsearch.errors import InputError
+from hpsearch.training.networks.activations import activate
+from hpsearch.training.networks.dense import DenseLayer, lane_linear
+from hpsearch.training.networks.initialization import ParameterShape, weight_bound
+from hpsearch.training.networks.network import Network
+
+KERNEL_SIZE = 5  # both convolutions are 5x5
+POOL_SIZE = 2  # and both max-pools 2x2
+
+
+def convolve(images: Tensor, kernels: Tensor, *, groups: int = 1) -> Tensor:
+    """Slide every kernel over the images, without padding.
+
+    Theano's operator flips the kernels and this one doesn't, which makes no difference to kernels that are
+    drawn at random and learned.
+
+    Args:
+        images: [B, maps, height, width].
+        kernels: [kernels, maps / groups, kernel height, kernel width].
+    Returns:
+        [B, kernels, height - kernel height + 1, width - kernel width + 1].
+    Source: DLT, "Convolutional Neural Networks (LeNet)", "The Convolution Operator".
+    """
+    return functional.conv2d(images, kernels, groups=groups)
+
+
+def max_pool(images: Tensor) -> Tensor:
+    """Keep the largest of every 2x2 pixels; an odd last row or column is ignored (DLT's ignore_border)."""
+    return functional.max_pool2d(images, kernel_size=POOL_SIZE)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LeNet(Network):
+    """Two convolutions with max-pools, a dense layer, a softmax layer.
+
+    Each convolution is followed by its pool, and only then by bias and activation: the pool then passes a
+    quarter of the numbers on to them, and the maximum is the same either way.
+
+    Raises:
+        InputError: the images have no pixel left after the second pool.
+    Source: DLT, "Convolutional Neural Networks (LeNet)"; REFERENCE section 2.
+    """
+
+    def __post_init__(self) -> None:
+        if min(self.pooled_shapes[1]) < 1:
+            height, width = self.image_shape
+            raise InputError(
+                f"model.family cnn needs images of at least 16x16 pixels, got {height}x{width}",
+                hint="use model.family mlp or logistic, or larger images",
+            )
+
+    @cached_property
+    def pooled_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width after each pool: 28 -> 24 (5x5) -> 12 (2x2 pool) -> 8 (5x5) -> 4 (2x2 pool)."""
+        first = _pooled_shape(self.image_shape)
+        return first, _pooled_shape(first)
+
+    @cached_property
+    def dense_layers(self) -> tuple[DenseLayer, DenseLayer]:
+        height, width = self.pooled_shapes[1]
+        num_features = self.model.kernels[1] * height * width  # 50 * 4 * 4 = 800 in the notes
+        units = self.model.hidden_units
+        hidden = DenseLayer(name="hidden", num_inputs=num_features, num_outputs=units, activation=self.model.activation)
+        scores = DenseLayer(name="output", num_inputs=units, num_outputs=self.num_classes, activation=None)
+        return hidden, scores
+
+    @cached_property
+    def parameter_shapes(self) -> dict[str, ParameterShape]:
+        first, second = self.model.kernels
+        shapes = self._convolution_shapes("conv1", num_maps=1, num_kernels=first)
+        shapes |= self._convolution_shapes("conv2", num_maps=first, num_kernels=second)
+        for layer in self.dense_layers:
+            shapes |= layer.shapes(self.model)
+        return shapes
+
+    def _convolution_shapes(self, name: str, *, num_maps: int, num_kernels: int) -> dict[str, ParameterShape]:
+        area = KERNEL_SIZE * KERNEL_SIZE
+        bound = weight_bound(
+            self.model.activation,
+            self.model.initialization,
+            fan_in=num_maps * area,
+            fan_out=num_kernels * area / POOL_SIZE**2,  # DLT: a pool passes one in four of its inputs on
+        )
+        shape = (num_kernels, num_maps, KERNEL_SIZE, KERNEL_SIZE)
+        return {
+            f"{name}.weight": ParameterShape(shape=shape, bound=bound, is_weight=True),
+            f"{name}.bias": ParameterShape(shape=(num_kernels,), bound=0.0, is_weight=False),
+        }
+
+    @cached_property
+    def widest_activation(self) -> int:
+        height, width = self.image_shape
+        convolved = (height - KERNEL_SIZE + 1) * (width - KERNEL_SIZE + 1)
+        return max(self.model.kernels[0] * convolved, self.model.hidden_units)
+
+    def prefers_single_lanes(self, device: torch.device) -> bool:
+        """A CPU convolves no faster for many lanes than for one, whose results are still in its cache."""
+        return device.type == "cpu"
+
+    def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        maps = _fast_layout(images.reshape(-1, 1, *self.image_shape))
+        for name in ("conv1", "conv2"):
+            pooled = max_pool(convolve(maps, parameters[f"{name}.weight"]))
+            biases = parameters[f"{name}.bias"].reshape(1, -1, 1, 1)
+            # In the precision of the maps: under autocast a sum with float32 would be float32 from here on.
+            maps = activate(self.model.activation, pooled + biases.to(pooled.dtype))
+        hidden, scores = self.dense_layers
+        features = maps.flatten(start_dim=1)  # [B, 800]
+        units = functional.linear(features, parameters[hidden.weight], parameters[hidden.bias])
+        units = activate(self.model.activation, units)
+        return functional.linear(units, parameters[scores.weight], parameters[scores.bias])
+
+    def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        num_lanes = parameters["conv1.weight"].shape[0]
+        # Lanes lie side by side as feature maps. On shared images the first convolution is one ordinary
+        # convolution with the kernels of all lanes; the second is grouped: each lane's kernels see their own
+        # lane's maps only.
+        if images.dim() == 2:
+            maps, groups = images.reshape(-1, 1, *self.image_shape), 1
+        else:
+            maps, groups = images.transpose(0, 1).reshape(-1, num_lanes, *self.image_shape), num_lanes
+        maps = _fast_layout(maps)
+        maps = self._lane_maps("conv1", parameters, maps, groups=groups)  # [B, L * 20, 12, 12]
+        maps = self._lane_maps("conv2", parameters, maps, groups=num_lanes)  # [B, L * 50, 4, 4]
+        features = maps.reshape(maps.shape[0], num_lanes, -1).transpose(0, 1)  # [L, B, 800]
+        hidden, scores = self.dense_layers
+        units = lane_linear(features, parameters[hidden.weight], parameters[hidden.bias])
+        units = activate(self.model.activation, units)
+        return lane_linear(units, parameters[scores.weight], parameters[scores.bias])
+
+    def _lane_maps(self, name: str, parameters: Mapping[str, Tensor], maps: Tensor, *, groups: int) -> Tensor:
+        kernels = _fast_layout(parameters[f"{name}.weight"].flatten(end_dim=1))  # [L * kernels, maps, 5, 5]
+        biases = parameters[f"{name}.bias"].reshape(1, -1, 1, 1)
+        pooled = max_pool(convolve(maps, kernels, groups=groups))
+        return activate(self.model.activation, pooled + biases.to(pooled.dtype))
+
+
+def _fast_layout(maps: Tensor) -> Tensor:
+    """The same numbers in the memory order in which this device convolves fastest.
+
+    On a CPU the maps of one pixel lie side by side (channels last): LeNet's epoch takes about half the time.
+    """
+    if maps.device.type != "cpu":
+        return maps
+    # Not `contiguous`: with a single map it sees nothing to do, keeps the strides, and the gain is lost.
+    return maps.to(memory_format=torch.channels_last)
+
+
+def _pooled_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    height, width = shape
+    return (height - KERNEL_SIZE + 1) // POOL_SIZE, (width - KERNEL_SIZE + 1) // POOL_SIZE

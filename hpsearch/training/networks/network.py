@@ -1,0 +1,77 @@
+"""What every network is: a description, whose parameters are a dict of tensors that others own.
+
+`logits` is one trial's forward pass, written to be read; `lane_logits` is that of many trials at once, whose
+parameters are stacked: [L, ...].
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hpsearch.study.settings import ModelSettings
+from hpsearch.training.networks.initialization import ParameterShape, draw_parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(ABC):
+    """A family of functions from images to class scores.
+
+    Args:
+        image_shape: height and width in pixels.
+    """
+
+    model: ModelSettings
+    image_shape: tuple[int, int]
+    num_classes: int
+
+    @property
+    @abstractmethod
+    def parameter_shapes(self) -> dict[str, ParameterShape]:
+        """Every parameter by name, from the first layer to the last."""
+
+    @property
+    @abstractmethod
+    def widest_activation(self) -> int:
+        """Floats of the largest intermediate result per image: what bounds the memory of an evaluation."""
+
+    @abstractmethod
+    def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of one trial: [B, pixels] -> [B, classes]."""
+
+    @abstractmethod
+    def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Unnormalised log-probabilities of L lanes.
+
+        Args:
+            parameters: stacked, [L, ...] each.
+            images: [B, pixels] for all lanes, or [L, B, pixels].
+        Returns:
+            [L, B, classes].
+        """
+
+    def prefers_single_lanes(self, device: torch.device) -> bool:
+        """Whether this device computes one lane after the other faster than all of them together."""
+        return False
+
+    @cached_property
+    def num_pixels(self) -> int:
+        height, width = self.image_shape
+        return height * width
+
+    @cached_property
+    def weight_names(self) -> tuple[str, ...]:
+        """The parameters that lambda_1 and lambda_2 regularise: weights, not biases."""
+        return tuple(name for name, parameter in self.parameter_shapes.items() if parameter.is_weight)
+
+    def initial_parameters(
+        self, *, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> dict[str, Tensor]:
+        """Draw one trial's initial parameters: the same on every device."""
+        device = torch.device("cpu") if device is None else device
+        return draw_parameters(self.parameter_shapes, seed=seed, dtype=dtype, device=device)

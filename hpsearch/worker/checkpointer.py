@@ -1,0 +1,226 @@
+"""When and how a worker checkpoints its lanes, and how a trial is taken up again.
+
+Between two epochs, at most every so many seconds, the lanes' tensors are copied on the device. A thread of its own
+brings them to the host, writes a file per trial and records them, after the epochs that they contain: a checkpoint in
+the database always has its curve there. While one is being written, no other is begun. None of this may end the
+worker: a checkpoint that fails costs the epochs since the one before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, cast
+
+from hpsearch.errors import ArtifactError
+from hpsearch.logs import get_logger
+from hpsearch.store.checkpoints import Checkpoints, ResumeOutcome, StoredCheckpoint
+from hpsearch.store.claims.ledger import Claim
+from hpsearch.store.connection.database import DatabaseAwayError
+from hpsearch.training.device_memory import is_out_of_memory
+from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoint
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.worker.health.metrics import WorkerMetrics
+from hpsearch.worker.lane import Lane
+
+_log = get_logger("checkpoints")
+
+DEFAULT_CHECKPOINT_SECONDS = 60.0
+_FILES_AT_ONCE = 16  # so many trials' files are held in memory, and recorded by one statement
+LAST_SECONDS = 3.0  # what the checkpoint of a worker that is asked to stop may take
+
+
+class Checkpointer:
+    """Context manager: one worker's checkpoints. To be used by one thread.
+
+    Args:
+        interval_seconds: between two checkpoints of all lanes; 0 takes only the last one, when the worker is stopped.
+        name: the worker's, for the log.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, *, interval_seconds: float, name: str, metrics: WorkerMetrics) -> None:
+        self._checkpoints = checkpoints
+        self._metrics = metrics
+        self._interval_seconds = interval_seconds
+        self._name = name
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._job: Future[None] | None = None
+        self._discarded: Future[None] | None = None  # the last that was begun
+        self._taken_at = time.monotonic()
+        self._known: set[int] = set()  # trials of which there may be a checkpoint
+        self._found: dict[int, StoredCheckpoint] = {}  # what freshly claimed trials may go on from
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        outstanding = [job for job in (self._job, self._discarded) if job is not None]
+        is_idle = not wait(outstanding, timeout=LAST_SECONDS).not_done
+        self._thread.shutdown(wait=is_idle, cancel_futures=True)
+
+    def take_if_due(self, cohort: Cohort, lanes: Mapping[int, Lane], written: Future[Any] | None) -> None:
+        """Begin a checkpoint of these lanes, if the interval is over and the last one is written.
+
+        Args:
+            written: done when the epochs that these lanes have trained are recorded; None if they are.
+        """
+        if self._interval_seconds <= 0 or time.monotonic() - self._taken_at < self._interval_seconds:
+            return
+        if self._job is None or self._job.done():
+            self._begin(cohort, lanes, written)
+
+    def take_last(self, cohort: Cohort, lanes: Mapping[int, Lane]) -> None:
+        """Checkpoint these lanes now, all of whose epochs are recorded; waits `LAST_SECONDS` at most."""
+        deadline = time.monotonic() + LAST_SECONDS
+        if self._job is not None:
+            wait([self._job], timeout=LAST_SECONDS)
+        if self._job is None or self._job.done():
+            job = self._begin(cohort, lanes, None)
+            if job is None or wait([job], timeout=max(0.0, deadline - time.monotonic())).done:
+                return
+        _log.warning("%s: the last checkpoint took too long; trials go on from the one before", self._name)
+
+    def discard(self, trial_ids: Collection[int]) -> None:
+        """Forget the checkpoints of trials that are counted."""
+        obsolete = self._known.intersection(trial_ids)
+        if obsolete:
+            self._known -= obsolete
+            self._discarded = self._thread.submit(self._discard, obsolete)  # a distant store may take its time
+
+    def discard_left_over(self) -> None:
+        """Forget the checkpoints of counted points that workers have left which were killed before they came to it."""
+        self._discarded = self._thread.submit(self._discard, None)
+
+    def look_up(self, claims: Sequence[Claim], *, is_brief: bool) -> None:
+        """Find out which of these have a checkpoint to go on from; one statement, none for first attempts.
+
+        Args:
+            is_brief: do not wait for a database that is away.
+        """
+        again = [claim.trial_id for claim in claims if claim.attempt > 1]
+        if again:
+            self._found.update((self._checkpoints.brief() if is_brief else self._checkpoints).find(again))
+
+    def resume(self, lane: Lane, cohort: Cohort, *, is_brief: bool) -> ResumeOutcome | None:
+        """Put a trial into the cohort as an earlier attempt was checkpointed, and give it its curve up to there.
+
+        Args:
+            lane: of a freshly claimed trial; it takes over the earlier attempt's history.
+            is_brief: do not wait for a database that is away.
+        Returns:
+            RESUMED: it is in the cohort. Otherwise neither lane nor cohort have changed: LOST, or None for a trial that
+            begins anew.
+        Raises:
+            DatabaseAwayError: neither has changed, and this can be tried again.
+        """
+        claim = lane.claim
+        stored = self._found.pop(claim.trial_id, None)
+        content = None if stored is None else self._checkpoints.load(stored)
+        if stored is None or content is None:
+            return None
+        self._known.add(claim.trial_id)
+        resumed = replace(lane)
+        try:
+            checkpoint = TrialCheckpoint.from_bytes(content)
+            resumed.restore(checkpoint.extra)
+            _check_epoch(checkpoint, resumed, stored)
+            cohort.admit(claim.trial_id, lane.settings, checkpoint)
+        except ArtifactError as error:
+            _log.warning("%s: trial %d begins anew: %s", self._name, claim.number, error, extra={"trial": claim.number})
+            return None
+        try:
+            outcome = self._record(resumed, stored, is_brief=is_brief)
+        except DatabaseAwayError:
+            cohort.release(claim.trial_id)
+            self._found[claim.trial_id] = stored
+            raise
+        if outcome is not ResumeOutcome.RESUMED:
+            cohort.release(claim.trial_id)
+            if outcome is ResumeOutcome.INCOMPLETE:
+                _log.warning("%s: trial %d begins anew: its curve was not recorded", self._name, claim.number)
+                return None
+            return outcome
+        lane.take_over(resumed)
+        self._metrics.checkpoint("restored")
+        fields = {"trial": claim.number, "epoch": lane.num_epochs}
+        _log.info("%s: trial %d goes on after epoch %d", self._name, *fields.values(), extra=fields)
+        return outcome
+
+    def _record(self, lane: Lane, stored: StoredCheckpoint, *, is_brief: bool) -> ResumeOutcome:
+        trial_id = lane.claim.trial_id
+        checkpoints = self._checkpoints.brief() if is_brief else self._checkpoints
+        outcome = checkpoints.resume(trial_id, stored)
+        if outcome is ResumeOutcome.RESUMED and lane.rungs:
+            checkpoints.ledger.record({}, [(trial_id, key, value) for key, value in lane.rungs.items()])
+        return outcome
+
+    def _begin(self, cohort: Cohort, lanes: Mapping[int, Lane], written: Future[Any] | None) -> Future[None] | None:
+        self._taken_at = time.monotonic()
+        self._known.update(lanes)
+        states = {trial_id: (lane.num_epochs, lane.state()) for trial_id, lane in lanes.items()}
+        try:
+            pending = cohort.checkpoint(list(lanes))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _log.warning("%s: no checkpoint: the device has no memory left for a copy of the lanes", self._name)
+            return None
+        self._job = self._thread.submit(self._write, pending, states, written)
+        return self._job
+
+    # In the thread
+
+    def _write(
+        self,
+        pending: PendingCheckpoint,
+        states: Mapping[int, tuple[int, dict[str, Any]]],
+        written: Future[Any] | None,
+    ) -> None:
+        try:
+            if written is not None:
+                written.result()
+            items: dict[int, tuple[int, bytes]] = {}
+            for key, checkpoint in pending.fetch_each():
+                trial_id = cast("int", key)  # as we gave it
+                epoch, state = states[trial_id]
+                items[trial_id] = (epoch, replace(checkpoint, extra=state).to_bytes())
+                if len(items) == _FILES_AT_ONCE:
+                    self._save(items)
+                    items = {}
+            self._save(items)
+        except Exception as error:
+            # The worker's own writes find out about a lasting trouble and end it.
+            _log.warning("%s: a checkpoint was not taken: %s", self._name, _first_line(error))
+            self._metrics.checkpoint("failed")
+
+    def _save(self, items: Mapping[int, tuple[int, bytes]]) -> None:
+        """Write them; a trial that has ended meanwhile is no failure, a store that refuses is logged by `save`."""
+        for _ in self._checkpoints.save(items):
+            self._metrics.checkpoint("written")
+
+    def _discard(self, trial_ids: Collection[int] | None) -> None:
+        try:
+            self._checkpoints.discard(trial_ids)
+        except Exception as error:
+            _log.info("%s: checkpoints of finished trials are left over: %s", self._name, _first_line(error))
+
+
+def _check_epoch(checkpoint: TrialCheckpoint, lane: Lane, stored: StoredCheckpoint) -> None:
+    """Tensors, history and row must be of one epoch."""
+    epochs = {checkpoint.progress.num_epochs, lane.num_epochs, stored.epoch}
+    if len(epochs) > 1:
+        raise ArtifactError(
+            f"the checkpoint {stored.artifact_id} is of several epochs: {sorted(epochs)}", hint="the trial begins anew"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

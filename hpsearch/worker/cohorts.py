@@ -1,0 +1,51 @@
+"""Which points can be trained at all, which side by side, and what their cohort must be told of the study."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import final
+
+from hpsearch.data.resident import ResidentData
+from hpsearch.errors import InputError
+from hpsearch.search.significance import critical_gains
+from hpsearch.study.settings import ModelSettings, StoppingSettings, TrialSettings
+from hpsearch.training.correct_images import ReferenceTest
+from hpsearch.training.lanes.cohort import CohortShape
+from hpsearch.training.networks.build import build_network
+
+
+def cohort_name(settings: TrialSettings) -> str:
+    """A short name for the cohort of a point, the same in every process; points of one name can share lanes."""
+    return hashlib.sha256(repr(CohortShape.of(settings)).encode()).hexdigest()[:16]
+
+
+def reference_test(stopping: StoppingSettings, num_images: int) -> ReferenceTest | None:
+    """What a cohort needs to know of a rule that compares validations with each other; None for the others.
+
+    Args:
+        num_images: of the validation set.
+    """
+    if stopping.rule != "significance":
+        return None
+    level = stopping.significance_level
+    return ReferenceTest(level=level, critical_gains=critical_gains(num_images, level))
+
+
+@final
+class Trainability:
+    """Whether the data takes settings: a search that grows may ask for more images than there are. Remembers it."""
+
+    def __init__(self, data: ResidentData) -> None:
+        self._data = data
+        self._known: dict[tuple[int, ModelSettings], bool] = {}  # by batch size and model
+
+    def __call__(self, settings: TrialSettings) -> bool:
+        key = settings.training.batch_size, settings.model
+        if key not in self._known:
+            try:
+                self._data.num_minibatches(settings.training.batch_size)
+                build_network(settings.model, self._data.image_shape, self._data.num_classes)
+                self._known[key] = True
+            except InputError:
+                self._known[key] = False
+        return self._known[key]

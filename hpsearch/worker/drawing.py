@@ -1,0 +1,99 @@
+"""Parameters that a sampler chooses when a point is claimed: random search, Sobol points, TPE, GP, CMA-ES.
+
+The study is read in one transaction and what was drawn is written in another, so that no lock is held while a sampler
+computes. In between the sampler is asked by Optuna's own code, on a copy in memory (history.py says of what).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from sqlalchemy import Connection, text
+
+from hpsearch.search.samplers import SearchSpace, build_sampler, explore, learns
+from hpsearch.search.snapshot import SnapshotStorage, SystemAttr
+from hpsearch.store.claims.ledger import Claim, Ledger
+from hpsearch.store.rows.history import History
+from hpsearch.store.rows.trial_rows import insert_parameters
+from hpsearch.store.studies import StoredStudy
+from hpsearch.study.space import ParameterValue
+
+
+class Drawing:
+    """One worker's access to a study's sampler. Not safe for threads."""
+
+    def __init__(self, study: StoredStudy) -> None:
+        self._study = study
+        self._history = History(study.study_id)
+
+    @cached_property
+    def _space(self) -> SearchSpace:
+        return explore(self._study.definition.draw)
+
+    def draw(self, ledger: Ledger, claim: Claim) -> Mapping[str, ParameterValue] | None:
+        """Let the sampler choose this point's parameters; those that an earlier attempt has drawn stay.
+
+        Args:
+            ledger: in the name of the worker that has claimed the point.
+        Returns:
+            All parameters of the trial, by name; None: the trial has been taken from this worker.
+        Raises:
+            StorageError: the database is away. To draw again is safe.
+        """
+        strategy = self._study.definition.search.strategy
+        trials = self._history.read(ledger.database, only=None if learns(strategy) else claim.trial_id)
+        if not any(trial._trial_id == claim.trial_id for trial in trials):
+            return None
+        storage = SnapshotStorage(
+            study_name=self._study.name, study_id=self._study.study_id, direction=StudyDirection.MINIMIZE
+        )
+        storage.replace_trials(trials)
+        sampler = build_sampler(
+            strategy,
+            study_seed=self._study.definition.seed,
+            trial_number=claim.number,
+            point=claim.point,
+            space=self._space,
+        )
+        study = optuna.Study(study_name=self._study.name, storage=storage, sampler=sampler)
+        self._study.definition.draw(optuna.Trial(study, claim.trial_id))
+        return _store(ledger, storage.get_trial(claim.trial_id), storage.drain_system_attrs())
+
+
+def _store(ledger: Ledger, trial: FrozenTrial, notes: Sequence[SystemAttr]) -> Mapping[str, ParameterValue] | None:
+    """Write what was drawn, in one transaction; None: the lease on the trial is lost, and nothing was written.
+
+    Args:
+        notes: what the sampler wants to find again when it draws the next trials.
+    """
+    values = {"trial": trial._trial_id, "owner": ledger.owner}
+
+    def work(connection: Connection) -> bool:
+        if connection.execute(_LOCK, values).one_or_none() is None:
+            return False
+        stored = set(connection.execute(_STORED, values).scalars())  # by an earlier attempt, or run of this call
+        drawn = {name: value for name, value in trial.params.items() if name not in stored}
+        insert_parameters(connection, trial.distributions, [(trial._trial_id, drawn)])
+        for _, key, value in notes:
+            connection.execute(_NOTE, {"trial": trial._trial_id, "key": key, "value": json.dumps(value)})
+        return True
+
+    return trial.params if ledger.database.transaction(work) else None
+
+
+_LOCK = text("""
+    SELECT 1 FROM hpsearch_points p JOIN trials t USING (trial_id)
+    WHERE p.trial_id = :trial AND p.owner = :owner AND t.state = 'RUNNING' FOR UPDATE OF p
+""")
+
+_STORED = text("SELECT param_name FROM trial_params WHERE trial_id = :trial")
+
+_NOTE = text("""
+    INSERT INTO trial_system_attributes (trial_id, key, value_json) VALUES (:trial, :key, :value)
+    ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json
+""")

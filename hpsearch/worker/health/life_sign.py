@@ -1,0 +1,259 @@
+"""A worker's life sign: what it is doing, and since when, in a small file for health checks and in its metrics.
+
+The thread that does the work renews it whenever something has been done: an epoch (or a part of one) trained, a look
+around taken, a wait begun on purpose. So a device that hangs makes it old, although the process and its leases live.
+Ages come from the machine's monotonic clock, which neither a wrong clock nor a suspended machine disturbs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+
+from hpsearch.errors import ArtifactError, HpsearchError, InputError
+from hpsearch.logs import get_logger
+from hpsearch.worker.health.watchdog import DEFAULT_STALL_SECONDS
+
+_log = get_logger("life_sign")
+
+LIFE_SIGN_VARIABLE = "HPSEARCH_LIFE_SIGN"
+MAX_AGE_VARIABLE = "HPSEARCH_LIFE_SIGN_MAX_AGE"
+DEFAULT_MAX_AGE_SECONDS = DEFAULT_STALL_SECONDS  # a stricter one would kill a worker that its own watchdog finds well
+_WRITE_EVERY_SECONDS = 1.0
+
+
+class WorkerState(Enum):
+    """What a worker is doing."""
+
+    STARTING = "starting"
+    TRAINING = "training"
+    IDLE = "idle"  # no point is waiting; others may still drop one
+    WAITING_FOR_GPU = "waiting for a GPU"
+    DATABASE_AWAY = "database away"
+
+
+class UnhealthyError(HpsearchError):
+    """The worker is gone, or has done nothing for too long."""
+
+
+class LifeSign:
+    """Context manager: one worker's life sign; its file is there while the context is open.
+
+    Any thread may renew it if it knows that the one that trains gets on; any may read it.
+
+    Args:
+        path: of the file, on this machine; None: kept in memory only, for the metrics.
+        max_age_seconds: how old it may become while the worker is well.
+    """
+
+    def __init__(self, path: Path | None = None, *, max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS) -> None:
+        self._max_age_seconds = max_age_seconds
+        self._path = path
+        self._lock = threading.Lock()
+        self._latest = _Sign(state=WorkerState.STARTING, max_age_seconds=max_age_seconds)
+        self._written: _Sign | None = None
+        self._is_writable = True
+
+    @classmethod
+    def from_environment(cls) -> LifeSign:
+        """As HPSEARCH_LIFE_SIGN (the file) and HPSEARCH_LIFE_SIGN_MAX_AGE (seconds) say.
+
+        Raises:
+            InputError: the age is no number above 0.
+        """
+        named = os.environ.get(LIFE_SIGN_VARIABLE)
+        seconds = os.environ.get(MAX_AGE_VARIABLE)
+        return cls(
+            Path(named).expanduser().absolute() if named else None,
+            max_age_seconds=_parse_seconds(seconds) if seconds else DEFAULT_MAX_AGE_SECONDS,
+        )
+
+    def __enter__(self) -> LifeSign:
+        """Write the file for the first time.
+
+        Raises:
+            ArtifactError: it cannot be written.
+        """
+        self._latest = _Sign(state=WorkerState.STARTING, max_age_seconds=self._max_age_seconds)
+        try:
+            self._write(self._latest)
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write the life sign {self._path}: {error.strerror}",
+                hint=f"{LIFE_SIGN_VARIABLE} names a file in a folder that this user may write to",
+            ) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._path is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+    def renew(self, state: WorkerState, detail: str = "", *, allowed_seconds: float = 0.0) -> None:
+        """Something has been done, or a wait in this state begins. A state's file is written at most once a second.
+
+        Args:
+            allowed_seconds: until the next renewal, if that may take longer than `max_age_seconds`.
+        """
+        allowed = max(self._max_age_seconds, allowed_seconds)
+        sign = _Sign(state=state, detail=detail, max_age_seconds=allowed)
+        with self._lock:
+            self._latest = sign
+            written = self._written
+            is_due = written is None or sign.monotonic - written.monotonic >= _WRITE_EVERY_SECONDS
+            if not is_due and written is not None and written.state is state:
+                return
+            try:
+                self._write(sign)
+                self._is_writable = True
+            except OSError as error:
+                if self._is_writable:
+                    _log.warning("cannot write the life sign %s: %s", self._path, error.strerror)
+                self._is_writable = False
+
+    def renew_unchanged(self) -> None:
+        """What the worker has been doing it still does, as another thread can tell."""
+        sign = self._latest
+        self.renew(sign.state, sign.detail, allowed_seconds=sign.max_age_seconds)
+
+    @property
+    def state(self) -> WorkerState:
+        return self._latest.state
+
+    @property
+    def detail(self) -> str:
+        return self._latest.detail
+
+    @property
+    def unix_seconds(self) -> float:
+        """When it was last renewed."""
+        return self._latest.unix
+
+    @property
+    def age_seconds(self) -> float:
+        return time.monotonic() - self._latest.monotonic
+
+    @property
+    def is_fresh(self) -> bool:
+        sign = self._latest
+        return time.monotonic() - sign.monotonic <= sign.max_age_seconds
+
+    def _write(self, sign: _Sign) -> None:
+        if self._path is None:
+            return
+        self._written = sign  # also if it fails: once a second is enough for a full disk, too
+        document = {
+            "time": datetime.fromtimestamp(sign.unix, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "monotonic_seconds": sign.monotonic,
+            "pid": os.getpid(),
+            "state": sign.state.value,
+            "detail": sign.detail,
+            "max_age_seconds": sign.max_age_seconds,
+        }
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            temporary.write_text(json.dumps(document) + "\n", encoding="ascii")
+            temporary.replace(self._path)  # a reader sees the old one or the new one, never a part
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sign:
+    state: WorkerState
+    max_age_seconds: float
+    detail: str = ""
+    unix: float = field(default_factory=lambda: time.time())
+    monotonic: float = field(default_factory=lambda: time.monotonic())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenLifeSign:
+    """A worker's life sign as another process on the same machine finds it."""
+
+    state: str
+    detail: str
+    pid: int
+    age_seconds: float
+    max_age_seconds: float
+
+    def describe(self) -> str:
+        """`training (trial 7, epoch 3), 2 s ago`."""
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.state}{detail}, {self.age_seconds:.0f} s ago"
+
+
+def check_life_sign(path: Path, *, max_age_seconds: float | None = None) -> SeenLifeSign:
+    """Read a worker's life sign and require that it is fresh and its process there.
+
+    Args:
+        max_age_seconds: None: what the worker allows itself.
+    Raises:
+        UnhealthyError: missing, unreadable, stale, or its process is gone.
+    """
+    seen = _read(path)
+    if not _is_process_there(seen.pid):
+        raise UnhealthyError(f"the worker is gone (pid {seen.pid}); it was last {seen.describe()}")
+    limit = seen.max_age_seconds if max_age_seconds is None else max_age_seconds
+    if seen.age_seconds > limit:
+        raise UnhealthyError(
+            f"the worker has done nothing for {seen.age_seconds:.0f} s (at most {limit:.0f} s are allowed); "
+            f"it was last {seen.describe()}",
+            hint=f"if its epochs take that long, set {MAX_AGE_VARIABLE}",
+        )
+    return seen
+
+
+def _read(path: Path) -> SeenLifeSign:
+    try:
+        document = json.loads(path.read_bytes())
+        age = time.monotonic() - float(document["monotonic_seconds"])
+        seen = SeenLifeSign(
+            state=str(document["state"]),
+            detail=str(document["detail"]),
+            pid=int(document["pid"]),
+            age_seconds=age,
+            max_age_seconds=float(document["max_age_seconds"]),
+        )
+    except FileNotFoundError as error:
+        raise UnhealthyError(f"there is no life sign {path}: no worker is running, or it does not write one") from error
+    except OSError as error:
+        raise UnhealthyError(f"cannot read the life sign {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise UnhealthyError(f"{path} is no life sign of a worker") from error
+    if age < 0:  # the monotonic clock began anew
+        raise UnhealthyError(f"the life sign {path} is from before this machine was started")
+    return seen
+
+
+def _is_process_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
+
+
+def _parse_seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if 0 < seconds < float("inf"):
+            return seconds
+    raise InputError(f"{MAX_AGE_VARIABLE} must be a number of seconds above 0, got {text!r}")

@@ -1,0 +1,276 @@
+"""What a worker counts and times, and the small HTTP server that shows it: /metrics for Prometheus, /healthz.
+
+Each worker is a target of its own, so study, worker and device stand once, on hpsearch_worker_info, and not on every
+series; docs/observability.md has the table of metrics, how to scrape them, and alert rules. Updating is cheap enough
+to be done whether or not anybody looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from http import HTTPStatus
+from typing import Literal, get_args
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    MetricsHandler,
+    ProcessCollector,
+    disable_created_metrics,
+)
+
+from hpsearch.errors import InputError
+from hpsearch.logs import get_logger
+from hpsearch.store.claims.ledger import Outcome
+from hpsearch.store.connection.database import DatabaseOperation
+from hpsearch.worker.health.life_sign import LifeSign, WorkerState
+
+_log = get_logger("metrics")
+
+METRICS_VARIABLE = "HPSEARCH_METRICS"
+LOOPBACK = "127.0.0.1"
+CheckpointResult = Literal["written", "failed", "restored"]
+
+# A round trip takes a millisecond or two; a database that is in trouble, seconds.
+_DATABASE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+# From captured lanes of a small network on a GPU to many lanes of a convolutional one on a few cores.
+_EPOCH_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsAddress:
+    """Where metrics are served. Port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> MetricsAddress:
+        """Read `9100`, `0.0.0.0:9100` or `[::]:9100`; without a host only this machine is served.
+
+        Raises:
+            InputError: it is none of these.
+        """
+        host, colon, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]") if colon else LOOPBACK
+        is_port = port.isascii() and port.isdecimal() and len(port) < 10 and int(port) <= 65535
+        if not host or not host.isascii() or not is_port:
+            raise InputError(
+                f"--metrics must be [HOST:]PORT with a port from 0 to 65535, got {text!r:.60}",
+                hint=f"9100 serves this machine only, 0.0.0.0:9100 others, too; {METRICS_VARIABLE} means the same",
+            )
+        return cls(host=host, port=int(port))
+
+    def of_worker(self, index: int) -> MetricsAddress:
+        """That of one of several workers on this machine: each takes a port of its own, from `port` upwards.
+
+        Raises:
+            InputError: there is no such port.
+        """
+        if self.port == 0:
+            return self
+        if self.port + index > 65535:
+            raise InputError(f"--metrics {self}: worker {index} would need port {self.port + index}")
+        return replace(self, port=self.port + index)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class WorkerMetrics:
+    """One worker's metrics. Any thread may call any method.
+
+    Args:
+        life_sign: says what the worker is doing, and when it last did something.
+    """
+
+    def __init__(self, *, study: str, worker: str, life_sign: LifeSign) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._life_sign = life_sign
+        ProcessCollector(registry=registry)
+        self._info = Gauge(
+            "hpsearch_worker_info",
+            "Always 1; its labels say who this is.",
+            ("study", "worker", "device"),
+            registry=registry,
+        )
+        self._names = {"study": study, "worker": worker}
+        self.set_device("")
+        states = Gauge(
+            "hpsearch_worker_state", "1 for what the worker is doing, else 0.", ("state",), registry=registry
+        )
+        for state in WorkerState:
+            states.labels(state=state.value).set_function(partial(_is_in, life_sign, state))
+        Gauge(
+            "hpsearch_life_sign_timestamp_seconds",
+            "Unix time at which the worker last did something: trained, looked around, began to wait.",
+            registry=registry,
+        ).set_function(lambda: life_sign.unix_seconds)
+        self._lanes = Gauge("hpsearch_lanes", "Lanes of the current cohort.", registry=registry)
+        self._lanes_busy = Gauge("hpsearch_lanes_busy", "Lanes that train a trial.", registry=registry)
+        self._trial_epochs = Counter(
+            "hpsearch_trial_epochs_total", "Epochs trained, summed over all lanes.", registry=registry
+        )
+        self._epoch_seconds = Histogram(
+            "hpsearch_epoch_seconds",
+            "Wall time of one epoch of all lanes together.",
+            buckets=_EPOCH_BUCKETS,
+            registry=registry,
+        )
+        trials = Counter(
+            "hpsearch_trials_ended_total", "Trials that this worker has counted.", ("outcome",), registry=registry
+        )
+        self._trials_ended = {outcome: trials.labels(outcome=outcome.name.lower()) for outcome in Outcome}
+        checkpoints = Counter(
+            "hpsearch_checkpoints_total",
+            "Checkpoints of trials that were written, could not be written, or were taken up.",
+            ("result",),
+            registry=registry,
+        )
+        self._checkpoints = {result: checkpoints.labels(result=result) for result in get_args(CheckpointResult)}
+        self._reports_buffered = Gauge(
+            "hpsearch_reports_buffered", "Epoch reports that the database does not have yet.", registry=registry
+        )
+        self._fenced_writes = Counter(
+            "hpsearch_fenced_writes_total",
+            "Trials whose reports or ends were refused because another worker has taken them over.",
+            registry=registry,
+        )
+        self._database_retries = Counter(
+            "hpsearch_database_retries_total", "Database calls made again after a lost connection.", registry=registry
+        )
+        calls = Histogram(
+            "hpsearch_database_seconds",
+            "Time of one attempt at a database call.",
+            ("operation",),
+            buckets=_DATABASE_BUCKETS,
+            registry=registry,
+        )
+        self._database_seconds = {name: calls.labels(operation=name) for name in get_args(DatabaseOperation)}
+
+    def set_device(self, description: str) -> None:
+        """What this worker trains on; nothing until it has been given a device."""
+        self._info.clear()
+        self._info.labels(**self._names, device=description).set(1)
+
+    def epoch_trained(self, num_trials: int, seconds: float) -> None:
+        """One epoch of all busy lanes took so long."""
+        self._trial_epochs.inc(num_trials)
+        self._epoch_seconds.observe(seconds)
+
+    def set_lanes(self, *, busy: int, total: int) -> None:
+        self._lanes_busy.set(busy)
+        self._lanes.set(total)
+
+    def trial_ended(self, outcome: Outcome) -> None:
+        """This worker's end of a trial stands in the database."""
+        self._trials_ended[outcome].inc()
+
+    def checkpoint(self, result: CheckpointResult) -> None:
+        self._checkpoints[result].inc()
+
+    def set_reports_buffered(self, number: int) -> None:
+        self._reports_buffered.set(number)
+
+    def writes_fenced(self, num_trials: int) -> None:
+        """So many trials were found to be another worker's when something was to be written for them."""
+        self._fenced_writes.inc(num_trials)
+
+    def database_retried(self) -> None:
+        self._database_retries.inc()
+
+    def database_called(self, seconds: float, operation: DatabaseOperation = "other") -> None:
+        """One attempt at a database call took so long, whether it succeeded or not."""
+        self._database_seconds[operation].observe(seconds)
+
+    @contextlib.contextmanager
+    def serve(self, address: MetricsAddress | None) -> Iterator[str | None]:
+        """Serve /metrics and /healthz while the context is open; yields the server's URL. None: serve nothing.
+
+        Raises:
+            InputError: the port is taken, or the host is no address of this machine.
+        """
+        if address is None:
+            yield None
+            return
+        # Else each counter has a second series, which nobody reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it just sets a flag
+        server = _open_server(address, _handler_of(self.registry, self._life_sign))
+        thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+        thread.start()
+        url = f"http://{replace(address, port=server.server_address[1])}"
+        _log.info("metrics at %s/metrics, health at %s/healthz", url, url)
+        try:
+            yield url
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    # Not the server of the standard library's http.server: that one asks the DNS for this machine's name first.
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(MetricsHandler):
+    timeout = 10.0  # seconds for a client that sends nothing
+    life_sign: LifeSign
+
+    def do_GET(self) -> None:  # noqa: N802  # the base class names it
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            super().do_GET()
+        elif path == "/healthz":
+            self._show_health()
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND, "only /metrics and /healthz are here")
+
+    def _show_health(self) -> None:
+        sign = self.life_sign
+        is_fresh = sign.is_fresh
+        document = {
+            "status": "ok" if is_fresh else "stale",
+            "state": sign.state.value,
+            "detail": sign.detail,
+            "age_seconds": round(sign.age_seconds, 1),
+        }
+        body = json.dumps(document).encode() + b"\n"
+        self.send_response(HTTPStatus.OK if is_fresh else HTTPStatus.SERVICE_UNAVAILABLE)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _is_in(life_sign: LifeSign, state: WorkerState) -> float:
+    return float(life_sign.state is state)
+
+
+def _handler_of(registry: CollectorRegistry, life_sign: LifeSign) -> type[_Handler]:
+    return type("_WorkerHandler", (_Handler,), {"registry": registry, "life_sign": life_sign})
+
+
+def _open_server(address: MetricsAddress, handler: type[_Handler]) -> _Server:
+    server = _Server6 if ":" in address.host else _Server
+    try:
+        return server((address.host, address.port), handler)
+    except OSError as error:
+        raise InputError(
+            f"cannot serve metrics at {address}: {error.strerror or error}",
+            hint=f"name another port (0: a free one), or an address of this machine: --metrics or {METRICS_VARIABLE}",
+        ) from error

@@ -1,0 +1,262 @@
+"""Which trials a worker trains: points are claimed, drawn, resumed, and put into the lanes of one cohort at a time.
+
+With something to train, the database is asked briefly and again later, so that one that is away does not hold the
+training up: lanes that have fallen free then stay empty for a while.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+
+from hpsearch.data.resident import ResidentData
+from hpsearch.logs import get_logger
+from hpsearch.search.samplers import learns
+from hpsearch.search.stopping import stopping_rule, validation_interval
+from hpsearch.store.checkpoints import ResumeOutcome
+from hpsearch.store.claims.holdings import Hold
+from hpsearch.store.claims.ledger import Claim, Ledger, new_claim_token
+from hpsearch.store.connection.database import DatabaseAwayError
+from hpsearch.store.studies import StoredStudy
+from hpsearch.study.settings import TrialSettings
+from hpsearch.training.correct_images import ReferenceTest
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.worker.checkpointer import Checkpointer
+from hpsearch.worker.cohorts import cohort_name, reference_test
+from hpsearch.worker.drawing import Drawing
+from hpsearch.worker.epoch_writer import EpochWriter, Written
+from hpsearch.worker.lane import Lane
+from hpsearch.worker.lane_count import LaneChoice
+
+_log = get_logger("worker")
+T = TypeVar("T")
+
+ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there is something to train
+BuildCohort = Callable[[CohortShape, ResidentData, torch.device, int, ReferenceTest | None], Cohort]
+
+
+@dataclass(kw_only=True)
+class Intake:
+    """The trials that one worker holds, and how it comes to them. To be used by one thread.
+
+    Args:
+        ledger: in the worker's name.
+        choice: decides how many lanes a cohort has.
+        origin: attributes that a trial has from the start: where it is trained.
+        num_siblings: workers that were started together with this one, itself included.
+        note: told what became of written epochs, before a sampler draws or a lone point is claimed.
+        note_progress: told of each trial that has been looked at.
+        lanes: the trials in training, by trial id.
+        cohort: None before the first trial.
+        num_lanes: of the current cohort.
+    """
+
+    study: StoredStudy
+    data: ResidentData
+    device: torch.device
+    ledger: Ledger
+    writer: EpochWriter
+    checkpointer: Checkpointer
+    choice: LaneChoice
+    build_cohort: BuildCohort
+    name: str
+    origin: Mapping[str, str]
+    num_siblings: int
+    note: Callable[[Written], None]
+    note_progress: Callable[[], None]
+    lanes: dict[int, Lane] = field(default_factory=dict)
+    cohort: Cohort | None = None
+    num_lanes: int = 1
+    _cohort_name: str | None = None
+    _held_over: list[Claim] = field(default_factory=list)  # claimed, but of another cohort than the current one
+    _unadmitted: list[Claim] = field(default_factory=list)  # claimed, and not looked at: an outage may come between
+    _ask_again_at: float = 0.0  # the database did not answer: not before this, time.monotonic()
+    _claim_token: int | None = None  # of a claim whose answer was lost
+
+    def __post_init__(self) -> None:
+        self.brief_ledger = replace(self.ledger, database=self.ledger.database.brief())
+        self._drawing = Drawing(self.study)
+
+    def fill(self) -> None:
+        """Claim points until all lanes are busy or nothing of the current cohort is left."""
+        if not self.lanes:
+            self.num_lanes = 1  # the first trial opens a cohort, which decides how many may join it
+        while len(self.lanes) < self.num_lanes:
+            if self.lanes and self.is_database_away():
+                return
+            claims = self._next_claims(self.num_lanes - len(self.lanes))
+            if not claims:
+                return
+            self._admit_all(claims)
+
+    def _next_claims(self, number: int) -> list[Claim]:
+        """Claims to be put into lanes: those that an outage has interrupted, those held over, or new ones."""
+        if self._unadmitted:
+            claims = self._unadmitted
+        elif self._held_over:
+            # They wait for the current cohort to drain before they open one of their own.
+            claims, self._held_over = ([], self._held_over) if self.lanes else (self._held_over, [])
+        else:
+            claims = self._claim(number)
+        return claims
+
+    def _admit_all(self, claims: Sequence[Claim]) -> None:
+        self._unadmitted = list(claims)
+        if self._must_learn and not self._has_written_endings():
+            return
+        while self._unadmitted:
+            claim = self._unadmitted.pop(0)
+            try:
+                self.note_progress()
+                self._admit(claim)
+            except DatabaseAwayError:
+                self._unadmitted.insert(0, claim)
+                if not self.lanes:
+                    raise
+                self.note_absence()
+                return
+
+    @property
+    def _must_learn(self) -> bool:
+        """Whether a sampler looks at the trials that have ended when it draws a point's parameters."""
+        definition = self.study.definition
+        return definition.is_drawn and learns(definition.search.strategy)
+
+    def _has_written_endings(self) -> bool:
+        """Have the trials that ended here written before a sampler draws; with lanes in training, wait a moment only.
+
+        False: the claims must wait for a later turn, since a sampler would not see these trials.
+        """
+        self.note(self.writer.collect() if self.lanes else self.writer.drain())
+        return not self.writer.is_outstanding
+
+    def _claim(self, number: int) -> list[Claim]:
+        nothing: list[Claim] = []
+        claims = self.ask(lambda ledger: self._claim_from(ledger, number), nothing)
+        if not claims and not self.lanes and self.writer.is_outstanding:
+            # A point on its last attempt comes to a worker that holds nothing else: trials must have ended first.
+            self.note(self.writer.drain())
+            claims = self._claim_from(self.ledger, number)
+        return claims
+
+    def _claim_from(self, ledger: Ledger, number: int) -> list[Claim]:
+        self._claim_token = self._claim_token or new_claim_token()
+        claims = ledger.claim(
+            number,
+            cohort=self._cohort_name if self.lanes else None,
+            token=self._claim_token,
+            attributes=self.origin,
+        )
+        # A trial that is claimed while it is held: the database has lost the first claim.
+        again = {claim.trial_id for claim in claims}
+        self.forget([hold for hold in self.held() if hold[0] in again])
+        self.checkpointer.look_up(claims, is_brief=ledger is self.brief_ledger)
+        self._claim_token = None
+        return claims
+
+    def _admit(self, claim: Claim) -> None:
+        definition = self.study.definition
+        if definition.is_drawn:
+            parameters = self._drawing.draw(self.brief_ledger if self.lanes else self.ledger, claim)
+            if parameters is None:
+                self._tell_lost(claim)
+                return
+            claim = replace(claim, parameters=parameters)
+        settings = definition.resolve(claim.parameters)
+        is_first = not self.lanes
+        if not is_first and (cohort_name(settings) != self._cohort_name or len(self.lanes) >= self.num_lanes):
+            self._held_over.append(claim)
+            return
+        rule = stopping_rule(definition.stopping, num_minibatches=self._num_minibatches(settings))
+        lane = self.lanes[claim.trial_id] = Lane(claim=claim, settings=settings, rule=rule)
+        try:
+            if is_first:
+                self._open_cohort(settings)
+            assert self.cohort is not None
+            outcome = self.checkpointer.resume(lane, self.cohort, is_brief=not is_first)
+        except DatabaseAwayError:
+            del self.lanes[claim.trial_id]
+            raise
+        if outcome is ResumeOutcome.LOST:
+            del self.lanes[claim.trial_id]
+            self._tell_lost(claim)
+        elif outcome is None:
+            self.cohort.admit(claim.trial_id, settings)
+            values = self.name, claim.number, dict(claim.parameters)
+            _log.debug("%s: trial %d begins: %s", *values, extra={"trial": claim.number})
+
+    def _tell_lost(self, claim: Claim) -> None:
+        self.ledger.holdings.drop([claim.hold])
+        _log.warning("%s: lost trial %d before it began", self.name, claim.number, extra={"trial": claim.number})
+
+    def _open_cohort(self, settings: TrialSettings) -> None:
+        self.cohort = None  # its memory may be what the measurement needs
+        self._cohort_name = cohort_name(settings)
+        self.num_lanes = self.choice.num_lanes(settings, self._share)
+        stopping = self.study.definition.stopping
+        interval = validation_interval(stopping, self._num_minibatches(settings))
+        test = reference_test(stopping, len(self.data.validation_labels))
+        self.cohort = self.build_cohort(CohortShape.of(settings), self.data, self.device, interval, test)
+
+    def _share(self) -> int:
+        """How many points of the cohort there are for this worker if as many are to be left for each of the others."""
+        assert self._cohort_name is not None
+        num_workers = max(1, self.num_siblings, self.ledger.num_workers())
+        share = -(-self.ledger.counts().unfinished // num_workers)
+        num_ours = len(self.held())
+        return max(1, min(share, num_ours + self.ledger.num_waiting(self._cohort_name)))
+
+    def _num_minibatches(self, settings: TrialSettings) -> int:
+        return self.data.num_minibatches(settings.training.batch_size)
+
+    def forget_history(self) -> None:
+        """Have the sampler read all trials anew."""
+        self._drawing = Drawing(self.study)
+
+    def drop(self, trial_id: int) -> None:
+        del self.lanes[trial_id]
+        assert self.cohort is not None
+        self.cohort.release(trial_id)
+
+    def held(self) -> frozenset[Hold]:
+        """All that this worker takes for its own."""
+        claims = (*(lane.claim for lane in self.lanes.values()), *self._held_over, *self._unadmitted)
+        return frozenset(claim.hold for claim in claims)
+
+    def ask(self, question: Callable[[Ledger], T], default: T) -> T:
+        """Ask the ledger; with something to train, not for long: the default stands in for a database that is away."""
+        if not self.lanes:
+            return question(self.ledger)
+        if self.is_database_away():
+            return default
+        try:
+            return question(self.brief_ledger)
+        except DatabaseAwayError:
+            self.note_absence()
+            return default
+
+    def is_database_away(self) -> bool:
+        return self.writer.is_behind or time.monotonic() < self._ask_again_at
+
+    def note_absence(self) -> None:
+        self._ask_again_at = time.monotonic() + ASK_AGAIN_SECONDS
+
+    def forget(self, holds: Collection[Hold]) -> list[Lane]:
+        """Drop what is no longer this worker's; the lanes of what was in training are returned."""
+        lost = [lane for lane in self.lanes.values() if lane.claim.hold in holds]
+        for lane in lost:
+            self.drop(lane.claim.trial_id)
+        self._held_over = [claim for claim in self._held_over if claim.hold not in holds]
+        self._unadmitted = [claim for claim in self._unadmitted if claim.hold not in holds]
+        return lost
+
+    def clear(self) -> None:
+        """Forget all trials and their tensors."""
+        self.lanes.clear()
+        self._held_over.clear()
+        self._unadmitted.clear()
+        self.cohort = None

@@ -1,0 +1,137 @@
+"""A study as a plain Optuna objective, for people who call `study.optimize` themselves.
+
+Their study has its own sampler, pruner and storage; nothing of ours is in it but the trials' user attributes. A trial
+is what a worker's trial of the same point is: the same curve, the same end, the same attributes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+import optuna
+import torch
+
+from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.resident import ResidentData
+from hpsearch.device.devices import VisibleDevices, describe_device, make_current, use_full_float32, wanted_gpus
+from hpsearch.epoch_report import EpochReport
+from hpsearch.search.stopping import stopping_rule, validation_interval
+from hpsearch.store.claims.ledger import Claim, Outcome, Result
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.settings import TrialSettings
+from hpsearch.study.space import ParameterValue
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.worker.cohorts import reference_test
+from hpsearch.worker.lane import Lane
+from hpsearch.worker.preparation import check_points
+from hpsearch.worker.process import worker_name
+
+
+class Objective:
+    """Trains one trial per call, in a single lane, and returns its best validation zero-one loss.
+
+    The data is read once, when the objective is made; any number of threads may call it (`n_jobs`). On a GPU they take
+    turns, epoch by epoch. Of the definition, `search.strategy`, the number of points and `pruning` have no say here:
+    the Optuna study decides about them.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`. The GPU is not reserved: no worker is kept from it.
+    Raises:
+        InputError: a point cannot be trained on this data, or no such device.
+        DataError: the data is missing or damaged.
+        DeviceError: the GPU that was asked for is not there.
+    """
+
+    def __init__(self, definition: StudyDefinition, *, device: str = "auto") -> None:
+        self._asked = device
+        gpus = wanted_gpus(device, VisibleDevices.detect())
+        self.definition = definition
+        self.device = gpus[0].device if gpus else torch.device("cpu")
+        self._selection = load_selection_data(definition.data, locations=DataLocations.from_environment())
+        check_points(definition, self._selection)
+        use_full_float32()
+        self._origin = {"worker": worker_name(), "device": describe_device(self.device)}
+        self._of_thread = threading.local()
+        self._turn = threading.Lock()  # on a GPU: graphs are captured and replayed by one thread at a time
+
+    def __reduce__(self) -> tuple[Callable[..., Objective], tuple[StudyDefinition, str]]:
+        """For joblib and multiprocessing: the process that it is sent to reads the data for itself."""
+        return _made_again, (self.definition, self._asked)
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Train one trial; it is reported epoch by epoch, under the steps 1, 2, ...
+
+        Raises:
+            optuna.TrialPruned: the study's pruner gives it up, or it diverged: no value that is not finite reaches
+                Optuna, and what diverged has no best one that counts (docs/decisions/0003).
+        """
+        parameters = self.definition.draw(trial)
+        settings = self.definition.resolve(parameters)
+        data = self._data()
+        lane = self._lane(trial, parameters, settings, data)
+        cohort = self._cohort(settings, data)
+        cohort.admit(trial.number, settings)
+        while True:
+            report = self._train_epoch(cohort, trial.number)
+            decision = lane.take_in(report)
+            if not report.has_diverged:
+                trial.report(report.best.zero_one, report.epoch)
+            if decision is not None:
+                return _end(trial, lane.result(decision, self._origin))
+            if trial.should_prune():
+                return _end(trial, lane.pruned_result(type(trial.study.pruner).__name__, self._origin))
+
+    def _data(self) -> ResidentData:
+        """This thread's own: its buffers serve one epoch at a time. On the CPU all share the memory of the images."""
+        if not hasattr(self._of_thread, "data"):
+            make_current(self.device)
+            bound = self.definition.data.max_resident_bytes
+            self._of_thread.data = ResidentData.place(self._selection, self.device, max_resident_bytes=bound)
+        data: ResidentData = self._of_thread.data
+        return data
+
+    def _lane(
+        self,
+        trial: optuna.Trial,
+        parameters: Mapping[str, ParameterValue],
+        settings: TrialSettings,
+        data: ResidentData,
+    ) -> Lane:
+        num_minibatches = data.num_minibatches(settings.training.batch_size)
+        return Lane(
+            claim=Claim(
+                trial_id=trial.number,  # FixedTrial has no other, and nothing is stored here
+                number=trial.number,
+                point=trial.number,
+                attempt=1,
+                parameters=parameters,
+            ),
+            settings=settings,
+            rule=stopping_rule(self.definition.stopping, num_minibatches=num_minibatches),
+        )
+
+    def _cohort(self, settings: TrialSettings, data: ResidentData) -> Cohort:
+        num_minibatches = data.num_minibatches(settings.training.batch_size)
+        stopping = self.definition.stopping
+        interval = validation_interval(stopping, num_minibatches)
+        test = reference_test(stopping, len(data.validation_labels))
+        return Cohort(CohortShape.of(settings), data, self.device, interval, test)
+
+    def _train_epoch(self, cohort: Cohort, key: int) -> EpochReport:
+        if self.device.type == "cpu":
+            return cohort.train_epoch()[key]
+        with self._turn:
+            return cohort.train_epoch()[key]
+
+
+def _made_again(definition: StudyDefinition, device: str) -> Objective:
+    return Objective(definition, device=device)
+
+
+def _end(trial: optuna.Trial, result: Result) -> float:
+    for name, value in result.attributes.items():
+        trial.set_user_attr(name, value)
+    if result.outcome is Outcome.PRUNED or result.value is None:
+        raise optuna.TrialPruned(str(result.attributes["stop_detail"]))
+    return result.value

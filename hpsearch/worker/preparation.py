@@ -1,0 +1,130 @@
+"""From a definition to a study that workers can join: look at the data, check every point, create or resume.
+
+Everything that can be wrong is found here, before anything is created and before hours are spent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hpsearch.data.catalog import DataLocations, DownloadProgress, load_selection_data
+from hpsearch.data.resident import ResidentData
+from hpsearch.data.sources import absolute_dataset
+from hpsearch.data.splits import SelectionData
+from hpsearch.errors import DataError
+from hpsearch.search.pruners import build_pruner
+from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.points import point_key
+from hpsearch.store.studies import Registration, StoredStudy, find_study, register_study
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.settings import OPTION_PREFIX
+from hpsearch.study.space import Point, grid_points
+from hpsearch.training.networks.build import build_network
+from hpsearch.worker.cohorts import cohort_name
+
+_SHAPING = ("family", "hidden_units", "kernels", "batch_size")  # keys whose values shape tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedStudy:
+    """A study in the database and the data that it is trained on."""
+
+    registration: Registration
+    data: SelectionData
+
+    @property
+    def study(self) -> StoredStudy:
+        return self.registration.study
+
+    @property
+    def is_new(self) -> bool:
+        return self.registration.is_new
+
+
+def prepare_study(
+    database: Database,
+    definition: StudyDefinition,
+    *,
+    locations: DataLocations,
+    progress: DownloadProgress | None = None,
+) -> PreparedStudy:
+    """Create the study, find it with the same definition and the same data, or change it to this definition.
+
+    Raises:
+        InputError: a point cannot be trained on this data, or the study exists with a definition that cannot become
+            this one.
+        DataError: the data is missing or damaged.
+        StorageError: the database went away.
+    """
+    definition = with_absolute_dataset(definition)
+    find_study(database, definition)  # a changed definition is told before any data is fetched
+    data = load_selection_data(definition.data, locations=locations, progress=progress)
+    check_points(definition, data)
+    registration = register_study(database, definition, dataset_checksums=data.checksums, cohort_of=cohort_name)
+    return PreparedStudy(registration=registration, data=data)
+
+
+def with_absolute_dataset(definition: StudyDefinition) -> StudyDefinition:
+    """The definition as it is stored: workers may be started in another folder than this process."""
+    dataset = absolute_dataset(definition.data.dataset)
+    return definition.model_copy(update={"data": definition.data.model_copy(update={"dataset": dataset})})
+
+
+def load_study_data(
+    study: StoredStudy, *, locations: DataLocations, progress: DownloadProgress | None = None
+) -> SelectionData:
+    """Load the data of a stored study on this machine.
+
+    Raises:
+        DataError: it is missing, damaged, or not what the study was created with.
+    """
+    data = load_selection_data(study.definition.data, locations=locations, progress=progress)
+    if dict(data.checksums) != dict(study.dataset_checksums):
+        changed = [name for name, sha in study.dataset_checksums.items() if data.checksums.get(name) != sha]
+        raise DataError(
+            f"study {study.name!r} was created with other data: {', '.join(changed)} differ on this machine "
+            f"(found {[data.checksums.get(name) for name in changed]}, "
+            f"expected {[study.dataset_checksums[name] for name in changed]})",
+            hint="point HPSEARCH_DATA at the data that the study was created with",
+        )
+    return data
+
+
+def check_points(definition: StudyDefinition, data: SelectionData) -> None:
+    """Check what the definition alone cannot know: sizes that depend on the data.
+
+    Raises:
+        InputError: names the key, its value and the allowed range.
+    """
+    build_pruner(definition.pruning, definition.training.max_epochs)
+    resident = ResidentData.place(data, torch.device("cpu"), max_resident_bytes=definition.data.max_resident_bytes)
+    for settings in map(definition.resolve, _corner_points(definition)):
+        resident.num_minibatches(settings.training.batch_size)
+    check_networks(definition, data)
+
+
+def check_networks(definition: StudyDefinition, data: SelectionData) -> None:
+    """Build every network that the points name, once each: a custom family's code must be on this machine.
+
+    Raises:
+        InputError: a network does not fit the data, or a family of a user's own cannot be imported or trained.
+    """
+    models = dict.fromkeys(definition.resolve(point).model for point in _corner_points(definition))
+    for model in models:
+        build_network(model, data.image_shape, data.num_classes)
+
+
+def _corner_points(definition: StudyDefinition) -> list[Point]:
+    """Points with every value of the dimensions that shape tensors; the others do not matter here.
+
+    A range has two ends. What has no effect beside the others is left out, as in the points themselves.
+    """
+    names = {d.name for d in definition.search.dimensions if d.name in _SHAPING or d.name.startswith(OPTION_PREFIX)}
+    if definition.search.strategy == "listed":
+        corners = ({name: point[name] for name in point if name in names} for point in definition.points())
+    else:
+        dimensions = tuple(d for d in definition.search.dimensions if d.name in names)
+        corners = (definition.reduce(point) for point in grid_points(dimensions))
+    return list({point_key(point): point for point in corners}.values())

@@ -1,0 +1,55 @@
+"""Who loses against the other trials: Optuna's own pruner, asked about all curves of the study as of now."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from hpsearch.epoch_report import EpochReport
+from hpsearch.search.pruners import build_pruner
+from hpsearch.search.snapshot import StudySnapshot
+from hpsearch.store.claims.ledger import Ledger
+from hpsearch.store.rows.curves import CurveReader
+from hpsearch.store.studies import StoredStudy
+from hpsearch.worker.lane import Lane
+
+
+class Competition:
+    """One worker's view of a study whose pruner compares trials.
+
+    Args:
+        ledger: in the worker's name, for a caller that does not wait for a database that is away.
+    """
+
+    def __init__(self, study: StoredStudy, ledger: Ledger) -> None:
+        definition = study.definition
+        pruner = build_pruner(definition.pruning, definition.training.max_epochs)
+        self._snapshot = StudySnapshot(study_name=definition.name, study_id=study.study_id, pruner=pruner)
+        self._curves = CurveReader(ledger.database, study.study_id)
+        self._ledger = ledger
+
+    def record(self, reports: Mapping[int, EpochReport]) -> frozenset[int]:
+        """Record an epoch before anybody is judged by it; the trials whose leases the worker still holds.
+
+        Raises:
+            DatabaseAwayError: nothing may have been recorded.
+        """
+        return frozenset(self._ledger.record(reports))
+
+    def losers(self, undecided: Collection[int], lanes: Mapping[int, Lane]) -> list[int]:
+        """Those of these trials that the pruner gives up; its notes on them are recorded, and kept in their lanes.
+
+        Raises:
+            DatabaseAwayError: nobody was given up.
+        """
+        if not undecided:
+            return []
+        self._snapshot.replace_trials(self._curves.read())
+        # A trial may have been taken from us since its report was recorded: the next record finds that out.
+        running = [trial_id for trial_id in undecided if self._snapshot.is_running(trial_id)]
+        losers = [trial_id for trial_id in running if self._snapshot.should_prune(trial_id)]
+        rungs = self._snapshot.drain_system_attrs()
+        for trial_id, key, value in rungs:
+            lanes[trial_id].rungs[key] = value
+        if rungs:
+            self._ledger.record({}, rungs)
+        return losers

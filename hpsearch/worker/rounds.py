@@ -1,0 +1,329 @@
+"""Rounds of a study: when the last one is trained, the next one is opened, or the search ends.
+
+Any worker may call `advance` at any time, any number of them at once. Each reads what is known and computes what
+follows, without holding anything; the one that is first with the lock on the study's row writes it, if the study is
+still what it has read. So a round is opened once, whoever dies on the way, and a call that is repeated does no harm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import partial
+from statistics import NormalDist
+from typing import Any, final
+
+from optuna.trial import TrialState
+from pydantic import ValidationError
+from sqlalchemy import Connection, text
+
+import hpsearch
+from hpsearch.errors import StorageError
+from hpsearch.logs import get_logger
+from hpsearch.search.narrowing.closed_round import Finished, FinishReason, KnownPoint, NarrowingState, Round
+from hpsearch.search.significance import discordant, mcnemar_p_value
+from hpsearch.store.checkpoints import RESUMED_AT_ATTRIBUTE
+from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.correct_images import read_correctness
+from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
+from hpsearch.store.rows.points import CohortOf, StoredPoint, add_points, narrowing_of, point_key, read_points
+from hpsearch.store.rows.round_rows import (
+    StoredRound,
+    damaged_state,
+    has_ended,
+    insert_round,
+    read_last_state,
+    read_rounds,
+)
+from hpsearch.store.rows.trial_rows import count_trials
+from hpsearch.store.rows.widening import num_allowed, num_lost_points, restore_lost_points
+from hpsearch.store.studies import DEFINITION_ATTRIBUTE, StoredStudy, parse_stored_definition
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.settings import TrialSettings
+from hpsearch.study.space import SearchSettings
+from hpsearch.worker.cohorts import cohort_name
+
+_log = get_logger("rounds")
+
+SIGNIFICANCE_LEVEL = 0.05  # two-sided: below it, a neighbour differs from the best
+
+
+class Advance(Enum):
+    """What a look at a study's rounds has found."""
+
+    UNFINISHED = auto()  # points wait or run; or another process was quicker, and there is something new to look at
+    OPENED = auto()  # by this call: a round of new points waits
+    ENDED = auto()  # nothing is left to train, and nothing will be added
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Situation:
+    """What a decision rests on. While it stays, so does the decision.
+
+    Args:
+        definition: as it is stored, letter by letter; None: the study was deleted.
+    """
+
+    definition: str | None
+    rounds: tuple[StoredRound, ...]
+    num_points: int
+    num_unfinished: int
+
+
+def is_finished(database: Database, study: StoredStudy) -> bool:
+    """Whether the study needs no worker any more. Nobody but this function and `has_ended` decides that."""
+    situation = database.transaction(lambda connection: _read_situation(connection, study.study_id))
+    num_lost = num_lost_points(study.definition, situation.num_points)
+    return has_ended(situation.num_unfinished + num_lost, situation.rounds)
+
+
+def advance(
+    database: Database,
+    study_id: int,
+    *,
+    is_trainable: Callable[[TrialSettings], bool] | None = None,
+    cohort_of: CohortOf = cohort_name,
+) -> Advance:
+    """Open the next round, or end the search, if the last round is trained.
+
+    Args:
+        is_trainable: whether the data takes these settings (None: all); the same for all who call this for one study.
+    Raises:
+        DatabaseAwayError: to be called again.
+        StorageError: what is stored of the study cannot be read: a newer hpsearch has changed it, or somebody else.
+    """
+    situation = database.transaction(lambda connection: _read_situation(connection, study_id))
+    if situation.num_unfinished:
+        return Advance.UNFINISHED
+    if situation.definition is None:
+        return Advance.ENDED
+    definition = _definition_from(situation.definition, study_id)
+    if num_lost_points(definition, situation.num_points):
+        return _restore(database, study_id, definition, cohort_of)
+    if has_ended(0, situation.rounds):
+        return Advance.ENDED
+    following = _Decision(database, study_id, definition, situation, is_trainable).following()
+
+    def work(connection: Connection) -> bool:
+        count_trials(connection, study_id)  # locks the study's row
+        if _read_situation(connection, study_id) != situation:
+            return False
+        _write(connection, study_id, definition, situation, following, cohort_of)
+        return True
+
+    if not database.transaction(work):
+        return Advance.UNFINISHED
+    number = situation.rounds[-1].number + 1
+    if isinstance(following, Finished):
+        _log.info("study %s: the search has ended: %s", definition.name, following.detail)
+        return Advance.ENDED
+    _log.info("study %s, round %d of %d points: %s", definition.name, number, len(following.points), following.reason)
+    return Advance.OPENED
+
+
+def _restore(database: Database, study_id: int, definition: StudyDefinition, cohort_of: CohortOf) -> Advance:
+    """Queue the points again that another program has deleted."""
+    work = partial(restore_lost_points, study_id=study_id, definition=definition, cohort_of=cohort_of)
+    number = database.transaction(work)
+    if number:
+        _log.warning("study %s: %d points were deleted by another program; they wait again", definition.name, number)
+    return Advance.OPENED if number else Advance.UNFINISHED
+
+
+def _write(
+    connection: Connection,
+    study_id: int,
+    definition: StudyDefinition,
+    situation: _Situation,
+    following: Round | Finished,
+    cohort_of: CohortOf,
+) -> None:
+    number = situation.rounds[-1].number + 1
+    if isinstance(following, Finished):
+        state = read_last_state(connection, study_id)
+        insert_round(connection, study_id, number, num_points=0, state=state, reason=following.detail)
+        return
+    points, state = following.points, following.state.as_json()
+    insert_round(connection, study_id, number, num_points=len(points), state=state, reason=following.reason)
+    add_points(connection, study_id, definition, points, cohort_of, round_number=number)
+
+
+@final
+class _Decision:
+    """What follows on a round that is trained: reads what is known, and changes nothing."""
+
+    def __init__(
+        self,
+        database: Database,
+        study_id: int,
+        definition: StudyDefinition,
+        situation: _Situation,
+        is_trainable: Callable[[TrialSettings], bool] | None,
+    ) -> None:
+        self._database = database
+        self._study_id = study_id
+        self._definition = definition
+        self._situation = situation
+        self._is_trainable = is_trainable
+
+    def following(self) -> Round | Finished:
+        database, study_id = self._database, self._study_id
+        points = database.transaction(lambda connection: read_points(connection, study_id))
+        state = database.transaction(lambda connection: read_last_state(connection, study_id))
+        differ = Differ(database, study_id)
+        room = num_allowed(self._definition) - self._situation.num_points
+        following = narrowing_of(self._definition, self._is_trainable, points).next_round(
+            _state_from(state, study_id), map(_known, points), differ, room=max(1, room)
+        )
+        if isinstance(following, Round) and (spent := self._spent_budget(room)):
+            return Finished(reason=FinishReason.BUDGET, detail=spent)
+        return _with_note(following, differ.note)
+
+    def _spent_budget(self, room: int) -> str | None:
+        search, values = self._definition.search, {"study": self._study_id, "resumed": RESUMED_AT_ATTRIBUTE}
+        trained = self._database.transaction(lambda connection: connection.execute(_TRAINED, values).one())
+        return describe_spent_budget(
+            search, num_points=self._situation.num_points, epochs=trained.epochs, seconds=trained.seconds
+        )
+
+
+def describe_spent_budget(search: SearchSettings, *, num_points: int, epochs: int, seconds: float) -> str | None:
+    """Which budget is spent, for people; None if none is.
+
+    Args:
+        epochs, seconds: of training, summed over all lanes of all workers.
+    """
+    hours = seconds / 3600
+    if search.budget_points is not None and num_points >= search.budget_points:
+        return f"search.budget_points = {search.budget_points} is spent: there are {num_points:,} points"
+    if num_points >= search.max_points:
+        return f"search.max_points = {search.max_points} is reached"
+    if search.budget_epochs is not None and epochs >= search.budget_epochs:
+        return f"search.budget_epochs = {search.budget_epochs} is spent: {epochs:,} epochs were trained"
+    if search.budget_hours is not None and hours >= search.budget_hours:
+        return f"search.budget_hours = {search.budget_hours:g} is spent: {hours:.2f} hours were trained"
+    return None
+
+
+def _definition_from(text: str, study_id: int) -> StudyDefinition:
+    try:
+        return parse_stored_definition(text, f"study number {study_id}")
+    except ValidationError as error:
+        raise StorageError(
+            f"the definition of study number {study_id} was changed into one that hpsearch {hpsearch.__version__} "
+            "cannot read",
+            hint="a newer version has changed it: go on with that one; what is trained is on record",
+        ) from error
+
+
+def _state_from(document: Mapping[str, Any], study_id: int) -> NarrowingState:
+    try:
+        state = NarrowingState.from_json(document)
+        for point in (*state.given, *state.missing):
+            point_key(point)
+        is_sound = all(isinstance(level, int) and level >= 0 for level in document["levels"].values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise damaged_state(study_id, repr(error)) from error
+    if not is_sound:
+        raise damaged_state(study_id, f"levels {dict(state.levels)}")
+    return state
+
+
+def _known(point: StoredPoint) -> KnownPoint:
+    is_complete = point.state is TrialState.COMPLETE
+    return KnownPoint(point.values, point.value if is_complete else None, point.nll, point.trial_id)
+
+
+def _with_note(following: Round | Finished, note: str) -> Round | Finished:
+    if not note:
+        return following
+    if isinstance(following, Finished):
+        return Finished(reason=following.reason, detail=f"{following.detail} ({note})")
+    return Round(points=following.points, state=following.state, reason=f"{following.reason} ({note})")
+
+
+@final
+class Differ:
+    """Whether two trials differ significantly on the validation images; reads the bits of those that are compared.
+
+    The exact McNemar test, two-sided. Trials without bits (of a version that kept none) are compared as
+    independent samples, which notices far less; and where not even the number of images is known, or a value is no
+    error rate, every difference counts, so that the search rather goes on.
+
+    Args:
+        note: what must be said of the comparisons so far; empty if they were as they should be.
+    """
+
+    def __init__(self, database: Database, study_id: int) -> None:
+        self._database = database
+        self._study_id = study_id
+        self._bits: dict[int, bytes | None] = {}
+        self.note = ""
+
+    def __call__(self, one: KnownPoint, other: KnownPoint) -> bool:
+        """Both have values; their keys are trial ids."""
+        assert one.value is not None
+        assert other.value is not None
+        bits_one, bits_other = self._read(one.key), self._read(other.key)
+        if bits_one is not None and bits_other is not None and len(bits_one) == len(bits_other):
+            return mcnemar_p_value(*discordant(bits_one, bits_other)) < SIGNIFICANCE_LEVEL
+        self.note = "compared without a record of their images: trials that hpsearch has not trained"
+        num_images = self._num_images()
+        if num_images is None or not (0 <= one.value <= 1 and 0 <= other.value <= 1):
+            return one.value != other.value
+        return differ_as_samples(one.value, other.value, num_images)
+
+    def _read(self, trial_id: object) -> bytes | None:
+        assert isinstance(trial_id, int)
+        if trial_id not in self._bits:
+            found = read_correctness(self._database, [trial_id]).get(trial_id)
+            self._bits[trial_id] = None if found is None else found.bits
+        return self._bits[trial_id]
+
+    def _num_images(self) -> int | None:
+        values = {"study": self._study_id}
+        number: int | None = self._database.transaction(
+            lambda connection: connection.execute(_NUM_IMAGES, values).scalar_one()
+        )
+        return number
+
+
+def differ_as_samples(error_one: float, error_other: float, num_images: int) -> bool:
+    """Whether two error rates differ significantly if each was seen on so many images of its own (a z test)."""
+    pooled = (error_one + error_other) / 2
+    deviation = math.sqrt(2 * pooled * (1 - pooled) / num_images)
+    return abs(error_one - error_other) > NormalDist().inv_cdf(1 - SIGNIFICANCE_LEVEL / 2) * deviation
+
+
+def _read_situation(connection: Connection, study_id: int) -> _Situation:
+    values = {"study": study_id, "definition": DEFINITION_ATTRIBUTE}
+    row = connection.execute(_SITUATION, values).one()
+    return _Situation(
+        definition=row.definition,
+        rounds=read_rounds(connection, study_id),
+        num_points=row.num_points,
+        num_unfinished=row.num_unfinished,
+    )
+
+
+_SITUATION = text(f"""
+    SELECT count(*) AS num_points,
+        count(*) FILTER (WHERE t.state IN ('WAITING', 'RUNNING') OR {ENDED_OUTSIDE}) AS num_unfinished,
+        (SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :definition) AS definition
+    FROM hpsearch_points p JOIN trials t USING (trial_id) WHERE p.study_id = :study
+""")
+
+# What an attempt has taken over from an earlier one was trained once.
+_TRAINED = text("""
+    SELECT count(*) AS epochs, coalesce(sum(e.seconds), 0) AS seconds
+    FROM trials t JOIN hpsearch_epochs e USING (trial_id)
+        LEFT JOIN trial_user_attributes r ON r.trial_id = t.trial_id AND r.key = :resumed
+    WHERE t.study_id = :study AND e.epoch > coalesce(CAST(r.value_json AS int), 0)
+""")
+
+_NUM_IMAGES = text("""
+    SELECT max(c.num_images) FROM hpsearch_correctness c JOIN trials t USING (trial_id)
+    WHERE t.study_id = :study AND c.num_images > 0
+""")

@@ -1,0 +1,227 @@
+"""`run --on ray` on a real Ray cluster of several nodes on this machine, with nodes and actors that are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from hpsearch.errors import InputError, SurroundingsError
+from hpsearch.launch.ray_cluster import connect
+from hpsearch.launch.ray_launcher import ray_workers
+from hpsearch.launch.supervisor import Supervisor, WorkerCommand, WorkersFailedError
+from hpsearch.store.claims.ledger import PointCounts
+from hpsearch.store.connection.database import open_database
+from hpsearch.store.progress import Progress
+
+pytestmark = pytest.mark.filterwarnings(
+    # Ray's own, of its cluster for tests and its driver: files and processes that it leaves to the end of the process.
+    "ignore:unclosed file:ResourceWarning",
+    "ignore:subprocess .* is still running:ResourceWarning",
+)
+NUM_POINTS = 8
+NUM_EPOCHS = 300
+STUDY = f"""
+[data]
+dataset = "digits"
+[model]
+hidden_units = 10
+[training]
+batch_size = 20
+max_epochs = {NUM_EPOCHS}
+[search]
+learning_rate = {[round(0.01 * (index + 1), 2) for index in range(NUM_POINTS)]}
+[stopping]
+rule = "none"
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A head that takes no workers, and two nodes for one each."""
+    token = tmp_path_factory.mktemp("ray") / "token"  # of its own: Ray would take, or make, one in the user's home
+    token.write_text(secrets.token_hex(32))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        from ray.cluster_utils import Cluster  # slow, and of an extra
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        yield cluster
+        cluster.shutdown()
+        del cluster
+        gc.collect()  # closes what Ray left open where its warnings are ignored, and not at the session's end
+
+
+class Run:
+    """`hpsearch run --on ray` of a study of its own in a process of its own."""
+
+    def __init__(self, folder: Path, database_url: str, address: str) -> None:
+        self.name = f"on-ray-{uuid.uuid4().hex[:8]}"
+        self.database_url = database_url
+        study_file = folder / "study.toml"
+        study_file.write_text(f'name = "{self.name}"\n{STUDY}')
+        self.error_file = folder / "stderr"
+        with self.error_file.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "hpsearch", "run", study_file, "--on", "ray", "--workers", "2", "--lanes", "1"],
+                env={
+                    **os.environ,
+                    "HPSEARCH_STORAGE": database_url,
+                    "HPSEARCH_HOME": str(folder / "home"),
+                    "RAY_ADDRESS": address,
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def wait_until(self, condition: Callable[[], Any], what: str) -> None:
+        deadline = time.monotonic() + 240
+        while not condition():
+            assert self.process.poll() is None, f"{what}: ended before: {self.error_file.read_text()}"
+            assert time.monotonic() < deadline, f"{what}: {self.error_file.read_text()}"
+            time.sleep(0.1)
+
+    def workers(self) -> dict[int, int]:
+        """Process ids of workers -> those of their actors."""
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline()[3:5] == ["worker", self.name]:
+                    found[process.pid] = process.ppid()
+        return found
+
+    def wait_for_workers(self, known: set[int]) -> dict[int, int]:
+        """Wait until two workers train, one of which at least is not known yet."""
+        self.wait_until(lambda: len(self.workers()) == 2 and self.workers().keys() - known, "a worker has started")
+        self.wait_until(lambda: len(self.trials(TrialState.RUNNING)) == 2, "both workers train")
+        return self.workers()
+
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        try:
+            study = optuna.load_study(study_name=self.name, storage=self.database_url)
+        except KeyError:  # not created yet
+            return []
+        return study.get_trials(states=states)
+
+    def finish(self) -> tuple[int, str]:
+        out, _ = self.process.communicate(timeout=240)
+        return self.process.returncode, out
+
+
+@pytest.fixture
+def run(tmp_path: Path, database_url: str, cluster: Any) -> Iterator[Run]:
+    run = Run(tmp_path, database_url, cluster.address)
+    yield run
+    if run.process.poll() is None:
+        run.process.kill()
+        run.process.communicate(timeout=240)
+
+
+def raylet_of(worker: int) -> int:
+    """The process that stands for the node that a worker runs on."""
+    return next(parent.pid for parent in psutil.Process(worker).parents() if parent.name() == "raylet")
+
+
+def node_of(cluster: Any, worker: int) -> Any:
+    raylet = raylet_of(worker)
+    return next(
+        node
+        for node in cluster.worker_nodes
+        if raylet in [info.process.pid for infos in node.all_processes.values() for info in infos]
+    )
+
+
+def test_every_point_counts_once_though_an_actor_is_killed_and_a_node_is_lost(run: Run, cluster: Any) -> None:
+    first = run.wait_for_workers(set())
+    assert len({raylet_of(worker) for worker in first}) == 2  # spread
+
+    killed, actor = next(iter(first.items()))
+    os.kill(actor, signal.SIGKILL)
+    run.wait_until(lambda: not psutil.pid_exists(killed), "a worker ends with its actor")
+    second = run.wait_for_workers(set(first))
+
+    spare = cluster.add_node(num_cpus=1)
+    lost = next(iter(second.keys() - first.keys()))
+    cluster.remove_node(node_of(cluster, lost), allow_graceful=False)
+    third = run.wait_for_workers({*first, *second})
+    (moved,) = third.keys() - second.keys()
+    assert node_of(cluster, moved) is spare
+
+    code, out = run.finish()
+    assert code == 0, run.error_file.read_text()
+    assert f"{NUM_POINTS} of {NUM_POINTS} points done" in out
+    counted = run.trials(TrialState.COMPLETE)
+    assert sorted(trial.user_attrs["point"] for trial in counted) == list(range(NUM_POINTS))
+    assert all(len(trial.intermediate_values) == NUM_EPOCHS for trial in counted)
+
+
+def test_sigterm_gives_the_trials_back_and_leaves_no_worker(run: Run) -> None:
+    workers = run.wait_for_workers(set())
+    run.process.send_signal(signal.SIGTERM)
+    code, _ = run.finish()
+    assert code == 130
+    assert "the same command resumes the study" in run.error_file.read_text()
+    assert not [worker for worker in workers if psutil.pid_exists(worker)]
+    assert run.trials(TrialState.RUNNING) == []
+    # Given back by the workers, and not reaped from dead ones by others.
+    logs = "".join(log.read_text() for log in (run.error_file.parent / "home" / "logs").iterdir())
+    assert logs.count("given back") == 2
+
+
+def command(folder: Path, url: str) -> WorkerCommand:
+    return WorkerCommand(
+        study_name="nobody-created-it",
+        storage_url=url,
+        device="cpu",
+        num_workers=1,
+        lanes="1",
+        artifacts=str(folder),
+        threads=1,
+        log_folder=folder,
+    )
+
+
+def test_a_worker_that_cannot_work_ends_the_run_with_its_error_and_its_code(
+    cluster: Any, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    database = open_database(database_url)
+    study: Any = type("Study", (), {"study_id": 1})
+    counts = PointCounts(waiting=1)
+    progress = Progress(counts=counts, epochs=0, epochs_of_counted=0, best_value=None, best_trial=None, running=())
+    monkeypatch.setattr("hpsearch.launch.supervisor.read_progress", lambda *_: progress)
+    handler = signal.getsignal(signal.SIGTERM)
+    with ray_workers("ray", command(tmp_path, database_url), num_workers=1, url=database.url) as launcher:
+        supervisor = Supervisor(database=database, study=study, command=launcher, num_workers=launcher.num_workers)
+        with pytest.raises(WorkersFailedError, match=r"worker 0 cannot work: .*nobody-created-it") as caught:
+            supervisor.run(lambda _: None)
+    assert caught.value.exit_code == InputError.exit_code
+    assert "nobody-created-it-worker-0.log" in str(caught.value.hint)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    database.close()
+
+
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(SurroundingsError, match=r"no Ray cluster answers at 127.0.0.1:1"), connect("ray"):
+        pytest.fail("connected")

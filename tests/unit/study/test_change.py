@@ -1,0 +1,78 @@
+"""What may change in a study that exists, and what may not."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from hpsearch.study.change import compare_definitions
+from hpsearch.study.definition import StudyDefinition, parse_definition
+
+
+def parsed(text: str) -> StudyDefinition:
+    return parse_definition(tomllib.loads(f'name = "a"\n{text}'), source="study.toml")
+
+
+GRID = "[search]\nlearning_rate = { log10 = [-1, -3] }\nlambda_2 = [0.0, 0.001]"
+DRAWN = '[search]\nstrategy = "random"\nnum_points = 5\nlearning_rate = { log10 = [-1, -3] }'
+NARROWED = '[search]\nstrategy = "coarse-to-fine"\nlearning_rate = { log10 = [-1, -3] }\nbudget_points = 10'
+LISTED = '[search]\nstrategy = "listed"\npoints = [{ learning_rate = 0.1 }, { learning_rate = 0.2, seed = 3 }]'
+
+
+@pytest.mark.parametrize("text", [GRID, DRAWN, NARROWED, LISTED])
+def test_same_definition_is_no_change(text: str) -> None:
+    change = compare_definitions(parsed(text), parsed(text))
+    assert change.is_none
+    assert not change.refused
+
+
+@pytest.mark.parametrize(
+    ("stored", "given"),
+    [
+        (GRID, GRID.replace("[-1, -3]", "[0, -4]")),
+        (GRID, GRID.replace("[-1, -3]", "[-3, -1]")),
+        (GRID, GRID.replace("[-1, -3] }", "[-1, -3], per_decade = 2 }")),
+        (GRID, GRID.replace("[0.0, 0.001]", "[0.0, 0.01, 0.001]")),
+        (GRID, GRID + "\nmax_points = 99"),
+        (DRAWN, DRAWN.replace("= 5", "= 8")),
+        (NARROWED, NARROWED.replace("= 10", "= 5")),
+        (NARROWED, NARROWED.replace("\nbudget_points = 10", "\nbudget_hours = 1.5")),
+        (NARROWED, NARROWED.replace("[-1, -3]", "[0, -3]")),
+        (LISTED, LISTED.replace("points = [", "points = [{ learning_rate = 0.3 }, ")),
+        (GRID, 'keep_parameters = "all"\n' + GRID),
+    ],
+)
+def test_more_points_or_budget_is_a_change_that_a_study_can_take(stored: str, given: str) -> None:
+    change = compare_definitions(parsed(stored), parsed(given))
+    assert not change.is_none
+    assert change.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "why"),
+    [
+        (GRID, GRID.replace("[-1, -3]", "[-2, -3]"), "it lacks 0.1, which the study has"),
+        (GRID, GRID.replace("[0.0, 0.001]", "[0.001]"), "it lacks 0.0, which the study has"),
+        (GRID, GRID + "\nseed = [1, 2]", "the searched keys stay"),
+        (GRID, GRID.replace("[0.0, 0.001]", "{ log10 = [-2, -3], zero = true }"), "the kind of its values stays"),
+        (GRID, GRID + "\n[training]\nmax_epochs = 3", "its values would mean something else"),
+        (GRID, GRID + "\n[stopping]\npatience = 3", "its values would mean something else"),
+        (GRID, GRID + '\n[pruning]\npruner = "median"', "its values would mean something else"),
+        (GRID, "seed = 3\n" + GRID, "its values would mean something else"),
+        (GRID, NARROWED, "the strategy stays"),
+        (DRAWN, DRAWN.replace("= 5", "= 4"), "points that were drawn stay"),
+        (DRAWN, DRAWN.replace("[-1, -3]", "[0, -3]"), "where points are drawn from stays"),
+        (LISTED, LISTED.replace("{ learning_rate = 0.1 }, ", ""), "1 points of the study are not among them"),
+    ],
+)
+def test_change_of_meaning_is_refused_with_the_reason(stored: str, given: str, why: str) -> None:
+    change = compare_definitions(parsed(stored), parsed(given))
+    assert any(why in line for line in change.refused), change
+
+
+def test_hash_of_the_meaning_of_a_value_knows_nothing_of_the_search() -> None:
+    grid = parsed(GRID)
+    assert grid.value_sha256 == parsed(DRAWN).value_sha256
+    assert grid.value_sha256 != parsed(GRID + "\n[training]\nmax_epochs = 3").value_sha256
+    assert grid.value_sha256 != parsed("seed = 3\n" + GRID).value_sha256

@@ -1,0 +1,140 @@
+"""Replayed runs of minibatches train as the step itself does, and are captured anew when lanes have moved.
+
+`FrozenReplay` (conftest.py) stands in for the CUDA graph: like a graph it runs the operations again that it has
+recorded, and none of the Python around them. What only a GPU can show is in tests/gpu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hpsearch.study.settings import ModelSettings, TrainingSettings
+from hpsearch.training.lanes.capture import CapturedStep
+from hpsearch.training.lanes.stack import LaneStack
+from hpsearch.training.lanes.steps import LaneStep, build_step
+from hpsearch.training.networks.build import build_network
+from hpsearch.training.networks.network import Network
+from hpsearch.training.optimizers import build_optimizer
+
+CPU = torch.device("cpu")
+Build = Callable[..., Any]
+BATCH = 5
+
+
+@pytest.fixture
+def mlp() -> Network:
+    return build_network(ModelSettings(family="mlp", hidden_units=4), (2, 3), 3)
+
+
+@pytest.fixture
+def stack_of(mlp: Network) -> Callable[..., LaneStack]:
+    def build(*learning_rates: float) -> LaneStack:
+        stack = LaneStack(device=CPU)
+        for lane, _ in enumerate(learning_rates):
+            parameters = mlp.initial_parameters(seed=lane)
+            stack.insert(lane, parameters, {})
+        set_rates(stack, *learning_rates)
+        return stack
+
+    return build
+
+
+def set_rates(stack: LaneStack, *learning_rates: float) -> None:
+    stack.set_rates([TrainingSettings()] * len(learning_rates), learning_rates)
+
+
+def images_of(num_minibatches: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    num_images = num_minibatches * BATCH
+    return torch.rand(num_images, 6, generator=generator), torch.randint(0, 3, (num_images,), generator=generator)
+
+
+def assert_same(one: LaneStack, other: LaneStack) -> None:
+    for name, value in one.parameters.items():
+        assert torch.equal(value, other.parameters[name])
+
+
+@pytest.fixture
+def step(mlp: Network) -> LaneStep:
+    return build_step(mlp, build_optimizer("sgd"), CPU)
+
+
+def test_replays_train_on_the_images_and_rates_of_their_call(
+    step: LaneStep, stack_of: Callable[..., LaneStack], frozen_replay: Build
+) -> None:
+    replayed, expected = stack_of(0.5, 0.1), stack_of(0.5, 0.1)
+    recorder = frozen_replay(replayed.parameters.values)
+    captured = CapturedStep(step=step, capture=recorder)
+
+    for epoch in range(4):
+        for stack in (replayed, expected):
+            set_rates(stack, 0.5 / (epoch + 1), 0.1)
+        run = images_of(6, seed=epoch)
+        assert torch.equal(captured.train(replayed, *run, BATCH), step.train(expected, *run, BATCH))
+
+    assert_same(replayed, expected)
+    assert (recorder.num_captures, recorder.num_replays) == (1, 3)  # the first call warms up
+
+
+def test_long_stretches_are_cut_into_runs_of_equal_length_and_a_rest(
+    step: LaneStep, stack_of: Callable[..., LaneStack], monkeypatch: pytest.MonkeyPatch, frozen_replay: Build
+) -> None:
+    monkeypatch.setattr("hpsearch.training.lanes.capture.GRAPH_MINIBATCHES", 4)
+    replayed, expected = stack_of(0.5), stack_of(0.5)
+    recorder = frozen_replay(replayed.parameters.values)
+    captured = CapturedStep(step=step, capture=recorder)
+    run = images_of(10, seed=1)
+
+    for _ in range(2):
+        torch.testing.assert_close(captured.train(replayed, *run, BATCH), step.train(expected, *run, BATCH))
+
+    assert_same(replayed, expected)
+    # 4 warms up, 4 is captured, 2 warms up; then 4 and 4 are replayed, 2 is captured.
+    assert (recorder.num_captures, recorder.num_replays) == (2, 4)
+
+
+def test_lanes_that_moved_are_captured_anew_and_a_refilled_lane_is_not(
+    mlp: Network, step: LaneStep, stack_of: Callable[..., LaneStack], frozen_replay: Build
+) -> None:
+    stacks = replayed, expected = stack_of(0.5, 0.1), stack_of(0.5, 0.1)
+    recorder = frozen_replay(lambda: replayed.parameters.values())
+    captured = CapturedStep(step=step, capture=recorder)
+
+    def train() -> None:
+        run = images_of(3, seed=recorder.num_replays)
+        assert torch.equal(captured.train(replayed, *run, BATCH), step.train(expected, *run, BATCH))
+        assert_same(replayed, expected)
+
+    train()
+    train()
+    assert recorder.num_captures == 1
+    for stack in stacks:
+        stack.replace(1, mlp.initial_parameters(seed=7), {})
+    train()
+    assert recorder.num_captures == 1
+    for stack in stacks:
+        stack.remove(0)
+        set_rates(stack, 0.2)
+    train()  # warms up again: with other sizes libraries may choose other algorithms
+    train()
+    assert recorder.num_captures == 2
+
+
+@pytest.mark.parametrize("penalty", ["lambda_1", "lambda_2"])
+def test_a_term_that_no_lane_had_is_captured_when_one_has_it(
+    step: LaneStep, stack_of: Callable[..., LaneStack], penalty: str, frozen_replay: Build
+) -> None:
+    replayed, expected = stack_of(0.5, 0.1), stack_of(0.5, 0.1)
+    captured = CapturedStep(step=step, capture=frozen_replay(replayed.parameters.values))
+
+    for index, value in enumerate((0.0, 0.0, 0.01, 0.01)):
+        for stack in (replayed, expected):
+            stack.set_rates([TrainingSettings(), TrainingSettings(**{penalty: value})], [0.5, 0.1])
+        run = images_of(3, seed=index)
+        assert torch.equal(captured.train(replayed, *run, BATCH), step.train(expected, *run, BATCH))
+        assert_same(replayed, expected)

@@ -1,0 +1,280 @@
+"""One step of all lanes: the hand-written one equals autograd's, and both equal single trials."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hpsearch.study.settings import ModelSettings, TrainingSettings
+from hpsearch.training.lanes.dense_step import DenseStep, is_linear
+from hpsearch.training.lanes.stack import LaneStack
+from hpsearch.training.lanes.steps import AutogradStep, build_step
+from hpsearch.training.losses import mean_nll, regularised_loss
+from hpsearch.training.networks.build import build_network
+from hpsearch.training.networks.dense import DenseNetwork
+from hpsearch.training.networks.network import Network
+from hpsearch.training.optimizers import Rates, build_optimizer
+
+CPU = torch.device("cpu")
+BATCH = 7
+LANES = [
+    {"learning_rate": 0.1, "lambda_1": 0.01},
+    {"learning_rate": 0.02, "momentum": 0.5, "lambda_2": 0.03},
+    {"learning_rate": 0.5, "momentum": 0.0, "beta_1": 0.5},
+]
+FREE_LANES = [{"learning_rate": rate} for rate in (0.1, 0.02, 0.5)]
+NETWORKS = [("logistic", "tanh"), ("mlp", "tanh"), ("mlp", "sigmoid"), ("mlp", "relu"), ("cnn", "tanh")]
+
+
+def build(family: str, activation: str) -> Network:
+    model = ModelSettings(family=family, activation=activation, kernels=(2, 3), hidden_units=6)
+    return build_network(model, (16, 16), 5)
+
+
+def random_parameters(network: Network, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: 0.3 * torch.randn(p.shape, dtype=torch.float64, generator=generator)
+        for name, p in network.parameter_shapes.items()
+    }
+
+
+def filled_stack(network: Network, optimizer: str, lanes: list[dict[str, float]]) -> LaneStack:
+    stack = LaneStack(device=CPU)
+    trainings = [TrainingSettings(optimizer=optimizer, **lane) for lane in lanes]
+    stack.num_linear = next((i for i, one in enumerate(trainings) if not is_linear(one)), len(lanes))
+    for lane in range(len(lanes)):
+        parameters = random_parameters(network, lane)
+        stack.insert(lane, parameters, build_optimizer(optimizer).initial_state(parameters))
+    stack.set_rates(trainings, [training.learning_rate for training in trainings])
+    return stack
+
+
+def batches(is_shared: bool) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(9)
+    shape = (BATCH,) if is_shared else (3, BATCH)
+    return [
+        (
+            torch.rand(*shape, 256, dtype=torch.float64, generator=generator),
+            torch.randint(0, 5, shape, generator=generator),
+        )
+        for _ in range(4)
+    ]
+
+
+@pytest.mark.parametrize("lanes", [LANES, FREE_LANES], ids=["regularised", "free"])
+@pytest.mark.parametrize("is_shared", [True, False], ids=["shared", "own"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize(("family", "activation"), NETWORKS)
+def test_steps_of_lanes_equal_single_trials_by_autograd(
+    family: str, activation: str, optimizer: str, is_shared: bool, lanes: list[dict[str, float]]
+) -> None:
+    network = build(family, activation)
+    stack = filled_stack(network, optimizer, lanes)
+    step = build_step(network, build_optimizer(optimizer), CPU)
+
+    losses = torch.stack([step.train(stack, images, labels, BATCH) for images, labels in batches(is_shared)])
+
+    for lane, settings in enumerate(lanes):
+        training = TrainingSettings(optimizer=optimizer, **settings)
+        parameters = random_parameters(network, lane)
+        one, rates = build_optimizer(optimizer), Rates.of(training, training.learning_rate, CPU)
+        state = one.initial_state(parameters)
+        for index, (images, labels) in enumerate(batches(is_shared)):
+            own_images, own_labels = (images, labels) if is_shared else (images[lane], labels[lane])
+            leaves = {name: value.requires_grad_() for name, value in parameters.items()}
+            nll = mean_nll(network.logits(leaves, own_images), own_labels)
+            weights = [leaves[name] for name in network.weight_names]
+            loss = regularised_loss(nll, weights, lambda_1=training.lambda_1, lambda_2=training.lambda_2)
+            gradients = torch.autograd.grad(loss, list(leaves.values()))
+            parameters = {name: value.detach() for name, value in leaves.items()}
+            one.update_(parameters, dict(zip(parameters, gradients, strict=True)), state, rates)
+            assert float(losses[index, lane]) == pytest.approx(nll.item(), rel=1e-10)
+        for name, value in parameters.items():
+            torch.testing.assert_close(stack.parameters[name][lane], value, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("is_shared", [True, False], ids=["shared", "own"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize(("family", "activation"), NETWORKS[:4])
+def test_the_hand_written_gradient_is_autograds(family: str, activation: str, optimizer: str, is_shared: bool) -> None:
+    network = build(family, activation)
+    assert isinstance(network, DenseNetwork)
+    by_hand, by_autograd = (filled_stack(network, optimizer, LANES) for _ in range(2))
+    dense = DenseStep(network=network, optimizer=build_optimizer(optimizer), block_rows=BATCH)
+    autograd = AutogradStep(network=network, optimizer=build_optimizer(optimizer))
+
+    for images, labels in batches(is_shared):
+        torch.testing.assert_close(
+            dense.train(by_hand, images, labels, BATCH),
+            autograd.train(by_autograd, images, labels, BATCH),
+            rtol=1e-11,
+            atol=0,
+        )
+
+    for name, value in by_hand.parameters.items():
+        torch.testing.assert_close(value, by_autograd.parameters[name], rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("family", ["logistic", "mlp"])
+def test_the_hand_written_gradient_agrees_with_central_differences(family: str) -> None:
+    """With SGD and a rate of 1 the step is the gradient."""
+    network = build(family, "tanh")
+    settings = TrainingSettings(learning_rate=1.0, lambda_1=1e-3, lambda_2=1e-2)
+    ((images, labels), *_) = batches(is_shared=True)
+    stack = filled_stack(network, "sgd", [settings.model_dump(include={"learning_rate", "lambda_1", "lambda_2"})])
+    before = random_parameters(network, 0)
+
+    build_step(network, build_optimizer("sgd"), CPU).train(stack, images, labels, BATCH)
+
+    def loss() -> float:
+        weights = [before[name] for name in network.weight_names]
+        nll = mean_nll(network.logits(before, images), labels)
+        return float(regularised_loss(nll, weights, lambda_1=1e-3, lambda_2=1e-2))
+
+    generator, width = torch.Generator().manual_seed(3), 1e-5
+    for name, parameter in before.items():
+        gradient = (parameter - stack.parameters[name][0]).reshape(-1)
+        flat = parameter.view(-1)
+        for index in torch.randint(0, len(flat), (6,), generator=generator).tolist():
+            value = float(flat[index])
+            flat[index] = value + width
+            above = loss()
+            flat[index] = value - width
+            below = loss()
+            flat[index] = value
+            assert (above - below) / (2 * width) == pytest.approx(float(gradient[index]), rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize(("family", "activation"), NETWORKS)
+def test_a_lane_of_nan_changes_no_bit_of_its_neighbours(family: str, activation: str, optimizer: str) -> None:
+    network = build(family, activation)
+    healthy, poisoned = (filled_stack(network, optimizer, LANES) for _ in range(2))
+    for value in poisoned.parameters.values():
+        value[1] = math.nan
+    step = build_step(network, build_optimizer(optimizer), CPU)
+
+    for images, labels in batches(is_shared=True):
+        expected = step.train(healthy, images, labels, BATCH)
+        losses = step.train(poisoned, images, labels, BATCH)
+        assert losses[1].isnan()
+        assert torch.equal(expected[[0, 2]], losses[[0, 2]])
+
+    for name, value in healthy.parameters.items():
+        assert torch.equal(value[[0, 2]], poisoned.parameters[name][[0, 2]])
+
+
+def test_convolutions_take_the_general_step_and_dense_networks_the_hand_written_one() -> None:
+    assert isinstance(build_step(build("cnn", "tanh"), build_optimizer("sgd"), CPU), AutogradStep)
+    assert isinstance(build_step(build("mlp", "tanh"), build_optimizer("sgd"), CPU), DenseStep)
+
+
+def long_stretch(num_minibatches: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    num_images = num_minibatches * BATCH
+    images = torch.rand(num_images, 256, dtype=torch.float64, generator=generator)
+    return images, torch.randint(0, 5, (num_images,), generator=generator)
+
+
+@pytest.mark.parametrize("lambda_2", [0.0, 3e-3])
+@pytest.mark.parametrize("minibatches_per_block", [2, 3, 5, 8, 100])
+@pytest.mark.parametrize(("family", "activation"), NETWORKS[:4])
+def test_a_block_of_minibatches_is_the_same_sgd(
+    family: str, activation: str, minibatches_per_block: int, lambda_2: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums in another order, nothing else; blocks that end in the middle included. One lane has no L2."""
+    monkeypatch.setattr("hpsearch.training.lanes.dense_step.LEAST_OUTPUTS_PER_ROW", 0)
+    lanes = [{"learning_rate": 0.5, "lambda_2": lambda_2}, {"learning_rate": 2.0}, {"learning_rate": 0.01}]
+    network = build(family, activation)
+    assert isinstance(network, DenseNetwork)
+    in_blocks, one_by_one = (filled_stack(network, "sgd", lanes) for _ in range(2))
+    assert in_blocks.num_linear == 3
+    images, labels = long_stretch(8)
+    rows = minibatches_per_block * BATCH
+
+    losses = DenseStep(network=network, optimizer=build_optimizer("sgd"), block_rows=rows).train(
+        in_blocks, images, labels, BATCH
+    )
+
+    autograd = AutogradStep(network=network, optimizer=build_optimizer("sgd"))
+    torch.testing.assert_close(losses, autograd.train(one_by_one, images, labels, BATCH), rtol=1e-10, atol=0)
+    for name, value in in_blocks.parameters.items():
+        torch.testing.assert_close(value, one_by_one.parameters[name], rtol=1e-9, atol=1e-11)
+
+
+def test_linear_lanes_go_in_blocks_and_their_neighbours_one_minibatch_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hpsearch.training.lanes.dense_step.LEAST_OUTPUTS_PER_ROW", 0)
+    lanes = [{"learning_rate": 0.5}, {"learning_rate": 0.1, "lambda_2": 0.01}, {"learning_rate": 0.3, "lambda_1": 0.01}]
+    lanes.append({"learning_rate": 0.9, "lambda_2": 0.5})  # shrinks its weights too fast for a block
+    network = build("mlp", "tanh")
+    assert isinstance(network, DenseNetwork)
+    mixed, one_by_one = (filled_stack(network, "sgd", lanes) for _ in range(2))
+    assert mixed.num_linear == 2
+    images, labels = long_stretch(6)
+    dense = DenseStep(network=network, optimizer=build_optimizer("sgd"), block_rows=3 * BATCH)
+    autograd = AutogradStep(network=network, optimizer=build_optimizer("sgd"))
+
+    losses = dense.train(mixed, images, labels, BATCH)
+
+    torch.testing.assert_close(losses, autograd.train(one_by_one, images, labels, BATCH), rtol=1e-10, atol=0)
+    for name, value in mixed.parameters.items():
+        torch.testing.assert_close(value, one_by_one.parameters[name], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, True),
+        ({"lambda_2": 0.1, "learning_rate": 0.09}, True),
+        ({"lambda_2": 0.1, "learning_rate": 0.11}, False),
+        ({"lambda_1": 1e-9}, False),
+        ({"optimizer": "momentum"}, False),
+        ({"optimizer": "adam"}, False),
+    ],
+)
+def test_updates_are_linear_in_the_weights_only_for_sgd_without_l1(settings: dict[str, object], expected: bool) -> None:
+    assert is_linear(TrainingSettings(**settings)) is expected
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("is_shared", [True, False], ids=["shared", "own"])
+def test_slices_of_a_minibatch_lane_by_lane_are_the_same_step(
+    optimizer: str, is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = build("cnn", "tanh")
+    monkeypatch.setattr("hpsearch.training.lanes.steps.SLICE_FLOATS", 3 * network.widest_activation)  # 7 = 3 + 3 + 1
+    sliced, at_once = (filled_stack(network, optimizer, LANES) for _ in range(2))
+    build_by = {"network": network, "optimizer": build_optimizer(optimizer)}
+
+    for images, labels in batches(is_shared):
+        losses = AutogradStep(**build_by, is_sliced=True).train(sliced, images, labels, BATCH)
+        expected = AutogradStep(**build_by).train(at_once, images, labels, BATCH)
+        torch.testing.assert_close(losses, expected, rtol=1e-11, atol=0)
+
+    for name, value in sliced.parameters.items():
+        torch.testing.assert_close(value, at_once.parameters[name], rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize(("family", "activation"), NETWORKS)
+def test_bfloat16_rounds_products_and_keeps_weights_and_losses_in_float32(family: str, activation: str) -> None:
+    network = build(family, activation)
+    exact, rounded = (filled_stack(network, "sgd", FREE_LANES) for _ in range(2))
+    for stack in (exact, rounded):
+        stack.parameters = {name: value.float() for name, value in stack.parameters.items()}
+    for images, labels in batches(is_shared=True):
+        minibatch = images.float(), labels, BATCH
+        expected = build_step(network, build_optimizer("sgd"), CPU).train(exact, *minibatch)
+        losses = build_step(network, build_optimizer("sgd"), CPU, "bfloat16").train(rounded, *minibatch)
+        assert losses.dtype == torch.float64
+        torch.testing.assert_close(losses, expected, rtol=0.05, atol=0)
+        assert not torch.equal(losses, expected)
+
+    for name, value in rounded.parameters.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, exact.parameters[name], rtol=0.1, atol=0.03)

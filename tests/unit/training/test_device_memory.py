@@ -1,0 +1,98 @@
+"""Memory: what is left of it, and how torch says that it is not enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from hpsearch.training.device_memory import MainMemory, describe_shortage, is_out_of_memory, memory_of
+
+
+def test_the_cpus_own_refusal_is_recognised_with_its_size() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert is_out_of_memory(caught.value)
+    assert describe_shortage(caught.value) == "tried to allocate 4194304.00 GiB"
+
+
+def test_a_gpus_refusal_is_recognised_with_its_size() -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of ...")
+    assert is_out_of_memory(error)
+    assert describe_shortage(error) == "tried to allocate 2.50 GiB"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_other_refusals_are_recognised(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert describe_shortage(error) == "an allocation was refused"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: an illegal memory access was encountered"), ValueError("out of memory"), OSError(12)],
+)
+def test_other_errors_are_none(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+
+
+def test_half_of_the_free_main_memory_is_ours_and_that_is_shared(tmp_path: Path) -> None:
+    free = psutil.virtual_memory().available
+    assert MainMemory(cgroup=tmp_path).available() == pytest.approx(free / 2, rel=0.2)
+    assert MainMemory(cgroup=tmp_path, num_sharing=4).available() == pytest.approx(free / 8, rel=0.2)
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert MainMemory(cgroup=tmp_path).available() == 1000
+    (tmp_path / "memory.current").write_text("4000\n")
+    assert MainMemory(cgroup=tmp_path).available() == 0
+
+
+@pytest.mark.parametrize("limit", ["max\n", "nonsense\n"])
+def test_a_container_without_a_limit_has_the_machines_memory(limit: str, tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text(limit)
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert MainMemory(cgroup=tmp_path).available() > 10**6
+
+
+def test_growth_is_what_was_taken_since_the_start() -> None:
+    memory = memory_of(torch.device("cpu"))
+    memory.start()
+    taken = torch.ones(2**24)  # 64 MiB, written to: untouched pages do not count
+    assert memory.growth() >= 0.9 * taken.nbytes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpus_growth_is_its_peak() -> None:
+    memory = memory_of(torch.device("cuda", 0))
+    before = memory.available()
+    memory.start()
+    del (_ := [torch.ones(2**24, device="cuda")])[:]
+    assert memory.growth() >= 2**26
+    assert 0 < memory.available() <= before
+
+
+def test_a_shortage_behind_another_error_is_found() -> None:
+    """Ending the capture of a CUDA graph that broke fails in words of its own."""
+    masked = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    masked.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert is_out_of_memory(masked)
+    assert not is_out_of_memory(RuntimeError("CUDA error: operation failed due to a previous error during capture"))
+
+
+def test_a_circle_of_causes_ends() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert not is_out_of_memory(first)

@@ -1,0 +1,76 @@
+"""A lane's history survives a checkpoint, exactly, and a damaged one is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from hpsearch.epoch_report import EpochReport, Validation
+from hpsearch.errors import ArtifactError
+from hpsearch.search.stopping import GeometricPatience
+from hpsearch.store.claims.ledger import Claim
+from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
+from hpsearch.worker.lane import Lane
+
+SETTINGS = TrialSettings(model=ModelSettings(), training=TrainingSettings(max_epochs=9))
+
+
+def fresh(number: int = 7) -> Lane:
+    claim = Claim(trial_id=number, number=number, point=0, attempt=1, parameters={})
+    rule = GeometricPatience(patience=1000.0, increase=2.0, threshold=0.995, validations_every=10)
+    return Lane(claim=claim, settings=SETTINGS, rule=rule)
+
+
+def trained(*zero_ones: float) -> Lane:
+    lane = fresh()
+    for epoch, zero_one in enumerate(zero_ones, start=1):
+        validation = Validation(iteration=10 * epoch, zero_one=zero_one, nll=zero_one / 3)
+        report = EpochReport(epoch=epoch, validations=(validation,), train_nll=0.1, learning_rate=0.1, seconds=0.1)
+        lane.take_in(report)
+    lane.rungs["completed_rung_0"] = 0.1 + 0.2
+    return lane
+
+
+@pytest.mark.parametrize("zero_ones", [(), (0.1 + 0.2,), (0.5, 0.25, 0.25, 0.75)])
+def test_a_restored_lane_equals_the_one_that_was_saved(zero_ones: tuple[float, ...]) -> None:
+    lane, restored = trained(*zero_ones), fresh(number=8)
+    restored.restore(json.loads(json.dumps(lane.state(), allow_nan=False)))
+    assert restored.state() == lane.state()
+    assert restored.rule == lane.rule
+    assert restored.claim.number == 8
+
+
+def test_a_history_is_taken_over_whole() -> None:
+    lane, other = fresh(), trained(0.5, 0.25)
+    lane.take_over(other)
+    assert lane == other
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in trained(0.5).state().items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        *(without(key) for key in ("rule", "best", "best_epoch", "num_epochs", "seconds", "last_value", "rungs")),
+        {**trained(0.5).state(), "rule": {"rule": "unknown"}},
+        {**trained(0.5).state(), "rule": None},
+        {**trained(0.5).state(), "best": {"iteration": 1}},
+        {**trained(0.5).state(), "best": {"iteration": 10, "zero_one": 0.5, "nll": math.inf}},
+        {**trained(0.5).state(), "best": {"iteration": 10, "zero_one": -5.0, "nll": 0.1}},
+        {**trained(0.5).state(), "best_epoch": 2},
+        {**trained(0.5).state(), "seconds": math.inf},
+        {**trained(0.5).state(), "last_value": 7.0},
+        {**trained(0.5).state(), "num_epochs": "1"},
+    ],
+)
+def test_a_damaged_history_is_refused_and_changes_nothing(state: dict[str, Any]) -> None:
+    lane = fresh()
+    with pytest.raises(ArtifactError):
+        lane.restore(state)
+    assert lane == fresh()

@@ -1,0 +1,133 @@
+"""What is remembered about lanes: per case, whole, and never worth an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpsearch.data.resident import ResidentData
+from hpsearch.study.settings import TrialSettings
+from hpsearch.training.lanes.probe import LaneTimings, Obstacle
+from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
+
+CPU = torch.device("cpu")
+CASE = LaneCase(words="a device; a network")
+KNOWN = KnownLanes(case=CASE.words, seconds={1: 1.0, 2: 0.5, 4: 0.1 + 0.2}, obstacle=Obstacle.MEMORY, bytes_per_lane=7)
+
+
+def test_what_was_remembered_is_recalled(tmp_path: Path) -> None:
+    memory = LaneMemory(tmp_path / "home" / "lanes")
+    assert memory.recall(CASE) == KnownLanes(case=CASE.words)
+    memory.remember(KNOWN)
+    assert memory.recall(CASE) == KNOWN
+    assert memory.recall(CASE).timings == LaneTimings(seconds=KNOWN.seconds, obstacle=Obstacle.MEMORY)
+    assert memory.recall(LaneCase(words="another device")).seconds == {}
+    assert [path.name for path in memory.folder.iterdir()] == [memory.path(CASE).name]  # nothing half-written is left
+
+
+def test_a_shortage_is_added_to_what_is_known(tmp_path: Path) -> None:
+    memory = LaneMemory(tmp_path)
+    memory.remember(KNOWN)
+    memory.note_shortage(CASE, 2)
+    found = memory.recall(CASE)
+    assert found == KNOWN.model_copy(update={"most": 2, "most_until": found.most_until})
+    other = LaneCase(words="never measured")
+    memory.note_shortage(other, 3)
+    assert memory.recall(other).most == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff\xfe\x00",
+        b"[1, 2]",
+        b'{"format": 2, "case": "a device; a network"}',
+        b'{"format": 1, "case": "a device; a network", "seconds": {"0": 1.0}}',
+        b'{"format": 1, "case": "a device; a network", "seconds": {"8": -1.0}}',
+        b'{"format": 1, "case": "a device; a network", "seconds": {"8": NaN}}',
+        b'{"format": 1, "case": "a device; a network", "most": 0}',
+        b'{"format": 1, "case": "a device; a network", "extra": 1}',
+        b'{"format": 1, "case": "somebody else\'s"}',
+    ],
+)
+def test_a_damaged_or_foreign_file_is_as_none_and_is_told(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = LaneMemory(tmp_path)
+    memory.path(CASE).write_bytes(content)
+    assert memory.recall(CASE) == KnownLanes(case=CASE.words)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert str(memory.path(CASE)) in caplog.text
+    memory.remember(KNOWN)
+    assert memory.recall(CASE) == KNOWN
+
+
+def test_a_folder_in_the_files_place_is_as_no_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    memory = LaneMemory(tmp_path)
+    memory.path(CASE).mkdir()
+    assert memory.recall(CASE) == KnownLanes(case=CASE.words)
+    memory.remember(KNOWN)
+    assert "cannot remember" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == [memory.path(CASE).name]
+
+
+def test_a_home_that_cannot_be_written_costs_a_warning_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    memory = LaneMemory(tmp_path / "file" / "lanes")
+    memory.remember(KNOWN)
+    assert memory.recall(CASE) == KnownLanes(case=CASE.words)
+    assert "cannot remember" in caplog.text
+
+
+def test_the_file_tells_a_person_what_it_is_about(tmp_path: Path) -> None:
+    memory = LaneMemory(tmp_path)
+    memory.remember(KNOWN)
+    document = json.loads(memory.path(CASE).read_text())
+    assert document["case"] == CASE.words
+    assert document["seconds"] == {"1": 1.0, "2": 0.5, "4": 0.1 + 0.2}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_case_is_all_that_the_measurement_depends_on(
+    resident: Callable[..., ResidentData], trial: Callable[..., TrialSettings]
+) -> None:
+    def words(settings: dict[str, Any] | None = None, **sizes: Any) -> str:
+        return LaneCase.of(trial(**(settings or {})), resident(**sizes), CPU).words
+
+    usual = words()
+    assert words() == usual
+    assert words({"learning_rate": 0.5, "lambda_2": 0.1, "seed": 3}) == usual  # lanes of one cohort
+    assert words({"hidden_units": 16}) == usual == words({"hidden_units": 9})  # 12 units otherwise
+    others = [
+        words({"hidden_units": 17}),
+        words({"hidden_units": 8}),
+        words({"batch_size": 10}),
+        words({"optimizer": "adam"}),
+        words({"family": "logistic"}),
+        words(num_train=131),
+        words(image_shape=(20, 20)),
+        words(max_resident_bytes=10_000),
+    ]
+    torch.set_num_threads(2)
+    others.append(words())
+    assert len({usual, *others}) == len(others) + 1
+    assert f"torch {torch.__version__}" in usual
+
+
+def test_a_shortage_is_forgotten_after_a_day(tmp_path: Path) -> None:
+    """Others may have held the memory."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    memory = LaneMemory(tmp_path, now=lambda: now)
+    memory.remember(KNOWN)
+    memory.note_shortage(CASE, 2)
+    now += timedelta(hours=23)
+    assert memory.recall(CASE).most == 2
+    now += timedelta(hours=2)
+    assert memory.recall(CASE) == KNOWN
