@@ -23,6 +23,7 @@ import optuna
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 
+from hpsearch import environment
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.console.launch_view import TerminalListener
 from hpsearch.errors import InputError
@@ -327,8 +328,8 @@ def _is_number(value: object) -> bool:
 
 
 def _storage(url: str | None) -> str | None:
-    return url or os.environ.get("HPSEARCH_STORAGE") or None
+    return url or os.environ.get(environment.STORAGE) or None
 
 
 def _artifacts(place: str | os.PathLike[str] | None) -> str | None:
-    return os.environ.get("HPSEARCH_ARTIFACTS") or None if place is None else os.fspath(place)
+    return os.environ.get(environment.ARTIFACTS) or None if place is None else os.fspath(place)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import platformdirs
 
+from hpsearch import environment
 from hpsearch.errors import InputError, SurroundingsError
 
 
@@ -21,7 +22,7 @@ def home_folder() -> Path:
         InputError: HPSEARCH_HOME names the home of a user who does not exist.
         SurroundingsError: the user has no home folder.
     """
-    home = os.environ.get("HPSEARCH_HOME")
+    home = os.environ.get(environment.HOME)
     if home:
         try:
             return Path(home).expanduser().absolute()

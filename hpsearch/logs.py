@@ -24,11 +24,11 @@ from traceback import format_exception
 from types import TracebackType
 from typing import Any, TextIO
 
+from hpsearch import environment
 from hpsearch.errors import HpsearchError, InputError
 from hpsearch.safe_text import for_terminal, masked
 
 LOGGER_NAME = "hpsearch"
-LOG_FORMAT_VARIABLE = "HPSEARCH_LOG_FORMAT"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _ERROR_PREFIX = "error: "
 _RECORD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -112,7 +112,7 @@ def configure_logging(*, verbose: bool = False, log_format: LogFormat = LogForma
         logging.getLogger().addHandler(handler)
     else:
         logging.getLogger().removeHandler(handler)
-    level = os.environ.get("HPSEARCH_LOG_LEVEL", "DEBUG" if verbose else "INFO").upper()
+    level = os.environ.get(environment.LOG_LEVEL, "DEBUG" if verbose else "INFO").upper()
     if level not in _LEVELS:
         raise InputError(f"HPSEARCH_LOG_LEVEL must be one of {', '.join(_LEVELS)}, got {level!r}")
     logger.setLevel(level)

@@ -7,16 +7,17 @@ from typing import Annotated
 
 import typer
 
+from hpsearch import environment
 from hpsearch.cli.seconds import check_seconds
 from hpsearch.console.notice import show_line
 from hpsearch.errors import InputError
-from hpsearch.worker.health.life_sign import LIFE_SIGN_VARIABLE, MAX_AGE_VARIABLE, check_life_sign
+from hpsearch.worker.health.life_sign import check_life_sign
 
 
 def health(
     life_sign: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", envvar=LIFE_SIGN_VARIABLE, help="Where the worker writes its life sign."),
+        typer.Option(metavar="FILE", envvar=environment.LIFE_SIGN, help="Where the worker writes its life sign."),
     ] = None,
     max_age: Annotated[
         float | None,
@@ -25,7 +26,7 @@ def health(
             min=0.0,
             callback=check_seconds,
             show_default="what the worker allows itself, 600 or ten of its epochs",
-            help=f"How old it may be. {MAX_AGE_VARIABLE} tells the worker what to allow itself.",
+            help=f"How old it may be. {environment.LIFE_SIGN_MAX_AGE} tells the worker what to allow itself.",
         ),
     ] = None,
 ) -> None:
@@ -36,6 +37,6 @@ def health(
     if life_sign is None:
         raise InputError(
             "which life sign? the worker writes none unless it is told where",
-            hint=f"set {LIFE_SIGN_VARIABLE} to a file, for the worker and for its health check",
+            hint=f"set {environment.LIFE_SIGN} to a file, for the worker and for its health check",
         )
     show_line(check_life_sign(life_sign.expanduser(), max_age_seconds=max_age).describe())

@@ -19,18 +19,11 @@ from rich.text import Text
 from typer.main import get_group
 
 import hpsearch
+from hpsearch import environment
 from hpsearch.cli.lazy_command import LazyCommand
 from hpsearch.console.screen import guarded_streams, stderr_console, write_line
 from hpsearch.errors import HpsearchError, InputError, ReaderGoneError
-from hpsearch.logs import (
-    LOG_FORMAT_VARIABLE,
-    LogFormat,
-    configure_logging,
-    get_logger,
-    is_json_logging,
-    log_final_error,
-    show_no_password,
-)
+from hpsearch.logs import LogFormat, configure_logging, get_logger, is_json_logging, log_final_error, show_no_password
 from hpsearch.safe_text import for_terminal, remember_password, remember_passwords
 from hpsearch.signals import on_end
 
@@ -115,7 +108,9 @@ def common(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More log lines on stderr.")] = False,
     log_format: Annotated[
         LogFormat,
-        typer.Option(envvar=LOG_FORMAT_VARIABLE, help="Of the lines on stderr; json: an object each, for collectors."),
+        typer.Option(
+            envvar=environment.LOG_FORMAT, help="Of the lines on stderr; json: an object each, for collectors."
+        ),
     ] = LogFormat.TEXT,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -123,7 +118,7 @@ def common(
 ) -> None:
     """Options before the command's name."""
     if log_format is not LogFormat.TEXT:
-        os.environ[LOG_FORMAT_VARIABLE] = log_format.value  # for the workers that it starts
+        os.environ[environment.LOG_FORMAT] = log_format.value  # for the workers that it starts
     configure_logging(verbose=verbose, log_format=log_format)
     if threading.current_thread() is threading.main_thread():  # others cannot handle signals
         on_end(_end_like_ctrl_c)
@@ -145,9 +140,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_command_line(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
-    for name in [name for name, value in os.environ.items() if name.startswith("HPSEARCH_") and not value.strip()]:
-        del os.environ[name]  # `HPSEARCH_X=` means that it is not set
-    for text in (*arguments, os.environ.get("HPSEARCH_STORAGE", "")):
+    for name, value in list(os.environ.items()):
+        if name.startswith(environment.PREFIX) and not value.strip():
+            del os.environ[name]
+    for text in (*arguments, os.environ.get(environment.STORAGE, "")):
         remember_passwords(text)
     for name in _SECRET_VARIABLES:
         remember_password(os.environ.get(name, ""))

@@ -9,14 +9,15 @@ from typing import Annotated
 
 import typer
 
+from hpsearch import environment
 from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
 from hpsearch.dashboard.gate import host_of
 from hpsearch.errors import InputError
 from hpsearch.launch import launcher as launch
 from hpsearch.logs import take_over_logger
 from hpsearch.results.choice import Selection
-from hpsearch.store.connection.database import PASSWORD_FILE_VARIABLE, Database, read_password
-from hpsearch.worker.health.metrics import METRICS_VARIABLE, MetricsAddress
+from hpsearch.store.connection.database import Database, read_password
+from hpsearch.worker.health.metrics import MetricsAddress
 from hpsearch.worker.lane_count import MAX_LANES
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)]
@@ -32,10 +33,10 @@ Storage = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        envvar="HPSEARCH_STORAGE",
+        envvar=environment.STORAGE,
         show_default="a private PostgreSQL that starts by itself",
         help="The study database, postgresql://USER:PASSWORD@HOST:5432/DATABASE. The password may stand in a file "
-        f"that {PASSWORD_FILE_VARIABLE} names instead.",
+        f"that {environment.STORAGE_PASSWORD_FILE} names instead.",
     ),
 ]
 Point = Annotated[
@@ -45,12 +46,12 @@ Point = Annotated[
         help="Which point: the search's best, or the one that `hpsearch confirm` chose.",
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda:N", envvar="HPSEARCH_DEVICE", help="What to train on.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda:N", envvar=environment.DEVICE, help="What to train on.")]
 WaitForGpu = Annotated[
     bool,
     typer.Option(
         "--wait-for-gpu/--no-wait-for-gpu",
-        envvar="HPSEARCH_WAIT_FOR_GPU",
+        envvar=environment.WAIT_FOR_GPU,
         help="What a worker does that finds every GPU taken: wait until one is free, or leave with exit code 3.",
     ),
 ]
@@ -58,7 +59,7 @@ ShareGpu = Annotated[
     bool,
     typer.Option(
         "--share-gpu",
-        envvar="HPSEARCH_SHARE_GPU",
+        envvar=environment.SHARE_GPU,
         help="Let a worker train on a GPU together with others that were started with this option.",
     ),
 ]
@@ -66,7 +67,7 @@ Lanes = Annotated[
     str,
     typer.Option(
         metavar="N|auto",
-        envvar="HPSEARCH_LANES",
+        envvar=environment.LANES,
         help="Trials trained at once by one worker; auto: as many as pay, measured on the device and remembered.",
     ),
 ]
@@ -75,7 +76,7 @@ Workers = Annotated[
     typer.Option(
         min=1,
         max=256,
-        envvar="HPSEARCH_WORKERS",
+        envvar=environment.WORKERS,
         show_default="one per GPU, or one",
         help="Local worker processes.",
     ),
@@ -85,7 +86,7 @@ On = Annotated[
     typer.Option(
         "--on",
         metavar="ray|ray://HOST:PORT",
-        envvar="HPSEARCH_ON",
+        envvar=environment.ON,
         show_default="this machine",
         help="Where workers run: the Ray cluster that RAY_ADDRESS names or this machine is part of, or another one.",
     ),
@@ -94,7 +95,7 @@ Artifacts = Annotated[
     str | None,
     typer.Option(
         metavar="FOLDER|s3://BUCKET/PREFIX",
-        envvar="HPSEARCH_ARTIFACTS",
+        envvar=environment.ARTIFACTS,
         show_default="a folder in hpsearch's home",
         help="Where best parameters and checkpoints are kept.",
     ),
@@ -103,7 +104,7 @@ Metrics = Annotated[
     str | None,
     typer.Option(
         metavar="[HOST:]PORT",
-        envvar=METRICS_VARIABLE,
+        envvar=environment.METRICS,
         show_default="not served",
         help="Serve /metrics (Prometheus) and /healthz here, on this machine only unless HOST says otherwise; port 0 "
         "takes a free one. Of several local workers each takes a port of its own, from PORT upwards.",
@@ -116,7 +117,7 @@ CheckpointSeconds = Annotated[
         min=0.0,
         max=MOST_SECONDS,
         callback=check_seconds,
-        envvar="HPSEARCH_CHECKPOINT_SECONDS",
+        envvar=environment.CHECKPOINT_SECONDS,
         help="Between two checkpoints of all lanes; 0: only when the worker is stopped.",
     ),
 ]
@@ -127,7 +128,7 @@ StallSeconds = Annotated[
         min=1.0,
         max=MOST_SECONDS,
         callback=check_seconds,
-        envvar="HPSEARCH_STALL_SECONDS",
+        envvar=environment.STALL_SECONDS,
         help="When no minibatch has ended for so long, a worker takes its device or network for hung and "
         "ends; its points go to others.",
     ),

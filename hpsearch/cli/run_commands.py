@@ -7,6 +7,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from hpsearch import environment
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.cli import options
 from hpsearch.console.launch_view import TerminalListener, describe_registration
@@ -18,7 +19,6 @@ from hpsearch.device.devices import VisibleDevices, wanted_gpus
 from hpsearch.device.pin import PinRules
 from hpsearch.launch.launcher import LaunchOptions, check_launch, threads_per_worker, train_study
 from hpsearch.launch.parent_death import end_with_parent
-from hpsearch.launch.supervisor import SUPERVISOR_VARIABLE
 from hpsearch.logs import bind_log_context
 from hpsearch.results.status import read_status
 from hpsearch.signals import on_end
@@ -111,7 +111,7 @@ def worker(
 ) -> None:
     """Join a study from anywhere and train its points until none is left."""
     on_end(_leave_at_once)  # nothing is claimed yet; the worker has its own handler
-    supervisor = os.environ.get(SUPERVISOR_VARIABLE)
+    supervisor = os.environ.get(environment.SUPERVISOR_PID)
     if supervisor:
         end_with_parent(int(supervisor))
     visible = VisibleDevices.detect()

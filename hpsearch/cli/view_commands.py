@@ -11,6 +11,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from hpsearch import environment
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.cli import options
 from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
@@ -148,7 +149,7 @@ def dashboard(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            envvar="HPSEARCH_ALLOWED_HOSTS",
+            envvar=environment.ALLOWED_HOSTS,
             help="Another name or address by which it may be asked, such as a proxy's; may be repeated.",
         ),
     ] = None,
@@ -156,7 +157,7 @@ def dashboard(
         Path | None,
         typer.Option(
             metavar="FILE",
-            envvar="HPSEARCH_DASHBOARD_PASSWORD_FILE",
+            envvar=environment.DASHBOARD_PASSWORD_FILE,
             show_default="no login",
             help="Ask for the password in this file's first line; any user name will do.",
         ),

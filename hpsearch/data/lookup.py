@@ -14,12 +14,11 @@ from pathlib import Path
 
 import platformdirs
 
+from hpsearch import environment
 from hpsearch.data.data_file import DataFile, read_data_file
 from hpsearch.data.download import DownloadProgress, MirrorsFailedError, download_file
 from hpsearch.data.published import PublishedSet, check_published
 from hpsearch.errors import DataError
-
-LOCAL_VARIABLE = "HPSEARCH_DATA"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +42,7 @@ class DataLocations:
         Raises:
             DataError: a user without a home folder has named none.
         """
-        local = os.environ.get(LOCAL_VARIABLE)
+        local = os.environ.get(environment.DATA)
         return cls(
             local=Path(local).expanduser() if local else None,
             cache=_cache() / "data",
@@ -59,8 +58,8 @@ class DataLocations:
             return (self.cache_folder(name),)
         if not self.local.is_dir():
             raise DataError(
-                f"{LOCAL_VARIABLE} is {self.local}, which is not a folder",
-                hint=f"correct or unset {LOCAL_VARIABLE}",
+                f"{environment.DATA} is {self.local}, which is not a folder",
+                hint=f"correct or unset {environment.DATA}",
             )
         return (self.local / name, self.local, self.cache_folder(name))
 
@@ -124,7 +123,7 @@ def download_published(
     looked_at = ", ".join(map(str, locations.folders(published.name)))
     hint = (
         f"run where there is a network: hpsearch data fetch {published.name}; "
-        f"or set {LOCAL_VARIABLE} to a folder that holds {file_name}.gz"
+        f"or set {environment.DATA} to a folder that holds {file_name}.gz"
     )
     if not locations.allow_download:
         raise DataError(
@@ -148,7 +147,7 @@ def _cache() -> Path:
         cache = platformdirs.user_cache_path("hpsearch", appauthor=False)
         if cache.is_absolute():
             return cache
-    home = os.environ.get("HPSEARCH_HOME")
+    home = os.environ.get(environment.HOME)
     if not home:
         raise DataError(
             f"this user (id {os.geteuid()}) has no home folder for downloaded data",

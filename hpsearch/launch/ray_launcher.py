@@ -17,19 +17,24 @@ from typing import Any
 
 import sqlalchemy
 
+from hpsearch import environment
 from hpsearch.errors import InputError, SurroundingsError
 from hpsearch.home import home_folder
 from hpsearch.launch.ray_cluster import RayCluster, WorkerShare, check_address, connect
 from hpsearch.launch.ray_worker import RayWorker, RayWorkerState
-from hpsearch.launch.supervisor import NUM_WORKERS_VARIABLE, SUPERVISOR_VARIABLE, WorkerCommand
+from hpsearch.launch.supervisor import WorkerCommand
 from hpsearch.logs import get_logger
-from hpsearch.store.connection.database import PASSWORD_FILE_VARIABLE
 
 _log = get_logger("ray")
 _PLACE_SECONDS = 30.0  # how long a worker may look for its place before we say so
 _KILL_SECONDS = 5.0
 # Of no use to a worker on another node: the storage URL is whole, the rest says how `run` itself runs.
-_NOT_PASSED_ON = {PASSWORD_FILE_VARIABLE, SUPERVISOR_VARIABLE, NUM_WORKERS_VARIABLE, "HPSEARCH_ON"}
+_NOT_PASSED_ON = {
+    environment.STORAGE_PASSWORD_FILE,
+    environment.SUPERVISOR_PID,
+    environment.SUPERVISED_WORKERS,
+    environment.ON,
+}
 
 
 class RayProcess:
@@ -133,9 +138,9 @@ class RayLauncher:
 
     def _environment(self) -> dict[str, str]:
         """What a worker must know of where `run` was started: its HPSEARCH_ variables."""
-        here = {key: value for key, value in os.environ.items() if key.startswith("HPSEARCH_")}
+        here = {key: value for key, value in os.environ.items() if key.startswith(environment.PREFIX)}
         if self.cluster.is_this_machine:
-            here["HPSEARCH_HOME"] = str(home_folder())  # the embedded PostgreSQL is there
+            here[environment.HOME] = str(home_folder())  # the embedded PostgreSQL is there
         return {key: value for key, value in here.items() if key not in _NOT_PASSED_ON}
 
     def last_words(self, index: int) -> str:

@@ -20,23 +20,21 @@ from io import FileIO
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+from hpsearch import environment
 from hpsearch.errors import ArtifactError, HpsearchError, InputError, SurroundingsError
 from hpsearch.home import make_folder
 from hpsearch.logs import find_final_error, get_logger
 from hpsearch.safe_text import mask_passwords
 from hpsearch.store.claims.ledger import PointCounts
-from hpsearch.store.connection.database import PASSWORD_FILE_VARIABLE, Database, parse_url, without_password
+from hpsearch.store.connection.database import Database, parse_url, without_password
 from hpsearch.store.progress import Progress, read_progress
 from hpsearch.store.studies import StoredStudy
-from hpsearch.worker.health.life_sign import LIFE_SIGN_VARIABLE
-from hpsearch.worker.health.metrics import METRICS_VARIABLE, MetricsAddress
+from hpsearch.worker.health.metrics import MetricsAddress
 
 _log = get_logger("supervisor")
 
 MAX_RESTARTS = 5  # per worker, without a point that was counted or given up since
 STOP_SECONDS = 10.0  # what a worker gets between SIGTERM and SIGKILL
-SUPERVISOR_VARIABLE = "HPSEARCH_SUPERVISOR_PID"
-NUM_WORKERS_VARIABLE = "HPSEARCH_SUPERVISED_WORKERS"  # how many this machine runs: they share its memory and the points
 LOG_LIMIT_BYTES = 16 * 2**20  # of a worker's log; as much again is kept beside it
 _LOG_END_BYTES = 2**16
 _LOG_HEADING = "--- worker started"
@@ -62,9 +60,9 @@ class WorkerCommand:
     """How to start one worker of a study.
 
     Args:
-        storage_url: its password stands in no worker's arguments or environment: a file that only the worker has
-            open holds it, unless there is none here because PASSWORD_FILE_VARIABLE names one. None: the embedded
-            PostgreSQL, which the workers join as users of their own.
+        storage_url: its password stands in no worker's arguments or variables: a file that only the worker has
+            open holds it, unless there is none here because a file was named to us (STORAGE_PASSWORD_FILE). None: the
+            embedded PostgreSQL, which the workers join as users of their own.
         device: what each of them asks for; each pins a GPU of its own.
         num_workers: how many are started; they are told, for they share the machine's memory and the points.
         artifacts: a folder or bucket.
@@ -91,31 +89,31 @@ class WorkerCommand:
     def start(self, index: int) -> subprocess.Popen[bytes]:
         """Start worker number `index` (0, 1, ...); its output goes to its log file."""
         arguments = ["worker", self.study_name, "--device", self.device, "--lanes", self.lanes, *self.options]
-        environment = {
+        variables = {
             **os.environ,
-            "HPSEARCH_ARTIFACTS": self.artifacts,
+            environment.ARTIFACTS: self.artifacts,
             "OMP_NUM_THREADS": str(self.threads),
-            SUPERVISOR_VARIABLE: str(os.getpid()),
-            NUM_WORKERS_VARIABLE: str(self.num_workers),
+            environment.SUPERVISOR_PID: str(os.getpid()),
+            environment.SUPERVISED_WORKERS: str(self.num_workers),
         }
-        if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-            environment["GOMP_SPINCOUNT"] = SPIN_COUNT
+        if not variables.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+            variables["GOMP_SPINCOUNT"] = SPIN_COUNT
         password = None
         if self.storage_url is not None:
             url = parse_url(self.storage_url)
             password = url.password
-            environment["HPSEARCH_STORAGE"] = without_password(url).render_as_string()
-        environment.pop(LIFE_SIGN_VARIABLE, None)  # of one process; several in one file would hide each other
-        environment.pop(METRICS_VARIABLE, None)
+            variables[environment.STORAGE] = without_password(url).render_as_string()
+        variables.pop(environment.LIFE_SIGN, None)  # of one process; several in one file would hide each other
+        variables.pop(environment.METRICS, None)
         if self.metrics is not None:
-            environment[METRICS_VARIABLE] = str(self.metrics.of_worker(index))
+            variables[environment.METRICS] = str(self.metrics.of_worker(index))
         with self._open_log(index) as log, _password_file(password) as descriptors:
             for descriptor in descriptors:
-                environment[PASSWORD_FILE_VARIABLE] = f"/dev/fd/{descriptor}"
+                variables[environment.STORAGE_PASSWORD_FILE] = f"/dev/fd/{descriptor}"
             return subprocess.Popen(
                 # -P and the file's path: nothing in the current folder is imported in the place of a module.
                 [sys.executable, "-P", str(_PROGRAM), *arguments],
-                env=environment,
+                env=variables,
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -9,9 +9,8 @@ import subprocess
 from pathlib import Path
 
 import hpsearch
+from hpsearch import environment
 
-COMMIT_VARIABLE = "HPSEARCH_COMMIT"  # for installations without a checkout, such as images
-USER_VARIABLE = "HPSEARCH_USER"  # for containers, whose own user is nobody
 _MOST_CHARACTERS = 200
 _GIT_SECONDS = 10.0
 
@@ -19,7 +18,7 @@ _GIT_SECONDS = 10.0
 def user_at_host() -> str:
     """`user@host`; a number stands in for a user without a name. HPSEARCH_USER goes first."""
     try:
-        user = os.environ.get(USER_VARIABLE, "").strip() or getpass.getuser()
+        user = os.environ.get(environment.USER, "").strip() or getpass.getuser()
     except (KeyError, OSError):  # a container's user may have a number only
         user = str(os.getuid())
     return _plain(f"{user}@{platform.node()}")
@@ -33,7 +32,7 @@ def code_commit(package: Path | None = None) -> str | None:
     Args:
         package: the folder of the code; None: this package's own.
     """
-    named = os.environ.get(COMMIT_VARIABLE, "").strip()
+    named = os.environ.get(environment.COMMIT, "").strip()
     if named:
         return _plain(named)
     folder = Path(hpsearch.__file__).parent if package is None else package

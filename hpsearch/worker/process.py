@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from hpsearch import environment
 from hpsearch.artifacts.best_parameters import Artifacts
 from hpsearch.data.catalog import DataLocations, DownloadProgress
 from hpsearch.data.resident import ResidentData
@@ -19,7 +20,6 @@ from hpsearch.device.devices import VisibleDevices, make_current, use_full_float
 from hpsearch.device.pin import PinnedDevice, PinRules, pin_device
 from hpsearch.errors import StorageError
 from hpsearch.home import lane_folder
-from hpsearch.launch.supervisor import NUM_WORKERS_VARIABLE
 from hpsearch.logs import bind_log_context, get_logger
 from hpsearch.signals import StopSignal
 from hpsearch.store.claims.ledger import Ledger
@@ -162,7 +162,7 @@ def _build_worker(
 ) -> Worker:
     device = pinned.device
     data = ResidentData.place(selection, device, max_resident_bytes=study.definition.data.max_resident_bytes)
-    num_siblings = int(os.environ.get(NUM_WORKERS_VARIABLE, "1"))
+    num_siblings = int(os.environ.get(environment.SUPERVISED_WORKERS, "1"))
     pulse = Pulse(device)
     build_cohort = partial(Cohort, pulse=pulse)
     lanes: LaneChoice

@@ -15,9 +15,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from hpsearch.store.connection.database import PASSWORD_FILE_VARIABLE, parse_url
+from hpsearch import environment
+from hpsearch.store.connection.database import parse_url
 from hpsearch.study.definition import load_definition
-from hpsearch.worker.health.life_sign import LIFE_SIGN_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "kubernetes"
@@ -72,7 +72,7 @@ def containers(documents: list[Document]) -> Iterator[tuple[str, Document]]:
             yield f"{name}/{container['name']}", container
 
 
-def environment(container: Document) -> dict[str, Any]:
+def variables_of(container: Document) -> dict[str, Any]:
     return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container.get("env", [])}
 
 
@@ -146,9 +146,9 @@ def test_the_password_is_in_a_secret_that_no_document_brings_along(documents: li
         (volume,) = [volume for volume in template["spec"]["volumes"] if volume["name"] == "password"]
         assert volume["secret"] == {"secretName": "hpsearch-database", "defaultMode": 0o440}
     for name, container in containers(documents):
-        values = environment(container)
+        values = variables_of(container)
         (mount,) = [m for m in container["volumeMounts"] if m["name"] == "password"]
-        file = values.get(PASSWORD_FILE_VARIABLE, values.get("POSTGRES_PASSWORD_FILE"))
+        file = values.get(environment.STORAGE_PASSWORD_FILE, values.get("POSTGRES_PASSWORD_FILE"))
         assert file == f"{mount['mountPath']}/password", name
         if "HPSEARCH_STORAGE" in values:
             url = parse_url(values["HPSEARCH_STORAGE"])
@@ -206,13 +206,13 @@ def test_a_worker_that_hangs_is_noticed_by_its_own_health_check(documents: list[
     worker = one(documents, "Job", "workers")["spec"]["template"]["spec"]["containers"][0]
     assert worker["livenessProbe"]["exec"]["command"] == ["hpsearch", "health"]
     assert worker["startupProbe"]["exec"]["command"] == ["hpsearch", "health"]
-    sign = Path(environment(worker)[LIFE_SIGN_VARIABLE])
+    sign = Path(variables_of(worker)[environment.LIFE_SIGN])
     assert str(sign.parent) in [mount["mountPath"] for mount in worker["volumeMounts"]]
 
 
 def test_a_worker_starts_as_many_threads_as_it_has_processors(documents: list[Document]) -> None:
     worker = one(documents, "Job", "workers")["spec"]["template"]["spec"]["containers"][0]
-    assert environment(worker)["OMP_NUM_THREADS"]["resourceFieldRef"]["resource"] == "limits.cpu"
+    assert variables_of(worker)["OMP_NUM_THREADS"]["resourceFieldRef"]["resource"] == "limits.cpu"
     cpus = worker["resources"]["limits"]["cpu"]
     assert cpus == worker["resources"]["requests"]["cpu"]
     assert cpus.isdecimal()
@@ -223,11 +223,11 @@ def test_workers_have_a_gpu_each_but_on_processors() -> None:
         worker = one(render(KUBERNETES / overlay), "Job", "workers")["spec"]["template"]["spec"]["containers"][0]
         assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert worker["image"] == "hpsearch:cuda"
-        assert "HPSEARCH_DEVICE" not in environment(worker)
+        assert "HPSEARCH_DEVICE" not in variables_of(worker)
     documents = render(KUBERNETES / "overlays/cpu")
     spec = one(documents, "Job", "workers")["spec"]["template"]["spec"]
     assert "nvidia" not in str(spec)
-    assert environment(spec["containers"][0])["HPSEARCH_DEVICE"] == "cpu"
+    assert variables_of(spec["containers"][0])["HPSEARCH_DEVICE"] == "cpu"
     assert {c["image"] for name, c in containers(documents) if "postgres" not in name} == {"hpsearch:cpu"}
 
 
@@ -247,7 +247,7 @@ def test_study_and_workers_speak_of_the_same_study() -> None:
     assert settings["data"]["name"] == load_definition(KUBERNETES / "base" / "study.toml").name
     for job in ("study", "workers"):
         container = one(documents, "Job", job)["spec"]["template"]["spec"]["containers"][0]
-        reference = environment(container)["STUDY"]["configMapKeyRef"]
+        reference = variables_of(container)["STUDY"]["configMapKeyRef"]
         assert reference == {"name": settings["metadata"]["name"], "key": "name"}
 
 

@@ -37,6 +37,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from hpsearch import environment
 from hpsearch.errors import InputError, StorageError
 from hpsearch.logs import get_logger
 from hpsearch.postgres.libpq import connect_without_variables, keep_from_children, session_arguments
@@ -59,7 +60,6 @@ _log = get_logger("database")
 T = TypeVar("T")
 DatabaseOperation = Literal["claim", "record", "finish", "renew", "release", "reap", "other"]  # for metrics
 
-PASSWORD_FILE_VARIABLE = "HPSEARCH_STORAGE_PASSWORD_FILE"
 CONNECT_TIMEOUT_SECONDS = 5
 BRIEF_ANSWER_SECONDS = 3.0
 _IDLE_SECONDS = 60.0  # in the middle of a transaction; ours go from statement to statement without a pause
@@ -251,16 +251,16 @@ def parse_url(text: str) -> sqlalchemy.URL:
 
 
 def with_password_of_file(text: str) -> str:
-    """The URL with the password from the file that PASSWORD_FILE_VARIABLE names, if it has none itself.
+    """The URL with the password from the file that environment.STORAGE_PASSWORD_FILE names, if it has none itself.
 
     Raises:
         InputError: the URL or the file cannot be read, or the file is empty.
     """
-    named = os.environ.get(PASSWORD_FILE_VARIABLE)
+    named = os.environ.get(environment.STORAGE_PASSWORD_FILE)
     url = parse_url(text)
     if not named or url.password is not None:
         return text
-    hint = f"{PASSWORD_FILE_VARIABLE} names a file whose first line is the password"
+    hint = f"{environment.STORAGE_PASSWORD_FILE} names a file whose first line is the password"
     password = read_password(Path(named).expanduser(), hint)
     return url.set(password=password).render_as_string(hide_password=False)
 

@@ -18,14 +18,13 @@ from enum import Enum
 from pathlib import Path
 from types import TracebackType
 
+from hpsearch import environment
 from hpsearch.errors import ArtifactError, HpsearchError, InputError
 from hpsearch.logs import get_logger
 from hpsearch.worker.health.watchdog import DEFAULT_STALL_SECONDS
 
 _log = get_logger("life_sign")
 
-LIFE_SIGN_VARIABLE = "HPSEARCH_LIFE_SIGN"
-MAX_AGE_VARIABLE = "HPSEARCH_LIFE_SIGN_MAX_AGE"
 DEFAULT_MAX_AGE_SECONDS = DEFAULT_STALL_SECONDS  # a stricter one would kill a worker that its own watchdog finds well
 _WRITE_EVERY_SECONDS = 1.0
 
@@ -69,8 +68,8 @@ class LifeSign:
         Raises:
             InputError: the age is no number above 0.
         """
-        named = os.environ.get(LIFE_SIGN_VARIABLE)
-        seconds = os.environ.get(MAX_AGE_VARIABLE)
+        named = os.environ.get(environment.LIFE_SIGN)
+        seconds = os.environ.get(environment.LIFE_SIGN_MAX_AGE)
         return cls(
             Path(named).expanduser().absolute() if named else None,
             max_age_seconds=_parse_seconds(seconds) if seconds else DEFAULT_MAX_AGE_SECONDS,
@@ -88,7 +87,7 @@ class LifeSign:
         except OSError as error:
             raise ArtifactError(
                 f"cannot write the life sign {self._path}: {error.strerror}",
-                hint=f"{LIFE_SIGN_VARIABLE} names a file in a folder that this user may write to",
+                hint=f"{environment.LIFE_SIGN} names a file in a folder that this user may write to",
             ) from error
         return self
 
@@ -214,7 +213,7 @@ def check_life_sign(path: Path, *, max_age_seconds: float | None = None) -> Seen
         raise UnhealthyError(
             f"the worker has done nothing for {seen.age_seconds:.0f} s (at most {limit:.0f} s are allowed); "
             f"it was last {seen.describe()}",
-            hint=f"if its epochs take that long, set {MAX_AGE_VARIABLE}",
+            hint=f"if its epochs take that long, set {environment.LIFE_SIGN_MAX_AGE}",
         )
     return seen
 
@@ -256,4 +255,4 @@ def _parse_seconds(text: str) -> float:
         seconds = float(text)
         if 0 < seconds < float("inf"):
             return seconds
-    raise InputError(f"{MAX_AGE_VARIABLE} must be a number of seconds above 0, got {text!r}")
+    raise InputError(f"{environment.LIFE_SIGN_MAX_AGE} must be a number of seconds above 0, got {text!r}")

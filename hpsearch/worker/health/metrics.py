@@ -28,6 +28,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from hpsearch import environment
 from hpsearch.errors import InputError
 from hpsearch.logs import get_logger
 from hpsearch.store.claims.ledger import Outcome
@@ -36,7 +37,6 @@ from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 
 _log = get_logger("metrics")
 
-METRICS_VARIABLE = "HPSEARCH_METRICS"
 LOOPBACK = "127.0.0.1"
 CheckpointResult = Literal["written", "failed", "restored"]
 
@@ -66,7 +66,7 @@ class MetricsAddress:
         if not host or not host.isascii() or not is_port:
             raise InputError(
                 f"--metrics must be [HOST:]PORT with a port from 0 to 65535, got {text!r:.60}",
-                hint=f"9100 serves this machine only, 0.0.0.0:9100 others, too; {METRICS_VARIABLE} means the same",
+                hint=f"9100 serves this machine only, 0.0.0.0:9100 others, too; {environment.METRICS} means the same",
             )
         return cls(host=host, port=int(port))
 
@@ -272,5 +272,6 @@ def _open_server(address: MetricsAddress, handler: type[_Handler]) -> _Server:
     except OSError as error:
         raise InputError(
             f"cannot serve metrics at {address}: {error.strerror or error}",
-            hint=f"name another port (0: a free one), or an address of this machine: --metrics or {METRICS_VARIABLE}",
+            hint="name another port (0: any free one), or an address of this machine, "
+            f"with --metrics or {environment.METRICS}",
         ) from error

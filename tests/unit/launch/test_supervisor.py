@@ -15,16 +15,10 @@ from typing import Any, cast
 
 import pytest
 
+from hpsearch import environment
 from hpsearch.errors import ArtifactError
 from hpsearch.launch import supervisor as module
-from hpsearch.launch.supervisor import (
-    MAX_RESTARTS,
-    NUM_WORKERS_VARIABLE,
-    SPIN_COUNT,
-    Supervisor,
-    WorkerCommand,
-    WorkersFailedError,
-)
+from hpsearch.launch.supervisor import MAX_RESTARTS, SPIN_COUNT, Supervisor, WorkerCommand, WorkersFailedError
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.progress import Progress
 from hpsearch.store.rows.round_rows import StoredRound
@@ -255,7 +249,7 @@ def test_workers_are_told_how_many_they_are(tmp_path: Path, monkeypatch: pytest.
         log_folder=tmp_path,
     )
     workers.start(0)
-    assert told[NUM_WORKERS_VARIABLE] == "3"
+    assert told[environment.SUPERVISED_WORKERS] == "3"
 
 
 def test_each_of_several_workers_serves_metrics_at_a_port_of_its_own_and_none_writes_a_life_sign(

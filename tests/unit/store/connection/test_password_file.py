@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from hpsearch import environment
 from hpsearch.errors import InputError
-from hpsearch.store.connection.database import PASSWORD_FILE_VARIABLE, with_password_of_file
+from hpsearch.store.connection.database import with_password_of_file
 
 URL = "postgresql://user@host:5432/studies"
 
@@ -16,7 +17,7 @@ URL = "postgresql://user@host:5432/studies"
 @pytest.fixture
 def password_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "password"
-    monkeypatch.setenv(PASSWORD_FILE_VARIABLE, str(path))
+    monkeypatch.setenv(environment.STORAGE_PASSWORD_FILE, str(path))
     return path
 
 
@@ -31,7 +32,7 @@ def test_a_password_in_the_url_wins(password_file: Path) -> None:
 
 
 def test_without_the_variable_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(PASSWORD_FILE_VARIABLE, raising=False)
+    monkeypatch.delenv(environment.STORAGE_PASSWORD_FILE, raising=False)
     assert with_password_of_file(URL) == URL
 
 
@@ -45,7 +46,7 @@ def test_a_file_that_holds_no_password_is_an_error_that_names_it(
         with_password_of_file(URL)
     assert str(password_file) in str(caught.value)
     assert caught.value.hint is not None
-    assert PASSWORD_FILE_VARIABLE in caught.value.hint
+    assert environment.STORAGE_PASSWORD_FILE in caught.value.hint
 
 
 def test_an_empty_first_line_is_no_password(password_file: Path) -> None:
