@@ -21,6 +21,7 @@ from optuna.artifacts import Boto3ArtifactStore
 
 from hpsearch.artifacts.store import check_artifact_id
 from hpsearch.errors import ArtifactError
+from hpsearch.wording import first_line
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
@@ -97,10 +98,10 @@ class BucketStore:
         except (BotoCoreError, Boto3Error, ClientError) as error:
             said = self._describe(error)
             # The cause is left out where it shows a secret: a traceback would print it.
-            raise OSError(errno.EIO, said) from (error if said == _first_line(error) else None)
+            raise OSError(errno.EIO, said) from (error if said == first_line(error) else None)
 
     def _describe(self, error: Exception) -> str:
-        said = _first_line(error)
+        said = first_line(error)
         for secret in self._secrets:
             said = said.replace(secret, "***")
         return said
@@ -114,7 +115,3 @@ def _secrets_of(session: Any) -> tuple[str, ...]:
     frozen = credentials.get_frozen_credentials()
     secrets = ((secret or "").strip() for secret in (frozen.secret_key, frozen.token))
     return tuple(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from hpsearch.data.download import DownloadProgress
 from hpsearch.data.lookup import DataLocations, find_file, obtain_file
 from hpsearch.data.published import FILE_NAMES, TRAINING_FILE_NAMES, PublishedSet, refuse_test_file
 from hpsearch.errors import DataError, InputError
+from hpsearch.wording import did_you_mean
 
 _PICKLE_ENDINGS = (".pkl.gz", ".pkl")
 _OTHER_CHOICES = "a folder of IDX files, or the path of an mnist.pkl.gz"
@@ -93,11 +93,10 @@ def resolve_dataset(dataset: str) -> PublishedSet | BundledDigits | IdxFolder | 
 
 def unknown_dataset(dataset: str) -> InputError:
     """The error for a name that the catalogue does not have."""
-    similar = difflib.get_close_matches(dataset.lower(), catalog_names(), n=1)
-    did_you_mean = f"did you mean {similar[0]!r}? " if similar else ""
+    meant = did_you_mean(dataset.lower(), catalog_names())
     return InputError(
         f"data.dataset: unknown data set {dataset!r}",
-        hint=f"{did_you_mean}expected {_list_names()}, {_OTHER_CHOICES}",
+        hint=f"{f'{meant} ' if meant else ''}expected {_list_names()}, {_OTHER_CHOICES}",
     )
 
 

@@ -22,6 +22,7 @@ from hpsearch.logs import get_logger
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.answer_limit import answer_limit
 from hpsearch.store.connection.database import Database
+from hpsearch.wording import first_line
 
 _log = get_logger("devices")
 
@@ -86,7 +87,7 @@ class PinnedDevice:
                     break
                 except SQLAlchemyError as error:
                     if attempt == 2:
-                        _log.warning("could not look after the lock on %s: %s", self.description, _first_line(error))
+                        _log.warning("could not look after the lock on %s: %s", self.description, first_line(error))
         if self._is_lost:
             _log.error("another worker has taken %s while the database was away", self.description)
         return not self._is_lost
@@ -262,7 +263,3 @@ def _tell(taken: Sequence[str], rules: PinRules) -> None:
 def _uuid(gpu: Gpu) -> str:
     assert gpu.uuid is not None
     return gpu.uuid
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -21,6 +21,7 @@ import sqlalchemy
 
 from hpsearch.errors import InputError, SurroundingsError
 from hpsearch.logs import get_logger
+from hpsearch.wording import first_line
 
 _log = get_logger("ray")
 _LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # nothing of ours goes through it; Ray would take 30 % of the memory
@@ -171,7 +172,7 @@ def _check_answers(address: str) -> None:
 
 def _silence(address: str, error: Exception) -> SurroundingsError:
     return SurroundingsError(
-        f"no Ray cluster answers at {address}: {str(error).strip().splitlines()[0]}",
+        f"no Ray cluster answers at {address}: {first_line(error)}",
         hint="is it running (ray status), with the Ray, the Python and the token (RAY_AUTH_TOKEN_PATH) of here?",
     )
 

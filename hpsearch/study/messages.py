@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args, get_origin
 
@@ -11,11 +10,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from hpsearch.wording import did_you_mean
+
 
 def suggest_names(name: str, known: Sequence[str]) -> str:
     """`did you mean "learning_rate"?`, or the whole list where nothing is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f'did you mean "{near[0]}"?' if near else "known: " + ", ".join(known)
+    return did_you_mean(name, known) or "known: " + ", ".join(known)
 
 
 def shown(value: Any) -> str:
@@ -60,8 +60,7 @@ def _describe(detail: Any, kind: type[BaseModel], section: str) -> tuple[str, st
         case "literal_error":
             # A family may also be of a user's own: its check tells the choices, no annotation has them.
             choices = detail["ctx"].get("choices") or _literal_choices(_annotation_at(kind, location))
-            near = difflib.get_close_matches(str(detail["input"]), choices, n=1)
-            hint = f'did you mean "{near[0]}"?' if near else _tell_default(kind, location)
+            hint = did_you_mean(str(detail["input"]), choices) or _tell_default(kind, location)
             return f"{key} must be one of {', '.join(choices)}, got {given}", hint
         case "value_error":
             text = str(detail["ctx"]["error"])

@@ -23,6 +23,7 @@ from hpsearch.store.connection.database import DatabaseAwayError
 from hpsearch.training.device_memory import is_out_of_memory
 from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoint
 from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.wording import first_line
 from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.lane import Lane
 
@@ -198,7 +199,7 @@ class Checkpointer:
             self._save(items)
         except Exception as error:
             # The worker's own writes find out about a lasting trouble and end it.
-            _log.warning("%s: a checkpoint was not taken: %s", self._name, _first_line(error))
+            _log.warning("%s: a checkpoint was not taken: %s", self._name, first_line(error))
             self._metrics.checkpoint("failed")
 
     def _save(self, items: Mapping[int, tuple[int, bytes]]) -> None:
@@ -210,7 +211,7 @@ class Checkpointer:
         try:
             self._checkpoints.discard(trial_ids)
         except Exception as error:
-            _log.info("%s: checkpoints of finished trials are left over: %s", self._name, _first_line(error))
+            _log.info("%s: checkpoints of finished trials are left over: %s", self._name, first_line(error))
 
 
 def _check_epoch(checkpoint: TrialCheckpoint, lane: Lane, stored: StoredCheckpoint) -> None:
@@ -220,7 +221,3 @@ def _check_epoch(checkpoint: TrialCheckpoint, lane: Lane, stored: StoredCheckpoi
         raise ArtifactError(
             f"the checkpoint {stored.artifact_id} is of several epochs: {sorted(epochs)}", hint="the trial begins anew"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -26,6 +26,7 @@ from hpsearch.store.claims.holdings import Holdings
 from hpsearch.store.claims.lease_watch import LeaseWatch
 from hpsearch.store.claims.ledger import PRESENCE_NAMESPACE, Ledger
 from hpsearch.store.connection.answer_limit import answer_limit
+from hpsearch.wording import first_line
 from hpsearch.worker.health.watchdog import Watchdog
 
 _log = get_logger("presence")
@@ -111,7 +112,7 @@ class Presence:
             try:
                 self._keep_lock()
             except SQLAlchemyError as error:
-                _log.info("lost the session that shows this worker's presence: %s", _first_line(error))
+                _log.info("lost the session that shows this worker's presence: %s", first_line(error))
                 with contextlib.suppress(SQLAlchemyError):
                     self._keep_lock()  # in a new session, at once: without one, others take this worker for dead
 
@@ -137,7 +138,7 @@ class Presence:
             except Exception as error:
                 # Whatever it was: the worker's own writes find out about a lasting outage and end it, while the
                 # end of this thread would silently cost all leases.
-                _log.warning("could not renew the leases: %s", _first_line(error))
+                _log.warning("could not renew the leases: %s", first_line(error))
                 if not was_told and time.monotonic() - self._renewed_at > self.ledger.lease_seconds:
                     was_told = True
                     _log.warning(
@@ -156,7 +157,7 @@ class Presence:
         try:
             brief.release(what, is_crash=True)
         except Exception as error:
-            _log.error("could not give the trials back, their leases will run out: %s", _first_line(error))
+            _log.error("could not give the trials back, their leases will run out: %s", first_line(error))
         finally:
             self._leave()
 
@@ -200,7 +201,3 @@ class Presence:
             with contextlib.suppress(SQLAlchemyError):
                 connection.invalidate()  # do not return a session that holds a lock to the pool
                 connection.close()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from hpsearch.results.confirmation.companion_study import can_seeds_matter
 from hpsearch.results.confirmation.comparison import Comparison, Complexity, Difference, MeanError, simplest_of
-from hpsearch.results.report.plot_style import value_label
 from hpsearch.results.summary import StudySummary, counts_as_json, describe_counts
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.study.space import ParameterValue
+from hpsearch.wording import value_label
 
 V = TypeVar("V")
 _MOST_NAMED = 2  # tied points in a line

@@ -28,7 +28,7 @@ from hpsearch.results.report.figures import (
     parameter_importance,
     search_history,
 )
-from hpsearch.results.report.plot_style import percent, value_label
+from hpsearch.results.report.plot_style import percent
 from hpsearch.results.report.search_map import search_map
 from hpsearch.results.status import StudyStatus, openings_of_others, read_status
 from hpsearch.results.summary import StudySummary, format_time
@@ -37,6 +37,7 @@ from hpsearch.results.vault.record import VaultRecord
 from hpsearch.safe_text import mask_passwords
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import current_versions
+from hpsearch.wording import value_label
 
 BEST_TABLE_ROWS = 20
 FAILED_TABLE_ROWS = 20

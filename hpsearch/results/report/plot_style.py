@@ -15,6 +15,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from hpsearch.study.space import ParameterValue
+from hpsearch.wording import value_label
 
 INK = "#1f2933"
 GRID = "#e4e8ec"
@@ -32,18 +33,6 @@ _LOG_SPAN = 5.0  # a logarithmic axis where the largest value is so many times t
 def percent(fraction: float) -> float:
     """A fraction as the number of percent; 4 digits behind the point are finer than one image in 10,000."""
     return round(100.0 * fraction, 4)
-
-
-def value_label(value: ParameterValue | None, digits: int = 4) -> str:
-    """A parameter much as one would write it in a study file: 0.1, 1e-5, tanh, true; to `digits` digits."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if not isinstance(value, float):
-        return str(value)
-    mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 
 def distinct_labels(values: Sequence[float]) -> list[str]:

@@ -28,12 +28,12 @@ from hpsearch.results.report.plot_style import (
     point_text,
     round_numbers,
     styled,
-    value_label,
 )
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import Dimension
+from hpsearch.wording import value_label
 
 _LAMBDAS = ("lambda_1", "lambda_2")
 _MAX_WRITTEN_COLUMNS = 20  # numbers in narrower cells would overlap; pointing at one tells it

@@ -50,11 +50,11 @@ from hpsearch.store.connection.refusals import (
     READ_ONLY,
     SLOW,
     driver_error,
-    first_line,
     refusal_error,
     refusal_of,
 )
 from hpsearch.store.connection.schema import create_schema
+from hpsearch.wording import first_line
 
 _log = get_logger("database")
 T = TypeVar("T")
@@ -272,16 +272,16 @@ def read_password(path: Path, hint: str) -> str:
         InputError: it cannot be read, or is empty; with this hint.
     """
     try:
-        first_line = path.read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
+        password = path.read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise InputError(f"cannot read the password file {path}: {reason}", hint=hint) from error
-    if not first_line:
+    if not password:
         raise InputError(f"the password file {path} is empty", hint=hint)
-    if _NOT_IN_URL.search(first_line):
+    if _NOT_IN_URL.search(password):
         raise InputError(f"the first line of the password file {path} has a control character", hint=hint)
-    remember_password(first_line)
-    return first_line
+    remember_password(password)
+    return password
 
 
 def without_password(url: sqlalchemy.URL) -> sqlalchemy.URL:

@@ -14,6 +14,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from hpsearch.errors import InputError, StorageError
+from hpsearch.wording import first_line
 
 _NAMES = "check user, password and database name in --storage or HPSEARCH_STORAGE"
 _RESUMES = "running trials are taken up again when a worker is started after it is back"
@@ -203,8 +204,3 @@ def driver_error(error: BaseException | None) -> DBAPIError | None:
     if isinstance(error, StorageInternalError):
         error = error.__cause__
     return error if isinstance(error, DBAPIError) else None
-
-
-def first_line(error: object) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

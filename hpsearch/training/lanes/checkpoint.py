@@ -30,6 +30,7 @@ from hpsearch.training.lanes.stack import TrialTensors
 from hpsearch.training.networks.network import Network
 from hpsearch.training.schedules import ScheduleState
 from hpsearch.training.tensor_file import CHECKSUM, Array, checksum, load_arrays, save_arrays
+from hpsearch.wording import first_line
 
 CHECKPOINT_VERSION: Final = "2"  # 2: which validation images are right
 CHANGEABLE_SETTINGS: Final = ("training.max_epochs",)  # where a trial ends does not change how it gets there
@@ -133,7 +134,7 @@ class TrialCheckpoint:
             json.loads(metadata["state"], parse_constant=_finite, parse_float=_finite)
             state = _STATE.validate_json(metadata["state"], strict=True)
         except (SafetensorError, ValidationError, KeyError, ValueError, RecursionError) as error:
-            raise _damaged(_first_line(error)) from error
+            raise _damaged(_describe_error(error)) from error
         return cls(progress=state.progress, arrays=arrays, extra=state.extra)
 
     def check_is_of(self, trial: TrialProgress) -> None:
@@ -271,11 +272,11 @@ def _describe(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _first_line(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc'])) or 'the state'}: {first['msg']}"
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return f"{type(error).__name__}: {first_line(error)}"[:200]
 
 
 def _damaged(why: str) -> ArtifactError:

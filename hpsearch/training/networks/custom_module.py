@@ -6,7 +6,6 @@ right, and is told as an InputError that names `model.family`.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import os
@@ -25,6 +24,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from hpsearch.errors import InputError
 from hpsearch.study.settings import ModelSettings
 from hpsearch.training.networks.foreign_code import ForeignExit, foreign_code
+from hpsearch.wording import did_you_mean
 
 _log = logging.getLogger(__name__)  # below the package's own; hpsearch.logs knows Optuna, and this room must not
 
@@ -200,9 +200,8 @@ def _suggest_callables(module: ModuleType, name: str) -> str:
         for key, value in vars(module).items()
         if callable(value) and getattr(value, "__module__", None) == module.__name__
     ]
-    near = difflib.get_close_matches(name, own, n=1)
-    if near:
-        return f'did you mean "{near[0]}"?'
+    if hint := did_you_mean(name, own):
+        return hint
     file, top = getattr(module, "__file__", None) or "Python itself", module.__name__.partition(".")[0]
     if (Path.cwd() / f"{top}.py").exists() and Path.cwd() not in Path(file).parents:
         return f"it is read from {file}, which comes before the {top}.py of this folder: give yours another name"

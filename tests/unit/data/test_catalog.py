@@ -127,7 +127,7 @@ def test_an_unknown_name_gets_the_choices_and_a_suggestion(
     with pytest.raises(InputError, match=rf"data\.dataset: unknown data set '{dataset}'") as caught:
         load_selection_data(DataSettings(dataset=dataset), locations=locations)
     assert caught.value.hint == (
-        f"did you mean '{suggestion}'? expected mnist, fashion-mnist, kmnist, digits, "
+        f'did you mean "{suggestion}"? expected mnist, fashion-mnist, kmnist, digits, '
         "a folder of IDX files, or the path of an mnist.pkl.gz"
     )
 

@@ -19,30 +19,9 @@ from hpsearch.results.report.plot_style import (
     percent,
     plot_text,
     round_numbers,
-    value_label,
 )
 
 positive = st.floats(min_value=1e-12, max_value=1e12)
-
-
-@pytest.mark.parametrize(
-    ("value", "label"),
-    [
-        (0.1, "0.1"),
-        (0.0, "0"),
-        (1e-4, "0.0001"),
-        (1e-5, "1e-5"),
-        (0.0464158883361, "0.04642"),
-        (1e16, "1e16"),
-        (500, "500"),
-        (123456, "123456"),
-        (True, "true"),
-        ("tanh", "tanh"),
-        (None, "none"),
-    ],
-)
-def test_values_read_as_in_a_study_file(value: float | str | None, label: str) -> None:
-    assert value_label(value) == label
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), unique=True, max_size=8))
