@@ -25,7 +25,7 @@ from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoin
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.wording import first_line
 from hpsearch.worker.health.metrics import WorkerMetrics
-from hpsearch.worker.lane import Lane
+from hpsearch.worker.trial import TrialInTraining
 
 _log = get_logger("checkpoints")
 
@@ -67,7 +67,7 @@ class Checkpointer:
         is_idle = not wait(outstanding, timeout=LAST_SECONDS).not_done
         self._thread.shutdown(wait=is_idle, cancel_futures=True)
 
-    def take_if_due(self, cohort: Cohort, lanes: Mapping[int, Lane], written: Future[Any] | None) -> None:
+    def take_if_due(self, cohort: Cohort, lanes: Mapping[int, TrialInTraining], written: Future[Any] | None) -> None:
         """Begin a checkpoint of these lanes, if the interval is over and the last one is written.
 
         Args:
@@ -78,7 +78,7 @@ class Checkpointer:
         if self._job is None or self._job.done():
             self._begin(cohort, lanes, written)
 
-    def take_last(self, cohort: Cohort, lanes: Mapping[int, Lane]) -> None:
+    def take_last(self, cohort: Cohort, lanes: Mapping[int, TrialInTraining]) -> None:
         """Checkpoint these lanes now, all of whose epochs are recorded; waits `LAST_SECONDS` at most."""
         deadline = time.monotonic() + LAST_SECONDS
         if self._job is not None:
@@ -110,7 +110,7 @@ class Checkpointer:
         if again:
             self._found.update((self._checkpoints.brief() if is_brief else self._checkpoints).find(again))
 
-    def resume(self, lane: Lane, cohort: Cohort, *, is_brief: bool) -> ResumeOutcome | None:
+    def resume(self, lane: TrialInTraining, cohort: Cohort, *, is_brief: bool) -> ResumeOutcome | None:
         """Put a trial into the cohort as an earlier attempt was checkpointed, and give it its curve up to there.
 
         Args:
@@ -155,7 +155,7 @@ class Checkpointer:
         _log.info("%s: trial %d goes on after epoch %d", self._name, *fields.values(), extra=fields)
         return outcome
 
-    def _record(self, lane: Lane, stored: StoredCheckpoint, *, is_brief: bool) -> ResumeOutcome:
+    def _record(self, lane: TrialInTraining, stored: StoredCheckpoint, *, is_brief: bool) -> ResumeOutcome:
         trial_id = lane.claim.trial_id
         checkpoints = self._checkpoints.brief() if is_brief else self._checkpoints
         outcome = checkpoints.resume(trial_id, stored)
@@ -163,7 +163,9 @@ class Checkpointer:
             checkpoints.ledger.record({}, [(trial_id, key, value) for key, value in lane.rungs.items()])
         return outcome
 
-    def _begin(self, cohort: Cohort, lanes: Mapping[int, Lane], written: Future[Any] | None) -> Future[None] | None:
+    def _begin(
+        self, cohort: Cohort, lanes: Mapping[int, TrialInTraining], written: Future[Any] | None
+    ) -> Future[None] | None:
         self._taken_at = time.monotonic()
         self._known.update(lanes)
         states = {trial_id: (lane.num_epochs, lane.state()) for trial_id, lane in lanes.items()}
@@ -214,7 +216,7 @@ class Checkpointer:
             _log.info("%s: checkpoints of finished trials are left over: %s", self._name, first_line(error))
 
 
-def _check_epoch(checkpoint: TrialCheckpoint, lane: Lane, stored: StoredCheckpoint) -> None:
+def _check_epoch(checkpoint: TrialCheckpoint, lane: TrialInTraining, stored: StoredCheckpoint) -> None:
     """Tensors, history and row must be of one epoch."""
     epochs = {checkpoint.progress.num_epochs, lane.num_epochs, stored.epoch}
     if len(epochs) > 1:

@@ -29,8 +29,8 @@ from hpsearch.worker.checkpointer import Checkpointer
 from hpsearch.worker.cohorts import cohort_name, reference_test
 from hpsearch.worker.drawing import Drawing
 from hpsearch.worker.epoch_writer import EpochWriter, Written
-from hpsearch.worker.lane import Lane
 from hpsearch.worker.lane_count import LaneChoice
+from hpsearch.worker.trial import TrialInTraining
 
 _log = get_logger("worker")
 T = TypeVar("T")
@@ -68,7 +68,7 @@ class Intake:
     num_siblings: int
     note: Callable[[Written], None]
     note_progress: Callable[[], None]
-    lanes: dict[int, Lane] = field(default_factory=dict)
+    lanes: dict[int, TrialInTraining] = field(default_factory=dict)
     cohort: Cohort | None = None
     num_lanes: int = 1
     _cohort_name: str | None = None
@@ -172,7 +172,7 @@ class Intake:
             self._held_over.append(claim)
             return
         rule = stopping_rule(definition.stopping, num_minibatches=self._num_minibatches(settings))
-        lane = self.lanes[claim.trial_id] = Lane(claim=claim, settings=settings, rule=rule)
+        lane = self.lanes[claim.trial_id] = TrialInTraining(claim=claim, settings=settings, rule=rule)
         try:
             if is_first:
                 self._open_cohort(settings)
@@ -245,7 +245,7 @@ class Intake:
     def note_absence(self) -> None:
         self._ask_again_at = time.monotonic() + ASK_AGAIN_SECONDS
 
-    def forget(self, holds: Collection[Hold]) -> list[Lane]:
+    def forget(self, holds: Collection[Hold]) -> list[TrialInTraining]:
         """Drop what is no longer this worker's; the lanes of what was in training are returned."""
         lost = [lane for lane in self.lanes.values() if lane.claim.hold in holds]
         for lane in lost:

@@ -23,9 +23,9 @@ from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import ParameterValue
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.worker.cohorts import reference_test
-from hpsearch.worker.lane import Lane
 from hpsearch.worker.preparation import check_points
 from hpsearch.worker.process import worker_name
+from hpsearch.worker.trial import TrialInTraining
 
 
 class Objective:
@@ -97,9 +97,9 @@ class Objective:
         parameters: Mapping[str, ParameterValue],
         settings: TrialSettings,
         data: ResidentData,
-    ) -> Lane:
+    ) -> TrialInTraining:
         num_minibatches = data.num_minibatches(settings.training.batch_size)
-        return Lane(
+        return TrialInTraining(
             claim=Claim(
                 trial_id=trial.number,  # FixedTrial has no other, and nothing is stored here
                 number=trial.number,

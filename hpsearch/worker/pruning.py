@@ -10,7 +10,7 @@ from hpsearch.search.snapshot import StudySnapshot
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.rows.curves import CurveReader
 from hpsearch.store.studies import StoredStudy
-from hpsearch.worker.lane import Lane
+from hpsearch.worker.trial import TrialInTraining
 
 
 class Competition:
@@ -35,7 +35,7 @@ class Competition:
         """
         return frozenset(self._ledger.record(reports))
 
-    def losers(self, undecided: Collection[int], lanes: Mapping[int, Lane]) -> list[int]:
+    def losers(self, undecided: Collection[int], lanes: Mapping[int, TrialInTraining]) -> list[int]:
         """Those of these trials that the pruner gives up; its notes on them are recorded, and kept in their lanes.
 
         Raises:

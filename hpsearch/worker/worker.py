@@ -42,18 +42,17 @@ from hpsearch.training.device_memory import describe_shortage, is_out_of_memory,
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.worker.checkpointer import DEFAULT_CHECKPOINT_SECONDS, Checkpointer
 from hpsearch.worker.cohorts import Trainability
-from hpsearch.worker.endings import ending_of
 from hpsearch.worker.epoch_writer import EpochEntry, EpochWriter, Written
 from hpsearch.worker.health.failures import describe_failure
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.health.watchdog import Watchdog
 from hpsearch.worker.intake import BuildCohort, Intake
-from hpsearch.worker.lane import Lane
 from hpsearch.worker.lane_count import LaneChoice
 from hpsearch.worker.lease_keeper import Presence
 from hpsearch.worker.pruning import Competition
 from hpsearch.worker.rounds import Advance, advance
+from hpsearch.worker.trial import TrialInTraining
 
 _log = get_logger("worker")
 T = TypeVar("T")
@@ -162,7 +161,7 @@ class Worker:
         )
 
     @property
-    def _lanes(self) -> dict[int, Lane]:
+    def _lanes(self) -> dict[int, TrialInTraining]:
         return self._intake.lanes
 
     def _work(self) -> None:
@@ -392,7 +391,7 @@ class Worker:
         self._outcomes.update({i: result.outcome for i, result in ended})
         cohort = self._intake.cohort
         assert cohort is not None
-        endings = [ending_of(self._lanes[i], result, self.study, cohort, self._best_value) for i, result in ended]
+        endings = [self._lanes[i].ending(result, self.study, cohort, self._best_value) for i, result in ended]
         for trial_id, _ in ended:
             self._intake.drop(trial_id)
         if reports is not None or endings:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import ArtifactError
 from hpsearch.search.stopping import StopDecision, StoppingRule, StopReason, decide, rule_from_state
 from hpsearch.store.claims.ledger import Claim, Outcome, Result
+from hpsearch.store.rows.correct_images import Correctness
 from hpsearch.store.rows.points import NLL_ATTRIBUTE
+from hpsearch.store.studies import StoredStudy
 from hpsearch.study.settings import TrialSettings
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.worker.epoch_writer import BestParameters, Ending
 
 PRUNED = "pruned"  # the stop_reason of a trial that lost against others
 
 
 @dataclass(kw_only=True)
-class Lane:
+class TrialInTraining:
     """A trial in training.
 
     Args:
@@ -69,7 +73,7 @@ class Lane:
         for name, value in history.items():
             setattr(self, name, value)
 
-    def take_over(self, other: Lane) -> None:
+    def take_over(self, other: TrialInTraining) -> None:
         """Take over the history of another lane of the same trial."""
         for each in fields(self):
             setattr(self, each.name, getattr(other, each.name))
@@ -100,6 +104,33 @@ class Lane:
         """As Optuna has it, the value of a pruned trial is its last report."""
         detail = f"pruned at epoch {self.num_epochs}: {pruner} found it worse than the others"
         return self._result(Outcome.PRUNED, self.last_value, self._attributes(PRUNED, detail, origin))
+
+    def ending(self, result: Result, study: StoredStudy, cohort: Cohort, best_value: float | None) -> Ending:
+        """The trial's end, with its best parameters if they may be kept.
+
+        Args:
+            cohort: in which the trial still has its lane; afterwards nothing can be taken from it.
+            best_value: of the study's COMPLETE trials, as far as is known; what is worse is not kept.
+        """
+        if result.outcome is not Outcome.COMPLETE:
+            return Ending(number=self.claim.number, result=result)
+        trial_id, definition = self.claim.trial_id, study.definition
+        result = replace(result, correct=Correctness.of(cohort.best_correct(trial_id)))
+        is_worse = best_value is not None and result.value is not None and result.value > best_value
+        if is_worse and not definition.keeps_all_parameters:
+            return Ending(number=self.claim.number, result=result)
+        metadata = {
+            "study": study.name,
+            "definition_sha256": definition.sha256,
+            "value_sha256": definition.value_sha256,  # stays when the study is widened
+            "trial": str(self.claim.number),
+            "settings": self.settings.model_dump_json(),
+            "validation_zero_one": repr(result.value),
+        }
+        best = BestParameters(
+            arrays=cohort.best_parameters(trial_id), metadata=metadata, is_always_kept=definition.keeps_all_parameters
+        )
+        return Ending(number=self.claim.number, result=result, best=best)
 
     def _result(self, outcome: Outcome, value: float | None, attributes: Mapping[str, Any]) -> Result:
         return Result(

@@ -13,18 +13,18 @@ from hpsearch.errors import ArtifactError
 from hpsearch.search.stopping import GeometricPatience
 from hpsearch.store.claims.ledger import Claim
 from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
-from hpsearch.worker.lane import Lane
+from hpsearch.worker.trial import TrialInTraining
 
 SETTINGS = TrialSettings(model=ModelSettings(), training=TrainingSettings(max_epochs=9))
 
 
-def fresh(number: int = 7) -> Lane:
+def fresh(number: int = 7) -> TrialInTraining:
     claim = Claim(trial_id=number, number=number, point=0, attempt=1, parameters={})
     rule = GeometricPatience(patience=1000.0, increase=2.0, threshold=0.995, validations_every=10)
-    return Lane(claim=claim, settings=SETTINGS, rule=rule)
+    return TrialInTraining(claim=claim, settings=SETTINGS, rule=rule)
 
 
-def trained(*zero_ones: float) -> Lane:
+def trained(*zero_ones: float) -> TrialInTraining:
     lane = fresh()
     for epoch, zero_one in enumerate(zero_ones, start=1):
         validation = Validation(iteration=10 * epoch, zero_one=zero_one, nll=zero_one / 3)
