@@ -16,6 +16,7 @@ from hpsearch.errors import InputError
 from hpsearch.launch import launcher as launch
 from hpsearch.logs import take_over_logger
 from hpsearch.results.choice import Selection
+from hpsearch.store.connection.answer_limit import limit_answers
 from hpsearch.store.connection.database import Database, read_password
 from hpsearch.worker.health.metrics import MetricsAddress
 from hpsearch.worker.lane_count import MAX_LANES
@@ -140,6 +141,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 def open_storage(url: str | None) -> Iterator[Database]:
     """The database that was named, or the embedded one; the latter runs as long as somebody uses it."""
     take_over_logger("optuna")
+    limit_answers()
     with launch.open_storage(url) as database:
         yield database
 

@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, event, make_url, text
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.postgres.embedded import EmbeddedPostgres
+from hpsearch.store.connection.answer_limit import limit_answers
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.studies import StoredStudy, register_study
 from hpsearch.study.definition import StudyDefinition, parse_definition
@@ -87,6 +88,12 @@ def tables_url(postgres_server: EmbeddedPostgres, template_database: str) -> Ite
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     finally:
         engine.dispose()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _limited_answers() -> None:
+    """These tests open the database as a worker does."""
+    limit_answers()
 
 
 @pytest.fixture

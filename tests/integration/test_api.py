@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -251,3 +253,25 @@ def test_no_worker_touches_the_trials_of_a_plain_study_beside_its_own(
     assert ledger.reap() == 0
     assert len(ledger.claim(5)) == 1
     assert [trial.state for trial in plain.get_trials()] == [TrialState.RUNNING]
+
+
+FOREIGN_CONNECTION = """
+import io, sys
+import hpsearch, psycopg2
+study = hpsearch.load("small", sys.argv[1])
+print(study.summary.points.total)
+connection = psycopg2.connect(sys.argv[1])
+file = io.StringIO()
+connection.cursor().copy_expert("COPY (SELECT 1) TO STDOUT", file)
+print(file.getvalue())
+"""
+
+
+def test_connections_of_other_code_stay_as_psycopg2_makes_them(tables_url: str, tmp_path: Path) -> None:
+    """psycopg2's wait callback is the whole process's, and refuses `copy_expert`."""
+    create_here(tables_url, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN_CONNECTION, tables_url], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["4", "1"]

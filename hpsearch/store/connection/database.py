@@ -42,7 +42,7 @@ from hpsearch.errors import InputError, StorageError
 from hpsearch.logs import get_logger
 from hpsearch.postgres.libpq import connect_without_variables, keep_from_children, session_arguments
 from hpsearch.safe_text import remember_password, remember_passwords
-from hpsearch.store.connection.answer_limit import ANSWER_SECONDS, answer_limit, limit_answers
+from hpsearch.store.connection.answer_limit import ANSWER_SECONDS, answer_limit
 from hpsearch.store.connection.pooler import check_sessions
 from hpsearch.store.connection.refusals import (
     AWAY,
@@ -334,7 +334,6 @@ def open_database(
     """
     url = parse_url(text)
     options = _engine_options(url, is_embedded=is_embedded)
-    limit_answers()
     logging.getLogger(_POOL_LOGGER).addFilter(_is_error)  # does nothing the second time
     engine = sqlalchemy.create_engine(url, **options)
     event.listen(engine, "connect", _set_up_session)
