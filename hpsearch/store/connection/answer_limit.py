@@ -4,9 +4,9 @@ A server process that was stopped, or a network that was cut without a word, lea
 do not see the first (the kernel still acknowledges), and the server's `statement_timeout` sees neither. psycopg2 lets a
 callback do the waiting, for all connections of the process; ours gives up, and psycopg2 closes the connection then.
 
-A process with such a callback can no longer use `copy_expert` or asynchronous connections. So only the command line sets
-it, in processes that are hpsearch's own (workers are started by it), never the Python API in somebody's program: there a
-hung server is noticed by TCP and by `statement_timeout` alone.
+A process with such a callback can no longer use `copy_expert` or asynchronous connections. So only the command line
+sets it, in processes that are hpsearch's own (workers are started by it), never the Python API in somebody's program:
+there a hung server is noticed by TCP and by `statement_timeout` alone.
 """
 
 from __future__ import annotations
