@@ -26,9 +26,9 @@ import hpsearch
 from benchmarks.measurement import run_script, say
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.errors import HpsearchError
-from hpsearch.launch.launcher import open_storage
 from hpsearch.results.summary import read_summary
 from hpsearch.results.trial_summary import EpochRecord, TrialSummary
+from hpsearch.store.connection.database import open_storage
 from hpsearch.study.settings import DataSettings
 
 ROOT = Path(__file__).parents[1]

@@ -21,8 +21,8 @@ from optuna.trial import TrialState
 from benchmarks.measurement import run_script
 from benchmarks.usual_loop import UsualData, build_network, train
 from benchmarks.usual_study import StudyResult, load_images, load_usual_definition, usual_arguments
+from hpsearch.device.processors import threads_per_worker
 from hpsearch.errors import HpsearchError
-from hpsearch.launch.launcher import threads_per_worker
 from hpsearch.postgres.embedded import EmbeddedPostgres
 from hpsearch.search.pruners import build_pruner
 from hpsearch.study.definition import StudyDefinition

@@ -22,8 +22,8 @@ from benchmarks.measurement import run_script
 from benchmarks.usual_loop import UsualData, build_network, train
 from benchmarks.usual_study import StudyResult, load_images, load_usual_definition, usual_arguments
 from hpsearch.data.splits import SelectionData
+from hpsearch.device.processors import threads_per_worker
 from hpsearch.errors import HpsearchError
-from hpsearch.launch.launcher import threads_per_worker
 from hpsearch.study.definition import StudyDefinition
 
 

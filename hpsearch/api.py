@@ -25,32 +25,27 @@ from safetensors.numpy import load as load_safetensors
 
 from hpsearch import environment
 from hpsearch.artifacts.best_parameters import open_artifacts
+from hpsearch.artifacts.store import artifact_place
 from hpsearch.console.launch_view import TerminalListener
 from hpsearch.errors import InputError
-from hpsearch.launch.launcher import (
-    LaunchListener,
-    LaunchOptions,
-    artifact_place,
-    check_launch,
-    open_storage,
-    train_study,
-)
-from hpsearch.results.choice import ChosenPoint, Selection
+from hpsearch.launch.launcher import LaunchListener, LaunchOptions, check_launch, train_study
+from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.confirmation.read_outcome import read_confirmation
 from hpsearch.results.data_frame import curves_frame, trials_frame
 from hpsearch.results.export import MODEL_SUFFIX, choose_format, export_model, export_point, write_export
 from hpsearch.results.report.page import write_report
+from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.stored_parameters import read_parameters
 from hpsearch.results.summary import StudySummary, read_summary
 from hpsearch.results.trial_summary import TrialSummary
-from hpsearch.store.connection.database import Database
+from hpsearch.store.connection.database import Database, open_storage
 from hpsearch.store.progress import Progress
 from hpsearch.store.studies import StoredStudy, load_study
 from hpsearch.study.definition import StudyDefinition, load_definition, parse_definition
-from hpsearch.worker.lane_count import MAX_LANES
 from hpsearch.worker.objective import Objective
+from hpsearch.worker.options import MAX_LANES, WorkerOptions, parse_lanes
 
 __all__ = ["Definition", "Objective", "Progress", "Study", "load", "objective", "run"]
 
@@ -89,14 +84,12 @@ def run(
     definition = _read_definition(definition)
     _check_numbers(workers, lanes)
     storage = _storage(storage)
-    options = LaunchOptions(
-        storage=storage, artifacts=_artifacts(artifacts), workers=workers, device=device, lanes=str(lanes)
-    )
-    launch = check_launch(options)
+    worker = WorkerOptions(device=device, lanes=parse_lanes(str(lanes)), artifacts=_artifacts(artifacts))
+    launch = check_launch(LaunchOptions(storage=storage, workers=workers, worker=worker))
     with open_storage(storage) as database:
         stored = train_study(database, definition, launch, _listener(progress))
         read_summary(database, stored.name).require_all_counted()
-    return Study(stored, storage=storage, artifacts=launch.artifacts)
+    return Study(stored, storage=storage, artifacts=artifact_place(launch.options.worker.artifacts))
 
 
 def load(name: str, storage: str | None = None, *, artifacts: str | os.PathLike[str] | None = None) -> Study:

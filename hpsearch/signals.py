@@ -8,15 +8,21 @@ process without further ado.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from hpsearch.logs import get_logger
+
+_log = get_logger("signals")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Of the ten seconds that Docker and our supervisor leave between SIGTERM and SIGKILL.
 EPOCH_GRACE_SECONDS = 3.0
 
@@ -141,3 +147,15 @@ class StopSignal:
         """The grace is over; whether anything is still to be cut shows now."""
         if self._is_interruptible:
             raise WorkerStopped
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """Ask for SIGTERM at the end of the thread that started this process; end now if the parent is gone already.
+
+    A supervisor, or an actor of Ray's, that is killed with SIGKILL cannot end its worker, which would hold on to its
+    GPU until it looked up between two epochs. Linux only: elsewhere it does just that (StopSignal).
+    """
+    if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+        _log.warning("cannot ask for a signal at the end of the parent: %s", os.strerror(ctypes.get_errno()))
+    if os.getppid() != parent_pid:  # it ended before we could ask
+        raise SystemExit(0)

@@ -18,7 +18,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from hpsearch.errors import ArtifactError, InputError
-from hpsearch.home import make_folder
+from hpsearch.home import artifact_folder, make_folder
 
 BUCKET_SCHEME = "s3://"
 TEMPORARY_PREFIX = ".writing-"  # of files in a folder that are not whole yet
@@ -148,6 +148,17 @@ def open_store(place: str | Path, *, is_read_only: bool = False) -> ArtifactStor
     if not is_read_only:
         store.check_writable()
     return store
+
+
+def artifact_place(place: str | None) -> str:
+    """The folder or bucket that was named, or the default folder; folders as absolute paths.
+
+    Raises:
+        InputError: neither a folder nor a bucket of S3.
+    """
+    if place is None:
+        return str(artifact_folder())
+    return place if is_bucket(place) else str(Path(place).expanduser().absolute())
 
 
 def is_bucket(place: str) -> bool:

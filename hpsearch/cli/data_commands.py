@@ -8,7 +8,8 @@ import typer
 
 from hpsearch.console.notice import print_line, say
 from hpsearch.console.progress_view import download_progress
-from hpsearch.data.catalog import DataLocations, catalog_names, fetch_dataset, verify_dataset
+from hpsearch.data.lookup import DataLocations
+from hpsearch.data.sources import catalog_names
 from hpsearch.errors import DataError
 
 app = typer.Typer(
@@ -23,6 +24,8 @@ DatasetName = Annotated[
 @app.command()
 def fetch(name: DatasetName) -> None:
     """Download what is missing of a data set into the cache, verified; HPSEARCH_DATA may name a local folder."""
+    from hpsearch.data.catalog import fetch_dataset
+
     with download_progress() as progress:
         paths = fetch_dataset(name, DataLocations.from_environment(), progress)
     for path in paths:
@@ -34,6 +37,8 @@ def fetch(name: DatasetName) -> None:
 @app.command()
 def verify(name: DatasetName) -> None:
     """Check every file of a data set against its published checksum."""
+    from hpsearch.data.catalog import verify_dataset
+
     checks = verify_dataset(name, DataLocations.from_environment())
     for check in checks:
         print_line(f"{check.state.value:22} {check.file_name:28} {check.path or ''}")

@@ -1,11 +1,15 @@
-"""Options that several commands share, each with its environment variable, and what they stand for."""
+"""Options that several commands share, each with its environment variable, and what they stand for.
+
+A command imports what takes time (torch, Optuna, SQLAlchemy) within its function, once its input is known to be good: a
+wrong input is told at once, and `--help` too.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,13 +17,12 @@ from hpsearch import environment
 from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
 from hpsearch.dashboard.gate import host_of
 from hpsearch.errors import InputError
-from hpsearch.launch import launcher as launch
 from hpsearch.logs import take_over_logger
-from hpsearch.results.choice import Selection
-from hpsearch.store.connection.answer_limit import limit_answers
-from hpsearch.store.connection.database import Database, read_password
-from hpsearch.worker.health.metrics import MetricsAddress
-from hpsearch.worker.lane_count import MAX_LANES
+from hpsearch.results.selection import Selection
+from hpsearch.worker.options import MetricsAddress, WorkerOptions, parse_lanes
+
+if TYPE_CHECKING:
+    from hpsearch.store.connection.database import Database
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False)]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name.", show_default=False)]
@@ -140,28 +143,37 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 @contextlib.contextmanager
 def open_storage(url: str | None) -> Iterator[Database]:
     """The database that was named, or the embedded one; the latter runs as long as somebody uses it."""
+    from hpsearch.store.connection import database
+    from hpsearch.store.connection.answer_limit import limit_answers
+
     take_over_logger("optuna")
     limit_answers()
-    with launch.open_storage(url) as database:
-        yield database
+    with database.open_storage(url) as opened:
+        yield opened
 
 
-def artifacts_in(place: str | None) -> str:
-    """The folder or bucket that was named, or the default folder; folders as absolute paths.
-
-    Raises:
-        InputError: neither a folder nor a bucket of S3.
-    """
-    return launch.artifact_place(place)
-
-
-def parse_lanes(text: str) -> int | None:
-    """`8` or `auto` (None)."""
-    if text == "auto":
-        return None
-    if text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MAX_LANES:
-        return int(text)
-    raise InputError(f"--lanes must be auto or a whole number from 1 to {MAX_LANES}, got {text!r:.60}")
+def worker_options(
+    *,
+    device: str,
+    lanes: str,
+    artifacts: str | None,
+    wait_for_gpu: bool,
+    share_gpu: bool,
+    checkpoint_seconds: float,
+    stall_seconds: float,
+    metrics: str | None,
+) -> WorkerOptions:
+    """What the options of a command say of a worker. Raises InputError."""
+    return WorkerOptions(
+        device=device,
+        lanes=parse_lanes(lanes),
+        artifacts=artifacts,
+        waits_for_gpu=wait_for_gpu,
+        shares_gpu=share_gpu,
+        checkpoint_seconds=checkpoint_seconds,
+        stall_seconds=stall_seconds,
+        metrics=MetricsAddress.parse(metrics) if metrics else None,
+    )
 
 
 def parse_hosts(texts: Iterable[str]) -> frozenset[str]:
@@ -180,17 +192,3 @@ def parse_hosts(texts: Iterable[str]) -> frozenset[str]:
             )
         hosts.add(host)
     return frozenset(hosts)
-
-
-def read_password_file(path: Path) -> str:
-    """The password of the dashboard. Raises InputError if the file cannot be read or is empty."""
-    return read_password(path.expanduser(), "--password-file names a file whose first line is the password")
-
-
-def parse_metrics(text: str | None) -> MetricsAddress | None:
-    """`9100` or `0.0.0.0:9100`; None: serve no metrics.
-
-    Raises:
-        InputError: neither of them.
-    """
-    return MetricsAddress.parse(text) if text else None

@@ -7,27 +7,11 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from hpsearch import environment
-from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.cli import options
-from hpsearch.console.launch_view import TerminalListener, describe_registration
 from hpsearch.console.notice import show_line
-from hpsearch.console.progress_view import download_progress
-from hpsearch.console.tables import print_json, print_status
-from hpsearch.data.catalog import DataLocations
-from hpsearch.device.devices import VisibleDevices, wanted_gpus
-from hpsearch.device.pin import PinRules
-from hpsearch.launch.launcher import LaunchOptions, check_launch, threads_per_worker, train_study
-from hpsearch.launch.parent_death import end_with_parent
-from hpsearch.logs import bind_log_context
-from hpsearch.results.status import read_status
 from hpsearch.signals import on_end
 from hpsearch.study.definition import load_definition
-from hpsearch.worker.checkpointer import DEFAULT_CHECKPOINT_SECONDS
-from hpsearch.worker.health.life_sign import LifeSign
-from hpsearch.worker.health.watchdog import DEFAULT_STALL_SECONDS
-from hpsearch.worker.preparation import prepare_study
-from hpsearch.worker.process import WorkerOptions, run_worker, worker_name
+from hpsearch.worker.options import DEFAULT_CHECKPOINT_SECONDS, DEFAULT_STALL_SECONDS
 
 
 def run(
@@ -51,22 +35,23 @@ def run(
     Ctrl-C leaves a study that the same command resumes.
     """
     definition = load_definition(study_file, overrides or ())
-    options.parse_lanes(lanes)
-    launch = check_launch(
-        LaunchOptions(
-            storage=storage,
-            artifacts=artifacts,
-            workers=workers,
-            device=device,
-            lanes=lanes,
-            on=on,
-            waits_for_gpu=wait_for_gpu,
-            shares_gpu=share_gpu,
-            checkpoint_seconds=checkpoint_seconds,
-            stall_seconds=stall_seconds,
-            metrics=options.parse_metrics(metrics),
-        )
+    asked = options.worker_options(
+        device=device,
+        lanes=lanes,
+        artifacts=artifacts,
+        wait_for_gpu=wait_for_gpu,
+        share_gpu=share_gpu,
+        checkpoint_seconds=checkpoint_seconds,
+        stall_seconds=stall_seconds,
+        metrics=metrics,
     )
+
+    from hpsearch.console.launch_view import TerminalListener
+    from hpsearch.console.tables import print_json, print_status
+    from hpsearch.launch.launcher import LaunchOptions, check_launch, train_study
+    from hpsearch.results.status import read_status
+
+    launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=asked))
     with options.open_storage(storage) as database:
         train_study(database, definition, launch, TerminalListener())
         status = read_status(database, definition.name)
@@ -87,6 +72,14 @@ def create(
 ) -> None:
     """Register a study with all its points; workers join it with `hpsearch worker`."""
     definition = load_definition(study_file, overrides or ())
+
+    from hpsearch.console.launch_view import describe_registration
+    from hpsearch.console.progress_view import download_progress
+    from hpsearch.console.tables import print_json
+    from hpsearch.data.catalog import DataLocations
+    from hpsearch.results.status import read_status
+    from hpsearch.worker.preparation import prepare_study
+
     with options.open_storage(storage) as database:
         with download_progress() as progress:
             locations = DataLocations.from_environment()
@@ -110,28 +103,22 @@ def worker(
     metrics: options.Metrics = None,
 ) -> None:
     """Join a study from anywhere and train its points until none is left."""
-    on_end(_leave_at_once)  # nothing is claimed yet; the worker has its own handler
-    supervisor = os.environ.get(environment.SUPERVISOR_PID)
-    if supervisor:
-        end_with_parent(int(supervisor))
-    visible = VisibleDevices.detect()
-    wanted_gpus(device, visible)  # a device that is not there is an error at once
-    worker_options = WorkerOptions(
-        study=study,
+    asked = options.worker_options(
         device=device,
-        visible=visible,
-        pin_rules=PinRules(waits=wait_for_gpu, is_shared=share_gpu),
-        num_lanes=options.parse_lanes(lanes),
-        artifacts=open_artifacts(options.artifacts_in(artifacts)),
+        lanes=lanes,
+        artifacts=artifacts,
+        wait_for_gpu=wait_for_gpu,
+        share_gpu=share_gpu,
         checkpoint_seconds=checkpoint_seconds,
         stall_seconds=stall_seconds,
-        threads=threads_per_worker(1),
-        supervisor_pid=int(supervisor) if supervisor else None,
-        metrics=options.parse_metrics(metrics),
+        metrics=metrics,
     )
-    bind_log_context(study=study, worker=worker_name())
-    with LifeSign.from_environment() as life_sign, options.open_storage(storage) as database:
-        run_worker(worker_options, database, life_sign, download_progress)
+    on_end(_leave_at_once)  # nothing is claimed yet; the worker has its own handler
+
+    from hpsearch.console.progress_view import download_progress
+    from hpsearch.worker.process import run_worker
+
+    run_worker(study, asked, lambda: options.open_storage(storage), download_progress)
     _leave_without_teardown()
 
 

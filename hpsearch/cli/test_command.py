@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.cli import options
-from hpsearch.console.notice import say
-from hpsearch.console.progress_view import download_progress
-from hpsearch.console.tables import print_json, print_opening
-from hpsearch.device.pin import PinRules
-from hpsearch.launch.launcher import threads_per_worker
-from hpsearch.results.status import StudyStatus, read_status
-from hpsearch.results.vault.final_test import VaultRequest, open_vault
-from hpsearch.results.vault.record import VaultRecord
+
+if TYPE_CHECKING:
+    from hpsearch.results.status import StudyStatus
+    from hpsearch.results.vault.record import VaultRecord
 
 
 def open_test_set(
@@ -41,6 +36,16 @@ def open_test_set(
     as_json: options.AsJson = False,
 ) -> None:
     """Open the test set, once per study: the chosen point's error on images that nothing was selected on."""
+    from hpsearch.artifacts.best_parameters import open_artifacts
+    from hpsearch.artifacts.store import artifact_place
+    from hpsearch.console.notice import say
+    from hpsearch.console.progress_view import download_progress
+    from hpsearch.console.tables import print_json, print_opening
+    from hpsearch.device.pin import PinRules
+    from hpsearch.device.processors import threads_per_worker
+    from hpsearch.results.status import read_status
+    from hpsearch.results.vault.final_test import VaultRequest, open_vault
+
     request = VaultRequest(
         selection=point,
         is_retrained=retrain,
@@ -49,7 +54,7 @@ def open_test_set(
         pin_rules=PinRules(waits=wait_for_gpu, is_shared=share_gpu),
         threads=threads_per_worker(1),
     )
-    kept = open_artifacts(options.artifacts_in(artifacts), is_read_only=True)
+    kept = open_artifacts(artifact_place(artifacts), is_read_only=True)
     with options.open_storage(storage) as database:
         record = open_vault(database, study, kept, request, show_download=download_progress, tell=say)
         status = read_status(database, study)

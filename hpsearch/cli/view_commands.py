@@ -5,35 +5,23 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console, RenderableType
-from rich.live import Live
 
 from hpsearch import environment
-from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.cli import options
 from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
 from hpsearch.console.notice import say, show_line
 from hpsearch.console.screen import NOT_A_TERMINAL_WIDTH, data_console, write_document, write_line
-from hpsearch.console.tables import (
-    print_json,
-    print_status,
-    print_studies,
-    status_view,
-    studies_view,
-)
 from hpsearch.dashboard.gate import Access, canonical_host, is_loopback
-from hpsearch.dashboard.server import serve_dashboard
 from hpsearch.errors import InputError
-from hpsearch.results.choice import Selection
-from hpsearch.results.export import choose_format, export_model, export_point, write_export
-from hpsearch.results.report.page import write_report
-from hpsearch.results.status import read_status
-from hpsearch.results.summary import StudySummary, read_summary
-from hpsearch.store.connection.database import Database
-from hpsearch.store.studies import copied_study_names, study_names
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from hpsearch.results.summary import StudySummary
+    from hpsearch.store.connection.database import Database
 
 STDOUT = Path("-")
 Output = Annotated[
@@ -55,6 +43,11 @@ def status(
     """Show how far a study is and its best trials, or a line for each study."""
     if watch and as_json:
         raise InputError("--watch and --json do not go together", hint="call status --json again and again")
+
+    from hpsearch.console.tables import print_json, print_status, print_studies
+    from hpsearch.results.status import read_status
+    from hpsearch.store.studies import copied_study_names, study_names
+
     with options.open_storage(storage) as database:
         if watch:
             _watch(database, study, seconds)
@@ -82,6 +75,9 @@ def report(
 ) -> None:
     """Write one self-contained HTML file: search history, learning curves, heat map, importance."""
     refuse_stdout("--output", output)
+
+    from hpsearch.results.report.page import write_report
+
     with options.open_storage(storage) as database:
         write_report(database, study, output)
     say(f"wrote {output}")
@@ -114,6 +110,13 @@ def export(
     to_stdout = output == STDOUT
     if to_stdout:
         output = None
+
+    from hpsearch.artifacts.best_parameters import open_artifacts
+    from hpsearch.artifacts.store import artifact_place
+    from hpsearch.results.export import choose_format, export_model, export_point, write_export
+    from hpsearch.results.selection import Selection
+    from hpsearch.results.status import read_status
+
     export_format = choose_format(format_name, output)
     with options.open_storage(storage) as database:
         status = read_status(database, study)
@@ -133,7 +136,7 @@ def export(
         elif to_stdout or model is None or format_name is not None:
             write_document(document.render(export_format))
         if model is not None:
-            kept = open_artifacts(options.artifacts_in(artifacts), is_read_only=True)
+            kept = open_artifacts(artifact_place(artifacts), is_read_only=True)
             export_model(chosen, kept, model)
             say(f"wrote {model}")
 
@@ -176,22 +179,36 @@ def dashboard(
             hint="keep 127.0.0.1 and tunnel; or name a --password-file; or put an authenticating proxy in front and "
             "add --behind-proxy",
         )
+    from hpsearch.store.connection.address import read_password
+
+    hint = "--password-file names a file whose first line is the password"
+
     access = Access(
         hosts=options.parse_hosts(allowed_host or ()),
-        password=None if password_file is None else options.read_password_file(password_file),
+        password=None if password_file is None else read_password(password_file.expanduser(), hint),
         allows_changes=allow_changes,
     )
-    kept = open_artifacts(options.artifacts_in(artifacts))
+
+    from hpsearch.artifacts.best_parameters import open_artifacts
+    from hpsearch.artifacts.store import artifact_place
+    from hpsearch.dashboard.server import serve_dashboard
+
+    kept = open_artifacts(artifact_place(artifacts))
     with options.open_storage(storage) as database:
         serve_dashboard(database.storage, kept, host, port, access, on_ready=show_line)
 
 
 def _read_all(database: Database) -> list[StudySummary]:
+    from hpsearch.results.summary import read_summary
+    from hpsearch.store.studies import study_names
+
     return [read_summary(database, name) for name in study_names(database)]
 
 
 def _watch(database: Database, study: str | None, seconds: float) -> None:
     """Show it until every study shown is finished: redrawn on a terminal, else printed whenever it changed."""
+    from rich.live import Live
+
     console = data_console()
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
     shown = ""
@@ -209,6 +226,9 @@ def _watch(database: Database, study: str | None, seconds: float) -> None:
 
 def _look(database: Database, study: str | None) -> tuple[RenderableType, bool]:
     """What there is to see, and whether all of it is finished."""
+    from hpsearch.console.tables import status_view, studies_view
+    from hpsearch.results.status import read_status
+
     if study is not None:
         status = read_status(database, study)
         return status_view(status), status.summary.is_finished
@@ -217,6 +237,8 @@ def _look(database: Database, study: str | None) -> tuple[RenderableType, bool]:
 
 
 def _as_text(view: RenderableType) -> str:
+    from rich.console import Console
+
     console = Console(highlight=False, width=NOT_A_TERMINAL_WIDTH)
     with console.capture() as capture:
         console.print(view, crop=False)

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.live import Live
@@ -22,12 +23,13 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from hpsearch.console.notice import say
-from hpsearch.console.screen import stderr_console
-from hpsearch.console.tables import text_of
-from hpsearch.data.catalog import DownloadProgress
+from hpsearch.console.screen import stderr_console, text_of
+from hpsearch.data.download import DownloadProgress
 from hpsearch.logs import get_logger, is_json_logging
-from hpsearch.store.progress import Progress
-from hpsearch.store.studies import StoredStudy
+
+if TYPE_CHECKING:
+    from hpsearch.store.progress import Progress
+    from hpsearch.store.studies import StoredStudy
 
 _log = get_logger("progress")
 _RATE_WINDOW_SECONDS = 60.0

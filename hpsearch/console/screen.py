@@ -24,6 +24,7 @@ from contextvars import ContextVar
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.text import Text
 
 from hpsearch.errors import OutputError, ReaderGoneError
 from hpsearch.safe_text import for_terminal
@@ -220,3 +221,8 @@ def _open_closed_descriptors() -> None:
             if nowhere != descriptor:
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
+
+
+def text_of(line: str) -> Text:
+    """A line for a terminal, taken as it is: no markup, no control characters, no password."""
+    return Text(for_terminal(line))

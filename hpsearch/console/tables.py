@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from hpsearch.console.fitted_table import FittedTable, TableColumn
-from hpsearch.console.screen import data_console, write_line
+from hpsearch.console.screen import data_console, text_of, write_line
 from hpsearch.results.status import StudyStatus, describe_point
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.results.vault.record import VaultRecord
-from hpsearch.safe_text import for_terminal, masked
+from hpsearch.safe_text import masked
 from hpsearch.study.space import ParameterValue
 
 MOST_TRIALS = 10
@@ -97,11 +97,6 @@ def format_value(value: ParameterValue | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def text_of(line: str) -> Text:
-    """A line for a terminal, taken as it is: no markup, no control characters, no password."""
-    return Text(for_terminal(line))
 
 
 def _headline(summary: StudySummary) -> str:

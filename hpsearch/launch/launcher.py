@@ -11,36 +11,26 @@ either: the workers are subprocesses, so any thread will do, beside a running ev
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 from hpsearch.artifacts.best_parameters import open_artifacts
-from hpsearch.artifacts.store import is_bucket
+from hpsearch.artifacts.store import artifact_place
 from hpsearch.data.catalog import DataLocations, DownloadProgress
 from hpsearch.device.devices import Gpu, VisibleDevices, num_local_workers, wanted_gpus
 from hpsearch.device.pin import describe_taken
-from hpsearch.home import artifact_folder, log_folder
-from hpsearch.launch.processors import usable_processors
+from hpsearch.device.processors import threads_per_worker
+from hpsearch.home import log_folder
 from hpsearch.launch.ray_launcher import check_placement, ray_workers
 from hpsearch.launch.supervisor import Supervisor, WorkerCommand, WorkerLauncher
-from hpsearch.postgres.embedded import EmbeddedPostgres
 from hpsearch.store.claims.ledger import Ledger, PointCounts
-from hpsearch.store.connection.database import (
-    Database,
-    open_database,
-    parse_url,
-    with_password_of_file,
-    without_password,
-)
+from hpsearch.store.connection.address import parse_url, without_password
+from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Progress
 from hpsearch.store.studies import StoredStudy, find_study
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.worker.checkpointer import DEFAULT_CHECKPOINT_SECONDS
-from hpsearch.worker.health.metrics import MetricsAddress
-from hpsearch.worker.health.watchdog import DEFAULT_STALL_SECONDS
+from hpsearch.worker.options import WorkerOptions
 from hpsearch.worker.preparation import PreparedStudy, prepare_study, with_absolute_dataset
 from hpsearch.worker.rounds import is_finished
 
@@ -51,27 +41,15 @@ class LaunchOptions:
 
     Args:
         storage: what `open_storage` was given; None: the embedded PostgreSQL.
-        artifacts: a folder or bucket; None: the default folder.
         workers: None: one per GPU, or one; in a cluster as many as it has GPUs, or one per node.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        lanes: `auto` or a number.
         on: the address of a Ray cluster; None: this machine.
-        waits_for_gpu: a worker that finds every GPU taken waits until one is free.
-        shares_gpu: workers may share a GPU.
-        metrics: where the first worker serves its metrics, if anywhere.
+        worker: what each worker is asked for.
     """
 
     storage: str | None = field(default=None, repr=False)  # it may hold a password
-    artifacts: str | None = None
     workers: int | None = None
-    device: str = "auto"
-    lanes: str = "auto"
     on: str | None = None
-    waits_for_gpu: bool = True
-    shares_gpu: bool = False
-    checkpoint_seconds: float = DEFAULT_CHECKPOINT_SECONDS
-    stall_seconds: float = DEFAULT_STALL_SECONDS
-    metrics: MetricsAddress | None = None
+    worker: WorkerOptions = field(default_factory=WorkerOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +57,14 @@ class Launch:
     """Options that this machine can fulfil; made by `check_launch`.
 
     Args:
+        options: as they were given, but that the folder of artifacts is absolute.
         num_workers: of this machine; on a cluster it is the cluster that knows.
         gpus: those of this machine that the workers will ask for.
-        artifacts: the folder, absolute, or the bucket.
     """
 
     options: LaunchOptions
     num_workers: int
     gpus: tuple[Gpu, ...]
-    artifacts: str
 
 
 class LaunchListener:
@@ -122,18 +99,17 @@ def check_launch(options: LaunchOptions) -> Launch:
         DeviceError: the GPU that was asked for is not there.
         ArtifactError: nothing can be written to the folder or bucket.
     """
+    device = options.worker.device
     if options.on is not None:
-        check_placement(options.on, options.device)
+        check_placement(options.on, device)
     visible = VisibleDevices.detect()
     num_workers = options.workers or 1
     if options.on is None:
-        num_workers = num_local_workers(options.workers, options.device, visible, is_shared=options.shares_gpu)
-    return Launch(
-        options=options,
-        num_workers=num_workers,
-        gpus=wanted_gpus(options.device, visible) if options.on is None else (),
-        artifacts=open_artifacts(artifact_place(options.artifacts)).place,
-    )
+        num_workers = num_local_workers(options.workers, device, visible, is_shared=options.worker.shares_gpu)
+    gpus = wanted_gpus(device, visible) if options.on is None else ()
+    artifacts = open_artifacts(artifact_place(options.worker.artifacts)).place
+    options = replace(options, worker=replace(options.worker, artifacts=artifacts))
+    return Launch(options=options, num_workers=num_workers, gpus=gpus)
 
 
 def train_study(
@@ -167,53 +143,14 @@ def train_study(
         return _train(database, definition, launcher, launcher.num_workers, listener)
 
 
-@contextlib.contextmanager
-def open_storage(url: str | None) -> Iterator[Database]:
-    """The database that was named, or the embedded one; the latter runs as long as somebody uses it."""
-    with contextlib.ExitStack() as stack:
-        named = with_password_of_file(url) if url else None
-        database = open_database(named or stack.enter_context(EmbeddedPostgres.start()).url, is_embedded=named is None)
-        stack.callback(database.close)
-        yield database
-
-
-def artifact_place(place: str | None) -> str:
-    """The folder or bucket that was named, or the default folder; folders as absolute paths.
-
-    Raises:
-        InputError: neither a folder nor a bucket of S3.
-    """
-    if place is None:
-        return str(artifact_folder())
-    return place if is_bucket(place) else str(Path(place).expanduser().absolute())
-
-
-def threads_per_worker(num_workers: int) -> int:
-    """CPU threads for each of several local workers: OMP_NUM_THREADS if it is set, or the usable cores shared out."""
-    named = os.environ.get("OMP_NUM_THREADS", "")
-    if named.isdecimal() and len(named) < 5 and int(named) > 0:
-        return int(named)
-    return max(1, usable_processors() // num_workers)
-
-
 def _worker_command(database: Database, definition: StudyDefinition, launch: Launch) -> WorkerCommand:
-    options = launch.options
     return WorkerCommand(
         study_name=definition.name,
         storage_url=_url_for_workers(database, launch),
-        device=options.device,
+        options=launch.options.worker,
         num_workers=launch.num_workers,
-        lanes=options.lanes,
-        artifacts=launch.artifacts,
         threads=threads_per_worker(launch.num_workers),
         log_folder=log_folder(),
-        metrics=options.metrics,
-        options=[
-            *([] if options.waits_for_gpu else ["--no-wait-for-gpu"]),
-            *(["--share-gpu"] if options.shares_gpu else []),
-            f"--checkpoint-seconds={options.checkpoint_seconds:g}",
-            f"--stall-seconds={options.stall_seconds:g}",
-        ],
     )
 
 

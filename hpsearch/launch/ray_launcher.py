@@ -179,9 +179,10 @@ def ray_workers(
     """
     with connect(address) as cluster:
         cluster.check_reachable(url, is_embedded=command.storage_url is None)
-        share = cluster.share(command.device, num_workers)
-        device = command.device if share.num_gpus else "cpu"  # no GPU that Ray has not given us
-        command = replace(command, device=device, num_workers=share.num_workers, threads=share.num_cpus)
+        share = cluster.share(command.options.device, num_workers)
+        device = command.options.device if share.num_gpus else "cpu"  # no GPU that Ray has not given us
+        options = replace(command.options, device=device)
+        command = replace(command, options=options, num_workers=share.num_workers, threads=share.num_cpus)
         yield RayLauncher(cluster=cluster, command=command, share=share)
 
 

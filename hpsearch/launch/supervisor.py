@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import FileIO
@@ -26,10 +26,11 @@ from hpsearch.home import make_folder
 from hpsearch.logs import find_final_error, get_logger
 from hpsearch.safe_text import mask_passwords
 from hpsearch.store.claims.ledger import PointCounts
-from hpsearch.store.connection.database import Database, parse_url, without_password
+from hpsearch.store.connection.address import parse_url, without_password
+from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Progress, read_progress
 from hpsearch.store.studies import StoredStudy
-from hpsearch.worker.health.metrics import MetricsAddress
+from hpsearch.worker.options import WorkerOptions
 
 _log = get_logger("supervisor")
 
@@ -63,35 +64,31 @@ class WorkerCommand:
         storage_url: its password stands in no worker's arguments or variables: a file that only the worker has
             open holds it, unless there is none here because a file was named to us (STORAGE_PASSWORD_FILE). None: the
             embedded PostgreSQL, which the workers join as users of their own.
-        device: what each of them asks for; each pins a GPU of its own.
+        options: what each of them is asked for; each pins a GPU of its own.
         num_workers: how many are started; they are told, for they share the machine's memory and the points.
-        artifacts: a folder or bucket.
         threads: CPU threads per worker.
         log_folder: one file per worker.
-        options: further ones of `hpsearch worker`.
-        metrics: where the first of them serves its metrics; each next one at the next port.
     """
 
     study_name: str
     storage_url: str | None = field(repr=False)
-    device: str
+    options: WorkerOptions
     num_workers: int
-    lanes: str
-    artifacts: str
     threads: int
     log_folder: Path
-    options: Sequence[str] = ()
-    metrics: MetricsAddress | None = None
+
+    @property
+    def lanes(self) -> str:
+        return self.options.lanes_text
 
     def log_file(self, index: int) -> Path:
         return self.log_folder / f"{self.study_name}-worker-{index}.log"
 
     def start(self, index: int) -> subprocess.Popen[bytes]:
         """Start worker number `index` (0, 1, ...); its output goes to its log file."""
-        arguments = ["worker", self.study_name, "--device", self.device, "--lanes", self.lanes, *self.options]
+        arguments = ["worker", self.study_name, *self.options.as_arguments()]
         variables = {
             **os.environ,
-            environment.ARTIFACTS: self.artifacts,
             "OMP_NUM_THREADS": str(self.threads),
             environment.SUPERVISOR_PID: str(os.getpid()),
             environment.SUPERVISED_WORKERS: str(self.num_workers),
@@ -105,8 +102,10 @@ class WorkerCommand:
             variables[environment.STORAGE] = without_password(url).render_as_string()
         variables.pop(environment.LIFE_SIGN, None)  # of one process; several in one file would hide each other
         variables.pop(environment.METRICS, None)
-        if self.metrics is not None:
-            variables[environment.METRICS] = str(self.metrics.of_worker(index))
+        if self.options.artifacts is not None:
+            variables[environment.ARTIFACTS] = self.options.artifacts
+        if self.options.metrics is not None:
+            variables[environment.METRICS] = str(self.options.metrics.of_worker(index))
         with self._open_log(index) as log, _password_file(password) as descriptors:
             for descriptor in descriptors:
                 variables[environment.STORAGE_PASSWORD_FILE] = f"/dev/fd/{descriptor}"

@@ -6,21 +6,14 @@ The point that a confirmation picked, once that is finished; until then, and wit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from hpsearch.errors import InputError
 from hpsearch.results.confirmation.outcome import Confirmation
+from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary, describe_counts
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.results.vault.record import VaultRecord
 from hpsearch.store.studies import StoredStudy
-
-
-class Selection(StrEnum):
-    """How a point is chosen."""
-
-    BEST = "best"
-    CONFIRMED = "confirmed"
 
 
 @dataclass(frozen=True, kw_only=True)

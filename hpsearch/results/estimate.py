@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from hpsearch.results.choice import ChosenPoint, Selection
+from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.outcome import Confirmation
+from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary
 from hpsearch.search.significance import wilson_interval
 

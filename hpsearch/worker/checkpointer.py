@@ -29,7 +29,6 @@ from hpsearch.worker.trial import TrialInTraining
 
 _log = get_logger("checkpoints")
 
-DEFAULT_CHECKPOINT_SECONDS = 60.0
 _FILES_AT_ONCE = 16  # so many trials' files are held in memory, and recorded by one statement
 LAST_SECONDS = 3.0  # what the checkpoint of a worker that is asked to stop may take
 

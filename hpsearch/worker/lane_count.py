@@ -17,9 +17,9 @@ from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.lanes.probe import BuildProbe, CohortTimer, LaneTimings, Measure, Obstacle, time_lanes
 from hpsearch.worker.cohorts import cohort_name
 from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
+from hpsearch.worker.options import MAX_LANES
 
 _log = get_logger("lanes")
-MAX_LANES = 512
 # What was measured while others kept the machine busy must not stand for ever: beyond this ratio of times then and now,
 # all is measured again.
 DOUBT_RATIO = 1.5

@@ -12,16 +12,18 @@ from functools import partial
 import torch
 
 from hpsearch import environment
-from hpsearch.artifacts.best_parameters import Artifacts
+from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
+from hpsearch.artifacts.store import artifact_place
 from hpsearch.data.catalog import DataLocations, DownloadProgress
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData
-from hpsearch.device.devices import VisibleDevices, make_current, use_full_float32
+from hpsearch.device.devices import VisibleDevices, make_current, use_full_float32, wanted_gpus
 from hpsearch.device.pin import PinnedDevice, PinRules, pin_device
+from hpsearch.device.processors import threads_per_worker
 from hpsearch.errors import StorageError
 from hpsearch.home import lane_folder
 from hpsearch.logs import bind_log_context, get_logger
-from hpsearch.signals import StopSignal
+from hpsearch.signals import StopSignal, end_with_parent
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database, DatabaseAwayError
 from hpsearch.store.studies import StoredStudy, load_study
@@ -29,40 +31,16 @@ from hpsearch.training.host_memory import keep_freed_memory
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.pulse import Pulse
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
-from hpsearch.worker.health.metrics import MetricsAddress, WorkerMetrics
+from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.health.watchdog import Watchdog
 from hpsearch.worker.lane_count import FixedLanes, LaneChoice, MeasuredLanes
 from hpsearch.worker.measured_lane_counts import LaneMemory
+from hpsearch.worker.options import WorkerOptions
 from hpsearch.worker.preparation import check_networks, load_study_data
 from hpsearch.worker.rounds import is_finished as is_study_finished
 from hpsearch.worker.worker import Worker
 
 _log = get_logger("worker")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerOptions:
-    """What a worker is told at its start.
-
-    Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`, of `visible`.
-        num_lanes: None: as many as pay.
-        threads: of the CPU.
-        supervisor_pid: the process that started this one, whose end is this one's, too.
-        metrics: where they are served, if anywhere.
-    """
-
-    study: str
-    device: str
-    visible: VisibleDevices
-    pin_rules: PinRules
-    num_lanes: int | None
-    artifacts: Artifacts
-    checkpoint_seconds: float
-    stall_seconds: float
-    threads: int
-    supervisor_pid: int | None
-    metrics: MetricsAddress | None
 
 
 def worker_name() -> str:
@@ -71,58 +49,86 @@ def worker_name() -> str:
 
 
 def run_worker(
+    name: str,
     options: WorkerOptions,
-    database: Database,
-    life_sign: LifeSign,
+    open_storage: Callable[[], AbstractContextManager[Database]],
     show_download: Callable[[], AbstractContextManager[DownloadProgress | None]],
 ) -> None:
     """Train points of a study until none is left, or until somebody asks to stop.
 
     Everything that can be wrong on this machine is found before a point is claimed: its attempts are counted.
 
+    Args:
+        name: of the study.
     Raises:
         HpsearchError: as the command line shows it.
     """
-    torch.set_num_threads(options.threads)
-    use_full_float32()
-    keep_freed_memory()
-    study = load_study(database, options.study)
-    with show_download() as progress:
-        selection = load_study_data(study, locations=DataLocations.from_environment(), progress=progress)
-    check_networks(study.definition, selection)
-    stop = StopSignal(parent_pid=options.supervisor_pid).install()
-    database = replace(database, abandoned=stop.event)
-    try:
-        _train(options, database, study, selection, stop, life_sign)
-    except DatabaseAwayError as error:
-        if not stop.is_set():
-            raise
-        _log.warning("worker %s was stopped while the database was away: %s", worker_name(), error)
+    supervisor = os.environ.get(environment.SUPERVISOR_PID)
+    supervisor_pid = int(supervisor) if supervisor else None
+    if supervisor_pid is not None:
+        end_with_parent(supervisor_pid)
+    visible = VisibleDevices.detect()
+    wanted_gpus(options.device, visible)  # a device that is not there is an error at once
+    artifacts = open_artifacts(artifact_place(options.artifacts))
+    bind_log_context(study=name, worker=worker_name())
+    with LifeSign.from_environment() as life_sign, open_storage() as database:
+        torch.set_num_threads(threads_per_worker(1))
+        use_full_float32()
+        keep_freed_memory()
+        study = load_study(database, name)
+        with show_download() as progress:
+            selection = load_study_data(study, locations=DataLocations.from_environment(), progress=progress)
+        check_networks(study.definition, selection)
+        stop = StopSignal(parent_pid=supervisor_pid).install()
+        surroundings = Surroundings(
+            options=options,
+            visible=visible,
+            artifacts=artifacts,
+            database=replace(database, abandoned=stop.event),
+            study=study,
+            selection=selection,
+            stop=stop,
+            life_sign=life_sign,
+        )
+        try:
+            _train(surroundings)
+        except DatabaseAwayError as error:
+            if not stop.is_set():
+                raise
+            _log.warning("worker %s was stopped while the database was away: %s", worker_name(), error)
 
 
-def _train(
-    options: WorkerOptions,
-    database: Database,
-    study: StoredStudy,
-    selection: SelectionData,
-    stop: StopSignal,
-    life_sign: LifeSign,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a worker's process has found before it asks for a device."""
+
+    options: WorkerOptions
+    visible: VisibleDevices
+    artifacts: Artifacts
+    database: Database
+    study: StoredStudy
+    selection: SelectionData
+    stop: StopSignal
+    life_sign: LifeSign
+
+
+def _train(found: Surroundings) -> None:
+    options, database, study = found.options, found.database, found.study
     name = worker_name()
-    metrics = WorkerMetrics(study=study.name, worker=name, life_sign=life_sign)
+    metrics = WorkerMetrics(study=study.name, worker=name, life_sign=found.life_sign)
 
     def is_finished() -> bool:
-        life_sign.renew(WorkerState.WAITING_FOR_GPU)
+        found.life_sign.renew(WorkerState.WAITING_FOR_GPU)
         return is_study_finished(database, study)
 
     pin = pin_device(
         database,
         options.device,
-        options.visible,
+        found.visible,
         worker=name,
-        stop=stop,
+        stop=found.stop,
         is_finished=is_finished,
-        rules=options.pin_rules,
+        rules=PinRules(waits=options.waits_for_gpu, is_shared=options.shares_gpu),
     )
     with metrics.serve(options.metrics), pin as pinned:
         if pinned is None:
@@ -132,8 +138,7 @@ def _train(
         metrics.set_device(pinned.description)
         make_current(pinned.device)
         _log.info("worker %s joins study %s on %s", name, study.name, pinned.description)
-        worker = _build_worker(options, database, study, selection, pinned, stop, life_sign, metrics)
-        num_finished = worker.run()
+        num_finished = _build_worker(found, pinned, metrics).run()
         _log.info("worker %s leaves: %d trials finished", name, num_finished)
         _tell_given_up(database, study)
         pinned.require()
@@ -150,44 +155,36 @@ def _tell_given_up(database: Database, study: StoredStudy) -> None:
         _log.warning(message, counts.failed, counts.total, study.name)
 
 
-def _build_worker(
-    options: WorkerOptions,
-    database: Database,
-    study: StoredStudy,
-    selection: SelectionData,
-    pinned: PinnedDevice,
-    stop: StopSignal,
-    life_sign: LifeSign,
-    metrics: WorkerMetrics,
-) -> Worker:
+def _build_worker(found: Surroundings, pinned: PinnedDevice, metrics: WorkerMetrics) -> Worker:
+    options, study = found.options, found.study
     device = pinned.device
-    data = ResidentData.place(selection, device, max_resident_bytes=study.definition.data.max_resident_bytes)
+    data = ResidentData.place(found.selection, device, max_resident_bytes=study.definition.data.max_resident_bytes)
     num_siblings = int(os.environ.get(environment.SUPERVISED_WORKERS, "1"))
     pulse = Pulse(device)
     build_cohort = partial(Cohort, pulse=pulse)
     lanes: LaneChoice
-    if options.num_lanes is None:
+    if options.lanes is None:
         memory = LaneMemory(lane_folder())
         lanes = MeasuredLanes(
             memory=memory,
             data=data,
             device=device,
-            stop=stop,
+            stop=found.stop,
             num_sharing=num_siblings,
             build_cohort=build_cohort,
         )
     else:
-        lanes = FixedLanes(options.num_lanes)
-    watchdog = Watchdog(options.stall_seconds, pulse=pulse.count, on_progress=life_sign.renew_unchanged)
+        lanes = FixedLanes(options.lanes)
+    watchdog = Watchdog(options.stall_seconds, pulse=pulse.count, on_progress=found.life_sign.renew_unchanged)
     return Worker(
-        database=database,
+        database=found.database,
         study=study,
         data=data,
         device=device,
         device_name=pinned.description,
         lanes=lanes,
-        artifacts=options.artifacts,
-        stop=stop,
+        artifacts=found.artifacts,
+        stop=found.stop,
         name=worker_name(),
         num_siblings=num_siblings,
         checkpoint_seconds=options.checkpoint_seconds,
@@ -195,6 +192,6 @@ def _build_worker(
         is_device_lost=lambda: pinned.is_lost,
         watchdog=watchdog,
         build_cohort=build_cohort,
-        life_sign=life_sign,
+        life_sign=found.life_sign,
         metrics=metrics,
     )

@@ -40,7 +40,7 @@ from hpsearch.store.connection.database import Database, DatabaseAwayError
 from hpsearch.store.studies import StoredStudy, stored_definition
 from hpsearch.training.device_memory import describe_shortage, is_out_of_memory, release_cached_memory
 from hpsearch.training.lanes.cohort import Cohort
-from hpsearch.worker.checkpointer import DEFAULT_CHECKPOINT_SECONDS, Checkpointer
+from hpsearch.worker.checkpointer import Checkpointer
 from hpsearch.worker.cohorts import Trainability
 from hpsearch.worker.epoch_writer import EpochEntry, EpochWriter, Written
 from hpsearch.worker.health.failures import describe_failure
@@ -50,6 +50,7 @@ from hpsearch.worker.health.watchdog import Watchdog
 from hpsearch.worker.intake import BuildCohort, Intake
 from hpsearch.worker.lane_count import LaneChoice
 from hpsearch.worker.lease_keeper import Presence
+from hpsearch.worker.options import DEFAULT_CHECKPOINT_SECONDS
 from hpsearch.worker.pruning import Competition
 from hpsearch.worker.rounds import Advance, advance
 from hpsearch.worker.trial import TrialInTraining

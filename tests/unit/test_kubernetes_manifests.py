@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from hpsearch import environment
-from hpsearch.store.connection.database import parse_url
+from hpsearch.store.connection.address import parse_url
 from hpsearch.study.definition import load_definition
 
 ROOT = Path(__file__).parents[2]

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from hpsearch import logs, safe_text
 from hpsearch.console.fitted_table import FittedTable, TableColumn
 from hpsearch.console.notice import print_line, say
-from hpsearch.console.tables import print_json, text_of
+from hpsearch.console.screen import text_of
+from hpsearch.console.tables import print_json
 from hpsearch.errors import InputError
 from hpsearch.safe_text import for_terminal, mask_passwords, masked, remember_passwords
-from hpsearch.store.connection.database import parse_url
+from hpsearch.store.connection.address import parse_url
 
 # Long enough to be nothing else, and with whatever a URL, a shell, JSON or a quoted string gives a meaning to.
 passwords = st.text(st.sampled_from("aZ0\"'@:/%{}$&?#=\\ <ü"), min_size=6, max_size=12).map(

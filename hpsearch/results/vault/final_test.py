@@ -33,8 +33,9 @@ from hpsearch.device.devices import VisibleDevices, make_current, use_full_float
 from hpsearch.device.pin import PinnedDevice, PinRules, pin_device
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import ArtifactError, DataError, DeviceError, InputError
-from hpsearch.results.choice import ChosenPoint, Selection
+from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.companion_study import confirmations
+from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.stored_parameters import read_parameters
 from hpsearch.results.summary import describe_counts

@@ -21,7 +21,7 @@ from types import TracebackType
 from hpsearch import environment
 from hpsearch.errors import ArtifactError, HpsearchError, InputError
 from hpsearch.logs import get_logger
-from hpsearch.worker.health.watchdog import DEFAULT_STALL_SECONDS
+from hpsearch.worker.options import DEFAULT_STALL_SECONDS
 
 _log = get_logger("life_sign")
 

@@ -13,7 +13,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from typing import Literal, get_args
@@ -34,56 +34,16 @@ from hpsearch.logs import get_logger
 from hpsearch.store.claims.ledger import Outcome
 from hpsearch.store.connection.database import DatabaseOperation
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
+from hpsearch.worker.options import MetricsAddress
 
 _log = get_logger("metrics")
 
-LOOPBACK = "127.0.0.1"
 CheckpointResult = Literal["written", "failed", "restored"]
 
 # A round trip takes a millisecond or two; a database that is in trouble, seconds.
 _DATABASE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # From captured lanes of a small network on a GPU to many lanes of a convolutional one on a few cores.
 _EPOCH_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricsAddress:
-    """Where metrics are served. Port 0 takes a free one."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> MetricsAddress:
-        """Read `9100`, `0.0.0.0:9100` or `[::]:9100`; without a host only this machine is served.
-
-        Raises:
-            InputError: it is none of these.
-        """
-        host, colon, port = text.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]") if colon else LOOPBACK
-        is_port = port.isascii() and port.isdecimal() and len(port) < 10 and int(port) <= 65535
-        if not host or not host.isascii() or not is_port:
-            raise InputError(
-                f"--metrics must be [HOST:]PORT with a port from 0 to 65535, got {text!r:.60}",
-                hint=f"9100 serves this machine only, 0.0.0.0:9100 others, too; {environment.METRICS} means the same",
-            )
-        return cls(host=host, port=int(port))
-
-    def of_worker(self, index: int) -> MetricsAddress:
-        """That of one of several workers on this machine: each takes a port of its own, from `port` upwards.
-
-        Raises:
-            InputError: there is no such port.
-        """
-        if self.port == 0:
-            return self
-        if self.port + index > 65535:
-            raise InputError(f"--metrics {self}: worker {index} would need port {self.port + index}")
-        return replace(self, port=self.port + index)
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class WorkerMetrics:

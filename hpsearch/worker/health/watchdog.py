@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-DEFAULT_STALL_SECONDS = 600.0
+from hpsearch.worker.options import DEFAULT_STALL_SECONDS
 
 
 class Watchdog:

@@ -27,6 +27,7 @@ from hpsearch.launch.supervisor import Supervisor, WorkerCommand, WorkersFailedE
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.connection.database import open_database
 from hpsearch.store.progress import Progress
+from hpsearch.worker.options import WorkerOptions
 
 pytestmark = pytest.mark.filterwarnings(
     # Ray's own, of its cluster for tests and its driver: files and processes that it leaves to the end of the process.
@@ -192,10 +193,8 @@ def command(folder: Path, url: str) -> WorkerCommand:
     return WorkerCommand(
         study_name="nobody-created-it",
         storage_url=url,
-        device="cpu",
+        options=WorkerOptions(device="cpu", lanes=1, artifacts=str(folder)),
         num_workers=1,
-        lanes="1",
-        artifacts=str(folder),
         threads=1,
         log_folder=folder,
     )

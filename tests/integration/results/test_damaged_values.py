@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from hpsearch.cli.confirm_command import print_confirmation
+from hpsearch.console.confirmation_view import print_confirmation
 from hpsearch.console.tables import print_json, print_opening, print_status
 from hpsearch.data import held_out
 from hpsearch.errors import HpsearchError
-from hpsearch.results.choice import Selection
 from hpsearch.results.confirmation.plan import plan_confirmation
 from hpsearch.results.data_frame import curves_frame, trials_frame
 from hpsearch.results.export import ExportFormat, export_model, export_point
 from hpsearch.results.report.page import render_report
+from hpsearch.results.selection import Selection
 from hpsearch.results.status import read_status
 from hpsearch.store.rows.curves import CurveReader
 from tests.integration.results.vault_studies import Search, Searched, confirm

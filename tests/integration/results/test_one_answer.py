@@ -14,7 +14,7 @@ import pytest
 from safetensors import safe_open
 
 import hpsearch
-from hpsearch.results.choice import Selection
+from hpsearch.results.selection import Selection
 from tests.acceptance.in_process import hpsearch_here
 from tests.integration.results.vault_studies import Search, Searched, confirm
 

@@ -22,7 +22,7 @@ from hpsearch.launch.supervisor import MAX_RESTARTS, SPIN_COUNT, Supervisor, Wor
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.progress import Progress
 from hpsearch.store.rows.round_rows import StoredRound
-from hpsearch.worker.health.metrics import MetricsAddress
+from hpsearch.worker.options import MetricsAddress, WorkerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +40,8 @@ def command(folder: Path, program: str = "") -> FakeCommand:
     return FakeCommand(
         study_name="s",
         storage_url=None,
-        device="cpu",
+        options=WorkerOptions(device="cpu", lanes=1, artifacts=str(folder)),
         num_workers=1,
-        lanes="1",
-        artifacts=str(folder),
         threads=1,
         log_folder=folder,
         program=program,
@@ -241,10 +239,8 @@ def test_workers_are_told_how_many_they_are(tmp_path: Path, monkeypatch: pytest.
     workers = WorkerCommand(
         study_name="s",
         storage_url=None,
-        device="cpu",
+        options=WorkerOptions(device="cpu", lanes=None, artifacts=str(tmp_path)),
         num_workers=3,
-        lanes="auto",
-        artifacts=str(tmp_path),
         threads=1,
         log_folder=tmp_path,
     )
@@ -262,14 +258,12 @@ def test_each_of_several_workers_serves_metrics_at_a_port_of_its_own_and_none_wr
     plain = WorkerCommand(
         study_name="s",
         storage_url=None,
-        device="cpu",
+        options=WorkerOptions(device="cpu", lanes=None, artifacts=str(tmp_path)),
         num_workers=2,
-        lanes="auto",
-        artifacts=str(tmp_path),
         threads=1,
         log_folder=tmp_path,
     )
-    with_metrics = replace(plain, metrics=MetricsAddress.parse("0.0.0.0:9100"))
+    with_metrics = replace(plain, options=replace(plain.options, metrics=MetricsAddress.parse("0.0.0.0:9100")))
     for workers in (plain, with_metrics):
         for index in range(2):
             workers.start(index)
@@ -320,10 +314,8 @@ def test_a_workers_threads_wait_for_each_other_as_the_user_says_or_for_a_moment(
     worker = WorkerCommand(
         study_name="s",
         storage_url=None,
-        device="cpu",
+        options=WorkerOptions(device="cpu", lanes=1, artifacts=str(tmp_path)),
         num_workers=1,
-        lanes="1",
-        artifacts=str(tmp_path),
         threads=3,
         log_folder=tmp_path,
     )

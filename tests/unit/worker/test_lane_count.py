@@ -14,8 +14,9 @@ from hpsearch.signals import StopSignal, WorkerStopped
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes.probe import Obstacle
 from hpsearch.worker import lane_count as module
-from hpsearch.worker.lane_count import MAX_LANES, FixedLanes, MeasuredLanes
+from hpsearch.worker.lane_count import FixedLanes, MeasuredLanes
 from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
+from hpsearch.worker.options import MAX_LANES
 
 CPU = torch.device("cpu")
 Trial = Callable[..., TrialSettings]

@@ -12,13 +12,14 @@ from optuna.study import StudyDirection
 
 from hpsearch.data.catalog import DataLocations
 from hpsearch.errors import DataError, InputError, NothingCompleteError, StorageError, StudyNotFoundError
-from hpsearch.results.choice import Selection, choose_point
+from hpsearch.results.choice import choose_point
 from hpsearch.results.confirmation import plan as confirm_plan
 from hpsearch.results.confirmation.companion_study import CONFIRMS_ATTRIBUTE, SEED, find_companion
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.confirmation.plan import ConfirmPlan, fresh_seeds, plan_confirmation, prepare_confirmation
 from hpsearch.results.confirmation.read_outcome import read_confirmation
 from hpsearch.results.export import export_point
+from hpsearch.results.selection import Selection
 from hpsearch.results.status import read_status
 from hpsearch.results.summary import read_summary
 from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result

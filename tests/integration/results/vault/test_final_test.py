@@ -33,8 +33,8 @@ from hpsearch.errors import (
     VaultOpenedError,
 )
 from hpsearch.postgres.embedded import EmbeddedPostgres
-from hpsearch.results.choice import Selection
 from hpsearch.results.confirmation.read_outcome import read_confirmation
+from hpsearch.results.selection import Selection
 from hpsearch.results.summary import read_summary
 from hpsearch.results.vault import final_test as vault
 from hpsearch.results.vault.final_test import VaultRequest, open_vault

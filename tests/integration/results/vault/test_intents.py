@@ -17,9 +17,10 @@ from hpsearch.console.tables import print_status
 from hpsearch.data import held_out
 from hpsearch.errors import DataError, VaultOpenedError
 from hpsearch.home import vault_file
-from hpsearch.results.choice import Selection, choose_point
+from hpsearch.results.choice import choose_point
 from hpsearch.results.export import ExportFormat, export_point
 from hpsearch.results.report.page import render_report
+from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.summary import read_summary
 from hpsearch.results.vault.final_test import VaultRequest, open_vault

@@ -27,7 +27,8 @@ from hpsearch.errors import InputError, StorageError
 from hpsearch.postgres.embedded import EmbeddedPostgres
 from hpsearch.store.connection import database as database_module
 from hpsearch.store.connection import tables
-from hpsearch.store.connection.database import Database, describe_address, open_database, parse_url
+from hpsearch.store.connection.address import describe_address, parse_url
+from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.studies import StoredStudy
 
 PASSWORD = "pa@ss: w/o{rd}%41?#&='\"\\ü"

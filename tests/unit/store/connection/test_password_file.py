@@ -9,7 +9,7 @@ from sqlalchemy import make_url
 
 from hpsearch import environment
 from hpsearch.errors import InputError
-from hpsearch.store.connection.database import with_password_of_file
+from hpsearch.store.connection.address import with_password_of_file
 
 URL = "postgresql://user@host:5432/studies"
 

@@ -19,7 +19,8 @@ from hpsearch.errors import InputError
 from hpsearch.store.claims.ledger import Outcome
 from hpsearch.worker.health import life_sign as life_sign_module
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
-from hpsearch.worker.health.metrics import MetricsAddress, WorkerMetrics
+from hpsearch.worker.health.metrics import WorkerMetrics
+from hpsearch.worker.options import MetricsAddress
 
 WORKER = """
 import sys

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hpsearch.launch import processors
-from hpsearch.launch.launcher import threads_per_worker
+from hpsearch.device import processors
+from hpsearch.device.processors import threads_per_worker
 
 
 @pytest.mark.parametrize(

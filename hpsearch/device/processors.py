@@ -17,6 +17,14 @@ def usable_processors() -> int:
     return max(1, min([_num_in_affinity(), *quotas]))
 
 
+def threads_per_worker(num_workers: int) -> int:
+    """CPU threads for each of several local workers: OMP_NUM_THREADS if it is set, or the usable cores shared out."""
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    if named.isdecimal() and len(named) < 5 and int(named) > 0:
+        return int(named)
+    return max(1, usable_processors() // num_workers)
+
+
 def _num_in_affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

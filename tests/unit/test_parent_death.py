@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hpsearch.launch.parent_death import end_with_parent
+from hpsearch.signals import end_with_parent
 
 # Starts a child that says what signal ends it, waits until it is ready, and dies without another word.
 PARENT = """
@@ -18,7 +18,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 CHILD = """
 import os, signal, sys
-from hpsearch.launch.parent_death import end_with_parent
+from hpsearch.signals import end_with_parent
 def leave(number, frame):
     os.write(2, b"left by " + signal.Signals(number).name.encode())
     os._exit(0)
@@ -39,7 +39,7 @@ def test_a_worker_gets_sigterm_when_its_parent_is_killed() -> None:
 
 
 def test_a_worker_whose_parent_is_gone_already_leaves_at_once() -> None:
-    program = "from hpsearch.launch.parent_death import end_with_parent; end_with_parent(2**22 + 1); print('stayed')"
+    program = "from hpsearch.signals import end_with_parent; end_with_parent(2**22 + 1); print('stayed')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stdout) == (0, "")
 
@@ -51,8 +51,8 @@ def test_a_kernel_that_refuses_is_only_a_warning(
         def prctl(self, *_: int) -> int:
             return -1
 
-    monkeypatch.setattr("hpsearch.launch.parent_death.ctypes.CDLL", lambda *_, **__: Refusing())
-    monkeypatch.setattr("hpsearch.launch.parent_death.os.getppid", lambda: 7)
+    monkeypatch.setattr("hpsearch.signals.ctypes.CDLL", lambda *_, **__: Refusing())
+    monkeypatch.setattr("hpsearch.signals.os.getppid", lambda: 7)
     end_with_parent(7)
     if sys.platform == "linux":
         assert "cannot ask for a signal" in caplog.text

@@ -1,0 +1,104 @@
+"""What a worker is asked for, in one value: from the command line through the launcher to the worker's process.
+
+Imports nothing heavy: the command line reads its options before it knows whether they will be used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hpsearch import environment
+from hpsearch.errors import InputError
+
+MAX_LANES = 512
+DEFAULT_CHECKPOINT_SECONDS = 60.0
+DEFAULT_STALL_SECONDS = 600.0
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsAddress:
+    """Where metrics are served. Port 0 takes a free one."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> MetricsAddress:
+        """Read `9100`, `0.0.0.0:9100` or `[::]:9100`; without a host only this machine is served.
+
+        Raises:
+            InputError: it is none of these.
+        """
+        host, colon, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]") if colon else LOOPBACK
+        is_port = port.isascii() and port.isdecimal() and len(port) < 10 and int(port) <= 65535
+        if not host or not host.isascii() or not is_port:
+            raise InputError(
+                f"--metrics must be [HOST:]PORT with a port from 0 to 65535, got {text!r:.60}",
+                hint=f"9100 serves this machine only, 0.0.0.0:9100 others, too; {environment.METRICS} means the same",
+            )
+        return cls(host=host, port=int(port))
+
+    def of_worker(self, index: int) -> MetricsAddress:
+        """That of one of several workers on this machine: each takes a port of its own, from `port` upwards.
+
+        Raises:
+            InputError: there is no such port.
+        """
+        if self.port == 0:
+            return self
+        if self.port + index > 65535:
+            raise InputError(f"--metrics {self}: worker {index} would need port {self.port + index}")
+        return replace(self, port=self.port + index)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions:
+    """What a worker is asked for; the defaults are those of the command line.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        lanes: trials trained at once; None: as many as pay.
+        artifacts: a folder or bucket; None: the default folder.
+        waits_for_gpu: a worker that finds every GPU taken waits until one is free.
+        shares_gpu: workers may share a GPU.
+        checkpoint_seconds: between two checkpoints of all lanes; 0: only when the worker is stopped.
+        stall_seconds: without a minibatch for so long, the device is taken for hung, and the worker ends.
+        metrics: where the first worker serves its metrics, if anywhere; each next one at the next port.
+    """
+
+    device: str = "auto"
+    lanes: int | None = None
+    artifacts: str | None = None
+    waits_for_gpu: bool = True
+    shares_gpu: bool = False
+    checkpoint_seconds: float = DEFAULT_CHECKPOINT_SECONDS
+    stall_seconds: float = DEFAULT_STALL_SECONDS
+    metrics: MetricsAddress | None = None
+
+    @property
+    def lanes_text(self) -> str:
+        return "auto" if self.lanes is None else str(self.lanes)
+
+    def as_arguments(self) -> list[str]:
+        """As `hpsearch worker` takes them, but for artifacts and metrics: these differ from worker to worker."""
+        return [
+            *("--device", self.device, "--lanes", self.lanes_text),
+            *([] if self.waits_for_gpu else ["--no-wait-for-gpu"]),
+            *(["--share-gpu"] if self.shares_gpu else []),
+            f"--checkpoint-seconds={self.checkpoint_seconds:g}",
+            f"--stall-seconds={self.stall_seconds:g}",
+        ]
+
+
+def parse_lanes(text: str) -> int | None:
+    """`8` or `auto` (None). Raises InputError."""
+    if text == "auto":
+        return None
+    if text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MAX_LANES:
+        return int(text)
+    raise InputError(f"--lanes must be auto or a whole number from 1 to {MAX_LANES}, got {text!r:.60}")
