@@ -11,9 +11,8 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from optuna.distributions import BaseDistribution
 from pydantic import AfterValidator, ValidationError, model_validator
 
 from hpsearch.errors import InputError
@@ -61,6 +60,9 @@ from hpsearch.study.space import (
     with_zero_switches,
     without_zero_switches,
 )
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 _log = get_logger("study")
 _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

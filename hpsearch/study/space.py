@@ -15,14 +15,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -43,6 +37,9 @@ KeptParameters = Literal["best", "all"]
 
 # -0.0 equals 0.0, and so must the two definitions' texts and hashes.
 Exponent = Annotated[Number, AfterValidator(lambda exponent: exponent + 0.0)]
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 ZERO_SUFFIX = "_is_zero"  # the switch beside a log-spaced dimension with zero, where that is no list of values
 GROWTH_DECADES: Final = 3  # how far coarse-to-fine may look beyond each end of log-spaced values ...
@@ -188,6 +185,8 @@ class Dimension(Settings):
 
         Log-spaced grids show as a logarithmic axis. With zero there is no such axis: values are categories.
         """
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
         if not (self.is_log or self.is_continuous) or self.has_zero:
             return CategoricalDistribution(self.values)
         low, high = self._bounds
@@ -202,6 +201,9 @@ class Dimension(Settings):
         """
         if not self.is_log or self.is_continuous:
             return {self.name: self.grid_distribution()}
+
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
         low, high = self._bounds
         low, high = rounded(low / 10**self.growth_decades), rounded(high * 10**self.growth_decades)
         value: BaseDistribution = FloatDistribution(low, high, log=True)
