@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy
 import optuna
-import torch
 from optuna.study import StudyDirection
 from pydantic import ValidationError
 from sqlalchemy import Connection, exists, func, insert, select, text, update
@@ -63,6 +62,8 @@ class StoredStudy:
 
 def current_versions() -> dict[str, str]:
     """The versions that a result depends on."""
+    import torch  # takes seconds, and only what is written down needs it
+
     return {
         "hpsearch": hpsearch.__version__,
         "python": platform.python_version(),
