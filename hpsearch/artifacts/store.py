@@ -1,4 +1,4 @@
-"""Where files are kept that all workers of a study share: a folder, or a bucket of S3 (bucket_store.py).
+"""Where files are kept that all workers of a study share: a folder, or a bucket of S3 (bucket.py).
 
 Both are artifact stores as Optuna knows them, so that `optuna.artifacts.download_artifact` and optuna-dashboard
 read them. A file is there whole or not at all, whoever is killed on the way. Nothing here knows a database.

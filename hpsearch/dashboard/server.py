@@ -1,4 +1,4 @@
-"""optuna-dashboard on the study database, with our artifacts, behind a gate (dashboard_gate.py)."""
+"""optuna-dashboard on the study database, with our artifacts, behind a gate (gate.py)."""
 
 from __future__ import annotations
 

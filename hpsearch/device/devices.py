@@ -1,7 +1,7 @@
 """Which devices a worker may train on: what was asked for, checked against what is there.
 
 A GPU is known by its UUID, because its index means another one in each process that sees other GPUs. Which of several
-GPUs a worker takes is decided in device_pin.py.
+GPUs a worker takes is decided in device/pin.py.
 """
 
 from __future__ import annotations

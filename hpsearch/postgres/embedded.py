@@ -6,7 +6,7 @@ SIGKILL leaves no client behind. If the very last one is killed, the server stay
 
     lock          exclusive, while a process starts or stops the server
     clients       shared, by each client as long as it uses the server
-    server.lock   exclusive, by the server's own processes (postgres_server.py)
+    server.lock   exclusive, by the server's own processes (server.py)
 """
 
 from __future__ import annotations

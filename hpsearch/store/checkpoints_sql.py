@@ -1,6 +1,6 @@
 """The SQL of the checkpoints. Its rules are told in checkpoints.py.
 
-A worker's writes are fenced as in ledger_statements.py: only for points that bear its name. The rows of the points are
+A worker's writes are fenced as in ledger_sql.py: only for points that bear its name. The rows of the points are
 locked FOR KEY SHARE until the transaction ends. That keeps off whoever wants to requeue a point (FOR UPDATE), but not
 the worker's own reports and renewals, with which a stronger lock would now and then end in a deadlock.
 """

@@ -163,7 +163,7 @@ class StudyDefinition(Settings):
         """The points that are known from the start, in order, without what has no effect in them.
 
         A strategy that draws has points without parameters until a worker asks; coarse-to-fine has rounds
-        (search/narrowing.py) and is not asked here.
+        (search/narrowing) and is not asked here.
         """
         match self.search.strategy:
             case "grid":

@@ -74,8 +74,8 @@ class Worker:
         poll_seconds: how often an idle worker looks for points that others dropped.
         checkpoint_seconds: between two checkpoints of all lanes; 0 takes only the last one, at a stop.
         device_name: what trials call the device; None: `describe_device`.
-        is_device_lost: whether somebody else has the device by now (device_pin.py); ends the worker like a stop.
-        keep: called with each renewal of the leases (presence.py).
+        is_device_lost: whether somebody else has the device by now (device/pin.py); ends the worker like a stop.
+        keep: called with each renewal of the leases (worker/lease_keeper.py).
         watchdog: ends the process if the device hangs; None watches nothing.
         metrics: None: counted all the same, but nobody sees it.
         build_cohort: injected in tests.

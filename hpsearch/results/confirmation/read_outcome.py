@@ -1,6 +1,6 @@
 """Read what a study's confirmation has found so far, from the database alone.
 
-confirm_plan.py says how its trials come to be; confirmation.py what is made of them.
+plan.py says how its trials come to be; outcome.py what is made of them.
 """
 
 from __future__ import annotations

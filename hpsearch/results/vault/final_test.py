@@ -3,9 +3,9 @@
 No other module imports `hpsearch.data.held_out`; an import check holds that. The way to the number:
 
     is the study finished, and its vault unopened? -> the chosen point's parameters, stored or trained again
-      -> do they reproduce the validation error on record? -> commit the intent (vault_opening.py)
+      -> do they reproduce the validation error on record? -> commit the intent (opening.py)
       -> only now the test files are read, and a network of the user's own sees them
-      -> count the errors -> write the ledger (vault_ledger.py) -> and only then tell the number
+      -> count the errors -> write it down (record.py) -> and only then tell the number
 
 Source: REFERENCE section 6.
 """
@@ -68,7 +68,7 @@ class VaultRequest:
     """What to evaluate, and where.
 
     Args:
-        selection: None: the chosen point (chosen_point.py).
+        selection: None: the chosen point (results/choice.py).
         is_retrained: train the point again in place of its stored parameters.
         reason: to open the vault again; None: it must be unopened.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.

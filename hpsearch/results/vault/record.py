@@ -1,6 +1,6 @@
 """The ledger of the vault: every opening of a study's test set, with the number that it gave.
 
-Which opening it is, was decided by the intent that was committed before (vault_intents.py). An opening is unique by a
+Which opening it is, was decided by the intent that was committed before (intents.py). An opening is unique by a
 constraint of the database (study_id, opening): whoever comes second gets the first's record. Rows outlive their study;
 then they have its name only.
 """

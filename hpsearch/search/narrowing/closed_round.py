@@ -1,4 +1,4 @@
-"""What coarse to fine (narrowing.py) takes and gives: points that are known, rounds with their state, and the end."""
+"""What coarse to fine (ladder.py) takes and gives: points that are known, rounds with their state, and the end."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The ledger: who trains which point, what has been reported, and what is counted.
 
 Every point of a study is counted exactly once, whatever dies. That rests on four rules, all of them kept in
-the database, by statements that compare before they set (ledger_statements.py):
+the database, by statements that compare before they set (ledger_sql.py):
 
     claim    WAITING -> RUNNING under a row lock, together with a lease in the claimer's name
     fence    a worker's writes require that the lease still bears its name: one that lost it writes nothing
@@ -138,7 +138,7 @@ class Ledger:
     """One worker's access to the points of one study. All methods are single transactions and safe to repeat.
 
     Args:
-        owner: the worker's number, unique among living workers (presence.py); 0 for readers.
+        owner: the worker's number, unique among living workers (worker/lease_keeper.py); 0 for readers.
         holdings, lease_watch: what this worker believes it holds, and what it has seen of the others' leases; shared
             by all copies of this ledger.
     """

@@ -24,7 +24,7 @@ from hpsearch.study.space import ParameterValue, Point, without_zero_switches
 POINT_ATTRIBUTE = "point"
 ATTEMPT_ATTRIBUTE = "attempt"
 ROUND_ATTRIBUTE = "round"  # of points that a round has added (round_rows.py)
-NLL_ATTRIBUTE = "best_validation_nll"  # nats; what a lane writes at its trial's end (lane.py)
+NLL_ATTRIBUTE = "best_validation_nll"  # nats; what a lane writes at its trial's end (worker/trial.py)
 
 CohortOf = Callable[[TrialSettings], str]
 
