@@ -25,8 +25,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from hpsearch.errors import InputError
 from hpsearch.launch.processors import usable_processors
+
+from hpsearch.errors import InputError
 from hpsearch.logs import LogFormat, configure_logging, get_logger, log_final_error
 
 PASSWORD_FILE = Path("/run/secrets/database_password")

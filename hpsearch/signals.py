@@ -23,8 +23,13 @@ from hpsearch.logs import get_logger
 
 _log = get_logger("signals")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Of the ten seconds that Docker and our supervisor leave between SIGTERM and SIGKILL.
-EPOCH_GRACE_SECONDS = 3.0
+
+# Docker and our supervisor send SIGKILL ten seconds after SIGTERM. A worker spends them in this order.
+STOP_SECONDS = 10.0
+EPOCH_GRACE_SECONDS = 3.0  # the epoch in progress ends, if it can by then
+FLUSH_SECONDS = 3.0  # epochs and endings that are outstanding are written
+LAST_CHECKPOINT_SECONDS = 3.0  # the lanes are checkpointed
+RELEASE_SECONDS = 1.0  # the trials are given back
 
 
 class WorkerStopped(BaseException):

@@ -25,6 +25,7 @@ from hpsearch.errors import ArtifactError, HpsearchError, InputError, Surroundin
 from hpsearch.home import make_folder
 from hpsearch.logs import find_final_error, get_logger
 from hpsearch.safe_text import mask_passwords
+from hpsearch.signals import STOP_SECONDS
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.connection.address import parse_url, without_password
 from hpsearch.store.connection.database import Database
@@ -35,7 +36,6 @@ from hpsearch.worker.options import WorkerOptions
 _log = get_logger("supervisor")
 
 MAX_RESTARTS = 5  # per worker, without a point that was counted or given up since
-STOP_SECONDS = 10.0  # what a worker gets between SIGTERM and SIGKILL
 LOG_LIMIT_BYTES = 16 * 2**20  # of a worker's log; as much again is kept beside it
 _LOG_END_BYTES = 2**16
 _LOG_HEADING = "--- worker started"

@@ -22,6 +22,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+SIGNIFICANCE_LEVEL = 0.05  # two-sided: below it, two points of a coarse-to-fine search differ
+
 Alternative = Literal["two-sided", "greater", "less"]
 
 
@@ -137,3 +139,10 @@ def wilson_interval(num_errors: int, num_images: int, confidence: float = 0.95) 
     low = 0.0 if num_errors == 0 else middle - half
     high = 1.0 if num_errors == num_images else middle + half
     return low, high
+
+
+def proportions_differ(error_one: float, error_other: float, num_images: int) -> bool:
+    """Whether two error rates differ, each over this many images of its own: the two-sided z-test of two proportions."""
+    pooled = (error_one + error_other) / 2
+    deviation = math.sqrt(2 * pooled * (1 - pooled) / num_images)
+    return abs(error_one - error_other) > NormalDist().inv_cdf(1 - SIGNIFICANCE_LEVEL / 2) * deviation

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from hpsearch.errors import ArtifactError
 from hpsearch.logs import get_logger
+from hpsearch.signals import LAST_CHECKPOINT_SECONDS
 from hpsearch.store.checkpoints import Checkpoints, ResumeOutcome, StoredCheckpoint
 from hpsearch.store.claims.ledger import Claim
 from hpsearch.store.connection.database import DatabaseAwayError
@@ -30,7 +31,6 @@ from hpsearch.worker.trial import TrialInTraining
 _log = get_logger("checkpoints")
 
 _FILES_AT_ONCE = 16  # so many trials' files are held in memory, and recorded by one statement
-LAST_SECONDS = 3.0  # what the checkpoint of a worker that is asked to stop may take
 
 
 class Checkpointer:
@@ -63,7 +63,7 @@ class Checkpointer:
         trace: TracebackType | None,
     ) -> None:
         outstanding = [job for job in (self._job, self._discarded) if job is not None]
-        is_idle = not wait(outstanding, timeout=LAST_SECONDS).not_done
+        is_idle = not wait(outstanding, timeout=LAST_CHECKPOINT_SECONDS).not_done
         self._thread.shutdown(wait=is_idle, cancel_futures=True)
 
     def take_if_due(self, cohort: Cohort, lanes: Mapping[int, TrialInTraining], written: Future[Any] | None) -> None:
@@ -78,10 +78,10 @@ class Checkpointer:
             self._begin(cohort, lanes, written)
 
     def take_last(self, cohort: Cohort, lanes: Mapping[int, TrialInTraining]) -> None:
-        """Checkpoint these lanes now, all of whose epochs are recorded; waits `LAST_SECONDS` at most."""
-        deadline = time.monotonic() + LAST_SECONDS
+        """Checkpoint these lanes now, all of whose epochs are recorded; waits `LAST_CHECKPOINT_SECONDS` at most."""
+        deadline = time.monotonic() + LAST_CHECKPOINT_SECONDS
         if self._job is not None:
-            wait([self._job], timeout=LAST_SECONDS)
+            wait([self._job], timeout=LAST_CHECKPOINT_SECONDS)
         if self._job is None or self._job.done():
             job = self._begin(cohort, lanes, None)
             if job is None or wait([job], timeout=max(0.0, deadline - time.monotonic())).done:

@@ -26,15 +26,12 @@ from optuna.exceptions import UpdateFinishedTrialError
 from hpsearch.artifacts.best_parameters import Artifacts
 from hpsearch.epoch_report import EpochReport
 from hpsearch.logs import get_logger
-from hpsearch.signals import StopSignal, WorkerStopped
+from hpsearch.signals import FLUSH_SECONDS, StopSignal, WorkerStopped
 from hpsearch.store.claims.holdings import Hold
 from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 
 _log = get_logger("worker")
 
-# Docker and our supervisor kill a worker 10 s after they have asked it to stop. The epoch in progress may take 3 of
-# them (signals.py), what is outstanding 3; the rest is for checkpoints and for giving the trials back.
-FLUSH_SECONDS = 3.0
 # How long an epoch waits for the one before to be written. A database that is merely slow so holds the training back a
 # little; one that is away does not hold it up.
 SLOW_SECONDS = 1.0

@@ -7,12 +7,10 @@ still what it has read. So a round is opened once, whoever dies on the way, and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
-from statistics import NormalDist
 from typing import Any, final
 
 from optuna.trial import TrialState
@@ -23,7 +21,7 @@ import hpsearch
 from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.narrowing.closed_round import Finished, FinishReason, KnownPoint, NarrowingState, Round
-from hpsearch.search.significance import discordant, mcnemar_p_value
+from hpsearch.search.significance import SIGNIFICANCE_LEVEL, discordant, mcnemar_p_value, proportions_differ
 from hpsearch.store.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.correct_images import read_correctness
@@ -46,8 +44,6 @@ from hpsearch.study.space import SearchSettings
 from hpsearch.worker.cohorts import cohort_name
 
 _log = get_logger("rounds")
-
-SIGNIFICANCE_LEVEL = 0.05  # two-sided: below it, a neighbour differs from the best
 
 
 class Advance(Enum):
@@ -172,7 +168,7 @@ class _Decision:
         database, study_id = self._database, self._study_id
         points = database.transaction(lambda connection: read_points(connection, study_id))
         state = database.transaction(lambda connection: read_last_state(connection, study_id))
-        differ = Differ(database, study_id)
+        differ = TrialComparison(database, study_id)
         room = num_allowed(self._definition) - self._situation.num_points
         following = narrowing_of(self._definition, self._is_trainable, points).next_round(
             _state_from(state, study_id), map(_known, points), differ, room=max(1, room)
@@ -245,7 +241,7 @@ def _with_note(following: Round | Finished, note: str) -> Round | Finished:
 
 
 @final
-class Differ:
+class TrialComparison:
     """Whether two trials differ significantly on the validation images; reads the bits of those that are compared.
 
     The exact McNemar test, two-sided. Trials without bits (of a version that kept none) are compared as
@@ -273,7 +269,7 @@ class Differ:
         num_images = self._num_images()
         if num_images is None or not (0 <= one.value <= 1 and 0 <= other.value <= 1):
             return one.value != other.value
-        return differ_as_samples(one.value, other.value, num_images)
+        return proportions_differ(one.value, other.value, num_images)
 
     def _read(self, trial_id: object) -> bytes | None:
         assert isinstance(trial_id, int)
@@ -288,13 +284,6 @@ class Differ:
             lambda connection: connection.execute(_NUM_IMAGES, values).scalar_one()
         )
         return number
-
-
-def differ_as_samples(error_one: float, error_other: float, num_images: int) -> bool:
-    """Whether two error rates differ significantly if each was seen on so many images of its own (a z test)."""
-    pooled = (error_one + error_other) / 2
-    deviation = math.sqrt(2 * pooled * (1 - pooled) / num_images)
-    return abs(error_one - error_other) > NormalDist().inv_cdf(1 - SIGNIFICANCE_LEVEL / 2) * deviation
 
 
 def _read_situation(connection: Connection, study_id: int) -> _Situation:

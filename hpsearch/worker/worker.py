@@ -33,7 +33,7 @@ from hpsearch.errors import DeviceError, StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import is_competitive
 from hpsearch.search.stopping import StopDecision
-from hpsearch.signals import StopSignal, WorkerStopped
+from hpsearch.signals import RELEASE_SECONDS, StopSignal, WorkerStopped
 from hpsearch.store.checkpoints import Checkpoints
 from hpsearch.store.claims.ledger import MAX_CRASHES, Ledger, Outcome
 from hpsearch.store.connection.database import Database, DatabaseAwayError
@@ -58,7 +58,6 @@ from hpsearch.worker.trial import TrialInTraining
 _log = get_logger("worker")
 T = TypeVar("T")
 
-RELEASE_SECONDS = 1.0  # how long a worker that is asked to stop waits for a database that is away
 _LONGEST_EPOCHS = 10.0  # a life sign allows an epoch of so many times the last one
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import select
 
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.points import point_key
 from hpsearch.store.studies import HAS_POINTS, StoredStudy, attribute_place
 from hpsearch.stored_json import Kind, check_kind, damaged, parse_stored_object
 from hpsearch.study.definition import StudyDefinition
@@ -92,7 +93,7 @@ def unique(points: Points) -> list[dict[str, ParameterValue]]:
     """Each point once, in order of first appearance."""
     seen: dict[frozenset[tuple[str, ParameterValue]], dict[str, ParameterValue]] = {}
     for point in points:
-        seen.setdefault(identity_of(point), dict(point))
+        seen.setdefault(point_key(point), dict(point))
     return list(seen.values())
 
 
@@ -108,10 +109,6 @@ def can_seeds_matter(definition: StudyDefinition, configurations: Points) -> boo
 
 def without_seed(point: Parameters) -> dict[str, ParameterValue]:
     return {name: value for name, value in point.items() if name != SEED}
-
-
-def identity_of(point: Parameters) -> frozenset[tuple[str, ParameterValue]]:
-    return frozenset(point.items())
 
 
 def _is_of(confirms: Mapping[str, Any], study: StoredStudy) -> bool:

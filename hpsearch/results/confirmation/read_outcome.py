@@ -16,7 +16,6 @@ from hpsearch.results.confirmation.companion_study import (
     Parameters,
     configurations_of,
     find_companion,
-    identity_of,
     seeds_of,
     without_seed,
 )
@@ -26,6 +25,7 @@ from hpsearch.results.summary import StudySummary, read_summary
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.correct_images import read_correctness
+from hpsearch.store.rows.points import point_key
 from hpsearch.stored_json import damaged
 
 
@@ -100,15 +100,15 @@ def _configuration(
     correctness: Mapping[int, NDArray[np.bool_]],
 ) -> ConfirmedConfiguration:
     reduce, left_to_study = search.study.definition.reduce, search.study.definition.left_to_study
-    own = identity_of(parameters)
-    trials = [t for t in companion.trials if t.is_current and identity_of(without_seed(t.named_parameters)) == own]
+    own = point_key(parameters)
+    trials = [t for t in companion.trials if t.is_current and point_key(without_seed(t.named_parameters)) == own]
     complete = tuple(trial for trial in trials if trial.is_complete)
     order = [dimension.name for dimension in search.study.definition.search.dimensions]
     trained = without_seed({**parameters, **left_to_study(parameters)})
     return ConfirmedConfiguration(
         parameters={name: trained[name] for name in order if name in trained},
         search_trial=next(
-            (t for t in search.complete if identity_of(without_seed(reduce(t.named_parameters))) == own), None
+            (t for t in search.complete if point_key(without_seed(reduce(t.named_parameters))) == own), None
         ),
         trials=complete,
         num_seeds=len(seeds),

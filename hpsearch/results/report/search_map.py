@@ -41,7 +41,7 @@ _RING = {"symbol": "circle-open", "size": 18, "color": BEST, "line": {"color": B
 
 
 @dataclass(frozen=True, kw_only=True)
-class Axis:
+class MapAxis:
     """How one dimension lies on an axis.
 
     Args:
@@ -56,7 +56,7 @@ class Axis:
     values: tuple[float, ...]
 
     @classmethod
-    def of(cls, dimension: Dimension, definition: StudyDefinition, trials: Iterable[TrialSummary]) -> Axis:
+    def of(cls, dimension: Dimension, definition: StudyDefinition, trials: Iterable[TrialSummary]) -> MapAxis:
         is_chosen = definition.is_drawn or definition.search.strategy == "coarse-to-fine"
         is_anywhere = is_chosen and (dimension.is_log or dimension.is_continuous)
         values = {float(trial.point_parameters[dimension.name]) for trial in trials}
@@ -124,7 +124,7 @@ def search_map(summary: StudySummary) -> Panel:
     if not chosen:
         return Panel(name="map", title="Search map", caption=f"No map: {_why_no_map(definition)}.")
     trials = [trial for trial in summary.trials if _is_placed(trial, chosen)]
-    axes = [Axis.of(dimension, definition, trials) for dimension in chosen]
+    axes = [MapAxis.of(dimension, definition, trials) for dimension in chosen]
     if len(axes) == 1:
         caption, figure = _line(axes[0], trials)
     elif all(axis.is_listed for axis in axes):
@@ -162,7 +162,7 @@ def _is_placed(trial: TrialSummary, dimensions: Sequence[Dimension]) -> bool:
     return trial.is_current and all(d.name in trial.point_parameters for d in dimensions)
 
 
-def _heat_map(x: Axis, y: Axis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
+def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
     """One cell per pair of values: its best trial."""
     cells = _first_by(trials, lambda trial: (x.value(trial), y.value(trial)))
     rows = [[cells.get((column, row)) for column in x.values] for row in y.values]
@@ -205,7 +205,7 @@ def _frame(column: int, row: int) -> dict[str, Any]:
     }
 
 
-def _scatter(x: Axis, y: Axis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
+def _scatter(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
     """One mark per trial, where values are drawn rather than listed."""
     complete = [trial for trial in trials if trial.is_complete][::-1]  # the best ones lie on top
     pruned = [trial for trial in trials if trial.state is TrialState.PRUNED]
@@ -229,7 +229,7 @@ def _scatter(x: Axis, y: Axis, trials: Sequence[TrialSummary]) -> tuple[str, go.
     return "Each trial where its parameters lie; the darker, the lower the validation error.", figure
 
 
-def _line(x: Axis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
+def _line(x: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
     """The value over the only dimension that is a number."""
     complete = [trial for trial in trials if trial.is_complete]
     figure = go.Figure()
@@ -253,7 +253,7 @@ def _line(x: Axis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
 def _marks(
     name: str,
     trials: Sequence[TrialSummary],
-    x: Axis,
+    x: MapAxis,
     y: Callable[[TrialSummary], float],
     marker: dict[str, Any],
 ) -> go.Scatter:

@@ -108,6 +108,6 @@ class Finished:
     detail: str
 
 
-def point_key(point: Point) -> PointKey:
+def rounded_key(point: Point) -> PointKey:
     """What points are compared by: the same for values that are equal to 12 digits."""
     return tuple(sorted((name, canonical(value)) for name, value in point.items()))

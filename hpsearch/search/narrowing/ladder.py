@@ -35,7 +35,7 @@ from hpsearch.search.narrowing.closed_round import (
     NarrowingState,
     PointKey,
     Round,
-    point_key,
+    rounded_key,
 )
 from hpsearch.study.space import Dimension, ParameterValue, Point
 
@@ -115,7 +115,7 @@ class Narrowing:
         seen = set()
         for values in itertools.product(*self.listed.values()):
             point = self.point(dict(zip(self.listed, values, strict=True)))
-            if point is not None and (key := point_key(point)) not in seen:
+            if point is not None and (key := rounded_key(point)) not in seen:
                 seen.add(key)
                 yield point
 
@@ -133,8 +133,8 @@ class _Step:
     def __post_init__(self) -> None:
         self.table: dict[PointKey, KnownPoint] = {}
         for known in sorted(self.known, key=_rank):  # stable: of equals, the first
-            self.table.setdefault(point_key(known.point), known)
-        lost = {point_key(point): point for point in (*self.state.missing, *self.state.given)}
+            self.table.setdefault(rounded_key(known.point), known)
+        lost = {rounded_key(point): point for point in (*self.state.missing, *self.state.given)}
         self.missing = {key: point for key, point in lost.items() if key not in self.table}
         self.levels = dict(self.state.levels)
         self.settled = set(self.state.settled)
@@ -199,7 +199,7 @@ class _Step:
 
     def _differs(self, point: Point, center: KnownPoint | None = None) -> bool:
         """Whether the point is known and differs significantly from the center, or else from the best."""
-        known = self.table.get(point_key(point))
+        known = self.table.get(rounded_key(point))
         return known is not None and (known.value is None or self.differ(center or self.best, known))
 
     def _neighbours(
@@ -220,7 +220,7 @@ class _Step:
         self, center: KnownPoint, axis: Axis, level: int, neighbours: Sequence[Point]
     ) -> dict[str, ParameterValue] | None:
         """The point two spacings from the center, if one neighbour alone can be known."""
-        sides = [point for point in neighbours if point_key(point) not in self.missing]
+        sides = [point for point in neighbours if rounded_key(point) not in self.missing]
         if len(sides) != 1:
             return None
         value, nearest = center.point[axis.name], sides[0][axis.name]
@@ -238,7 +238,7 @@ class _Step:
         """
         values: dict[str, ParameterValue] = {}
         for axis in axes:
-            keys = map(point_key, self._neighbours(self.best, [axis]))
+            keys = map(rounded_key, self._neighbours(self.best, [axis]))
             better = min((self.table[key] for key in keys if key in self.table), key=_rank, default=None)
             if better is not None and not self._differs(better.point):
                 values[axis.name] = better.point[axis.name]
@@ -253,7 +253,7 @@ class _Step:
         below, above = (axis.neighbour(value, direction, level) for direction in (-1, 1))
         if axis.has_zero and value <= self._smallest_positive(axis):
             zero = self._with(center, axis.name, 0 if axis.is_integer else 0.0)
-            if zero is not None and not self._differs(zero, center) and point_key(zero) not in self.missing:
+            if zero is not None and not self._differs(zero, center) and rounded_key(zero) not in self.missing:
                 below = zero[axis.name]
         return [value for value in (below, above) if value is not None]
 
@@ -314,7 +314,7 @@ class _Step:
         assert center.value is not None
         for level in reversed(range(self._finest_level + 1)):
             points = self._neighbours(center, [axis], {axis.name: level})
-            found = [self.table[key].value for key in map(point_key, points) if key in self.table]
+            found = [self.table[key].value for key in map(rounded_key, points) if key in self.table]
             rises = [value - center.value for value in found if value is not None]
             if len(rises) > 1:
                 return sum(rises) / len(rises) / 4
@@ -343,10 +343,10 @@ class _Step:
         like = next(like_it, {})
         filled = {other: like.get(other, values[0]) for other, values in self.narrowing.listed.items()}
         point = self.narrowing.point({**filled, **center.point, name: value})
-        return None if point is None or point_key(point) == point_key(center.point) else point
+        return None if point is None or rounded_key(point) == rounded_key(center.point) else point
 
     def _unknown(self, points: Iterable[dict[str, ParameterValue]]) -> list[dict[str, ParameterValue]]:
-        unknown = {point_key(point): point for point in points}
+        unknown = {rounded_key(point): point for point in points}
         return [point for key, point in unknown.items() if key not in self.table and key not in self.missing]
 
     def _round(self, points: list[dict[str, ParameterValue]], describe: Callable[[Sequence[Point]], str]) -> Round:
@@ -397,7 +397,7 @@ class _Step:
         """Key by key: where the search has ended, and which values were not told apart from it."""
         parts = []
         for axis in self._axes():
-            neighbours = [point for point in self._neighbours(self.best, [axis]) if point_key(point) in self.table]
+            neighbours = [point for point in self._neighbours(self.best, [axis]) if rounded_key(point) in self.table]
             tied = [point[axis.name] for point in neighbours if not self._differs(point)]
             text = self._reason_of_settled(axis)
             if tied:

@@ -18,7 +18,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from statistics import NormalDist
 from typing import Any, Final, final
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -27,11 +26,12 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search.narrowing.axes import DEFAULT_FINEST
-from hpsearch.search.narrowing.closed_round import Finished, KnownPoint, PointKey, Round, point_key
+from hpsearch.search.narrowing.closed_round import Finished, KnownPoint, PointKey, Round, rounded_key
 from hpsearch.search.narrowing.ladder import Narrowing
+from hpsearch.search.significance import proportions_differ
 from hpsearch.study.space import Choice, Dimension, LogGrid, ParameterValue, Point, Range
 
-POINT_ATTRIBUTE: Final = "coarse_to_fine:point"  # system attributes of a trial
+COARSE_POINT_ATTRIBUTE: Final = "coarse_to_fine:point"  # system attributes of a trial
 ROUND_ATTRIBUTE: Final = "coarse_to_fine:round"
 _MAX_POINTS: Final = 100_000
 
@@ -106,14 +106,14 @@ class CoarseToFineSampler(BaseSampler):
         """Take a point for the trial, and write it down as its system attribute."""
         _check_objectives(study)
         fixed = trial.system_attrs.get("fixed_params", {})
-        if POINT_ATTRIBUTE in trial.system_attrs or all(one.name in fixed for one in self._dimensions):
+        if COARSE_POINT_ATTRIBUTE in trial.system_attrs or all(one.name in fixed for one in self._dimensions):
             return  # a trial that is run again, or a user's own point
         with self._lock:
             trials = [one for one in _trials(study) if one.number != trial.number]
             plan = self._plan(study, trials)
             point = self._next_point(plan, trials)
             storage = study._storage
-            storage.set_trial_system_attr(trial._trial_id, POINT_ATTRIBUTE, point)
+            storage.set_trial_system_attr(trial._trial_id, COARSE_POINT_ATTRIBUTE, point)
             storage.set_trial_system_attr(trial._trial_id, ROUND_ATTRIBUTE, [plan.round, plan.reason])
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
@@ -155,7 +155,7 @@ class CoarseToFineSampler(BaseSampler):
         if param_name not in listed:
             raise ValueError(f"the search space of coarse to fine has no parameter {param_name!r}, only {list(listed)}")
         # As Optuna's view of the trial may be from before `before_trial`.
-        point = study._storage.get_trial_system_attrs(trial._trial_id).get(POINT_ATTRIBUTE, {})
+        point = study._storage.get_trial_system_attrs(trial._trial_id).get(COARSE_POINT_ATTRIBUTE, {})
         value = point.get(param_name, listed[param_name][0])
         if not _is_within(value, param_distribution):
             raise ValueError(
@@ -173,11 +173,11 @@ class CoarseToFineSampler(BaseSampler):
         rounds = 0
         while isinstance(step, Round):
             rounds += 1
-            left = tuple(point for point in step.points if point_key(point) not in finished)
+            left = tuple(point for point in step.points if rounded_key(point) not in finished)
             if left:
                 return _Plan(round=rounds, open=left, reason=step.reason, best={})
             for point in step.points:
-                trial = finished[point_key(point)]
+                trial = finished[rounded_key(point)]
                 value = trial.value if trial.state is TrialState.COMPLETE else None
                 known.append(KnownPoint(point, None if value is None else sign * value, key=trial))
             if rounds == self._max_rounds:
@@ -189,15 +189,15 @@ class CoarseToFineSampler(BaseSampler):
 
     def _next_point(self, plan: _Plan, trials: Sequence[FrozenTrial]) -> Point:
         running = [
-            point_key(one.system_attrs[POINT_ATTRIBUTE])
+            rounded_key(one.system_attrs[COARSE_POINT_ATTRIBUTE])
             for one in trials
-            if one.state is TrialState.RUNNING and POINT_ATTRIBUTE in one.system_attrs
+            if one.state is TrialState.RUNNING and COARSE_POINT_ATTRIBUTE in one.system_attrs
         ]
-        free = [point for point in plan.open if point_key(point) not in running]
+        free = [point for point in plan.open if rounded_key(point) not in running]
         if free or not plan.open:
             return free[0] if free else plan.best
         last_begun = {key: order for order, key in enumerate(running)}
-        return min(plan.open, key=lambda point: last_begun[point_key(point)])
+        return min(plan.open, key=lambda point: last_begun[rounded_key(point)])
 
     def _first_finished(self, narrowing: Narrowing, trials: Sequence[FrozenTrial]) -> dict[PointKey, FrozenTrial]:
         """Each point's trial that finished first; so a repetition that finishes later changes nothing."""
@@ -205,9 +205,9 @@ class CoarseToFineSampler(BaseSampler):
         finished: dict[PointKey, FrozenTrial] = {}
         ended = [one for one in trials if one.state.is_finished()]
         for one in sorted(ended, key=lambda one: (one.datetime_complete or datetime.max, one.number)):
-            values = {**one.system_attrs.get(POINT_ATTRIBUTE, {})}
+            values = {**one.system_attrs.get(COARSE_POINT_ATTRIBUTE, {})}
             values |= {name: value for name, value in one.params.items() if name in names}
-            finished.setdefault(point_key(narrowing.reduced(values)), one)
+            finished.setdefault(rounded_key(narrowing.reduced(values)), one)
         return finished
 
     def _differ(self, a: KnownPoint, b: KnownPoint) -> bool:
@@ -224,15 +224,6 @@ class CoarseToFineSampler(BaseSampler):
             return all(_is_within(point[name], one) for name, one in distributions.items() if name in point)
 
         return Narrowing(self._dimensions, reduce=self._reduce, is_admissible=is_admissible, finest=self._finest)
-
-
-def proportions_differ(a: float, b: float, num_images: int, level: float = 0.05) -> bool:
-    """Whether two error rates on so many images each differ, by the two-sided z-test of two proportions."""
-    mean = (a + b) / 2
-    variance = 2 * mean * (1 - mean) / num_images
-    if variance <= 0:
-        return a != b
-    return abs(a - b) / math.sqrt(variance) > NormalDist().inv_cdf(1 - level / 2)
 
 
 def _dimension(name: str, shape: Shape, is_integer: bool) -> Dimension:

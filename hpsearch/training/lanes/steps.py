@@ -25,7 +25,7 @@ from hpsearch.training.precision import computing, multiplying
 
 # Floats of a slice's widest intermediate result, 32 MiB of float32: bounds the memory of large minibatches.
 # The notes' 500 images are one slice: smaller ones were slower (docs/performance.md).
-SLICE_FLOATS = 2**23
+TRAINING_SLICE_FLOATS = 2**23
 
 
 class LaneStep(Protocol):
@@ -148,7 +148,7 @@ class AutogradStep:
             leaves = {name: value[lane].detach().requires_grad_(True) for name, value in parameters.items()}
             lane_images = images if images.dim() == 2 else images[lane]
             lane_labels = labels if labels.dim() == 1 else labels[lane]
-            for rows in _even_slices(len(lane_labels), SLICE_FLOATS // self.network.widest_activation):
+            for rows in _even_slices(len(lane_labels), TRAINING_SLICE_FLOATS // self.network.widest_activation):
                 with torch.enable_grad():
                     with computing(self.precision, images.device):
                         logits = self.network.logits(leaves, lane_images[rows])

@@ -21,6 +21,7 @@ from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import StorageError
 from hpsearch.results.summary import read_summary
 from hpsearch.search.narrowing.closed_round import KnownPoint
+from hpsearch.search.significance import proportions_differ
 from hpsearch.store.claims.ledger import MAX_CRASHES, Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.progress import read_progress
@@ -28,7 +29,7 @@ from hpsearch.store.studies import StoredStudy, register_study
 from hpsearch.study.definition import parse_definition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import Point, without_zero_switches
-from hpsearch.worker.rounds import Advance, Differ, advance, describe_spent_budget, differ_as_samples, is_finished
+from hpsearch.worker.rounds import Advance, TrialComparison, advance, describe_spent_budget, is_finished
 
 NUM_IMAGES = 10_000
 SEARCH: dict[str, Any] = {
@@ -351,16 +352,16 @@ def test_decision_on_what_has_changed_meanwhile_is_dropped(
     """Another process opens the round between this one's look and its write."""
     search = new_search()
     search.train()
-    decide = Differ.__call__
+    decide = TrialComparison.__call__
     rivals: list[Advance] = []
 
-    def slowly(self: Differ, one: KnownPoint, other: KnownPoint) -> bool:
+    def slowly(self: TrialComparison, one: KnownPoint, other: KnownPoint) -> bool:
         if not rivals:
             rivals.append(Advance.UNFINISHED)  # not again in the rival's own look
             rivals[0] = search.advance()
         return decide(self, one, other)
 
-    monkeypatch.setattr(Differ, "__call__", slowly)
+    monkeypatch.setattr(TrialComparison, "__call__", slowly)
     assert search.advance() is Advance.UNFINISHED
     assert rivals == [Advance.OPENED]
     assert len(search.rounds()) == 2
@@ -442,10 +443,10 @@ def test_paired_images_tell_more_than_two_error_rates(new_search: NewSearch) -> 
     search = new_search({"strategy": "coarse-to-fine", "learning_rate": {"log10": [-1, -2]}}, error_of=five_percent)
     search.train()
     one, other = (KnownPoint(trial.params, trial.value, None, trial._trial_id) for trial in search.trials())
-    differ = Differ(search.database, search.study.study_id)
+    differ = TrialComparison(search.database, search.study.study_id)
     assert differ(one, other)
     assert differ.note == ""
-    assert not differ_as_samples(0.05, 0.052, NUM_IMAGES)
+    assert not proportions_differ(0.05, 0.052, NUM_IMAGES)
 
 
 def five_percent(point: Point) -> float:
@@ -461,11 +462,11 @@ def test_trials_without_bits_are_compared_as_samples_and_it_is_said(new_search: 
     execute("DELETE FROM hpsearch_correctness WHERE trial_id = (SELECT min(trial_id) FROM trials)")
     search.advance()
     one, other = search.trials()[:2]
-    differ = Differ(search.database, search.study.study_id)
+    differ = TrialComparison(search.database, search.study.study_id)
     points = [KnownPoint(trial.params, trial.value, None, trial._trial_id) for trial in (one, other)]
     assert not differ(points[0], points[1]), "as samples of 10,000 images each they do not differ"
     execute("DELETE FROM hpsearch_correctness")
-    assert Differ(search.database, search.study.study_id)(points[0], points[1]), "every difference counts"
+    assert TrialComparison(search.database, search.study.study_id)(points[0], points[1]), "every difference counts"
     assert "without a record of their images" in differ.note
 
 
@@ -486,7 +487,7 @@ def test_value_that_is_no_error_rate_differs_from_every_other(new_search: NewSea
     trial_ids = [trial._trial_id for trial in search.trials()[:2]]
     execute("INSERT INTO hpsearch_correctness VALUES (:trial, 10000, :bits)", trial=trial_ids[1], bits=bits_of(0.1))
     one, other = (KnownPoint({}, value, None, trial_id) for value, trial_id in zip((-3, 0.1), trial_ids, strict=True))
-    assert Differ(search.database, search.study.study_id)(one, other)
+    assert TrialComparison(search.database, search.study.study_id)(one, other)
     assert search.advance() is Advance.OPENED
 
 

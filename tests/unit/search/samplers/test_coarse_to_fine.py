@@ -16,8 +16,8 @@ from hpsearch.search.samplers.coarse_to_fine import (
     POINT_ATTRIBUTE,
     ROUND_ATTRIBUTE,
     CoarseToFineSampler,
-    proportions_differ,
 )
+from hpsearch.search.significance import proportions_differ
 from hpsearch.study.space import LogGrid, Point, Range
 
 RATES = LogGrid(log10=(-1, -4))

@@ -248,7 +248,9 @@ def test_slices_of_a_minibatch_lane_by_lane_are_the_same_step(
     optimizer: str, is_shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = build("cnn", "tanh")
-    monkeypatch.setattr("hpsearch.training.lanes.steps.SLICE_FLOATS", 3 * network.widest_activation)  # 7 = 3 + 3 + 1
+    monkeypatch.setattr(
+        "hpsearch.training.lanes.steps.TRAINING_SLICE_FLOATS", 3 * network.widest_activation
+    )  # 7 = 3 + 3 + 1
     sliced, at_once = (filled_stack(network, optimizer, LANES) for _ in range(2))
     build_by = {"network": network, "optimizer": build_optimizer(optimizer)}
 
