@@ -142,7 +142,7 @@ def wilson_interval(num_errors: int, num_images: int, confidence: float = 0.95) 
 
 
 def proportions_differ(error_one: float, error_other: float, num_images: int) -> bool:
-    """Whether two error rates differ, each over this many images of its own: the two-sided z-test of two proportions."""
+    """Whether two error rates differ, each over images of its own: the two-sided z-test of two proportions."""
     pooled = (error_one + error_other) / 2
     deviation = math.sqrt(2 * pooled * (1 - pooled) / num_images)
     return abs(error_one - error_other) > NormalDist().inv_cdf(1 - SIGNIFICANCE_LEVEL / 2) * deviation
