@@ -47,7 +47,7 @@ class CurveReader:
         self._finished: dict[int, FrozenTrial] = {}
 
     def read(self) -> list[FrozenTrial]:
-        """Return the current trials that have started and not failed, by number. One statement; more only to catch up."""
+        """Return the current trials that have started and not failed, by number. One statement; more to catch up."""
         while True:
             rows = self._read_page()
             if rows and rows[0].num_known < len(self._finished):
