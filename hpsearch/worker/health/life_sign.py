@@ -27,7 +27,7 @@ from hpsearch.worker.options import DEFAULT_STALL_SECONDS
 
 _log = get_logger("life_sign")
 
-DEFAULT_MAX_AGE_SECONDS = DEFAULT_STALL_SECONDS  # a stricter one would kill a worker that its own watchdog finds well
+DEFAULT_MAX_AGE_SECONDS = DEFAULT_STALL_SECONDS  # a smaller one would kill workers that their watchdog finds healthy
 _WRITE_EVERY_SECONDS = 1.0
 
 
