@@ -49,8 +49,9 @@ class DeviceError(SurroundingsError):
 
 
 class DeviceLostError(DeviceError):
-    """Another worker has taken the GPU. Restarting the worker helps, so the exit code is not that of
-    SurroundingsError.
+    """Another worker has taken the GPU.
+
+    Restarting the worker helps, so the exit code is not that of SurroundingsError.
     """
 
     exit_code: int = 1

@@ -135,8 +135,9 @@ def is_json_logging() -> bool:
 
 
 def take_over_logger(name: str) -> None:
-    """Show a library's warnings and errors as log lines of hpsearch, and nothing below. Call it after the library's
-    import.
+    """Show a library's warnings and errors as log lines of hpsearch, and nothing below.
+
+    Call it after the library's import.
 
     Optuna installs its own handler and prints a line per study and trial, which hpsearch's progress already shows.
     """
@@ -203,9 +204,7 @@ def log_final_error(error: HpsearchError) -> None:
 
 
 def find_final_error(line: str) -> str | None:
-    """Return the message if this line of a log, in either format, is the error with which a command ended; else
-    None.
-    """
+    """Return the message of the error with which a command ended, if this log line (in either format) is one."""
     if line.startswith(_ERROR_PREFIX):
         return line.removeprefix(_ERROR_PREFIX)
     if not line.startswith("{"):

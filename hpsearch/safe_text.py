@@ -77,8 +77,9 @@ def remember_passwords(text: str) -> None:
 
 
 def remember_password(password: str) -> None:
-    """Mask this password from now on: raw, percent-encoded, quoted and in JSON. Short passwords and words are
-    ignored.
+    """Mask this password from now on: raw, percent-encoded, quoted and in JSON.
+
+    Short passwords and lower-case words are ignored: they are masked only by their form.
     """
     is_word = len(password) < _SURE_SECRET and password.isalpha() and password.islower()
     if len(password) < _SHORTEST_SECRET or is_word or password in _secrets:

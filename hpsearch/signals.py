@@ -102,6 +102,7 @@ class StopSignal:
         self._event.set()
 
     def is_set(self) -> bool:
+        """Whether a stop was requested, or the parent process has ended."""
         if self._parent_pid is not None and os.getppid() != self._parent_pid:
             self._event.set()
         return self._event.is_set()

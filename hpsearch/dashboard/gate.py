@@ -151,8 +151,9 @@ class DashboardGate:
         return hmac.compare_digest(given, self._access.password.encode())
 
     def _is_same_origin(self, environ: WSGIEnvironment) -> bool:
-        """Whether the request comes from a page of the dashboard, or from no page. Browsers send the origin of every
-        write.
+        """Whether the request comes from a page of the dashboard, or from no page.
+
+        Browsers send the origin of every write.
         """
         origin = environ.get("HTTP_ORIGIN")
         if origin is None:
@@ -193,8 +194,9 @@ def host_of(netloc: str) -> str | None:
 
 
 def canonical_host(host: str) -> str:
-    """Normalise a host: names in lower case without a final dot; addresses in shortest form, without zone or IPv4
-    mapping.
+    """Normalise a host: a name in lower case without a final dot, or an address in its shortest form.
+
+    Zones and IPv4 mappings are removed from addresses.
     """
     try:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
@@ -218,9 +220,7 @@ def _is_address(host: str) -> bool:
 
 
 def _with_safe_headers(start_response: StartResponse, *, is_upload: bool) -> StartResponse:
-    """Add headers so that pages of other sites can neither read nor frame an answer, and uploaded files are
-    never run.
-    """
+    """Add headers that stop other sites from reading or framing an answer, and browsers from running an upload."""
 
     def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
         content_type = next((value for name, value in headers if name.lower() == "content-type"), "")

@@ -156,8 +156,9 @@ def _detect_gpus() -> tuple[Gpu, ...]:
 
 
 def gpus_from_driver(gpus: tuple[DriverGpu, ...]) -> tuple[Gpu, ...]:
-    """Convert the driver's list. A MIG instance is recognised by its name, such as `NVIDIA A100-SXM4-40GB MIG
-    1g.5gb`.
+    """Convert the driver's list.
+
+    A MIG instance is recognised by its name, such as `NVIDIA A100-SXM4-40GB MIG 1g.5gb`.
     """
     return tuple(
         Gpu(index=index, uuid=f"{'MIG' if ' MIG ' in gpu.name else 'GPU'}-{gpu.uuid}", name=gpu.name)

@@ -12,17 +12,16 @@ _OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def usable_processors() -> int:
-    """Return the number, at least 1. A container's limit (`docker run --cpus`) is a time quota that affinity does not
-    show.
+    """Return the number of usable processors, at least 1.
+
+    A container's limit (`docker run --cpus`) is a time quota, which the affinity does not show.
     """
     quotas = [math.ceil(quota) for quota in _quotas()]
     return max(1, min([_num_in_affinity(), *quotas]))
 
 
 def threads_per_worker(num_workers: int) -> int:
-    """Return the CPU threads for each of several local workers: OMP_NUM_THREADS if set, or an equal share of the
-    cores.
-    """
+    """Return the CPU threads for each local worker: OMP_NUM_THREADS if set, or an equal share of the cores."""
     named = os.environ.get("OMP_NUM_THREADS", "")
     if named.isdecimal() and len(named) < 5 and int(named) > 0:
         return int(named)

@@ -1,5 +1,4 @@
-"""Train a study with workers on this machine or on a Ray cluster: the common part of `run`, `confirm` and the Python
-API.
+"""Train a study with workers on this machine or on a Ray cluster, for `run`, `confirm` and the Python API.
 
     launch = check_launch(LaunchOptions(storage=url, workers=2))
     with open_storage(url) as database:

@@ -63,8 +63,9 @@ class RayProcess:
         return self.state.code
 
     def send_signal(self, _number: int, /) -> None:
-        """Ask the worker to stop; only SIGTERM is ever sent. An actor that has never answered holds no trial yet and is
-        removed.
+        """Ask the worker to stop. Only SIGTERM is ever sent.
+
+        An actor that has never answered holds no trial yet and is removed.
         """
         if self._is_placed:
             self._actor.terminate.remote()
@@ -83,6 +84,7 @@ class RayProcess:
         return self.state.code
 
     def kill(self) -> None:
+        """Kill the worker, and wait for the actor for at most _KILL_SECONDS."""
         self._ray.wait([self._actor.kill.remote()], timeout=_KILL_SECONDS)
         self._end(code=-9)
 
@@ -127,6 +129,7 @@ class RayLauncher:
         return self.share.num_workers
 
     def start(self, index: int) -> RayProcess:
+        """Start worker number `index` (0, 1, ...) as an actor, on a node that Ray chooses."""
         ray = self.cluster.ray
         actor = ray.remote(RayWorker).options(
             num_cpus=self.share.num_cpus,
@@ -150,8 +153,9 @@ class RayLauncher:
         return self._processes[index].state.last_words
 
     def final_error(self, index: int) -> str:
-        """Return the last words: a worker's code is that of an hpsearch error only if they are its message
-        (ray_worker.py).
+        """Return the last words.
+
+        A worker's exit code is that of an hpsearch error only if they are its message (ray_worker.py).
         """
         return self.last_words(index)
 

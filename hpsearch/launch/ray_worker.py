@@ -54,6 +54,7 @@ class RayWorker:
             self._refusal = error
 
     def look(self) -> RayWorkerState:
+        """Return the worker's state, and shorten its log if it is long."""
         self._command.shorten_log(self._index)
         code = self._refusal.exit_code if self._refusal else self._running().poll()
         return self._state(code)
@@ -71,6 +72,7 @@ class RayWorker:
         return self.look()
 
     def kill(self) -> None:
+        """Kill the worker and wait for its end."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

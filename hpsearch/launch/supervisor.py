@@ -83,6 +83,7 @@ class WorkerCommand:
         return self.options.lanes_text
 
     def log_file(self, index: int) -> Path:
+        """The log file of worker number `index`."""
         return self.log_folder / f"{self.study_name}-worker-{index}.log"
 
     def start(self, index: int) -> subprocess.Popen[bytes]:
@@ -164,9 +165,7 @@ class WorkerCommand:
 
 @contextlib.contextmanager
 def _password_file(password: str | None) -> Iterator[tuple[int, ...]]:
-    """Yield the descriptor of a file in memory with the password, for a child to inherit; nothing without a
-    password.
-    """
+    """Yield the descriptor of an in-memory file with the password, for a child to inherit; none without a password."""
     if password is None:
         yield ()
         return

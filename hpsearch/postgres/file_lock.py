@@ -24,9 +24,7 @@ _open_descriptors: set[int] = set()
 
 
 def open_lock_file(path: Path) -> int:
-    """Open the file for `try_lock`, and create it if missing. Close it with `close_lock_file`, which releases
-    the lock.
-    """
+    """Open the file for `try_lock`, and create it if missing. `close_lock_file` closes and unlocks it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     _open_descriptors.add(descriptor)
     return descriptor

@@ -281,8 +281,9 @@ class PostgresServer:
         return StorageError(f"the PostgreSQL in {self.folder} {what}", hint=f"{log} ends: {tail}")
 
     def _holder(self) -> str:
-        """Describe what may prevent the server from starting, for an error; empty if a server of this namespace is
-        there.
+        """Describe what may prevent the server from starting, for an error message.
+
+        Empty if a server of this PID namespace is there.
         """
         if self.postmaster_pid is not None:
             return ""

@@ -113,9 +113,7 @@ class Checkpoints:
         return self._record(files) if files else set()
 
     def find(self, trial_ids: Iterable[int]) -> dict[int, StoredCheckpoint]:
-        """Return the checkpoints that earlier attempts have left for the points of these trials, by trial id. One
-        statement.
-        """
+        """Return the checkpoints of earlier attempts at the points of these trials, by trial id. One statement."""
         values = {**self._values, "trial_ids": list(trial_ids)}
         rows = self._transaction(lambda connection: connection.execute(statements.FIND, values).all())
         return {
@@ -130,8 +128,9 @@ class Checkpoints:
         }
 
     def load(self, stored: StoredCheckpoint) -> bytes | None:
-        """Return a checkpoint's content, or None, with a line in the log, if it cannot be read: the trial then starts
-        anew.
+        """Return a checkpoint's content, or None if it cannot be read.
+
+        The reason is then logged, and the trial starts from its first epoch.
         """
         where = f"the checkpoint of trial {stored.source_number} (epoch {stored.epoch}, {stored.artifact_id})"
         place = self._store.place
@@ -201,8 +200,9 @@ class Checkpoints:
         return self.ledger.database.transaction(work)
 
     def _write(self, items: Mapping[int, tuple[int, bytes]]) -> list[dict[str, Any]]:
-        """Write files until one is refused, because the others would be refused too. Return one dictionary per written
-        file.
+        """Write files until one is refused, because the others would be refused too.
+
+        Returns one dictionary per written file.
         """
         files: list[dict[str, Any]] = []
         for trial_id, (epoch, content) in items.items():

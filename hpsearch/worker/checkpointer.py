@@ -96,9 +96,7 @@ class Checkpointer:
             self._discarded = self._thread.submit(self._discard, obsolete)  # a remote store may take long
 
     def discard_left_over(self) -> None:
-        """Remove, in the background, checkpoints of counted points whose workers were killed before they could remove
-        them.
-        """
+        """Remove, in the background, the checkpoints of counted points that killed workers have left."""
         self._discarded = self._thread.submit(self._discard, None)
 
     def look_up(self, claims: Sequence[Claim], *, is_brief: bool) -> None:

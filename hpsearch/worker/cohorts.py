@@ -15,8 +15,9 @@ from hpsearch.training.networks.build import build_network
 
 
 def cohort_name(settings: TrialSettings) -> str:
-    """Return a short name for the cohort of a point. It is the same in every process; points of one name can share
-    lanes.
+    """Return a short name for the cohort of a point; points with the same name can share lanes.
+
+    The name is the same in every process.
     """
     return hashlib.sha256(repr(CohortShape.of(settings)).encode()).hexdigest()[:16]
 
@@ -35,8 +36,9 @@ def reference_test(stopping: StoppingSettings, num_images: int) -> ReferenceTest
 
 @final
 class Trainability:
-    """Whether the data suits a trial's settings, because a growing search may ask for more images than there are.
-    Cached.
+    """Whether the data suits a trial's settings. Results are cached.
+
+    A growing search may, for example, ask for a batch of more images than there are.
     """
 
     def __init__(self, data: ResidentData) -> None:

@@ -37,8 +37,7 @@ class Drawing:
         return explore(self._study.definition.draw)
 
     def draw(self, ledger: Ledger, claim: Claim) -> Mapping[str, ParameterValue] | None:
-        """Let the sampler choose this point's parameters; parameters that an earlier attempt has drawn stay as they
-        are.
+        """Let the sampler choose this point's parameters, except those that an earlier attempt has drawn.
 
         Args:
             ledger: in the name of the worker that has claimed the point.

@@ -220,8 +220,9 @@ class EpochWriter:
         return self._take()
 
     def flush(self) -> Written:
-        """Return the outcome at a worker's end, after a wait of at most `FLUSH_SECONDS`; less if the database is known
-        to be away.
+        """Return the outcome at a worker's end, after a wait of at most `FLUSH_SECONDS`.
+
+        The wait is shorter if the database is known to be away.
         """
         if not self._await(min(SLOW_SECONDS, FLUSH_SECONDS) if self._is_behind else FLUSH_SECONDS):
             _log.warning("%s: the database does not answer: its last epochs may not be recorded", self._name)
@@ -279,8 +280,9 @@ class EpochWriter:
         return Written(lost=lost, counted=frozenset(counted), best_value=best_value)
 
     def _without_lost_bests(self, endings: Sequence[Ending]) -> list[Ending]:
-        """Leave out trials that are now the study's best but come without parameters: the database has lost a better
-        result.
+        """Leave out trials that are now the study's best but come without parameters.
+
+        This happens when the database has lost a better result.
 
         They count as lost and are given back with the next renewal.
         """

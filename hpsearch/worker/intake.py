@@ -128,8 +128,9 @@ class Intake:
         return definition.is_drawn and learns(definition.search.strategy)
 
     def _has_written_endings(self) -> bool:
-        """Wait until the trials that ended here are written before a sampler draws; only a moment if lanes are in
-        training.
+        """Wait until the trials that ended here are written, before a sampler draws.
+
+        With lanes in training, the wait is only a moment.
 
         Returns False if the claims must wait for a later turn, because the sampler would not see these trials.
         """
@@ -206,8 +207,9 @@ class Intake:
         self.cohort = self.build_cohort(CohortShape.of(settings), self.data, self.device, interval, test)
 
     def _share(self) -> int:
-        """Return this worker's share of the cohort's points, at least 1, if each worker is left an equal number of
-        points.
+        """Return how many points of the cohort this worker may take, at least 1.
+
+        The unfinished points of the study are divided equally among the workers.
         """
         assert self._cohort_name is not None
         num_workers = max(1, self.num_siblings, self.ledger.num_workers())
@@ -223,6 +225,7 @@ class Intake:
         self._drawing = Drawing(self.study)
 
     def drop(self, trial_id: int) -> None:
+        """Remove a trial from its lane, which becomes free."""
         del self.lanes[trial_id]
         assert self.cohort is not None
         self.cohort.release(trial_id)
@@ -245,9 +248,11 @@ class Intake:
             return default
 
     def is_database_away(self) -> bool:
+        """Whether the database was found to be away or behind a moment ago, so that it should not be asked now."""
         return self.writer.is_behind or time.monotonic() < self._ask_again_at
 
     def note_absence(self) -> None:
+        """Do not ask the database again for ASK_AGAIN_SECONDS."""
         self._ask_again_at = time.monotonic() + ASK_AGAIN_SECONDS
 
     def forget(self, holds: Collection[Hold]) -> list[TrialInTraining]:

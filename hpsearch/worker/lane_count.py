@@ -29,8 +29,9 @@ class LaneChoice(Protocol):
     """Decides on the number of lanes of each cohort."""
 
     def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
-        """Return the number of lanes for the cohort of this trial, at least 1. May train for some seconds to measure
-        it.
+        """Return the number of lanes for the cohort of this trial, at least 1.
+
+        May train for some seconds to measure it.
 
         Args:
             share: returns how many of the study's points this worker may take.
@@ -60,8 +61,7 @@ class FixedLanes:
 @final
 @dataclass(frozen=True, kw_only=True)
 class MeasuredLanes:
-    """The fewest lanes that are nearly as fast as the fastest number, measured unless known, and at most the worker's
-    share.
+    """The smallest measured number of lanes within 5 % of the fastest, and at most the worker's share.
 
     Once per process and case, one of the known timings is repeated: if it has changed, all of them are discarded.
 
@@ -119,9 +119,7 @@ class MeasuredLanes:
         return measured
 
     def _that_fit(self, number: int, bytes_per_lane: int) -> int:
-        """Reduce the number to what fits into memory now: the measurement may be old, from a time with more free
-        memory.
-        """
+        """Reduce the number to what fits into memory now: a measurement may be from a time with more free memory."""
         available = memory_of(self.device, num_sharing=self.num_sharing).available()
         fitting = max(1, available // max(1, bytes_per_lane))
         if fitting < number:

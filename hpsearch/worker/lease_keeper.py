@@ -187,8 +187,9 @@ class Presence:
             _log.warning("this worker's old session is still open on the server")
 
     def _ask(self, question: TextClause, owner: int) -> bool:
-        """Run a statement in this worker's own session. A session that fails is closed, and the next call opens another
-        one.
+        """Run a statement in this worker's own session.
+
+        A session that fails is closed, and the next call opens another one.
         """
         try:
             if self._connection is None:

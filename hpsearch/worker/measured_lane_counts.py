@@ -134,6 +134,7 @@ class LaneMemory:
         self.remember(self.recall(case).model_copy(update={"most": most, "most_until": until}))
 
     def path(self, case: LaneCase) -> Path:
+        """The file of a case."""
         return self.folder / f"{hashlib.sha256(case.words.encode()).hexdigest()[:24]}.json"
 
 

@@ -83,8 +83,9 @@ class Objective:
                 return _end(trial, lane.pruned_result(type(trial.study.pruner).__name__, self._origin))
 
     def _data(self) -> ResidentData:
-        """Return this thread's data, because its buffers serve one epoch at a time. On the CPU all threads share the
-        images.
+        """Return this thread's data, because its buffers serve one epoch at a time.
+
+        On the CPU all threads share the memory of the images.
         """
         if not hasattr(self._of_thread, "data"):
             make_current(self.device)

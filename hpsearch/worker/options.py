@@ -82,12 +82,11 @@ class WorkerOptions:
 
     @property
     def lanes_text(self) -> str:
+        """The value of `--lanes`."""
         return "auto" if self.lanes is None else str(self.lanes)
 
     def as_arguments(self) -> list[str]:
-        """Return the arguments of `hpsearch worker`, without artifacts and metrics, which differ from worker to
-        worker.
-        """
+        """Return the arguments of `hpsearch worker`, without artifacts and metrics, which differ between workers."""
         return [
             *("--device", self.device, "--lanes", self.lanes_text),
             *([] if self.waits_for_gpu else ["--no-wait-for-gpu"]),

@@ -67,9 +67,7 @@ def prepare_study(
 
 
 def with_absolute_dataset(definition: StudyDefinition) -> StudyDefinition:
-    """Return the definition with an absolute path to the data: workers may be started in another folder than this
-    process.
-    """
+    """Return the definition with an absolute path to the data, because workers may start in another folder."""
     dataset = absolute_dataset(definition.data.dataset)
     return definition.model_copy(update={"data": definition.data.model_copy(update={"dataset": dataset})})
 
@@ -119,8 +117,7 @@ def check_networks(definition: StudyDefinition, data: SelectionData) -> None:
 
 
 def _corner_points(definition: StudyDefinition) -> list[Point]:
-    """Return points with every value of the dimensions that determine tensor shapes; other dimensions do not matter
-    here.
+    """Return points with every value of the dimensions that determine tensor shapes. Others do not matter here.
 
     A range contributes its two ends. As in the study's own points, parameters without effect are left out.
     """

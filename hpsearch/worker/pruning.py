@@ -36,8 +36,9 @@ class Competition:
         return frozenset(self._ledger.record(reports))
 
     def losers(self, undecided: Collection[int], lanes: Mapping[int, TrialInTraining]) -> list[int]:
-        """Return those of these trials that the pruner gives up. The pruner's notes are recorded and kept in their
-        lanes.
+        """Return those of these trials that the pruner gives up.
+
+        The pruner's notes are recorded, and kept in the trials' lanes.
 
         Raises:
             DatabaseAwayError: no trial was given up.

@@ -43,9 +43,7 @@ class TrialInTraining:
     rungs: dict[str, Any] = field(default_factory=dict)  # the pruner's notes on this trial, by system attribute
 
     def state(self) -> dict[str, Any]:
-        """Return the content of a checkpoint: the history of the trial and of its stopping rule, JSON-serialisable and
-        exact.
-        """
+        """Return what a checkpoint stores of the trial: its history and its rule's, JSON-serialisable and exact."""
         return {
             "rule": self.rule.state(),
             "best": None if self.best is None else asdict(self.best),

@@ -111,13 +111,13 @@ class Worker:
     _outside_look_seconds: float = 0.0  # how long the last look took
     _lane_epoch_seconds: float | None = None  # of the last epoch, per lane
     _timed_cohort: Cohort | None = None  # the cohort that trained that epoch
-    _is_mid_epoch: bool = False  # the lanes' tensors are between two epochs
+    _is_mid_epoch: bool = False  # an epoch was begun and not finished: the lanes' tensors match no epoch
 
     def run(self, ledger: Ledger | None = None) -> int:
         """Work until the study is finished or the worker is asked to stop. Return the number of its finished trials.
 
         Args:
-            ledger: injected in tests; None: a ledger on the worker's database.
+            ledger: to use instead of one on the worker's database; benchmarks pass their own.
         Raises:
             StorageError: the database was away for too long.
             DeviceError: the device has not enough memory for a single trial, whichever it is.
@@ -299,8 +299,9 @@ class Worker:
             self.watchdog.note_progress()
 
     def _make_room(self, shortage: str) -> None:
-        """Handle a shortage of memory: give all trials back, because an interrupted epoch leaves no lane in a known
-        state.
+        """Handle a shortage of memory: give all trials back.
+
+        An interrupted epoch leaves no lane in a known state.
 
         If more than one lane was in use, the cohort gets at most half as many lanes from now on.
 

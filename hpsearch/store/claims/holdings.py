@@ -35,8 +35,9 @@ class Holdings:
         return self._num_restarts
 
     def note_server(self, started_at: datetime) -> None:
-        """Compare the server's start time with the one seen before, for equality only: it comes from another machine's
-        clock.
+        """Compare the server's start time with the one seen before.
+
+        For equality only: the time comes from another machine's clock.
         """
         with self._lock:
             if self._server_started_at not in (None, started_at):

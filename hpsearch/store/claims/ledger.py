@@ -73,6 +73,7 @@ class Claim:
 
     @property
     def hold(self) -> Hold:
+        """The hold that this claim gives its worker."""
         return self.trial_id, self.token
 
 
@@ -124,14 +125,17 @@ class PointCounts:
 
     @property
     def counted(self) -> int:
+        """COMPLETE and PRUNED points."""
         return self.complete + self.pruned
 
     @property
     def unfinished(self) -> int:
+        """Points that wait or run."""
         return self.waiting + self.running
 
     @property
     def total(self) -> int:
+        """All points, including those that were given up."""
         return self.unfinished + self.counted + self.failed
 
 
@@ -270,8 +274,9 @@ class Ledger:
         return len(stored - surplus)
 
     def release(self, reason: str, *, is_crash: bool = False) -> int:
-        """Give back every point that this worker holds: its trials become FAIL, its points WAITING. Return their
-        number.
+        """Give back every point that this worker holds, and return their number.
+
+        The trials become FAIL, the points WAITING.
 
         Args:
             reason: stored with each failed trial.
@@ -302,8 +307,9 @@ class Ledger:
         self._look(statements.LEASES)
 
     def reap(self) -> int:
-        """Requeue the points of dead workers and return their number. Cheap if there are none; every worker may call
-        it.
+        """Requeue the points of dead workers and return their number. Cheap if there are none.
+
+        Every worker may call it.
 
         Which workers are dead is decided from what this worker has seen so far (lease_watch.py), so the first call
         finds no stale lease.

@@ -53,8 +53,7 @@ def parse_url(text: str) -> sqlalchemy.URL:
 
 
 def with_password_of_file(text: str) -> str:
-    """Return the URL with the password from the file that environment.STORAGE_PASSWORD_FILE names, if it has none
-    itself.
+    """Return the URL, with the password from the file that environment.STORAGE_PASSWORD_FILE names if it has none.
 
     Raises:
         InputError: the URL or the file cannot be read, or the file is empty.

@@ -6,8 +6,8 @@ callback do the waiting for all connections of the process; the callback in this
 and psycopg2 then closes the connection.
 
 A process with such a callback can no longer use `copy_expert` or asynchronous connections. Therefore only the command
-line sets it, in hpsearch's own processes (which start the workers), and never the Python API in a user's program:
-there, only TCP and `statement_timeout` detect a server that hangs.
+line sets it, in hpsearch's own processes (workers included), and never the Python API in a user's program: there, only
+TCP and `statement_timeout` detect a server that hangs.
 """
 
 from __future__ import annotations

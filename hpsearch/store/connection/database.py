@@ -106,6 +106,7 @@ class Database:
 
     @property
     def address(self) -> str:
+        """The address for messages, without user name and password."""
         return describe_address(self.url)
 
     def transaction(self, work: Callable[[sqlalchemy.Connection], T], operation: DatabaseOperation = "other") -> T:
@@ -211,6 +212,7 @@ class Database:
         return optuna.load_study(study_name=name, storage=self.storage)
 
     def close(self) -> None:
+        """Close all connections."""
         self.storage.remove_session()
         self.storage.engine.dispose()
         self.engine.dispose()

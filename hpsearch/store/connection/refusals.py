@@ -40,6 +40,7 @@ class Refusal:
     is_input: bool = False
 
     def matches(self, state: str | None, message: str) -> bool:
+        """Whether this is the kind of an error with this SQLSTATE (None: it has none) and message."""
         if state is not None and self.states and state.startswith(self.states):
             return True
         has_text_only = state is None or state.startswith("08")  # a pooler's own errors all have state 08P01
@@ -169,8 +170,9 @@ REFUSALS = (
 
 
 def refusal_of(error: BaseException) -> Refusal | None:
-    """Return what an error of the driver, or of Optuna's storage around it, means; None if it is a bug and not an
-    answer.
+    """Return what an error of the driver, or of Optuna's storage around it, means.
+
+    None if the error is a bug and not an answer of the database.
     """
     cause = driver_error(error)
     if cause is None:

@@ -36,7 +36,7 @@ class StudyStorage(RDBStorage):
 
         Raises:
             KeyError: there is no such study.
-            StorageError: every try was aborted by a deadlock; the study is unchanged.
+            StorageError: every try failed, because workers kept writing to the study; it is unchanged.
         """
         for _ in range(_TRIES):
             if self._has_deleted(study_id):

@@ -62,8 +62,9 @@ class CurveReader:
                 return sorted([*known, *fresh], key=lambda trial: trial.number)
 
     def _read_page(self) -> Sequence[Row[Any]]:
-        """Read all running trials and one page of unknown finished ones. Each row has the number of known trials that
-        are still counted.
+        """Read all running trials, and a page of finished ones that are not known yet.
+
+        Each row also has the number of known trials that are still counted.
         """
         values = {"study": self._study_id, "known": list(self._finished), "page": _PAGE}
         return self._database.transaction(lambda connection: connection.execute(_READ, values).all())

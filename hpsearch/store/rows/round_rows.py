@@ -35,6 +35,7 @@ class StoredRound:
 
     @property
     def is_end(self) -> bool:
+        """Whether this row ended the search."""
         return self.num_points == 0
 
 

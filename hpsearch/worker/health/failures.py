@@ -10,8 +10,9 @@ LONGEST_MESSAGE = 200  # characters: a trial attribute is shown in tables
 
 
 def describe_failure(error: BaseException) -> str:
-    """Return `ValueError: no such layer (networks.py:12)`: type, first line, and the last frame of the user's
-    own code.
+    """Return a line such as `ValueError: no such layer (networks.py:12)`.
+
+    It has the error's type, its first line, and the last frame of the user's own code.
     """
     text = first_line(error) if str(error).strip() else ""
     message = mask_passwords(text)  # before the cut, which could remove the text by which a password is recognised

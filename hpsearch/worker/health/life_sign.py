@@ -1,5 +1,4 @@
-"""A worker's life sign: its state and the time of its last progress, in a small file for health checks and in its
-metrics.
+"""A worker's life sign: its state and its last progress, in a small file for health checks and in its metrics.
 
 The thread that does the work renews it whenever something was done: an epoch (or a part of one) trained, the study
 looked at, a deliberate wait started. A device that hangs therefore lets it grow old, although the process and its
@@ -104,8 +103,9 @@ class LifeSign:
                 self._path.unlink()
 
     def renew(self, state: WorkerState, detail: str = "", *, allowed_seconds: float = 0.0) -> None:
-        """Report that something was done, or that a wait in this state starts. Writes the file at most once a second
-        per state.
+        """Report that something was done, or that a wait in this state starts.
+
+        Writes the file at most once a second, unless the state has changed.
 
         Args:
             detail: shown beside the state.
@@ -147,10 +147,12 @@ class LifeSign:
 
     @property
     def age_seconds(self) -> float:
+        """Seconds since the last renewal."""
         return time.monotonic() - self._latest.monotonic
 
     @property
     def is_fresh(self) -> bool:
+        """Whether the last renewal is recent enough for a healthy worker."""
         sign = self._latest
         return time.monotonic() - sign.monotonic <= sign.max_age_seconds
 

@@ -37,13 +37,15 @@ class Watchdog:
         self._num_done = pulse()
 
     def note_progress(self) -> None:
-        """Report that something was trained, written, or deliberately waited for. Cheap; may be called from any
-        thread.
+        """Report that something was trained, written, or deliberately waited for.
+
+        Cheap; may be called from any thread.
         """
         self._quiet_seconds = 0.0
 
     @property
     def quiet_seconds(self) -> float:
+        """Seconds without progress, as counted by `turn`."""
         return self._quiet_seconds
 
     def turn(self, seconds: float) -> bool:
