@@ -47,7 +47,7 @@ class WorkersFailedError(HpsearchError):
 
     def __init__(self, message: str, *, hint: str, exit_code: int) -> None:
         super().__init__(message, hint=hint)
-        self.exit_code = exit_code  # that of the worker, whose exit code says what was wrong
+        self.exit_code = exit_code  # of the worker: it says what was wrong
 
 
 # How long torch's threads spin before they sleep: about 50 microseconds. A minibatch has dozens of synchronisations.

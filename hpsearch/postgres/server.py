@@ -5,11 +5,9 @@ Nothing here is safe for concurrent callers: `embedded` holds a lock around each
     folder/           0700, owned by the user that the server runs as
       data/           PostgreSQL's own
       server.log
-      server.lock     locked by the server's processes, and by the process that creates its data: the postmaster
-          inherits
+      server.lock     locked by the server's processes, and by initdb while it creates the data: the postmaster inherits
                       the descriptor, and its children inherit it from the postmaster. The kernel knows the lock in
-                          every
-                      PID namespace and container, while a process number is valid only in its own
+                      every PID namespace and container, while a process number is valid only in its own namespace
       host            the machine that started the server last
       .s.PGSQL.5432   the socket, the only way in: any user that can enter the folder is the database's superuser
 """
