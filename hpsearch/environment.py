@@ -37,7 +37,7 @@ DASHBOARD_PASSWORD_FILE: Final = "HPSEARCH_DASHBOARD_PASSWORD_FILE"
 
 # Provenance.
 COMMIT: Final = "HPSEARCH_COMMIT"  # for installations without a checkout, such as images
-USER: Final = "HPSEARCH_USER"  # for containers, which run as the user nobody
+USER: Final = "HPSEARCH_USER"  # for containers, whose own user is not a person
 
 # Set by a supervisor for its workers.
 SUPERVISOR_PID: Final = "HPSEARCH_SUPERVISOR_PID"
