@@ -8,9 +8,9 @@ __all__ = ["Study", "load", "objective", "run"]
 
 
 def __getattr__(name: str) -> object:
-    """The Python API (api.py), brought when it is asked for: importing torch takes seconds (PEP 562).
+    """Import the Python API (api.py) on first use: importing torch takes seconds (PEP 562).
 
-    `__init__.pyi` tells the same to type checkers and editors.
+    `__init__.pyi` declares the same names for type checkers and editors.
     """
     if name in __all__:
         return getattr(importlib.import_module("hpsearch.api"), name)

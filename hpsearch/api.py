@@ -1,11 +1,11 @@
-"""The Python API: run a study, look at it, or take it as a plain Optuna objective. See docs/python-api.md.
+"""The Python API: run a study, read its results, or use it as a plain Optuna objective. See docs/python-api.md.
 
     import hpsearch
 
     study = hpsearch.run("studies/mlp.toml", workers=2)
     study.trials_dataframe()
 
-`import hpsearch` brings these names lazily: what they need takes seconds to import.
+`import hpsearch` imports these names lazily, because their imports take seconds.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from hpsearch.worker.options import MAX_LANES, WorkerOptions, parse_lanes
 
 __all__ = ["Definition", "Objective", "Progress", "Study", "load", "objective", "run"]
 
-Definition = StudyDefinition | Mapping[str, Any] | str | os.PathLike[str]  # itself, its document, or a file's path
+Definition = StudyDefinition | Mapping[str, Any] | str | os.PathLike[str]  # an object, its document, or a file's path
 PointName = Literal["best", "confirmed"]
 MAX_WORKERS = 256
 
@@ -64,22 +64,23 @@ def run(
     artifacts: str | os.PathLike[str] | None = None,
     progress: bool | Callable[[Progress], None] = True,
 ) -> Study:
-    """Create a study or take it up again, train it with worker processes of this machine, and return it.
+    """Create or resume a study, train it with worker processes on this machine, and return it.
 
-    As `hpsearch run` does. It returns when the study is finished; Ctrl-C (in a notebook: interrupting the kernel)
-    leaves a study that the same call resumes. Signal handlers of this process stay as they are.
+    Works like `hpsearch run`. It returns when the study is finished; after Ctrl-C (in a notebook: interrupting the
+    kernel) the same call resumes the study. Signal handlers of this process are not changed.
 
     Args:
         workers: None: one per GPU, or one.
-        lanes: trials that a worker trains at once; `auto`: as many as pay.
+        lanes: number of trials that a worker trains at once; `auto`: measured on the device.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        storage: URL of a PostgreSQL; None: what HPSEARCH_STORAGE names, else the embedded one.
-        artifacts: folder or s3://BUCKET/PREFIX; None: what HPSEARCH_ARTIFACTS names, else a folder in hpsearch's home.
-        progress: show it on stderr; or a function that is told it about once a second.
+        storage: URL of a PostgreSQL; None: the value of HPSEARCH_STORAGE, otherwise the embedded one.
+        artifacts: folder or s3://BUCKET/PREFIX; None: the value of HPSEARCH_ARTIFACTS, otherwise a folder in hpsearch's
+            home.
+        progress: whether to show progress on stderr; or a function that is called with it about once a second.
     Raises:
-        HpsearchError: the definition, the data, the storage or the device does not suit, or workers keep dying.
-        UncountedPointsError: the study has ended, but points were given up; `load` still gives it.
-        KeyboardInterrupt: passed on when the workers have given their trials back.
+        HpsearchError: the definition, the data, the storage or the device is not suitable, or workers keep dying.
+        UncountedPointsError: the study has ended, but points were given up; `load` still returns it.
+        KeyboardInterrupt: re-raised when the workers have given their trials back.
     """
     definition = _read_definition(definition)
     _check_numbers(workers, lanes)
@@ -93,12 +94,12 @@ def run(
 
 
 def load(name: str, storage: str | None = None, *, artifacts: str | os.PathLike[str] | None = None) -> Study:
-    """A study that is in the database, finished or not.
+    """Return a study that is in the database, finished or not.
 
     Args:
         storage, artifacts: as for `run`.
     Raises:
-        StudyNotFoundError: no such study; the hint names those that are there.
+        StudyNotFoundError: no such study; the hint lists the existing ones.
     """
     storage = _storage(storage)
     with open_storage(storage) as database:
@@ -107,23 +108,23 @@ def load(name: str, storage: str | None = None, *, artifacts: str | os.PathLike[
 
 
 def objective(definition: Definition, *, device: str = "auto") -> Objective:
-    """A plain Optuna objective for `study.optimize`, with any sampler, pruner and storage of yours.
+    """Return a plain Optuna objective for `study.optimize`, with any sampler, pruner and storage.
 
     It draws the dimensions of `[search]`, trains one trial in this process, reports the validation zero-one loss after
-    every epoch, lets the study's pruner decide, and returns the best one. The data is read here and now.
+    every epoch, lets the study's pruner decide, and returns the best loss. The data is read during this call.
 
     Raises:
-        HpsearchError: as the definition, the data or the device does not suit.
+        HpsearchError: the definition, the data or the device is not suitable.
     """
     return Objective(_read_definition(definition), device=device)
 
 
 class Study:
-    """A study in the database. Everything but its name and definition is read anew at each call.
+    """A study in the database. Everything except its name and definition is read again at each call.
 
-    Each call connects for itself, and so starts and stops the embedded PostgreSQL if nobody else uses it. In a `with`
-    block, and after `optuna_study`, the connection stays open: until the block's end, `close`, or the process's end.
-    Not safe for threads.
+    Each call opens its own connection, and so starts and stops the embedded PostgreSQL if it has no other client. In a
+    `with` block, and after `optuna_study`, the connection stays open: until the end of the block, `close`, or the end
+    of the process. Not thread-safe.
     """
 
     def __init__(self, stored: StoredStudy, *, storage: str | None, artifacts: str) -> None:
@@ -140,7 +141,7 @@ class Study:
 
     @property
     def definition(self) -> StudyDefinition:
-        """As it was when this object was made; a study can be widened later."""
+        """The definition at the time this object was created; a study can be widened later."""
         return self._stored.definition
 
     @property
@@ -164,19 +165,19 @@ class Study:
 
     @property
     def confirmation(self) -> Confirmation | None:
-        """What fresh seeds have told about the best points as of now; None if nobody has run `hpsearch confirm`."""
+        """The outcome of fresh seeds for the best points as of now; None if `hpsearch confirm` has not been run."""
         with self._open() as database:
             return read_confirmation(database, self.name)
 
     def best_parameters(self, point: PointName | None = None) -> dict[str, NDArray[np.generic]]:
-        """The chosen point's network at its best validation: arrays by name.
+        """Return the chosen point's network at its best validation: arrays by name.
 
         Args:
             point: as for `export`.
         Raises:
             NothingCompleteError: no trial is complete.
-            InputError: the confirmed point was asked for, and no finished confirmation has picked one.
-            ArtifactError: the file is not in the artifacts, or damaged.
+            InputError: the confirmed point was requested, and no finished confirmation has picked one.
+            ArtifactError: the file is not in the artifacts, or is damaged.
         """
         artifacts = open_artifacts(self._artifacts, is_read_only=True)
         chosen = self._status().choose(_selection(point))
@@ -186,7 +187,7 @@ class Study:
         return arrays
 
     def trials_dataframe(self) -> Any:
-        """All trials, best first, as a pandas.DataFrame; its columns: docs/python-api.md.
+        """Return all trials, best first, as a pandas.DataFrame; docs/python-api.md lists its columns.
 
         Raises:
             ImportError: pandas is not installed.
@@ -194,7 +195,7 @@ class Study:
         return trials_frame(self.summary)
 
     def curves_dataframe(self) -> Any:
-        """All epochs of all trials as a pandas.DataFrame; its columns: docs/python-api.md.
+        """Return all epochs of all trials as a pandas.DataFrame; docs/python-api.md lists its columns.
 
         Raises:
             ImportError: pandas is not installed.
@@ -207,9 +208,11 @@ class Study:
         """Write a point with its evidence (.json, .toml, .yaml, .env) or its trained parameters (.safetensors).
 
         Args:
-            point: None: the chosen one; "best": the search's; "confirmed": the one that `hpsearch confirm` picked.
+            path: its suffix selects the format.
+            point: None: the chosen point; "best": the search's best; "confirmed": the one that `hpsearch confirm`
+                picked.
         Raises:
-            InputError: no format goes by the file's name, or there is no finished confirmation that chose a point.
+            InputError: no format has the file's suffix, or there is no finished confirmation that chose a point.
             NothingCompleteError: no trial is complete.
             ArtifactError: the file cannot be written, or the parameters cannot be read.
         """
@@ -235,15 +238,15 @@ class Study:
             write_report(database, self.name, Path(path))
 
     def optuna_study(self) -> optuna.Study:
-        """The study as plain Optuna reads it, for its own plots and tables.
+        """Return the study as plain Optuna reads it, for Optuna's plots and tables.
 
-        The connection stays open for it; close this object only when you are done with that one. Its trials belong to
-        the workers: to add or change some is not what it is for.
+        The connection stays open for it: close this object only when you have finished with the Optuna study. Its
+        trials belong to the workers; do not add or change trials through it.
         """
         return self._keep_open().load_study(self.name)
 
     def close(self) -> None:
-        """End the connection that a `with` block or `optuna_study` keeps open. Safe to call again."""
+        """Close the connection that a `with` block or `optuna_study` keeps open. Safe to call again."""
         self._database = None
         self._connection.close()
 
@@ -273,7 +276,7 @@ class Study:
 
 
 class _CallbackListener(LaunchListener):
-    """Tells a function of the user's, and nobody else."""
+    """Calls a function of the user, and prints nothing."""
 
     def __init__(self, on_progress: Callable[[Progress], None]) -> None:
         self._on_progress = on_progress

@@ -1,6 +1,6 @@
-"""Every environment variable that hpsearch reads or sets, by name.
+"""All environment variables that hpsearch reads or sets, by name.
 
-A variable that is set to nothing (`HPSEARCH_X=`) counts as not set: the command line removes it.
+A variable with an empty value (`HPSEARCH_X=`) counts as unset: the command line removes it.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from typing import Final
 
 PREFIX: Final = "HPSEARCH_"
 
-# Where things are.
+# Locations.
 HOME: Final = "HPSEARCH_HOME"  # the embedded PostgreSQL, artifacts, logs of local workers
 STORAGE: Final = "HPSEARCH_STORAGE"  # URL of a PostgreSQL
 STORAGE_PASSWORD_FILE: Final = "HPSEARCH_STORAGE_PASSWORD_FILE"
 ARTIFACTS: Final = "HPSEARCH_ARTIFACTS"  # a folder, or s3://BUCKET/PREFIX
 DATA: Final = "HPSEARCH_DATA"  # the user's own folder with data sets
 
-# Defaults of options of `run` and `worker`.
+# Defaults for options of `run` and `worker`.
 WORKERS: Final = "HPSEARCH_WORKERS"
 LANES: Final = "HPSEARCH_LANES"
 ON: Final = "HPSEARCH_ON"
@@ -30,15 +30,15 @@ STALL_SECONDS: Final = "HPSEARCH_STALL_SECONDS"
 LOG_FORMAT: Final = "HPSEARCH_LOG_FORMAT"  # text or json
 LOG_LEVEL: Final = "HPSEARCH_LOG_LEVEL"
 METRICS: Final = "HPSEARCH_METRICS"  # HOST:PORT or PORT
-LIFE_SIGN: Final = "HPSEARCH_LIFE_SIGN"  # a worker's file
+LIFE_SIGN: Final = "HPSEARCH_LIFE_SIGN"  # path of a worker's life sign (health file)
 LIFE_SIGN_MAX_AGE: Final = "HPSEARCH_LIFE_SIGN_MAX_AGE"  # seconds
 ALLOWED_HOSTS: Final = "HPSEARCH_ALLOWED_HOSTS"  # of the dashboard
 DASHBOARD_PASSWORD_FILE: Final = "HPSEARCH_DASHBOARD_PASSWORD_FILE"
 
 # Provenance.
 COMMIT: Final = "HPSEARCH_COMMIT"  # for installations without a checkout, such as images
-USER: Final = "HPSEARCH_USER"  # for containers, whose own user is nobody
+USER: Final = "HPSEARCH_USER"  # for containers, whose own user is not a person
 
-# From a supervisor to its workers.
+# Set by a supervisor for its workers.
 SUPERVISOR_PID: Final = "HPSEARCH_SUPERVISOR_PID"
-SUPERVISED_WORKERS: Final = "HPSEARCH_SUPERVISED_WORKERS"  # how many this machine runs: they share its memory
+SUPERVISED_WORKERS: Final = "HPSEARCH_SUPERVISED_WORKERS"  # number of workers on this machine: they share its memory

@@ -1,6 +1,7 @@
-"""What one epoch of one trial tells the rest of the system.
+"""The report of one epoch of one trial.
 
-`training` makes these, `search` decides on them, `service` writes them down. Plain numbers only: no tensors, no SQL.
+`training` creates reports, `search` decides on them, `worker` writes them to the database. Plain numbers only: no
+tensors, no SQL.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ class Validation:
         iteration: minibatches that this trial has trained on so far (1-based: after the first minibatch it is 1).
         zero_one: fraction of misclassified validation images, in [0, 1].
         nll: mean negative log-likelihood per image, in nats.
-        gained: images that are right now and were not at the reference: the last best that was significantly better
-            than the reference before it (at first: no image is right). None where no rule asks for it.
-        lost: images that were right at the reference and are not now.
+        gained: images that are correct now and were not at the reference, which is the last best validation that was
+            significantly better than the reference before it (at first: no image is correct). None if the stopping rule
+            does not need it.
+        lost: images that were correct at the reference and are not now; None if the stopping rule does not need it.
     """
 
     iteration: int
@@ -33,7 +35,7 @@ class Validation:
         return math.isfinite(self.zero_one) and math.isfinite(self.nll)
 
     def is_better_than(self, other: Validation | None) -> bool:
-        """Lower zero-one loss wins; ties break on the lower negative log-likelihood."""
+        """Compare the zero-one loss; ties are broken by the lower negative log-likelihood."""
         return other is None or (self.zero_one, self.nll) < (other.zero_one, other.nll)
 
 
@@ -48,7 +50,8 @@ class EpochReport:
             before its update.
         learning_rate: the rate of this epoch's updates.
         seconds: wall time of the epoch divided by the number of lanes that shared it.
-        is_schedule_exhausted: the learning-rate schedule asks for the end of the trial (halved down to eta0/1024).
+        is_schedule_exhausted: the learning-rate schedule requests the end of the trial (halved down to eta0/1024;
+            docs/sources.md, section 4).
     """
 
     epoch: int
@@ -60,7 +63,7 @@ class EpochReport:
 
     @property
     def best(self) -> Validation:
-        """The epoch's best validation: what is reported as the epoch's value."""
+        """The epoch's best validation, which is reported as the epoch's value."""
         best = self.validations[0]
         for validation in self.validations[1:]:
             if validation.is_better_than(best):
@@ -69,5 +72,5 @@ class EpochReport:
 
     @property
     def has_diverged(self) -> bool:
-        """True if a loss is infinite or NaN; such a trial ends here and its numbers are not reported."""
+        """True if a loss is infinite or NaN; such a trial ends here, and its numbers are not reported."""
         return not (math.isfinite(self.train_nll) and all(v.is_finite for v in self.validations))

@@ -1,7 +1,7 @@
-"""Every error that a user may meet: one clear line, a hint, and the exit code that belongs to it.
+"""All errors that a user may see: one clear line, a hint, and an exit code.
 
-The command line catches `HpsearchError` once, prints `str(error)` and the hint, and exits with `exit_code`.
-Anything else that reaches the top is a bug and keeps its traceback.
+The command line catches `HpsearchError` once, prints `str(error)` and the hint, and exits with `exit_code`. Any other
+exception that reaches the top is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ class HpsearchError(Exception):
         hint: one line that says what to do about it, without the word "hint".
     """
 
-    exit_code: int = 1  # the work itself failed
+    exit_code: int = 1  # the work failed
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
         if hint:
-            self.add_note(f"hint: {hint}")  # tracebacks show it to those who use hpsearch from Python
+            self.add_note(f"hint: {hint}")  # tracebacks then show it to users of the Python API
 
 
 class InputError(HpsearchError):
@@ -31,25 +31,28 @@ class InputError(HpsearchError):
 
 
 class SurroundingsError(HpsearchError):
-    """Base of what the surroundings refuse: database, data files, device, artifact folder."""
+    """Base class of environment errors: database, data files, device, artifact folder."""
 
     exit_code: int = 3
 
 
 class DataError(SurroundingsError):
-    """Data files are missing, corrupt or not what their checksum says."""
+    """Data files are missing, corrupt, or do not match their checksums."""
 
 
 class StorageError(SurroundingsError):
-    """The study database cannot be reached, refuses us, or has a schema we do not speak."""
+    """The study database cannot be reached, refuses the connection or a statement, or has an unknown schema."""
 
 
 class DeviceError(SurroundingsError):
-    """The device that was asked for is not there, or has no memory left."""
+    """The requested device does not exist, or has not enough memory."""
 
 
 class DeviceLostError(DeviceError):
-    """Another worker has the GPU now. To be started again helps, so the exit code is not that of the surroundings."""
+    """Another worker has taken the GPU.
+
+    Restarting the worker helps, so the exit code is not that of SurroundingsError.
+    """
 
     exit_code: int = 1
 
@@ -63,7 +66,7 @@ class OutputError(SurroundingsError):
 
 
 class ReaderGoneError(HpsearchError):
-    """Whoever read standard output wants no more of it (`hpsearch status | head -1`): nothing to complain about."""
+    """The reader of standard output has closed it (`hpsearch status | head -1`), which is not a failure."""
 
     exit_code: int = 0
 
@@ -81,8 +84,8 @@ class VaultOpenedError(InputError):
 
 
 class NothingCompleteError(HpsearchError):
-    """The study has no complete trial yet, so there is nothing to export or to report."""
+    """The study has no complete trial yet, so there is nothing to export or report."""
 
 
 class UncountedPointsError(HpsearchError):
-    """The study ended with points that could not be counted (their attempts were used up)."""
+    """The study has ended with points that were not counted, because their attempts were used up."""

@@ -1,4 +1,4 @@
-"""Where hpsearch keeps its own things on this machine: the embedded database, artifacts, logs of local workers."""
+"""The folders that hpsearch uses on this machine: the embedded database, artifacts, logs of local workers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hpsearch.errors import InputError, SurroundingsError
 
 
 def home_folder() -> Path:
-    """$HPSEARCH_HOME, else the user's data folder; for root /var/lib/hpsearch.
+    """Return $HPSEARCH_HOME, otherwise the user's data folder; for root, /var/lib/hpsearch.
 
-    Not root's own home: PostgreSQL refuses to run as root, and the user that it runs as instead cannot enter /root
-    unless /root is opened to everybody, which is not ours to do.
+    Root's own home is not used: PostgreSQL refuses to run as root, and the user that it runs as instead cannot enter
+    /root unless /root is opened to everybody, which hpsearch must not do.
 
     Raises:
         InputError: HPSEARCH_HOME names the home of a user who does not exist.
@@ -30,7 +30,7 @@ def home_folder() -> Path:
             raise InputError(f"HPSEARCH_HOME={home}: {error}", hint="name a folder by its absolute path") from error
     if os.geteuid() == 0:
         return Path("/var/lib/hpsearch")
-    with contextlib.suppress(RuntimeError):  # from platformdirs; older versions return a path that begins with ~
+    with contextlib.suppress(RuntimeError):  # raised by platformdirs; older versions return a path that begins with ~
         folder = platformdirs.user_data_path("hpsearch")
         if folder.is_absolute():
             return folder
@@ -41,10 +41,10 @@ def home_folder() -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder with its parents; root makes the home folder so that PostgreSQL's user can enter it.
+    """Create a folder with its parents. As root, the home folder is created so that PostgreSQL's user can enter it.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     if os.geteuid() == 0 and home_folder() in (folder, *folder.parents):
         make_passable(home_folder())
@@ -52,7 +52,7 @@ def make_folder(folder: Path) -> None:
 
 
 def make_passable(folder: Path) -> None:
-    """Make a folder with its parents. Those that root makes can be entered by every user, whatever the umask."""
+    """Create a folder with its parents. Folders that root creates can be entered by every user, whatever the umask."""
     for path in reversed([folder, *folder.parents]):
         if not path.exists():
             path.mkdir(exist_ok=True)
@@ -61,20 +61,20 @@ def make_passable(folder: Path) -> None:
 
 
 def artifact_folder() -> Path:
-    """Where artifacts are kept if nothing else is named."""
+    """The default folder for artifacts."""
     return home_folder() / "artifacts"
 
 
 def log_folder() -> Path:
-    """Where local workers write their logs."""
+    """The folder for the logs of local workers."""
     return home_folder() / "logs"
 
 
 def lane_folder() -> Path:
-    """Where it is remembered how many lanes pay on this machine."""
+    """The folder for measured lane counts of this machine."""
     return home_folder() / "lanes"
 
 
 def vault_file() -> Path:
-    """Where this machine's openings of test sets are listed, whatever database their studies are in."""
+    """The file that lists this machine's openings of test sets, whatever database their studies are in."""
     return home_folder() / "vault.jsonl"

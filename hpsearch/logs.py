@@ -1,7 +1,7 @@
-"""Logging: everything that is not a result goes to stderr, one line per event, never a password.
+"""Logging: everything that is not a result goes to stderr, one line per event, without passwords.
 
-Lines are text for people, or one JSON object each for a log collector (docs/observability.md has the fields). Fields
-that hold for the whole process (study, worker, device) are bound once; those of one event come with it:
+Lines are text for people, or one JSON object each for a log collector (docs/observability.md lists the fields). Fields
+that apply to the whole process (study, worker, device) are bound once; fields of one event are passed with it:
 
     log.info("trial %d goes on from epoch %d", 7, 3, extra={"trial": 7, "epoch": 3})
 """
@@ -35,7 +35,7 @@ _RECORD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "a
 
 
 class LogFormat(Enum):
-    """How a log line looks."""
+    """The format of log lines."""
 
     TEXT = "text"
     JSON = "json"
@@ -50,7 +50,7 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
-    """One object per line, in ASCII: no line break of any alphabet splits it."""
+    """One object per line, in ASCII, so that no Unicode line break splits it."""
 
     def __init__(self, context: Mapping[str, str]) -> None:
         super().__init__()
@@ -65,14 +65,14 @@ class _JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         own = {key: _plain(value) for key, value in vars(record).items() if key not in _RECORD_ATTRIBUTES}
-        line = {**fields, **self._context, **own, **fields}  # the first four come first, and nothing replaces them
+        line = {**fields, **self._context, **own, **fields}  # the first four stay first, and nothing replaces them
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(masked(line))
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to whatever sys.stderr is at the moment: a live progress display puts itself there to keep whole."""
+    """Writes to the current value of sys.stderr: a live progress display replaces it to keep its screen intact."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -89,23 +89,23 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 
 def get_logger(room: str) -> logging.Logger:
-    """The logger of one module, below the package's own."""
+    """Return the logger of one module, below the package's own."""
     return logging.getLogger(f"{LOGGER_NAME}.{room}")
 
 
 def configure_logging(*, verbose: bool = False, log_format: LogFormat = LogFormat.TEXT) -> None:
-    """Send log lines to stderr; HPSEARCH_LOG_LEVEL names another level. Calling it again changes both.
+    """Send log lines to stderr. Calling it again changes level and format; HPSEARCH_LOG_LEVEL overrides the level.
 
-    In JSON, warnings of Python and of other libraries are lines of the same kind.
+    In JSON, warnings of Python and log lines of other libraries have the same format.
 
     Raises:
-        InputError: HPSEARCH_LOG_LEVEL is no level; the error is reported in the format that was asked for.
+        InputError: HPSEARCH_LOG_LEVEL is not a level; the error is reported in the requested format.
     """
     logger = logging.getLogger(LOGGER_NAME)
     logger.propagate = False
     handler = _our_handler() or _StderrHandler()
     handler.use(log_format)
-    logger.addHandler(handler)  # does nothing the second time
+    logger.addHandler(handler)  # adding it a second time has no effect
     is_json = log_format is LogFormat.JSON
     logging.captureWarnings(is_json)
     if is_json:
@@ -119,9 +119,9 @@ def configure_logging(*, verbose: bool = False, log_format: LogFormat = LogForma
 
 
 def bind_log_context(**fields: str) -> None:
-    """Add fields to every JSON line of this process from now on, such as study, worker and device.
+    """Add fields to every later JSON line of this process, such as study, worker and device.
 
-    Without `configure_logging` (hpsearch used as a library) it does nothing.
+    Without `configure_logging` (hpsearch used as a library) it has no effect.
     """
     handler = _our_handler()
     if handler is not None:
@@ -135,9 +135,11 @@ def is_json_logging() -> bool:
 
 
 def take_over_logger(name: str) -> None:
-    """Show a library's warnings as lines of ours, and nothing less. Call it after the library's import.
+    """Show a library's warnings and errors as log lines of hpsearch, and nothing below.
 
-    Optuna installs a handler of its own and prints a line per study and trial, which our own progress already tells.
+    Call it after the library's import.
+
+    Optuna installs its own handler and prints a line per study and trial, which hpsearch's progress already shows.
     """
     logger = logging.getLogger(name)
     logger.setLevel(logging.WARNING)
@@ -149,7 +151,7 @@ def take_over_logger(name: str) -> None:
 
 @contextlib.contextmanager
 def quieted_logger(name: str) -> Iterator[None]:
-    """Let a library's logger say nothing below a warning for the moment, and then what it said before."""
+    """Suppress a library's messages below WARNING inside the context, then restore its level."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -160,9 +162,9 @@ def quieted_logger(name: str) -> Iterator[None]:
 
 
 def show_no_password() -> None:
-    """Mask the tracebacks and warnings that Python itself writes to stderr, of this thread and all others.
+    """Mask passwords in tracebacks and warnings that Python itself writes to stderr, in all threads.
 
-    For a process of ours; a program that uses hpsearch as a library keeps its hooks.
+    For hpsearch's own processes; a program that uses hpsearch as a library keeps its hooks.
     """
     sys.excepthook = _show_exception
     threading.excepthook = lambda ended: _show_exception(ended.exc_type, ended.exc_value, ended.exc_traceback)
@@ -171,7 +173,7 @@ def show_no_password() -> None:
 
 
 def _show_exception(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None, /) -> None:
-    if kind is SystemExit:  # of a thread
+    if kind is SystemExit:  # raised in a thread
         return
     if is_json_logging():
         found = error if error is not None else kind()
@@ -194,7 +196,7 @@ def _show_warning(
 
 
 def log_final_error(error: HpsearchError) -> None:
-    """The JSON line that a command ends with, in place of the lines `error: ...` and `hint: ...`."""
+    """Log the JSON line with which a command ends, in place of the lines `error: ...` and `hint: ...`."""
     fields: dict[str, Any] = {"exit_code": error.exit_code}
     if error.hint:
         fields["hint"] = error.hint
@@ -202,14 +204,14 @@ def log_final_error(error: HpsearchError) -> None:
 
 
 def find_final_error(line: str) -> str | None:
-    """The message, if this line of a log is the error that a command ended with, in either format."""
+    """Return the message of the error with which a command ended, if this log line (in either format) is one."""
     if line.startswith(_ERROR_PREFIX):
         return line.removeprefix(_ERROR_PREFIX)
     if not line.startswith("{"):
         return None
     try:
         fields = json.loads(line)
-    except (ValueError, RecursionError):  # a line that was cut, or is not ours
+    except (ValueError, RecursionError):  # a truncated line, or one of another program
         return None
     return str(fields["message"]) if {"message", "exit_code"} <= fields.keys() else None
 
@@ -220,7 +222,7 @@ def _our_handler() -> _StderrHandler | None:
 
 
 def _plain(value: object) -> Any:
-    """What JSON can hold; NaN and the infinities, for which it has no number, become words."""
+    """Convert a value to JSON types; NaN and the infinities, which JSON cannot represent as numbers, become strings."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, numbers.Integral):

@@ -1,8 +1,8 @@
 """Text that leaves the process: without passwords, and without control characters where a terminal shows it.
 
-Every way out passes here: error lines, log lines, tracebacks, warnings, tables, JSON documents, reports, and what is
-stored about a failure. A password is found in two ways. Its form gives it away (`://user:password@`, `password=...`);
-or the process has been given it (`remember_passwords`), and then it is masked in each of its spellings.
+All output passes through this module: error lines, log lines, tracebacks, warnings, tables, JSON documents, reports,
+and stored failure messages. A password is recognised in two ways: by its form (`://user:password@`, `password=...`), or
+because the process was given it (`remember_passwords`); then all of its spellings are masked.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from urllib.parse import unquote, unquote_plus
 
 MASK = "***"
 
-# An @ in the name of a user is often left unencoded, too; [ after / or @ begins an address of IP version 6.
+# An @ in a user's name is often not encoded either; [ after / or @ starts an IPv6 address.
 _NAME = r"(?:[^\s:/@\[]|@(?!\[)|(?<![/@])\[)*"
-_USER = rf"(\b[a-z][a-z0-9+.-]*:/{{1,2}}{_NAME})"  # one / where a URL was taken for a path
+_USER = rf"(\b[a-z][a-z0-9+.-]*:/{{1,2}}{_NAME})"  # a single / if a URL was treated as a path
 _DATABASE_USER = rf"(\bpostgres(?:ql)?(?:\+\w+)?:/{{1,2}}{_NAME})"
 _PORT = r"(?!\d{1,5}(?:[/?#,;.)\s'\"]|$))"  # postgresql://host:5432/d has no password
-_UNMASKED = r"(?!\*\*\*|PASSWORD@)"  # the second: our own hints
-# Up to the last @ before a blank: an @ or / in a password is often left unencoded.
+_UNMASKED = r"(?!\*\*\*|PASSWORD@)"  # the second one: placeholders in our own hints
+# Up to the last @ before a blank: an @ or / in a password is often not encoded.
 _PASSWORD_IN_URL = re.compile(rf"{_USER}:{_PORT}{_UNMASKED}\S*@", re.I)
 _PASSWORD_OF_DATABASE = re.compile(rf"{_DATABASE_USER}:{_UNMASKED}\S*@", re.I)
 _PASSWORD_WITH_BLANK = re.compile(rf"{_DATABASE_USER}:{_PORT}{_UNMASKED}[^\n@]*@", re.I)
@@ -33,17 +33,17 @@ _VALUE = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s&]+"
 _PASSWORD_OPTION = re.compile(rf"\b(\w*password|passwd)=(?:{_VALUE})", re.I)  # in a URL's query, a DSN, the environment
 _PASSWORD_ITEM = re.compile(r"(['\"]\w*password['\"]\s*:\s*)(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")", re.I)
 
-# What a terminal obeys or cannot show: C0 but for tab and line break, DEL, C1, marks that reverse the order of letters,
-# the line separators of Unicode, and halves of surrogate pairs (bytes that were no UTF-8).
+# Characters that a terminal interprets or cannot show: C0 except tab and line break, DEL, C1, marks that change the
+# text direction, Unicode line separators, and lone surrogates (bytes that were not UTF-8).
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
-# A word of everyday language is masked by its form alone: to cut it out of all text would spoil the text, and show it.
+# A lower-case word is masked only by its form: removing it from all text would damage the text and reveal it.
 _SHORTEST_SECRET, _SURE_SECRET = 8, 16
-_secrets: dict[str, re.Pattern[str]] = {}  # each with a pattern of all its spellings
+_secrets: dict[str, re.Pattern[str]] = {}  # password -> pattern of all its spellings
 
 
 def mask_passwords(text: str) -> str:
-    """The text without passwords: of URLs, of connection strings, and those that this process was given."""
+    """Mask the passwords in URLs and connection strings, and those that this process was given."""
     for spellings in _secrets.values():
         text = spellings.sub(MASK, text)
     text = _PASSWORD_OF_DATABASE.sub(rf"\1:{MASK}@", text)
@@ -55,12 +55,12 @@ def mask_passwords(text: str) -> str:
 
 
 def for_terminal(text: str) -> str:
-    """The text as a terminal may show it: passwords masked, control characters spelt out (`\\x1b`)."""
+    """Return the text as a terminal may show it: passwords masked, control characters escaped (`\\x1b`)."""
     return _UNPRINTABLE.sub(lambda match: _spelt(match[0]), mask_passwords(text))
 
 
 def masked(value: Any) -> Any:
-    """A document of dicts, lists and strings with every string masked, before it becomes JSON."""
+    """Mask every string in a document of dicts, lists and strings, before it becomes JSON."""
     if isinstance(value, str):
         return mask_passwords(value)
     if isinstance(value, Mapping):
@@ -77,7 +77,10 @@ def remember_passwords(text: str) -> None:
 
 
 def remember_password(password: str) -> None:
-    """Mask this password from now on, raw, percent-encoded, quoted and in JSON."""
+    """Mask this password from now on: raw, percent-encoded, quoted and in JSON.
+
+    Short passwords and lower-case words are ignored: they are masked only by their form.
+    """
     is_word = len(password) < _SURE_SECRET and password.isalpha() and password.islower()
     if len(password) < _SHORTEST_SECRET or is_word or password in _secrets:
         return
@@ -87,7 +90,7 @@ def remember_password(password: str) -> None:
 
 
 def _in_url(character: str) -> str:
-    """A pattern of one character of a password as a URL may have it: as it is, or percent-encoded."""
+    """Return a pattern for one character of a password as a URL may contain it: raw or percent-encoded."""
     octets = "".join(f"%{octet:02X}" for octet in character.encode(errors="surrogateescape"))
     return f"(?:{re.escape(character)}|(?i:{octets}){'|[+]' if character == ' ' else ''})"
 

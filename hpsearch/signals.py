@@ -1,8 +1,8 @@
-"""How a worker is asked to stop: SIGTERM, SIGINT, or the end of the process that started it.
+"""How a worker is asked to stop: by SIGTERM, SIGINT, or the end of the process that started it.
 
-The first signal lets the epoch in progress end if that is a matter of seconds, so that its trials can be checkpointed
-where they are, and else ends it at once (they go on from their last checkpoint elsewhere). A second one ends the
-process without further ado.
+After the first signal, the epoch in progress may finish if that takes only seconds, so that its trials can be
+checkpointed in their current state; otherwise it is interrupted (the trials resume from their last checkpoint
+elsewhere). A second signal ends the process immediately.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class WorkerStopped(BaseException):
 class SignalSafeEvent(threading.Event):
     """An event that a signal handler may set while its own thread waits for it.
 
-    threading.Event holds a lock for some instructions of `wait`; a handler that runs there and calls `set` waits for
-    that lock for ever. SimpleQueue.put is documented to be safe there.
+    threading.Event holds a lock during some instructions of `wait`; a handler that runs there and calls `set` would
+    wait for that lock for ever. SimpleQueue.put is documented to be reentrant.
     """
 
     def __init__(self) -> None:
@@ -59,16 +59,16 @@ class SignalSafeEvent(threading.Event):
         raise NotImplementedError("a request to stop is not taken back")
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Returns whether it is set, after so many seconds at most."""
+        """Wait for at most `timeout` seconds, and return whether the event is set."""
         if not self._is_set:
             with contextlib.suppress(queue.Empty):
                 self._told.get(timeout=None if timeout is None else max(0.0, timeout))
-                self._told.put(None)  # the others who wait
+                self._told.put(None)  # for other waiting threads
         return self._is_set
 
 
 def on_end(handler: Callable[[int, FrameType | None], object]) -> None:
-    """Have SIGTERM and SIGHUP handled so; what nohup ignores stays ignored. Only the main thread can."""
+    """Install a handler for SIGTERM and SIGHUP; signals that nohup ignores stay ignored. Main thread only."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
@@ -78,19 +78,19 @@ class StopSignal:
     """Remembers that this process was asked to stop.
 
     Args:
-        parent_pid: stop as well when this process is no longer our parent (a local worker's supervisor died).
+        parent_pid: also stop when this is no longer the parent process (a local worker's supervisor died).
     """
 
     def __init__(self, *, parent_pid: int | None = None) -> None:
         self._event = SignalSafeEvent()
-        self._is_signalled = False  # `set` and the parent's end do not count: the first signal is the first
+        self._is_signalled = False  # counts signals only, not `set` or the parent's end
         self._parent_pid = parent_pid
         self._is_interruptible = False
         self._is_alarm_set = False
-        self._ends_at = 0.0  # when the interruptible section should be over, time.monotonic()
+        self._ends_at = 0.0  # when the interruptible section should be over, in time.monotonic()
 
     def install(self) -> StopSignal:
-        """Handle SIGTERM, SIGINT, and SIGHUP unless nohup ignores it, from now on; only the main thread can."""
+        """Handle SIGTERM, SIGINT, and SIGHUP unless nohup ignores it. Main thread only."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -100,28 +100,29 @@ class StopSignal:
 
     @property
     def event(self) -> threading.Event:
-        """Set once this process was asked to stop: for those who wait for something else."""
+        """Set once this process was asked to stop; for code that waits for something else as well."""
         return self._event
 
     def set(self) -> None:
         self._event.set()
 
     def is_set(self) -> bool:
+        """Whether a stop was requested, or the parent process has ended."""
         if self._parent_pid is not None and os.getppid() != self._parent_pid:
             self._event.set()
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but not past a request to stop."""
+        """Sleep until `seconds` have passed or a stop was requested; return whether one was requested."""
         return self._event.wait(seconds) or self.is_set()
 
     @contextlib.contextmanager
     def interruptible(self, expected_seconds: float | None = None) -> Iterator[None]:
-        """Inside, a signal raises WorkerStopped. For arithmetic only: database work is not cut.
+        """Inside the context, a signal raises WorkerStopped. For computation only: database work is not interrupted.
 
         Args:
-            expected_seconds: how long this should take; what would be over within EPOCH_GRACE_SECONDS is let end.
-                None: the signal ends it at once.
+            expected_seconds: how long the section should take; if it would end within EPOCH_GRACE_SECONDS, it may
+                finish. None: the signal interrupts it at once.
         """
         self._ends_at = math.inf if expected_seconds is None else time.monotonic() + expected_seconds
         self._is_interruptible = True
@@ -131,14 +132,14 @@ class StopSignal:
             yield
         finally:
             self._is_interruptible = False
-            if self._is_alarm_set:  # rung after Python has taken its handlers down, it would kill a process at its end
+            if self._is_alarm_set:  # an alarm after Python has removed its handlers would kill the process at its end
                 signal.setitimer(signal.ITIMER_REAL, 0.0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._is_signalled:
             if number == signal.SIGHUP:
-                return  # a terminal that is closed may send several, and systemd one after its SIGTERM
-            os._exit(128 + number)  # asked twice: no clean-up, the leases run out
+                return  # a closed terminal may send several, and systemd sends one after its SIGTERM
+            os._exit(128 + number)  # second signal: no clean-up, the leases expire
         self._is_signalled = True
         self._event.set()
         if not self._is_interruptible:
@@ -149,18 +150,18 @@ class StopSignal:
         signal.setitimer(signal.ITIMER_REAL, EPOCH_GRACE_SECONDS)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """The grace is over; whether anything is still to be cut shows now."""
+        """Handle the alarm at the end of the grace period: interrupt the section if it is still running."""
         if self._is_interruptible:
             raise WorkerStopped
 
 
 def end_with_parent(parent_pid: int) -> None:
-    """Ask for SIGTERM at the end of the thread that started this process; end now if the parent is gone already.
+    """Request SIGTERM at the end of the thread that started this process; exit now if the parent is already gone.
 
-    A supervisor, or an actor of Ray's, that is killed with SIGKILL cannot end its worker, which would hold on to its
-    GPU until it looked up between two epochs. Linux only: elsewhere it does just that (StopSignal).
+    A supervisor or Ray actor that is killed with SIGKILL cannot end its worker, which would keep its GPU until its next
+    check between two epochs. Linux only: on other systems, only that check applies (StopSignal).
     """
     if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
         _log.warning("cannot ask for a signal at the end of the parent: %s", os.strerror(ctypes.get_errno()))
-    if os.getppid() != parent_pid:  # it ended before we could ask
+    if os.getppid() != parent_pid:  # it ended before the request
         raise SystemExit(0)

@@ -1,4 +1,4 @@
-"""JSON that the database keeps as text, read back: where somebody has damaged it, one line says what and where."""
+"""Parses JSON text from the database; if another program has damaged it, one line says what and where."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 
 from hpsearch.errors import StorageError
 
-_LARGEST = sys.float_info.max  # NaN is not between these either
+_LARGEST = sys.float_info.max  # NaN is not in this range either
 _MOST_SHOWN = 60  # characters of a wrong value
 
 
 def parse_stored(text: str, what: str, place: str) -> Any:
-    """The value that the text says.
+    """Parse the JSON text.
 
     Args:
-        what: is read: `opening 1 of the test set of study 'small'`.
-        place: table and column, or key, that it stands in.
+        what: name of the object in messages: `opening 1 of the test set of study 'small'`.
+        place: table and column, or key, where the text is stored.
     Raises:
-        StorageError: it is no JSON; names both.
+        StorageError: it is not JSON; the message names both.
     """
     try:
         return json.loads(text)
@@ -34,7 +34,7 @@ def parse_stored(text: str, what: str, place: str) -> Any:
 
 
 def parse_stored_object(text: str, what: str, place: str, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """The object that the text says, which has these keys. Raises what `parse_stored` does."""
+    """Parse a JSON object that has these keys. Raises the errors of `parse_stored`."""
     found = parse_stored(text, what, place)
     if not isinstance(found, dict):
         raise damaged(what, place, f"it is a {type(found).__name__}, and no object")
@@ -45,7 +45,7 @@ def parse_stored_object(text: str, what: str, place: str, keys: Sequence[str] = 
 
 
 def parse_stored_texts(text: str, what: str, place: str) -> dict[str, str]:
-    """The object that the text says, all of whose values are texts. Raises what `parse_stored` does."""
+    """Parse a JSON object all of whose values are strings. Raises the errors of `parse_stored`."""
     found = parse_stored_object(text, what, place)
     for key, value in found.items():
         check_kind(value, Kind.TEXT, what, f"{place}, {key}")
@@ -53,7 +53,7 @@ def parse_stored_texts(text: str, what: str, place: str) -> dict[str, str]:
 
 
 class Kind(Enum):
-    """What a stored value is, beside JSON."""
+    """The kind of a stored value, beyond its JSON type."""
 
     NUMBER = "a finite number"
     WHOLE = "a whole number, 0 or more"
@@ -72,13 +72,13 @@ _CHECKS: Mapping[Kind, Callable[[Any], bool]] = {
 
 
 def check_kind(value: Any, kind: Kind, what: str, place: str) -> None:
-    """Raises StorageError if a stored value is of another kind; names both places as `parse_stored` does."""
+    """Raise StorageError if a stored value is of another kind; names both places as `parse_stored` does."""
     if not _CHECKS[kind](value):
         raise damaged(what, place, f"expected {kind.value}, found {repr(value)[:_MOST_SHOWN]}")
 
 
 def external_value(distribution: BaseDistribution, stored: float, what: str) -> Any:
-    """The parameter that Optuna has stored as a number. Raises what `parse_stored` does."""
+    """Convert a parameter that Optuna has stored as a number. Raises the errors of `parse_stored`."""
     place = "table trial_params, column param_value"
     check_kind(stored, Kind.NUMBER, what, place)
     try:
@@ -88,7 +88,7 @@ def external_value(distribution: BaseDistribution, stored: float, what: str) -> 
 
 
 def parse_stored_distribution(text: str, what: str) -> BaseDistribution:
-    """What Optuna was told about a parameter. Raises what `parse_stored` does."""
+    """Parse a parameter's distribution, as Optuna stores it. Raises the errors of `parse_stored`."""
     place = "table trial_params, column distribution_json"
     try:
         return json_to_distribution(text)
@@ -99,7 +99,7 @@ def parse_stored_distribution(text: str, what: str) -> BaseDistribution:
 
 
 def damaged(what: str, place: str, reason: object) -> StorageError:
-    """What to raise if something stored is not what hpsearch has written."""
+    """Return the error to raise if a stored value is not one that hpsearch has written."""
     return StorageError(
         f"{what} cannot be read ({place}): {reason}",
         hint="somebody has changed it: put back what stood there (from a copy of the database)",

@@ -1,4 +1,4 @@
-"""How values, names and errors read in a message, a table or a report: the same everywhere."""
+"""Common wording of values, names and errors in messages, tables and reports."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 
 
 def first_line(error: object) -> str:
-    """The first line of an error's text, or the name of its type where it has none."""
+    """Return the first line of an error's text, or the name of its type if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str | None:
-    """`did you mean "learning_rate"?`, or None where no known name is similar."""
+    """Return `did you mean "learning_rate"?`, or None if no known name is similar."""
     similar = difflib.get_close_matches(name, known, n=1)
     return f'did you mean "{similar[0]}"?' if similar else None
 
 
 def value_label(value: bool | int | float | str | None, digits: int = 4) -> str:
-    """A parameter much as one would write it in a study file: 0.1, 1e-5, tanh, true; to `digits` digits."""
+    """Format a parameter as in a study file: 0.1, 1e-5, tanh, true; with `digits` significant digits."""
     if value is None:
         return "none"
     if isinstance(value, bool):

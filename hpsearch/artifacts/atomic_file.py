@@ -1,4 +1,4 @@
-"""Write a result's file whole or not at all: whoever is killed on the way leaves what was there before."""
+"""Writes a result file completely or not at all: a crash leaves the previous content."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from typing import BinaryIO
 
 from hpsearch.errors import ArtifactError
 
-_MOST_STEPS = 4000  # parts of a path, links followed: a loop of links never ends
+_MOST_STEPS = 4000  # parts of a path and links followed: a loop of links would never end
 
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into that takes the place of `path` when the block ends well, in one step.
+    """Yield a file to write into; it replaces `path` in one step when the block ends without an error.
 
-    The content is on the disk before it gets its name. A link is followed: what it points to is replaced. Of
-    several writers at once the last one wins, whole.
+    The content is on the disk before it gets its name. A link is followed: the file that it points to is replaced. Of
+    several concurrent writers, the last one wins, with its complete content.
 
     Raises:
-        ArtifactError: the file cannot be written, or the way to it leads over a link that somebody else has put into
-            a folder of everybody's, such as /tmp; names it. What was there is untouched.
+        ArtifactError: the file cannot be written, or its path contains a link that another user has put into a folder
+            that everybody may write to, such as /tmp; the message names it. The previous content is untouched.
     """
     try:
         target = _follow(path)  # the rename would replace the link itself
         if target.exists() and not target.is_file():
-            # A rename over /dev/stdout or a folder would do harm or fail late.
+            # Renaming over /dev/stdout or a folder would do harm or fail late.
             raise ArtifactError(f"cannot write {path}: it is not a regular file", hint="name another file")
         temporary = target.with_name(f".writing-{uuid.uuid4().hex}")
         try:
-            # 0o666 leaves the rights to the user's umask; tempfile would lock out everybody else.
+            # 0o666 leaves the permissions to the user's umask; tempfile would lock out all other users.
             with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
                 yield file
                 file.flush()
@@ -51,11 +51,12 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _follow(path: Path) -> Path:
-    """The path without links, as `Path.resolve`, but for those that the kernel would not follow when it opens a file.
+    """Return the path without links, as `Path.resolve`, but refuse links that the kernel would not follow.
 
-    Linux (fs.protected_symlinks) follows a link in a sticky folder that everybody may write to only if it belongs to
-    who follows it, or to the folder's owner: whoever knows what root will write to /tmp/best.json could otherwise let
-    root replace any file. `Path.resolve` reads links, which nothing forbids, so the rule has to be kept here.
+    In a sticky folder that everybody may write to, Linux (fs.protected_symlinks) follows a link only if it belongs to
+    the user that follows it, or to the folder's owner. Otherwise a user who knows that root will write to
+    /tmp/best.json could make root replace any file. `Path.resolve` reads links, which is always allowed, so this
+    function applies the rule.
 
     Raises:
         OSError: a link that is not followed, or too many links.
@@ -92,10 +93,10 @@ def _is_followed(link_owner: int, folder_mode: int, folder_owner: int) -> bool:
 
 
 def write_file(path: Path, content: str) -> None:
-    """Write a text file in UTF-8, whole or not at all.
+    """Write a text file in UTF-8, completely or not at all.
 
     Raises:
-        ArtifactError: the file cannot be written; names it.
+        ArtifactError: the file cannot be written; the message names it.
     """
     with replaced_file(path) as file:
         file.write(content.encode())

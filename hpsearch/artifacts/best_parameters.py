@@ -1,6 +1,6 @@
 """Artifacts of trials: best parameters as safetensors files, found through Optuna's artifact records.
 
-Each file is in the store, whole, before its record hangs on the trial, where optuna-dashboard shows it. Nothing is
+Each file is complete in the store before its record is added to the trial, where optuna-dashboard shows it. Nothing is
 pickled.
 """
 
@@ -28,7 +28,7 @@ from hpsearch.stored_json import parse_stored_object
 from hpsearch.training.tensor_file import save_arrays, with_checksum
 
 PARAMETERS_FILE = "parameters.safetensors"
-RECORD_PREFIX = "artifacts:"  # of the system attributes in which Optuna keeps its artifact records
+RECORD_PREFIX = "artifacts:"  # of the system attributes in which Optuna stores its artifact records
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Artifacts:
 
     @property
     def place(self) -> str:
-        """What --artifacts calls the store."""
+        """The store's name, as in --artifacts."""
         return self.store.place
 
     def save_parameters(
@@ -49,11 +49,14 @@ class Artifacts:
         parameters: Mapping[str, NDArray[np.generic]],
         metadata: Mapping[str, str],
     ) -> str:
-        """Write the parameters with a checksum, then record them on a RUNNING trial. Returns the artifact's id.
+        """Write the parameters with a checksum, then record them on a RUNNING trial. Return the artifact's id.
 
+        Args:
+            parameters: name -> array.
+            metadata: stored in the same file.
         Raises:
             ArtifactError: the store refuses; earlier artifacts are untouched and nothing is recorded.
-            optuna.exceptions.UpdateFinishedTrialError: the trial has been taken from this worker.
+            optuna.exceptions.UpdateFinishedTrialError: the trial no longer belongs to this worker.
         """
         artifact_id = str(uuid.uuid4())
         content = save_arrays(parameters, with_checksum(parameters, metadata))
@@ -64,7 +67,7 @@ class Artifacts:
                 f"cannot write the best parameters into {self.place}: {error.strerror or error}",
                 hint="make room, or name another place with --artifacts; earlier artifacts are intact",
             ) from error
-        # As optuna.artifacts.upload_artifact records it, but after the file is there and not before.
+        # As optuna.artifacts.upload_artifact records it, but after the file exists and not before.
         record = ArtifactMeta(
             artifact_id=artifact_id,
             filename=PARAMETERS_FILE,
@@ -73,16 +76,17 @@ class Artifacts:
         )
         try:
             storage.set_trial_system_attr(trial_id, RECORD_PREFIX + artifact_id, json.dumps(asdict(record)))
-        except (UpdateFinishedTrialError, KeyError) as error:  # KeyError: somebody has deleted the trial
+        except (UpdateFinishedTrialError, KeyError) as error:  # KeyError: another program has deleted the trial
             with contextlib.suppress(OSError, ArtifactNotFound):
-                self.store.remove(artifact_id)  # nobody will ever look for it
+                self.store.remove(artifact_id)  # no record names it
             raise UpdateFinishedTrialError(f"trial id {trial_id} is not this worker's any more") from error
         return artifact_id
 
     def parameters_id(self, trial: FrozenTrial) -> str | None:
-        """Under which id a trial's best parameters are in the store of its worker; None if none are recorded.
+        """Return the id of a trial's best parameters in its worker's store, or None if none are recorded.
 
-        A file of this name that somebody has uploaded was recorded before: a trial that has ended takes none.
+        The last record with the right file name is used: a file of that name that a user has uploaded was recorded
+        earlier, because a trial that has ended accepts no records.
         """
         for key, value in reversed(trial.system_attrs.items()):
             if key.startswith(RECORD_PREFIX):
@@ -94,5 +98,5 @@ class Artifacts:
 
 
 def open_artifacts(place: str | Path, *, is_read_only: bool = False) -> Artifacts:
-    """The artifacts in this folder or bucket. Raises what `open_store` does."""
+    """Open the artifacts in this folder or bucket. Raises the errors of `open_store`."""
     return Artifacts(open_store(place, is_read_only=is_read_only))

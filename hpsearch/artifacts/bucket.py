@@ -1,8 +1,8 @@
-"""Artifacts in a bucket of S3, or of what speaks like it (MinIO, Ceph), through Optuna's Boto3ArtifactStore.
+"""Artifacts in a bucket of S3 or a compatible service (MinIO, Ceph), through Optuna's Boto3ArtifactStore.
 
-Imported by `open_store` only, when a bucket is named: boto3 is an optional dependency. Everything that concerns the
-account comes from where every AWS program looks for it: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION,
-AWS_ENDPOINT_URL, AWS_PROFILE, the files in ~/.aws, or the machine's own role.
+Imported only by `open_store`, when a bucket is named: boto3 is an optional dependency. The account's settings come from
+the usual AWS sources: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, AWS_PROFILE, the
+files in ~/.aws, or the machine's own role.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from hpsearch.wording import first_line
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
-ATTEMPTS = 3  # of one request, with pauses that grow
-_CHECK_ID = ".hpsearch-writable"  # always the same: where nothing may be deleted, one such object stays
-_SHORTEST_SECRET = 8  # S3 and MinIO take no shorter ones; a word like "test" would be struck out of every message
+ATTEMPTS = 3  # per request, with increasing pauses
+_CHECK_ID = ".hpsearch-writable"  # always the same: where deletion is forbidden, one such object remains
+_SHORTEST_SECRET = 8  # S3 and MinIO accept no shorter ones; masking a word like "test" would damage messages
 _HINT = (
     "check the bucket's name and its rights, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION, "
     "and AWS_ENDPOINT_URL if it is not Amazon's"
@@ -36,12 +36,12 @@ _HINT = (
 
 @final
 class BucketStore:
-    """One prefix of one bucket. S3 itself shows an object whole or not at all.
+    """One prefix of one bucket. S3 itself makes an object visible completely or not at all.
 
     Args:
         prefix: without slashes at its ends; "" for none.
     Raises:
-        ArtifactError: the variables or files of AWS cannot be used as they are.
+        ArtifactError: the AWS variables or files cannot be used.
     """
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
@@ -59,7 +59,7 @@ class BucketStore:
                     retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
                 ),
             )
-        except (BotoCoreError, ValueError) as error:  # ValueError: an AWS_ENDPOINT_URL that is no URL
+        except (BotoCoreError, ValueError) as error:  # ValueError: AWS_ENDPOINT_URL is not a URL
             raise ArtifactError(f"cannot use {self.place}: {self._describe(error)}", hint=_HINT) from error
         self._store = Boto3ArtifactStore(bucket, client)
 
@@ -68,7 +68,7 @@ class BucketStore:
             self.write(_CHECK_ID, io.BytesIO())
         except OSError as error:
             raise ArtifactError(f"{self.place} is not writable: {error.strerror}", hint=_HINT) from error
-        with contextlib.suppress(OSError):  # it may be that nothing may be deleted there, for good reasons
+        with contextlib.suppress(OSError):  # deletion may be forbidden there, for good reasons
             self.remove(_CHECK_ID)
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
@@ -92,12 +92,12 @@ class BucketStore:
 
     @contextlib.contextmanager
     def _plain_errors(self) -> Iterator[None]:
-        """Raise what a folder would raise: its callers need not know boto3."""
+        """Raise the errors that a folder would raise, so that callers need not know boto3."""
         try:
             yield
         except (BotoCoreError, Boto3Error, ClientError) as error:
             said = self._describe(error)
-            # The cause is left out where it shows a secret: a traceback would print it.
+            # The cause is dropped if it contains a secret: a traceback would print it.
             raise OSError(errno.EIO, said) from (error if said == first_line(error) else None)
 
     def _describe(self, error: Exception) -> str:
@@ -108,7 +108,7 @@ class BucketStore:
 
 
 def _secrets_of(session: Any) -> tuple[str, ...]:
-    """What no message may show: boto3 shows the value of a header that cannot be sent, such as a token's."""
+    """Return what no message may contain: boto3 shows the value of a header that cannot be sent, such as a token's."""
     credentials = session.get_credentials()
     if credentials is None:
         return ()

@@ -1,7 +1,7 @@
-"""Where files are kept that all workers of a study share: a folder, or a bucket of S3 (bucket.py).
+"""Storage for files that all workers of a study share: a folder, or a bucket of S3 (bucket.py).
 
-Both are artifact stores as Optuna knows them, so that `optuna.artifacts.download_artifact` and optuna-dashboard
-read them. A file is there whole or not at all, whoever is killed on the way. Nothing here knows a database.
+Both are Optuna artifact stores, so that `optuna.artifacts.download_artifact` and optuna-dashboard can read them. A file
+is stored completely or not at all, even if a process is killed. Nothing here opens a database.
 """
 
 from __future__ import annotations
@@ -21,46 +21,46 @@ from hpsearch.errors import ArtifactError, InputError
 from hpsearch.home import artifact_folder, make_folder
 
 BUCKET_SCHEME = "s3://"
-TEMPORARY_PREFIX = ".writing-"  # of files in a folder that are not whole yet
-# As S3 and its likes allow it; what the server thinks of a name beyond that is its own affair.
+TEMPORARY_PREFIX = ".writing-"  # of incomplete files in a folder
+# Names that S3 and compatible services allow; the server may refuse further ones.
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _PLACE_HINT = "name a folder, or s3://BUCKET/PREFIX, with --artifacts or HPSEARCH_ARTIFACTS"
 
 
 class ArtifactStore(Protocol):
-    """Optuna's artifact store, and what we need beside it. Any number of threads may use one at once.
+    """Optuna's artifact store with the additional methods that hpsearch needs. Thread-safe.
 
-    What the surroundings refuse is an OSError whose `strerror` says why; what is not there is
+    Failures of the environment are an OSError whose `strerror` gives the reason; a missing artifact is
     optuna.artifacts.exceptions.ArtifactNotFound.
     """
 
     @property
     def place(self) -> str:
-        """What --artifacts calls it: `open_store` opens the same one by this name in another process."""
+        """The store's name, as in --artifacts: `open_store` opens the same store by this name in another process."""
 
     def check_writable(self) -> None:
-        """Write something and take it away again.
+        """Write something and remove it again.
 
         Raises:
-            ArtifactError: it cannot be written: found at the start, not after an hour.
+            ArtifactError: the store is not writable. This is found at the start, not after an hour.
         """
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
-        """A file to read the artifact from."""
+        """Open the artifact for reading."""
 
     def read(self, artifact_id: str) -> bytes:
-        """All of the artifact."""
+        """Return the complete content of the artifact."""
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        """Write an artifact whole, or raise OSError and leave what was there."""
+        """Write an artifact completely, or raise OSError and leave the previous content."""
 
     def remove(self, artifact_id: str) -> None:
-        """Remove an artifact. A bucket does not say whether it was there."""
+        """Remove an artifact. A bucket does not report whether it existed."""
 
 
 @final
 class FolderStore(FileSystemArtifactStore):
-    """Optuna's folder store, with writes that leave the old state or the new one, never a part."""
+    """Optuna's folder store with atomic writes: the old content or the new content, never a part."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
@@ -83,11 +83,11 @@ class FolderStore(FileSystemArtifactStore):
             ) from error
 
     def path(self, artifact_id: str) -> Path:
-        """Where an artifact lies. Raises ArtifactNotFound for an id that is no name of a file in this folder."""
+        """Return the path of an artifact. Raises ArtifactNotFound for an id that is not a file name in this folder."""
         return self._get_filepath(artifact_id)
 
     def _get_filepath(self, artifact_id: str) -> Path:
-        """What Optuna's own methods ask, too."""
+        """Overrides the method that Optuna's own methods use, so that they check the id, too."""
         return self.folder / check_artifact_id(artifact_id)
 
     def read(self, artifact_id: str) -> bytes:
@@ -101,7 +101,7 @@ class FolderStore(FileSystemArtifactStore):
         handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=TEMPORARY_PREFIX)
         try:
             with os.fdopen(handle, "wb") as file:
-                os.fchmod(handle, 0o644)  # not mkstemp's 0600: a dashboard may run as another user
+                os.fchmod(handle, 0o644)  # mkstemp uses 0600, but a dashboard may run as another user
                 while chunk := content_body.read(1 << 20):
                     file.write(chunk)
                 file.flush()
@@ -113,8 +113,8 @@ class FolderStore(FileSystemArtifactStore):
         self._sync_folder()
 
     def _sync_folder(self) -> None:
-        """Let the new name survive a power cut: the database is about to name the file."""
-        with contextlib.suppress(OSError):  # a folder that may not be listed, or a file system that cannot
+        """Make the new name survive a power failure, because the database is about to name the file."""
+        with contextlib.suppress(OSError):  # the folder may be unreadable, or the file system may not support it
             handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(handle)
@@ -123,10 +123,10 @@ class FolderStore(FileSystemArtifactStore):
 
 
 def check_artifact_id(artifact_id: str) -> str:
-    """The id, if it can be one: ids come out of the database, and none may lead to another file than an artifact.
+    """Return the id if it is valid: ids come from the database, and must not lead to another file than an artifact.
 
     Raises:
-        ArtifactNotFound: it is no plain name, so no artifact has it.
+        ArtifactNotFound: it is not a plain name, so no artifact has it.
     """
     if artifact_id in ("", ".", "..") or "/" in artifact_id or not artifact_id.isprintable():
         raise ArtifactNotFound(f"no artifact has the id {artifact_id!r}")
@@ -134,14 +134,15 @@ def check_artifact_id(artifact_id: str) -> str:
 
 
 def open_store(place: str | Path, *, is_read_only: bool = False) -> ArtifactStore:
-    """Open the folder or bucket of this name; a folder is created, unless it is only to be read.
+    """Open the folder or bucket of this name. A folder is created, unless it is opened read-only.
 
     Args:
         place: a folder, or s3://BUCKET/PREFIX. Credentials, region and the endpoint of an S3 that is not Amazon's
-            come from the variables and files that every AWS program reads (AWS_ENDPOINT_URL for the last).
+            (AWS_ENDPOINT_URL) come from the variables and files that every AWS program reads.
+        is_read_only: do not create the folder, and do not check that the store is writable.
     Raises:
         InputError: neither a folder nor a bucket, or boto3 is not installed.
-        ArtifactError: it cannot be written.
+        ArtifactError: the store is not writable.
     """
     text = str(place)
     store = _open_bucket(*parse_bucket(text)) if is_bucket(text) else FolderStore(Path(text))
@@ -151,7 +152,7 @@ def open_store(place: str | Path, *, is_read_only: bool = False) -> ArtifactStor
 
 
 def artifact_place(place: str | None) -> str:
-    """The folder or bucket that was named, or the default folder; folders as absolute paths.
+    """Return the named folder or bucket, or the default folder; folders as absolute paths.
 
     Raises:
         InputError: neither a folder nor a bucket of S3.
@@ -173,16 +174,16 @@ def is_bucket(place: str) -> bool:
         raise InputError("artifacts: the address of a bucket begins with s3://", hint=_PLACE_HINT)
     scheme, separator, _ = place.partition("://")
     if separator and "/" not in scheme:
-        # A folder of the name "gs:" would hold what was meant for a bucket.
+        # A folder called "gs:" would receive files that were meant for a bucket.
         raise InputError(f"artifacts: {scheme}:// is neither a folder nor s3://", hint=_PLACE_HINT)
     return False
 
 
 def parse_bucket(place: str) -> tuple[str, str]:
-    """Bucket and prefix (maybe empty) of s3://BUCKET/PREFIX.
+    """Return the bucket and the prefix (may be empty) of s3://BUCKET/PREFIX.
 
     Raises:
-        InputError: no bucket can have this name. What may be a secret is not shown.
+        InputError: no bucket can have this name. Parts that may be secret are not shown.
     """
     bucket, _, prefix = place.removeprefix(BUCKET_SCHEME).partition("/")
     parts = [part for part in prefix.split("/") if part]
@@ -200,7 +201,7 @@ def parse_bucket(place: str) -> tuple[str, str]:
 
 def _open_bucket(bucket: str, prefix: str) -> ArtifactStore:
     try:
-        # Here and not above: boto3 is optional.
+        # Imported here because boto3 is optional.
         from hpsearch.artifacts.bucket import BucketStore
     except ModuleNotFoundError as error:
         if error.name not in ("boto3", "botocore"):
@@ -215,5 +216,5 @@ def _open_bucket(bucket: str, prefix: str) -> ArtifactStore:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have a number only
+    except (KeyError, OSError):  # a container's user may have only a number
         return str(os.getuid())

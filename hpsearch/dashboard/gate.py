@@ -1,8 +1,9 @@
-"""Decides which requests reach optuna-dashboard, and how its answers leave: a WSGI application in front of it.
+"""Decides which requests reach optuna-dashboard, and protects its answers: a WSGI application in front of it.
 
-optuna-dashboard has no login and no read-only mode, and it answers whatever Host a request names. A page of any web
-site can make a browser on this machine send requests to it (DNS rebinding), and its routes delete studies and set
-results. So requests are checked by allow-lists: a route that a later version adds is refused until it is named here.
+optuna-dashboard has no login and no read-only mode, and it answers requests for any Host. A page of any web site can
+make a browser on this machine send requests to it (DNS rebinding), and its routes delete studies and set results.
+Requests are therefore checked against allow-lists: a route that a later version adds is refused until it is listed
+here.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from http import HTTPStatus
 from typing import Any, final
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-LOCAL_ADDRESS = "hpsearch.local_address"  # in the environment of a request: the address at which it came in
+LOCAL_ADDRESS = "hpsearch.local_address"  # key in a request's environment: the address at which the request arrived
 HEALTH_PATH = "/healthz"
 
 _READING = ("GET", "HEAD")
-# What may be written without --allow-changes: Markdown notes, and files beside those of the workers. The other POST
-# routes of optuna-dashboard 0.21 change studies, but for /api/llm/*, which only read and ask a language model; there is
-# none here.
+# Writes that are allowed without --allow-changes: Markdown notes, and files beside those of the workers. The other POST
+# routes of optuna-dashboard 0.21 change studies, except /api/llm/*, which only read and ask a language model; hpsearch
+# configures none.
 _ALLOWED_WRITES = (
     ("PUT", re.compile(r"/api/studies/[0-9]+(/[0-9]+)?/note")),
     ("POST", re.compile(r"/api/artifacts/[0-9]+(/[0-9]+)?")),
 )
 _RENAME = re.compile(r"/api/studies/(?P<study>[0-9]+)/rename/*")
 
-# Pages of optuna-dashboard itself. All other answers are files that somebody has uploaded.
+# Pages of optuna-dashboard itself. All other answers are uploaded files.
 _OWN_PATHS = re.compile(r"|/|/(dashboard|api|static|csv)(/.*)?|/favicon\.ico|/incompatible-rdb-schema", re.DOTALL)
 _HEALTH_IS_THAT_OF = "/api/studies"  # answers only while the database does
 _SHOWN_TYPES = ("image/", "audio/", "video/")  # of uploaded files: shown inside the dashboard's pages, never run
@@ -43,13 +44,13 @@ _HOST = re.compile(r"(\[(?P<v6>[^\[\]]+)\]|(?P<name>[^\[\]:/@,\s]+))(:[0-9]{1,5}
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may ask what.
+    """Who may request what.
 
     Args:
-        hosts: names and addresses by which the dashboard may be asked, besides loopback and the address at which a
-            request came in; as `canonical_host` writes them.
+        hosts: host names and addresses under which the dashboard may be requested, besides loopback and the address at
+            which a request arrived; in the form of `canonical_host`.
         password: None: no login. The user's name is not checked.
-        allows_changes: all routes of optuna-dashboard pass, those that delete included.
+        allows_changes: all routes of optuna-dashboard are allowed, including those that delete.
     """
 
     hosts: frozenset[str] = frozenset()
@@ -59,7 +60,7 @@ class Access:
 
 @dataclass(frozen=True, kw_only=True)
 class _Refusal:
-    """An answer that the dashboard is not asked for; its page shows the reason of a refused action."""
+    """An answer of the gate in place of the dashboard's; the dashboard's page shows the reason of a refused action."""
 
     status: HTTPStatus
     reason: str
@@ -68,11 +69,12 @@ class _Refusal:
 
 @final
 class DashboardGate:
-    """The WSGI application. Any number of threads may call it.
+    """The WSGI application. Thread-safe.
 
     Args:
         app: optuna-dashboard.
-        is_hpsearch_study: whether the study of this id is one of hpsearch, whose points a renaming would lose.
+        access: the rules.
+        is_hpsearch_study: whether the study of this id belongs to hpsearch; renaming it would lose its points.
     """
 
     def __init__(self, app: WSGIApplication, access: Access, *, is_hpsearch_study: Callable[[int], bool]) -> None:
@@ -99,7 +101,7 @@ class DashboardGate:
                 reason=f"Host {environ.get('HTTP_HOST', '')!r} is not one by which this dashboard may be asked. "
                 "hint: hpsearch dashboard --allowed-host NAME",
             )
-        if not path.isascii():  # the application drops bytes that are no UTF-8: it would see another path than this
+        if not path.isascii():  # the application drops bytes that are not UTF-8 and would see another path
             return _Refusal(status=HTTPStatus.NOT_FOUND, reason="no such page")
         if path != HEALTH_PATH and not self._knows_password(environ):
             return _Refusal(
@@ -149,18 +151,21 @@ class DashboardGate:
         return hmac.compare_digest(given, self._access.password.encode())
 
     def _is_same_origin(self, environ: WSGIEnvironment) -> bool:
-        """Whether a page of the dashboard itself asks, or no page at all. Browsers name the origin of what changes."""
+        """Whether the request comes from a page of the dashboard, or from no page.
+
+        Browsers send the origin of every write.
+        """
         origin = environ.get("HTTP_ORIGIN")
         if origin is None:
             return environ.get("HTTP_SEC_FETCH_SITE", "none") in ("none", "same-origin")
         scheme, _, netloc = origin.partition("://")
         if scheme not in ("http", "https"):
             return False
-        # A proxy may have replaced Host by its own name for this dashboard; the browser knows the outer one.
+        # A proxy may have replaced Host with its own name for this dashboard; the browser knows the outer name.
         return netloc.lower() == environ["HTTP_HOST"].lower() or host_of(netloc) in self._access.hosts
 
     def _show_health(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """200 while the studies can be read, else 503. It tells nothing else, and asks for no password."""
+        """Answer 200 while the studies can be read, otherwise 503. Reveals nothing else, and requires no password."""
         statuses: list[str] = []
         asked = {**environ, "REQUEST_METHOD": "GET", "PATH_INFO": _HEALTH_IS_THAT_OF, "QUERY_STRING": ""}
 
@@ -178,7 +183,7 @@ class DashboardGate:
 
 
 def host_of(netloc: str) -> str | None:
-    """The host of HOST[:PORT] as `canonical_host` writes it; None if this is not what stands there."""
+    """Return the host of HOST[:PORT] in the form of `canonical_host`; None if the text has another form."""
     found = _HOST.fullmatch(netloc)
     if found is None:
         return None
@@ -189,7 +194,10 @@ def host_of(netloc: str) -> str | None:
 
 
 def canonical_host(host: str) -> str:
-    """A name in lower case and without its last dot; an address in its shortest form, without zone or IPv4 mapping."""
+    """Normalise a host: a name in lower case without a final dot, or an address in its shortest form.
+
+    Zones and IPv4 mappings are removed from addresses.
+    """
     try:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
@@ -199,7 +207,7 @@ def canonical_host(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this machine alone can reach it by this name or address."""
+    """Whether only this machine can be reached by this name or address."""
     return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
@@ -212,7 +220,7 @@ def _is_address(host: str) -> bool:
 
 
 def _with_safe_headers(start_response: StartResponse, *, is_upload: bool) -> StartResponse:
-    """Other sites' pages can neither read nor frame an answer, and an uploaded file is saved and never run."""
+    """Add headers that stop other sites from reading or framing an answer, and browsers from running an upload."""
 
     def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
         content_type = next((value for name, value in headers if name.lower() == "content-type"), "")
@@ -257,7 +265,7 @@ def _send(
 
 
 def _drain(environ: WSGIEnvironment) -> None:
-    """Read what the client still sends: a connection that is closed before that is reset, and the answer lost."""
+    """Read the rest of the request: if the connection is closed before, it is reset, and the answer is lost."""
     length = environ.get("CONTENT_LENGTH") or "0"
     if length.isascii() and length.isdecimal():
         environ["wsgi.input"].read(min(int(length), _MAX_DRAINED_BYTES))

@@ -1,4 +1,4 @@
-"""optuna-dashboard on the study database, with our artifacts, behind a gate (gate.py)."""
+"""optuna-dashboard on the study database, with hpsearch's artifacts, behind a gate (gate.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hpsearch.store.studies import DEFINITION_ATTRIBUTE
 
 
 class _ThreadingServer(socketserver.ThreadingMixIn, WSGIServer):
-    """A page asks for many things at once."""
+    """A page sends many requests at once."""
 
     daemon_threads = True
 
@@ -45,15 +45,15 @@ def serve_dashboard(
     *,
     on_ready: Callable[[str], None],
 ) -> None:
-    """Serve until interrupted. In this process, so that the database URL appears on no command line.
+    """Serve until interrupted, in this process, so that the database URL appears on no command line.
 
     Args:
-        host: a name, or an address of either version of IP.
-        port: 0 takes a free one.
-        access: `host` is a name by which it may be asked, without being among `access.hosts`.
-        on_ready: told the page's address once the port is open.
+        host: a name, or an IPv4 or IPv6 address.
+        port: 0 takes a free port.
+        access: `host` is always allowed and need not be in `access.hosts`.
+        on_ready: called with the page's address once the port is open.
     Raises:
-        InputError: the port or the address cannot be had.
+        InputError: the port or the address is not available.
     """
     access = replace(access, hosts=access.hosts | {canonical_host(host)})
     server_class = _ThreadingServer6 if ":" in host else _ThreadingServer
@@ -71,8 +71,8 @@ def serve_dashboard(
 
 
 def build_app(storage: RDBStorage, artifacts: Artifacts, access: Access) -> DashboardGate:
-    """optuna-dashboard behind its gate, as a WSGI application."""
-    # Here and not above: it brings scikit-learn along, and every command would start a second later.
+    """Return optuna-dashboard behind its gate, as a WSGI application."""
+    # Imported here because it imports scikit-learn, which would delay the start of every command by a second.
     from optuna_dashboard import wsgi
 
     def is_hpsearch_study(study_id: int) -> bool:

@@ -1,8 +1,8 @@
-"""What the CUDA driver tells of the GPUs that this process sees: their UUIDs and names.
+"""Reads from the CUDA driver which GPUs this process sees: their UUIDs and names.
 
-torch's own properties would do for whole GPUs. Of a MIG instance they may tell its parent's UUID, which all instances
-of that GPU share, while the driver tells the instance's own. None of these calls makes a context, which would cost
-some hundred megabytes on every GPU that it is made on.
+torch's own properties are sufficient for whole GPUs. For a MIG instance they may give the UUID of the parent GPU, which
+all instances of that GPU share, while the driver gives the instance's own UUID. None of these calls creates a context,
+which would cost several hundred megabytes on every GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class DriverGpu:
 
     Args:
         uuid: 8-4-4-4-12 hexadecimal digits; a MIG instance's own.
+        name: of the model.
     """
 
     uuid: str
@@ -29,12 +30,12 @@ class DriverGpu:
 
 
 def read_driver_gpus(driver: Any = None) -> tuple[DriverGpu, ...]:
-    """The GPUs in the order of `cuda:0`, `cuda:1` ..., as CUDA_VISIBLE_DEVICES leaves them.
+    """Return the GPUs in the order of `cuda:0`, `cuda:1` ..., as filtered by CUDA_VISIBLE_DEVICES.
 
     Args:
-        driver: the driver's library, loaded; injected in tests.
+        driver: the loaded driver library; injected in tests.
     Returns:
-        Nothing where there is no driver, no GPU, or a driver older than CUDA 11.4, which tells no instance's UUID.
+        Empty if there is no driver, no GPU, or a driver older than CUDA 11.4, which gives no instance's UUID.
     Source: CUDA driver API, "Device Management".
     """
     try:

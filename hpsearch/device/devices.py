@@ -1,7 +1,7 @@
-"""Which devices a worker may train on: what was asked for, checked against what is there.
+"""Which devices a worker may train on: the requested device, checked against the existing ones.
 
-A GPU is known by its UUID, because its index means another one in each process that sees other GPUs. Which of several
-GPUs a worker takes is decided in device/pin.py.
+A GPU is identified by its UUID, because an index means different GPUs in processes that see different GPUs.
+device/pin.py decides which of several GPUs a worker takes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from hpsearch.logs import get_logger
 
 _log = get_logger("devices")
 
-# The kernel's, which every container of a machine sees alike; host names differ between them.
+# The kernel's id, which is the same in every container of a machine; host names differ between containers.
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DIGITS = "[0-9a-fA-F]"
 _UUID = f"{_DIGITS}{{8}}-(?:{_DIGITS}{{4}}-){{3}}{_DIGITS}{{12}}"
-# In full: a shortened name would be a second one for the same instance. The other form is that of older drivers.
+# Complete names only: a shortened name would be a second name for the same instance. Older drivers use the other form.
 _MIG_NAME = re.compile(rf"MIG-(?:{_UUID}|GPU-{_UUID}/\d+/\d+)")
 
 
@@ -34,9 +34,8 @@ class Gpu:
     """A GPU, or a MIG instance of one, as this process sees it.
 
     Args:
-        index: that of `cuda:INDEX`.
-        uuid: what tells it from all others: "GPU-...", "MIG-...", or "PCI-..." for one that tells none; None if
-            nothing does.
+        index: the index of `cuda:INDEX`.
+        uuid: unique identifier: "GPU-...", "MIG-...", or "PCI-..." for a GPU without a UUID; None if there is none.
         name: of its model.
     """
 
@@ -50,16 +49,16 @@ class Gpu:
 
     @property
     def description(self) -> str:
-        """A name for people: `cuda:0 (NVIDIA H200, GPU-5ee1...)`."""
+        """Name for people: `cuda:0 (NVIDIA H200, GPU-5ee1...)`."""
         return f"{self.device} ({self.name}, {self.uuid or 'without a UUID'})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisibleDevices:
-    """What this process could train on; injected in tests.
+    """The devices that this process can train on; injected in tests.
 
     Args:
-        gpus: by index, as CUDA_VISIBLE_DEVICES leaves them.
+        gpus: by index, as filtered by CUDA_VISIBLE_DEVICES.
         has_cuda_build: this torch can use GPUs at all.
     """
 
@@ -68,7 +67,7 @@ class VisibleDevices:
 
     @classmethod
     def detect(cls) -> VisibleDevices:
-        """Look without touching: no GPU gets a context of this process (but for torch's, if the driver is mute)."""
+        """Detect the devices without creating a context on a GPU (except torch's, if the driver cannot be read)."""
         return cls(gpus=_detect_gpus(), has_cuda_build=bool(torch.version.cuda or torch.version.hip))
 
     def describe(self) -> str:
@@ -77,13 +76,13 @@ class VisibleDevices:
 
 
 def wanted_gpus(wanted: str, visible: VisibleDevices) -> tuple[Gpu, ...]:
-    """The GPUs of which a worker may take one, for `auto`, `cpu`, `cuda` or `cuda:N`; none: it trains on the CPU.
+    """Return the GPUs of which a worker may take one, for `auto`, `cpu`, `cuda` or `cuda:N`; none means the CPU.
 
-    `auto` means the CPU where no GPU is there; `cuda` and `cuda:N` never fall back.
+    `auto` means the CPU if there is no GPU; `cuda` and `cuda:N` never fall back to the CPU.
 
     Raises:
         InputError: not a device name.
-        DeviceError: the GPU that was asked for is not there.
+        DeviceError: the requested GPU does not exist.
     """
     if wanted == "auto":
         return visible.gpus
@@ -105,13 +104,14 @@ def wanted_gpus(wanted: str, visible: VisibleDevices) -> tuple[Gpu, ...]:
 
 
 def num_local_workers(asked: int | None, wanted: str, visible: VisibleDevices, *, is_shared: bool = False) -> int:
-    """How many workers to start on this machine: as many as were asked for, or one per GPU, or one.
+    """Return how many workers to start on this machine: the requested number, or one per GPU, or one.
 
     Args:
+        asked: the requested number; None if none was given.
         is_shared: workers may share a GPU.
     Raises:
-        InputError: not a device name, or more workers than GPUs to give one each.
-        DeviceError: the GPU that was asked for is not there.
+        InputError: not a device name, or more workers than GPUs.
+        DeviceError: the requested GPU does not exist.
     """
     gpus = wanted_gpus(wanted, visible)
     if asked is None:
@@ -126,19 +126,19 @@ def num_local_workers(asked: int | None, wanted: str, visible: VisibleDevices, *
 
 
 def make_current(device: torch.device) -> None:
-    """Let CUDA calls that name no device mean this one: else they would make a context on `cuda:0`, too."""
+    """Make CUDA calls without a device use this one: otherwise they would create a context on `cuda:0`, too."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def use_full_float32() -> None:
-    """Let GPUs compute float32 as float32: cuDNN's default is TF32, with 10 bits of mantissa instead of 23."""
+    """Make GPUs compute float32 as float32: cuDNN's default is TF32, with 10 bits of mantissa instead of 23."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
 
 def describe_device(device: torch.device) -> str:
-    """A name for people: `cpu` or `cuda:0 (NVIDIA H200, GPU-5ee1...)`."""
+    """Return a name for people: `cpu` or `cuda:0 (NVIDIA H200, GPU-5ee1...)`."""
     if device.type != "cuda":
         return str(device)
     return _detect_gpus()[device.index or 0].description
@@ -156,7 +156,10 @@ def _detect_gpus() -> tuple[Gpu, ...]:
 
 
 def gpus_from_driver(gpus: tuple[DriverGpu, ...]) -> tuple[Gpu, ...]:
-    """What the driver tells; a MIG instance shows in its name, `NVIDIA A100-SXM4-40GB MIG 1g.5gb`."""
+    """Convert the driver's list.
+
+    A MIG instance is recognised by its name, such as `NVIDIA A100-SXM4-40GB MIG 1g.5gb`.
+    """
     return tuple(
         Gpu(index=index, uuid=f"{'MIG' if ' MIG ' in gpu.name else 'GPU'}-{gpu.uuid}", name=gpu.name)
         for index, gpu in enumerate(gpus)
@@ -164,10 +167,10 @@ def gpus_from_driver(gpus: tuple[DriverGpu, ...]) -> tuple[Gpu, ...]:
 
 
 def gpus_from_torch(number: int, properties_of: Callable[[int], Any], visible_names: str) -> tuple[Gpu, ...]:
-    """What torch tells, where the driver cannot be asked.
+    """Return torch's list of GPUs, for machines whose driver cannot be read.
 
-    Instances of one GPU that CUDA_VISIBLE_DEVICES does not name in full may then bear the UUID of that GPU: they
-    count as one, and no two workers use them at once.
+    MIG instances that CUDA_VISIBLE_DEVICES does not name in full may then have the UUID of their parent GPU: they count
+    as one GPU, and no two workers use them at the same time.
 
     Args:
         properties_of: torch.cuda.get_device_properties.

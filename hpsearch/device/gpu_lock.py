@@ -1,7 +1,7 @@
-"""A PostgreSQL session that holds the advisory lock on a GPU, and says to others who holds it.
+"""A PostgreSQL session that holds the advisory lock on a GPU and shows other workers who holds it.
 
-The server drops the lock with the session: when the worker leaves, when it is killed, and, over a network that was cut,
-as soon as its keepalives remain unanswered. Advisory locks are known within one database only.
+The server releases the lock with the session: when the worker leaves, when it is killed, and, if the network was cut,
+as soon as keepalives stay unanswered. An advisory lock is visible within one database only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hpsearch.store.claims.ledger import ABSENCE_SECONDS, LEASE_SECONDS, PRESENC
 from hpsearch.store.claims.ledger_sql import IS_PRESENT, RENEWAL
 from hpsearch.store.connection.database import Database
 
-# What pg_stat_activity shows as application_name: these words, the worker's name, a token of this process.
+# Shown by pg_stat_activity as application_name: these words, the worker's name, and a token of this process.
 SESSION_TITLE = "hpsearch gpu"
 _MOST_NAME = 40  # the server cuts an application_name at 63 bytes
 
@@ -43,8 +43,8 @@ _HOLDERS = text(f"""
     SELECT s.pid, s.application_name AS title
     FROM (SELECT l.pid {_LOCKS}) held JOIN pg_stat_activity s USING (pid) ORDER BY s.backend_start
 """)
-# A restarted server has forgotten all locks, and a cut session has lost its own. Who trains on a GPU locks it again
-# within seconds; until then, or until its lease is stale (lease_watch.py), nobody else may.
+# A restarted server has lost all locks, and a cut session has lost its own. A worker that trains on a GPU takes its
+# lock again within seconds; until then, or until its lease is stale (lease_watch.py), no other worker may take it.
 _LEASES = text(f"""
     WITH leases AS (
         SELECT DISTINCT p.owner, {RENEWAL} AS renewal
@@ -62,8 +62,9 @@ class Holder:
     """A session that holds the lock on a GPU.
 
     Args:
-        worker: its name, or what the session calls itself if it is none of ours.
-        is_self: an earlier session of this same process, which the server has not missed yet.
+        pid: process number of the session on the server.
+        worker: name of the worker, or the session's application_name if it is not one of hpsearch.
+        is_self: an earlier session of this process, which the server has not yet noticed to be gone.
     """
 
     pid: int
@@ -72,31 +73,32 @@ class Holder:
 
 
 class GpuLockSession:
-    """Asks for locks and keeps them, in one session that is opened when it is needed. Not safe for threads.
+    """Takes and holds locks in one session, which is opened when it is needed. Not thread-safe.
 
     Args:
-        clock: in seconds, monotonic; injected in tests.
+        worker: name of the worker, shown to others.
+        clock: monotonic, in seconds; injected in tests.
     """
 
     def __init__(self, database: Database, worker: str = "", *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._clock = clock
         self._watches: dict[str, LeaseWatch] = {}  # by the GPU's UUID
-        self._title = f"{SESSION_TITLE} {worker[-_MOST_NAME:]} {secrets.token_hex(4)}"  # the process id comes last
+        self._title = f"{SESSION_TITLE} {worker[-_MOST_NAME:]} {secrets.token_hex(4)}"  # the name ends with the pid
         self._connection: Connection | None = None
 
     def try_lock(self, uuid: str, *, is_shared: bool = False) -> bool:
-        """Take the lock on a GPU if it is free, or held by nobody who would not share it."""
+        """Take the lock on a GPU if it is free, or, with `is_shared`, if all of its holders share it."""
         return bool(self._ask(_TRY_LOCK_SHARED if is_shared else _TRY_LOCK, {"key": lock_key(uuid)})[0][0])
 
     def has_lock(self, uuid: str) -> bool:
-        """True if this very session holds it: the server forgets the locks of a session that was cut."""
+        """Whether the current session holds the lock: the server releases the locks of a session that was cut."""
         return bool(self._ask(_HAS_LOCK, _halves(uuid))[0][0])
 
     def is_awaited(self, uuid: str) -> bool:
-        """True for a GPU on which a worker trains that is not to be seen just now: it may come back.
+        """Whether a worker trains on the GPU although its session is not visible at the moment: it may come back.
 
-        Asked again and again, it becomes false in the end (ABSENCE_SECONDS).
+        If it is asked repeatedly, it eventually returns False (after ABSENCE_SECONDS).
         """
         rows = self._ask(_LEASES, {"uuid": uuid, "namespace": PRESENCE_NAMESPACE})
         is_present = {(row.owner, row.renewal): row.is_present for row in rows if row.owner is not None}
@@ -106,7 +108,7 @@ class GpuLockSession:
         return any(not is_here for lease, is_here in is_present.items() if lease not in stale)
 
     def holders(self, uuid: str) -> list[Holder]:
-        """Who holds the lock on a GPU, the longest-lived session first."""
+        """Return the holders of the lock on a GPU, the oldest session first."""
         return [self._holder_from(row) for row in self._ask(_HOLDERS, _halves(uuid))]
 
     def end_session_of(self, holder: Holder) -> None:
@@ -114,14 +116,14 @@ class GpuLockSession:
         self._ask(_END_SESSION, {"pid": holder.pid})
 
     def close(self) -> None:
-        """Give all locks back and end the session."""
+        """Release all locks and end the session."""
         if self._connection is not None:
             with contextlib.suppress(SQLAlchemyError):
-                self._ask(_UNLOCK_ALL, {})  # now: the server may take a moment to miss the session
+                self._ask(_UNLOCK_ALL, {})  # at once: the server may take a moment to notice the end
         self._drop()
 
     def _ask(self, question: TextClause, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
-        """A session that fails is closed, and the next question opens another."""
+        """Run a statement in the session. A session that fails is closed, and the next call opens another one."""
         try:
             if self._connection is None:
                 self._connection = self._open()
@@ -132,7 +134,7 @@ class GpuLockSession:
 
     def _open(self) -> Connection:
         connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        connection.detach()  # it never returns to the pool, with its locks and its title
+        connection.detach()  # never returns to the pool with its locks and its title
         connection.execute(_SET_UP, {"title": self._title})
         return connection
 
@@ -149,12 +151,12 @@ class GpuLockSession:
 
 
 def lock_key(uuid: str) -> int:
-    """The advisory lock's key for a GPU: 64 bits of the hash of its UUID."""
+    """Return the key of a GPU's advisory lock: 64 bits of the hash of its UUID."""
     digest = hashlib.sha256(f"{SESSION_TITLE} {uuid.lower()}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
 def _halves(uuid: str) -> dict[str, int]:
-    """The key as pg_locks shows it, in two unsigned halves."""
+    """Return the key as pg_locks shows it, in two unsigned halves."""
     key = lock_key(uuid) % 2**64
     return {"high": key >> 32, "low": key % 2**32}

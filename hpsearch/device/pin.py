@@ -1,7 +1,7 @@
-"""A GPU each: a worker pins its GPU for as long as it lives, so that any number of identical replicas share them out.
+"""One GPU per worker: a worker pins its GPU as long as it lives, so that identical replicas divide the GPUs among them.
 
-Workers know of each other through the database: those that use the GPUs of one machine must use one database. A GPU is
-shared by workers that all say so, and by nobody else.
+Workers see each other through the database: all workers that use the GPUs of one machine must use one database. A GPU
+is shared only by workers that all allow it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hpsearch.wording import first_line
 
 _log = get_logger("devices")
 
-_POLL_SECONDS = (0.5, 1.5)  # a random time between: replicas that started together do not ask together for ever
+_POLL_SECONDS = (0.5, 1.5)  # random in between, so that replicas that started together do not keep polling together
 _MOST_TRIES = 3
 _KEEP_ANSWER_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
@@ -34,11 +34,11 @@ _CLOSE_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class PinRules:
-    """How a worker comes to its GPU.
+    """How a worker gets its GPU.
 
     Args:
-        waits: until a GPU is free; else none being free is an error.
-        is_shared: take a GPU together with others that share theirs.
+        waits: wait until a GPU is free; otherwise it is an error if none is free.
+        is_shared: share a GPU with other workers that allow it.
     """
 
     waits: bool = True
@@ -46,16 +46,17 @@ class PinRules:
 
 
 class PinnedDevice:
-    """The device of this worker, and the lock on it, if it is a GPU.
+    """The device of this worker, and the lock on it if it is a GPU.
 
     Args:
         gpu: None: the CPU, on which any number of workers may train.
         session: holds the lock; None if there is nothing to hold.
+        is_shared: the lock is a shared one.
     """
 
     def __init__(self, gpu: Gpu | None, session: GpuLockSession | None = None, *, is_shared: bool = False) -> None:
         self.device = gpu.device if gpu else torch.device("cpu")
-        self.description = gpu.description if gpu else "cpu"  # for people, and for the trials' `device`
+        self.description = gpu.description if gpu else "cpu"  # for people, and for the trials' attribute `device`
         self._uuid = gpu.uuid if gpu else None
         self._session = session
         self._is_shared = is_shared
@@ -64,23 +65,24 @@ class PinnedDevice:
 
     @property
     def is_lost(self) -> bool:
-        """True once another worker has this GPU: this one must not use it any more. Any thread may ask."""
+        """True once another worker has this GPU: this worker must not use it any more. Any thread may ask."""
         return self._is_lost
 
     def keep(self) -> bool:
-        """Take the lock again if its session was cut; to be called every few seconds, by any thread.
+        """Take the lock again if its session was cut. Call this every few seconds, from any thread.
 
-        While the database is away the GPU counts as ours: nobody else can lock it either. Never raises for it.
+        While the database is away, the GPU counts as ours, because no other worker can lock it either. Database errors
+        are logged, not raised.
 
         Returns:
-            False for good once another worker has the GPU.
+            False, for good, once another worker has the GPU.
         """
         if self._session is None or self._uuid is None:
             return True
         with self._mutex:
             if self._is_lost:
                 return False
-            for attempt in (1, 2):  # the second in a new session, at once: without one, others may take the GPU
+            for attempt in (1, 2):  # the second one in a new session: without one, others may take the GPU
                 try:
                     with answer_limit(_KEEP_ANSWER_SECONDS):
                         self._is_lost = not (self._session.has_lock(self._uuid) or self._lock_again())
@@ -93,7 +95,7 @@ class PinnedDevice:
         return not self._is_lost
 
     def require(self) -> None:
-        """Raises DeviceLostError once another worker has this GPU."""
+        """Raise DeviceLostError if another worker has taken this GPU."""
         if self._is_lost:
             raise DeviceLostError(
                 f"another worker has taken {self.description} while the database was away",
@@ -101,7 +103,7 @@ class PinnedDevice:
             )
 
     def close(self) -> None:
-        """Give the GPU back."""
+        """Release the GPU."""
         if self._session is None or not self._mutex.acquire(timeout=_CLOSE_SECONDS):
             return  # the thread that keeps the lock hangs: the session ends with the process
         try:
@@ -120,10 +122,10 @@ class PinnedDevice:
             holders = self._session.holders(self._uuid)
             if holders and not any(holder.is_self for holder in holders):
                 return False
-            for holder in holders:  # our own old session, which the server has not missed yet
+            for holder in holders:  # our old session, which the server has not yet noticed to be gone
                 if holder.is_self:
                     self._session.end_session_of(holder)
-        return True  # still our own old session: the next call tries again
+        return True  # the old session still holds it: the next call tries again
 
 
 @contextlib.contextmanager
@@ -137,20 +139,20 @@ def pin_device(
     is_finished: Callable[[], bool],
     rules: PinRules,
 ) -> Iterator[PinnedDevice | None]:
-    """Pin the first free of the wanted GPUs while the context is open, or stand on the CPU.
+    """Pin the first free GPU of the requested ones while the context is open, or use the CPU.
 
-    Any number of processes may do so at once; a lock that was lost with its connection is asked for anew.
+    Any number of processes may do so at once. A lock that was lost with its connection is requested again.
 
     Args:
         wanted: `auto`, `cpu`, `cuda` or `cuda:N`.
-        worker: its name, which others are told who wait for the GPU.
-        is_finished: the study needs no worker any more; asked while it waits.
+        worker: name of the worker, shown to other workers that wait for the GPU.
+        is_finished: whether the study needs no more workers; checked while waiting.
     Yields:
-        None if the wait was ended by `stop` or `is_finished`.
+        None if `stop` or `is_finished` ended the wait.
     Raises:
         InputError: not a device name.
-        DeviceError: the GPU is not there, cannot be told from others, or is taken and the rules say not to wait.
-        StorageError: the database has been away for too long.
+        DeviceError: the GPU does not exist, cannot be identified, or is taken and the rules say not to wait.
+        StorageError: the database was away for too long.
     """
     gpus = wanted_gpus(wanted, visible)
     if not gpus:
@@ -177,7 +179,7 @@ def pin_device(
 
 
 def describe_taken(database: Database, gpus: Sequence[Gpu]) -> list[str]:
-    """Which of these GPUs are held, and by whom: `cuda:0 (NVIDIA H200, GPU-5ee1...) by node7:4711`."""
+    """Describe which of these GPUs are held, and by whom: `cuda:0 (NVIDIA H200, GPU-5ee1...) by node7:4711`."""
     session = GpuLockSession(database)
     try:
         return database.with_optuna(lambda: _taken(session, gpus))
@@ -204,7 +206,7 @@ def _wait_for_one(
 ) -> Gpu | None:
     was_told = False
     while True:
-        # `with_optuna` for its patience with a database that is away.
+        # `with_optuna` is used for its retries while the database is away.
         gpu = database.with_optuna(lambda: _take_one(session, gpus, is_shared=rules.is_shared))
         if gpu is not None:
             if was_told:
@@ -212,7 +214,7 @@ def _wait_for_one(
             return gpu
         if stop.is_set() or is_finished():
             return None
-        # Whether a GPU is free may take some seconds to tell; that is not the waiting that the rules speak of.
+        # It may take some seconds to find out whether a GPU is free; the rules do not mean that wait.
         if not was_told and (rules.waits or not database.with_optuna(lambda: _is_any_awaited(session, gpus))):
             was_told = True
             _tell(database.with_optuna(lambda: _taken(session, gpus)), rules)
@@ -221,7 +223,7 @@ def _wait_for_one(
 
 
 def _take_one(session: GpuLockSession, gpus: Sequence[Gpu], *, is_shared: bool) -> Gpu | None:
-    """The first free GPU, or the one with the fewest others on it."""
+    """Take and return the first free GPU, or with `is_shared` the one with the fewest holders; None if none is free."""
     others = {gpu.index: session.holders(_uuid(gpu)) if is_shared else [] for gpu in gpus}
     for gpu in sorted(gpus, key=lambda gpu: len(others[gpu.index])):
         if session.is_awaited(_uuid(gpu)):
@@ -245,10 +247,10 @@ def _taken(session: GpuLockSession, gpus: Sequence[Gpu]) -> list[str]:
 
 
 def _tell(taken: Sequence[str], rules: PinRules) -> None:
-    """Say why there is no GPU for this worker.
+    """Report why there is no GPU for this worker.
 
     Raises:
-        DeviceError: it is not to wait.
+        DeviceError: the rules say not to wait.
     """
     reason = f"no GPU is free for this worker: {'; '.join(taken) or 'another worker was faster'}"
     if rules.waits:

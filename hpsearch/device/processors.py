@@ -1,4 +1,4 @@
-"""How many processors this process may use: those that it may run on, and no more than its cgroups grant time for."""
+"""How many processors this process may use: limited by its CPU affinity and by the time quotas of its cgroups."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ _OWN_GROUPS = Path("/proc/self/cgroup")
 
 
 def usable_processors() -> int:
-    """At least 1. A container's limit (`docker run --cpus`) is a quota of time, which the affinity does not show."""
+    """Return the number of usable processors, at least 1.
+
+    A container's limit (`docker run --cpus`) is a time quota, which the affinity does not show.
+    """
     quotas = [math.ceil(quota) for quota in _quotas()]
     return max(1, min([_num_in_affinity(), *quotas]))
 
 
 def threads_per_worker(num_workers: int) -> int:
-    """CPU threads for each of several local workers: OMP_NUM_THREADS if it is set, or the usable cores shared out."""
+    """Return the CPU threads for each local worker: OMP_NUM_THREADS if set, or an equal share of the cores."""
     named = os.environ.get("OMP_NUM_THREADS", "")
     if named.isdecimal() and len(named) < 5 and int(named) > 0:
         return int(named)
@@ -32,10 +35,10 @@ def _num_in_affinity() -> int:
 
 
 def _quotas() -> Iterator[float]:
-    """Processors' worth of time that each of our cgroups, and of those around them, grants."""
+    """Yield the quotas, in processors, of this process's cgroups and their parents."""
     try:
         lines = _OWN_GROUPS.read_text().splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
@@ -46,7 +49,7 @@ def _quotas() -> Iterator[float]:
 
 
 def _read_each(root: Path, path: str, read: Callable[[Path], float | None]) -> Iterator[float]:
-    # A container may see its own group as the root, whatever its path is outside: missing folders are passed over.
+    # A container may see its own group as the root, whatever its path is outside: missing folders are skipped.
     relative = PurePosixPath(path.lstrip("/"))
     for group in (relative, *relative.parents):
         try:

@@ -1,11 +1,11 @@
-"""Train a study with workers of this machine or of a Ray cluster: what `run`, `confirm` and the Python API share.
+"""Train a study with workers on this machine or on a Ray cluster, for `run`, `confirm` and the Python API.
 
     launch = check_launch(LaunchOptions(storage=url, workers=2))
     with open_storage(url) as database:
         study = train_study(database, definition, launch, listener)
 
-Nothing here parses or prints: who wants to tell people about it gives a `LaunchListener`. Nothing handles signals
-either: the workers are subprocesses, so any thread will do, beside a running event loop as well.
+Nothing here parses or prints: a caller that reports progress passes a `LaunchListener`. Nothing here handles signals:
+the workers are subprocesses, so `train_study` can run in any thread, also beside a running event loop.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from hpsearch.worker.rounds import is_finished
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchOptions:
-    """How a study is to be trained, as somebody asked for it.
+    """How a study is to be trained, as requested by the user.
 
     Args:
-        storage: what `open_storage` was given; None: the embedded PostgreSQL.
-        workers: None: one per GPU, or one; in a cluster as many as it has GPUs, or one per node.
-        on: the address of a Ray cluster; None: this machine.
-        worker: what each worker is asked for.
+        storage: the URL that `open_storage` was given; None: the embedded PostgreSQL.
+        workers: number of workers; None: one per GPU, or one without GPUs; on a cluster, one per GPU, or one per node.
+        on: address of a Ray cluster; None: this machine.
+        worker: options of each worker.
     """
 
     storage: str | None = field(default=None, repr=False)  # it may hold a password
@@ -54,12 +54,12 @@ class LaunchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Options that this machine can fulfil; made by `check_launch`.
+    """Options that this machine can fulfil; created by `check_launch`.
 
     Args:
-        options: as they were given, but that the folder of artifacts is absolute.
-        num_workers: of this machine; on a cluster it is the cluster that knows.
-        gpus: those of this machine that the workers will ask for.
+        options: as given, except that the folder of artifacts is absolute.
+        num_workers: on this machine; on a cluster, the cluster decides.
+        gpus: GPUs of this machine that the workers will ask for.
     """
 
     options: LaunchOptions
@@ -68,36 +68,36 @@ class Launch:
 
 
 class LaunchListener:
-    """Is told what happens while a study is trained. Every method may be overridden; these keep silent."""
+    """Receives events while a study is trained. Every method may be overridden; these do nothing."""
 
     def found_finished(self, study: StoredStudy, counts: PointCounts) -> None:
-        """The study is there and has nothing left to train."""
+        """The study exists and has nothing left to train."""
 
     def gpu_is_taken(self, description: str) -> None:
         """Another worker holds a GPU that these workers will ask for."""
 
     def download(self) -> AbstractContextManager[DownloadProgress | None]:
-        """Open while data is looked for; what it yields is told of each file that is downloaded."""
+        """Open while the data is located; the yielded object is notified of each file that is downloaded."""
         return contextlib.nullcontext()
 
     def prepared(self, prepared: PreparedStudy, num_workers: int, lanes: str) -> None:
-        """The study is there with all its points, and workers are about to start."""
+        """The study exists with all its points, and the workers are about to start."""
 
     def training(self, study: StoredStudy) -> AbstractContextManager[Callable[[Progress], None]]:
-        """Open while workers train; what it yields is told how far the study is, about once a second."""
+        """Open while workers train; the yielded function is called with the study's progress about once a second."""
         return contextlib.nullcontext(_ignore)
 
     def interrupted(self, study: StoredStudy, num_left: int) -> None:
-        """Ctrl-C: the workers have given their trials back."""
+        """Ctrl-C was pressed and the workers have given their trials back. `num_left` points are unfinished."""
 
 
 def check_launch(options: LaunchOptions) -> Launch:
-    """Find what is wrong with the options before a database is opened.
+    """Find errors in the options before a database is opened.
 
     Raises:
-        InputError: no such device, more workers than GPUs, or no cluster's address.
-        DeviceError: the GPU that was asked for is not there.
-        ArtifactError: nothing can be written to the folder or bucket.
+        InputError: no such device, more workers than GPUs, or not the address of a cluster.
+        DeviceError: the requested GPU does not exist.
+        ArtifactError: the folder or bucket is not writable.
     """
     device = options.worker.device
     if options.on is not None:
@@ -118,14 +118,14 @@ def train_study(
     launch: Launch,
     listener: LaunchListener | None = None,
 ) -> StoredStudy:
-    """Create the study or take it up again, and train it until it is finished.
+    """Create or resume the study and train it until it is finished.
 
-    A study that is finished already needs neither data nor workers. To be called again after an interruption, or
-    twice at once: the workers of all callers share the points.
+    A study that is already finished needs neither data nor workers. The call may be repeated after an interruption, and
+    may run several times at once: the workers of all callers share the points.
 
     Raises:
-        KeyboardInterrupt: passed on after the workers have given their trials back.
-        HpsearchError: the definition or the data does not suit, or workers cannot start or keep dying.
+        KeyboardInterrupt: re-raised after the workers have given their trials back.
+        HpsearchError: the definition or the data is not suitable, or workers cannot start or keep dying.
     """
     listener = listener or LaunchListener()
     definition = with_absolute_dataset(definition)
@@ -155,9 +155,9 @@ def _worker_command(database: Database, definition: StudyDefinition, launch: Lau
 
 
 def _url_for_workers(database: Database, launch: Launch) -> str | None:
-    """The URL that workers connect to; None: the embedded PostgreSQL.
+    """Return the URL that workers connect to; None: the embedded PostgreSQL.
 
-    Workers of this machine read the password from the file that this process has read it from.
+    If this process has read the password from a file, local workers read it from the same file.
     """
     named = launch.options.storage
     if named is None:

@@ -1,6 +1,6 @@
-"""The Ray cluster that `run --on ray` uses: found or started here, its nodes, and what each worker asks of them.
+"""The Ray cluster that `run --on ray` uses: connects to it or starts one, lists its nodes, and sizes the workers.
 
-Ray is an optional dependency, imported only when a cluster is asked for.
+Ray is an optional dependency, imported only when a cluster is requested.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from hpsearch.logs import get_logger
 from hpsearch.wording import first_line
 
 _log = get_logger("ray")
-_LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # nothing of ours goes through it; Ray would take 30 % of the memory
+_LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # hpsearch stores nothing in it; Ray would take 30 % of the memory
 _ANSWER_SECONDS = 10.0
 _ADDRESS = re.compile(r"ray|ray://[^/\s]+:\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayNode:
-    """A machine of the cluster, or a part of it, with its whole resources."""
+    """A node of the cluster with its total resources."""
 
     host: str
     address: str
@@ -41,7 +41,7 @@ class RayNode:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerShare:
-    """What each worker asks of Ray, and how many workers there are."""
+    """The number of workers and the resources that each of them requests from Ray."""
 
     num_workers: int
     num_cpus: int
@@ -57,7 +57,8 @@ class RayCluster:
     """A connection to a cluster.
 
     Args:
-        ray: Ray's module; it need not be installed where no cluster is used.
+        ray: Ray's module; it need not be installed if no cluster is used.
+        nodes: the nodes that are alive.
     """
 
     ray: Any
@@ -70,18 +71,18 @@ class RayCluster:
         return all(node.host == platform.node() and node.address in own for node in self.nodes)
 
     def share(self, device: str, num_workers: int | None) -> WorkerShare:
-        """What each worker gets: a GPU where the cluster has them, else its part of the processors.
+        """Return what each worker gets: a GPU if the cluster has any, else its part of the processors.
 
         Args:
             device: `auto` or `cpu`.
-            num_workers: None: as many as GPUs, or one per node with processors.
+            num_workers: None: one per GPU, or one per node with processors.
         """
         num_gpus = sum(node.num_gpus for node in self.nodes) if device == "auto" else 0
         if num_gpus:
             return WorkerShare(num_workers=num_workers or num_gpus, num_cpus=1, num_gpus=1)
         cpus = [node.num_cpus for node in self.nodes if node.num_cpus > 0] or [1]
         number = num_workers or len(cpus)
-        # The most that each can have so that all find a place at once.
+        # The largest number of processors per worker with which all workers can be placed at once.
         fitting = (n for n in range(max(cpus), 0, -1) if sum(cpu // n for cpu in cpus) >= number)
         return WorkerShare(num_workers=number, num_cpus=next(fitting, 1), num_gpus=0)
 
@@ -104,7 +105,7 @@ class RayCluster:
 
 
 def check_address(address: str) -> str:
-    """`ray` or `ray://HOST:PORT`. Raises InputError for anything else."""
+    """Return the address if it is `ray` or `ray://HOST:PORT`. Raises InputError for anything else."""
     if not _ADDRESS.fullmatch(address):
         raise InputError(
             f"--on must be ray or ray://HOST:PORT, got {address!r}",
@@ -115,11 +116,11 @@ def check_address(address: str) -> str:
 
 @contextlib.contextmanager
 def connect(address: str) -> Iterator[RayCluster]:
-    """Be connected to a cluster.
+    """Connect to a cluster for the duration of the context.
 
     Args:
-        address: `ray://HOST:PORT`, or `ray`: the cluster that RAY_ADDRESS names or that this machine is part of;
-            if there is none, one is started on this machine and stopped at the end.
+        address: `ray://HOST:PORT`, or `ray`: the cluster that RAY_ADDRESS names or that this machine is part of; if
+            there is none, one is started on this machine and stopped at the end.
     Raises:
         InputError: not an address, or Ray is not installed.
         SurroundingsError: no cluster answers.
@@ -132,7 +133,7 @@ def connect(address: str) -> Iterator[RayCluster]:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         _initialize(ray, address)
-        signal.signal(signal.SIGTERM, handler)  # Ray puts its own in place, which ends the process in mid-air
+        signal.signal(signal.SIGTERM, handler)  # Ray installs its own handler, which ends the process abruptly
         yield RayCluster(ray=ray, nodes=_nodes(ray))
     finally:
         ray.shutdown()
@@ -147,7 +148,7 @@ def _initialize(ray: Any, address: str) -> None:
         )
     if named:
         _check_answers(named)
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}  # stderr is our progress display's
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}  # stderr belongs to the progress display
     try:
         ray.init(address=named or "auto", **quiet)
         return
@@ -155,12 +156,12 @@ def _initialize(ray: Any, address: str) -> None:
         if named or not isinstance(error, ConnectionError):
             raise _silence(named or "this machine", error) from error
     _log.info("no Ray cluster is running: starting one on this machine")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sends no usage statistics
     ray.init(address="local", include_dashboard=False, object_store_memory=_LOCAL_OBJECT_STORE_BYTES, **quiet)
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself would try for minutes, and in one case for ever."""
+    """Fail early if nothing listens at the address: Ray itself would retry for minutes, and in one case for ever."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdecimal():
         return  # `auto`, `local`

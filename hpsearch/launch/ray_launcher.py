@@ -1,8 +1,8 @@
-"""Workers as actors of Ray's, for the same Supervisor that looks after local processes.
+"""Workers as Ray actors, for the same Supervisor that manages local processes.
 
-Ray places the actors and makes those anew that die with their process or their node. Everything else is as ever: the
-workers coordinate through the database alone, and the supervisor starts a worker again whose program ends with an
-error, a bounded number of times.
+Ray places the actors and recreates those that die with their process or their node. Everything else works as on one
+machine: the workers coordinate through the database alone, and the supervisor restarts a worker whose program ends with
+an error, a limited number of times.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from hpsearch.launch.supervisor import WorkerCommand
 from hpsearch.logs import get_logger
 
 _log = get_logger("ray")
-_PLACE_SECONDS = 30.0  # how long a worker may look for its place before we say so
+_PLACE_SECONDS = 30.0  # how long a worker may wait for a place before a warning is logged
 _KILL_SECONDS = 5.0
-# Of no use to a worker on another node: the storage URL is whole, the rest says how `run` itself runs.
+# Useless for a worker on another node: the storage URL is complete, and the rest describes how `run` itself runs.
 _NOT_PASSED_ON = {
     environment.STORAGE_PASSWORD_FILE,
     environment.SUPERVISOR_PID,
@@ -38,7 +38,7 @@ _NOT_PASSED_ON = {
 
 
 class RayProcess:
-    """An actor with its worker, looked at like a process. No call waits for the actor unless it says so."""
+    """An actor and its worker, with the interface of a process. Only `wait` and `kill` wait for the actor."""
 
     def __init__(self, ray: Any, actor: Any, index: int, needs: str) -> None:
         self._ray = ray
@@ -51,7 +51,7 @@ class RayProcess:
         self.state = RayWorkerState(code=None, last_words="it has not started", log="(none)")
 
     def poll(self) -> int | None:
-        """The worker's exit code, or None while it runs, waits for its place, or is made anew."""
+        """Return the worker's exit code, or None while it runs, waits for a place, or is created again."""
         if self.state.code is None:
             ready, _ = self._ray.wait([self._pending], timeout=0)
             if ready:
@@ -63,7 +63,10 @@ class RayProcess:
         return self.state.code
 
     def send_signal(self, _number: int, /) -> None:
-        """SIGTERM is the only one that is ever sent. An actor that never answered holds no trial yet."""
+        """Ask the worker to stop. Only SIGTERM is ever sent.
+
+        An actor that has never answered holds no trial yet and is removed.
+        """
         if self._is_placed:
             self._actor.terminate.remote()
         else:
@@ -73,7 +76,7 @@ class RayProcess:
         """Wait for the worker's end. Raises subprocess.TimeoutExpired."""
         if self.state.code is None and timeout is not None:
             answer = self._actor.wait.remote(timeout)
-            ready, _ = self._ray.wait([answer], timeout=timeout + 1.0)  # its own wait ends first
+            ready, _ = self._ray.wait([answer], timeout=timeout + 1.0)  # the actor's own wait ends first
             if ready:
                 self._take_in(answer)
         if self.state.code is None:
@@ -81,11 +84,12 @@ class RayProcess:
         return self.state.code
 
     def kill(self) -> None:
+        """Kill the worker, and wait for the actor for at most _KILL_SECONDS."""
         self._ray.wait([self._actor.kill.remote()], timeout=_KILL_SECONDS)
         self._end(code=-9)
 
     def _take_in(self, answer: Any) -> None:
-        """Learn how the worker is; an actor that cannot live at all is an error of the surroundings."""
+        """Update the state from an answer. An actor that cannot live at all ends with SurroundingsError's exit code."""
         try:
             self.state = self._ray.get(answer)
             self._is_placed = True
@@ -96,7 +100,7 @@ class RayProcess:
             self._end(self.state.code)
 
     def _end(self, code: int) -> None:
-        """Give the actor's place back."""
+        """Release the actor's place in the cluster."""
         self.state = RayWorkerState(code=code, last_words=self.state.last_words, log=self.state.log)
         self._ray.kill(self._actor, no_restart=True)
 
@@ -106,14 +110,15 @@ class RayLauncher:
     """Starts workers as actors.
 
     Args:
-        command: how a node starts its worker. Its URL goes to the actors as an argument, which Ray shows nowhere;
+        command: how a node starts its worker. Its URL goes to the actors as an argument, which Ray does not show;
             `runtime_env` would show it on Ray's dashboard.
+        share: the number of workers and the resources of each.
     """
 
     cluster: RayCluster
     command: WorkerCommand
     share: WorkerShare
-    _processes: dict[int, RayProcess] = field(default_factory=dict)  # the latest, by worker index
+    _processes: dict[int, RayProcess] = field(default_factory=dict)  # the latest process of each worker index
 
     @property
     def lanes(self) -> str:
@@ -124,11 +129,12 @@ class RayLauncher:
         return self.share.num_workers
 
     def start(self, index: int) -> RayProcess:
+        """Start worker number `index` (0, 1, ...) as an actor, on a node that Ray chooses."""
         ray = self.cluster.ray
         actor = ray.remote(RayWorker).options(
             num_cpus=self.share.num_cpus,
             num_gpus=self.share.num_gpus,
-            max_restarts=-1,  # a point that kills its workers is given up after some attempts: this ends
+            max_restarts=-1,  # bounded by the point: one that kills its workers is given up
             max_task_retries=-1,
             scheduling_strategy="SPREAD",
         )
@@ -137,7 +143,7 @@ class RayLauncher:
         return self._processes[index]
 
     def _environment(self) -> dict[str, str]:
-        """What a worker must know of where `run` was started: its HPSEARCH_ variables."""
+        """Return the HPSEARCH_ variables of this process that a worker needs."""
         here = {key: value for key, value in os.environ.items() if key.startswith(environment.PREFIX)}
         if self.cluster.is_this_machine:
             here[environment.HOME] = str(home_folder())  # the embedded PostgreSQL is there
@@ -147,18 +153,21 @@ class RayLauncher:
         return self._processes[index].state.last_words
 
     def final_error(self, index: int) -> str:
-        """The last words: a worker's code is that of an error of ours only if they are one (ray_worker.py)."""
+        """Return the last words.
+
+        A worker's exit code is that of an hpsearch error only if they are its message (ray_worker.py).
+        """
         return self.last_words(index)
 
     def shorten_log(self, index: int) -> None:
-        """Nothing to do: an actor shortens the log of its own node."""
+        """Does nothing: an actor shortens the log on its own node."""
 
     def log_file(self, index: int) -> str:
         return self._processes[index].state.log
 
 
 def check_placement(address: str, device: str) -> None:
-    """Raises InputError unless a cluster could be there, and could give a worker this device."""
+    """Raise InputError if the address is not that of a cluster, or a cluster cannot give a worker this device."""
     check_address(address)
     if device not in ("auto", "cpu"):
         raise InputError(f"--device {device} cannot be had with --on {address}", hint="Ray gives each worker its GPU")
@@ -168,10 +177,10 @@ def check_placement(address: str, device: str) -> None:
 def ray_workers(
     address: str, command: WorkerCommand, *, num_workers: int | None, url: sqlalchemy.URL
 ) -> Iterator[RayLauncher]:
-    """Be connected to a Ray cluster that can run the study of `command`.
+    """Connect to a Ray cluster that can run the study of `command`, and yield its launcher.
 
     Args:
-        num_workers: None: as many as the cluster has GPUs, or one per node.
+        num_workers: None: one per GPU of the cluster, or one per node.
         url: of the study's database.
     Raises:
         InputError: Ray is not installed, or the cluster's nodes cannot reach the database.
@@ -180,7 +189,7 @@ def ray_workers(
     with connect(address) as cluster:
         cluster.check_reachable(url, is_embedded=command.storage_url is None)
         share = cluster.share(command.options.device, num_workers)
-        device = command.options.device if share.num_gpus else "cpu"  # no GPU that Ray has not given us
+        device = command.options.device if share.num_gpus else "cpu"  # use only GPUs that Ray has assigned
         options = replace(command.options, device=device)
         command = replace(command, options=options, num_workers=share.num_workers, threads=share.num_cpus)
         yield RayLauncher(cluster=cluster, command=command, share=share)

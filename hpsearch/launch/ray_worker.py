@@ -1,8 +1,8 @@
-"""One worker of a study inside an actor of Ray's: a child process of the actor, started, looked at and ended by it.
+"""One worker of a study inside a Ray actor: a child process that the actor starts, monitors and ends.
 
-This class knows no Ray: ray_launcher.py makes an actor of it, on whatever node Ray chooses. When the actor dies, Ray
-makes it anew, maybe elsewhere, and the new one starts the worker again. The points that the old one held come back by
-their leases, as with any worker that dies.
+This class does not import Ray: ray_launcher.py turns it into an actor, on a node that Ray chooses. When the actor dies,
+Ray creates it again, possibly on another node, and the new actor starts the worker again. The points that the old
+worker held become free when their leases expire, as with any worker that dies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hpsearch.launch.supervisor import WorkerCommand
 
 @dataclass(frozen=True, kw_only=True)
 class RayWorkerState:
-    """How a worker is.
+    """The state of a worker.
 
     Args:
         code: its exit code, negative for a signal; None while it runs.
@@ -36,10 +36,10 @@ class RayWorkerState:
 
 
 class RayWorker:
-    """Starts worker number `index` at once; Ray calls it again on the next node if this one dies.
+    """Starts worker number `index` immediately; Ray creates it again on another node if this one dies.
 
     Args:
-        environment: HPSEARCH_ variables of where `run` was started; they win over the node's own.
+        environment: HPSEARCH_ variables of the machine on which `run` was started; they override the node's own.
     """
 
     def __init__(self, command: WorkerCommand, index: int, environment: Mapping[str, str]) -> None:
@@ -50,10 +50,11 @@ class RayWorker:
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self._process = self._command.start(index)
-        except HpsearchError as error:  # to raise it would lose its exit code on the way through Ray
+        except HpsearchError as error:  # raised through Ray, the error would lose its exit code
             self._refusal = error
 
     def look(self) -> RayWorkerState:
+        """Return the worker's state, and shorten its log if it is long."""
         self._command.shorten_log(self._index)
         code = self._refusal.exit_code if self._refusal else self._running().poll()
         return self._state(code)
@@ -64,13 +65,14 @@ class RayWorker:
             self._process.send_signal(signal.SIGTERM)
 
     def wait(self, seconds: float) -> RayWorkerState:
-        """How the worker is after its end, or after so many seconds."""
+        """Return the worker's state after its end, or after `seconds`."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             if self._process is not None:
                 self._process.wait(timeout=seconds)
         return self.look()
 
     def kill(self) -> None:
+        """Kill the worker and wait for its end."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -87,6 +89,6 @@ class RayWorker:
                 code in (InputError.exit_code, SurroundingsError.exit_code)
                 and self._command.final_error(self._index) is None
             ):
-                code = HpsearchError.exit_code  # the user's code has ended the process, with whatever code it liked
+                code = HpsearchError.exit_code  # the user's code has ended the process, with an exit code of its own
         log = f"{platform.node()}:{self._command.log_file(self._index)}"
         return RayWorkerState(code=code, last_words=words, log=log)

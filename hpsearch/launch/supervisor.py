@@ -1,7 +1,7 @@
-"""Local workers: N processes on this machine, watched until the study is finished or somebody interrupts.
+"""Local workers: N processes on this machine, supervised until the study is finished or the user interrupts.
 
-The workers coordinate through the database alone; the supervisor starts them, restarts one that died, passes Ctrl-C
-on as SIGTERM, and reads progress. Workers notice when their supervisor is gone and give their trials back.
+The workers coordinate through the database alone. The supervisor starts them, restarts a worker that died, forwards
+Ctrl-C as SIGTERM, and reads progress. Workers notice when their supervisor is gone and give their trials back.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from hpsearch.worker.options import WorkerOptions
 
 _log = get_logger("supervisor")
 
-MAX_RESTARTS = 5  # per worker, without a point that was counted or given up since
-LOG_LIMIT_BYTES = 16 * 2**20  # of a worker's log; as much again is kept beside it
+MAX_RESTARTS = 5  # per worker, counted anew when a point is counted or given up
+LOG_LIMIT_BYTES = 16 * 2**20  # of a worker's log; one older part of the same size is kept
 _LOG_END_BYTES = 2**16
 _LOG_HEADING = "--- worker started"
 _PROGRAM = Path(__file__).parents[1] / "__main__.py"
@@ -47,12 +47,12 @@ class WorkersFailedError(HpsearchError):
 
     def __init__(self, message: str, *, hint: str, exit_code: int) -> None:
         super().__init__(message, hint=hint)
-        self.exit_code = exit_code  # that of the worker, which knows what was wrong
+        self.exit_code = exit_code  # of the worker: it says what was wrong
 
 
-# How often torch's threads look for each other before they sleep: some 50 microseconds' worth. A minibatch has dozens
-# of meetings. Threads that sleep at once made an epoch 1.7 times slower; threads that spin for milliseconds, as they do
-# of themselves, up to seven times where other work wanted the cores (docs/lab-notes.md).
+# How long torch's threads spin before they sleep: about 50 microseconds. A minibatch has dozens of synchronisations.
+# Threads that sleep immediately made an epoch 1.7 times slower; threads that spin for milliseconds, which is their
+# default, made it up to seven times slower when other work needed the cores (docs/lab-notes.md).
 SPIN_COUNT = "2000"
 
 
@@ -61,13 +61,14 @@ class WorkerCommand:
     """How to start one worker of a study.
 
     Args:
-        storage_url: its password stands in no worker's arguments or variables: a file that only the worker has
-            open holds it, unless there is none here because a file was named to us (STORAGE_PASSWORD_FILE). None: the
-            embedded PostgreSQL, which the workers join as users of their own.
-        options: what each of them is asked for; each pins a GPU of its own.
-        num_workers: how many are started; they are told, for they share the machine's memory and the points.
+        storage_url: its password appears in no worker's arguments or variables: a file that only the worker has open
+            holds it. A URL without a password leaves the worker with the file that STORAGE_PASSWORD_FILE names. None:
+            the embedded PostgreSQL, which the workers join as clients of their own.
+        options: options of each worker; each pins its own GPU.
+        num_workers: number of workers that are started; passed to them, because they share the machine's memory and the
+            points.
         threads: CPU threads per worker.
-        log_folder: one file per worker.
+        log_folder: one log file per worker.
     """
 
     study_name: str
@@ -82,6 +83,7 @@ class WorkerCommand:
         return self.options.lanes_text
 
     def log_file(self, index: int) -> Path:
+        """The log file of worker number `index`."""
         return self.log_folder / f"{self.study_name}-worker-{index}.log"
 
     def start(self, index: int) -> subprocess.Popen[bytes]:
@@ -100,7 +102,7 @@ class WorkerCommand:
             url = parse_url(self.storage_url)
             password = url.password
             variables[environment.STORAGE] = without_password(url).render_as_string()
-        variables.pop(environment.LIFE_SIGN, None)  # of one process; several in one file would hide each other
+        variables.pop(environment.LIFE_SIGN, None)  # names one process's file; several workers would overwrite it
         variables.pop(environment.METRICS, None)
         if self.options.artifacts is not None:
             variables[environment.ARTIFACTS] = self.options.artifacts
@@ -110,37 +112,37 @@ class WorkerCommand:
             for descriptor in descriptors:
                 variables[environment.STORAGE_PASSWORD_FILE] = f"/dev/fd/{descriptor}"
             return subprocess.Popen(
-                # -P and the file's path: nothing in the current folder is imported in the place of a module.
+                # -P and the file's path: no module is imported from the current folder by mistake.
                 [sys.executable, "-P", str(_PROGRAM), *arguments],
                 env=variables,
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends them in order
+                start_new_session=True,  # Ctrl-C reaches only the supervisor, which ends the workers in order
             )
 
     def last_words(self, index: int) -> str:
-        """The error that a worker's log ends with, or its last line."""
+        """Return the error at the end of a worker's log, or the log's last line."""
         return self.final_error(index) or mask_passwords((self._lines(index) or ["its log is empty"])[-1])
 
     def final_error(self, index: int) -> str | None:
-        """The error that a worker ended with, in its own words; None: it did not come to say anything."""
+        """Return the error message with which a worker ended; None if it ended without one."""
         errors = [error for line in self._lines(index) if (error := find_final_error(line)) is not None]
         return mask_passwords(errors[-1]) if errors else None
 
     def _lines(self, index: int) -> list[str]:
-        """The end of what a worker has written to its log since its last start."""
+        """Return the end of what a worker has written to its log since its last start."""
         text = _end_of(self._older_log(index)) + _end_of(self.log_file(index))
         _, heading, text = text.rpartition(_LOG_HEADING)
         return text.strip().splitlines()[1 if heading else 0 :]
 
     def shorten_log(self, index: int) -> None:
-        """Move what a worker has written to a second file once it is long; to be called now and then."""
+        """Move a worker's log to a second file once it is long. Call this periodically."""
         path = self.log_file(index)
-        with contextlib.suppress(OSError):  # a log must not end the training
+        with contextlib.suppress(OSError):  # a problem with a log must not end the training
             if path.stat().st_size > LOG_LIMIT_BYTES:
-                # Copied and cut, not renamed: the worker goes on writing to the end of this file (O_APPEND).
+                # Copied and truncated, not renamed: the worker keeps appending to this file (O_APPEND).
                 shutil.copyfile(path, self._older_log(index))
                 os.truncate(path, 0)
 
@@ -163,7 +165,7 @@ class WorkerCommand:
 
 @contextlib.contextmanager
 def _password_file(password: str | None) -> Iterator[tuple[int, ...]]:
-    """A file in memory with the password, as a descriptor for a child to inherit; none without a password."""
+    """Yield the descriptor of an in-memory file with the password, for a child to inherit; none without a password."""
     if password is None:
         yield ()
         return
@@ -176,7 +178,7 @@ def _password_file(password: str | None) -> Iterator[tuple[int, ...]]:
 
 
 def _end_of(path: Path) -> str:
-    """The last part of a log, whatever its size."""
+    """Return the last part of a log, whatever its size."""
     if not path.exists():
         return ""
     with path.open("rb") as log:
@@ -185,7 +187,7 @@ def _end_of(path: Path) -> str:
 
 
 class WorkerProcess(Protocol):
-    """What the supervisor needs to know of a worker that runs: subprocess.Popen, or an actor (ray_launcher.py)."""
+    """A running worker as the supervisor sees it: subprocess.Popen, or an actor (ray_launcher.py)."""
 
     def poll(self) -> int | None: ...
     def send_signal(self, number: int, /) -> None: ...
@@ -194,7 +196,7 @@ class WorkerProcess(Protocol):
 
 
 class WorkerLauncher(Protocol):
-    """How workers are started, and where their output is: WorkerCommand here, or RayLauncher on other machines."""
+    """Starts workers and gives access to their output: WorkerCommand here, or RayLauncher on other machines."""
 
     @property
     def lanes(self) -> str: ...
@@ -207,7 +209,7 @@ class WorkerLauncher(Protocol):
 
 @dataclass(kw_only=True)
 class Supervisor:
-    """Keeps `num_workers` workers alive until the study is finished."""
+    """Keeps `num_workers` workers running until the study is finished."""
 
     database: Database
     study: StoredStudy
@@ -219,10 +221,10 @@ class Supervisor:
     _num_settled: int = 0
 
     def run(self, on_progress: Callable[[Progress], None]) -> Progress:
-        """Run until the study is finished; returns the last progress.
+        """Run until the study is finished, and return the last progress.
 
         Raises:
-            KeyboardInterrupt: passed on after the workers have given their trials back.
+            KeyboardInterrupt: re-raised after the workers have given their trials back.
             HpsearchError: workers cannot start, or keep dying; the message shows the end of a log.
         """
         try:
@@ -239,7 +241,7 @@ class Supervisor:
             self.stop()
 
     def stop(self) -> None:
-        """End all workers: SIGTERM, and SIGKILL for those that do not listen, or at the second Ctrl-C."""
+        """End all workers: SIGTERM first, then SIGKILL for those that do not stop in time, or at a second Ctrl-C."""
         deadline = time.monotonic() + STOP_SECONDS
         try:
             for process in self._processes.values():
@@ -263,14 +265,15 @@ class Supervisor:
             code = process.poll()
             if code is None or code == 0:
                 continue
-            # Without our line it is no verdict of ours: the user's code has ended the process, maybe in one trial only.
+            # Without our error line, the code may come from the user's code, perhaps in one trial only: restart the
+            # worker.
             is_verdict = code in (InputError.exit_code, SurroundingsError.exit_code)
             if is_verdict and self.command.final_error(index) is not None:
                 self._give_up(index, "cannot work", code)
             self._restart(index, code)
         if self._processes and all(process.poll() == 0 for process in self._processes.values()):
-            # All ended, yet a point is open, or a round is due: one was given back, or the study widened, at the last
-            # moment. Take it up again.
+            # All workers have ended, but a point is open or a round is due: a point was given back, or the study
+            # widened, at the last moment. Start a worker for it.
             self._restart(0, 0)
 
     def _restart(self, index: int, code: int) -> None:

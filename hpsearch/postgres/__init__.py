@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL server: started for who needs it, stopped when its last client leaves.
+"""The embedded PostgreSQL server: started by the first process that needs it, stopped when its last client leaves.
 
-Gives an address; what is stored at that address is no concern of this folder.
+A folder comes in; the URL of a running database goes out. This folder does not know what the database stores.
 """

@@ -1,8 +1,8 @@
-"""PostgreSQL without installing it: where no storage is named, a private server starts in a folder of ours.
+"""PostgreSQL without an installation: if no storage is named, a private server runs in hpsearch's home folder.
 
-Any number of processes share one server. Each holds a shared lock on a file for as long as it lives; whoever
-leaves and finds nobody else holding it stops the server. The kernel drops the lock of a killed process, so a
-SIGKILL leaves no client behind. If the very last one is killed, the server stays up for the next to find.
+Any number of processes share one server. Each holds a shared lock on a file as long as it lives; a process that leaves
+and finds no other holder stops the server. The kernel releases the lock of a killed process, so a SIGKILL leaves no
+stale client. If the very last client is killed, the server keeps running, and the next process uses it.
 
     lock          exclusive, while a process starts or stops the server
     clients       shared, by each client as long as it uses the server
@@ -27,7 +27,7 @@ from hpsearch.postgres.file_lock import check_excludes, close_lock_file, lock_sh
 from hpsearch.postgres.programs import SERVER_USER, PostgresPrograms
 from hpsearch.postgres.server import PostgresServer
 
-_SOCKET_PATH_LIMIT_BYTES = 103  # sockaddr_un: 108 on Linux, 104 on macOS, with the final zero
+_SOCKET_PATH_LIMIT_BYTES = 103  # sockaddr_un: 108 on Linux, 104 on macOS, including the final zero
 _LOCK_LIMIT_SECONDS = 180.0
 _CHOOSE_FOLDER = "set HPSEARCH_HOME to another folder, or name a PostgreSQL of your own with --storage"
 
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 
 class EmbeddedPostgres:
-    """This process's hold on the server of a folder: the server runs at least until `stop`.
+    """This process's use of a folder's server: the server runs at least until `stop`.
 
     with EmbeddedPostgres.start() as postgres:
         engine = create_engine(postgres.url)
     """
 
     def __init__(self, server: PostgresServer, clients_lock: int) -> None:
-        """Use `start`. `clients_lock` is a file descriptor with a shared lock, which now is ours to close."""
+        """Use `start`. `clients_lock` is a file descriptor with a shared lock; this object closes it."""
         self._server = server
         self._clients_lock: int | None = clients_lock
         self._owner_pid = os.getpid()
@@ -50,15 +50,15 @@ class EmbeddedPostgres:
 
     @classmethod
     def start(cls, folder: Path | None = None, *, limit_seconds: float = 60.0) -> EmbeddedPostgres:
-        """Join the server of `folder`, starting it (and making its database) if need be.
+        """Join the server of `folder`; start it, and create its database, if necessary.
 
         Any number of processes and threads may call it at once: one starts the server, the others wait.
 
         Args:
-            folder: `default_folder()` if None. Made if missing; else empty, or from an earlier start.
-            limit_seconds: how long a start may take, recovery after a crash included.
+            folder: `default_folder()` if None. Created if missing; otherwise empty, or from an earlier start.
+            limit_seconds: how long a start may take, including recovery after a crash.
         Raises:
-            StorageError: the folder does not suit, or the server does not start.
+            StorageError: the folder is not suitable, or the server does not start.
         """
         folder = (default_folder() if folder is None else folder).expanduser().resolve()
         try:
@@ -71,7 +71,7 @@ class EmbeddedPostgres:
                 clients_lock = open_lock_file(folder / "clients")
                 try:
                     server.ensure_running(limit_seconds=limit_seconds)
-                    lock_shared(clients_lock)  # free: exclusive holders hold our other lock too
+                    lock_shared(clients_lock)  # does not block: exclusive holders hold the other lock, too
                 except BaseException as error:
                     _leave_unstarted(server, clients_lock, error)
                     raise
@@ -83,7 +83,7 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The database's address for SQLAlchemy: a unix socket, no secret in it."""
+        """The database's URL for SQLAlchemy: a unix socket, without a secret."""
         return self._server.url
 
     @property
@@ -92,11 +92,11 @@ class EmbeddedPostgres:
 
     @property
     def postmaster_pid(self) -> int | None:
-        """The server's process; None if it does not run just now."""
+        """The server's process; None if it is not running."""
         return self._server.postmaster_pid
 
     def stop(self) -> None:
-        """Leave; the last one to leave stops the server. Safe to call again; no-op in a forked child.
+        """Leave; the last client stops the server. Safe to call again; no-op in a forked child.
 
         Raises:
             StorageError: the server does not stop.
@@ -131,12 +131,12 @@ class EmbeddedPostgres:
 
 
 def default_folder() -> Path:
-    """Where the server lives unless told otherwise."""
+    """Return the folder of the server if no other is named."""
     return home_folder() / "postgres"
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse what we must not or cannot use, before anything is made or changed."""
+    """Refuse a folder that cannot or must not be used, before anything is created or changed."""
     _check_name(folder)
     num_bytes = len(os.fsencode(folder / ".s.PGSQL.5432"))
     if num_bytes > _SOCKET_PATH_LIMIT_BYTES:
@@ -156,7 +156,7 @@ def _check_folder(folder: Path) -> None:
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"(no folder)"}
-    if names and "lock" not in names:  # the lock is the first that we put into a folder
+    if names and "lock" not in names:  # the lock is the first file in a new folder
         raise StorageError(f"{folder} holds something else than a database of hpsearch", hint=_CHOOSE_FOLDER)
     mode = folder.stat().st_mode & 0o777
     if mode != 0o700:
@@ -167,7 +167,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _check_name(folder: Path) -> None:
-    """Refuse a path that a connection string or PostgreSQL's own files cannot hold."""
+    """Refuse a path that a connection string or PostgreSQL's own files cannot contain."""
     shown = os.fsencode(folder).decode(errors="backslashreplace")
     faults = {
         "has a comma, which separates servers in a connection string": "," in shown,
@@ -180,7 +180,7 @@ def _check_name(folder: Path) -> None:
 
 
 def _make_private(folder: Path, programs: PostgresPrograms) -> None:
-    """Make the folder with mode 0700, of the server's user."""
+    """Create the folder with mode 0700, owned by the server's user."""
     folder.mkdir(mode=0o700, exist_ok=True)
     owner = os.geteuid() if programs.user is None else programs.user.pw_uid
     found = folder.stat().st_uid
@@ -191,9 +191,9 @@ def _make_private(folder: Path, programs: PostgresPrograms) -> None:
 
 
 def _leave_unstarted(server: PostgresServer, clients_lock: int, error: BaseException) -> None:
-    """Whoever is interrupted (Ctrl-C, SIGTERM) stops what it has started, unless others are there.
+    """After an interruption (Ctrl-C, SIGTERM), stop the server that was being started, unless it has other clients.
 
-    After an error the server is left alone: a long recovery goes on, and the next start finds it.
+    After an error the server is left alone: a long recovery continues, and the next start finds it.
     """
     try:
         if not isinstance(error, Exception) and try_lock(clients_lock):
@@ -218,7 +218,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
                     f"for {_LOCK_LIMIT_SECONDS:.0f} seconds",
                     hint=f"find it with: fuser {path}",
                 )
-            time.sleep(0.05)  # flock itself knows no time limit
+            time.sleep(0.05)  # flock itself has no time limit
         check_excludes(lock, path)
         yield
     finally:

@@ -1,8 +1,9 @@
-"""Locks on files (flock), which the kernel drops when their holders end, however they end.
+"""Locks on files (flock), which the kernel releases when their holders end, however they end.
 
-A lock belongs to the open file: a descriptor that a program inherits holds it too. Python closes ours in programs that
-it starts, unless they are named in `pass_fds`. A child of a plain fork would hold them as well, for as long as it
-lives: a child that a user's network forked and that outlives us would count as a client of our server. It closes them.
+A lock belongs to the open file: a process that inherits the descriptor holds the lock, too. Python closes our
+descriptors in programs that it starts, unless `pass_fds` names them. A child of a plain fork would keep them open as
+long as it lives: for example, a child that a user's network forked and that outlives this process would count as a
+client of the server. Forked children therefore close them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-# Of one machine alone: who holds a lock there is known to all who could.
+# File systems of a single machine: every process that could hold a lock there is visible to this one.
 LOCAL_FILE_SYSTEMS = frozenset(
     {"apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "overlay", "tmpfs", "xfs", "zfs"}
 )
@@ -23,7 +24,7 @@ _open_descriptors: set[int] = set()
 
 
 def open_lock_file(path: Path) -> int:
-    """Open the file, made if it is missing, for `try_lock`; to be closed with `close_lock_file`, which unlocks it."""
+    """Open the file for `try_lock`, and create it if missing. `close_lock_file` closes and unlocks it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     _open_descriptors.add(descriptor)
     return descriptor
@@ -36,12 +37,12 @@ def close_lock_file(descriptor: int) -> None:
 
 
 def lock_shared(descriptor: int) -> None:
-    """Hold the lock together with other shared holders; waits for an exclusive one."""
+    """Take a shared lock; waits for an exclusive holder."""
     fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the lock exclusively; False at once if anybody else holds it.
+    """Take the lock exclusively. Returns False at once if another holder has it.
 
     Raises:
         OSError: the file system has no locks.
@@ -68,7 +69,7 @@ def check_excludes(descriptor: int, path: Path) -> None:
 
 
 def file_system_type(path: Path) -> str:
-    """The type of the file system that holds an absolute path, as `mount` names it; "unknown" if it cannot be told."""
+    """Return the type of the file system of an absolute path, as in `mount`; "unknown" if it cannot be determined."""
     try:
         mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
     except OSError:

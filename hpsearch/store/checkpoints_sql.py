@@ -1,8 +1,8 @@
-"""The SQL of the checkpoints. Its rules are told in checkpoints.py.
+"""The SQL of the checkpoints. checkpoints.py explains its rules.
 
-A worker's writes are fenced as in ledger_sql.py: only for points that bear its name. The rows of the points are
-locked FOR KEY SHARE until the transaction ends. That keeps off whoever wants to requeue a point (FOR UPDATE), but not
-the worker's own reports and renewals, with which a stronger lock would now and then end in a deadlock.
+A worker's writes are fenced as in ledger_sql.py: they apply only to points that have its name. The rows of the points
+are locked FOR KEY SHARE until the transaction ends. That blocks a requeue of the point (FOR UPDATE), but not the
+worker's own reports and renewals; a stronger lock would occasionally deadlock with those.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
 
-# An earlier attempt's checkpoint always gives way: had this attempt been able to use it, it would have begun there.
+# An earlier attempt's checkpoint is always replaced: if this attempt could have used it, it would have started there.
 SAVE = text("""
     WITH held AS (
         SELECT p.study_id, p.point, f.*
@@ -36,7 +36,7 @@ SAVE = text("""
     SELECT saved.trial_id, replaced.artifact_id AS replaced_id FROM saved LEFT JOIN replaced USING (point)
 """)
 
-# Which of these files are wanted. Run in SAVE's transaction, after it.
+# Which of these files are in use. Run in SAVE's transaction, after it.
 RECORDED = text("SELECT artifact_id FROM hpsearch_checkpoints WHERE artifact_id = ANY(CAST(:artifact_ids AS text[]))")
 
 FIND = text("""
@@ -47,8 +47,8 @@ FIND = text("""
     WHERE p.study_id = :study AND p.trial_id = ANY(CAST(:trial_ids AS int[]))
 """)
 
-# The earlier attempt is over, so that its rows no longer change. It may have recorded less than its checkpoint
-# contains, when the database was away at its end; what has only a part of its curve is not resumed.
+# The earlier attempt has ended, so its rows no longer change. If the database was away at its end, it may have recorded
+# fewer epochs than its checkpoint contains; a checkpoint with an incomplete curve is not resumed.
 RESUME = text("""
     WITH held AS (
         SELECT p.trial_id FROM hpsearch_points p
@@ -82,7 +82,7 @@ RESUME = text("""
     SELECT is_whole FROM judged
 """)
 
-# Checkpoints that nobody will resume: of points that are counted, or were given up. NULL: whichever trials they have.
+# Checkpoints that no attempt will resume: the points are counted or given up. :trial_ids NULL: all trials.
 NEEDLESS = text(f"""
     SELECT c.artifact_id
     FROM hpsearch_checkpoints c JOIN hpsearch_points p USING (study_id, point)

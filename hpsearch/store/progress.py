@@ -1,4 +1,4 @@
-"""How far a study is, in four statements: for live progress and for `status`."""
+"""The progress of a study, read in four statements, for live progress and for `status`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from hpsearch.store.rows.round_rows import StoredRound, has_ended, read_rounds
 
 @dataclass(frozen=True, kw_only=True)
 class RunningTrial:
-    """A trial in training and its latest recorded epoch (0 and None before the first one)."""
+    """A trial in training and its latest recorded epoch (0, with the value None, before the first one).
+
+    Args:
+        value: validation error after that epoch, as a fraction of the validation images.
+    """
 
     number: int
     epoch: int
@@ -23,15 +27,16 @@ class RunningTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """A moment of a study.
+    """The progress of a study at one moment.
 
     Args:
-        epochs: trial-epochs trained so far, those of failed attempts included, and what was taken over from them once.
-        epochs_of_counted: trial-epochs of the points that are counted.
+        epochs: trial-epochs trained so far. Epochs of failed attempts are included; epochs that a resumed trial took
+            over from an earlier attempt are counted once.
+        epochs_of_counted: trial-epochs of the counted points.
         best_value: lowest value of a COMPLETE trial, or None.
-        best_trial: its number.
+        best_trial: number of the trial with the best value, or None.
         running: trials in training, by number.
-        rounds: of points, in order; the row that ends a search included.
+        rounds: rounds of points, in order, including the row that ends a search.
     """
 
     counts: PointCounts
@@ -44,11 +49,14 @@ class Progress:
 
     @property
     def is_finished(self) -> bool:
-        """True when nothing is left to train and no round will follow."""
+        """True if nothing is left to train and no round will follow."""
         return has_ended(self.counts.unfinished, self.rounds)
 
     def remaining_seconds(self, epochs_per_second: float) -> float | None:
-        """An estimate: the open points will take as many epochs as the counted ones did on average."""
+        """Estimate the remaining time in seconds, or return None if nothing is counted or trained yet.
+
+        The estimate assumes that each unfinished point takes as many epochs as a counted point did on average.
+        """
         if self.counts.counted == 0 or epochs_per_second <= 0:
             return None
         epochs_per_point = self.epochs_of_counted / self.counts.counted
@@ -57,7 +65,7 @@ class Progress:
 
 
 def read_progress(database: Database, study_id: int) -> Progress:
-    """Read how far a study is."""
+    """Read the progress of a study. Each of the four statements is a transaction of its own."""
     values = {"study": study_id, "resumed": RESUMED_AT_ATTRIBUTE}
     totals = database.transaction(lambda connection: connection.execute(_TOTALS, values).one())
     running = database.transaction(lambda connection: connection.execute(_RUNNING, values).all())

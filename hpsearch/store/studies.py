@@ -1,8 +1,8 @@
-"""Studies in the database: create one with its points, load it again, or go on with a changed definition.
+"""Studies in the database: create one with its points, load one, or continue one with a changed definition.
 
-A study is created in one transaction: the Optuna study, its definition, and every point that is known as a WAITING
-trial. It is there whole or not at all, and any number of processes may create the same study at once: one does, the
-others find it. Who comes with more points or a greater budget changes the study, in one transaction too (widening.py).
+A study is created in one transaction: the Optuna study, its definition, and every known point as a WAITING trial. It is
+stored completely or not at all. Any number of processes may create the same study at once: one creates it, the others
+find it. A definition with more points or a larger budget changes the study, also in one transaction (widening.py).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from hpsearch.stored_json import damaged, parse_stored, parse_stored_texts
 from hpsearch.study.change import StudyChange, compare_definitions
 from hpsearch.study.definition import StudyDefinition, check_study_name
 
-# Study attributes that make an Optuna study one of ours. The dashboard shows them.
+# Study attributes that mark an Optuna study as one of hpsearch. Optuna-dashboard shows them.
 DEFINITION_ATTRIBUTE = "hpsearch:definition"
 CHECKSUMS_ATTRIBUTE = "hpsearch:dataset_checksums"
 VERSIONS_ATTRIBUTE = "hpsearch:versions"
 
-# Of a study: Optuna's tools copy its attributes and its trials, but not its points.
+# Whether a study has points. Optuna's tools copy a study's attributes and its trials, but not its points.
 HAS_POINTS = exists().where(tables.points.c.study_id == tables.studies.c.study_id).label("has_points")
 
 
@@ -43,9 +43,9 @@ class StoredStudy:
     """A study as the database has it.
 
     Args:
+        definition: its name is the name of the study's row, even if the stored text has another one.
         dataset_checksums: file name -> SHA-256 of the unpacked content that the study is trained on.
-        definition: under the name of the study's row, whatever name was stored with it.
-        versions: what created it: hpsearch, torch, optuna, python ...
+        versions: versions of the programs that created it: hpsearch, torch, optuna, python ...
         is_renamed: another program has changed the name of its row.
     """
 
@@ -61,8 +61,8 @@ class StoredStudy:
 
 
 def current_versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    import torch  # takes seconds, and only what is written down needs it
+    """Return the versions that a result depends on."""
+    import torch  # the import takes seconds, and only code that stores versions needs it
 
     return {
         "hpsearch": hpsearch.__version__,
@@ -75,15 +75,15 @@ def current_versions() -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """What became of the wish that a study be there.
+    """The outcome of `register_study`.
 
     Args:
-        study: with the definition that was given.
-        is_new: it was created by this call.
-        num_points: that it has now.
-        num_added: points that were added to a study that was there.
-        num_restored: points that were queued again because another program had deleted their trials.
-        changes: how its definition was changed, one line each.
+        study: with the definition as it is now stored.
+        is_new: this call created the study.
+        num_points: number of points that the study has now.
+        num_added: number of points that this call added to an existing study.
+        num_restored: number of points that were queued again because another program had deleted their trials.
+        changes: changes to the definition, one line each.
     """
 
     study: StoredStudy
@@ -101,16 +101,17 @@ def register_study(
     dataset_checksums: Mapping[str, str],
     cohort_of: CohortOf,
 ) -> Registration:
-    """Create the study with its points, or find that it is there already, or change it to this definition.
+    """Create the study with its points, or find the existing one, or change it to this definition.
 
-    One transaction. Any number of processes may call it at once, beside workers at work; calling twice is safe.
+    One transaction. Any number of processes may call it at once, also while workers train; calling it twice is safe.
 
     Args:
+        dataset_checksums: file name -> SHA-256 of the unpacked content.
         cohort_of: names the cohort of a point: points of one cohort can share a worker's lanes.
     Raises:
         DefinitionMismatchError: a study of this name has other data, or a definition that cannot become this one.
-        InputError: a study of this name exists but was not made by hpsearch, or is a copy that another program has
-            made; or there is none, but one that another program has renamed or copied from it.
+        InputError: a study of this name exists but was not created by hpsearch, or is a copy that another program has
+            made; or no study of this name exists, but one that another program has renamed or copied from it.
     """
 
     def work(connection: Connection) -> Registration:
@@ -138,13 +139,13 @@ def register_study(
 
 
 def find_study(database: Database, definition: StudyDefinition) -> StoredStudy | None:
-    """The study of this name, if it is there and has this very definition.
+    """Return the study of this name if it exists with exactly this definition.
 
-    None for one that `register_study` would create, or change.
+    Returns None if `register_study` would create or change the study.
 
     Raises:
-        DefinitionMismatchError: it is there with a definition that cannot become this one.
-        InputError: it is there, but hpsearch did not create it; or as `register_study` raises.
+        DefinitionMismatchError: it exists with a definition that cannot become this one.
+        InputError: it exists, but hpsearch did not create it; or as `register_study` raises.
     """
     stored = database.transaction(lambda connection: _select_study_or_heir(connection, definition.name))
     return stored if stored is not None and _allowed_change(stored, definition).is_none else None
@@ -154,8 +155,8 @@ def load_study(database: Database, name: str) -> StoredStudy:
     """Load a study by name.
 
     Raises:
-        StudyNotFoundError: no such study; the hint names those that are there.
-        InputError: a study of this name exists but was not made by hpsearch, or is another program's copy.
+        StudyNotFoundError: there is no such study; the hint lists the existing ones.
+        InputError: a study of this name exists but was not created by hpsearch, or is another program's copy.
     """
     stored = database.transaction(lambda connection: _select_study(connection, name))
     if stored is None:
@@ -168,7 +169,7 @@ def load_study(database: Database, name: str) -> StoredStudy:
 
 
 def stored_definition(database: Database, study_id: int) -> StudyDefinition | None:
-    """The definition of the study that has this number just now; None if there is none."""
+    """Return the definition of the study that currently has this id, or None if there is none."""
     stored = database.transaction(
         lambda connection: connection.execute(
             select(tables.study_user_attributes.c.value_json).where(
@@ -181,12 +182,12 @@ def stored_definition(database: Database, study_id: int) -> StudyDefinition | No
 
 
 def study_names(database: Database) -> list[str]:
-    """The names of all studies of ours, newest last; copies that other programs have made are none."""
+    """Return the names of all studies of hpsearch, newest last, without the copies that other programs have made."""
     return [name for name, has_points in _names(database) if has_points]
 
 
 def copied_study_names(database: Database) -> list[str]:
-    """The names of studies with a definition and no points: another program has copied or renamed a study of ours."""
+    """Return the names of studies that have a definition but no points: copies or renamed studies of other programs."""
     return [name for name, has_points in _names(database) if not has_points]
 
 
@@ -205,13 +206,13 @@ def _names(database: Database) -> list[tuple[str, bool]]:
 
 
 def parse_stored_definition(text: str, what: str) -> StudyDefinition:
-    """The definition that a study's attribute holds.
+    """Parse the definition in a study's attribute.
 
     Args:
-        what: messages call the study.
+        what: name of the study in messages.
     Raises:
-        ValidationError: it is whole, but not of this version of hpsearch.
-        StorageError: it was damaged.
+        ValidationError: the text is intact, but this version of hpsearch does not accept the definition.
+        StorageError: the text is damaged.
     """
     place = attribute_place(DEFINITION_ATTRIBUTE)
     document = parse_stored(text, what, place)
@@ -225,7 +226,7 @@ def parse_stored_definition(text: str, what: str) -> StudyDefinition:
 
 
 def attribute_place(key: str) -> str:
-    """Where an attribute of a study stands, for people."""
+    """Return where an attribute of a study is stored, for messages."""
     return f"table {tables.study_user_attributes.name}, key {key}"
 
 
@@ -250,12 +251,12 @@ def _check_data(stored: StoredStudy, checksums: Mapping[str, str]) -> None:
 
 
 def _select_study(connection: Connection, name: str) -> StoredStudy | None:
-    """The study of this name; None if there is none.
+    """Return the study of this name, or None if there is none.
 
     Raises:
-        InputError: it exists, but was not made by hpsearch, or is another program's copy, or has a name from another
-            program that is none for us.
-        StorageError: a newer hpsearch made it, or what it is was damaged.
+        InputError: it exists, but hpsearch did not create it; or it is another program's copy; or another program has
+            given it a name that hpsearch does not allow.
+        StorageError: a newer hpsearch created it, or its attributes are damaged.
     """
     found = connection.execute(
         select(tables.studies.c.study_id, HAS_POINTS).where(tables.studies.c.study_name == name)
@@ -299,7 +300,7 @@ def _select_study(connection: Connection, name: str) -> StoredStudy | None:
 
 
 def _renamed(definition: StudyDefinition, name: str) -> StudyDefinition:
-    """The definition under the name of the study's row: that is what tells studies apart."""
+    """Return the definition under the name of the study's row, because that name identifies the study."""
     try:
         return definition.model_copy(update={"name": check_study_name(name)})
     except ValueError as error:
@@ -310,10 +311,10 @@ def _renamed(definition: StudyDefinition, name: str) -> StudyDefinition:
 
 
 def _select_study_or_heir(connection: Connection, name: str) -> StoredStudy | None:
-    """The study of this name; None if there is none, nor one that another program has made from it.
+    """Return the study of this name, or None if there is neither such a study nor one that was made from it.
 
     Raises:
-        InputError: as `_select_study`; or this study is not there any more, but a renamed one or a copy is.
+        InputError: as `_select_study`; or the study no longer exists, but another program's renamed study or copy does.
     """
     stored = _select_study(connection, name)
     if stored is not None:
@@ -328,7 +329,7 @@ def _select_study_or_heir(connection: Connection, name: str) -> StoredStudy | No
     for row in connection.execute(query):
         try:
             was = parse_stored_definition(row.value_json, f"study {row.study_name!r}").name
-        except (StorageError, ValidationError):  # it cannot be told what it is
+        except (StorageError, ValidationError):  # not readable, so it cannot be identified
             continue
         if was == name:
             heir = row.study_name
@@ -354,7 +355,7 @@ def _registration(
     num_restored: int = 0,
     changes: tuple[str, ...] = (),
 ) -> Registration:
-    """The study as it is now, in this transaction."""
+    """Return the study as it is now, in this transaction."""
     study = _select_study(connection, name)
     assert study is not None
     count = select(func.count()).select_from(tables.points).where(tables.points.c.study_id == study.study_id)

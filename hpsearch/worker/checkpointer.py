@@ -1,9 +1,9 @@
-"""When and how a worker checkpoints its lanes, and how a trial is taken up again.
+"""When and how a worker checkpoints its lanes, and how a trial is resumed.
 
-Between two epochs, at most every so many seconds, the lanes' tensors are copied on the device. A thread of its own
-brings them to the host, writes a file per trial and records them, after the epochs that they contain: a checkpoint in
-the database always has its curve there. While one is being written, no other is begun. None of this may end the
-worker: a checkpoint that fails costs the epochs since the one before.
+Between two epochs, when the interval has passed, the lanes' tensors are copied on the device. A background thread
+copies them to the host, writes a file per trial and records the files, after the epochs that they contain: the curve of
+a recorded checkpoint is always in the database. Only one checkpoint is in progress at a time. A failure does not end
+the worker: it costs the epochs since the previous checkpoint.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from hpsearch.worker.trial import TrialInTraining
 
 _log = get_logger("checkpoints")
 
-_FILES_AT_ONCE = 16  # so many trials' files are held in memory, and recorded by one statement
+_FILES_AT_ONCE = 16  # trials whose files are held in memory at once, and recorded by one statement
 
 
 class Checkpointer:
-    """Context manager: one worker's checkpoints. To be used by one thread.
+    """Context manager: one worker's checkpoints. For use by one thread.
 
     Args:
         interval_seconds: between two checkpoints of all lanes; 0 takes only the last one, when the worker is stopped.
-        name: the worker's, for the log.
+        name: name of the worker, for the log.
     """
 
     def __init__(self, checkpoints: Checkpoints, *, interval_seconds: float, name: str, metrics: WorkerMetrics) -> None:
@@ -48,10 +48,10 @@ class Checkpointer:
         self._name = name
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._job: Future[None] | None = None
-        self._discarded: Future[None] | None = None  # the last that was begun
+        self._discarded: Future[None] | None = None  # the last one that was started
         self._taken_at = time.monotonic()
-        self._known: set[int] = set()  # trials of which there may be a checkpoint
-        self._found: dict[int, StoredCheckpoint] = {}  # what freshly claimed trials may go on from
+        self._known: set[int] = set()  # trials that may have a checkpoint
+        self._found: dict[int, StoredCheckpoint] = {}  # checkpoints from which newly claimed trials may resume
 
     def __enter__(self) -> Checkpointer:
         return self
@@ -67,7 +67,7 @@ class Checkpointer:
         self._thread.shutdown(wait=is_idle, cancel_futures=True)
 
     def take_if_due(self, cohort: Cohort, lanes: Mapping[int, TrialInTraining], written: Future[Any] | None) -> None:
-        """Begin a checkpoint of these lanes, if the interval is over and the last one is written.
+        """Start a checkpoint of these lanes if the interval has passed and the previous checkpoint is finished.
 
         Args:
             written: done when the epochs that these lanes have trained are recorded; None if they are.
@@ -78,7 +78,7 @@ class Checkpointer:
             self._begin(cohort, lanes, written)
 
     def take_last(self, cohort: Cohort, lanes: Mapping[int, TrialInTraining]) -> None:
-        """Checkpoint these lanes now, all of whose epochs are recorded; waits `LAST_CHECKPOINT_SECONDS` at most."""
+        """Checkpoint these lanes now; all of their epochs are recorded. Waits at most `LAST_CHECKPOINT_SECONDS`."""
         deadline = time.monotonic() + LAST_CHECKPOINT_SECONDS
         if self._job is not None:
             wait([self._job], timeout=LAST_CHECKPOINT_SECONDS)
@@ -89,18 +89,18 @@ class Checkpointer:
         _log.warning("%s: the last checkpoint took too long; trials go on from the one before", self._name)
 
     def discard(self, trial_ids: Collection[int]) -> None:
-        """Forget the checkpoints of trials that are counted."""
+        """Remove the checkpoints of counted trials, in the background."""
         obsolete = self._known.intersection(trial_ids)
         if obsolete:
             self._known -= obsolete
-            self._discarded = self._thread.submit(self._discard, obsolete)  # a distant store may take its time
+            self._discarded = self._thread.submit(self._discard, obsolete)  # a remote store may take long
 
     def discard_left_over(self) -> None:
-        """Forget the checkpoints of counted points that workers have left which were killed before they came to it."""
+        """Remove, in the background, the checkpoints of counted points that killed workers have left."""
         self._discarded = self._thread.submit(self._discard, None)
 
     def look_up(self, claims: Sequence[Claim], *, is_brief: bool) -> None:
-        """Find out which of these have a checkpoint to go on from; one statement, none for first attempts.
+        """Find the checkpoints from which these claims can resume. One statement; none for first attempts.
 
         Args:
             is_brief: do not wait for a database that is away.
@@ -110,16 +110,16 @@ class Checkpointer:
             self._found.update((self._checkpoints.brief() if is_brief else self._checkpoints).find(again))
 
     def resume(self, lane: TrialInTraining, cohort: Cohort, *, is_brief: bool) -> ResumeOutcome | None:
-        """Put a trial into the cohort as an earlier attempt was checkpointed, and give it its curve up to there.
+        """Admit a trial to the cohort at an earlier attempt's checkpoint, and give it that attempt's curve.
 
         Args:
-            lane: of a freshly claimed trial; it takes over the earlier attempt's history.
+            lane: of a newly claimed trial; it takes over the earlier attempt's history.
             is_brief: do not wait for a database that is away.
         Returns:
-            RESUMED: it is in the cohort. Otherwise neither lane nor cohort have changed: LOST, or None for a trial that
-            begins anew.
+            RESUMED: it is in the cohort. Otherwise neither lane nor cohort has changed: LOST, or None for a trial that
+                must start from its first epoch.
         Raises:
-            DatabaseAwayError: neither has changed, and this can be tried again.
+            DatabaseAwayError: neither has changed, and the call can be repeated.
         """
         claim = lane.claim
         stored = self._found.pop(claim.trial_id, None)
@@ -178,7 +178,7 @@ class Checkpointer:
         self._job = self._thread.submit(self._write, pending, states, written)
         return self._job
 
-    # In the thread
+    # In the checkpoint thread
 
     def _write(
         self,
@@ -191,7 +191,7 @@ class Checkpointer:
                 written.result()
             items: dict[int, tuple[int, bytes]] = {}
             for key, checkpoint in pending.fetch_each():
-                trial_id = cast("int", key)  # as we gave it
+                trial_id = cast("int", key)  # the key that was passed in
                 epoch, state = states[trial_id]
                 items[trial_id] = (epoch, replace(checkpoint, extra=state).to_bytes())
                 if len(items) == _FILES_AT_ONCE:
@@ -199,12 +199,12 @@ class Checkpointer:
                     items = {}
             self._save(items)
         except Exception as error:
-            # The worker's own writes find out about a lasting trouble and end it.
+            # If the trouble lasts, the worker's own writes fail and end it.
             _log.warning("%s: a checkpoint was not taken: %s", self._name, first_line(error))
             self._metrics.checkpoint("failed")
 
     def _save(self, items: Mapping[int, tuple[int, bytes]]) -> None:
-        """Write them; a trial that has ended meanwhile is no failure, a store that refuses is logged by `save`."""
+        """Save checkpoints. A trial that has ended meanwhile is no failure; `save` logs a store that refuses a file."""
         for _ in self._checkpoints.save(items):
             self._metrics.checkpoint("written")
 
@@ -216,7 +216,7 @@ class Checkpointer:
 
 
 def _check_epoch(checkpoint: TrialCheckpoint, lane: TrialInTraining, stored: StoredCheckpoint) -> None:
-    """Tensors, history and row must be of one epoch."""
+    """Require that tensors, history and row are of the same epoch."""
     epochs = {checkpoint.progress.num_epochs, lane.num_epochs, stored.epoch}
     if len(epochs) > 1:
         raise ArtifactError(

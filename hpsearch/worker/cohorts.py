@@ -1,4 +1,4 @@
-"""Which points can be trained at all, which side by side, and what their cohort must be told of the study."""
+"""Cohorts of a study: which points can be trained, which of them side by side, and which test a cohort applies."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from hpsearch.training.networks.build import build_network
 
 
 def cohort_name(settings: TrialSettings) -> str:
-    """A short name for the cohort of a point, the same in every process; points of one name can share lanes."""
+    """Return a short name for the cohort of a point; points with the same name can share lanes.
+
+    The name is the same in every process.
+    """
     return hashlib.sha256(repr(CohortShape.of(settings)).encode()).hexdigest()[:16]
 
 
 def reference_test(stopping: StoppingSettings, num_images: int) -> ReferenceTest | None:
-    """What a cohort needs to know of a rule that compares validations with each other; None for the others.
+    """Return the test that a cohort applies for a rule that compares validations with each other; None for other rules.
 
     Args:
-        num_images: of the validation set.
+        num_images: size of the validation set.
     """
     if stopping.rule != "significance":
         return None
@@ -33,7 +36,10 @@ def reference_test(stopping: StoppingSettings, num_images: int) -> ReferenceTest
 
 @final
 class Trainability:
-    """Whether the data takes settings: a search that grows may ask for more images than there are. Remembers it."""
+    """Whether the data suits a trial's settings. Results are cached.
+
+    A growing search may, for example, ask for a batch of more images than there are.
+    """
 
     def __init__(self, data: ResidentData) -> None:
         self._data = data

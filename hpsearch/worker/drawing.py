@@ -1,7 +1,8 @@
 """Parameters that a sampler chooses when a point is claimed: random search, Sobol points, TPE, GP, CMA-ES.
 
-The study is read in one transaction and what was drawn is written in another, so that no lock is held while a sampler
-computes. In between the sampler is asked by Optuna's own code, on a copy in memory (history.py says of what).
+The study is read in one transaction, and the drawn parameters are written in another, so that no lock is held while a
+sampler computes. Between the two, Optuna's own code asks the sampler on a copy in memory (store/rows/history.py says
+which trials it has).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from hpsearch.study.space import ParameterValue
 
 
 class Drawing:
-    """One worker's access to a study's sampler. Not safe for threads."""
+    """One worker's access to a study's sampler. Not thread-safe."""
 
     def __init__(self, study: StoredStudy) -> None:
         self._study = study
@@ -36,14 +37,14 @@ class Drawing:
         return explore(self._study.definition.draw)
 
     def draw(self, ledger: Ledger, claim: Claim) -> Mapping[str, ParameterValue] | None:
-        """Let the sampler choose this point's parameters; those that an earlier attempt has drawn stay.
+        """Let the sampler choose this point's parameters, except those that an earlier attempt has drawn.
 
         Args:
             ledger: in the name of the worker that has claimed the point.
         Returns:
-            All parameters of the trial, by name; None: the trial has been taken from this worker.
+            All parameters of the trial, by name; None: another worker has taken the trial over.
         Raises:
-            StorageError: the database is away. To draw again is safe.
+            StorageError: the database is away. Repeating the draw is safe.
         """
         strategy = self._study.definition.search.strategy
         trials = self._history.read(ledger.database, only=None if learns(strategy) else claim.trial_id)
@@ -66,17 +67,17 @@ class Drawing:
 
 
 def _store(ledger: Ledger, trial: FrozenTrial, notes: Sequence[SystemAttr]) -> Mapping[str, ParameterValue] | None:
-    """Write what was drawn, in one transaction; None: the lease on the trial is lost, and nothing was written.
+    """Write the drawn parameters in one transaction. None: the lease on the trial is lost, and nothing was written.
 
     Args:
-        notes: what the sampler wants to find again when it draws the next trials.
+        notes: system attributes that the sampler needs to draw later trials.
     """
     values = {"trial": trial._trial_id, "owner": ledger.owner}
 
     def work(connection: Connection) -> bool:
         if connection.execute(_LOCK, values).one_or_none() is None:
             return False
-        stored = set(connection.execute(_STORED, values).scalars())  # by an earlier attempt, or run of this call
+        stored = set(connection.execute(_STORED, values).scalars())  # by an earlier attempt or run
         drawn = {name: value for name, value in trial.params.items() if name not in stored}
         insert_parameters(connection, trial.distributions, [(trial._trial_id, drawn)])
         for _, key, value in notes:

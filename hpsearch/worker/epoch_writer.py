@@ -1,11 +1,11 @@
-"""Writes epochs to the study database in a thread of its own, while the device trains the next one.
+"""Writes epochs to the study database in a background thread, while the device trains the next epoch.
 
-The worker hands over what an epoch has brought, trains on, and collects what became of it before it hands over the
-next one: a worker that was fenced out learns of it one epoch later. Within an epoch the reports of a trial come before
-its end.
+The worker hands over the results of an epoch, continues to train, and collects the outcome before it hands over the
+next epoch: a worker that was fenced out notices one epoch later. Within an epoch, the reports of a trial are written
+before its end.
 
-A database that is away does not stop the training: epochs queue up, in order, and are written when it is back, each of
-them safe to write twice. Two bounds end this: the ledger's patience (`outage_seconds`), which ends the worker, and
+A database that is away does not stop the training: epochs are queued in order and written when it is back; each can
+safely be written twice. Two bounds end this: the ledger's patience (`outage_seconds`), after which the worker ends, and
 MAX_BUFFERED_REPORTS, beyond which the training waits.
 """
 
@@ -32,16 +32,22 @@ from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 
 _log = get_logger("worker")
 
-# How long an epoch waits for the one before to be written. A database that is merely slow so holds the training back a
-# little; one that is away does not hold it up.
+# How long an epoch waits for the previous one to be written. A database that is merely slow thus slows the training
+# down; one that is away does not.
 SLOW_SECONDS = 1.0
-MAX_BUFFERED_REPORTS = 200_000  # some 200 MB
-_LOOK_SECONDS = 0.5  # between two looks at the stop signal while the database is slow
+MAX_BUFFERED_REPORTS = 200_000  # about 200 MB
+_LOOK_SECONDS = 0.5  # between two checks of the stop signal while the database is slow
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestParameters:
-    """A COMPLETE trial's parameters, kept if no trial is better, or in any case."""
+    """A COMPLETE trial's parameters, to be kept if no trial is better, or in any case.
+
+    Args:
+        arrays: name -> array.
+        metadata: stored in the same file.
+        is_always_kept: keep them even if another trial is better.
+    """
 
     arrays: Mapping[str, NDArray[np.generic]]
     metadata: Mapping[str, str]
@@ -50,10 +56,10 @@ class BestParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """A trial's end.
+    """The end of a trial.
 
     Args:
-        number: of the trial, for the log.
+        number: number of the trial, for the log.
         best: None if it cannot be the study's best trial and is not kept otherwise.
     """
 
@@ -64,13 +70,13 @@ class Ending:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochEntry:
-    """What one epoch of all lanes has brought.
+    """The results of one epoch of all lanes.
 
     Args:
-        held: all that the worker takes for its own.
-        reports: trial id -> its epoch, without diverged ones; None if they are recorded already.
+        held: all holds of the worker after the epoch.
+        reports: trial id -> its epoch, without diverged ones; None if they are already recorded.
         endings: of trials that are among `held`.
-        num_restarts: of the server, when it was decided whose parameters are kept (holdings.py).
+        num_restarts: number of server restarts known when the worker decided whose parameters to keep (holdings.py).
     """
 
     held: frozenset[Hold]
@@ -81,12 +87,12 @@ class EpochEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What became of an entry.
+    """The outcome of writing an entry.
 
     Args:
-        lost: of what was held, what is no longer this worker's.
-        counted: trials whose ends stand in the database.
-        best_value: of all COMPLETE trials, if it was looked up.
+        lost: those of the entry's holds that no longer belong to this worker.
+        counted: trials whose ends are in the database.
+        best_value: lowest value of all COMPLETE trials, if it was looked up.
     """
 
     lost: frozenset[Hold] = frozenset()
@@ -94,7 +100,7 @@ class Written:
     best_value: float | None = None
 
     def followed_by(self, later: Written) -> Written:
-        """What became of this entry and of a later one."""
+        """Return the combined outcome of this entry and a later one."""
         return Written(
             lost=self.lost | later.lost,
             counted=self.counted | later.counted,
@@ -104,19 +110,19 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class _Outstanding:
-    """An entry that was handed over, and how many reports it keeps in memory."""
+    """An entry that was handed over, and the number of reports that it keeps in memory."""
 
     write: Future[Written]
     num_reports: int
 
 
 class EpochWriter:
-    """Context manager: the thread that writes one worker's epochs. To be used by one thread.
+    """Context manager: the thread that writes one worker's epochs. Its methods are for one thread.
 
     Args:
         ledger: in the worker's name.
-        name: the worker's, for the log.
-        discard: told of the trials that were counted, whose checkpoints nobody needs any more.
+        name: name of the worker, for the log.
+        discard: called with the trials that were counted, whose checkpoints are no longer needed.
     """
 
     def __init__(
@@ -128,7 +134,7 @@ class EpochWriter:
         *,
         discard: Callable[[Collection[int]], object] = lambda trial_ids: None,
     ) -> None:
-        # Its own, so that it can be made to give up when its worker has gone.
+        # An event of its own, so that the thread can be made to give up after its worker has left.
         self._abandoned = threading.Event()
         self._ledger = replace(ledger, database=replace(ledger.database, abandoned=self._abandoned))
         self._artifacts = artifacts
@@ -138,7 +144,7 @@ class EpochWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="epoch writer")
         self._queue: deque[_Outstanding] = deque()
         self._is_behind = False
-        self._failure: BaseException | None = None  # of an entry; nothing after it is written
+        self._failure: BaseException | None = None  # of an entry; no later entry is written
 
     def __enter__(self) -> EpochWriter:
         return self
@@ -149,44 +155,45 @@ class EpochWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # A write that hangs is not waited for here; one that waits for the database gives up. Python waits for the
-        # thread before the process ends, unless it is killed first.
+        # Does not wait here for a write that hangs; a write that waits for the database gives up. Python waits for the
+        # thread before the process ends, unless the process is killed first.
         self._abandoned.set()
         self._thread.shutdown(wait=all(entry.write.done() for entry in self._queue), cancel_futures=True)
 
     @property
     def is_outstanding(self) -> bool:
-        """Whether something was handed over that has not been collected."""
+        """Whether an entry was handed over and not yet collected."""
         return bool(self._queue)
 
     @property
     def is_behind(self) -> bool:
-        """Whether the database does not keep up, at the last look: it is slow, hangs, or is away."""
+        """Whether the database did not keep up when last checked: it is slow, hangs, or is away."""
         return self._is_behind
 
     @property
     def num_buffered(self) -> int:
-        """Reports that have not been written."""
+        """The number of reports that have not been written."""
         return sum(entry.num_reports for entry in self._queue)
 
     @property
     def last_write(self) -> Future[Written] | None:
-        """Done when all that was handed over has been written; None if that is so."""
+        """A future that is done when everything handed over so far has been written; None if nothing is outstanding."""
         return self._queue[-1].write if self._queue else None
 
     def hand_over(self, entry: EpochEntry) -> None:
-        """Write this in the background, after all that was handed over before."""
+        """Write this entry in the background, after all entries that were handed over before."""
         write = self._thread.submit(self._write, entry)
         self._queue.append(_Outstanding(write=write, num_reports=len(entry.reports or ())))
 
     def collect(self) -> Written:
-        """What became of the epochs that have been written, after a moment's patience with those that have not.
+        """Return the outcome of the written entries, after a short wait for outstanding ones.
 
         Raises:
-            StorageError: the database has been away for too long.
-            ArtifactError: the best parameters could not be kept.
+            StorageError: the database was away for too long.
+            ArtifactError: the best parameters could not be saved.
         """
-        # A database that is away is not waited for; one that answers is, or a single slow moment would never end.
+        # Do not wait for a database that is away. Wait for one that answers: otherwise a single slow moment would never
+        # end.
         is_answering = not self._is_behind or not self._queue or self._queue[0].write.done()
         self._await(SLOW_SECONDS if is_answering else 0.0)
         written = self._take()
@@ -197,11 +204,11 @@ class EpochWriter:
         return written
 
     def drain(self) -> Written:
-        """The same when nothing else is to be done: wait until all has been written.
+        """Wait until all entries are written and return their outcome.
 
         Raises:
-            StorageError, ArtifactError: as above.
-            WorkerStopped: asked to stop while the database did not answer; what is outstanding stays so.
+            StorageError, ArtifactError: as in `collect`.
+            WorkerStopped: asked to stop while the database did not answer; outstanding entries stay outstanding.
         """
         while not self._await(_LOOK_SECONDS):
             if self._stop.is_set():
@@ -210,13 +217,16 @@ class EpochWriter:
         return self._take()
 
     def flush(self) -> Written:
-        """The same at a worker's end: wait for `FLUSH_SECONDS` at most, less if the database is known to be away."""
+        """Return the outcome at a worker's end, after a wait of at most `FLUSH_SECONDS`.
+
+        The wait is shorter if the database is known to be away.
+        """
         if not self._await(min(SLOW_SECONDS, FLUSH_SECONDS) if self._is_behind else FLUSH_SECONDS):
             _log.warning("%s: the database does not answer: its last epochs may not be recorded", self._name)
         return self._take()
 
     def _await(self, seconds: float) -> bool:
-        """Whether all is written, after so long at most."""
+        """Wait for all entries for at most `seconds`; return whether they are written."""
         return not self._queue or bool(wait([self._queue[-1].write], timeout=seconds).done)
 
     def _note_behind(self, is_behind: bool) -> None:
@@ -228,7 +238,7 @@ class EpochWriter:
         self._is_behind = is_behind
 
     def _take(self) -> Written:
-        """What became of the entries that are done, in order; with an error, all that came after it is dropped."""
+        """Return the outcome of the finished entries, in order. After an error, all later entries are dropped."""
         written = Written()
         while self._queue and self._queue[0].write.done():
             try:
@@ -240,10 +250,10 @@ class EpochWriter:
                 raise
         return written
 
-    # In the thread
+    # In the writer's thread
 
     def _write(self, entry: EpochEntry) -> Written:
-        if self._failure is not None:  # an epoch after one that is not recorded would leave a gap in its trials' curves
+        if self._failure is not None:  # a later epoch would leave a gap in its trials' curves
             raise self._failure
         try:
             return self._write_entry(entry)
@@ -263,13 +273,15 @@ class EpochWriter:
         self._discard(counted)
         self._tell(entry.endings, counted)
         lost = frozenset(hold for hold in entry.held if hold[0] not in held)
-        self._ledger.holdings.drop(lost)  # an end that was not accepted is none: should it be undone, others train on
+        self._ledger.holdings.drop(lost)  # a refused end ends the hold, too: others train the point
         return Written(lost=lost, counted=frozenset(counted), best_value=best_value)
 
     def _without_lost_bests(self, endings: Sequence[Ending]) -> list[Ending]:
-        """Leave out the study's best trials that come without parameters: a better result was lost by the database.
+        """Leave out trials that are now the study's best but come without parameters.
 
-        They count as lost, and are so given back with the next renewal.
+        This happens when the database has lost a better result.
+
+        They count as lost and are given back with the next renewal.
         """
         best = self._ledger.best_value()
 
@@ -281,7 +293,7 @@ class EpochWriter:
         return [ending for ending in endings if ending.result.trial_id not in lost]
 
     def _finish(self, endings: Sequence[Ending]) -> tuple[set[int], float | None]:
-        """Count the trials, the best first: once it is counted, nobody wants the others' parameters."""
+        """Count the trials, the best ones first: once one is counted, the parameters of worse trials are not needed."""
         candidates = [ending for ending in endings if ending.best is not None]
         others = [ending for ending in endings if ending.best is None]
         best_value = self._ledger.best_value() if candidates else None
@@ -291,7 +303,8 @@ class EpochWriter:
             wanted: list[Ending] = []
             for ending in equals:
                 (others if is_worse and not _is_always_kept(ending) else wanted).append(ending)
-            # Their file and its record must be there before they are finished: Optuna takes nothing afterwards.
+            # The file and its record must exist before the trials are finished: Optuna accepts no attributes
+            # afterwards.
             accepted = self._count(ending for ending in wanted if self._keep(ending))
             counted |= accepted
             if accepted and not is_worse:
@@ -302,7 +315,7 @@ class EpochWriter:
         return self._ledger.finish([ending.result for ending in endings])
 
     def _keep(self, ending: Ending) -> bool:
-        """Keep a trial's parameters. False: the trial is no longer ours."""
+        """Save a trial's parameters. Return False if the trial no longer belongs to this worker."""
         assert ending.best is not None
         database, trial_id, best = self._ledger.database, ending.result.trial_id, ending.best
         try:
@@ -330,5 +343,5 @@ def _is_always_kept(ending: Ending) -> bool:
 
 
 def _value(ending: Ending) -> float:
-    assert ending.result.value is not None  # only a diverged trial has none, and it is no candidate
+    assert ending.result.value is not None  # only a diverged trial has none, and it is not a candidate
     return ending.result.value

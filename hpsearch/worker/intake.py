@@ -1,7 +1,7 @@
-"""Which trials a worker trains: points are claimed, drawn, resumed, and put into the lanes of one cohort at a time.
+"""Which trials a worker trains: claims, draws and resumes points, and admits them to the lanes of one cohort at a time.
 
-With something to train, the database is asked briefly and again later, so that one that is away does not hold the
-training up: lanes that have fallen free then stay empty for a while.
+While there is something to train, the database is asked without waiting and, if it is away, asked again later. An
+outage then does not stop the training: free lanes stay empty for a while.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ BuildCohort = Callable[[CohortShape, ResidentData, torch.device, int, ReferenceT
 
 @dataclass(kw_only=True)
 class Intake:
-    """The trials that one worker holds, and how it comes to them. To be used by one thread.
+    """The trials that one worker holds, and how it gets them. For use by one thread.
 
     Args:
         ledger: in the worker's name.
         choice: decides how many lanes a cohort has.
+        name: name of the worker, for the log.
         origin: attributes that a trial has from the start: where it is trained.
-        num_siblings: workers that were started together with this one, itself included.
-        note: told what became of written epochs, before a sampler draws or a lone point is claimed.
-        note_progress: told of each trial that has been looked at.
+        num_siblings: number of workers that were started together, including this one.
+        note: called with the outcome of written epochs, before a sampler draws or a lone point is claimed.
+        note_progress: called for each claim before it is admitted.
         lanes: the trials in training, by trial id.
         cohort: None before the first trial.
-        num_lanes: of the current cohort.
+        num_lanes: number of lanes of the current cohort.
     """
 
     study: StoredStudy
@@ -73,18 +74,18 @@ class Intake:
     num_lanes: int = 1
     _cohort_name: str | None = None
     _held_over: list[Claim] = field(default_factory=list)  # claimed, but of another cohort than the current one
-    _unadmitted: list[Claim] = field(default_factory=list)  # claimed, and not looked at: an outage may come between
-    _ask_again_at: float = 0.0  # the database did not answer: not before this, time.monotonic()
-    _claim_token: int | None = None  # of a claim whose answer was lost
+    _unadmitted: list[Claim] = field(default_factory=list)  # claimed and not yet processed: an outage may interrupt it
+    _ask_again_at: float = 0.0  # the database did not answer: not before this time.monotonic()
+    _claim_token: int | None = None  # token of a claim whose answer was lost
 
     def __post_init__(self) -> None:
         self.brief_ledger = replace(self.ledger, database=self.ledger.database.brief())
         self._drawing = Drawing(self.study)
 
     def fill(self) -> None:
-        """Claim points until all lanes are busy or nothing of the current cohort is left."""
+        """Claim points until all lanes are busy or no point of the current cohort is left."""
         if not self.lanes:
-            self.num_lanes = 1  # the first trial opens a cohort, which decides how many may join it
+            self.num_lanes = 1  # the first trial opens a cohort and so decides how many may join it
         while len(self.lanes) < self.num_lanes:
             if self.lanes and self.is_database_away():
                 return
@@ -94,11 +95,11 @@ class Intake:
             self._admit_all(claims)
 
     def _next_claims(self, number: int) -> list[Claim]:
-        """Claims to be put into lanes: those that an outage has interrupted, those held over, or new ones."""
+        """Return claims to admit: first those that an outage interrupted, then those held over, then new ones."""
         if self._unadmitted:
             claims = self._unadmitted
         elif self._held_over:
-            # They wait for the current cohort to drain before they open one of their own.
+            # They wait until the current cohort is empty, then open their own.
             claims, self._held_over = ([], self._held_over) if self.lanes else (self._held_over, [])
         else:
             claims = self._claim(number)
@@ -122,14 +123,16 @@ class Intake:
 
     @property
     def _must_learn(self) -> bool:
-        """Whether a sampler looks at the trials that have ended when it draws a point's parameters."""
+        """Whether the sampler uses ended trials to draw a point's parameters."""
         definition = self.study.definition
         return definition.is_drawn and learns(definition.search.strategy)
 
     def _has_written_endings(self) -> bool:
-        """Have the trials that ended here written before a sampler draws; with lanes in training, wait a moment only.
+        """Wait until the trials that ended here are written, before a sampler draws.
 
-        False: the claims must wait for a later turn, since a sampler would not see these trials.
+        With lanes in training, the wait is only a moment.
+
+        Returns False if the claims must wait for a later turn, because the sampler would not see these trials.
         """
         self.note(self.writer.collect() if self.lanes else self.writer.drain())
         return not self.writer.is_outstanding
@@ -138,7 +141,8 @@ class Intake:
         nothing: list[Claim] = []
         claims = self.ask(lambda ledger: self._claim_from(ledger, number), nothing)
         if not claims and not self.lanes and self.writer.is_outstanding:
-            # A point on its last attempt comes to a worker that holds nothing else: trials must have ended first.
+            # A point on its last attempt is given only to a worker that holds nothing else: its ended trials must be
+            # written first.
             self.note(self.writer.drain())
             claims = self._claim_from(self.ledger, number)
         return claims
@@ -151,7 +155,7 @@ class Intake:
             token=self._claim_token,
             attributes=self.origin,
         )
-        # A trial that is claimed while it is held: the database has lost the first claim.
+        # A trial that is claimed while this worker holds it: the database has lost the first claim.
         again = {claim.trial_id for claim in claims}
         self.forget([hold for hold in self.held() if hold[0] in again])
         self.checkpointer.look_up(claims, is_brief=ledger is self.brief_ledger)
@@ -194,7 +198,7 @@ class Intake:
         _log.warning("%s: lost trial %d before it began", self.name, claim.number, extra={"trial": claim.number})
 
     def _open_cohort(self, settings: TrialSettings) -> None:
-        self.cohort = None  # its memory may be what the measurement needs
+        self.cohort = None  # the measurement may need its memory
         self._cohort_name = cohort_name(settings)
         self.num_lanes = self.choice.num_lanes(settings, self._share)
         stopping = self.study.definition.stopping
@@ -203,7 +207,10 @@ class Intake:
         self.cohort = self.build_cohort(CohortShape.of(settings), self.data, self.device, interval, test)
 
     def _share(self) -> int:
-        """How many points of the cohort there are for this worker if as many are to be left for each of the others."""
+        """Return how many points of the cohort this worker may take, at least 1.
+
+        The unfinished points of the study are divided equally among the workers.
+        """
         assert self._cohort_name is not None
         num_workers = max(1, self.num_siblings, self.ledger.num_workers())
         share = -(-self.ledger.counts().unfinished // num_workers)
@@ -214,21 +221,22 @@ class Intake:
         return self.data.num_minibatches(settings.training.batch_size)
 
     def forget_history(self) -> None:
-        """Have the sampler read all trials anew."""
+        """Make the sampler read all trials again."""
         self._drawing = Drawing(self.study)
 
     def drop(self, trial_id: int) -> None:
+        """Remove a trial from its lane, which becomes free."""
         del self.lanes[trial_id]
         assert self.cohort is not None
         self.cohort.release(trial_id)
 
     def held(self) -> frozenset[Hold]:
-        """All that this worker takes for its own."""
+        """Return all holds of this worker: in lanes, held over, or not yet admitted."""
         claims = (*(lane.claim for lane in self.lanes.values()), *self._held_over, *self._unadmitted)
         return frozenset(claim.hold for claim in claims)
 
     def ask(self, question: Callable[[Ledger], T], default: T) -> T:
-        """Ask the ledger; with something to train, not for long: the default stands in for a database that is away."""
+        """Ask the ledger. With trials in training, do not wait: return the default if the database is away."""
         if not self.lanes:
             return question(self.ledger)
         if self.is_database_away():
@@ -240,13 +248,15 @@ class Intake:
             return default
 
     def is_database_away(self) -> bool:
+        """Whether the database was found to be away or behind a moment ago, so that it should not be asked now."""
         return self.writer.is_behind or time.monotonic() < self._ask_again_at
 
     def note_absence(self) -> None:
+        """Do not ask the database again for ASK_AGAIN_SECONDS."""
         self._ask_again_at = time.monotonic() + ASK_AGAIN_SECONDS
 
     def forget(self, holds: Collection[Hold]) -> list[TrialInTraining]:
-        """Drop what is no longer this worker's; the lanes of what was in training are returned."""
+        """Drop holds that no longer belong to this worker, and return the lanes of those that were in training."""
         lost = [lane for lane in self.lanes.values() if lane.claim.hold in holds]
         for lane in lost:
             self.drop(lane.claim.trial_id)
@@ -255,7 +265,7 @@ class Intake:
         return lost
 
     def clear(self) -> None:
-        """Forget all trials and their tensors."""
+        """Forget all trials and release their tensors."""
         self.lanes.clear()
         self._held_over.clear()
         self._unadmitted.clear()

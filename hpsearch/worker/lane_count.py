@@ -1,4 +1,4 @@
-"""How many lanes a worker opens for a cohort: as many as it was told, or as many as pay on its device."""
+"""How many lanes a worker opens for a cohort: a fixed number, or a measured number that is fast on its device."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemor
 from hpsearch.worker.options import MAX_LANES
 
 _log = get_logger("lanes")
-# What was measured while others kept the machine busy must not stand for ever: beyond this ratio of times then and now,
-# all is measured again.
+# A measurement taken while other processes kept the machine busy must not stay valid for ever: if old and new times
+# differ by more than this ratio, everything is measured again.
 DOUBT_RATIO = 1.5
 
 
@@ -29,22 +29,24 @@ class LaneChoice(Protocol):
     """Decides on the number of lanes of each cohort."""
 
     def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
-        """Lanes for the cohort of this trial, 1 at least. May train for some seconds to find out.
+        """Return the number of lanes for the cohort of this trial, at least 1.
+
+        May train for some seconds to measure it.
 
         Args:
-            share: how many of the study's points this worker may take to itself.
+            share: returns how many of the study's points this worker may take.
         Raises:
             WorkerStopped: asked to stop while it measured.
         """
 
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
-        """No more than `most` lanes for this cohort from now on: more ran out of memory."""
+        """Use at most `most` lanes for this cohort from now on, because more ran out of memory."""
 
 
 @final
 @dataclass(frozen=True)
 class FixedLanes:
-    """The number that the user named, or less for a cohort that ran out of memory."""
+    """The number that the user has set, or fewer for a cohort that ran out of memory."""
 
     number: int
     _most: dict[str, int] = field(default_factory=dict)  # by cohort
@@ -59,13 +61,13 @@ class FixedLanes:
 @final
 @dataclass(frozen=True, kw_only=True)
 class MeasuredLanes:
-    """As many as pay: measured on the spot unless it is known already, and never more than the worker's share.
+    """The smallest measured number of lanes within 5 % of the fastest, and at most the worker's share.
 
-    Once per process, one timing of what is known is taken again: if it has changed, nothing of it is believed.
+    Once per process and case, one of the known timings is repeated: if it has changed, all of them are discarded.
 
     Args:
-        num_sharing: workers on this machine, which share its main memory.
-        build_cohort: makes the throw-away lanes that are timed.
+        num_sharing: number of workers on this machine, which share its main memory.
+        build_cohort: makes the temporary lanes that are timed.
     """
 
     memory: LaneMemory
@@ -110,14 +112,14 @@ class MeasuredLanes:
             return known
         news = {"seconds": timings.seconds, "obstacle": timings.obstacle, "bytes_per_lane": timer.bytes_per_lane}
         measured = known.model_copy(update=news)
-        # What was not tried for want of time, or of memory that others may have held, is left to the next worker,
-        # which goes on from here.
+        # What was not tried for lack of time, or of memory that other processes may have used, is left to the next
+        # worker, which continues from here.
         is_final = timings.obstacle is None
         self.memory.remember(measured if is_final else measured.model_copy(update={"obstacle": None}))
         return measured
 
     def _that_fit(self, number: int, bytes_per_lane: int) -> int:
-        """What was measured may have been another day, with more memory left."""
+        """Reduce the number to what fits into memory now: a measurement may be from a time with more free memory."""
         available = memory_of(self.device, num_sharing=self.num_sharing).available()
         fitting = max(1, available // max(1, bytes_per_lane))
         if fitting < number:
@@ -126,7 +128,7 @@ class MeasuredLanes:
 
 
 def _is_outdated(known: LaneTimings, timer: Measure, limit: int) -> bool:
-    """Whether the best of the known timings, taken again, comes out quite differently."""
+    """Whether the best known timing, measured again, differs by more than DOUBT_RATIO."""
     number = known.best(limit)
     if number not in known.seconds:
         return False

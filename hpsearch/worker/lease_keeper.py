@@ -1,10 +1,10 @@
-"""A worker's presence: a number of its own, a database session that stays open, leases renewed in time.
+"""A worker's presence: a unique number, a database session that stays open, and leases renewed in time.
 
-The session holds the advisory lock (PRESENCE_NAMESPACE, owner). When the worker dies, the server notices the
-closed connection and drops the lock, and others need not wait for the leases to run out. A thread renews the
-leases at a third of their length, because one epoch of many lanes may take longer than a lease, and has a look at the
-others' leases. It does so for a worker that gets on: where a watchdog says that it hangs, the points are given back and
-the process ends.
+The session holds the advisory lock (PRESENCE_NAMESPACE, owner). When the worker dies, the server notices the closed
+connection and releases the lock, so that other workers need not wait for the leases to expire. A thread renews the
+leases at a third of their length, because one epoch of many lanes may take longer than a lease, and observes the leases
+of other workers. It does so only while the worker makes progress: if the watchdog finds that the worker hangs, the
+thread gives its points back and ends the process.
 """
 
 from __future__ import annotations
@@ -39,24 +39,27 @@ _HAS_LOCK = text("""
 """)
 
 
-STALLED_EXIT_CODE = 1  # whoever watches over the worker starts it again
-_LOCK_ANSWER_SECONDS = 5.0  # of a session that may hang while the others do not
+STALLED_EXIT_CODE = 1  # the supervisor or the container runtime restarts the worker
+_LOCK_ANSWER_SECONDS = 5.0  # for a session that may hang while others do not
 _UNLOCK_SECONDS = 1.0  # at the end; a session that hangs is cut instead
-_GOODBYE_SECONDS = 10.0  # what a stalled worker's last statement may take
+_GOODBYE_SECONDS = 10.0  # the longest that a stalled worker's last statement may take
 
 
 def leave_at_once() -> None:
-    """End the process without asking the thread that hangs."""
+    """End the process without waiting for the thread that hangs."""
     os._exit(STALLED_EXIT_CODE)
 
 
 class Presence:
-    """Context manager: while it is open, this worker lives. `ledger` acts in its name.
+    """Context manager: while it is open, this worker counts as alive. `ledger` acts in its name.
 
     Args:
         watchdog: None for a worker whose device is not watched.
-        keep: called by the thread with each renewal; must not raise (what else a worker holds in the database).
-        leave: ends the process of a worker that has stalled; injected in tests.
+        keep: called by the thread with each renewal, for other things that a worker holds in the database; must not
+            raise.
+        leave: ends the process of a stalled worker; injected in tests.
+    Raises:
+        StorageError: the database did not come back in time.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class Presence:
         self._stopped.set()
         self._thread.join(timeout=_UNLOCK_SECONDS)
         self._is_given_up = self._thread.is_alive()
-        if not self._is_given_up:  # else it hangs in the session, which is cut then
+        if not self._is_given_up:  # otherwise it hangs in the session, which is then cut
             with contextlib.suppress(SQLAlchemyError), answer_limit(_UNLOCK_SECONDS):
                 self._ask(_UNLOCK, self.ledger.owner)
         self._close()
@@ -100,12 +103,12 @@ class Presence:
         """Renew the leases, and take the lock again if its session was cut.
 
         Raises:
-            StorageError: the database has been away for too long.
+            StorageError: the database was away for too long.
         """
         self._renew_with(self.ledger)
 
     def _renew_with(self, ledger: Ledger) -> None:
-        ledger.renew()  # first: what its session does may take a while
+        ledger.renew()  # first, because the lock's session may take a while
         self._renewed_at = time.monotonic()
         ledger.watch_leases()
         with answer_limit(_LOCK_ANSWER_SECONDS):
@@ -114,18 +117,18 @@ class Presence:
             except SQLAlchemyError as error:
                 _log.info("lost the session that shows this worker's presence: %s", first_line(error))
                 with contextlib.suppress(SQLAlchemyError):
-                    self._keep_lock()  # in a new session, at once: without one, others take this worker for dead
+                    self._keep_lock()  # in a new session, at once: without one, others consider this worker dead
 
     def _live(self) -> None:
         try:
             self._renew_until_stopped()
         finally:
-            if self._is_given_up:  # it may have opened a session after the last one was cut
+            if self._is_given_up:  # it may have opened a session after the previous one was cut
                 self._close()
 
     def _renew_until_stopped(self) -> None:
         interval = self.ledger.lease_seconds / 3
-        # Not more patient than a turn is long: the next turn tries again, and knows what time it is.
+        # No more patient than half a turn: the next turn tries again with a fresh view of the time.
         brief = replace(self.ledger, database=replace(self._database, patience_seconds=interval / 2))
         was_told = False
         while not self._stopped.wait(interval):
@@ -136,8 +139,8 @@ class Presence:
                 self._renew_with(brief)
                 was_told = False
             except Exception as error:
-                # Whatever it was: the worker's own writes find out about a lasting outage and end it, while the
-                # end of this thread would silently cost all leases.
+                # Any error is caught here: a lasting outage makes the worker's own writes fail and end it, while the
+                # end of this thread would silently lose all leases.
                 _log.warning("could not renew the leases: %s", first_line(error))
                 if not was_told and time.monotonic() - self._renewed_at > self.ledger.lease_seconds:
                     was_told = True
@@ -149,7 +152,7 @@ class Presence:
                 keep()
 
     def _leave_stalled(self, watchdog: Watchdog) -> None:
-        """The thread that trains cannot be reached: give its points back in its place, and end the process."""
+        """Give the points back on behalf of the training thread, which does not respond, and end the process."""
         seconds = watchdog.quiet_seconds
         what = f"no progress for {seconds:.0f} s (--stall-seconds): its device or its network hangs"
         _log.error("%s; this worker gives its trials back and ends", what)
@@ -162,14 +165,14 @@ class Presence:
             self._leave()
 
     def _take_number(self) -> int:
-        """Draw numbers until one is free: the lock proves that no living worker has it.
+        """Draw numbers until one is free: the lock proves that no live worker has it.
 
         Raises:
             StorageError: the database did not come back in time.
         """
         owner = 0
         while owner == 0:
-            # Inside `transaction` for its patience only: the lock belongs to the session of `_ask`.
+            # Inside `transaction` only for its retries: the lock belongs to the session of `_ask`.
             owner = self._database.transaction(self._try_number)
         return owner
 
@@ -178,13 +181,16 @@ class Presence:
         return number if self._ask(_TRY_LOCK, number) else 0
 
     def _keep_lock(self) -> None:
-        """Lock again unless this session holds the lock: the server forgets the locks of a cut session."""
+        """Take the lock again unless this session holds it: the server drops the locks of a cut session."""
         owner = self.ledger.owner
         if not self._ask(_HAS_LOCK, owner) and not self._ask(_TRY_LOCK, owner):
             _log.warning("this worker's old session is still open on the server")
 
     def _ask(self, question: TextClause, owner: int) -> bool:
-        """Ask in this worker's own session; one that fails is closed, and the next question opens another."""
+        """Run a statement in this worker's own session.
+
+        A session that fails is closed, and the next call opens another one.
+        """
         try:
             if self._connection is None:
                 connection = self._database.engine.connect()

@@ -1,7 +1,7 @@
-"""What was measured about lanes on this machine, kept in hpsearch's home: one small JSON file per case.
+"""Measured lane counts of this machine, kept in hpsearch's home: one small JSON file per case.
 
-A file of its own for each case and written whole: any number of workers may measure at once, and the last one's word
-stands. Whatever is wrong with a file, it is as if it were not there.
+Each case has its own file, which is replaced as a whole. Any number of workers may measure at once; the last write
+wins. A file that cannot be used is treated as missing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHORTAGE_LASTS = timedelta(days=1)
 
 @dataclass(frozen=True, kw_only=True)
 class LaneCase:
-    """All that a measurement depends on, in words."""
+    """Everything that a measurement depends on, as text."""
 
     words: str
 
@@ -58,10 +58,11 @@ class KnownLanes(BaseModel):
     """What is known of one case.
 
     Args:
-        seconds, obstacle: as `LaneTimings` has them.
-        bytes_per_lane: with the most lanes that were timed.
-        most: more lanes than these ran out of memory in earnest.
-        most_until: from then on that is forgotten: others may have held the memory.
+        case: the words of its `LaneCase`.
+        seconds, obstacle: as in `LaneTimings`.
+        bytes_per_lane: memory per lane, measured with the largest number of lanes that were timed.
+        most: more lanes than this ran out of memory during training.
+        most_until: when `most` expires: other processes may have used the memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,8 +84,8 @@ class LaneMemory:
     """Remembers, per case, what was measured and what did not fit.
 
     Args:
-        folder: need not be there; where it cannot be written, nothing is remembered.
-        now: the time.
+        folder: need not exist; if it cannot be written, nothing is remembered.
+        now: returns the current time, timezone-aware.
     """
 
     def __init__(self, folder: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
@@ -92,7 +93,7 @@ class LaneMemory:
         self._now = now
 
     def recall(self, case: LaneCase) -> KnownLanes:
-        """What is known of the case; nothing if its file is missing, damaged or not ours."""
+        """Return what is known of the case; nothing if its file is missing, damaged or not ours."""
         path = self.path(case)
         try:
             known = KnownLanes.model_validate_json(path.read_bytes())
@@ -111,7 +112,7 @@ class LaneMemory:
         return KnownLanes(case=case.words)
 
     def remember(self, known: KnownLanes) -> None:
-        """Write what is known of a case in place of what was."""
+        """Replace what is stored for a case. A folder that cannot be written is logged."""
         path = self.path(LaneCase(words=known.case))
         try:
             make_folder(self.folder)
@@ -128,21 +129,22 @@ class LaneMemory:
             _log.warning("cannot remember in %s how many lanes pay: %s", self.folder, error.strerror)
 
     def note_shortage(self, case: LaneCase, most: int) -> None:
-        """More than `most` lanes ran out of memory."""
+        """Remember, for SHORTAGE_LASTS, that more than `most` lanes ran out of memory."""
         until = self._now() + SHORTAGE_LASTS
         self.remember(self.recall(case).model_copy(update={"most": most, "most_until": until}))
 
     def path(self, case: LaneCase) -> Path:
+        """The file of a case."""
         return self.folder / f"{hashlib.sha256(case.words.encode()).hexdigest()[:24]}.json"
 
 
 def _power_of_two(number: int) -> int:
-    """The next one that is as large: a search over widths need not be measured for each of them."""
+    """Return the next power of two, so that a search over widths need not measure each width."""
     return int(1 << (number - 1).bit_length())
 
 
 def _device_words(device: torch.device) -> str:
-    """Model and size of the device: equal ones need not be measured one by one."""
+    """Return the model and size of the device, so that equal devices need not be measured separately."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory >> 20} MiB"
@@ -150,7 +152,7 @@ def _device_words(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """The processor's model; on Linux `platform` knows only its architecture."""
+    """Return the processor's model; on Linux, `platform` knows only its architecture."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

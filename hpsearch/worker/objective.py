@@ -1,7 +1,7 @@
-"""A study as a plain Optuna objective, for people who call `study.optimize` themselves.
+"""A study as a plain Optuna objective, for users who call `study.optimize` themselves.
 
-Their study has its own sampler, pruner and storage; nothing of ours is in it but the trials' user attributes. A trial
-is what a worker's trial of the same point is: the same curve, the same end, the same attributes.
+The Optuna study has its own sampler, pruner and storage; hpsearch adds only user attributes to its trials. A trial
+equals a worker's trial of the same point: same curve, same end, same attributes.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from hpsearch.worker.trial import TrialInTraining
 class Objective:
     """Trains one trial per call, in a single lane, and returns its best validation zero-one loss.
 
-    The data is read once, when the objective is made; any number of threads may call it (`n_jobs`). On a GPU they take
-    turns, epoch by epoch. Of the definition, `search.strategy`, the number of points and `pruning` have no say here:
+    The data is read once, when the objective is created; any number of threads may call it (`n_jobs`). On a GPU they
+    take turns, epoch by epoch. `search.strategy`, the number of points and `pruning` of the definition have no effect:
     the Optuna study decides about them.
 
     Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`. The GPU is not reserved: no worker is kept from it.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`. The GPU is not reserved: workers may use it at the same time.
     Raises:
-        InputError: a point cannot be trained on this data, or no such device.
+        InputError: a point cannot be trained on this data, or there is no such device.
         DataError: the data is missing or damaged.
-        DeviceError: the GPU that was asked for is not there.
+        DeviceError: the requested GPU does not exist.
     """
 
     def __init__(self, definition: StudyDefinition, *, device: str = "auto") -> None:
@@ -53,18 +53,18 @@ class Objective:
         use_full_float32()
         self._origin = {"worker": worker_name(), "device": describe_device(self.device)}
         self._of_thread = threading.local()
-        self._turn = threading.Lock()  # on a GPU: graphs are captured and replayed by one thread at a time
+        self._turn = threading.Lock()  # on a GPU, one thread at a time captures and replays graphs
 
     def __reduce__(self) -> tuple[Callable[..., Objective], tuple[StudyDefinition, str]]:
-        """For joblib and multiprocessing: the process that it is sent to reads the data for itself."""
+        """For joblib and multiprocessing: the process that receives the objective reads the data itself."""
         return _made_again, (self.definition, self._asked)
 
     def __call__(self, trial: optuna.Trial) -> float:
-        """Train one trial; it is reported epoch by epoch, under the steps 1, 2, ...
+        """Train one trial and report every epoch, as steps 1, 2, ...
 
         Raises:
-            optuna.TrialPruned: the study's pruner gives it up, or it diverged: no value that is not finite reaches
-                Optuna, and what diverged has no best one that counts (docs/decisions/0003).
+            optuna.TrialPruned: the study's pruner gives it up, or it diverged: Optuna receives only finite values, and
+                a diverged trial has no valid best value (docs/decisions/0003).
         """
         parameters = self.definition.draw(trial)
         settings = self.definition.resolve(parameters)
@@ -83,7 +83,10 @@ class Objective:
                 return _end(trial, lane.pruned_result(type(trial.study.pruner).__name__, self._origin))
 
     def _data(self) -> ResidentData:
-        """This thread's own: its buffers serve one epoch at a time. On the CPU all share the memory of the images."""
+        """Return this thread's data, because its buffers serve one epoch at a time.
+
+        On the CPU all threads share the memory of the images.
+        """
         if not hasattr(self._of_thread, "data"):
             make_current(self.device)
             bound = self.definition.data.max_resident_bytes
@@ -101,7 +104,7 @@ class Objective:
         num_minibatches = data.num_minibatches(settings.training.batch_size)
         return TrialInTraining(
             claim=Claim(
-                trial_id=trial.number,  # FixedTrial has no other, and nothing is stored here
+                trial_id=trial.number,  # FixedTrial has no other id, and nothing is stored here
                 number=trial.number,
                 point=trial.number,
                 attempt=1,

@@ -1,6 +1,6 @@
-"""What a worker is asked for, in one value: from the command line through the launcher to the worker's process.
+"""The options of a worker in one value: from the command line through the launcher to the worker's process.
 
-Imports nothing heavy: the command line reads its options before it knows whether they will be used.
+Imports nothing heavy, because the command line parses the options before it knows whether they will be used.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsAddress:
-    """Where metrics are served. Port 0 takes a free one."""
+    """Where metrics are served. Port 0 takes a free port."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> MetricsAddress:
-        """Read `9100`, `0.0.0.0:9100` or `[::]:9100`; without a host only this machine is served.
+        """Parse `9100`, `0.0.0.0:9100` or `[::]:9100`; without a host, only this machine is served.
 
         Raises:
             InputError: it is none of these.
@@ -41,7 +41,7 @@ class MetricsAddress:
         return cls(host=host, port=int(port))
 
     def of_worker(self, index: int) -> MetricsAddress:
-        """That of one of several workers on this machine: each takes a port of its own, from `port` upwards.
+        """Return the address of one of several workers on this machine: port + index, so that each has its own port.
 
         Raises:
             InputError: there is no such port.
@@ -58,17 +58,17 @@ class MetricsAddress:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerOptions:
-    """What a worker is asked for; the defaults are those of the command line.
+    """The options of a worker; the defaults are those of the command line.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        lanes: trials trained at once; None: as many as pay.
+        lanes: number of trials trained at once; None: measured.
         artifacts: a folder or bucket; None: the default folder.
         waits_for_gpu: a worker that finds every GPU taken waits until one is free.
         shares_gpu: workers may share a GPU.
         checkpoint_seconds: between two checkpoints of all lanes; 0: only when the worker is stopped.
-        stall_seconds: without a minibatch for so long, the device is taken for hung, and the worker ends.
-        metrics: where the first worker serves its metrics, if anywhere; each next one at the next port.
+        stall_seconds: after this time without a minibatch, the device counts as hung, and the worker ends.
+        metrics: where the first worker serves its metrics, if anywhere; each further worker uses the next port.
     """
 
     device: str = "auto"
@@ -82,10 +82,11 @@ class WorkerOptions:
 
     @property
     def lanes_text(self) -> str:
+        """The value of `--lanes`."""
         return "auto" if self.lanes is None else str(self.lanes)
 
     def as_arguments(self) -> list[str]:
-        """As `hpsearch worker` takes them, but for artifacts and metrics: these differ from worker to worker."""
+        """Return the arguments of `hpsearch worker`, without artifacts and metrics, which differ between workers."""
         return [
             *("--device", self.device, "--lanes", self.lanes_text),
             *([] if self.waits_for_gpu else ["--no-wait-for-gpu"]),
@@ -96,7 +97,7 @@ class WorkerOptions:
 
 
 def parse_lanes(text: str) -> int | None:
-    """`8` or `auto` (None). Raises InputError."""
+    """Parse `8`, or `auto` (None). Raises InputError."""
     if text == "auto":
         return None
     if text.isdecimal() and len(text) < 10 and 1 <= int(text) <= MAX_LANES:

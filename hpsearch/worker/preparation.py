@@ -1,4 +1,4 @@
-"""From a definition to a study that workers can join: look at the data, check every point, create or resume.
+"""From a definition to a study that workers can join: read the data, check every point, create or resume the study.
 
 Everything that can be wrong is found here, before anything is created and before hours are spent.
 """
@@ -24,7 +24,7 @@ from hpsearch.study.space import Point, grid_points
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker.cohorts import cohort_name
 
-_SHAPING = ("family", "hidden_units", "kernels", "batch_size")  # keys whose values shape tensors
+_SHAPING = ("family", "hidden_units", "kernels", "batch_size")  # keys whose values determine the shapes of tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,13 @@ def prepare_study(
     """Create the study, find it with the same definition and the same data, or change it to this definition.
 
     Raises:
-        InputError: a point cannot be trained on this data, or the study exists with a definition that cannot become
-            this one.
+        InputError: a point cannot be trained on this data; or as `register_study` raises.
+        DefinitionMismatchError: the study exists with other data, or a definition that cannot become this one.
         DataError: the data is missing or damaged.
         StorageError: the database went away.
     """
     definition = with_absolute_dataset(definition)
-    find_study(database, definition)  # a changed definition is told before any data is fetched
+    find_study(database, definition)  # reports a definition that cannot change before any data is fetched
     data = load_selection_data(definition.data, locations=locations, progress=progress)
     check_points(definition, data)
     registration = register_study(database, definition, dataset_checksums=data.checksums, cohort_of=cohort_name)
@@ -67,7 +67,7 @@ def prepare_study(
 
 
 def with_absolute_dataset(definition: StudyDefinition) -> StudyDefinition:
-    """The definition as it is stored: workers may be started in another folder than this process."""
+    """Return the definition with an absolute path to the data, because workers may start in another folder."""
     dataset = absolute_dataset(definition.data.dataset)
     return definition.model_copy(update={"data": definition.data.model_copy(update={"dataset": dataset})})
 
@@ -78,7 +78,7 @@ def load_study_data(
     """Load the data of a stored study on this machine.
 
     Raises:
-        DataError: it is missing, damaged, or not what the study was created with.
+        DataError: it is missing, damaged, or not the data that the study was created with.
     """
     data = load_selection_data(study.definition.data, locations=locations, progress=progress)
     if dict(data.checksums) != dict(study.dataset_checksums):
@@ -106,10 +106,10 @@ def check_points(definition: StudyDefinition, data: SelectionData) -> None:
 
 
 def check_networks(definition: StudyDefinition, data: SelectionData) -> None:
-    """Build every network that the points name, once each: a custom family's code must be on this machine.
+    """Build every network that the points name, once each: the code of a custom family must be on this machine.
 
     Raises:
-        InputError: a network does not fit the data, or a family of a user's own cannot be imported or trained.
+        InputError: a network does not fit the data, or a custom family cannot be imported or trained.
     """
     models = dict.fromkeys(definition.resolve(point).model for point in _corner_points(definition))
     for model in models:
@@ -117,9 +117,9 @@ def check_networks(definition: StudyDefinition, data: SelectionData) -> None:
 
 
 def _corner_points(definition: StudyDefinition) -> list[Point]:
-    """Points with every value of the dimensions that shape tensors; the others do not matter here.
+    """Return points with every value of the dimensions that determine tensor shapes. Others do not matter here.
 
-    A range has two ends. What has no effect beside the others is left out, as in the points themselves.
+    A range contributes its two ends. As in the study's own points, parameters without effect are left out.
     """
     names = {d.name for d in definition.search.dimensions if d.name in _SHAPING or d.name.startswith(OPTION_PREFIX)}
     if definition.search.strategy == "listed":

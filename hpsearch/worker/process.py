@@ -1,4 +1,4 @@
-"""What surrounds a worker in its process: data, device, signals, metrics and life sign, from start to exit."""
+"""A worker's process: sets up data, device, signals, metrics and life sign, and runs the worker."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _log = get_logger("worker")
 
 
 def worker_name() -> str:
-    """`host:pid`: how a worker appears in trials and logs."""
+    """`host:pid`: the name of this worker in trials and logs."""
     return f"{platform.node()}:{os.getpid()}"
 
 
@@ -54,12 +54,15 @@ def run_worker(
     open_storage: Callable[[], AbstractContextManager[Database]],
     show_download: Callable[[], AbstractContextManager[DownloadProgress | None]],
 ) -> None:
-    """Train points of a study until none is left, or until somebody asks to stop.
+    """Train points of a study until none is left, or until the process is asked to stop.
 
-    Everything that can be wrong on this machine is found before a point is claimed: its attempts are counted.
+    Everything that can be wrong on this machine is found before a point is claimed, because a point's attempts are
+    counted.
 
     Args:
-        name: of the study.
+        name: name of the study.
+        open_storage: opens the study database.
+        show_download: shows the progress of a download of the data.
     Raises:
         HpsearchError: as the command line shows it.
     """
@@ -68,7 +71,7 @@ def run_worker(
     if supervisor_pid is not None:
         end_with_parent(supervisor_pid)
     visible = VisibleDevices.detect()
-    wanted_gpus(options.device, visible)  # a device that is not there is an error at once
+    wanted_gpus(options.device, visible)  # a device that does not exist is an error at once
     artifacts = open_artifacts(artifact_place(options.artifacts))
     bind_log_context(study=name, worker=worker_name())
     with LifeSign.from_environment() as life_sign, open_storage() as database:
@@ -100,7 +103,7 @@ def run_worker(
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What a worker's process has found before it asks for a device."""
+    """What a worker's process has set up before it asks for a device."""
 
     options: WorkerOptions
     visible: VisibleDevices
@@ -145,7 +148,7 @@ def _train(found: Surroundings) -> None:
 
 
 def _tell_given_up(database: Database, study: StoredStudy) -> None:
-    """A worker has done its work all the same, and exits with 0: one that failed would be started again, in vain."""
+    """Warn about points that were given up. The exit code stays 0: a worker that fails would be restarted, in vain."""
     try:
         counts = Ledger(database=database, study_id=study.study_id).counts()
     except StorageError:

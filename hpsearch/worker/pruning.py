@@ -1,4 +1,4 @@
-"""Who loses against the other trials: Optuna's own pruner, asked about all curves of the study as of now."""
+"""Decides which trials lose against the others: Optuna's own pruner, given the current curves of the whole study."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Competition:
     """One worker's view of a study whose pruner compares trials.
 
     Args:
-        ledger: in the worker's name, for a caller that does not wait for a database that is away.
+        ledger: in the worker's name; it should not wait for a database that is away.
     """
 
     def __init__(self, study: StoredStudy, ledger: Ledger) -> None:
@@ -28,7 +28,7 @@ class Competition:
         self._ledger = ledger
 
     def record(self, reports: Mapping[int, EpochReport]) -> frozenset[int]:
-        """Record an epoch before anybody is judged by it; the trials whose leases the worker still holds.
+        """Record an epoch before any trial is judged by it, and return the trials whose leases the worker still holds.
 
         Raises:
             DatabaseAwayError: nothing may have been recorded.
@@ -36,15 +36,17 @@ class Competition:
         return frozenset(self._ledger.record(reports))
 
     def losers(self, undecided: Collection[int], lanes: Mapping[int, TrialInTraining]) -> list[int]:
-        """Those of these trials that the pruner gives up; its notes on them are recorded, and kept in their lanes.
+        """Return those of these trials that the pruner gives up.
+
+        The pruner's notes are recorded, and kept in the trials' lanes.
 
         Raises:
-            DatabaseAwayError: nobody was given up.
+            DatabaseAwayError: no trial was given up.
         """
         if not undecided:
             return []
         self._snapshot.replace_trials(self._curves.read())
-        # A trial may have been taken from us since its report was recorded: the next record finds that out.
+        # Another worker may have taken a trial over since its report was recorded: the next record detects that.
         running = [trial_id for trial_id in undecided if self._snapshot.is_running(trial_id)]
         losers = [trial_id for trial_id in running if self._snapshot.should_prune(trial_id)]
         rungs = self._snapshot.drain_system_attrs()

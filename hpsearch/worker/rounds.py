@@ -1,8 +1,8 @@
-"""Rounds of a study: when the last one is trained, the next one is opened, or the search ends.
+"""Rounds of a study: when the last round is trained, the next one is opened, or the search ends.
 
-Any worker may call `advance` at any time, any number of them at once. Each reads what is known and computes what
-follows, without holding anything; the one that is first with the lock on the study's row writes it, if the study is
-still what it has read. So a round is opened once, whoever dies on the way, and a call that is repeated does no harm.
+Any worker may call `advance` at any time, and any number of workers at once. Each call reads the study and computes the
+next step without holding a lock. The first call that locks the study's row writes the step, if the study is still as it
+was read. A round is therefore opened exactly once, whichever process fails, and repeating a call is safe.
 """
 
 from __future__ import annotations
@@ -47,19 +47,20 @@ _log = get_logger("rounds")
 
 
 class Advance(Enum):
-    """What a look at a study's rounds has found."""
+    """What `advance` has found."""
 
-    UNFINISHED = auto()  # points wait or run; or another process was quicker, and there is something new to look at
-    OPENED = auto()  # by this call: a round of new points waits
+    UNFINISHED = auto()  # points wait or run, or another process was faster: look again
+    OPENED = auto()  # this call opened a round of new points
     ENDED = auto()  # nothing is left to train, and nothing will be added
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Situation:
-    """What a decision rests on. While it stays, so does the decision.
+    """What a decision is based on: as long as it does not change, the decision stays valid.
 
     Args:
-        definition: as it is stored, letter by letter; None: the study was deleted.
+        definition: the stored text, unparsed; None: the study was deleted.
+        num_unfinished: points whose trial waits, runs, or was ended by another program.
     """
 
     definition: str | None
@@ -69,7 +70,7 @@ class _Situation:
 
 
 def is_finished(database: Database, study: StoredStudy) -> bool:
-    """Whether the study needs no worker any more. Nobody but this function and `has_ended` decides that."""
+    """Whether the study needs no more workers. Only this function and `has_ended` decide that."""
     situation = database.transaction(lambda connection: _read_situation(connection, study.study_id))
     num_lost = num_lost_points(study.definition, situation.num_points)
     return has_ended(situation.num_unfinished + num_lost, situation.rounds)
@@ -85,10 +86,11 @@ def advance(
     """Open the next round, or end the search, if the last round is trained.
 
     Args:
-        is_trainable: whether the data takes these settings (None: all); the same for all who call this for one study.
+        is_trainable: whether the data suits these settings (None: always); the same for all callers of one study.
+        cohort_of: names the cohort of a point's settings.
     Raises:
-        DatabaseAwayError: to be called again.
-        StorageError: what is stored of the study cannot be read: a newer hpsearch has changed it, or somebody else.
+        DatabaseAwayError: call again later.
+        StorageError: the stored study cannot be read, because a newer hpsearch or another program has changed it.
     """
     situation = database.transaction(lambda connection: _read_situation(connection, study_id))
     if situation.num_unfinished:
@@ -120,7 +122,7 @@ def advance(
 
 
 def _restore(database: Database, study_id: int, definition: StudyDefinition, cohort_of: CohortOf) -> Advance:
-    """Queue the points again that another program has deleted."""
+    """Queue points again that another program has deleted."""
     work = partial(restore_lost_points, study_id=study_id, definition=definition, cohort_of=cohort_of)
     number = database.transaction(work)
     if number:
@@ -148,7 +150,7 @@ def _write(
 
 @final
 class _Decision:
-    """What follows on a round that is trained: reads what is known, and changes nothing."""
+    """What follows a trained round. Reads the study and changes nothing."""
 
     def __init__(
         self,
@@ -186,7 +188,7 @@ class _Decision:
 
 
 def describe_spent_budget(search: SearchSettings, *, num_points: int, epochs: int, seconds: float) -> str | None:
-    """Which budget is spent, for people; None if none is.
+    """Describe the budget that is spent, for people; None if none is.
 
     Args:
         epochs, seconds: of training, summed over all lanes of all workers.
@@ -242,14 +244,14 @@ def _with_note(following: Round | Finished, note: str) -> Round | Finished:
 
 @final
 class TrialComparison:
-    """Whether two trials differ significantly on the validation images; reads the bits of those that are compared.
+    """Decides whether two trials differ significantly on the validation images; reads the bits of compared trials.
 
-    The exact McNemar test, two-sided. Trials without bits (of a version that kept none) are compared as
-    independent samples, which notices far less; and where not even the number of images is known, or a value is no
-    error rate, every difference counts, so that the search rather goes on.
+    Uses the exact two-sided McNemar test. Trials without bits (of a version that kept none) are compared as independent
+    samples, which is far less sensitive. If even the number of images is unknown, or a value is no error rate, every
+    difference counts, so that the search continues rather than ends.
 
     Args:
-        note: what must be said of the comparisons so far; empty if they were as they should be.
+        note: what must be said about the comparisons so far; empty if all of them used the exact test.
     """
 
     def __init__(self, database: Database, study_id: int) -> None:
@@ -259,7 +261,7 @@ class TrialComparison:
         self.note = ""
 
     def __call__(self, one: KnownPoint, other: KnownPoint) -> bool:
-        """Both have values; their keys are trial ids."""
+        """Compare two points. Both have values; their keys are trial ids."""
         assert one.value is not None
         assert other.value is not None
         bits_one, bits_other = self._read(one.key), self._read(other.key)
@@ -304,7 +306,7 @@ _SITUATION = text(f"""
     FROM hpsearch_points p JOIN trials t USING (trial_id) WHERE p.study_id = :study
 """)
 
-# What an attempt has taken over from an earlier one was trained once.
+# Epochs that an attempt has taken over from an earlier one are counted once.
 _TRAINED = text("""
     SELECT count(*) AS epochs, coalesce(sum(e.seconds), 0) AS seconds
     FROM trials t JOIN hpsearch_epochs e USING (trial_id)

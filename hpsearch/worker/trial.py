@@ -1,4 +1,4 @@
-"""One trial in training: what a worker knows of it, and what is written when it ends."""
+"""One trial in training: its history in the worker, and what is written when it ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.worker.epoch_writer import BestParameters, Ending
 
-PRUNED = "pruned"  # the stop_reason of a trial that lost against others
+PRUNED = "pruned"  # stop_reason of a trial that lost against others
 
 
 @dataclass(kw_only=True)
@@ -26,9 +26,10 @@ class TrialInTraining:
     """A trial in training.
 
     Args:
-        best: the best validation so far; None before the first epoch has ended.
-        num_epochs: the last finite epoch, those of the attempts that this one goes on from included.
-        last_value: the value of the last finite epoch.
+        best: the best validation so far; None before the first finite epoch has ended.
+        num_epochs: the last finite epoch, including those of the attempts that this one resumed from.
+        seconds: training time, including that of the attempts that this one resumed from.
+        last_value: value of the last finite epoch.
     """
 
     claim: Claim
@@ -39,10 +40,10 @@ class TrialInTraining:
     num_epochs: int = 0
     seconds: float = 0.0
     last_value: float | None = None
-    rungs: dict[str, Any] = field(default_factory=dict)  # a pruner's notes on this trial, by system attribute
+    rungs: dict[str, Any] = field(default_factory=dict)  # the pruner's notes on this trial, by system attribute
 
     def state(self) -> dict[str, Any]:
-        """What goes into a checkpoint: the trial's own history and its stopping rule's, JSON-serialisable and exact."""
+        """Return what a checkpoint stores of the trial: its history and its rule's, JSON-serialisable and exact."""
         return {
             "rule": self.rule.state(),
             "best": None if self.best is None else asdict(self.best),
@@ -54,10 +55,10 @@ class TrialInTraining:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the history of an earlier attempt; from here on this trial decides as that one would have.
+        """Take over the history of an earlier attempt; from here on this trial decides as that attempt would have.
 
         Raises:
-            ArtifactError: it is no state of a lane.
+            ArtifactError: it is not the state of a lane.
         """
         try:
             rule = rule_from_state(state["rule"])
@@ -74,12 +75,12 @@ class TrialInTraining:
             setattr(self, name, value)
 
     def take_over(self, other: TrialInTraining) -> None:
-        """Take over the history of another lane of the same trial."""
+        """Take over all fields of another object for the same trial."""
         for each in fields(self):
             setattr(self, each.name, getattr(other, each.name))
 
     def take_in(self, report: EpochReport) -> StopDecision | None:
-        """Update the trial's history with an epoch; says whether it was the last one."""
+        """Update the trial's history with an epoch. Return a decision if it was the last one, else None."""
         decision = decide(self.rule, report, self.settings.training.max_epochs)
         self.seconds += report.seconds
         if not report.has_diverged:
@@ -90,7 +91,7 @@ class TrialInTraining:
         return decision
 
     def result(self, decision: StopDecision, origin: Mapping[str, str]) -> Result:
-        """What is written for a trial that ended of its own accord.
+        """Return what is written for a trial that its own stopping rule, its epoch limit or a divergence has ended.
 
         Args:
             origin: attributes that say where it was trained.
@@ -101,16 +102,17 @@ class TrialInTraining:
         return self._result(Outcome.COMPLETE, self.best.zero_one, attributes)
 
     def pruned_result(self, pruner: str, origin: Mapping[str, str]) -> Result:
-        """As Optuna has it, the value of a pruned trial is its last report."""
+        """Return what is written for a pruned trial. As in Optuna, its value is its last report."""
         detail = f"pruned at epoch {self.num_epochs}: {pruner} found it worse than the others"
         return self._result(Outcome.PRUNED, self.last_value, self._attributes(PRUNED, detail, origin))
 
     def ending(self, result: Result, study: StoredStudy, cohort: Cohort, best_value: float | None) -> Ending:
-        """The trial's end, with its best parameters if they may be kept.
+        """Return the trial's end, with its best parameters if they may be kept.
 
         Args:
-            cohort: in which the trial still has its lane; afterwards nothing can be taken from it.
-            best_value: of the study's COMPLETE trials, as far as is known; what is worse is not kept.
+            cohort: the cohort in which the trial still has its lane; once it is released, nothing can be read from it.
+            best_value: lowest known value of the study's COMPLETE trials; the parameters of worse trials are not kept,
+                unless the definition keeps all.
         """
         if result.outcome is not Outcome.COMPLETE:
             return Ending(number=self.claim.number, result=result)
@@ -165,7 +167,7 @@ def _check_history(
     last_value: float | None,
     rungs: Mapping[str, Any],
 ) -> None:
-    """Raises ValueError or TypeError for a history that no lane has had."""
+    """Raise ValueError or TypeError for a history that no lane can have had."""
     if not 0 <= best_epoch <= num_epochs or (best is None) != (best_epoch == 0):
         raise ValueError(f"best epoch {best_epoch} of {num_epochs}")
     if best is not None and not (0 <= best.zero_one <= 1 and best.is_finite):

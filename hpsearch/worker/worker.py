@@ -1,17 +1,17 @@
-"""The worker: claims points into lanes, trains them, reports every epoch, ends trials, and refills.
+"""The worker: claims points into lanes, trains them, reports every epoch, ends trials, and refills the lanes.
 
-This is where `training` and `search` meet the database. One turn of the loop is one epoch of all lanes:
+Here `training` and `search` meet the database. One turn of the loop is one epoch of all lanes:
 
-    fill free lanes -> train an epoch -> own stopping rules -> hand the epoch over to be written -> ...
+    fill free lanes -> train an epoch -> apply the trials' stopping rules -> hand the epoch over for writing -> ...
 
-What is written is written in the background, while the next epoch trains (epoch_writer.py). Only a pruner has to
-know the epoch before the next one begins: with one, the epoch is recorded and the pruner asked in between.
+Epochs are written in the background while the next epoch trains (epoch_writer.py). Only a pruner must know the epoch
+before the next one starts: with a pruner, the epoch is recorded and the pruner is asked between two epochs.
 
-How points come into lanes is told in intake.py. A database that is away does not stop a worker that has something to
-train: freed lanes then stay empty for a while, and nothing is pruned.
+intake.py explains how points get into lanes. A worker that has something to train continues while the database is away:
+free lanes then stay empty, and nothing is pruned.
 
-A worker ends when no point of the study is waiting or running and no round will follow (rounds.py); while others still
-train, it stays to take over what they may drop.
+A worker ends when no point of the study is waiting or running and no round will follow (rounds.py). While other workers
+still train, it stays, to take over points that they may drop.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from hpsearch.worker.trial import TrialInTraining
 _log = get_logger("worker")
 T = TypeVar("T")
 
-_LONGEST_EPOCHS = 10.0  # a life sign allows an epoch of so many times the last one
+_LONGEST_EPOCHS = 10.0  # a life sign allows an epoch to take this many times as long as the last one
 
 
 @dataclass(kw_only=True)
@@ -66,18 +66,20 @@ class Worker:
     """One process, one device, many lanes, one study.
 
     Args:
-        data: resident on `device`; the test pair is not part of it.
+        data: resident on `device`; it does not include the test set.
         lanes: decides how many trials are trained at once at most.
-        num_siblings: workers that were started together with this one, itself included: they share the points.
-        name: how this worker appears in trials and logs.
-        poll_seconds: how often an idle worker looks for points that others dropped.
-        checkpoint_seconds: between two checkpoints of all lanes; 0 takes only the last one, at a stop.
-        device_name: what trials call the device; None: `describe_device`.
-        is_device_lost: whether somebody else has the device by now (device/pin.py); ends the worker like a stop.
+        stop: ends the worker when it is set.
+        name: name of the worker in trials and logs.
+        num_siblings: number of workers that were started together, including this one; they share the points.
+        poll_seconds: how often an idle worker looks for points that other workers dropped.
+        checkpoint_seconds: between two checkpoints of all lanes; 0 takes only the last one, when the worker is stopped.
+        device_name: name of the device in trials; None: `describe_device`.
+        is_device_lost: whether another worker has taken the device (device/pin.py); ends the worker like a stop.
         keep: called with each renewal of the leases (worker/lease_keeper.py).
-        watchdog: ends the process if the device hangs; None watches nothing.
-        metrics: None: counted all the same, but nobody sees it.
+        watchdog: ends the process if the device hangs; None: the device is not watched.
+        metrics: None: metrics are collected but not served.
         build_cohort: injected in tests.
+        num_finished: number of trials that this worker has ended and that are counted.
     """
 
     database: Database
@@ -100,28 +102,30 @@ class Worker:
     build_cohort: BuildCohort = Cohort
     num_finished: int = 0
     _outcomes: dict[int, Outcome] = field(default_factory=dict)  # of trials whose ends are being written
-    _num_lone_shortages: int = 0  # single trials that memory did not suffice for, one after the other
-    _best_value: float | None = None  # of the study's COMPLETE trials, as far as is known here
-    _num_restarts: int = 0  # of the server, that this worker has taken note of
+    _num_lone_shortages: int = 0  # consecutive trials that ran out of memory alone
+    _best_value: float | None = None  # lowest known value of the study's COMPLETE trials
+    _num_restarts: int = 0  # restarts of the server that this worker has handled
     _last_reap: float = 0.0
     _last_outside_look: float = -math.inf
-    _outside_look_seconds: float = 0.0  # what the last one took
+    _outside_look_seconds: float = 0.0  # how long the last look took
     _lane_epoch_seconds: float | None = None  # of the last epoch, per lane
-    _timed_cohort: Cohort | None = None  # whose epoch that was
-    _is_mid_epoch: bool = False  # the lanes' tensors are of no epoch
+    _timed_cohort: Cohort | None = None  # the cohort that trained that epoch
+    _is_mid_epoch: bool = False  # an epoch was begun and not finished: the lanes' tensors match no epoch
 
     def run(self, ledger: Ledger | None = None) -> int:
-        """Work until the study is finished or the worker is told to stop. Returns its finished trials.
+        """Work until the study is finished or the worker is asked to stop. Return the number of its finished trials.
 
+        Args:
+            ledger: to use instead of one on the worker's database; benchmarks pass their own.
         Raises:
-            StorageError: the database has been away for too long.
-            DeviceError: the device has no memory even for one trial at a time, whichever it is.
+            StorageError: the database was away for too long.
+            DeviceError: the device has not enough memory for a single trial, whichever it is.
         """
         definition = self.study.definition
         metrics = self.metrics or WorkerMetrics(study=definition.name, worker=self.name, life_sign=self.life_sign)
         self._metrics = metrics
         self._is_trainable = Trainability(self.data)
-        # Once it is asked to stop, this worker waits for no answer any more but for those of its last writes.
+        # Once the worker is asked to stop, it waits only for the answers to its last writes.
         self.database = replace(_observed(self.database, metrics), abandoned=self.stop.event)
         ledger = ledger or Ledger(database=self.database, study_id=self.study.study_id)
         database = replace(_observed(ledger.database, metrics), abandoned=self.stop.event)
@@ -172,14 +176,14 @@ class Worker:
             pass
         except DatabaseAwayError:
             if not self.stop.is_set():
-                raise  # nothing can be given back to a database that is away: the leases run out
+                raise  # points cannot be given back while the database is away: the leases expire
         except BaseException as error:
             self._give_up(describe_failure(error))
             raise
         self._leave()
 
     def _leave(self) -> None:
-        """Write what is outstanding, checkpoint the lanes, and give their trials back; in seconds."""
+        """Write outstanding epochs, checkpoint the lanes, and give their trials back, within seconds."""
         try:
             self._note(self._writer.flush())
             trained = {trial_id: lane for trial_id, lane in self._lanes.items() if lane.num_epochs}
@@ -190,7 +194,7 @@ class Worker:
             self._release_hurriedly("its worker was stopped")
 
     def _give_up(self, what: str) -> None:
-        """Give the trials back after an error of ours; what they have reached counts in their favour."""
+        """Give the trials back after an error. Their progress is recorded first, so that it counts in their favour."""
         try:
             self._note(self._writer.flush())
         except Exception as error:
@@ -213,7 +217,7 @@ class Worker:
             _log.info("%s: %s; %s given back", self.name, reason, _trials(num_released))
 
     def _turn(self) -> bool:
-        """One epoch, or one look around while there is nothing to train. False: the study is finished."""
+        """Train one epoch, or look around if there is nothing to train. Return False if the study is finished."""
         self._note_progress()
         if self.is_device_lost():
             return False
@@ -233,14 +237,14 @@ class Worker:
         else:
             self.life_sign.renew(WorkerState.IDLE)
             return self._look_around()
-        self._make_room(shortage)  # not in the handler: the error holds on to the tensors of where it happened
+        self._make_room(shortage)  # not in the handler: the error's traceback keeps tensors alive
         return True
 
     def _note_restart(self) -> None:
-        """The server has started anew, maybe with older data: what was read of other trials before is forgotten.
+        """Handle a restart of the server, which may have older data: discard what was read of other trials before.
 
         Raises:
-            StorageError: the study's number is another study's now.
+            StorageError: the study's id now belongs to another study.
         """
         num_restarts = self._ledger.holdings.num_restarts
         self._best_value = None
@@ -248,7 +252,7 @@ class Worker:
         self._intake.forget_history()
         definition = self._intake.ask(lambda ledger: stored_definition(ledger.database, ledger.study_id), None)
         if definition is None:
-            return  # the database is away: asked again at the next turn
+            return  # the database is away: the next turn asks again
         self._num_restarts = num_restarts
         if definition.value_sha256 != self.study.definition.value_sha256:
             raise StorageError(
@@ -257,7 +261,7 @@ class Worker:
             )
 
     def _look_around(self) -> bool:
-        """With nothing to train: open the next round if it is due, or wait a moment. False: the study is finished."""
+        """Open the next round if it is due, or wait. Return False if the study is finished."""
         found = advance(self._ledger.database, self.study.study_id, is_trainable=self._is_trainable)
         if found is Advance.ENDED:
             self._checkpointer.discard_left_over()
@@ -274,10 +278,10 @@ class Worker:
                 _log.warning("%s: %s of dead workers queued again", self.name, _trials(num_requeued))
 
     def _give_back_now_and_then(self) -> None:
-        """Look for trials that other programs have ended.
+        """Give back trials that other programs have ended.
 
-        It takes 0.3 s among 20,000 points that are not counted: a worker without lanes spends at most a tenth of its
-        time on it.
+        The query takes 0.3 s for 20,000 points that are not counted: a worker without lanes spends at most a tenth of
+        its time on it.
         """
         pause = 4 * self._ledger.absence_seconds if self._lanes else 10 * self._outside_look_seconds
         started = time.monotonic()
@@ -294,11 +298,19 @@ class Worker:
             self.watchdog.note_progress()
 
     def _make_room(self, shortage: str) -> None:
-        """Memory did not suffice. All trials are given back, for a broken epoch leaves no lane in a known state."""
+        """Handle a shortage of memory: give all trials back.
+
+        An interrupted epoch leaves no lane in a known state.
+
+        If more than one lane was in use, the cohort gets at most half as many lanes from now on.
+
+        Raises:
+            DeviceError: single trials have run out of memory more than MAX_CRASHES times in a row.
+        """
         num_lanes = len(self._lanes)
         settings = next(iter(self._lanes.values())).settings
         self._intake.clear()
-        self._note(self._writer.drain())  # what was reached before counts
+        self._note(self._writer.drain())  # epochs that were completed before still count
         release_cached_memory(self.device)
         where = self._origin["device"]
         if num_lanes > 1:
@@ -314,7 +326,7 @@ class Worker:
         _log.error("%s: %s; %s", self.name, reason, hint)
         self._ledger.release(f"{reason}; {hint}", is_crash=True)
         self._num_lone_shortages += 1
-        if self._num_lone_shortages > MAX_CRASHES:  # it is not the point, then
+        if self._num_lone_shortages > MAX_CRASHES:  # then the points are not the cause
             raise DeviceError(f"{reason}, {self._num_lone_shortages} times in a row", hint=hint)
 
     # One epoch
@@ -327,12 +339,12 @@ class Worker:
         self._timed_cohort = cohort
         with self.stop.interruptible(None if per_lane is None else per_lane * num_lanes):
             self._is_mid_epoch = True
-            by_trial = cast("dict[int, EpochReport]", cohort.train_epoch())  # keys are the trial ids we gave it
+            by_trial = cast("dict[int, EpochReport]", cohort.train_epoch())  # the keys are our trial ids
         self._note_epoch(num_lanes, time.monotonic() - started)
         self._num_lone_shortages = 0
         decisions = {trial_id: self._lanes[trial_id].take_in(report) for trial_id, report in by_trial.items()}
-        self._is_mid_epoch = False  # only now: the lanes' history is of the same epoch as their tensors
-        self._note(self._writer.collect())  # of the epoch before
+        self._is_mid_epoch = False  # from here on, the lanes' history and tensors are of the same epoch
+        self._note(self._writer.collect())  # of the previous epoch
         reports = {i: r for i, r in by_trial.items() if i in self._lanes and not r.has_diverged}
         losers = self._losers(reports, decisions)
         if losers is None:
@@ -354,7 +366,7 @@ class Worker:
     def _losers(
         self, reports: Mapping[int, EpochReport], decisions: Mapping[int, StopDecision | None]
     ) -> list[int] | None:
-        """Record the epoch and ask a competitive pruner; None: it was neither recorded nor asked."""
+        """Record the epoch and ask a competitive pruner. None: the epoch was neither recorded nor judged."""
         if not is_competitive(self.study.definition.pruning) or self._intake.is_database_away():
             return None
         held = self._intake.held()
@@ -373,7 +385,7 @@ class Worker:
 
     @property
     def _origin(self) -> dict[str, str]:
-        """What a trial says of where it is trained."""
+        """Attributes that say where a trial was trained."""
         return {"worker": self.name, "device": self.device_name or describe_device(self.device)}
 
     def _hand_over(
@@ -382,7 +394,7 @@ class Worker:
         decisions: Mapping[int, StopDecision | None],
         losers: Sequence[int] = (),
     ) -> None:
-        """Have the epoch written and take the trials that ended out of their lanes, at once."""
+        """Hand the epoch over for writing and remove ended trials from their lanes immediately."""
         held = self._intake.held()
         origin = self._origin
         ended = [(i, self._lanes[i].result(d, origin)) for i, d in decisions.items() if d and i in self._lanes]
@@ -399,7 +411,7 @@ class Worker:
             self._writer.hand_over(entry)
 
     def _note(self, written: Written) -> None:
-        """Learn what became of an epoch; trials that are no longer ours are dropped."""
+        """Process the outcome of written epochs; trials that no longer belong to this worker are dropped."""
         self.num_finished += len(written.counted)
         self._metrics.writes_fenced(len(written.lost))
         for trial_id in written.counted:

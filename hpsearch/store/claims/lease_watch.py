@@ -1,7 +1,7 @@
-"""Which leases are stale, as one observer sees it: by its own monotonic clock, and by nobody else's.
+"""Decides which leases are stale, as one observer sees it, by the observer's own monotonic clock alone.
 
-An observer looks at the leases again and again. What a lease bears as the time of its renewal is compared with what it
-bore before, for equality only: the database's clock may jump, and differs from machine to machine after a failover.
+An observer reads the leases repeatedly. The renewal time in a lease is compared with the time that was read before, for
+equality only: the database's clock may jump, and differs from machine to machine after a failover.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ Lease = tuple[int, str]  # (owner, its last renewal, as the database writes it)
 
 
 class LeaseWatch:
-    """What one observer has seen of leases so far. Safe for any number of threads.
+    """What one observer has seen of leases so far. Thread-safe.
 
     Args:
-        clock: in seconds, monotonic; injected in tests.
+        clock: monotonic, in seconds; injected in tests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,15 +37,16 @@ class LeaseWatch:
         lease_seconds: float,
         absence_seconds: float,
     ) -> set[Lease]:
-        """Take note of all leases that there are just now; returns the stale ones.
+        """Record all current leases and return the stale ones.
 
-        A lease is stale that was seen unchanged for `lease_seconds`, or for `absence_seconds` without its owner's
-        session. The count starts anew when the server has started anew, for nobody could renew while it was away, and
-        after a gap of more than `lease_seconds` between two looks: the observer was stopped, or the server hung for
-        all.
+        A lease is stale if it was seen unchanged for `lease_seconds`, or unchanged for `absence_seconds` while its
+        owner's session was missing. Counting starts again after a restart of the server, because no worker could renew
+        while the server was down, and after a gap of more than `lease_seconds` between two calls: either the observer
+        was stopped, or the server hung for all workers.
 
         Args:
-            is_present: whether a lease's owner has the session that shows its presence.
+            is_present: lease -> whether its owner has the session that shows its presence.
+            server_started_at: start time of the server, compared for equality only.
         """
         with self._lock:
             now = self._clock()

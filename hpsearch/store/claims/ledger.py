@@ -1,20 +1,21 @@
-"""The ledger: who trains which point, what has been reported, and what is counted.
+"""The ledger: which worker trains which point, what has been reported, and what is counted.
 
-Every point of a study is counted exactly once, whatever dies. That rests on four rules, all of them kept in
-the database, by statements that compare before they set (ledger_sql.py):
+Every point of a study is counted exactly once, whatever process fails. Four rules ensure this. All of them are enforced
+in the database, by statements that compare before they set (ledger_sql.py):
 
-    claim    WAITING -> RUNNING under a row lock, together with a lease in the claimer's name
-    fence    a worker's writes require that the lease still bears its name: one that lost it writes nothing
+    claim    WAITING -> RUNNING under a row lock, together with a lease in the claiming worker's name
+    fence    a worker's writes require that the lease still has its name: a worker that lost it writes nothing
     finish   the lease ends, the trial's state is set and the point is marked as counted in one transaction
-    requeue  a dead worker's trial, or one that another program has ended, becomes FAIL and a fresh WAITING trial takes
+    requeue  a dead worker's trial, or one that another program has ended, becomes FAIL and a new WAITING trial takes
              its place in one transaction
 
-A database may lose commits that it has acknowledged. So each renewal compares what the worker believes it holds
-(holdings.py) with what the database has in its name: what only the database has is given back, what only the worker has
-is dropped. And nothing is written behind a gap: an epoch needs the one before it, a result all of its epochs.
+A database may lose acknowledged commits. Each renewal therefore compares what the worker believes it holds
+(holdings.py) with what the database has in its name. What only the database has is given back; what only the worker has
+is dropped. Nothing is written after a gap: an epoch requires the epoch before it, and a result requires all of its
+epochs.
 
-Whether a lease is stale is told by what a worker has seen of it, and for how long (lease_watch.py). No stored time is
-compared with a clock, neither the database's nor a worker's.
+A worker decides that a lease is stale from what it has seen of the lease, and for how long (lease_watch.py). No stored
+time is compared with a clock, neither the database's nor a worker's.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ from hpsearch.study.space import ParameterValue
 _log = get_logger("ledger")
 
 LEASE_SECONDS = 30.0
-ABSENCE_SECONDS = 15.0  # a lease not renewed for so long, whose owner's session is gone, is stale too
-MAX_CRASHES = 3  # a point whose workers died so often is given up
-UNDONE = "the database has lost what it had acknowledged of this trial"  # the reason of its failure
-PRESENCE_NAMESPACE = 0x6870  # "hp": advisory lock (namespace, owner) that a living worker's session holds
+ABSENCE_SECONDS = 15.0  # a lease that was not renewed for this long and whose owner's session is gone is stale, too
+MAX_CRASHES = 3  # a point is given up after this many crashes of its workers
+UNDONE = "the database has lost what it had acknowledged of this trial"  # the reason of such a trial's failure
+PRESENCE_NAMESPACE = 0x6870  # "hp": a live worker's session holds the advisory lock (namespace, owner)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,8 @@ class Claim:
     """A point that this worker now trains.
 
     Args:
-        trial_id, number: of the trial in Optuna's tables.
-        parameters: as Optuna has them; empty if a sampler has still to draw them.
+        trial_id, number: id and number of the trial in Optuna's tables.
+        parameters: as Optuna stores them; empty if a sampler still has to draw them.
         token: of the call that claimed it; 0 for a trial without a database.
     """
 
@@ -72,6 +73,7 @@ class Claim:
 
     @property
     def hold(self) -> Hold:
+        """The hold that this claim gives its worker."""
         return self.trial_id, self.token
 
 
@@ -87,13 +89,14 @@ class Result:
     """What is written when a trial ends.
 
     Args:
-        value: fraction of misclassified validation images, finite; None only for a trial that is PRUNED
-            because it diverged in its first epoch.
+        value: fraction of misclassified validation images, finite; None only for a trial that is PRUNED because it
+            diverged in its first epoch.
         attributes: user attributes of the trial.
-        correct: which validation images its best parameters are right on; of a COMPLETE trial only.
-        claim: that the trial was trained for; None: whichever it has.
-        num_epochs: that were handed over; without the last one on record the trial is not counted.
-        num_parameters: that it was trained with, and that must be on record; None: however many there are.
+        correct: which validation images its best parameters classify correctly; only for a COMPLETE trial.
+        claim: token of the claim under which the trial was trained; None: whichever claim the trial has.
+        num_epochs: number of epochs that were reported; the trial is counted only if the last of them is on record.
+        num_parameters: number of parameters that the trial was trained with and that must be on record; None: any
+            number.
     """
 
     trial_id: int
@@ -106,7 +109,7 @@ class Result:
     num_parameters: int | None = None
 
     def __post_init__(self) -> None:
-        # Optuna would take a COMPLETE trial of -inf for the best one, and choke on one without a value.
+        # Optuna would take a COMPLETE trial of -inf for the best one, and fail on one without a value.
         assert math.isfinite(self.value) if self.value is not None else self.outcome is Outcome.PRUNED
 
 
@@ -122,24 +125,32 @@ class PointCounts:
 
     @property
     def counted(self) -> int:
+        """COMPLETE and PRUNED points."""
         return self.complete + self.pruned
 
     @property
     def unfinished(self) -> int:
+        """Points that wait or run."""
         return self.waiting + self.running
 
     @property
     def total(self) -> int:
+        """All points, including those that were given up."""
         return self.unfinished + self.counted + self.failed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """One worker's access to the points of one study. All methods are single transactions and safe to repeat.
+    """One worker's access to the points of one study.
+
+    Any number of workers may call the methods at once, and every method is safe to repeat. Each method is one
+    transaction; if it finds points to requeue, one more.
 
     Args:
-        owner: the worker's number, unique among living workers (worker/lease_keeper.py); 0 for readers.
-        holdings, lease_watch: what this worker believes it holds, and what it has seen of the others' leases; shared
+        owner: the worker's number, unique among live workers (worker/lease_keeper.py); 0 for readers.
+        lease_seconds: how long a lease may stay unchanged before it is stale.
+        absence_seconds: the same for a lease whose owner's session is gone.
+        holdings, lease_watch: what this worker believes it holds, and what it has seen of other workers' leases; shared
             by all copies of this ledger.
     """
 
@@ -159,23 +170,23 @@ class Ledger:
         token: int | None = None,
         attributes: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Claim]:
-        """Take up to `limit` WAITING points, all of one cohort, in point order.
+        """Claim up to `limit` WAITING points, all of one cohort, in point order.
 
-        A point on its last attempt comes alone, and only to a worker that holds nothing else.
+        A point on its last attempt is claimed alone, and only by a worker that holds nothing else.
 
         Args:
-            cohort: take only points of this cohort (or with parameters still to be drawn); None: of whichever
-                cohort comes first.
-            token: of this claim (`new_claim_token`). Whoever makes a claim again whose answer was lost must give the
-                same one: what the first has taken is then given, and nothing more.
-            attributes: user attributes of the trials from the start, such as where they are trained.
+            cohort: claim only points of this cohort, or points whose parameters are still to be drawn; None: use the
+                cohort of the first point found.
+            token: of this claim (`new_claim_token`). To repeat a claim whose answer was lost, pass the same token: the
+                call then returns the points of the first claim, and no others.
+            attributes: user attributes to set on the claimed trials, for example where they are trained.
         """
         token = new_claim_token() if token is None else token
         values = {**self._values, "limit": limit, "cohort": cohort, "claim": token}
 
         def work(connection: Connection) -> Sequence[Row[Any]]:
-            # If the connection was lost after the commit, these points are ours: claiming others instead
-            # would leave them without a lane, and renewed for ever.
+            # If the connection was lost after the commit, these points are already ours: claiming others instead would
+            # leave them without a lane, and their leases would be renewed for ever.
             rows = connection.execute(statements.CLAIMED, values).all()
             if not rows:
                 connection.execute(statements.CLAIM, values)
@@ -197,12 +208,13 @@ class Ledger:
     ) -> set[int]:
         """Write one epoch of all lanes and renew all of the worker's leases, in one statement.
 
-        A report for an epoch that is already there is ignored, as Optuna does. One whose epoch before is missing is
-        not written: its trial is given back, as is what the database has in this worker's name without its knowledge.
+        A report for an epoch that is already recorded is ignored, as in Optuna. A report whose preceding epoch is
+        missing is not written. Its trial is given back, and so is what the database has in this worker's name without
+        the worker's knowledge.
 
         Args:
-            reports: trial id -> its epoch; diverged ones must not be among them.
-            rung_attributes: (trial id, key, value) system attributes that a pruner keeps; one statement more.
+            reports: trial id -> its epoch; must not contain diverged ones.
+            rung_attributes: (trial id, key, value) system attributes that a pruner keeps; they need one more statement.
             held: what the worker held when it trained the epoch; None: what it holds now.
         Returns:
             The trials whose leases this worker still holds. It must drop all others.
@@ -229,8 +241,8 @@ class Ledger:
         """Count these trials: state, value, attributes, bits and the end of the lease, in three statements.
 
         Returns:
-            The trials that stand counted. For the others nothing was written: this worker had lost the lease, or the
-            database has lost parameters or epochs; the trial is then given back.
+            The trials that are counted. Nothing was written for the others: this worker had lost the lease, or the
+                database has lost parameters or epochs of the trial, which is then given back.
         """
 
         def work(connection: Connection) -> set[int]:
@@ -251,9 +263,9 @@ class Ledger:
         return counted
 
     def renew(self) -> int:
-        """Renew all of the worker's leases; returns how many it holds.
+        """Renew all of the worker's leases and return how many it holds.
 
-        What the database has in this worker's name without its knowledge is given back.
+        What the database has in this worker's name without the worker's knowledge is given back.
         """
         rows = self.database.transaction(lambda c: c.execute(statements.RENEW, self._values).all(), "renew")
         stored = self._note_stored(rows)
@@ -262,10 +274,13 @@ class Ledger:
         return len(stored - surplus)
 
     def release(self, reason: str, *, is_crash: bool = False) -> int:
-        """Give back every point that this worker holds: its trials FAIL, their points WAIT. Returns how many.
+        """Give back every point that this worker holds, and return their number.
+
+        The trials become FAIL, the points WAITING.
 
         Args:
-            is_crash: count this against the points, so that one that always fails is given up in the end.
+            reason: stored with each failed trial.
+            is_crash: count this as a crash of the points, so that a point that always fails is eventually given up.
         """
 
         points = self._requeue(statements.HELD_FOR_UPDATE, {}, reason, is_crash=is_crash, operation="release")
@@ -273,12 +288,12 @@ class Ledger:
         return len(points)
 
     def _note_stored(self, rows: Sequence[Row[Any]]) -> frozenset[Hold]:
-        """What the database has in this worker's name, from an answer to RECORD or RENEW."""
+        """Return what the database has in this worker's name, from an answer to RECORD or RENEW."""
         self.holdings.note_server(rows[0].started_at)
         return frozenset((row.trial_id, row.claim) for row in rows if row.trial_id is not None)
 
     def _give_back(self, holds: Collection[Hold]) -> None:
-        """Queue the points of these claims again, if the database still has them in this worker's name."""
+        """Requeue the points of these claims, if the database still has them in this worker's name."""
         if not holds:
             return
         trial_ids, claims = (list(column) for column in zip(*holds, strict=True))
@@ -288,13 +303,16 @@ class Ledger:
             _log.warning("the database has lost what it had acknowledged: points %s begin anew", sorted(points))
 
     def watch_leases(self) -> None:
-        """Have a look at the other workers' leases, for `reap` to know how long they have not been renewed."""
+        """Look at other workers' leases, so that `reap` knows how long they have not been renewed."""
         self._look(statements.LEASES)
 
     def reap(self) -> int:
-        """Requeue the points of dead workers; returns how many. Cheap if there are none; all may call it.
+        """Requeue the points of dead workers and return their number. Cheap if there are none.
 
-        Who is dead is told by what this worker has seen so far (lease_watch.py): the first call finds nobody.
+        Every worker may call it.
+
+        Which workers are dead is decided from what this worker has seen so far (lease_watch.py), so the first call
+        finds no stale lease.
         """
         stale, has_orphans = self._look(statements.LEASES_AND_ORPHANS)
         if not stale and not has_orphans:
@@ -304,7 +322,7 @@ class Ledger:
         return len(self._requeue(statements.STALE_FOR_UPDATE, seen, reason, is_crash=True, operation="reap"))
 
     def _look(self, statement: TextClause) -> tuple[set[Lease], bool]:
-        """The stale leases, and whether there are trials that run without a worker."""
+        """Return the stale leases, and whether any trial is RUNNING without a worker."""
         rows = self.database.transaction(lambda c: c.execute(statement, self._values).all(), "reap")
         stale = self.lease_watch.look(
             {(row.owner, row.renewal): row.is_present for row in rows if row.owner is not None},
@@ -323,7 +341,7 @@ class Ledger:
         is_crash: bool,
         operation: DatabaseOperation,
     ) -> list[int]:
-        """Queue the points anew that a statement selects and locks; returns them."""
+        """Requeue the points that a statement selects and locks, and return them."""
 
         def work(connection: Connection) -> list[int]:
             first_number = count_trials(connection, self.study_id)
@@ -336,7 +354,7 @@ class Ledger:
         return self.database.transaction(work, operation)
 
     def give_back_ended_outside(self) -> int:
-        """Queue the points again whose trials another program has ended; returns how many. Cheap if there are none."""
+        """Requeue the points whose trials another program has ended, and return their number; cheap if none."""
         look = statements.ENDED_OUTSIDE_TRIALS
         found = self.database.transaction(lambda c: c.execute(look, self._values).first(), "reap")
         if found is None:
@@ -345,27 +363,27 @@ class Ledger:
         return len(self._requeue(again, {}, ENDED_OUTSIDE_REASON, is_crash=False, operation="reap"))
 
     def best_value(self) -> float | None:
-        """The lowest value of a counted COMPLETE trial so far."""
+        """Return the lowest value of a counted COMPLETE trial so far, or None."""
         best: float | None = self.database.transaction(
             lambda c: c.execute(statements.BEST_VALUE, self._values).scalar_one()
         )
         return best
 
     def counts(self) -> PointCounts:
-        """How many points are in which state; one whose trial another program has ended waits."""
+        """Count the points by state. A point whose trial another program has ended counts as WAITING."""
         rows = self.database.transaction(lambda c: c.execute(statements.COUNTS, self._values).all())
         by_state = {str(row.state).lower(): row.number for row in rows}
         by_state["failed"] = by_state.pop("fail", 0)
         return PointCounts(**by_state)
 
     def num_waiting(self, cohort: str) -> int:
-        """How many WAITING points may be of this cohort: those that are, and those still to be drawn."""
+        """Count the WAITING points that may belong to this cohort, including those still to be drawn."""
         values = {**self._values, "cohort": cohort}
         number: int = self.database.transaction(lambda c: c.execute(statements.NUM_WAITING, values).scalar_one())
         return number
 
     def num_workers(self) -> int:
-        """How many living workers may want points of this study: all but those that train another one."""
+        """Count the live workers that may claim points of this study: all except those that train another study."""
         number: int = self.database.transaction(lambda c: c.execute(statements.NUM_WORKERS, self._values).scalar_one())
         return number
 
@@ -381,7 +399,7 @@ class Ledger:
 
 
 def new_claim_token() -> int:
-    """What tells one claim from all others."""
+    """Return a random token that identifies one claim."""
     return secrets.randbelow(2**62)
 
 

@@ -1,8 +1,8 @@
-"""The SQL of the ledger. Its rules (claim, fence, finish, requeue) are told in ledger.py.
+"""The SQL of the ledger. ledger.py explains its rules (claim, fence, finish, requeue).
 
 Every statement compares before it sets, so that any number of workers may run any of them at once. Under READ
-COMMITTED a row that changed just before a statement locked it is judged again in its new form, but the rows
-that are joined to it in their old one: that is why conditions stand on hpsearch_points wherever possible.
+COMMITTED, a row that changed just before a statement locked it is checked again in its new version, but rows joined to
+it are checked in their old version. Conditions are therefore placed on hpsearch_points wherever possible.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from sqlalchemy import text
 
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
 
-# The parameters of a trial as Optuna has them, in order: [name, value, distribution].
+# The parameters of a trial as Optuna stores them, in order: [name, value, distribution].
 _PARAMETERS = """(
         SELECT json_agg(json_build_array(param_name, param_value, distribution_json) ORDER BY param_id)
         FROM trial_params WHERE trial_params.trial_id = p.trial_id) AS parameters
 """
 
-# A renewal always changes renewed_at, also while the clock stands still or after it was put back.
-# lease_expires_at is for workers of earlier versions, which compare it with the clock.
+# A renewal always changes renewed_at, even if the clock stands still or was set back. lease_expires_at is for workers
+# of earlier versions, which compare it with the clock.
 _RENEWED = """
     renewed_at = greatest(now(), renewed_at + interval '1 microsecond'),
     lease_expires_at = now() + make_interval(secs => :lease)
 """
 
-# What an earlier run of the same call has claimed: its commit took place, but the answer was lost.
+# What an earlier run of the same call has claimed: it was committed, but the answer was lost.
 CLAIMED = text(f"""
     SELECT p.trial_id, t.number, p.point, p.attempt, {_PARAMETERS}
     FROM hpsearch_points p JOIN trials t USING (trial_id)
     WHERE p.study_id = :study AND p.owner = :owner AND p.claim = :claim ORDER BY p.point
 """)
 
-# A point on its last attempt is trained alone, so that a poisonous one takes no neighbour's attempts with it.
-# It waits until nothing else does, and its worker takes nothing beside it.
+# A point on its last attempt is trained alone, so that a point that kills its workers does not cost its neighbours an
+# attempt. It waits until no other point is waiting, and its worker claims nothing beside it.
 #
-# MATERIALIZED: without statistics (a fresh study) the planner would count `mine` anew for each waiting point.
+# MATERIALIZED: without statistics (in a new study) the planner would evaluate `mine` again for each waiting point.
 CLAIM = text(f"""
     WITH mine AS MATERIALIZED (
         SELECT count(*) AS held, coalesce(bool_or(crashes >= :last_attempt), false) AS is_alone
@@ -64,14 +64,14 @@ CLAIM = text(f"""
     FROM started WHERE hpsearch_points.trial_id = started.trial_id
 """)
 
-# A row comes even if nothing is held: it tells when the server started.
+# One row is returned even if nothing is held, because it carries the start time of the server.
 _ANSWER = """
     SELECT server.started_at, held.trial_id, held.claim{more}
     FROM (SELECT pg_postmaster_start_time() AS started_at) server LEFT JOIN held ON true
 """
 
-# An epoch is recorded right behind the one before it, or not at all. A curve so never has a gap, whatever the database
-# has lost of what a worker had been told is there.
+# An epoch is recorded only directly after the one before it. A curve therefore never has a gap, whichever acknowledged
+# writes the database has lost.
 RECORD = text(f"""
     WITH held AS (
         UPDATE hpsearch_points SET {_RENEWED}
@@ -98,7 +98,7 @@ RECORD = text(f"""
     {_ANSWER.format(more=", held.trial_id IN (SELECT trial_id FROM reports) AS is_recorded")}
 """)
 
-# Runs in one transaction after RECORD, which has locked the rows that bear this owner's name.
+# Runs in one transaction after RECORD, which has locked the rows that have this owner's name.
 RECORD_RUNGS = text("""
     INSERT INTO trial_system_attributes (trial_id, key, value_json)
     SELECT r.trial_id, r.key, r.value_json
@@ -108,9 +108,9 @@ RECORD_RUNGS = text("""
     ON CONFLICT (trial_id, key) DO NOTHING
 """)
 
-# A trial of these that is counted already was counted by an earlier run of the same call: a trial has one
-# claim in its life, for a point that changes hands gets a new trial. One that another program has ended meanwhile is
-# not counted (foreign_endings.py), nor one of whose parameters or epochs the database has lost something.
+# If one of these trials is already counted, an earlier run of the same call has counted it: a trial has only one claim
+# in its life, because a point that changes hands gets a new trial. Not counted are trials that another program has
+# ended meanwhile (foreign_endings.py), and trials of which the database has lost parameters or epochs.
 FINISH = text("""
     WITH given AS (
         SELECT * FROM unnest(
@@ -165,7 +165,7 @@ _HELD = f"{_TO_REQUEUE} WHERE p.study_id = :study AND p.owner = :owner AND t.sta
 _FOR_UPDATE = " ORDER BY p.point FOR UPDATE OF p"
 HELD_FOR_UPDATE = text(_HELD + _FOR_UPDATE)
 
-# Of these claims only. As in STALE_FOR_UPDATE, the trial's state alone would not do.
+# These claims only. As in STALE_FOR_UPDATE, the trial's state alone would not be sufficient.
 CLAIMED_FOR_UPDATE = text(
     _HELD
     + " AND NOT p.is_counted AND (p.trial_id, p.claim) IN "
@@ -173,7 +173,7 @@ CLAIMED_FOR_UPDATE = text(
     + _FOR_UPDATE
 )
 
-# A lease's renewal as a text, to be compared for equality and for nothing else (lease_watch.py).
+# The time of a lease's renewal as text, for comparison for equality only (lease_watch.py).
 RENEWAL = "coalesce(CAST(p.renewed_at AS text), '')"
 
 # Whether the worker that holds the point has the session that shows its presence.
@@ -186,7 +186,7 @@ IS_PRESENT = """EXISTS (
 
 _IS_OPEN = "p.study_id = :study AND NOT p.is_counted AND t.state = 'RUNNING'"
 
-# The leases of all other workers on this study. A row comes even if there are none, as in _ANSWER.
+# The leases of all other workers on this study. One row is returned even if there are none, as in _ANSWER.
 _LEASES = f"""
     WITH leases AS (
         SELECT DISTINCT p.owner, {RENEWAL} AS renewal FROM hpsearch_points p JOIN trials t USING (trial_id)
@@ -197,11 +197,11 @@ _LEASES = f"""
 """
 LEASES = text(_LEASES.format(those="p.owner IS NOT NULL AND p.owner <> :owner"))
 
-# Running trials that nobody holds beside them (owner NULL): they are stale, whoever looks.
+# Also returns RUNNING trials without an owner (owner NULL); every observer treats them as stale.
 LEASES_AND_ORPHANS = text(_LEASES.format(those="p.owner IS DISTINCT FROM :owner"))
 
-# `is_counted` looks needless beside the trial's state, but that is the state of the statement's snapshot: a
-# trial that was finished since (owner NULL!) must not be requeued.
+# `is_counted` looks redundant beside the trial's state, but that state comes from the statement's snapshot: a trial
+# that was finished since (owner NULL!) must not be requeued.
 STALE_FOR_UPDATE = text(f"""{_TO_REQUEUE}
     WHERE {_IS_OPEN} AND (
         p.owner IS NULL
@@ -214,7 +214,7 @@ _ENDED_OUTSIDE = f"{_TO_REQUEUE} WHERE p.study_id = :study AND {ENDED_OUTSIDE} O
 ENDED_OUTSIDE_TRIALS = text(_ENDED_OUTSIDE + "LIMIT 1")
 ENDED_OUTSIDE_FOR_UPDATE = text(_ENDED_OUTSIDE + "FOR UPDATE OF p, t SKIP LOCKED")
 
-# A point whose trial another program has ended waits for a fresh one.
+# A point whose trial another program has ended waits for a new trial.
 COUNTS = text(f"""
     SELECT CASE WHEN {ENDED_OUTSIDE} THEN 'WAITING' ELSE CAST(t.state AS text) END AS state, count(*) AS number
     FROM hpsearch_points p JOIN trials t USING (trial_id)
@@ -226,7 +226,7 @@ NUM_WAITING = text("""
     WHERE p.study_id = :study AND t.state = 'WAITING' AND (p.cohort IS NULL OR p.cohort = :cohort)
 """)
 
-# Living workers but for those that hold points of other studies: they are at work there.
+# Live workers, except those that hold points of other studies, because they work there.
 NUM_WORKERS = text("""
     SELECT count(DISTINCT l.objid) FROM pg_locks l
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.classid = CAST(:namespace AS oid)
@@ -246,7 +246,8 @@ FAIL = text("""
     WHERE trial_id = ANY(CAST(:trial_ids AS int[])) AND state = 'RUNNING' RETURNING trial_id
 """)
 
-# What a sampler of ours noted when it drew the parameters goes with them. What pruners note is the attempt's own.
+# What our sampler stored when it drew the parameters is copied with them. What pruners store belongs to the attempt and
+# is not copied.
 COPY_PARAMETERS = text("""
     WITH replaced AS (
         SELECT * FROM unnest(CAST(:old_ids AS int[]), CAST(:new_ids AS int[])) AS r(old_id, new_id)

@@ -1,4 +1,4 @@
-"""Requeueing: a trial that ends without a result becomes FAIL, and a fresh one WAITs in its place."""
+"""Requeueing: a trial that ends without a result becomes FAIL, and a new WAITING trial takes its place."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ def fail_and_requeue(
     is_crash: bool,
     max_crashes: int,
 ) -> None:
-    """FAIL the trials of `rows` and put fresh WAITING ones in their places (or give their points up).
+    """Set the trials of `rows` to FAIL and queue a new WAITING trial for each point, or give the point up.
 
-    Part of a transaction that has locked the points and the study's row. Trials that another program has ended, be it a
-    moment ago, are set aside, whatever the reason is for the others.
+    Part of a transaction that has locked the points and the study's row. Trials that another program has ended, even a
+    moment ago, are set aside (foreign_endings.py) instead, whatever the reason for the others is.
 
     Args:
         rows: as the ledger's statements for a requeue select them.
-        first_number: of the new trials.
-        is_crash: count it against those points that had got no farther than before.
+        reason: stored with each failed trial; passwords in it are masked.
+        first_number: number of the first new trial.
+        is_crash: count this as a crash of those points that got no farther than in earlier attempts.
+        max_crashes: number of crashes after which a point is given up.
     """
     if not rows:
         return
     failed = set(connection.execute(statements.FAIL, {"trial_ids": [row.trial_id for row in rows]}).scalars())
     set_aside(connection, [row.trial_id for row in rows if row.trial_id not in failed])
     write_trial_attributes(connection, [(i, {FAIL_REASON_ATTRIBUTE: mask_passwords(reason)}) for i in failed])
-    # An attempt that got farther than all before it was not killed by its point: machines die, too.
+    # An attempt that got farther than all earlier ones was probably not killed by its own point: machines fail, too.
     crash_of = {row.trial_id: int(is_crash and row.reached <= row.furthest_epoch) for row in rows}
     given_up = [row for row in rows if crash_of[row.trial_id] and row.crashes + 1 >= max_crashes]
     again = [row for row in rows if row not in given_up]

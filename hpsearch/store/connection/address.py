@@ -1,4 +1,4 @@
-"""The address of a study database: a postgresql:// URL, read and shown so that no message has its password."""
+"""The address of a study database: parses a postgresql:// URL and shows it in messages without its password."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _NOT_IN_URL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def parse_url(text: str) -> sqlalchemy.URL:
-    """Read a database URL; blanks and line breaks around it are no part of it.
+    """Parse a database URL. Whitespace and line breaks around it are ignored.
 
     Raises:
-        InputError: it is none of PostgreSQL's, or has an option that libpq does not know. Never shows the password.
+        InputError: it is not a PostgreSQL URL, or has an option that libpq does not know. Never shows the password.
     """
     hint = "postgresql://USER:PASSWORD@HOST:5432/DATABASE (percent-encode @ : / % in the password)"
     text = text.strip()
@@ -40,7 +40,7 @@ def parse_url(text: str) -> sqlalchemy.URL:
     if isinstance(given := query.pop("password", None), str):
         url = url.set(password=given, query=query)
     remember_password(url.password or "")
-    # libpq is written in C, where a NUL ends a text; half a surrogate pair stands for a byte that is no UTF-8.
+    # libpq is written in C, where a NUL ends a text; half a surrogate pair stands for a byte that is not UTF-8.
     if any(_NOT_IN_URL.search(part) for part in _decoded_parts(url)):
         raise InputError("the storage URL has a control character, or a byte that is not UTF-8", hint=hint)
     for name in url.query:
@@ -53,7 +53,7 @@ def parse_url(text: str) -> sqlalchemy.URL:
 
 
 def with_password_of_file(text: str) -> str:
-    """The URL with the password from the file that environment.STORAGE_PASSWORD_FILE names, if it has none itself.
+    """Return the URL, with the password from the file that environment.STORAGE_PASSWORD_FILE names if it has none.
 
     Raises:
         InputError: the URL or the file cannot be read, or the file is empty.
@@ -68,10 +68,12 @@ def with_password_of_file(text: str) -> str:
 
 
 def read_password(path: Path, hint: str) -> str:
-    """The first line of a password file.
+    """Return the first line of a password file.
 
+    Args:
+        hint: of the error.
     Raises:
-        InputError: it cannot be read, or is empty; with this hint.
+        InputError: the file cannot be read, is empty, or has a control character in its first line.
     """
     try:
         password = path.read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
@@ -87,7 +89,7 @@ def read_password(path: Path, hint: str) -> str:
 
 
 def without_password(url: sqlalchemy.URL) -> sqlalchemy.URL:
-    """The same URL without a password; `URL.set` takes None for "as it is"."""
+    """Return the URL without its password; `URL.set` cannot do this because it takes None for "unchanged"."""
     return sqlalchemy.URL.create(url.drivername, url.username, None, url.host, url.port, url.database, url.query)
 
 
@@ -98,10 +100,10 @@ def _decoded_parts(url: sqlalchemy.URL) -> Iterator[str]:
 
 
 def _with_whole_password(url: sqlalchemy.URL, text: str) -> sqlalchemy.URL:
-    """Undo that SQLAlchemy ends a password at its first @: the rest of it would be shown as the host.
+    """Correct a password that contains an @: SQLAlchemy ends it at the first @ and would show the rest as the host.
 
     Raises:
-        ValueError: an @ stands where it can be told neither from the password nor from its end.
+        ValueError: an @ is ambiguous: it may belong to the password or end it.
     """
     if url.password is not None and url.host is not None and "@" in url.host:
         rest, _, host = url.host.rpartition("@")
@@ -112,6 +114,6 @@ def _with_whole_password(url: sqlalchemy.URL, text: str) -> sqlalchemy.URL:
 
 
 def describe_address(url: sqlalchemy.URL) -> str:
-    """`host:port/database`, or the socket's folder: never user name and password."""
+    """Return `host:port/database`, or the socket's folder instead of the host; never user name and password."""
     host = url.host or url.query.get("host") or "local socket"
     return f"{host}:{url.port or url.query.get('port') or 5432}/{url.database or ''}"

@@ -1,12 +1,13 @@
-"""A time limit on the client's side for every answer of PostgreSQL.
+"""A client-side time limit for every answer of PostgreSQL.
 
-A server process that was stopped, or a network that was cut without a word, leaves a client waiting: TCP's own limits
-do not see the first (the kernel still acknowledges), and the server's `statement_timeout` sees neither. psycopg2 lets a
-callback do the waiting, for all connections of the process; ours gives up, and psycopg2 closes the connection then.
+A stopped server process, or a network that was cut silently, leaves a client waiting. TCP's own limits do not detect a
+stopped process (the kernel still acknowledges), and the server's `statement_timeout` detects neither. psycopg2 lets a
+callback do the waiting for all connections of the process; the callback in this module raises an error after the limit,
+and psycopg2 then closes the connection.
 
-A process with such a callback can no longer use `copy_expert` or asynchronous connections. So only the command line
-sets it, in processes that are hpsearch's own (workers are started by it), never the Python API in somebody's program:
-there a hung server is noticed by TCP and by `statement_timeout` alone.
+A process with such a callback can no longer use `copy_expert` or asynchronous connections. Therefore only the command
+line sets it, in hpsearch's own processes (workers included), and never the Python API in a user's program: there, only
+TCP and `statement_timeout` detect a server that hangs.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from typing import Any
 import psycopg2
 from psycopg2 import extensions
 
-# As long as our connections let unacknowledged data be (tcp_user_timeout): both are a connection without a server.
+# As long as connections allow data to stay unacknowledged (tcp_user_timeout): both mean a connection without a server.
 ANSWER_SECONDS = 20.0
 _DEFAULT_CONNECT_SECONDS = 5.0
 _EVENTS = {extensions.POLL_READ: select.POLLIN, extensions.POLL_WRITE: select.POLLOUT}
-_LOOK_SECONDS = 0.5  # between two looks at whether anybody still wants the answer
+_LOOK_SECONDS = 0.5  # between two checks of whether the answer is still wanted
 _ABANDONED_SECONDS = 1.0
 _CONNECTED = (extensions.STATUS_READY, extensions.STATUS_BEGIN, extensions.STATUS_PREPARED)
 
@@ -39,19 +40,19 @@ _limit = _Limit()
 
 
 def limit_answers() -> None:
-    """Give up on answers that do not come, in this process, from now on. Safe to call again.
+    """Set the wait callback in this process: from now on, statements fail if no answer arrives within the limit.
 
-    Without it, `answer_limit` has no effect.
+    Without this call, `answer_limit` has no effect. Safe to call again.
     """
     extensions.set_wait_callback(_wait)
 
 
 @contextmanager
 def answer_limit(seconds: float, abandoned: threading.Event | None = None) -> Iterator[None]:
-    """Inside, and in this thread, wait so long for an answer.
+    """Set the limit for answers inside the context, in this thread.
 
     Args:
-        abandoned: once it is set, no longer than a second.
+        abandoned: once it is set, answers are awaited for one second at most.
     """
     before = _limit.seconds, _limit.abandoned
     _limit.seconds, _limit.abandoned = seconds, abandoned
@@ -62,7 +63,7 @@ def answer_limit(seconds: float, abandoned: threading.Event | None = None) -> It
 
 
 def _wait(connection: Any) -> None:
-    """Wait until the connection is ready; each sign of life of the server begins the limit anew."""
+    """Wait until the connection is ready; each sign of life from the server starts the limit again."""
     while (state := connection.poll()) != extensions.POLL_OK:
         seconds, during = _limit.seconds, " in the middle of a statement"
         if connection.status not in _CONNECTED:
@@ -74,8 +75,8 @@ def _wait(connection: Any) -> None:
 
 
 def _is_ready(descriptor: int, events: int, seconds: float) -> bool:
-    """Whether the socket can be read or written, after so long at most."""
-    poll = select.poll()  # select() knows 1,024 descriptors only
+    """Wait until the socket can be read or written; return False if it cannot within `seconds`."""
+    poll = select.poll()  # select() is limited to 1,024 descriptors
     poll.register(descriptor, events)
     deadline, is_abandoned = time.monotonic() + seconds, False
     while True:
@@ -89,6 +90,6 @@ def _is_ready(descriptor: int, events: int, seconds: float) -> bool:
 
 
 def _connect_seconds(connection: Any) -> float:
-    """libpq leaves its connect_timeout to whoever does the waiting."""
+    """Return the connection's connect_timeout in seconds; libpq leaves enforcing it to the wait callback."""
     named = extensions.parse_dsn(connection.dsn).get("connect_timeout", "")
     return float(named) if named.isdecimal() and int(named) > 0 else _DEFAULT_CONNECT_SECONDS

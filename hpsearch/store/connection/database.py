@@ -1,7 +1,7 @@
-"""Open the study database: address, connection settings, schema, and errors in our words.
+"""Opens the study database: address, connection settings, schema, retries, and errors as messages of hpsearch.
 
-Everything that connects to PostgreSQL goes through `open_database`. What a user may get wrong (address,
-password, rights, versions) becomes one clear line here; the password never appears in it.
+Every connection to the study database goes through `open_database`. A user's mistake (address, password, rights,
+versions) becomes one clear line here; the password never appears in it.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ DatabaseOperation = Literal["claim", "record", "finish", "renew", "release", "re
 
 CONNECT_TIMEOUT_SECONDS = 5
 BRIEF_ANSWER_SECONDS = 3.0
-_IDLE_SECONDS = 60.0  # in the middle of a transaction; ours go from statement to statement without a pause
-DEFAULT_OUTAGE_SECONDS = 120.0  # how long a worker waits for a database that went away
+_IDLE_SECONDS = 60.0  # in the middle of a transaction; hpsearch sends its statements without a pause
+DEFAULT_OUTAGE_SECONDS = 120.0  # how long a worker waits for a database that is away
 
 _POOL_LOGGER = "sqlalchemy.pool.impl.QueuePool"
-_NO_SUCH_VALUE = "22P02"  # invalid text representation: a text is not what it is cast to
-READ_ONLY_SECONDS = 10.0  # how long a database that was read-only from the start is waited for
+_NO_SUCH_VALUE = "22P02"  # invalid_text_representation: a text cannot be cast to the requested type
+READ_ONLY_SECONDS = 10.0  # how long to wait for a database that was read-only when it was opened
 
 
 class DatabaseAwayError(StorageError):
-    """The database could not serve us in time and may do so later. The message says what it, or libpq, has answered."""
+    """The database did not serve the call in time and may do so later. The message has its answer, or libpq's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +73,16 @@ class Database:
     """An open study database.
 
     Args:
-        engine: connections for our own statements; sessions run in UTC.
+        engine: connections for hpsearch's own statements; sessions run in UTC.
         storage: the same database as Optuna sees it.
-        outage_seconds: how long workers go on when the connection is lost; also how long an absent one is waited for.
-        patience_seconds: how long `transaction` goes on trying; None: `outage_seconds`.
-        answer_seconds: how long it waits for one answer before it takes the connection for lost; a statement that is
-            not answered is given twice as long each time that it is tried again.
-        was_read_only: when it was opened.
-        abandoned: once it is set, nobody waits for the database any more, in whatever thread.
-        on_call, on_retry: told of each attempt's seconds and purpose, and of each that the database's absence cost.
+        outage_seconds: how long workers continue to train, and calls are retried, while the database is away.
+        patience_seconds: how long `transaction` retries; None: `outage_seconds`.
+        answer_seconds: how long `transaction` waits for one answer before it gives the connection up; the limit
+            doubles, up to the patience, each time that a statement is not answered.
+        was_read_only: the database was read-only when it was opened.
+        abandoned: once it is set, no thread waits for the database any more.
+        on_call: called with the seconds and the operation of each attempt.
+        on_retry: called before each retry of an attempt that failed because the database was away.
     """
 
     engine: sqlalchemy.Engine
@@ -96,30 +97,34 @@ class Database:
     abandoned: threading.Event = field(default_factory=threading.Event)
 
     def brief(self) -> Database:
-        """The same database for a caller that has better things to do than to wait for it.
+        """Return the same database for a caller that must not wait for it.
 
-        `transaction` then raises DatabaseAwayError when the first attempt fails, and after seconds where a server
-        hangs.
+        `transaction` then raises DatabaseAwayError when the first attempt fails, after BRIEF_ANSWER_SECONDS if the
+        server hangs.
         """
         return replace(self, patience_seconds=0.0, answer_seconds=BRIEF_ANSWER_SECONDS)
 
     @property
     def address(self) -> str:
+        """The address for messages, without user name and password."""
         return describe_address(self.url)
 
     def transaction(self, work: Callable[[sqlalchemy.Connection], T], operation: DatabaseOperation = "other") -> T:
         """Run `work` in one transaction and return its result; start over when the connection is lost.
 
-        `work` must be safe to run again after a commit whose answer was lost: all our statements compare
-        before they set. Only transient errors are retried, for at most `outage_seconds`.
+        `work` must be safe to run again after a commit whose answer was lost: hpsearch's statements compare before they
+        set. Only transient errors are retried, for `patience_seconds` (`outage_seconds` by default).
 
+        Args:
+            operation: purpose of the transaction, for metrics.
         Raises:
-            StorageError: the database did not come back in time, or cannot do it (disk full, rights).
+            DatabaseAwayError: the database did not come back in time.
+            StorageError: the database cannot do it (disk full, rights), or has a value that cannot be read.
         """
         return self._patiently(lambda: self._run_once(work), operation)
 
     def with_optuna(self, work: Callable[[], T]) -> T:
-        """Run `work`, which calls Optuna's own storage, and return its result; wait for a database that is away.
+        """Run `work`, which calls Optuna's own storage, and return its result; retry while the database is away.
 
         `work` must be safe to run again, as in `transaction`.
 
@@ -138,7 +143,7 @@ class Database:
                 with answer_limit(answer_seconds, self.abandoned):
                     return self._timed(work, operation)
             except (DBAPIError, StorageInternalError) as error:
-                if refusal_of(error) is SLOW:  # it may be a long statement: no number of short attempts would end it
+                if refusal_of(error) is SLOW:  # it may be a long statement, which no retry with this limit would end
                     answer_seconds = max(answer_seconds, min(2 * answer_seconds, patience))
                 raise
 
@@ -165,7 +170,7 @@ class Database:
             raise told from error
 
     def _told(self, error: DBAPIError | StorageInternalError, waited: float) -> Exception:
-        """The error that says what the database has answered; a bug of ours keeps its traceback."""
+        """Return the error that says what the database has answered; a bug keeps its own error and traceback."""
         refusal, cause = refusal_of(error), driver_error(error)
         if refusal is None:
             if isinstance(cause, DataError) and getattr(cause.orig, "pgcode", None) == _NO_SUCH_VALUE:
@@ -189,7 +194,7 @@ class Database:
 
     def _note_retry(self, state: RetryCallState) -> None:
         self.on_retry()
-        # Once a second or so at first, then rarer: an outage of minutes is not worth a hundred lines.
+        # Frequent at first, then less often: an outage of minutes should not fill the log.
         if state.attempt_number in (1, 3) or state.attempt_number % 10 == 0:
             error = state.outcome.exception() if state.outcome else None
             refusal = error and refusal_of(error)
@@ -203,10 +208,11 @@ class Database:
             return work(connection)
 
     def load_study(self, name: str) -> optuna.Study:
-        """The study as plain Optuna reads it. Raises KeyError when there is none."""
+        """Return the study as plain Optuna reads it. Raises KeyError if there is none."""
         return optuna.load_study(study_name=name, storage=self.storage)
 
     def close(self) -> None:
+        """Close all connections."""
         self.storage.remove_session()
         self.storage.engine.dispose()
         self.engine.dispose()
@@ -214,7 +220,7 @@ class Database:
 
 @contextlib.contextmanager
 def open_storage(url: str | None) -> Iterator[Database]:
-    """The database that was named, or the embedded one; the latter runs as long as somebody uses it."""
+    """Yield the database of this URL, or the embedded one if there is no URL; that one runs as long as it has users."""
     with contextlib.ExitStack() as stack:
         named = with_password_of_file(url) if url else None
         database = open_database(named or stack.enter_context(EmbeddedPostgres.start()).url, is_embedded=named is None)
@@ -229,19 +235,20 @@ def open_database(
     outage_seconds: float = DEFAULT_OUTAGE_SECONDS,
     is_embedded: bool = False,
 ) -> Database:
-    """Connect, create what tables are missing, and check versions. Any number of processes may do so at once.
+    """Connect, create missing tables, and check versions. Any number of processes may call it at once.
 
     Args:
         text: a postgresql:// URL.
         wait_seconds: how long to wait for a server that does not answer yet.
-        is_embedded: the server is our own, and libpq's environment variables have no part in it.
+        outage_seconds: see `Database`.
+        is_embedded: the server is hpsearch's own; libpq's environment variables are then ignored.
     Raises:
         InputError: not a PostgreSQL URL.
         StorageError: unreachable, refused, or another schema version.
     """
     url = parse_url(text)
     options = _engine_options(url, is_embedded=is_embedded)
-    logging.getLogger(_POOL_LOGGER).addFilter(_is_error)  # does nothing the second time
+    logging.getLogger(_POOL_LOGGER).addFilter(_is_error)  # adding it a second time has no effect
     engine = sqlalchemy.create_engine(url, **options)
     event.listen(engine, "connect", _set_up_session)
     try:
@@ -272,7 +279,7 @@ def _engine_options(url: sqlalchemy.URL, *, is_embedded: bool) -> dict[str, Any]
         "tcp_user_timeout": 20_000,  # milliseconds
         "application_name": "hpsearch",
     }
-    arguments = {key: value for key, value in own.items() if key not in url.query}  # what the URL says wins
+    arguments = {key: value for key, value in own.items() if key not in url.query}  # options in the URL take precedence
     options: dict[str, Any] = {
         "pool_pre_ping": True,  # a restarted server costs a reconnect, not an error
         "pool_size": 4,
@@ -284,18 +291,19 @@ def _engine_options(url: sqlalchemy.URL, *, is_embedded: bool) -> dict[str, Any]
 
 
 def _is_error(record: logging.LogRecord) -> bool:
-    """False for the traceback that SQLAlchemy logs when Ctrl-C meets a connection that is just given back."""
+    """False for the traceback that SQLAlchemy logs when Ctrl-C interrupts the return of a connection to the pool."""
     error = record.exc_info[1] if record.exc_info else None
     return error is None or isinstance(error, Exception)
 
 
 def _set_up_session(connection: Any, record: object) -> None:
-    """What every session of ours begins with.
+    """Configure a new session.
 
-    Naive times in Optuna's tables are UTC. A start-up option would not do: the variable PGTZ wins over it. And the
-    server must miss a client whose machine or network is gone within seconds, not after the kernel's two hours: the
-    session may hold a lock that says that its worker lives. (Without effect, and without harm, on a unix socket.)
-    A process that was stopped in the middle of a transaction must not keep its rows from those who take them over.
+    Naive times in Optuna's tables are UTC. A start-up option is not sufficient, because the variable PGTZ takes
+    precedence over it. The server must notice within seconds, and not after the kernel's two hours, that a client's
+    machine or network is gone, because the session may hold the lock that shows that its worker is alive. (On a unix
+    socket these settings have no effect.) A process that was stopped in the middle of a transaction must not keep its
+    rows locked against the workers that take them over.
     """
     keep_from_children(connection)
     with connection.cursor() as cursor:
@@ -310,7 +318,7 @@ def _set_up_session(connection: Any, record: object) -> None:
 def _connect(
     engine: sqlalchemy.Engine, url: sqlalchemy.URL, wait_seconds: float, options: dict[str, Any]
 ) -> tuple[RDBStorage, bool]:
-    """Make the first connection and the tables; wait for a server that does not answer, or restarts meanwhile.
+    """Make the first connection and create the tables; wait for a server that does not answer or is restarting.
 
     Returns:
         Optuna's storage, and whether the database is read-only.
@@ -341,7 +349,7 @@ def _connect(
 
 
 def _unreadable(error: DataError, url: sqlalchemy.URL) -> StorageError:
-    """What is kept as text (an attribute) and read as a number is none."""
+    """Return the error for a stored text (an attribute) that cannot be read as the number it should be."""
     return StorageError(
         f"the database at {describe_address(url)} has a value that cannot be read: {first_line(error.orig)}",
         hint="somebody has changed it: put back what stood there (from a copy of the database)",

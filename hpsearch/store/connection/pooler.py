@@ -1,7 +1,8 @@
-"""Refuse a pooler between us and PostgreSQL that gives one server session to many clients in turn.
+"""Refuses a connection pooler that assigns one server session to several clients in turn.
 
-Workers hold locks in their sessions, and each session of ours begins with settings of its own. Behind pgbouncer with
-`pool_mode = transaction`, locks stay on pooled sessions after their worker has died, and the settings reach others.
+Workers hold locks in their sessions, and hpsearch configures each session when it starts. Behind pgbouncer with
+`pool_mode = transaction`, locks stay on pooled sessions after their worker has died, and the settings reach other
+clients.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ _STATE = sqlalchemy.text("SELECT pg_backend_pid(), current_setting('transaction_
 def check_sessions(url: sqlalchemy.URL, engine_options: dict[str, Any], address: str) -> bool:
     """Connect and return whether the database is read-only.
 
-    A pooler shows by the process number that it tells at the start: it is not the session's. Then two connections are
-    used in turn. Behind a pool of transactions the second one gets the session that the first one has just left, or the
-    first one gets another when it comes back.
+    A pooler can be detected by the process number that it sends at the start of a session: it differs from the number
+    of the server process. In that case two connections are used in turn. Behind a transaction pool, the second one gets
+    the session that the first one has just released, or the first one gets another session afterwards.
 
+    Args:
+        engine_options: of `create_engine`; only `connect_args` and `creator` are used.
+        address: name of the database in messages.
     Raises:
         StorageError: sessions are shared between clients.
         DBAPIError: no connection.

@@ -1,7 +1,7 @@
-"""What PostgreSQL, libpq or a pooler answers in place of a result, and what we say of it.
+"""What PostgreSQL, libpq or a pooler answers instead of a result, and the messages that hpsearch makes of it.
 
-One table, which docs/service.md shows: how an answer is recognised (by its SQLSTATE; a refused connection has a text
-only), what is said, what helps, and whether a later attempt may succeed.
+One table, which docs/service.md shows: how an answer is recognised (by its SQLSTATE; a refused connection has only a
+text), the message, the hint, and whether a later attempt may succeed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Refusal:
     """One kind of answer.
 
     Args:
-        said: follows on "the database at ADDRESS"; {user} and {database} are those of the URL.
-        states: SQLSTATEs, or the beginnings of some.
-        pattern: of the message, where the error has no SQLSTATE, or a pooler's.
+        said: message that follows "the database at ADDRESS"; {user} and {database} are those of the URL.
+        states: SQLSTATEs, or prefixes of SQLSTATEs.
+        pattern: regular expression for the message of an error without a SQLSTATE, or of a pooler.
         is_transient: a later attempt may succeed.
-        is_input: the URL is wrong, not the surroundings.
+        is_input: the URL is wrong, not the environment.
     """
 
     said: str
@@ -40,9 +40,10 @@ class Refusal:
     is_input: bool = False
 
     def matches(self, state: str | None, message: str) -> bool:
+        """Whether this is the kind of an error with this SQLSTATE (None: it has none) and message."""
         if state is not None and self.states and state.startswith(self.states):
             return True
-        has_text_only = state is None or state.startswith("08")  # what a pooler says of itself is 08P01 throughout
+        has_text_only = state is None or state.startswith("08")  # a pooler's own errors all have state 08P01
         return has_text_only and self.pattern is not None and re.search(self.pattern, message, re.I) is not None
 
 
@@ -60,7 +61,7 @@ READ_ONLY = Refusal(
     "target_session_attrs=read-write finds it",
     states=("25006",),
     pattern=r"session is read-only|server is in hot standby mode",
-    is_transient=True,  # in the middle of a fail-over, the next connection may reach the new primary
+    is_transient=True,  # during a failover, the next connection may reach the new primary
 )
 SLOW = Refusal(
     said="has not answered a statement in time",
@@ -73,10 +74,10 @@ SHARED_SESSIONS = Refusal(
     hint="pgbouncer needs pool_mode = session, or name PostgreSQL itself: workers hold locks in their sessions",
     pattern="transaction blocks not allowed in statement pooling mode",
 )
-AWAY = Refusal(said="is away", hint=_RESUMES, states=("08",), is_transient=True)  # and whatever else cuts a connection
+AWAY = Refusal(said="is away", hint=_RESUMES, states=("08",), is_transient=True)  # or any other lost connection
 OTHER = Refusal(said="cannot serve us", hint="the server's log may say more")
 
-# The first one that matches counts.
+# The first match counts.
 REFUSALS = (
     BAD_URL,
     Refusal(
@@ -169,7 +170,10 @@ REFUSALS = (
 
 
 def refusal_of(error: BaseException) -> Refusal | None:
-    """What an error of the driver, or of Optuna's storage around it, means; None: a bug of ours, and no answer."""
+    """Return what an error of the driver, or of Optuna's storage around it, means.
+
+    None if the error is a bug and not an answer of the database.
+    """
     cause = driver_error(error)
     if cause is None:
         return None
@@ -187,10 +191,10 @@ def refusal_of(error: BaseException) -> Refusal | None:
 def refusal_error(
     refusal: Refusal, error: BaseException, url: sqlalchemy.URL, address: str, tried: str = ""
 ) -> Exception:
-    """The error that a user sees: what the database has said, and what helps.
+    """Return the error that the user sees: the database's answer, and a hint.
 
     Args:
-        tried: how often and how long, if it was tried again.
+        tried: how often and for how long the call was tried, if more than once.
     """
     message = first_line(getattr(driver_error(error), "orig", error))
     if refusal.is_input:
@@ -200,7 +204,7 @@ def refusal_error(
 
 
 def driver_error(error: BaseException | None) -> DBAPIError | None:
-    """The driver's error, also where Optuna has wrapped it."""
+    """Return the driver's error, even if Optuna has wrapped it; None if there is none."""
     if isinstance(error, StorageInternalError):
         error = error.__cause__
     return error if isinstance(error, DBAPIError) else None

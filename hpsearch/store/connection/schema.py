@@ -1,9 +1,10 @@
-"""The schema of the study database: create what is missing, upgrade what is older, refuse what we do not speak.
+"""The schema of the study database: creates missing tables, upgrades older versions, refuses unknown ones.
 
-An upgrade only adds tables. So it takes a moment whatever the database holds, and workers of the older version that
-are at work finish their study beside newer ones; what starts after it must be of the newer version.
+An upgrade only adds tables. It therefore takes a moment whatever the database holds, and active workers of the older
+version finish their study beside newer ones; workers that start after the upgrade must be of the newer version.
 
-`open_database` calls this once per process. Any number of processes may do so at once, empty database or not.
+`open_database` calls `create_schema` once per process. Any number of processes may do so at once, on an empty database
+or not.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from hpsearch.store.connection import tables
 from hpsearch.store.connection.study_storage import StudyStorage
 
 _log = get_logger("database")
-_LOCK_SECONDS = 60.0  # an open takes a quarter of a second at most: enough for hundreds that start at once
+_LOCK_SECONDS = 60.0  # opening takes a quarter of a second at most: enough for hundreds of processes that start at once
 _LOCK_POLL_SECONDS = 0.05
 _SCHEMA_LOCK = 0x68707363  # "hpsc": advisory lock that guards the creation of tables
 
 
 def create_schema(engine: Engine, address: str, engine_options: dict[str, Any]) -> RDBStorage:
-    """Create Optuna's tables and ours where they are missing, check both versions; return Optuna's storage.
+    """Create missing tables of Optuna and of hpsearch, check both versions, and return Optuna's storage.
 
     Args:
-        address: what messages call the database.
+        address: name of the database in messages.
         engine_options: for the storage's own engine.
     Raises:
-        StorageError: one of the schemas has another version.
+        StorageError: one of the schemas has another version, or another process holds the schema lock for too long.
     """
     with _schema_lock(engine, address) as connection:
-        # RDBStorage runs str.format on the URL: braces in a password must be doubled.
+        # RDBStorage calls str.format on the URL: braces in a password must be doubled.
         url = engine.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
         storage = StudyStorage(url, engine_kwargs=engine_options, skip_compatibility_check=True)
         try:
@@ -53,7 +54,7 @@ def create_schema(engine: Engine, address: str, engine_options: dict[str, Any]) 
 
 @contextmanager
 def _schema_lock(engine: Engine, address: str) -> Iterator[Connection]:
-    """Hold the advisory lock that makes creators wait for each other: without it, two crash each other."""
+    """Hold the advisory lock that serializes the creation of tables: without it, two processes make each other fail."""
     with engine.connect() as connection:
         _wait_for_lock(connection, address)
         try:
@@ -66,7 +67,7 @@ def _schema_lock(engine: Engine, address: str) -> Iterator[Connection]:
 
 
 def _wait_for_lock(connection: Connection, address: str) -> None:
-    """Ask again and again: one long question would look like a server that does not answer (answer_limit.py)."""
+    """Poll for the lock: one long statement would look like a server that does not answer (answer_limit.py)."""
     deadline = time.monotonic() + _LOCK_SECONDS
     while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _SCHEMA_LOCK}).scalar_one():
         connection.commit()
@@ -98,15 +99,15 @@ def _check_optuna_revision(storage: RDBStorage, address: str) -> None:
 
 
 def _create_own_tables(connection: Connection, address: str) -> None:
-    """Bring our tables to SCHEMA_VERSION in one transaction; a refusal rolls it back."""
+    """Bring hpsearch's tables to SCHEMA_VERSION in one transaction; a refusal rolls it back."""
     is_new = not sqlalchemy.inspect(connection).has_table(tables.points.name)
     tables.metadata.create_all(connection)
     if is_new:
         connection.execute(insert(tables.schema).values(version=tables.SCHEMA_VERSION))
-    # Without a row, the tables are from before the first release.
+    # Tables without a version row are from before the first release.
     stored = connection.execute(select(tables.schema.c.version)).scalar_one_or_none() or 0
     if 1 <= stored < tables.SCHEMA_VERSION:
-        # Older versions lack whole tables only, and create_all has just made them.
+        # Older versions only lack whole tables, and create_all has just created them.
         connection.execute(update(tables.schema).values(version=tables.SCHEMA_VERSION))
         _log.info("upgraded the tables in the database at %s from version %d", address, stored)
     elif stored != tables.SCHEMA_VERSION:

@@ -1,7 +1,8 @@
-"""Optuna's storage, but that a study is gone when it has been deleted, whoever is at work on it.
+"""Optuna's storage, with a deletion of studies that succeeds while workers are active.
 
-Optuna deletes what it has read. A row that a worker adds meanwhile makes the database refuse, and Optuna then rolls
-back without a word: the study stays. Here workers have to wait, and then find nothing.
+Optuna deletes the rows that it has read. A row that a worker adds meanwhile makes the database refuse, and Optuna then
+rolls back without an error: the study stays. This storage locks the study's rows first, so that workers have to wait
+and then find no study.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hpsearch.errors import StorageError
 _TRIES = 5
 _IS_THERE = text("SELECT 1 FROM studies WHERE study_id = :study")
 
-# In the order in which workers lock them: who numbers new trials begins with the study, who writes with the points.
+# In the order in which workers lock them: numbering new trials locks the study first, writing locks the points first.
 _LOCKS = (
     text("SELECT 1 FROM studies WHERE study_id = :study FOR UPDATE"),
     text("SELECT 1 FROM hpsearch_points WHERE study_id = :study ORDER BY point FOR UPDATE"),
@@ -28,14 +29,14 @@ _LOCKS = (
 
 @final
 class StudyStorage(RDBStorage):
-    """What Optuna and its dashboard read and write a database of ours with."""
+    """The storage through which Optuna and its dashboard read and write the study database."""
 
     def delete_study(self, study_id: int) -> None:
-        """Delete a study with all its rows but the vault's. At any time, beside workers.
+        """Delete a study with all its rows except the vault's. May be called at any time, while workers are active.
 
         Raises:
             KeyError: there is no such study.
-            StorageError: something was in the way again and again; the study is there as before.
+            StorageError: every try failed, because workers kept writing to the study; it is unchanged.
         """
         for _ in range(_TRIES):
             if self._has_deleted(study_id):
@@ -46,7 +47,7 @@ class StudyStorage(RDBStorage):
         )
 
     def _has_deleted(self, study_id: int) -> bool:
-        session = self.scoped_session()  # of this thread: Optuna goes on in it, in the same transaction
+        session = self.scoped_session()  # this thread's session: Optuna continues in it, in the same transaction
         try:
             for lock in _LOCKS:
                 session.execute(lock, {"study": study_id})
@@ -61,6 +62,6 @@ class StudyStorage(RDBStorage):
 
 
 def _is_deadlock(error: OperationalError | StorageInternalError) -> bool:
-    """Whether the database has ended our transaction in favour of a worker's that waited for it."""
+    """Whether the database aborted our transaction in favour of a worker's that waited for it."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     return isinstance(cause, OperationalError) and getattr(cause.orig, "pgcode", None) == "40P01"

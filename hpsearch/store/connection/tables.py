@@ -1,20 +1,20 @@
-"""The tables: Optuna's own, as its models declare them, and ours beside them.
+"""The tables: Optuna's, as its models declare them, and hpsearch's own.
 
-Optuna's tables hold what every Optuna program reads: studies, trials, parameters, values. They are reached
-through Optuna's declarations, so that a renamed column breaks at import and not in the data; the versions of
-both schemas are checked when a database is opened (schema.py). Ours hold what Optuna has no place for:
+Optuna's tables hold what every Optuna program reads: studies, trials, parameters, values. They are accessed through
+Optuna's declarations, so that a renamed column fails at import and not in the data. Both schema versions are checked
+when a database is opened (schema.py). hpsearch's tables hold what Optuna has no place for:
 
     hpsearch_schema        one row: the version of these tables
     hpsearch_points        one row per point of a study: its current trial, its attempt, and the lease on it
-    hpsearch_epochs        one row per trial and epoch: what the intermediate value alone does not tell
+    hpsearch_epochs        one row per trial and epoch: losses, learning rate and duration
     hpsearch_checkpoints   one row per point that can be resumed: where its last checkpoint is
-    hpsearch_correctness   one row per complete trial: on which validation images its best parameters are right
+    hpsearch_correctness   one row per complete trial: which validation images its best parameters classify correctly
     hpsearch_rounds        one row per round of points that a study has been given, or that ended its search
-    hpsearch_vault         one row per opening of the test set: who, when, and the number that it gave
+    hpsearch_vault         one row per opening of the test set: who, when, and the result
     hpsearch_vault_intents one row per attempt at an opening, committed before the first test image is read
 
-Deleting a study in optuna-dashboard deletes our rows too (ON DELETE CASCADE), but for the vault's two tables: that the
-test set was looked at stays true, so those rows keep the study's name and lose its id.
+Deleting a study in optuna-dashboard deletes hpsearch's rows too (ON DELETE CASCADE), except those of the two vault
+tables: the fact that the test set was used remains true, so these rows keep the study's name and lose its id.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-# Of our own tables; what a new version changes stands in schema.py. 1: points, epochs. 2: checkpoints.
-# 3: correctness, rounds, vault. 4: vault_intents.
+# Version of hpsearch's own tables; schema.py upgrades older versions. 1: points, epochs. 2: checkpoints. 3:
+# correctness, rounds, vault. 4: vault_intents.
 SCHEMA_VERSION = 4
-OPTUNA_REVISION = "v3.2.0.a"  # of Optuna's tables whose columns are written here (Optuna 3.2 to 5.0)
+OPTUNA_REVISION = "v3.2.0.a"  # revision of Optuna's tables whose columns are declared here (Optuna 3.2 to 5.0)
 
 
 def _table(model: object) -> Table:
@@ -74,11 +74,11 @@ points = Table(
     # Points of one cohort may share a worker's lanes. NULL: parameters are drawn when the point is claimed.
     Column("cohort", Text),
     Column("attempt", Integer, nullable=False, default=1),
-    # Attempts that ended with their worker's death and had got no farther than an earlier one.
+    # Attempts that ended with their worker's death and got no farther than an earlier attempt.
     Column("crashes", Integer, nullable=False, default=0),
-    Column("furthest_epoch", Integer, nullable=False, default=0),  # that any dead attempt had reached
-    Column("owner", BigInteger),  # the worker that holds the lease; NULL when nobody does
-    Column("claim", BigInteger),  # the call that claimed it: made again, it finds what it has already
+    Column("furthest_epoch", Integer, nullable=False, default=0),  # last epoch that any dead attempt reached
+    Column("owner", BigInteger),  # the worker that holds the lease; NULL if none does
+    Column("claim", BigInteger),  # token of the claim: a repeated call finds what it has already claimed
     Column("renewed_at", DateTime(timezone=True)),
     Column("lease_expires_at", DateTime(timezone=True)),
     Column("is_counted", Boolean, nullable=False, default=False),  # its trial is COMPLETE or PRUNED
@@ -89,7 +89,7 @@ epochs = Table(
     "hpsearch_epochs",
     metadata,
     Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), primary_key=True),
-    Column("epoch", Integer, primary_key=True),  # 1-based, as the step of the intermediate value
+    Column("epoch", Integer, primary_key=True),  # 1-based, like the step of the intermediate value
     Column("train_nll", Double, nullable=False),  # nats
     Column("validation_nll", Double, nullable=False),  # nats
     Column("learning_rate", Double, nullable=False),
@@ -103,7 +103,7 @@ checkpoints = Table(
     Column("point", Integer, primary_key=True),
     # The trial that wrote it: the point's current one, or an earlier attempt.
     Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), nullable=False, unique=True),
-    Column("epoch", Integer, nullable=False),  # the last one that it contains
+    Column("epoch", Integer, nullable=False),  # the last epoch that it contains
     Column("artifact_id", Text, nullable=False),  # its file in the workers' artifact store
     Column("num_bytes", BigInteger, nullable=False),
     Column("saved_at", DateTime(timezone=True), nullable=False),
@@ -115,7 +115,7 @@ correctness = Table(
     metadata,
     Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), primary_key=True),
     Column("num_images", Integer, nullable=False),  # of the validation set
-    Column("bits", LargeBinary, nullable=False),  # numpy.packbits: 1 where the prediction is right, image by image
+    Column("bits", LargeBinary, nullable=False),  # numpy.packbits: one bit per image, 1 if correct
 )
 
 rounds = Table(
@@ -123,8 +123,8 @@ rounds = Table(
     metadata,
     Column("study_id", Integer, ForeignKey(studies.c.study_id, ondelete="CASCADE"), primary_key=True),
     Column("round", Integer, primary_key=True),  # 0, 1, 2 ...; exactly one process inserts each
-    Column("num_points", Integer, nullable=False),  # that it added; 0: the search ended with this row
-    Column("state", Text, nullable=False),  # JSON: what the next round goes on from
+    Column("num_points", Integer, nullable=False),  # number of points that it added; 0: this row ended the search
+    Column("state", Text, nullable=False),  # JSON: the state from which the next round continues
     Column("reason", Text, nullable=False),  # for people: why these points, or why no more
     Column("opened_at", DateTime(timezone=True), nullable=False),
 )
@@ -135,16 +135,16 @@ vault = Table(
     Column("opening_id", BigInteger, Identity(), primary_key=True),
     Column("study_id", Integer, ForeignKey(studies.c.study_id, ondelete="SET NULL")),  # NULL: the study was deleted
     Column("study_name", Text, nullable=False),
-    Column("opening", Integer, nullable=False),  # 1: the one that counts; more only with a reason
+    Column("opening", Integer, nullable=False),  # 1: the one that counts; later ones need a reason
     Column("reason", Text),
     Column("opened_at", DateTime(timezone=True), nullable=False),
     Column("opened_by", Text, nullable=False),  # user@host
-    Column("code_commit", Text),  # of the checkout that hpsearch ran from; NULL if it was none
+    Column("code_commit", Text),  # commit of the checkout that hpsearch ran from; NULL if none
     Column("versions", Text, nullable=False),  # JSON: hpsearch, python, torch ...
     Column("definition_sha256", Text, nullable=False),
     Column("test_checksums", Text, nullable=False),  # JSON: file -> SHA-256 of the unpacked content
     Column("chosen", Text, nullable=False),  # JSON: which point, from which study and trial, with which parameters
-    Column("parameters_sha256", Text, nullable=False),  # of the safetensors file that was evaluated
+    Column("parameters_sha256", Text, nullable=False),  # of the evaluated safetensors file
     Column("num_images", Integer, nullable=False),
     Column("num_errors", Integer, nullable=False),
     UniqueConstraint("study_id", "opening", name="uq_hpsearch_vault_opening"),
@@ -154,9 +154,9 @@ vault = Table(
 vault_intents = Table(
     "hpsearch_vault_intents",
     metadata,
-    Column("intent_id", Text, primary_key=True),  # drawn by the process; vault.jsonl of its machine has the same
-    # Of the row of hpsearch_vault that will hold the number; attempts at the same opening share it. Without that row
-    # the opening was begun, and no number is on record.
+    Column("intent_id", Text, primary_key=True),  # drawn by the process; the machine's vault.jsonl has it, too
+    # Id of the row in hpsearch_vault that will hold the result; attempts at the same opening share it. If that row is
+    # missing, the opening was begun and no result is on record.
     Column("opening_id", BigInteger, nullable=False),
     Column("study_id", Integer, ForeignKey(studies.c.study_id, ondelete="SET NULL")),  # NULL: the study was deleted
     Column("study_name", Text, nullable=False),

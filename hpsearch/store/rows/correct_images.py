@@ -1,4 +1,4 @@
-"""Correctness bits of trials: on which validation images their best parameters are right."""
+"""Correctness bits of trials: which validation images a trial's best parameters classify correctly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _READ = text("""
     SELECT trial_id, num_images, bits FROM hpsearch_correctness WHERE trial_id = ANY(CAST(:trial_ids AS int[]))
 """)
 
-# All trials of a study are judged on the same images.
+# All trials of a study are evaluated on the same images.
 _NUM_IMAGES = text("""
     SELECT c.num_images FROM hpsearch_correctness c JOIN trials t USING (trial_id)
     WHERE t.study_id = :study AND c.num_images > 0 LIMIT 1
@@ -34,10 +34,10 @@ _WRITE = text("""
 
 @dataclass(frozen=True, kw_only=True)
 class Correctness:
-    """Which images of the validation set a trial is right on.
+    """Which validation images a trial classifies correctly.
 
     Args:
-        bits: `numpy.packbits`: 1 where it is right, image by image; the last byte is filled up with zeros.
+        bits: `numpy.packbits` of one bit per image, 1 if the prediction is correct; the last byte is padded with zeros.
     """
 
     num_images: int
@@ -45,21 +45,21 @@ class Correctness:
 
     @classmethod
     def of(cls, correct: NDArray[np.bool_]) -> Self:
-        """Pack one truth value per image."""
+        """Pack one truth value per image, [N]."""
         return cls(num_images=len(correct), bits=np.packbits(correct).tobytes())
 
     @property
     def is_whole(self) -> bool:
-        """Whether there are as many bits as images."""
+        """Whether there is exactly one bit per image."""
         return self.num_images > 0 and len(self.bits) == -(-self.num_images // 8)
 
     def unpacked(self) -> NDArray[np.bool_]:
-        """One truth value per image, [N]."""
+        """Return one truth value per image, [N]."""
         return np.unpackbits(np.frombuffer(self.bits, dtype=np.uint8), count=self.num_images).astype(bool)
 
 
 def read_correctness(database: Database, trial_ids: Sequence[int]) -> dict[int, Correctness]:
-    """Trial id -> its bits, of those trials that have some; damaged ones count as none."""
+    """Map trial ids to their bits, for those trials that have any. Damaged bits are logged and left out."""
     rows = database.transaction(lambda connection: connection.execute(_READ, {"trial_ids": list(trial_ids)}).all())
     found = {row.trial_id: Correctness(num_images=row.num_images, bits=bytes(row.bits)) for row in rows}
     for trial_id, each in found.items():
@@ -72,7 +72,7 @@ def read_correctness(database: Database, trial_ids: Sequence[int]) -> dict[int, 
 
 
 def read_num_images(database: Database, study_id: int) -> int | None:
-    """How many images the study's validation set has; None if no trial has a record of it."""
+    """Return the number of images in the study's validation set, or None if no trial has a record of it."""
     number: int | None = database.transaction(
         lambda connection: connection.execute(_NUM_IMAGES, {"study": study_id}).scalar_one_or_none()
     )
@@ -80,12 +80,12 @@ def read_num_images(database: Database, study_id: int) -> int | None:
 
 
 def write_correctness(connection: Connection, items: Iterable[tuple[int, Correctness | None]]) -> None:
-    """Write the bits of those trials that have some, in one statement; none if no trial has.
+    """Write the bits of the trials that have any, in one statement; no statement if no trial has bits.
 
-    Part of the caller's transaction, which must know that the trials are its to write.
+    Runs in the caller's transaction. The caller must have checked that it may write these trials.
 
     Args:
-        items: (trial id, bits).
+        items: (trial id, bits) pairs.
     """
     rows = [(trial_id, each.num_images, each.bits) for trial_id, each in items if each is not None]
     if rows:

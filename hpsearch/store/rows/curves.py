@@ -1,11 +1,11 @@
-"""All learning curves of a study in one statement: what a pruner compares a trial with.
+"""Reads all learning curves of a study in one statement, for pruners to compare a trial with.
 
-Plain Optuna re-reads the whole study for every decision, nine statements and more per trial and epoch. Here
-one statement per worker and epoch reads what may have changed; finished trials are read once.
+Plain Optuna re-reads the whole study for every decision: nine statements or more per trial and epoch. `CurveReader`
+uses one statement per worker and epoch, which reads only what may have changed; finished trials are read once.
 
-Failed attempts are left out, unlike in plain Optuna: their points are trained again, and a point that was interrupted
-would compete twice (its rungs count for successive halving whatever became of the trial). So are trials of other
-programs, and what these have told of ours.
+Failed attempts are left out, unlike in plain Optuna: their points are trained again, and an interrupted point would
+compete twice (successive halving counts a trial's rungs however the trial ended). Trials that other programs have
+added, and values that other programs have written to our trials, are left out too.
 """
 
 from __future__ import annotations
@@ -35,13 +35,11 @@ _READ = text("""
         WHERE f.study_id = :study AND f.is_counted AND NOT f.trial_id = ANY(CAST(:known AS int[]))
         ORDER BY f.trial_id LIMIT :page))
 """)
-_PAGE = (
-    500  # finished trials at once: a worker that joins a study of thousands is not cut off in the middle of an answer
-)
+_PAGE = 500  # finished trials per statement: a worker that joins a large study gets each answer in time
 
 
 class CurveReader:
-    """Reads one study's trials for pruning: state, value, curve and completed rungs; no parameters."""
+    """Reads one study's trials for pruning: state, value, curve and completed rungs, but no parameters."""
 
     def __init__(self, database: Database, study_id: int) -> None:
         self._database = database
@@ -49,11 +47,11 @@ class CurveReader:
         self._finished: dict[int, FrozenTrial] = {}
 
     def read(self) -> list[FrozenTrial]:
-        """All trials that have begun and not failed, by number, as of now. One statement, more only to catch up."""
+        """Return the current trials that have started and not failed, by number. One statement; more to catch up."""
         while True:
             rows = self._read_page()
             if rows and rows[0].num_known < len(self._finished):
-                # A server that lost its last commits in a crash has trials RUNNING again that had ended.
+                # A server that lost its last commits in a crash may have trials in state RUNNING that had ended before.
                 self._finished.clear()
                 continue
             fresh = [_frozen_trial(row) for row in rows]
@@ -64,7 +62,10 @@ class CurveReader:
                 return sorted([*known, *fresh], key=lambda trial: trial.number)
 
     def _read_page(self) -> Sequence[Row[Any]]:
-        """All running trials, and finished ones that are not known yet; each with how many of the known still count."""
+        """Read all running trials, and a page of finished ones that are not known yet.
+
+        Each row also has the number of known trials that are still counted.
+        """
         values = {"study": self._study_id, "known": list(self._finished), "page": _PAGE}
         return self._database.transaction(lambda connection: connection.execute(_READ, values).all())
 

@@ -1,8 +1,9 @@
-"""Trials that another program has ended: through plain Optuna, its dashboard, or a statement of its own.
+"""Trials that another program has ended: through plain Optuna, its dashboard, or its own SQL.
 
-Optuna lets every program tell a trial that has not ended, whoever trains it. Such a value is no result of hpsearch: the
-trial becomes FAIL, keeps what it was told as attributes, and its point gets a fresh attempt. Until a worker has done
-that (`Ledger.give_back_ended_outside`), readers show it as if it were done.
+Optuna lets any program tell the result of a trial that has not ended, even if another process trains it. hpsearch does
+not accept such a value as a result: the trial becomes FAIL, keeps the foreign state and values as attributes, and its
+point gets a new attempt. Until a worker has done that (`Ledger.give_back_ended_outside`), readers show the point as
+WAITING.
 """
 
 from __future__ import annotations
@@ -16,30 +17,32 @@ from hpsearch.store.rows.trial_rows import write_trial_attributes
 
 FAIL_REASON_ATTRIBUTE = "fail_reason"
 ENDED_OUTSIDE_REASON = "ended outside hpsearch"
-# What another program told: the state's name; and the values, where there were some: numbers, or INF_POS and INF_NEG.
+# What the other program wrote: the name of the state, and the values if there were any (numbers, or INF_POS and
+# INF_NEG).
 FOREIGN_STATE_ATTRIBUTE = "foreign_state"
 FOREIGN_VALUES_ATTRIBUTE = "foreign_values"
 
-# Of a point `p` and its current trial `t`. hpsearch counts COMPLETE and PRUNED trials in the transaction that ends
-# them, and writes the reason beside each FAIL.
+# A condition on a point `p` and its current trial `t`. hpsearch marks a point as counted in the transaction that ends
+# its trial as COMPLETE or PRUNED, and writes a reason for each FAIL; a trial without either was ended by another
+# program.
 ENDED_OUTSIDE = f"""(
     NOT p.is_counted AND (t.state IN ('COMPLETE', 'PRUNED') OR (t.state = 'FAIL' AND NOT EXISTS (
         SELECT FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key = '{FAIL_REASON_ATTRIBUTE}'))))"""
 
-# A trial's values as JSON, or NULL.
+# A trial's values as a JSON list, or NULL.
 FOREIGN_VALUES = """(
     SELECT json_agg(CASE value_type WHEN 'FINITE' THEN to_json(value) ELSE to_json(CAST(value_type AS text)) END
         ORDER BY objective) FROM trial_values WHERE trial_values.trial_id = t.trial_id)"""
 
 
 def foreign_attributes(state: str, values: Sequence[Any] | None) -> dict[str, Any]:
-    """Why it has failed, and what it was told."""
+    """Return the attributes that say why the trial failed, and what the other program wrote."""
     told = {FAIL_REASON_ATTRIBUTE: ENDED_OUTSIDE_REASON, FOREIGN_STATE_ATTRIBUTE: state}
     return told if values is None else {**told, FOREIGN_VALUES_ATTRIBUTE: list(values)}
 
 
 def set_aside(connection: Connection, trial_ids: Sequence[int]) -> None:
-    """Make these ended trials FAIL without a value, in four statements; the caller has locked their points."""
+    """Set these ended trials to FAIL and remove their values, in four statements. Their points must be locked."""
     if not trial_ids:
         return
     ended = {"trial_ids": list(trial_ids)}

@@ -1,8 +1,9 @@
-"""The trials of a study as a sampler is shown them: what stands in the database at the moment of the draw.
+"""The trials of a study that a sampler sees, as the database has them at the moment of the draw.
 
-Shown are the current trials of the study's points: counted ones (COMPLETE and PRUNED), RUNNING ones, and WAITING ones
-that an earlier attempt has left its parameters to. Not shown are attempts that failed, since their points are trained
-again; trials that other programs have added or ended; and WAITING trials without parameters, which tell nothing.
+A sampler sees the current trials of the study's points: counted ones (COMPLETE and PRUNED), RUNNING ones, and WAITING
+ones that inherited their parameters from an earlier attempt. It does not see failed attempts, because their points are
+trained again; trials that other programs have added or ended; or WAITING trials without parameters, which carry no
+information.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _LIST = text("""
     ORDER BY t.number
 """)
 
-# Of the curve, the last value alone: samplers rank pruned trials by how far they came, and by what they had there.
+# Only the last value of the curve is read: samplers rank pruned trials by their last step and the value at that step.
 _DETAILS = text("""
     SELECT r.trial_id,
         (SELECT json_agg(json_build_array(q.param_name, q.param_value, q.distribution_json) ORDER BY q.param_id)
@@ -41,14 +42,14 @@ _DETAILS = text("""
             WHERE i.trial_id = r.trial_id ORDER BY i.step DESC LIMIT 1) AS last_values
     FROM unnest(CAST(:trial_ids AS int[])) AS r(trial_id)
 """)
-_PAGE = 500  # trials at once: a worker that joins a study of thousands is not cut off in the middle of an answer
+_PAGE = 500  # trials per statement: a worker that joins a large study gets each answer within the answer limit
 
 
 class History:
-    """Reads one study's trials for sampling. Not safe for threads.
+    """Reads one study's trials for sampling. Not thread-safe.
 
-    Parameters of trials that have ended are read once. Which trials there are, and in which state, is asked each time:
-    a trial that has ended may be RUNNING again, after a crash of a server that had not yet written its commit to disk.
+    The parameters of ended trials are read once. The list of trials and their states is read each time: an ended trial
+    may be RUNNING again after a crash of a server that had not yet written its commit to disk.
     """
 
     def __init__(self, study_id: int) -> None:
@@ -56,10 +57,10 @@ class History:
         self._finished: dict[int, FrozenTrial] = {}
 
     def read(self, database: Database, *, only: int | None = None) -> list[FrozenTrial]:
-        """The trials as of now, by number. Two statements; more to catch up.
+        """Return the current trials, by number. Two statements; more to catch up.
 
         Args:
-            only: the id of the one trial that is wanted.
+            only: the id of a single trial to read; None reads all trials.
         """
         return database.transaction(lambda connection: self._read(connection, only))
 

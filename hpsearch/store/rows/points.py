@@ -1,7 +1,7 @@
-"""Points of a study: which ones it begins with, how new ones are queued, and what is known of those that are there.
+"""Points of a study: its first points, how new points are queued, and what is known of the stored ones.
 
-Whoever adds points to a study that exists holds the lock on the study's row meanwhile, as Optuna does when it numbers
-a new trial; so points and trials are numbered on without gaps, whoever else is at work.
+A process that adds points to an existing study holds the lock on the study's row, as Optuna does when it numbers a new
+trial. Points and trials are therefore numbered without gaps, even when other processes add trials at the same time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import ParameterValue, Point, without_zero_switches
 
-# Trial attributes, for readers that know Optuna only.
+# Trial attributes, for readers that know only Optuna.
 POINT_ATTRIBUTE = "point"
 ATTEMPT_ATTRIBUTE = "attempt"
-ROUND_ATTRIBUTE = "round"  # of points that a round has added (round_rows.py)
-NLL_ATTRIBUTE = "best_validation_nll"  # nats; what a lane writes at its trial's end (worker/trial.py)
+ROUND_ATTRIBUTE = "round"  # the round that added the point (round_rows.py)
+NLL_ATTRIBUTE = "best_validation_nll"  # in nats; written when the trial ends (worker/trial.py)
 
 CohortOf = Callable[[TrialSettings], str]
 
@@ -34,11 +34,11 @@ class StoredPoint:
     """A point as the database has it.
 
     Args:
-        trial_id: of its current trial.
-        state: of that trial; WAITING if another program has ended it: it gets a fresh one.
-        parameters: as Optuna has them, with `_is_zero` switches; empty if they are still to be drawn.
-        value: of a COMPLETE trial; a PRUNED one's is not the best that it has seen.
-        nll: in nats, at the validation that gave the value.
+        trial_id: id of its current trial.
+        state: state of that trial. WAITING if another program has ended the trial, because the point gets a new one.
+        parameters: as Optuna stores them, with `_is_zero` switches; empty if they are still to be drawn.
+        value: value of a COMPLETE trial, otherwise None (the value of a PRUNED trial is not the best that it reached).
+        nll: validation NLL in nats, at the validation that gave the value.
     """
 
     point: int
@@ -59,12 +59,13 @@ def narrowing_of(
     is_trainable: Callable[[TrialSettings], bool] | None = None,
     stored: Iterable[StoredPoint] = (),
 ) -> Narrowing:
-    """The rounds of a coarse-to-fine study.
+    """Return the rounds of a coarse-to-fine study.
 
     Args:
-        is_trainable: what the definition cannot know: whether the data has enough images for a batch size, say; None:
-            all can be trained.
-        stored: points of the study. They were looked at before they were stored, which takes a second for thousands.
+        is_trainable: checks what the definition does not know, for example whether the data has enough images for a
+            batch size. None: all settings can be trained.
+        stored: points of the study. They were checked before they were stored, so they are not checked again: for
+            thousands of points that takes a second.
     """
     known = {point_key(point.values) for point in stored}
 
@@ -82,7 +83,7 @@ def narrowing_of(
 
 
 def point_key(values: Point) -> frozenset[tuple[str, ParameterValue]]:
-    """What tells points apart: 0 and 0.0 are one value, and the order of names does not matter."""
+    """Return a point's identity: 0 and 0.0 are the same value, and the order of names does not matter."""
     return frozenset(values.items())
 
 
@@ -95,12 +96,14 @@ def add_points(
     *,
     round_number: int | None = None,
 ) -> None:
-    """Queue points as WAITING trials behind those that are there, in seven statements.
+    """Queue points as WAITING trials after the existing ones, in seven statements of the caller's transaction.
 
-    They get the lowest numbers that no point has: those of lost points again, then the following ones.
+    New points get the lowest point numbers that are free: first the numbers of lost points, then the following ones.
 
     Args:
-        points: without Optuna's switches; empty ones are still to be drawn.
+        points: without Optuna's switches; an empty point has parameters that are still to be drawn.
+        cohort_of: names the cohort of a point's settings; not called if the parameters are still to be drawn.
+        round_number: the round that adds the points; None if no round does.
     """
     first_number = count_trials(connection, study_id)
     numbers = connection.execute(_FREE_NUMBERS, {"study": study_id, "count": len(points)}).scalars().all()
@@ -122,13 +125,13 @@ def add_points(
 
 
 def count_points(connection: Connection, study_id: int) -> int:
-    """How many points a study has."""
+    """Return the number of points of a study."""
     number: int = connection.execute(_NUM_POINTS, {"study": study_id}).scalar_one()
     return number
 
 
 def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
-    """All points of a study with their current trials, in order. Two statements."""
+    """Return all points of a study with their current trials, in order. Two statements."""
     values = {"study": study_id, "nll": NLL_ATTRIBUTE}
     texts = connection.execute(_DISTRIBUTIONS, values)
     what = f"a parameter of study number {study_id}"
@@ -169,7 +172,7 @@ _FREE_NUMBERS = text("""
     ORDER BY number LIMIT :count
 """)
 
-# A distribution travels once, however many trials have it: that of a long list of values is long itself.
+# Each distribution is sent once, however many trials have it: a distribution over a long list of values is long.
 _DISTRIBUTIONS = text("""
     SELECT DISTINCT md5(q.distribution_json) AS hash, q.distribution_json
     FROM hpsearch_points p JOIN trial_params q USING (trial_id) WHERE p.study_id = :study

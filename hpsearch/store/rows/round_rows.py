@@ -1,7 +1,7 @@
 """Rows of hpsearch_rounds: the rounds of points that a study was given, and the row that ends a search.
 
-A search that goes in rounds (coarse to fine) has round 0 from its creation on. The others have no rounds, unless their
-users widen them: points that are added later make a round of their own, from 1 on.
+A search in rounds (coarse-to-fine) has round 0 from its creation on. Other searches have no rounds until their user
+widens them: points that are added later form a round of their own, numbered from 1.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class StoredRound:
     """A round of a study.
 
     Args:
-        num_points: that it added; 0: the search ended with this row.
-        reason: for people: why these points, or why no more.
-        opened_at: aware.
+        num_points: number of points that it added; 0 if the search ended with this row.
+        reason: for people: why these points were added, or why no more will be.
+        opened_at: timezone-aware.
     """
 
     number: int
@@ -35,17 +35,18 @@ class StoredRound:
 
     @property
     def is_end(self) -> bool:
+        """Whether this row ended the search."""
         return self.num_points == 0
 
 
 def has_ended(num_unfinished: int, rounds: Sequence[StoredRound]) -> bool:
-    """Whether a study needs no worker any more: nothing is left to train, and no round will follow."""
+    """Whether a study needs no more workers: nothing is left to train, and no round will follow."""
     goes_in_rounds = bool(rounds) and rounds[0].number == 0
     return num_unfinished == 0 and (not goes_in_rounds or rounds[-1].is_end)
 
 
 def read_rounds(connection: Connection, study_id: int) -> tuple[StoredRound, ...]:
-    """The rounds of a study, in order."""
+    """Return the rounds of a study, in order."""
     rows = connection.execute(_SELECT, {"study": study_id})
     return tuple(
         StoredRound(number=row.round, num_points=row.num_points, reason=row.reason, opened_at=row.opened_at)
@@ -54,10 +55,10 @@ def read_rounds(connection: Connection, study_id: int) -> tuple[StoredRound, ...
 
 
 def read_last_state(connection: Connection, study_id: int) -> dict[str, Any]:
-    """What the next round goes on from; {} where there is no round yet.
+    """Return the state from which the next round continues, or {} if there is no round yet.
 
     Raises:
-        StorageError: it is damaged.
+        StorageError: the state is damaged.
     """
     state = connection.execute(_LAST_STATE, {"study": study_id}).scalar_one_or_none()
     if state is None:
@@ -66,7 +67,7 @@ def read_last_state(connection: Connection, study_id: int) -> dict[str, Any]:
 
 
 def damaged_state(study_id: int, reason: object) -> StorageError:
-    """What to raise if the last round's state is not what hpsearch has written."""
+    """Return the error to raise if the last round's state is not one that hpsearch has written."""
     return damaged(_last_round(study_id), _STATE, reason)
 
 
@@ -77,13 +78,13 @@ def _last_round(study_id: int) -> str:
 def insert_round(
     connection: Connection, study_id: int, number: int, *, num_points: int, state: Mapping[str, Any], reason: str
 ) -> None:
-    """Add a row; the caller holds the lock on the study's row and knows that the number is free."""
+    """Insert a round. The caller holds the lock on the study's row and knows that the number is free."""
     values = {"study": study_id, "round": number, "num_points": num_points}
     connection.execute(_INSERT, {**values, "state": json.dumps(state), "reason": reason})
 
 
 def remove_end(connection: Connection, study_id: int) -> bool:
-    """Take the row away that ended the search, for it goes on. Returns whether there was one."""
+    """Delete the row that ended the search, so that the search continues. Return whether there was one."""
     return connection.execute(_DELETE_END, {"study": study_id}).rowcount > 0
 
 

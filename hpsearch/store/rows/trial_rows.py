@@ -1,6 +1,6 @@
-"""Rows of Optuna's tables that a study's creation and a requeue write: trials, parameters, attributes.
+"""Rows of Optuna's tables that creating a study and requeueing a trial write: trials, parameters, attributes.
 
-Each function is one statement, however many rows it writes, inside the caller's transaction.
+Each function runs one statement, however many rows it writes, inside the caller's transaction; `count_trials` runs two.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _INSERT_TRIALS = text("""
     RETURNING trial_id, number
 """)
 
-# A distribution travels once, however many trials have it: that of a long list of values is long itself.
+# Each distribution is sent once, however many trials have it: a distribution over a long list of values is long.
 _INSERT_PARAMETERS = text("""
     INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
     SELECT r.trial_id, d.name, r.value, d.json
@@ -40,9 +40,9 @@ _SET_ATTRIBUTES = text("""
 
 
 def count_trials(connection: Connection, study_id: int) -> int:
-    """Lock the study's row, as Optuna does when it numbers a new trial; the number of the next trial.
+    """Lock the study's row, as Optuna does when it numbers a new trial, and return the number of the next trial.
 
-    It is the number of trials, unless another program has deleted some.
+    The next number equals the number of trials, unless another program has deleted some.
     """
     connection.execute(select(tables.studies.c.study_id).where(tables.studies.c.study_id == study_id).with_for_update())
     number: int = connection.execute(
@@ -66,10 +66,11 @@ def insert_parameters(
     distributions: Mapping[str, BaseDistribution],
     parameters: Iterable[tuple[int, Mapping[str, ParameterValue]]],
 ) -> None:
-    """Give trials their parameters.
+    """Insert the parameters of trials.
 
     Args:
-        parameters: (trial id, name -> value); every name is one of `distributions`.
+        distributions: name -> distribution.
+        parameters: (trial id, name -> value) pairs; every name is a key of `distributions`.
     """
     names = {name: index for index, name in enumerate(distributions, start=1)}
     rows = [
@@ -93,7 +94,7 @@ def insert_parameters(
 
 
 def write_trial_attributes(connection: Connection, attributes: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-    """Set user attributes of trials, replacing those of the same key."""
+    """Set user attributes of trials, replacing attributes with the same key."""
     rows = [(trial_id, key, json.dumps(value)) for trial_id, values in attributes for key, value in values.items()]
     if not rows:
         return

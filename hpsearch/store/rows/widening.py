@@ -1,8 +1,8 @@
-"""A study goes on with a changed definition: points that it lacks are added, those that it has are not run again.
+"""Continuing a study with a changed definition: missing points are added, existing points are not run again.
 
-What may change is told in `study_change`. Everything happens in the caller's transaction, under the lock on the
-study's row, so that workers at work see the old study or the new one. A worker that has the old definition in memory
-trains the new points all the same: a point carries its values itself.
+hpsearch/study/change.py says what may change. All functions run in the caller's transaction, under the lock on the
+study's row, so that active workers see either the old study or the new one. A worker that still has the old definition
+in memory can train the new points, because each point carries its own values.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ WIDENED = "more points were asked for"
 def widen_study(
     connection: Connection, study_id: int, stored: StudyDefinition, given: StudyDefinition, cohort_of: CohortOf
 ) -> int:
-    """Add the points that `given` has and the study has not; the definition itself is the caller's.
+    """Add the points of `given` that the study does not have. The caller stores the definition itself.
 
     Returns:
-        How many points were added. Workers take them up at once.
+        The number of added points. Workers can claim them as soon as the transaction commits.
     """
-    count_trials(connection, study_id)  # locks the study's row: nobody opens a round, or ends the search, meanwhile
+    count_trials(connection, study_id)  # locks the study's row: no process can open a round or end the search meanwhile
     if not given.is_drawn:
         _encode_anew(connection, study_id, stored, given)
     points = _lacking_points(connection, study_id, given)
     if stored.search != given.search:
-        remove_end(connection, study_id)  # a greater budget, or finer steps: the search is looked at once more
+        remove_end(connection, study_id)  # with a larger budget or finer steps, the search has to be decided again
     if points:
         rounds = read_rounds(connection, study_id)
         number = rounds[-1].number + 1 if rounds else 1
@@ -47,12 +47,13 @@ def widen_study(
 
 
 def num_lost_points(definition: StudyDefinition, num_points: int) -> int:
-    """How many points of a study another program has deleted, which can be queued again from its definition.
+    """Return how many deleted points of a study can be queued again from its definition.
 
-    Those of a coarse-to-fine search cannot: only their trials knew their parameters.
+    Another program has deleted their trials. Points of a coarse-to-fine search cannot be restored: only their trials
+    had their parameters.
 
     Args:
-        num_points: that it has.
+        num_points: number of points that the study has.
     """
     if definition.search.strategy == "coarse-to-fine":
         return 0
@@ -60,7 +61,7 @@ def num_lost_points(definition: StudyDefinition, num_points: int) -> int:
 
 
 def restore_lost_points(connection: Connection, study_id: int, definition: StudyDefinition, cohort_of: CohortOf) -> int:
-    """Queue points again whose trials another program has deleted; returns how many. Cheap if there are none."""
+    """Queue points again whose trials another program has deleted, and return their number. Cheap if there are none."""
     count_trials(connection, study_id)  # locks the study's row
     if not num_lost_points(definition, count_points(connection, study_id)):
         return 0
@@ -71,7 +72,7 @@ def restore_lost_points(connection: Connection, study_id: int, definition: Study
 
 
 def _lacking_points(connection: Connection, study_id: int, given: StudyDefinition) -> list[Point]:
-    """The points of the definition that no point of the study equals, in order."""
+    """Return the points of the definition that equal no point of the study, in order."""
     stored = read_points(connection, study_id)
     if given.is_drawn:
         return list(itertools.islice(given.points(), max(0, given.num_points - len(stored))))
@@ -84,15 +85,15 @@ def _lacking_points(connection: Connection, study_id: int, given: StudyDefinitio
 
 
 def num_allowed(definition: StudyDefinition) -> int:
-    """How many points a coarse-to-fine search may have at most."""
+    """Return the maximum number of points of a coarse-to-fine search."""
     return min(definition.search.budget_points or definition.search.max_points, definition.search.max_points)
 
 
 def _encode_anew(connection: Connection, study_id: int, stored: StudyDefinition, given: StudyDefinition) -> None:
-    """Tell Optuna of the wider distributions in all trials of the study.
+    """Store the wider distributions in all trials of the study.
 
-    Its importances and plots look at trials of one and the same distribution only, and it stores a category as its
-    place in the list.
+    Optuna's importances and plots use only trials with one and the same distribution, and Optuna stores a categorical
+    value as its index in the list of choices.
     """
     before, after = stored.distributions(), given.distributions()
     changed = {name: wider for name, wider in after.items() if before.get(name) != wider}

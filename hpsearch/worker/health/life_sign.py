@@ -1,8 +1,9 @@
-"""A worker's life sign: what it is doing, and since when, in a small file for health checks and in its metrics.
+"""A worker's life sign: its state and its last progress, in a small file for health checks and in its metrics.
 
-The thread that does the work renews it whenever something has been done: an epoch (or a part of one) trained, a look
-around taken, a wait begun on purpose. So a device that hangs makes it old, although the process and its leases live.
-Ages come from the machine's monotonic clock, which neither a wrong clock nor a suspended machine disturbs.
+The thread that does the work renews it whenever something was done: an epoch (or a part of one) trained, the study
+looked at, a deliberate wait started. A device that hangs therefore lets it grow old, although the process and its
+leases live. Ages are measured with the machine's monotonic clock, which is affected neither by a wrong clock nor by a
+suspended machine.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from hpsearch.worker.options import DEFAULT_STALL_SECONDS
 
 _log = get_logger("life_sign")
 
-DEFAULT_MAX_AGE_SECONDS = DEFAULT_STALL_SECONDS  # a stricter one would kill a worker that its own watchdog finds well
+DEFAULT_MAX_AGE_SECONDS = DEFAULT_STALL_SECONDS  # a smaller one would kill workers that their watchdog finds healthy
 _WRITE_EVERY_SECONDS = 1.0
 
 
@@ -34,23 +35,23 @@ class WorkerState(Enum):
 
     STARTING = "starting"
     TRAINING = "training"
-    IDLE = "idle"  # no point is waiting; others may still drop one
+    IDLE = "idle"  # no point is waiting; another worker may still drop one
     WAITING_FOR_GPU = "waiting for a GPU"
     DATABASE_AWAY = "database away"
 
 
 class UnhealthyError(HpsearchError):
-    """The worker is gone, or has done nothing for too long."""
+    """The worker is gone, or has made no progress for too long."""
 
 
 class LifeSign:
-    """Context manager: one worker's life sign; its file is there while the context is open.
+    """Context manager: one worker's life sign. Its file exists while the context is open.
 
-    Any thread may renew it if it knows that the one that trains gets on; any may read it.
+    Any thread may renew it if it knows that the training thread makes progress; any thread may read it.
 
     Args:
         path: of the file, on this machine; None: kept in memory only, for the metrics.
-        max_age_seconds: how old it may become while the worker is well.
+        max_age_seconds: how old it may become while the worker is healthy.
     """
 
     def __init__(self, path: Path | None = None, *, max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS) -> None:
@@ -63,10 +64,10 @@ class LifeSign:
 
     @classmethod
     def from_environment(cls) -> LifeSign:
-        """As HPSEARCH_LIFE_SIGN (the file) and HPSEARCH_LIFE_SIGN_MAX_AGE (seconds) say.
+        """Read HPSEARCH_LIFE_SIGN (the file) and HPSEARCH_LIFE_SIGN_MAX_AGE (seconds).
 
         Raises:
-            InputError: the age is no number above 0.
+            InputError: the age is not a finite number above 0.
         """
         named = os.environ.get(environment.LIFE_SIGN)
         seconds = os.environ.get(environment.LIFE_SIGN_MAX_AGE)
@@ -102,9 +103,12 @@ class LifeSign:
                 self._path.unlink()
 
     def renew(self, state: WorkerState, detail: str = "", *, allowed_seconds: float = 0.0) -> None:
-        """Something has been done, or a wait in this state begins. A state's file is written at most once a second.
+        """Report that something was done, or that a wait in this state starts.
+
+        Writes the file at most once a second, unless the state has changed.
 
         Args:
+            detail: shown beside the state.
             allowed_seconds: until the next renewal, if that may take longer than `max_age_seconds`.
         """
         allowed = max(self._max_age_seconds, allowed_seconds)
@@ -124,7 +128,7 @@ class LifeSign:
                 self._is_writable = False
 
     def renew_unchanged(self) -> None:
-        """What the worker has been doing it still does, as another thread can tell."""
+        """Report, from another thread, that the worker still makes progress in its last state."""
         sign = self._latest
         self.renew(sign.state, sign.detail, allowed_seconds=sign.max_age_seconds)
 
@@ -138,22 +142,24 @@ class LifeSign:
 
     @property
     def unix_seconds(self) -> float:
-        """When it was last renewed."""
+        """Unix time of the last renewal."""
         return self._latest.unix
 
     @property
     def age_seconds(self) -> float:
+        """Seconds since the last renewal."""
         return time.monotonic() - self._latest.monotonic
 
     @property
     def is_fresh(self) -> bool:
+        """Whether the last renewal is recent enough for a healthy worker."""
         sign = self._latest
         return time.monotonic() - sign.monotonic <= sign.max_age_seconds
 
     def _write(self, sign: _Sign) -> None:
         if self._path is None:
             return
-        self._written = sign  # also if it fails: once a second is enough for a full disk, too
+        self._written = sign  # set even if writing fails, so that a full disk is not tried more than once a second
         document = {
             "time": datetime.fromtimestamp(sign.unix, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "monotonic_seconds": sign.monotonic,
@@ -165,7 +171,7 @@ class LifeSign:
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         try:
             temporary.write_text(json.dumps(document) + "\n", encoding="ascii")
-            temporary.replace(self._path)  # a reader sees the old one or the new one, never a part
+            temporary.replace(self._path)  # a reader sees the old file or the new one, never a part
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -183,7 +189,7 @@ class _Sign:
 
 @dataclass(frozen=True, kw_only=True)
 class SeenLifeSign:
-    """A worker's life sign as another process on the same machine finds it."""
+    """A worker's life sign as another process on the same machine reads it."""
 
     state: str
     detail: str
@@ -192,16 +198,16 @@ class SeenLifeSign:
     max_age_seconds: float
 
     def describe(self) -> str:
-        """`training (trial 7, epoch 3), 2 s ago`."""
+        """Return `training (8 lanes), 2 s ago`."""
         detail = f" ({self.detail})" if self.detail else ""
         return f"{self.state}{detail}, {self.age_seconds:.0f} s ago"
 
 
 def check_life_sign(path: Path, *, max_age_seconds: float | None = None) -> SeenLifeSign:
-    """Read a worker's life sign and require that it is fresh and its process there.
+    """Read a worker's life sign and require that it is fresh and that its process exists.
 
     Args:
-        max_age_seconds: None: what the worker allows itself.
+        max_age_seconds: None: the limit that the worker has written.
     Raises:
         UnhealthyError: missing, unreadable, stale, or its process is gone.
     """
@@ -235,7 +241,7 @@ def _read(path: Path) -> SeenLifeSign:
         raise UnhealthyError(f"cannot read the life sign {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UnhealthyError(f"{path} is no life sign of a worker") from error
-    if age < 0:  # the monotonic clock began anew
+    if age < 0:  # the monotonic clock was reset
         raise UnhealthyError(f"the life sign {path} is from before this machine was started")
     return seen
 
@@ -246,7 +252,7 @@ def _is_process_there(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # another user's
+        return True  # another user's process
     return True
 
 

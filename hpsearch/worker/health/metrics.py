@@ -1,8 +1,8 @@
-"""What a worker counts and times, and the small HTTP server that shows it: /metrics for Prometheus, /healthz.
+"""A worker's counters and timings, and the small HTTP server that shows them: /metrics for Prometheus, /healthz.
 
-Each worker is a target of its own, so study, worker and device stand once, on hpsearch_worker_info, and not on every
-series; docs/observability.md has the table of metrics, how to scrape them, and alert rules. Updating is cheap enough
-to be done whether or not anybody looks.
+Each worker is a separate scrape target. Study, worker and device therefore appear once, on hpsearch_worker_info, and
+not on every series. docs/observability.md has the table of metrics, how to scrape them, and alert rules. Updates are
+cheap enough to be made whether or not metrics are served.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _log = get_logger("metrics")
 
 CheckpointResult = Literal["written", "failed", "restored"]
 
-# A round trip takes a millisecond or two; a database that is in trouble, seconds.
+# A round trip takes a millisecond or two; with a database in trouble, seconds.
 _DATABASE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-# From captured lanes of a small network on a GPU to many lanes of a convolutional one on a few cores.
+# From captured lanes of a small network on a GPU to many lanes of a convolutional network on a few cores.
 _EPOCH_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 
@@ -50,7 +50,7 @@ class WorkerMetrics:
     """One worker's metrics. Any thread may call any method.
 
     Args:
-        life_sign: says what the worker is doing, and when it last did something.
+        life_sign: says what the worker is doing, and when it last made progress.
     """
 
     def __init__(self, *, study: str, worker: str, life_sign: LifeSign) -> None:
@@ -118,12 +118,12 @@ class WorkerMetrics:
         self._database_seconds = {name: calls.labels(operation=name) for name in get_args(DatabaseOperation)}
 
     def set_device(self, description: str) -> None:
-        """What this worker trains on; nothing until it has been given a device."""
+        """Set the device that this worker trains on; an empty description before it has a device."""
         self._info.clear()
         self._info.labels(**self._names, device=description).set(1)
 
     def epoch_trained(self, num_trials: int, seconds: float) -> None:
-        """One epoch of all busy lanes took so long."""
+        """Record the duration of one epoch of all busy lanes."""
         self._trial_epochs.inc(num_trials)
         self._epoch_seconds.observe(seconds)
 
@@ -132,7 +132,7 @@ class WorkerMetrics:
         self._lanes.set(total)
 
     def trial_ended(self, outcome: Outcome) -> None:
-        """This worker's end of a trial stands in the database."""
+        """Count a trial whose end this worker has written to the database."""
         self._trials_ended[outcome].inc()
 
     def checkpoint(self, result: CheckpointResult) -> None:
@@ -142,28 +142,28 @@ class WorkerMetrics:
         self._reports_buffered.set(number)
 
     def writes_fenced(self, num_trials: int) -> None:
-        """So many trials were found to be another worker's when something was to be written for them."""
+        """Count trials that turned out to belong to another worker when something was to be written for them."""
         self._fenced_writes.inc(num_trials)
 
     def database_retried(self) -> None:
         self._database_retries.inc()
 
     def database_called(self, seconds: float, operation: DatabaseOperation = "other") -> None:
-        """One attempt at a database call took so long, whether it succeeded or not."""
+        """Record the duration of one attempt at a database call, successful or not."""
         self._database_seconds[operation].observe(seconds)
 
     @contextlib.contextmanager
     def serve(self, address: MetricsAddress | None) -> Iterator[str | None]:
-        """Serve /metrics and /healthz while the context is open; yields the server's URL. None: serve nothing.
+        """Serve /metrics and /healthz while the context is open, and yield the server's URL. None: serve nothing.
 
         Raises:
-            InputError: the port is taken, or the host is no address of this machine.
+            InputError: the port is taken, or the host is not an address of this machine.
         """
         if address is None:
             yield None
             return
-        # Else each counter has a second series, which nobody reads.
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # it just sets a flag
+        # Otherwise each counter has a second series, which is not used.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # only sets a flag
         server = _open_server(address, _handler_of(self.registry, self._life_sign))
         thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()
@@ -178,7 +178,7 @@ class WorkerMetrics:
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    # Not the server of the standard library's http.server: that one asks the DNS for this machine's name first.
+    # Not http.server.HTTPServer of the standard library: that class first asks the DNS for this machine's name.
     daemon_threads = True
     allow_reuse_address = True
 
@@ -191,7 +191,7 @@ class _Handler(MetricsHandler):
     timeout = 10.0  # seconds for a client that sends nothing
     life_sign: LifeSign
 
-    def do_GET(self) -> None:  # noqa: N802  # the base class names it
+    def do_GET(self) -> None:  # noqa: N802  # named by the base class
         path = self.path.partition("?")[0]
         if path == "/metrics":
             super().do_GET()

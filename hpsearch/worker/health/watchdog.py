@@ -1,9 +1,9 @@
-"""Notices a device or a network that hangs: a living process is no proof that its trials make progress.
+"""Detects a device or a network that hangs: a live process does not prove that its trials make progress.
 
-Progress is work that is done: a minibatch (`training.pulse`), or what the worker reports beside training. Processor
-time is none, for a loop without end uses it, too. The thread that renews the leases asks how long there was no
-progress. It counts its own turns, not the clock: a process that was stopped (SIGSTOP, a suspended machine) has not
-been quiet.
+Progress is finished work: a minibatch (`training.pulse`), or work beside training that the worker reports. Processor
+time does not count, because an endless loop uses it, too. The thread that renews the leases checks how long there was
+no progress. It counts its own turns instead of reading the clock: time during which the process was stopped (SIGSTOP, a
+suspended machine) does not count as time without progress.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from hpsearch.worker.options import DEFAULT_STALL_SECONDS
 
 
 class Watchdog:
-    """Says whether a worker has stalled.
+    """Decides whether a worker has stalled.
 
     Args:
-        stall_seconds: without a sign of progress for so long, the device or the network hangs.
-        pulse: how many minibatches the device has finished; asked at each turn, from the thread that takes it.
-        on_progress: called at a turn when only the pulse shows that a long epoch goes on.
+        stall_seconds: after this time without progress, the device or the network counts as hung.
+        pulse: returns how many minibatches the device has finished; called at each turn, in the thread that calls
+            `turn`.
+        on_progress: called at a turn when only the pulse shows that a long epoch continues.
     """
 
     def __init__(
@@ -36,19 +37,23 @@ class Watchdog:
         self._num_done = pulse()
 
     def note_progress(self) -> None:
-        """Something was trained, written, or waited for on purpose. Cheap; from any thread."""
+        """Report that something was trained, written, or deliberately waited for.
+
+        Cheap; may be called from any thread.
+        """
         self._quiet_seconds = 0.0
 
     @property
     def quiet_seconds(self) -> float:
+        """Seconds without progress, as counted by `turn`."""
         return self._quiet_seconds
 
     def turn(self, seconds: float) -> bool:
-        """Another `seconds` have passed, as far as this process has lived through them; whether it has stalled."""
+        """Add the seconds of a turn in which this process was running, and return whether the worker has stalled."""
         before = self._num_done
         try:
             num_done = self._pulse()
-        except Exception:  # a device that has failed cannot be asked: that is no progress, and no end of this thread
+        except Exception:  # a failed device cannot be asked: no progress, but this thread must not end
             num_done = before
         self._num_done = num_done
         if num_done != before:
