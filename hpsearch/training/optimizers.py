@@ -48,7 +48,7 @@ class Rates:
 
 
 class Optimizer(ABC):
-    """How gradients change parameters."""
+    """Updates parameters from gradients, in place."""
 
     @abstractmethod
     def initial_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
