@@ -1,4 +1,4 @@
-"""What `hpsearch confirm` shows at its end: a table of the configurations, and which of them to take."""
+"""The final output of `hpsearch confirm`: a table of the configurations, and the chosen one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hpsearch.console.screen import data_console, text_of
 from hpsearch.console.tables import format_value
 from hpsearch.results.confirmation.outcome import Confirmation
 
-# What a narrow terminal does without, first to last.
+# The columns that are left out on a narrow terminal, in this order.
 _LEAVES = {"epochs": 1, "search": 2, "seeds": 3, "parameters": 4, "95 % interval": 5}
 
 
 def print_confirmation(confirmation: Confirmation) -> None:
-    """A table of the configurations, best first, with what one must know beside it and the conclusion."""
+    """Print a table of the configurations, best first, the notes that qualify it, and the conclusion."""
     console = data_console()
     console.print(text_of(f"study {confirmation.study}, confirmed in {confirmation.companion.name}"))
     console.print(_table(confirmation), crop=False)

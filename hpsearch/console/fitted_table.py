@@ -1,4 +1,4 @@
-"""A table that never cuts a value: on a narrow terminal it folds headings, then leaves columns out and says which."""
+"""A table that never truncates a value: on a narrow terminal it folds headings, then omits columns and lists them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _NO_LIMIT = 100_000  # characters
 class TableColumn:
     """A heading and a cell per row.
 
-    `leaves` orders what is left out where there is no room: 1 goes first; None never goes.
+    Args:
+        leaves: order in which columns are omitted if there is no room, from 1; None: never omitted.
     """
 
     heading: str
@@ -32,10 +33,10 @@ class TableColumn:
 
 
 class FittedTable:
-    """As many of the columns as the terminal has room for; all of them in a pipe or a file.
+    """A table with as many columns as the terminal has room for; with all columns in a pipe or a file.
 
-    What cannot leave is shown whole all the same: its lines are folded, as a terminal folds them. Into a pipe print it
-    with `crop=False`.
+    If the columns that are never omitted do not fit, their lines are folded, as a terminal folds long lines. Print the
+    table with `crop=False`, for output to a pipe.
     """
 
     def __init__(self, columns: Sequence[TableColumn], *, bold_row: int | None = None) -> None:
@@ -60,7 +61,7 @@ class FittedTable:
             yield Text(f"without room here: {', '.join(left_out)}")
 
     def _from_best_to_least(self) -> Iterator[tuple[list[TableColumn], bool]]:
-        """Which columns to try, and whether with folded headings."""
+        """The sets of columns to try in order, each with whether its headings are folded."""
         shown = list(self._columns)
         yield shown, False
         yield shown, True

@@ -1,4 +1,4 @@
-"""What `run` and `confirm` tell on stderr while a study is trained, and the result at its end."""
+"""Messages of `run` and `confirm` on stderr while a study is trained."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hpsearch.worker.preparation import PreparedStudy
 
 
 class TerminalListener(LaunchListener):
-    """Tells it as lines, and as bars where a person watches.
+    """Shows the events of a launch as lines, and as progress bars on a terminal.
 
     Args:
-        found: what is said of a study that was there and stays as it is.
+        found: the word for an existing, unchanged study.
     """
 
     def __init__(self, found: str = "resumed") -> None:
@@ -47,11 +47,11 @@ class TerminalListener(LaunchListener):
 
 
 def describe_registration(registration: Registration, found: str, more: str = "") -> str:
-    """`study 'a' widened: 12 new points, 24 in all`, and below it how its definition was changed.
+    """`study 'a' widened: 12 new points, 24 in all`, followed by the changes of its definition, one per line.
 
     Args:
-        found: what is said of a study that was there and stays as it is.
-        more: follows on the first line.
+        found: the word for an existing, unchanged study.
+        more: text to append to the first line.
     """
     points = _points(registration.num_points)
     state = f"{'created' if registration.is_new else found}: {points}"

@@ -1,4 +1,4 @@
-"""Words for the person at the terminal: notices on stderr (in JSON where the log is), and lines of text on stdout."""
+"""Notices on stderr (in JSON if the log is JSON), and lines of text on stdout."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def print_line(line: str) -> None:
 
 
 def show_line(line: str) -> None:
-    """Write one line to stdout that says how things are, and is no result: to lose it is no error."""
+    """Write one informational line to stdout. It is not a result, so a failure to write it is not an error."""
     with contextlib.suppress(OutputError, ReaderGoneError):
         print_line(line)

@@ -1,4 +1,4 @@
-"""Live progress on stderr: bars on a terminal, a line now and then elsewhere."""
+"""Live progress on stderr: bars on a terminal, otherwise a line every ten seconds at most."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class EpochRate:
         self._samples: deque[tuple[float, int]] = deque()
 
     def update(self, now: float, epochs: int) -> float:
-        """Take in the count at a time (seconds on any clock); returns the rate, 0 while nothing is known."""
+        """Add the number of epochs at a time (seconds of any clock); returns the rate, 0 while it is not known."""
         if not self._samples or epochs != self._samples[-1][1]:
             self._samples.append((now, epochs))
         while len(self._samples) > 2 and now - self._samples[0][0] > _RATE_WINDOW_SECONDS:
@@ -54,7 +54,11 @@ class EpochRate:
 
 @contextlib.contextmanager
 def follow(study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
-    """Show a study's progress while the context is open; call what it yields with each new reading."""
+    """Show a study's progress while the context is open.
+
+    Yields:
+        A function to call with each new reading of the progress.
+    """
     console = stderr_console()
     rate = EpochRate()
     if is_json_logging():
@@ -74,7 +78,7 @@ def follow(study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
     with Live(bar, console=console, refresh_per_second=4) as live:
 
         def update(progress: Progress) -> None:
-            counts = progress.counts  # a search in rounds has more points with each round
+            counts = progress.counts  # the total grows with each round
             bar.update(task, completed=counts.counted + counts.failed, total=counts.total)
             speed = rate.update(time.monotonic(), progress.epochs)
             live.update(Group(bar, text_of(describe(progress, speed)), _running_lines(progress)))
@@ -101,7 +105,7 @@ def describe(progress: Progress, epochs_per_second: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `2 h 5 min`."""
+    """A duration as text: `42 s`, `3 min 20 s`, `2 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -139,7 +143,7 @@ def _line_printer(tell: Callable[[str], object], rate: EpochRate) -> Callable[[P
 
 @contextlib.contextmanager
 def download_progress() -> Iterator[DownloadProgress]:
-    """A bar per file that is downloaded; nothing is shown while all files are here, and no bar among JSON logs."""
+    """Show a bar per downloaded file. Nothing is shown without a download, or if the log is JSON."""
     console = stderr_console(quiet=is_json_logging())
     bars = RichProgress(
         TextColumn("{task.description}"),

@@ -1,11 +1,11 @@
-"""What a command writes to: stderr, which may get lost, and stdout, which carries data.
+"""The output streams of a command: stderr, whose content may be lost, and stdout, which carries data.
 
-Progress that cannot be shown is no error: a write to stderr never raises, whatever has happened to the terminal, the
-pipe or the disk behind it. Data that cannot be written is an error: stdout raises `OutputError`, or `ReaderGoneError`
-where its reader has closed the pipe. On both, characters that the encoding lacks are replaced.
+A failure to show progress is not an error: a write to stderr never raises, whatever happens to the terminal, pipe or
+disk. A failure to write data is an error: stdout raises `OutputError`, or `ReaderGoneError` if its reader has closed
+the pipe. On both streams, characters that the encoding lacks are replaced.
 
-While a command runs, `sys.stdout` is stderr: a print of a user's network or of a library must not end up in a JSON
-document. Our own data takes the way through this module.
+While a command runs, `sys.stdout` is redirected to stderr: a print by a user's network or by a library must not become
+part of a JSON document. hpsearch writes its own data through this module.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from hpsearch.safe_text import for_terminal
 
 NOT_A_TERMINAL_WIDTH = 160
 _SPELLED = {"\N{MIDDLE DOT}": "-", "\N{HORIZONTAL ELLIPSIS}": "..."}
-_ERRORS = "hpsearch-spelled"  # an error handler of the codecs, made by `guarded_streams`
+_ERRORS = "hpsearch-spelled"  # name of a codecs error handler, registered by `_guarded`
 _data: ContextVar[TextIO | None] = ContextVar("hpsearch_data", default=None)
 
 
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[None]:
-    """Inside, sys.stdout and sys.stderr are ours; what they were they are again afterwards."""
+    """Replace sys.stdout and sys.stderr by guarded streams while the context is open."""
     before = sys.stdout, sys.stderr
     _open_closed_descriptors()
     sys.stdout = _guarded(sys.stdout, _Data) or _nowhere(_Unread(io.BytesIO()))
@@ -49,7 +49,7 @@ def guarded_streams() -> Iterator[None]:
 
 
 def keeps_stdout_for_data(command: Callable[..., None]) -> Callable[..., None]:
-    """A command in which whatever others print goes to stderr."""
+    """Wrap a command so that prints to sys.stdout go to stderr; only this module writes to the real stdout."""
 
     @functools.wraps(command)
     def kept(*arguments: Any, **options: Any) -> None:
@@ -68,17 +68,17 @@ def write_line(text: str) -> None:
 
     Raises:
         OutputError: it cannot be written.
-        ReaderGoneError: nobody reads it any more.
+        ReaderGoneError: the reader has closed the pipe, or stdout is closed.
     """
     print(text, file=_stdout(), flush=True)
 
 
 def write_document(text: str) -> None:
-    """Write a whole document to stdout, in UTF-8 whatever the terminal's encoding: its format asks for it.
+    """Write a whole document to stdout. Except on a terminal it is in UTF-8, as its format requires.
 
     Raises:
         OutputError: it cannot be written, or stdout is closed.
-        ReaderGoneError: nobody reads it any more.
+        ReaderGoneError: the reader has closed the pipe.
     """
     stream = _stdout()
     if stream.isatty() or not isinstance(stream, io.TextIOWrapper):
@@ -93,7 +93,7 @@ def write_document(text: str) -> None:
 
 
 def data_console() -> Console:
-    """Tables on stdout: plain text; into a pipe or a file no line is folded at 80 columns."""
+    """A console for tables on stdout, as plain text. In a pipe or a file lines are not folded at 80 columns."""
     console = Console(file=_stdout(), highlight=False)
     if console.is_terminal:
         return console
@@ -101,7 +101,7 @@ def data_console() -> Console:
 
 
 def stderr() -> TextIO:
-    """The stream for what may get lost, also where hpsearch is a library and sys.stderr is not ours."""
+    """A stream to stderr that never raises, also if hpsearch is used as a library and sys.stderr is not guarded."""
     return _guarded(sys.stderr, _Lossy) or _nowhere(_Lossy(io.BytesIO()))
 
 
@@ -110,7 +110,7 @@ def stderr_console(**options: Any) -> Console:
 
 
 class _Guard(io.RawIOBase):
-    """The bytes of a text stream on their way to the stream that was there before."""
+    """The raw layer of a guarded text stream; it forwards bytes to the original stream."""
 
     def __init__(self, target: Any) -> None:
         self.target = target
@@ -126,17 +126,17 @@ class _Guard(io.RawIOBase):
 
 
 class _Lossy(_Guard):
-    """What cannot be written is dropped."""
+    """A guard that drops what cannot be written."""
 
     def write(self, data: Any, /) -> int:
         written: int | None = None
-        with contextlib.suppress(OSError, ValueError):  # ValueError: somebody has closed it
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed
             written = self.target.write(data)
         return len(data) if written is None else written
 
 
 class _Data(_Guard):
-    """What cannot be written is an error, once. Later writes are dropped: Python would try again when it exits."""
+    """A guard that raises once if data cannot be written. Later writes are dropped: Python retries them at exit."""
 
     _is_over = False
 
@@ -151,18 +151,18 @@ class _Data(_Guard):
                 raise OutputError(f"cannot write to standard output: {error.strerror}") from error
             if written is not None:
                 return written
-            select.select([], [self.target], [])  # a descriptor that somebody has made non-blocking
+            select.select([], [self.target], [])  # the descriptor is non-blocking: wait
         return len(data)
 
     def _is_reader_gone(self, error: OSError) -> bool:
-        """The other end of a pipe is closed, or the terminal is gone; EIO of a file is the disk's."""
+        """Whether the pipe was closed by its reader, or the terminal is gone. EIO of a regular file is a disk error."""
         return error.errno == errno.EPIPE or (
             error.errno == errno.EIO and stat.S_ISCHR(os.fstat(self.target.fileno()).st_mode)
         )
 
 
 class _Unread(_Data):
-    """In place of a stdout that was closed before we started."""
+    """The guard for a stdout that was closed before the program started."""
 
     def write(self, data: Any, /) -> int:
         if not self._is_over:
@@ -176,7 +176,7 @@ def _stdout() -> TextIO:
 
 
 def _guarded(stream: TextIO | None, guard: type[_Guard]) -> TextIO | None:
-    """The stream behind a guard. As it is: one that has a guard, and what is no file at all (a notebook, a test)."""
+    """The stream with a guard. A guarded stream, or one that is not a file (notebook, test), is returned unchanged."""
     if not isinstance(stream, io.TextIOWrapper) or isinstance(_raw(stream), _Guard):
         return stream
     with contextlib.suppress(OSError):
@@ -196,12 +196,12 @@ def _nowhere(raw: _Guard) -> TextIO:
 
 
 def _raw(stream: io.TextIOWrapper) -> Any:
-    """Below its buffer: what a buffer cannot get rid of it keeps, and tries again when Python ends."""
+    """The raw stream below the buffer: a buffer would keep data that it cannot write, and retry when Python exits."""
     return getattr(stream.buffer, "raw", stream.buffer)
 
 
 def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
-    """The next character in others; a byte of a file's name that is no text stays what it is."""
+    """A codecs error handler: spells a character in ASCII; undecodable bytes of file names are written unchanged."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character = error.object[error.start]
@@ -212,17 +212,17 @@ def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _open_closed_descriptors() -> None:
-    """Point closed standard descriptors at /dev/null: else the next connection gets the number, and with it prints."""
+    """Open closed standard descriptors on /dev/null. Otherwise the next connection gets the number, and the prints."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest one that is free: this one
+            nowhere = os.open(os.devnull, os.O_RDWR)  # returns the lowest free number, normally this one
             if nowhere != descriptor:
                 os.dup2(nowhere, descriptor)
                 os.close(nowhere)
 
 
 def text_of(line: str) -> Text:
-    """A line for a terminal, taken as it is: no markup, no control characters, no password."""
+    """A line for a terminal: markup is not interpreted, control characters and passwords are replaced."""
     return Text(for_terminal(line))

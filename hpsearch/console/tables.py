@@ -1,4 +1,4 @@
-"""Results on stdout: a table for people, one JSON document for scripts."""
+"""Results on stdout: tables for people, a JSON document for scripts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hpsearch.safe_text import masked
 from hpsearch.study.space import ParameterValue
 
 MOST_TRIALS = 10
-_MOST_RUNNING = 8  # of one worker
-_MOST_REASONS = 3  # why points were given up
+_MOST_RUNNING = 8  # running trials shown per worker
+_MOST_REASONS = 3  # reasons shown why points were given up
 
 
 def print_json(document: Any) -> None:
@@ -36,7 +36,7 @@ def print_status(status: StudyStatus) -> None:
 
 
 def print_opening(record: VaultRecord, status: StudyStatus) -> None:
-    """Print the number that an opening of the test set has given, and what must be known beside it."""
+    """Print the number of an opening of the test set, with its circumstances and other openings on record."""
     chosen = record.chosen
     values = ", ".join(f"{name} {format_value(value)}" for name, value in chosen["params"].items())
     rows = [
@@ -53,7 +53,7 @@ def print_opening(record: VaultRecord, status: StudyStatus) -> None:
     for heading, told in rows:
         grid.add_row(heading, text_of(told))
     summary = status.summary
-    is_only_one = len(summary.openings) == 1  # it has just been told
+    is_only_one = len(summary.openings) == 1  # it is printed already
     lines = (replace(summary, openings=()) if is_only_one else summary).describe_test_set()
     if status.chosen is not None and not status.chosen.is_of(record):
         lines.insert(0, f"this is not the chosen point, which is {describe_point(status.chosen)}")
@@ -66,7 +66,7 @@ def print_studies(summaries: list[StudySummary]) -> None:
 
 
 def status_view(status: StudyStatus) -> RenderableType:
-    """The state of a study and its best trials, to be printed or shown live."""
+    """The state of a study and its best trials, for printing or for a live display."""
     summary = status.summary
     confirmation = status.confirmation.brief() if status.confirmation else []
     openings = summary.describe_test_set()
@@ -112,7 +112,7 @@ def _headline(summary: StudySummary) -> str:
 
 
 def _round_lines(summary: StudySummary) -> list[str]:
-    """Where a search in rounds is: `round 2, 4 points: learning_rate: 0.0316 and 0.316 beside 0.1`."""
+    """The last round of a search in rounds: `round 2, 4 points: learning_rate: 0.0316 and 0.316 beside 0.1`."""
     if not summary.rounds:
         return []
     last = summary.rounds[-1]
@@ -131,7 +131,7 @@ def _given_up_lines(summary: StudySummary) -> list[str]:
 
 
 def _foreign_lines(summary: StudySummary) -> list[str]:
-    """What other programs have done to the study: `by other programs: 2 trials added (ignored), 1 ended ...`."""
+    """Changes of the study by other programs: `by other programs: 2 trials added (ignored), 1 trial ended ...`."""
     ended, added, lost = summary.num_ended_outside, summary.num_foreign, summary.num_lost_points
     told = [f"{added} {_trials(added)} added (ignored)"] if added else []
     told += [f"{ended} {_trials(ended)} ended (value ignored, point trained again)"] if ended else []
@@ -144,7 +144,7 @@ def _trials(number: int) -> str:
 
 
 def _running_lines(summary: StudySummary) -> list[str]:
-    """Who trains what on which device: `node7:4711 on cuda:0 (...): trials 3, 5`."""
+    """The running trials by worker and device: `node7:4711 on cuda:0 (...): trials 3, 5`."""
     numbers: dict[tuple[str, str], list[str]] = {}
     for trial in summary.running:
         where = str(trial.attributes.get("worker", "a worker")), str(trial.attributes.get("device", "its device"))

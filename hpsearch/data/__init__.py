@@ -1,5 +1,5 @@
-"""The data room: from a data set's name to float32 images on the device.
+"""Data sets: from a data set's name in the study file to float32 images on the device.
 
-`catalog` finds, verifies and splits what a study trains and validates on; `resident` puts it on the device.
-`held_out` alone reads test images, and only the vault may import it.
+`catalog` finds, verifies and splits the training and validation images of a study; `resident` puts them on the device.
+`held_out` is the only module that reads test images, and only the vault may import it.
 """

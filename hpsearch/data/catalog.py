@@ -1,7 +1,7 @@
-"""The catalogue of data sets: load what a study trains and selects on, fetch and verify the files.
+"""The catalogue of data sets: load the training and validation data of a study, fetch and verify the files.
 
-mnist, fashion-mnist, kmnist, digits, a folder of IDX files, or an mnist.pkl.gz (`sources`). Nothing here
-opens a test file (t10k-*), but `fetch_dataset` and `verify_dataset`, which are asked to, and hash it only.
+The data sets are mnist, fashion-mnist, kmnist, digits, a folder of IDX files, or an mnist.pkl.gz (`sources`). Of the
+functions here only `fetch_dataset` and `verify_dataset` open test files (t10k-*), and only to compute their checksums.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from hpsearch.data.splits import SelectionData, Split, scaled_split, selection_s
 from hpsearch.errors import DataError
 from hpsearch.study.settings import DataSettings
 
-# What other rooms need of the data room's front, besides this module's own.
+# The public names of the package, including names from other modules.
 __all__ = [
     "DataLocations",
     "DownloadProgress",
@@ -63,12 +63,12 @@ class FileState(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileCheck:
-    """What `verify_dataset` found out about one file.
+    """The result of `verify_dataset` for one file.
 
     Args:
-        path: None where the file is missing or comes with scikit-learn.
-        sha256: of the unpacked content; None where it could not be read.
-        problem: one line, for WRONG and MISSING.
+        path: None if the file is missing or comes with scikit-learn.
+        sha256: SHA-256 of the unpacked content; None if it could not be read.
+        problem: one line, if the state is WRONG or MISSING.
     """
 
     file_name: str
@@ -85,11 +85,13 @@ class FileCheck:
 def load_selection_data(
     settings: DataSettings, *, locations: DataLocations, progress: DownloadProgress | None = None
 ) -> SelectionData:
-    """Load the training and validation parts of a data set; test files are never opened.
+    """Load the training and validation parts of a data set. Test files are never opened.
 
+    Args:
+        progress: called during downloads.
     Raises:
-        InputError: no such data set, or more `train_samples` than there are.
-        DataError: files are missing, damaged, or not what their checksums say.
+        InputError: no such data set, or `train_samples` exceeds the number of training images.
+        DataError: files are missing, damaged, or do not match their checksums.
     """
     source = resolve_dataset(settings.dataset)
     match source:
@@ -102,16 +104,16 @@ def load_selection_data(
 
 
 def fetch_dataset(name: str, locations: DataLocations, progress: DownloadProgress | None = None) -> tuple[Path, ...]:
-    """See to it that all four files of a published set are here and right; download what is missing.
+    """Verify all four files of a published set, and download the missing ones.
 
-    Downloads go into the cache, where a wrong file is replaced. Calling it twice, or from several processes
-    at once, is safe.
+    Downloads go into the cache, where a wrong file is replaced. Repeated calls, and concurrent calls by several
+    processes, are safe.
 
     Returns:
-        The files' paths; none for digits, which come with scikit-learn.
+        The files' paths; empty for digits, which come with scikit-learn.
     Raises:
         InputError: the catalogue has no such set.
-        DataError: a file cannot be downloaded, or the user's own (in HPSEARCH_DATA) is wrong.
+        DataError: a file cannot be downloaded, or a user's own file (in HPSEARCH_DATA) is wrong.
     """
     published = _find_published(name)
     if published is None:
@@ -120,11 +122,11 @@ def fetch_dataset(name: str, locations: DataLocations, progress: DownloadProgres
 
 
 def verify_dataset(name: str, locations: DataLocations) -> tuple[FileCheck, ...]:
-    """Check all four files of a published set where `load_selection_data` would find them; never downloads.
+    """Verify all four files of a published set in the folders that `load_selection_data` uses. Never downloads.
 
     Raises:
         InputError: the catalogue has no such set.
-        DataError: HPSEARCH_DATA names no folder.
+        DataError: HPSEARCH_DATA is not a folder.
     """
     published = _find_published(name)
     if published is None:
@@ -145,7 +147,7 @@ def _load_idx_selection(
     if isinstance(source, IdxFolder):
         refuse_test_images(images, images_file.source)
     train, validation = selection_slices(len(images), train_samples, source=images_file.source)
-    all_train = labels[: validation.start]  # of which `train_samples` may keep a part
+    all_train = labels[: validation.start]  # before `train_samples` limits them
     num_classes = count_classes(all_train, labels[validation], labels_file.source)
     _, rows, columns = images.shape
     return SelectionData(
@@ -160,7 +162,7 @@ def _load_idx_selection(
 
 def _find_published(name: str) -> PublishedSet | None:
     """The published set of this name; None for digits."""
-    if name not in catalog_names():  # a folder or a pickle has no checksums and no mirrors
+    if name not in catalog_names():  # a folder or a pickle has neither checksums nor mirrors
         raise unknown_dataset(name)
     source = resolve_dataset(name)
     return source if isinstance(source, PublishedSet) else None
@@ -176,7 +178,7 @@ def _fetch_file(
             check_published(read_data_file(path), published, file_name)
         except DataError:
             if path.parent != locations.cache_folder(published.name):
-                raise  # the user's own file: not ours to replace
+                raise  # the user's own file is never replaced
         else:
             return path
     return download_published(published, file_name, locations, progress=progress)

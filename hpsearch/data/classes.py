@@ -1,7 +1,7 @@
-"""Which classes a data set has, and whether training and validation have the same.
+"""Count the classes of a data set, and check that training and validation images have the same classes.
 
-A network has one output for each class from 0 up to the highest label. Ten are the most that are trained: data sets
-with more are refused by name.
+A network has one output for each class from 0 to the highest label. At most ten classes are supported; data sets with
+more are refused.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from numpy.typing import NDArray
 from hpsearch.errors import DataError
 
 MAX_CLASSES = 10
-# A class that is missing by such a chance or a smaller one is not missing by chance.
+# If the probability that a class is missing by chance is below this, it is considered missing for another reason.
 _LEAST_CHANCE = 1e-6
 
 Labels = NDArray[np.integer]
 
 
 def check_label_range(labels: Labels, source: str) -> None:
-    """Raises DataError unless all labels, [N], are in 0..9."""
+    """Check that all labels, [N], are in 0..9.
+
+    Raises:
+        DataError: a label is outside this range.
+    """
     wrong = np.flatnonzero((labels < 0) | (labels >= MAX_CLASSES))
     if wrong.size:
         raise DataError(
@@ -33,19 +37,20 @@ def check_label_range(labels: Labels, source: str) -> None:
 
 
 def count_classes(train: Labels, validation: Labels, source: str) -> int:
-    """The number of classes, one more than the highest label of all training and validation images.
+    """The number of classes: one more than the highest label of all training and validation images.
 
     Args:
-        train: of all training images, whatever `data.train_samples` keeps of them.
-        source: what errors call the data.
+        train: labels of all training images, before `data.train_samples` limits them.
+        source: name of the data in error messages.
     Raises:
-        DataError: there is but one class, or training and validation have not the same ones, and not by chance.
+        DataError: there is only one class, or training and validation images have different classes for a reason
+            other than chance.
     """
     in_train, in_validation = set(np.unique(train).tolist()), set(np.unique(validation).tolist())
     both = np.concatenate([train, validation])
 
     def is_by_chance(label: int, num_images: int) -> bool:
-        """Whether so many images drawn at random may well have none of the class: (1 - its share)^number."""
+        """Whether `num_images` random images plausibly have none of this class: (1 - share)^num_images."""
         return bool(num_images * math.log1p(-float(np.mean(both == label))) >= math.log(_LEAST_CHANCE))
 
     unknown = {label for label in in_validation - in_train if not is_by_chance(label, len(train))}

@@ -1,6 +1,6 @@
-"""One data file, gzip'd or not, read into memory once: what is verified is exactly what is parsed.
+"""Read a data file, gzipped or not, into memory once, so that the verified bytes are exactly the parsed bytes.
 
-`idx` and `pickled` parse what this module read; `published` compares its checksums.
+`idx` and `pickled` parse its content; `published` compares its checksums.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 from hpsearch.errors import DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
-MAX_UNPACKED_BYTES = 2**30  # twenty times MNIST; a gzip bomb of a few kilobytes unpacks to far more
+MAX_UNPACKED_BYTES = 2**30  # twenty times MNIST; a small gzip bomb could unpack to far more
 DOWNLOAD_AGAIN = "download the file again"
 _BLOCK_BYTES = 2**20
-_NUM_FIRST_BYTES = 16  # of a wrong file, shown in the error
+_NUM_FIRST_BYTES = 16  # shown in error messages about a wrong file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,10 +26,10 @@ class DataFile:
     """A data file's content and its checksums.
 
     Args:
-        source: what errors call it: its path, or the address that it was downloaded from.
+        source: name in error messages: its path, or the address from which it was downloaded.
         content: the unpacked bytes.
-        sha256: of the unpacked bytes, so it holds however the file was compressed.
-        packed_md5: of the gzip'd bytes; None where the file is not gzip'd.
+        sha256: SHA-256 of the unpacked bytes, independent of the compression.
+        packed_md5: MD5 of the gzipped bytes; None if the file is not gzipped.
     """
 
     source: str
@@ -43,13 +43,13 @@ class DataFile:
 
 
 def read_data_file(path: Path, *, source: str | None = None, max_unpacked_bytes: int = MAX_UNPACKED_BYTES) -> DataFile:
-    """Read, unpack (by content, not by name) and hash one file.
+    """Read, unpack and hash one file. Its content, not its name, decides whether it is unpacked.
 
     Args:
-        source: what errors call the file; its path by default.
+        source: name of the file in error messages; its path by default.
     Raises:
-        DataError: the file is missing or unreadable, is an HTML page, ends in ".gz" and is not gzip'd, is cut
-            short or damaged, or unpacks to more than `max_unpacked_bytes`.
+        DataError: the file is missing or unreadable, is an HTML page, ends in ".gz" but is not gzipped, is truncated
+            or damaged, or unpacks to more than `max_unpacked_bytes`.
     """
     source = str(path) if source is None else source
     packed = _read_bytes(path, source, max_unpacked_bytes)
@@ -61,19 +61,19 @@ def read_data_file(path: Path, *, source: str | None = None, max_unpacked_bytes:
         source=source,
         content=content,
         sha256=hashlib.sha256(content).hexdigest(),
-        # MD5 is what the publishers list; it tells a wrong file, not a forged one.
+        # The publishers list MD5 checksums. They detect a wrong file, but not a forged one.
         packed_md5=hashlib.md5(packed, usedforsecurity=False).hexdigest() if is_packed else None,
     )
 
 
 def show_first_bytes(content: bytes) -> str:
-    """The first bytes as a Python literal, safe to print whatever they are."""
+    """The first bytes as a Python literal, which is always safe to print."""
     return repr(content[:_NUM_FIRST_BYTES])
 
 
 def _read_bytes(path: Path, source: str, max_bytes: int) -> bytes:
     try:
-        if path.exists() and not path.is_file():  # a folder, or a device or pipe that might never end
+        if path.exists() and not path.is_file():  # a folder, or a device or pipe that may never end
             raise DataError(f"{source}: not a file", hint="name a file, or the folder that holds the IDX files")
         with path.open("rb") as stream:
             packed = stream.read(max_bytes + 1)
@@ -88,7 +88,7 @@ def _read_bytes(path: Path, source: str, max_bytes: int) -> bytes:
 
 def _refuse_what_is_no_data(content: bytes, source: str, *, must_be_packed: bool) -> None:
     first = show_first_bytes(content)
-    if content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):  # a UTF-8 mark may stand before the page
+    if content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):  # maybe after a UTF-8 byte order mark
         raise DataError(
             f"{source}: an HTML page in place of the data file: it begins with {first}", hint=DOWNLOAD_AGAIN
         )
@@ -101,7 +101,7 @@ def _unpack(packed: bytes, source: str, max_bytes: int) -> bytes:
     first = show_first_bytes(packed)
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
-            while block := stream.read(_BLOCK_BYTES):  # in blocks, so that a bomb stops at the limit
+            while block := stream.read(_BLOCK_BYTES):  # in blocks, so that a gzip bomb stops at the limit
                 unpacked.write(block)
                 if unpacked.tell() > max_bytes:
                     raise _too_large(source, max_bytes)

@@ -1,7 +1,7 @@
-"""The digits data set: 1,797 handwritten digits that come with scikit-learn: no network, no file.
+"""The digits data set: 1,797 handwritten digits that come with scikit-learn. Needs neither a network nor a file.
 
-8x8 pixels, enlarged to MNIST's 28x28. The parts stand in file order, 5 : 1 : 1 like MNIST's: the last seventh
-is the test part (only `held_out` hands it out), and of what is left the last sixth is for validation.
+The images have 8x8 pixels and are enlarged to MNIST's 28x28. The parts are in file order, 5 : 1 : 1 as in MNIST: the
+last seventh is the test part (only `held_out` returns it), and the last sixth of the rest is for validation.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _TEST_SHARE = 7
 def load_digits_selection(train_samples: int | None) -> SelectionData:
     """The training and validation parts (1,285 and 256 images).
 
-    The checksum is the SHA-256 of these parts' bundled grey levels followed by their labels, one byte each.
+    The checksum is the SHA-256 of the bundled grey levels of both parts, followed by their labels, one byte each.
 
     Raises:
-        InputError: `train_samples` is more than there are.
+        InputError: `train_samples` exceeds the number of training images.
     """
     images, labels = read_bundled_digits()
     num_selection = len(images) - num_test_images(len(images))
@@ -45,7 +45,7 @@ def load_digits_selection(train_samples: int | None) -> SelectionData:
 
 def read_bundled_digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """All images [1797, 8, 8], grey levels 0..16, and labels [1797], in file order."""
-    # Imported here because it takes a second, which no other data set should cost.
+    # Imported here because the import takes a second, and other data sets do not need it.
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -59,8 +59,8 @@ def num_test_images(num_images: int) -> int:
 def digits_split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Split:
     """Enlarge [N, 8, 8] to [N, 784] and scale to [0, 1].
 
-    By bilinear interpolation between pixel centres (edges repeated), in integers up to the last division, so
-    that every machine gets the same bits.
+    Uses bilinear interpolation between pixel centres (edges repeated), in integers up to the final division, so that
+    the result is the same bit for bit on every machine.
     """
     weights = _interpolation_weights(_BUNDLED_SIZE, IMAGE_SHAPE[0])  # [28, 8], each row sums to 2 * 28
     enlarged = np.einsum("yr,nrc,xc->nyx", weights, images.astype(np.int64), weights, optimize=True)
@@ -70,9 +70,9 @@ def digits_split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Split:
 
 
 def _interpolation_weights(source_size: int, target_size: int) -> NDArray[np.int64]:
-    """[target_size, source_size]: how much each source pixel counts, in units of 1 / (2 * target_size)."""
-    # The centre of target pixel i lies at (i + 1/2) * source/target - 1/2 source pixels; twice `target_size`
-    # times that is an integer.
+    """Weights of the source pixels, [target_size, source_size], in units of 1 / (2 * target_size)."""
+    # The centre of target pixel i is at (i + 1/2) * source/target - 1/2 source pixels. Multiplied by twice
+    # `target_size` this is an integer.
     centres = (2 * np.arange(target_size) + 1) * source_size - target_size
     left, remainder = np.divmod(centres, 2 * target_size)
     weights = np.zeros((target_size, source_size), dtype=np.int64)

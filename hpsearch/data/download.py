@@ -1,7 +1,7 @@
-"""Downloads of one file from the first mirror that serves it whole and right.
+"""Download a file from the first mirror that serves it complete and correct.
 
-A download goes to a file of its own beside the target, is verified there and is then renamed over the target:
-the target is never partial, and any number of processes may download the same file at once.
+A download goes to a temporary file in the target's folder, is verified there and is then renamed to the target. The
+target is therefore never partial, and any number of processes can download the same file at the same time.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from typing import BinaryIO, Protocol
 from hpsearch import __version__
 from hpsearch.errors import DataError
 
-DEFAULT_TIMEOUT_SECONDS = 30.0  # for each wait on the network, not for the whole download
-MAX_DOWNLOAD_BYTES = 2**30  # some mirrors speak plain HTTP: whoever answers must not fill the disk
+DEFAULT_TIMEOUT_SECONDS = 30.0  # for each network operation, not for the whole download
+MAX_DOWNLOAD_BYTES = 2**30  # some mirrors use plain HTTP: an attacker must not be able to fill the disk
 _BLOCK_BYTES = 2**16
 
 _logger = logging.getLogger(__name__)
 
 
 class DownloadProgress(Protocol):
-    """Told about the first, every further and the last block of a file."""
+    """A callback for the progress of a download, called before each block and at the end."""
 
     def __call__(self, file_name: str, bytes_done: int, bytes_total: int | None) -> None:
-        """`bytes_total` is None where the mirror does not say how long the file is."""
+        """Report progress; `bytes_total` is None if the mirror does not send the file's length."""
 
 
 class MirrorsFailedError(DataError):
-    """No mirror served the right file."""
+    """No mirror served the correct file."""
 
 
 class _MirrorError(Exception):
-    """This mirror failed; the next one may do."""
+    """This mirror failed; the next one is tried."""
 
 
 def download_file(
@@ -51,15 +51,17 @@ def download_file(
     progress: DownloadProgress | None = None,
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
 ) -> Path:
-    """Download `file_name` into `folder`, from the first of the mirrors that has the right file.
+    """Download `file_name` into `folder`, from the first mirror that has the correct file.
 
     Args:
         mirrors: addresses of folders, ending in "/".
-        verify: given the downloaded file and its address; raises DataError if the content is wrong.
+        verify: called with the downloaded file and its address; raises DataError if the content is wrong.
+        progress: called during the download.
+        timeout_seconds: for each network operation.
     Returns:
-        The file's path; whatever was there has been replaced.
+        The file's path; an existing file is replaced.
     Raises:
-        MirrorsFailedError: no mirror has the right file; with the reason for each.
+        MirrorsFailedError: no mirror has the correct file; the message has the reason for each.
         DataError: the folder cannot be written.
     """
     failures: list[str] = []
@@ -83,14 +85,14 @@ def _download_from(
     progress: DownloadProgress | None,
     timeout_seconds: float,
 ) -> Path:
-    # The name keeps the ending (.gz) and is unique, so that concurrent downloads never share a file.
+    # The name keeps the suffix (.gz) and is unique, so that concurrent downloads never share a file.
     partial = target.with_name(f".{uuid.uuid4().hex}-{target.name}")
     with _open_address(address, timeout_seconds) as response:
-        _make_folder(target.parent)  # only now: a set that cannot be had leaves no empty folder behind
+        _make_folder(target.parent)  # not earlier: a failed download leaves no empty folder behind
         try:
             with partial.open("xb") as stream:
                 _copy(response, address, stream, target.name, progress)
-                os.fsync(stream.fileno())  # before the rename: a power cut leaves the old file or the new one
+                os.fsync(stream.fileno())  # before the rename: a power failure leaves the old file or the new one
             verify(partial, address)
             partial.replace(target)
         except OSError as error:
@@ -120,7 +122,7 @@ def _copy(
         bytes_done += len(block)
         if bytes_done > MAX_DOWNLOAD_BYTES:
             raise _MirrorError(f"{address}: more than {MAX_DOWNLOAD_BYTES} bytes, which is the limit")
-    if bytes_total is not None and bytes_done != bytes_total:  # http.client does not tell
+    if bytes_total is not None and bytes_done != bytes_total:  # http.client does not report this
         raise _MirrorError(f"{address}: cut short: {bytes_done} of {bytes_total} bytes")
 
 

@@ -1,7 +1,7 @@
 """The vault's reader: the only code that reads test images.
 
-Only `hpsearch.results.vault.final_test` may import this module; an import check holds that. Whoever calls it all the
-same has to show that the intent to open the test set is on record. Source: REFERENCE section 6.
+Only `hpsearch.results.vault.final_test` may import this module; an import check enforces this. In addition, a caller
+must prove that the intent to open the test set is on record. Source: docs/sources.md, section 6.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class HeldOutSplit(Split):
     """The test images with their labels.
 
     Args:
-        checksums: file name -> SHA-256 of the unpacked content that they were read from. An mnist.pkl.gz holds more
-            than them; of the bundled digits it is that of the test part's grey levels followed by its labels.
+        checksums: file name -> SHA-256 of the unpacked content from which they were read. For an mnist.pkl.gz this
+            covers the whole file; for the bundled digits the test part's grey levels followed by its labels.
     """
 
     checksums: Mapping[str, str]
@@ -41,13 +41,13 @@ def load_test_split(
     is_declared: Callable[[], bool],
     progress: DownloadProgress | None = None,
 ) -> HeldOutSplit:
-    """Load the test part of a data set, whole (`train_samples` limits training only).
+    """Load the whole test part of a data set (`train_samples` limits training only).
 
     Args:
-        is_declared: asked before anything is read: is the intent to open the test set committed to the database?
+        is_declared: whether the intent to open the test set is committed to the database; called before any read.
     Raises:
         InputError: no such data set.
-        DataError: there is no intent on record; or files are missing, damaged, or not what their checksums say.
+        DataError: there is no intent on record; or files are missing, damaged, or do not match their checksums.
     """
     if not is_declared():
         raise DataError(

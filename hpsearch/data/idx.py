@@ -1,7 +1,6 @@
 """The IDX file format of MNIST and its relatives: a big-endian header, then one byte per pixel or label.
 
-Format: http://yann.lecun.com/exdb/mnist/ ("File formats for the MNIST database"). Reads what `data_file`
-    unpacked.
+Format: http://yann.lecun.com/exdb/mnist/ ("File formats for the MNIST database"). Parses what `data_file` unpacked.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ LABELS_MAGIC = 0x00000801  # unsigned bytes (08), one dimension (01)
 
 
 def parse_images(file: DataFile) -> NDArray[np.uint8]:
-    """Read an image file: [N, rows, columns], grey levels 0..255, read-only.
+    """Parse an image file: [N, rows, columns], grey levels 0..255, read-only.
 
     Raises:
-        DataError: wrong magic, no images, or a size that is not what the header says.
+        DataError: wrong magic number, no images, or a size that differs from the header.
     """
     num_images, rows, columns = _parse_header(file, IMAGES_MAGIC, "an IDX image file", num_dimensions=3)
     pixels = _parse_body(file, (num_images, rows, columns), f"{num_images} images of {rows} x {columns}")
@@ -32,10 +31,10 @@ def parse_images(file: DataFile) -> NDArray[np.uint8]:
 
 
 def parse_labels(file: DataFile) -> NDArray[np.uint8]:
-    """Read a label file: [N], labels 0..9, read-only.
+    """Parse a label file: [N], labels 0..9, read-only.
 
     Raises:
-        DataError: wrong magic, no labels, a size that is not what the header says, or a label above 9.
+        DataError: wrong magic number, no labels, a size that differs from the header, or a label above 9.
     """
     (num_labels,) = _parse_header(file, LABELS_MAGIC, "an IDX label file", num_dimensions=1)
     labels = _parse_body(file, (num_labels,), f"{num_labels} labels")
@@ -44,10 +43,10 @@ def parse_labels(file: DataFile) -> NDArray[np.uint8]:
 
 
 def parse_pair(images_file: DataFile, labels_file: DataFile) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read an image file and its label file: [N, rows, columns] and [N].
+    """Parse an image file and its label file: [N, rows, columns] and [N].
 
     Raises:
-        DataError: either is wrong, or their counts differ.
+        DataError: one of them is wrong, or their numbers differ.
     """
     images, labels = parse_images(images_file), parse_labels(labels_file)
     if len(images) != len(labels):

@@ -1,8 +1,8 @@
-"""Where data files lie on this machine, and how they get there.
+"""Find data files on this machine, or download them.
 
-A file of a published set is looked for in HPSEARCH_DATA/<set>/, HPSEARCH_DATA/ and the cache, in this order,
-then downloaded into the cache. Whatever is found is verified, and a wrong file is an error: nothing else is
-tried in its place.
+A file of a published set is searched for in HPSEARCH_DATA/<set>/, HPSEARCH_DATA/ and the cache, in this order, and
+otherwise downloaded into the cache. The first file found is verified. A wrong file is an error; no other place is
+tried instead.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from hpsearch.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataLocations:
-    """Folders that may hold data files.
+    """Folders that may contain data files.
 
     Args:
-        local: the user's own folder (HPSEARCH_DATA); only read.
-        cache: downloads go to a folder of the set's name in here.
-        allow_download: False never touches the network.
+        local: the user's own folder (HPSEARCH_DATA); never written.
+        cache: folder for downloads, with a subfolder per data set.
+        allow_download: False: the network is not used.
     """
 
     local: Path | None
@@ -40,7 +40,7 @@ class DataLocations:
         """HPSEARCH_DATA, and the user's cache folder (XDG_CACHE_HOME on Linux).
 
         Raises:
-            DataError: a user without a home folder has named none.
+            DataError: the user has no home folder, and no environment variable names one.
         """
         local = os.environ.get(environment.DATA)
         return cls(
@@ -49,10 +49,10 @@ class DataLocations:
         )
 
     def folders(self, name: str) -> tuple[Path, ...]:
-        """Where files of the published set `name` may lie, in the order in which they are looked for.
+        """The folders to search for files of the published set `name`, in order.
 
         Raises:
-            DataError: HPSEARCH_DATA names something that is not a folder.
+            DataError: HPSEARCH_DATA is not a folder.
         """
         if self.local is None:
             return (self.cache_folder(name),)
@@ -68,7 +68,7 @@ class DataLocations:
 
 
 def find_file(file_name: str, *folders: Path) -> Path | None:
-    """The first of the folders' files of this name, gzip'd (with ".gz") or not; None if no folder has it.
+    """The first file of this name in the folders, gzipped (with ".gz") or not; None if no folder has it.
 
     Raises:
         DataError: a folder cannot be searched.
@@ -79,7 +79,7 @@ def find_file(file_name: str, *folders: Path) -> Path | None:
                 candidate.stat()
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            except OSError as error:  # a file that may not be seen is not the same as no file
+            except OSError as error:  # an inaccessible file is not a missing file
                 raise DataError(
                     f"{candidate}: cannot be looked at: {error.strerror}",
                     hint="check the path and its permissions",
@@ -98,7 +98,7 @@ def obtain_file(
     """Find or download one file of a published set, and verify it.
 
     Raises:
-        DataError: missing and not to be had, unreadable, or not what its checksum says.
+        DataError: the file is missing and cannot be downloaded, is unreadable, or does not match its checksum.
     """
     path = find_file(file_name, *locations.folders(published.name))
     if path is None:
@@ -115,10 +115,10 @@ def download_published(
     *,
     progress: DownloadProgress | None = None,
 ) -> Path:
-    """Download one file of a published set into the cache, whatever is there already; the file is verified.
+    """Download one file of a published set into the cache and verify it. Replaces an existing file.
 
     Raises:
-        DataError: downloading is not allowed, no mirror has the right file, or the cache cannot be written.
+        DataError: downloading is not allowed, no mirror has the correct file, or the cache cannot be written.
     """
     looked_at = ", ".join(map(str, locations.folders(published.name)))
     hint = (
@@ -142,8 +142,12 @@ def download_published(
 
 
 def _cache() -> Path:
-    """The user's cache folder; in HPSEARCH_HOME if the user has no home folder."""
-    with contextlib.suppress(RuntimeError):  # from platformdirs; older versions return a path that begins with ~
+    """The user's cache folder; a folder in HPSEARCH_HOME if the user has no home folder.
+
+    Raises:
+        DataError: the user has no home folder, and HPSEARCH_HOME is not set.
+    """
+    with contextlib.suppress(RuntimeError):  # without a home folder; older versions return a path with ~
         cache = platformdirs.user_cache_path("hpsearch", appauthor=False)
         if cache.is_absolute():
             return cache

@@ -1,7 +1,8 @@
-"""mnist.pkl.gz: a gzip'd pickle of three (images, labels) pairs: train, valid, test.
+"""mnist.pkl.gz: a gzipped pickle of three (images, labels) pairs: train, valid, test.
 
-One file holds all three, so whoever reads two has the third in memory. It stays an inert record of bytes that
-nobody decodes (`restricted_pickle`), and is dropped; only `held_out` builds it. Source: REFERENCE section 1.
+One file has all three pairs, so reading the first two also loads the test pair into memory. It stays a record of
+undecoded bytes (`restricted_pickle`) and is dropped; only `held_out` builds its arrays.
+Source: docs/sources.md, section 1.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ Pair = tuple[ArrayRecord, ArrayRecord]
 
 
 def load_pickled_selection(path: Path, train_samples: int | None) -> SelectionData:
-    """Read the training and validation pairs; the test pair is dropped unread.
+    """Read the training and validation pairs; the test pair is dropped without decoding it.
 
     Raises:
-        DataError: the file is missing, damaged, hostile or not of this form.
-        InputError: `train_samples` is more than there are.
+        DataError: the file is missing, damaged, hostile or not of this form, or contains published test images.
+        InputError: `train_samples` exceeds the number of training images.
     """
     file = read_data_file(path)
     train_pair, validation_pair, _ = read_pairs(file)
@@ -53,7 +54,7 @@ def read_pairs(file: DataFile) -> tuple[Pair, Pair, Pair]:
     """Unpickle three pairs of array records: train, valid, test. No array is built.
 
     Raises:
-        DataError: the pickle is damaged, holds anything but arrays, or not three pairs of them.
+        DataError: the pickle is damaged, contains anything but arrays, or does not have three pairs.
     """
     try:
         parts = unpickle_arrays(file.content)
@@ -72,12 +73,12 @@ def read_pairs(file: DataFile) -> tuple[Pair, Pair, Pair]:
 
 
 def build_split(pair: Pair, source: str) -> Split:
-    """Build one pair: images [N, 784] in [0, 1], labels [N] in 0..9, checked.
+    """Build and check the arrays of one pair: images [N, 784] in [0, 1], labels [N] in 0..9.
 
     Args:
-        source: what errors call the pair.
+        source: name of the pair in error messages.
     Raises:
-        DataError: shapes, types or values are not those.
+        DataError: shapes, types or values are wrong.
     """
     try:
         images, labels = pair[0].build(), pair[1].build()

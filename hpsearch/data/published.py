@@ -1,7 +1,7 @@
-"""The data sets that their publishers offer as four IDX files: names, mirrors, checksums.
+"""Data sets that are published as four IDX files: names, mirrors and checksums, and checks against them.
 
-Facts only; `lookup` finds and downloads the files. Source: REFERENCE section 10 and, for the SHA-256,
-DESIGN.md.
+`lookup` finds and downloads the files. Source: docs/sources.md, section 10. The SHA-256 checksums are those of MNIST's
+unpacked files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TEST_IMAGES = "t10k-images-idx3-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
 TRAINING_FILE_NAMES = (TRAIN_IMAGES, TRAIN_LABELS)
 FILE_NAMES = (*TRAINING_FILE_NAMES, TEST_IMAGES, TEST_LABELS)
-_NUM_TEST_IMAGES = 10_000  # of every set here: 28 x 28 pixels each
+_NUM_TEST_IMAGES = 10_000  # in every set here; 28 x 28 pixels each
 _TEST_HEADER = bytes([0, 0, 8, 3]) + b"".join(size.to_bytes(4, "big") for size in (_NUM_TEST_IMAGES, 28, 28))
 
 _logger = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class PublishedFile:
     """The checksums of one file.
 
     Args:
-        packed_md5: of the gzip'd file as the publisher serves it.
-        sha256: of the unpacked content; None where nobody published one.
+        packed_md5: MD5 of the gzipped file as the publisher serves it.
+        sha256: SHA-256 of the unpacked content; None if none is published.
     """
 
     packed_md5: str
@@ -48,7 +48,7 @@ class PublishedSet:
     """One data set.
 
     Args:
-        mirrors: addresses of folders, ending in "/", in the order in which they are tried.
+        mirrors: addresses of folders, ending in "/", in the order to try them.
         files: unpacked file name -> its checksums, for all of FILE_NAMES.
     """
 
@@ -115,16 +115,16 @@ PUBLISHED_SETS: Mapping[str, PublishedSet] = MappingProxyType(
 
 
 def check_published(file: DataFile, published: PublishedSet, file_name: str) -> bool:
-    """Compare a file with the checksum that its publisher gives.
+    """Compare a file with its published checksum.
 
-    The SHA-256 of the unpacked content decides where one is known, else the MD5 of the gzip'd file. An
-    unpacked file of a set that has only MD5s cannot be checked: it is accepted with a warning, unless it is
-    known to be another set's.
+    The SHA-256 of the unpacked content is compared if one is known, otherwise the MD5 of the gzipped file. An unpacked
+    file of a set that has only MD5s cannot be checked: it is accepted with a warning, unless it is known to belong to
+    another set.
 
     Returns:
-        True if the checksum is right, False if there is none to compare with.
+        True if the checksum is correct, False if there is none to compare with.
     Raises:
-        DataError: the checksum is wrong; the message has both.
+        DataError: the checksum is wrong; the message has both values.
     """
     comparison = _choose_comparison(file, published, file_name)
     if comparison is None:
@@ -143,21 +143,27 @@ def check_published(file: DataFile, published: PublishedSet, file_name: str) -> 
 
 
 def refuse_test_file(file: DataFile) -> None:
-    """Raise DataError if a file that is to be trained on is a published test file under another name."""
+    """Check that a training file is not a published test file under another name.
+
+    Raises:
+        DataError: it is one.
+    """
     owner = _find_owner(file)
     if owner is not None and owner[1] not in TRAINING_FILE_NAMES:
         raise _is_a_test_set(file.source, *owner)
 
 
 def refuse_test_images(images: NDArray[np.uint8] | NDArray[np.float32], source: str) -> None:
-    """Raise DataError if images that are to be trained on begin or end with a published set's test images.
+    """Check that training images do not begin or end with the test images of a published set.
 
-    All 70,000 in one file is a common form of MNIST. Only sets whose unpacked test images have a known SHA-256 are
-    found.
+    MNIST is often distributed with all 70,000 images in one file. Only sets whose unpacked test images have a known
+    SHA-256 are detected.
 
     Args:
         images: [N, rows, columns] or [N, pixels]: grey levels, or floats in [0, 1].
-        source: what errors call them.
+        source: name of the images in error messages.
+    Raises:
+        DataError: the images contain a published test set.
     """
     if len(images) < _NUM_TEST_IMAGES or images[0].size != 28 * 28:
         return
@@ -170,7 +176,7 @@ def refuse_test_images(images: NDArray[np.uint8] | NDArray[np.float32], source: 
 
 
 def _grey_levels(images: NDArray[np.uint8] | NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
-    """The images as 0..255; floats may be level / 255 or level / 256, both are in use."""
+    """The images as grey levels 0..255. Floats can be level / 255 or level / 256: both forms are in use."""
     if images.dtype == np.uint8:
         yield images.astype(np.uint8, copy=False)
         return
@@ -186,7 +192,7 @@ def _is_a_test_set(source: str, name: str, file_name: str) -> DataError:
 
 
 def _choose_comparison(file: DataFile, published: PublishedSet, file_name: str) -> tuple[str, str, str] | None:
-    """What to compare, the expected and the found value; None where nothing is known about this file."""
+    """The kind of checksum to compare, its expected and its found value; None if there is nothing to compare with."""
     checksums = published.files[file_name]
     if checksums.sha256 is not None:
         return "SHA-256 of the unpacked content", checksums.sha256, file.sha256
@@ -212,7 +218,7 @@ def _explain_wrong_checksum(file: DataFile, published: PublishedSet, file_name: 
 
 
 def _find_owner(file: DataFile) -> tuple[str, str] | None:
-    """The published set and file name whose checksum this file has, if any."""
+    """The published set and file name with the checksum of this file; None if there is none."""
     for name, published in PUBLISHED_SETS.items():
         for file_name, checksums in published.files.items():
             if file.sha256 == checksums.sha256 or file.packed_md5 == checksums.packed_md5:

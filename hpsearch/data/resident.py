@@ -1,8 +1,8 @@
 """Device-resident data: training and validation tensors, one transfer each; a minibatch is a slice by index.
 
-Training data larger than a bound stays on the host and visits the device in chunks of whole minibatches,
-through buffers that are allocated once. The minibatches are the same, bit for bit. Source: DLT, "MNIST
-Dataset"; REFERENCE section 1.
+Training data that exceeds a bound stays on the host and is copied to the device in chunks of whole minibatches,
+through buffers that are allocated once. The minibatches are the same, bit for bit.
+Source: docs/sources.md, section 1.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Transfer = Callable[[Tensor, torch.device], Tensor]
 def minibatch_order(seed: int, epoch: int, num_images: int) -> Tensor:
     """The order of the training images in a shuffled epoch: a permutation [num_images] int64, on the host.
 
-    It depends on nothing but the arguments: every device and every lane gets the same.
+    It depends on the arguments alone, so it is the same on every device and in every lane.
 
     Args:
-        seed: the trial's, which is the study's unless it has its own.
+        seed: the trial's training seed, which is the study's seed unless the trial has its own.
         epoch: 1-based.
     """
     # Mixed first: torch's CPU generator uses only the low 32 bits of its seed.
@@ -36,16 +36,17 @@ def minibatch_order(seed: int, epoch: int, num_images: int) -> Tensor:
 
 
 def copy_to_device(host: Tensor, device: torch.device) -> Tensor:
-    """One transfer, at the start of a worker's life. On the CPU it is the same memory and no copy."""
+    """Copy a tensor to the device. On the CPU the result shares the memory; nothing is copied."""
     return host.to(device)
 
 
 class ResidentData:
-    """The training and validation tensors of one data set on one device; made by `place`.
+    """The training and validation tensors of one data set on one device; created by `place`.
 
     Args:
         validation_images: [V, pixels] float32 in [0, 1], on the device.
         validation_labels: [V] int64, on the device.
+        image_shape: height and width in pixels.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class ResidentData:
         max_resident_bytes: int | None = None,
         transfer: Transfer = copy_to_device,
     ) -> ResidentData:
-        """Put a data set on a device: four transfers (two if the training part is to visit in chunks).
+        """Put a data set on a device: four transfers (two if the training part is copied in chunks).
 
         Args:
-            max_resident_bytes: bound on the training images and labels on the device; above it they visit in
-                chunks. The validation tensors are always whole, and a shuffled epoch of whole training data
-                has a gathered copy beside it: neither counts.
+            max_resident_bytes: bound on the training images and labels on the device; larger ones are copied in
+                chunks. It does not include the validation tensors, which are always resident, and the gathered copy
+                that a shuffled epoch of resident training data needs.
             transfer: copies one host tensor to the device; tests count its calls.
         """
         images, labels = _as_tensor(data.train.images, np.float32), _as_tensor(data.train.labels, np.int64)
@@ -95,9 +96,9 @@ class ResidentData:
         )
 
     def head(self, *, num_train: int, num_validation: int) -> ResidentData:
-        """The first images of each part only: for measurements.
+        """The data set limited to the first images of each part, for measurements.
 
-        Whole training data are shared with this; chunks get buffers of their own.
+        Resident training data are shared; chunks get their own buffers.
         """
         return ResidentData(
             train=self._train.head(num_train),
@@ -116,7 +117,7 @@ class ResidentData:
         return isinstance(self._train, _ChunkedTraining)
 
     def num_minibatches(self, batch_size: int) -> int:
-        """Minibatches of one epoch; as in DLT, images that do not fill a last minibatch are left out.
+        """The number of minibatches in an epoch. Images that do not fill a last minibatch are left out.
 
         Raises:
             InputError: the batch size is below 1 or above the number of training images, or one minibatch is
@@ -130,18 +131,20 @@ class ResidentData:
         return self.num_train // batch_size
 
     def chunks(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch's training data on the device, as consecutive chunks of whole minibatches.
+        """The training data of one epoch on the device, as consecutive chunks of whole minibatches.
 
-        Whole residence yields one chunk. The next chunk, and the next epoch, may overwrite the memory of the
-        last one.
+        Resident training data give one chunk. The next chunk, and the next epoch, may overwrite the memory of the
+        previous chunk.
 
         Args:
             order: [num_train] int64 on the host, a permutation of the images (`minibatch_order`); None: file
                 order.
         Returns:
-            Images [K * batch_size, pixels] and labels [K * batch_size]; K may differ in the last chunk.
+            An iterator over images [K * batch_size, pixels] and labels [K * batch_size]; K may be smaller in the last
+            chunk.
         Raises:
-            InputError: as `num_minibatches`, at the call.
+            InputError: as `num_minibatches`, when it is called.
+            ValueError: `order` has a wrong shape or type.
         """
         num_images = self.num_minibatches(batch_size) * batch_size
         if order is not None and (order.shape != (self.num_train,) or order.dtype != torch.int64):
@@ -165,14 +168,14 @@ class _WholeTraining:
         return _WholeTraining(self._images[:num_images], self._labels[:num_images])
 
     def check_fit(self, batch_size: int) -> None:
-        """Everything is on the device already."""
+        """Nothing to check: all data are on the device."""
 
     def chunks(self, batch_size: int, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         num_images = self.num_images // batch_size * batch_size
         if order is None:
             yield self._images[:num_images], self._labels[:num_images]
             return
-        if self._gathered is None:  # allocated once: the addresses stay, as captured graphs need
+        if self._gathered is None:  # allocated once: captured graphs need constant addresses
             self._gathered = torch.empty_like(self._images), torch.empty_like(self._labels)
         images, labels = (buffer[:num_images] for buffer in self._gathered)
         index = order.to(self._images.device)  # the only transfer: one index per image
@@ -182,16 +185,15 @@ class _WholeTraining:
 
 
 class _ChunkedTraining:
-    """All training images and labels on the host, and device buffers for as many as the bound allows."""
+    """All training images and labels on the host, and device buffers of the size that the bound allows."""
 
     def __init__(self, images: Tensor, labels: Tensor, device: torch.device, max_resident_bytes: int) -> None:
         self._host = images, labels
         self._max_resident_bytes = max_resident_bytes
-        self._image_bytes = (images.nbytes + labels.nbytes) // len(labels)  # of one image and its label
+        self._image_bytes = (images.nbytes + labels.nbytes) // len(labels)  # size of one image and its label
         self._capacity = max_resident_bytes // self._image_bytes
         self._buffers = tuple(torch.empty_like(part[: self._capacity], device=device) for part in self._host)
-        # CUDA copies asynchronously from pinned memory only; on the CPU chunks are written into place at
-        # once.
+        # CUDA copies asynchronously from pinned memory only. On the CPU chunks are gathered directly into the buffers.
         self._stage = _PinnedStage(self._buffers) if device.type == "cuda" else None
 
     @property
@@ -228,10 +230,10 @@ class _ChunkedTraining:
 
 
 class _PinnedStage:
-    """Pinned host memory of one chunk, through which chunks go to a CUDA device.
+    """Pinned host memory for one chunk, through which chunks are copied to a CUDA device.
 
-    The host gathers the next chunk here while the device still trains on the last one; the copy itself waits
-    for that training, because both are on the current stream.
+    The host gathers the next chunk here while the device still trains on the last one. The copy itself waits for that
+    training, because both are on the current stream.
     """
 
     def __init__(self, buffers: tuple[Tensor, ...]) -> None:
@@ -239,7 +241,7 @@ class _PinnedStage:
         self._is_free = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def copy(self, host: tuple[Tensor, Tensor], chosen: slice | Tensor, targets: tuple[Tensor, Tensor]) -> None:
-        self._is_free.synchronize()  # host waits until the last copy out of this memory is done
+        self._is_free.synchronize()  # host sync: the last copy from this memory must be complete
         staged = tuple(part[: len(target)] for part, target in zip(self._staged, targets, strict=True))
         _gather(host, chosen, staged)
         for target, source in zip(targets, staged, strict=True):
@@ -256,5 +258,5 @@ def _gather(host: tuple[Tensor, Tensor], chosen: slice | Tensor, targets: tuple[
 
 
 def _as_tensor(array: NDArray[np.generic], dtype: type[np.generic]) -> Tensor:
-    # torch wants writable, contiguous memory; numpy copies only where it is not.
+    # torch needs writable, contiguous memory; numpy copies the array only if it is not.
     return torch.from_numpy(np.require(array, dtype=dtype, requirements=["C", "W"]))

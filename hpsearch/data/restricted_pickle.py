@@ -1,9 +1,8 @@
-"""An unpickler that builds nothing: it keeps inert records of numpy arrays and refuses everything else.
+"""A restricted unpickler: it only records the numpy arrays in a pickle and refuses everything else.
 
-A pickle is a program. This one's names are looked up in a table of eight, each of which yields an object of
-ours that does no more than remember what numpy would have been told; opcodes that arrays do not need are
-refused. `ArrayRecord.build` then makes a numpy array of what was remembered, after checking it. `pickled`
-reads mnist.pkl.gz with it.
+A pickle is a program. Its names are looked up in a fixed table (`_ADMITTED_NAMES`) of objects that only record the
+arguments that numpy would have received; opcodes that arrays do not need are refused. `ArrayRecord.build` then checks
+the record and makes a numpy array of it. `pickled` reads mnist.pkl.gz with this module.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ _ADMITTED_OPCODES = frozenset({
 
 
 class RefusedPickleError(Exception):
-    """The pickle asks for something that is no numpy array, or is damaged. The message says what."""
+    """The pickle contains something other than numpy arrays, or is damaged. The message says what."""
 
 
 class ArrayRecord:
-    """What a pickle says about one array. `raw` is its bytes, or a str of them (Latin-1) from Python 2."""
+    """The record of one array in a pickle. `raw` is its bytes, or from Python 2 a str of them (Latin-1)."""
 
     __slots__ = ("dtype", "is_fortran", "raw", "shape")
 
@@ -58,10 +57,10 @@ class ArrayRecord:
         _, self.shape, self.dtype, self.is_fortran, self.raw = state
 
     def build(self) -> NDArray[Any]:
-        """Make the array: read-only, of its own byte order.
+        """Make the array: read-only, with the byte order of the pickle.
 
         Raises:
-            RefusedPickleError: shape, type and bytes do not fit each other.
+            RefusedPickleError: shape, type and bytes are missing or inconsistent.
         """
         raw = self.raw.encode("latin-1") if isinstance(self.raw, str) else self.raw
         shape = self.shape
@@ -80,7 +79,7 @@ class ArrayRecord:
 
 
 class DtypeRecord:
-    """What a pickle says about a number type."""
+    """The record of a number type in a pickle."""
 
     __slots__ = ("byte_order", "code")
 
@@ -102,7 +101,7 @@ class DtypeRecord:
 
 
 class _Admitted:
-    """Stands for a name that a pickle may mention. It can be called; nothing can be set on it."""
+    """A placeholder for a name that a pickle may use. It can be called, but its state cannot be set."""
 
     __slots__ = ("_call", "_name")
 
@@ -123,7 +122,7 @@ class _Admitted:
 
 
 def _reconstruct(subtype: object, shape: object, typecode: object, /) -> ArrayRecord:
-    # numpy always asks for an empty array of bytes here and sets its state later.
+    # numpy always requests an empty array of bytes here and sets its state later.
     if subtype is not _NDARRAY or shape != (0,) or typecode not in ("b", b"b"):
         raise RefusedPickleError(f"numpy's _reconstruct with shape {_shorten(shape)}")
     return ArrayRecord()
@@ -142,7 +141,7 @@ def _from_buffer(raw: object, dtype: object, shape: object, order: object, /) ->
 
 
 def _encode(text: object, encoding: object, /) -> bytes:
-    # How Python 3 writes bytes into protocols 0 to 2.
+    # Python 3 writes bytes in this form in protocols 0 to 2.
     if not isinstance(text, str) or encoding != "latin1":
         raise RefusedPickleError(f"_codecs.encode to {_shorten(encoding)}")
     return text.encode("latin-1")
@@ -168,27 +167,26 @@ def unpickle_arrays(content: bytes) -> object:
     """Read a pickle of tuples and lists of numpy arrays, of any protocol, from Python 2 or 3.
 
     Returns:
-        The same tuples and lists with an `ArrayRecord` in the place of each array.
+        The same tuples and lists with an `ArrayRecord` in place of each array.
     Raises:
-        RefusedPickleError: the pickle holds anything else; none of it has been imported or called.
+        RefusedPickleError: the pickle contains anything else. Nothing in it has been imported or called.
     """
     try:
         return _InertUnpickler(content).load()
     except RefusedPickleError:
         raise
-    # A damaged or hostile pickle may raise anything ("including but not necessarily limited to", says the
-    # pickle module).
+    # A damaged or hostile pickle can raise any exception, according to the documentation of the pickle module.
     except Exception as error:
         raise RefusedPickleError(f"damaged or no pickle at all ({type(error).__name__}: {str(error)[:80]})") from error
 
 
-# The unpickler in Python, not the one in C: that one's memo is an array which a single hostile index
-# (LONG_BINPUT) makes allocate 34 GB. Ours has few opcodes to run, the arrays' bytes are one each.
+# The Python implementation of the unpickler, not the one in C: a single hostile index (LONG_BINPUT) makes the memo of
+# the C implementation allocate 34 GB. Speed does not matter: there are few opcodes, and one has all bytes of an array.
 class _InertUnpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {}
 
     def __init__(self, content: bytes) -> None:
-        # Latin-1 keeps the bytes of Python 2's strings as they are.
+        # Latin-1 preserves the bytes of Python 2 strings.
         super().__init__(io.BytesIO(content), fix_imports=False, encoding="latin-1")
         self.num_opcodes = 0
 
@@ -202,7 +200,7 @@ class _InertUnpickler(pickle._Unpickler):
 def _admit(handler: Callable[[Any], None]) -> Callable[[Any], None]:
     def handle(unpickler: _InertUnpickler) -> None:
         unpickler.num_opcodes += 1
-        if unpickler.num_opcodes > _MAX_OPCODES:  # a gigabyte of tiny opcodes would fill the memory
+        if unpickler.num_opcodes > _MAX_OPCODES:  # a gigabyte of small opcodes would exhaust memory
             raise RefusedPickleError(f"more than {_MAX_OPCODES} opcodes")
         handler(unpickler)
 
@@ -217,7 +215,7 @@ def _refuse(opcode_name: str) -> Callable[[Any], None]:
 
 
 def _load_bytearray(unpickler: Any) -> None:
-    # Python's own handler allocates the length that the pickle claims before it reads.
+    # Python's own handler allocates the length that the pickle claims before it reads the bytes.
     unpickler.append(unpickler.read(int.from_bytes(unpickler.read(8), "little")))
 
 
@@ -234,7 +232,7 @@ _InertUnpickler.dispatch = _make_dispatch()
 
 
 class _ShortRepr(reprlib.Repr):
-    """Bounded in depth and length: a few shared tuples of tuples would fill the memory as a full repr."""
+    """A repr of bounded depth and length: the full repr of a few shared nested tuples can exhaust memory."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""What the `dataset` key of a study file names: a published set, the bundled digits, a folder, or a pickle.
+"""Resolve the `dataset` key of a study file: a published set, the bundled digits, a folder, or a pickle.
 
-`catalog` and `held_out` read from what `resolve_dataset` returns.
+`catalog` and `held_out` read the data from the source that `resolve_dataset` returns.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ class BundledDigits:
 
 @dataclass(frozen=True, slots=True)
 class IdxFolder:
-    """A folder that holds the IDX files under their four standard names, gzip'd or not."""
+    """A folder with the IDX files under their four standard names, gzipped or not."""
 
     path: Path
 
 
 @dataclass(frozen=True, slots=True)
 class PickledFile:
-    """An mnist.pkl.gz, or its unpacked form."""
+    """An mnist.pkl.gz file, or its unpacked form."""
 
     path: Path
 
 
 def catalog_names() -> tuple[str, ...]:
-    """The names that need no path."""
+    """The data sets that are referred to by name."""
     return (*published.PUBLISHED_SETS, DIGITS)
 
 
 def absolute_dataset(dataset: str) -> str:
-    """The dataset as workers in other folders find it: a relative path of something that is there becomes absolute."""
+    """The dataset in a form for workers in other folders: the relative path of an existing file becomes absolute."""
     if dataset in catalog_names() or not dataset.strip():
         return dataset
     try:
         path = Path(dataset).expanduser()
         return str(path.absolute()) if path.exists() else dataset
-    except (OSError, RuntimeError, ValueError):  # what resolve_dataset will tell of
+    except (OSError, RuntimeError, ValueError):  # resolve_dataset reports these errors
         return dataset
 
 
 def resolve_dataset(dataset: str) -> PublishedSet | BundledDigits | IdxFolder | PickledFile:
-    """Find out what `dataset` means: a name of the catalogue, else a path (from the working directory).
+    """Resolve `dataset`: a name in the catalogue, otherwise a path (relative to the working directory).
 
     Raises:
-        InputError: neither a name of the catalogue nor a path, or a file of another kind.
-        DataError: a path where nothing is, or that may not be looked at.
+        InputError: neither a name in the catalogue nor a path, or a file of another kind.
+        DataError: the path does not exist, or may not be accessed.
     """
     if dataset in published.PUBLISHED_SETS:
         return published.PUBLISHED_SETS[dataset]
@@ -92,7 +92,7 @@ def resolve_dataset(dataset: str) -> PublishedSet | BundledDigits | IdxFolder | 
 
 
 def unknown_dataset(dataset: str) -> InputError:
-    """The error for a name that the catalogue does not have."""
+    """The error for a name that is not in the catalogue."""
     meant = did_you_mean(dataset.lower(), catalog_names())
     return InputError(
         f"data.dataset: unknown data set {dataset!r}",
@@ -107,10 +107,11 @@ def read_training_file(
     *,
     progress: DownloadProgress | None = None,
 ) -> DataFile:
-    """Read a training file: of a published set (verified, downloaded if need be), or of the user's own folder.
+    """Read a training file of a published set (verified, downloaded if necessary) or of a user's own folder.
 
     Raises:
-        DataError: missing, unreadable, not what its checksum says, or a published test file under another name.
+        DataError: the file is missing, unreadable, does not match its checksum, or is a published test file under
+            another name.
     """
     if file_name not in TRAINING_FILE_NAMES:
         raise DataError(f"{file_name} is no training file", hint="test files are read by hpsearch test STUDY only")
@@ -122,7 +123,7 @@ def read_training_file(
 
 
 def find_in_folder(source: IdxFolder, file_name: str) -> Path:
-    """Where one of the four files lies. Raises DataError if it is missing."""
+    """The path of one of the four files. Raises DataError if it is missing."""
     path = find_file(file_name, source.path)
     if path is None:
         raise DataError(

@@ -1,6 +1,6 @@
-"""What a study trains and selects on: images, labels, and where training ends and validation begins.
+"""The training and validation data of a study: images, labels, and the split between the two parts.
 
-Every loader of `catalog` ends in a `SelectionData`; `resident` begins with one. No test image ever gets here.
+Every loader of `catalog` returns a `SelectionData`, from which `resident` starts. It never contains test images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Split:
     """Images with their labels.
 
     Args:
-        images: [N, pixels] float32 in [0, 1] (0 black, 1 white), rows of the image one after the other.
+        images: [N, pixels] float32 in [0, 1] (0 black, 1 white), in row-major order.
         labels: [N] int64.
     """
 
@@ -33,10 +33,10 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectionData:
-    """The training and validation parts of a data set: all that hyper-parameters may be selected on.
+    """The training and validation parts of a data set: all data on which hyper-parameters may be selected.
 
     Args:
-        name: the catalogue's name, or that of the folder or file.
+        name: name in the catalogue, or name of the folder or file.
         image_shape: (rows, columns); their product is the number of pixels.
         checksums: file name -> SHA-256 of its unpacked content, for the files that were read.
     """
@@ -50,9 +50,9 @@ class SelectionData:
 
 
 def scaled_split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Split:
-    """Grey levels [N, rows, columns] 0..255 become [N, rows * columns] float32 = level / 255.
+    """Convert grey levels [N, rows, columns] 0..255 to [N, rows * columns] float32 = level / 255.
 
-    Source: REFERENCE section 1.
+    Source: docs/sources.md, section 1.
     """
     pixels = images.reshape(len(images), -1).astype(np.float32)
     pixels /= np.float32(255)  # in place: a second copy of MNIST would be 188 MB
@@ -60,16 +60,16 @@ def scaled_split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Split:
 
 
 def selection_slices(num_images: int, train_samples: int | None, *, source: str) -> tuple[slice, slice]:
-    """Where training and validation images lie, in file order: the last sixth is for validation.
+    """The slices of training and validation images, in file order: the last sixth is for validation.
 
-    MNIST's 60,000 give 50,000 and 10,000. Source: REFERENCE section 1.
+    MNIST's 60,000 images give 50,000 and 10,000. Source: docs/sources.md, section 1.
 
     Args:
-        train_samples: keep only the first so many training images; None keeps all.
-        source: what errors call the data.
+        train_samples: number of training images to keep, from the first; None keeps all.
+        source: name of the data in error messages.
     Raises:
         DataError: too few images for two parts.
-        InputError: more training images are asked for than there are.
+        InputError: `train_samples` exceeds the number of training images, or is below 1.
     """
     num_validation = num_images // _VALIDATION_SHARE
     if num_validation == 0:
@@ -85,7 +85,7 @@ def limit_train_samples(num_available: int, train_samples: int | None) -> int:
     """The number of training images to use.
 
     Raises:
-        InputError: more are asked for than there are.
+        InputError: `train_samples` exceeds the available number, or is below 1.
     """
     if train_samples is None:
         return num_available

@@ -1,4 +1,4 @@
-"""By what test files are known again, without opening them. Nothing here reads a test file; held_out.py does."""
+"""Marks by which test files are recognised later, without opening them. Only held_out.py reads test files."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from hpsearch.study.settings import DataSettings
 
 
 def marks_of_test_files(settings: DataSettings, dataset_checksums: Mapping[str, str]) -> frozenset[str]:
-    """By what the test files of a data set are known again, without opening any of them.
+    """Marks that identify the test files of a data set, without opening them.
 
-    The published checksums; path, size and time of a user's own files; and the checksum of the training data beside
-    which they lie, so that a copy of the folder has a mark in common with it.
+    The marks are the published checksums; path, size and modification time of a user's own files; and the checksum of
+    the training data in the same place, so that a copy of the folder shares a mark with it.
 
     Args:
-        dataset_checksums: file name -> SHA-256 of what the study is trained on.
+        dataset_checksums: file name -> SHA-256 of the data that the study is trained on.
     Raises:
         InputError: no such data set.
-        DataError: files of the user's own are missing.
+        DataError: test files in a user's own folder are missing.
     """
     marks = {f"trained-on:{sha}" for name, sha in dataset_checksums.items() if "labels" not in name}
     source = resolve_dataset(settings.dataset)
@@ -37,9 +37,9 @@ def marks_of_test_files(settings: DataSettings, dataset_checksums: Mapping[str, 
 
 
 def marks_of_content(checksums: Mapping[str, str]) -> frozenset[str]:
-    """By what test images that were read are known again.
+    """Marks that identify test images that were read.
 
     Args:
-        checksums: as `HeldOutSplit` has them.
+        checksums: as in `HeldOutSplit`.
     """
     return frozenset(f"sha256:{sha}" for name, sha in checksums.items() if name != TEST_LABELS)

@@ -1,6 +1,7 @@
-"""Which point a study has chosen: the one place that decides, for `test`, `export`, `report`, `status` and Python.
+"""Choose the point of a study. `test`, `export`, `report`, `status` and the Python API all use this choice.
 
-The point that a confirmation picked, once that is finished; until then, and without one, the best of the search.
+It is the point that a finished confirmation picked. Without a confirmation, or before it is finished, it is the best
+point of the search.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from hpsearch.store.studies import StoredStudy
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenPoint:
-    """The point that the search, or its confirmation, has chosen: by its trial, whose model it is.
+    """The chosen point, represented by the trial that has its model.
 
     Args:
-        study: whose trial it is: the one that was searched, or the companion that confirmed it.
+        selection: whether the search or its confirmation chose the point.
+        study: the study of the trial: the searched study, or the companion study that confirmed it.
     """
 
     selection: Selection
@@ -29,22 +31,22 @@ class ChosenPoint:
     trial: TrialSummary
 
     def is_of(self, record: VaultRecord) -> bool:
-        """Whether an opening of the test set was for this very model."""
+        """Whether an opening of the test set evaluated this trial's model."""
         return (record.chosen["study"], record.chosen["trial"]) == (self.study.name, self.trial.number)
 
 
 def choose_point(
     summary: StudySummary, confirmation: Confirmation | None, selection: Selection | None = None
 ) -> ChosenPoint:
-    """The chosen point as of now.
+    """The currently chosen point.
 
     Args:
-        confirmation: None: nobody has asked for one.
-        selection: to ask for the one or the other; None: the confirmed point once a confirmation has picked one, else
-            the search's best.
+        confirmation: None: the study has no confirmation.
+        selection: requests the best or the confirmed point; None: the confirmed point if a finished confirmation has
+            picked one, otherwise the best point of the search.
     Raises:
         NothingCompleteError: no trial is complete.
-        InputError: the confirmed point was asked for, and there is no finished confirmation that picked one.
+        InputError: the confirmed point was requested, but no finished confirmation has picked one.
     """
     is_confirmed = confirmation is not None and confirmation.is_finished and confirmation.chosen is not None
     if selection is Selection.CONFIRMED or (selection is None and is_confirmed):

@@ -1,6 +1,6 @@
-"""A study's trials and learning curves as pandas DataFrames; pandas is the optional extra `pandas`.
+"""A study's trials and learning curves as pandas DataFrames. Needs the optional extra `pandas`.
 
-The columns are the contract (docs/python-api.md); others may join them.
+The columns are stable (docs/python-api.md); new columns may be added.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import TrialSummary
 
-# Columns beside the searched keys, with their types in pandas. Times are UTC; what is not there is <NA>, NaN or NaT.
+# The columns other than the searched keys, with their pandas types. Times are UTC; missing values are <NA>, NaN or NaT.
 TRIAL_COLUMNS = {
     "number": "int64",
     "point": "Int64",
@@ -45,7 +45,7 @@ _KEYS_STAND_AFTER = "value"
 
 
 def trials_frame(summary: StudySummary) -> Any:
-    """One row per trial, best first, failed attempts included: `TRIAL_COLUMNS`, and one column per searched key.
+    """One row per trial, best first, including failed attempts: `TRIAL_COLUMNS`, and one column per searched key.
 
     Returns:
         A pandas.DataFrame.
@@ -120,7 +120,7 @@ def _frame(pandas: ModuleType, rows: Sequence[tuple[Any, ...]], types: dict[str,
 
 
 def _values(pandas: ModuleType, values: Sequence[Any]) -> Any:
-    """A searched key's values: numbers where all that are there are numbers (NaN elsewhere), else as they are."""
+    """A searched key's values: numeric if all present values are numbers (missing ones are NaN), otherwise objects."""
     there = [value for value in values if value is not None]
     is_numeric = bool(there) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in there)
     if not is_numeric:

@@ -1,4 +1,4 @@
-"""The most honest number that there is about a point: from the test set, else from fresh seeds, else of the search."""
+"""The least biased error estimate of a point: from the test set, else from fresh seeds, else from the search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpsearch.search.significance import wilson_interval
 
 
 class Evidence(StrEnum):
-    """Where an error comes from, the most honest first."""
+    """The source of an error estimate, the least biased first."""
 
     TEST = "test"
     CONFIRMED = "confirmed"
@@ -23,14 +23,14 @@ class Evidence(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """An error of the chosen point, with what must be said beside it.
+    """An error estimate of the chosen point, with its interval and a remark about its reliability.
 
     Args:
         error: a fraction.
-        interval: 95 %: Wilson's over the images; of a confirmed mean over other seeds and other images. None: it is
-            not known on how many images the error was measured.
-        num_images: of the test set or of the validation set; None: not known.
-        name: of the number, for people.
+        interval: 95 % interval: Wilson's over the images, or for a confirmed mean over other seeds and other images.
+            None: the number of images is not known.
+        num_images: size of the test set or validation set; None: not known.
+        name: what the error is, for display.
         remark: how far it can be trusted, in a few words.
     """
 
@@ -42,7 +42,7 @@ class Estimate:
     remark: str
 
     def describe(self) -> str:
-        """`test error 5.07 % (95 % interval 4.66 % to 5.52 %; 10,000 images; ...)`."""
+        """The estimate as text: `test error 5.07 % (95 % interval 4.66 % to 5.52 %; 10,000 images; ...)`."""
         told = []
         if self.interval is not None:
             told.append(f"95 % interval {100 * self.interval[0]:.2f} % to {100 * self.interval[1]:.2f} %")
@@ -51,7 +51,7 @@ class Estimate:
         return f"{self.name} {100 * self.error:.2f} % ({'; '.join([*told, self.remark])})"
 
     def as_json(self) -> dict[str, Any]:
-        """What `status --json` and exports tell. These keys stay; others may join them."""
+        """The estimate in `status --json` and exports. These keys are stable; new keys may be added."""
         return {
             "evidence": self.evidence.value,
             "error": self.error,
@@ -63,11 +63,11 @@ class Estimate:
 def estimate_of(
     chosen: ChosenPoint, summary: StudySummary, confirmation: Confirmation | None, num_images: int | None
 ) -> Estimate:
-    """The most honest number about this point, and about no other.
+    """The least biased available estimate of this point's error.
 
     Args:
-        summary: of the study that was searched.
-        num_images: of its validation set; None: not known.
+        summary: of the searched study.
+        num_images: size of its validation set; None: not known.
     """
     record = next((record for record in summary.openings if chosen.is_of(record)), None)
     if record is not None:

@@ -1,8 +1,8 @@
-"""Export the chosen configuration with its evidence, and its parameters themselves.
+"""Export the chosen configuration with its evidence, and the chosen model's parameters.
 
-A document says everything that one needs to train the same network again, or to doubt it: the point, all
-settings, the study's definition and hash, the data's checksums, the versions and the seed. All four formats
-hold the same content.
+A document contains everything that is needed to train the same network again, or to check the result: the point, all
+settings, the study's definition and hash, the data's checksums, the versions and the seed. All four formats have the
+same content.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MODEL_SUFFIX = ".safetensors"
 
 
 class ExportFormat(StrEnum):
-    """The formats of a document."""
+    """File formats of an export document."""
 
     JSON = "json"
     TOML = "toml"
@@ -55,31 +55,31 @@ class ExportDocument:
     """The chosen trial of a study, ready to be written.
 
     Args:
-        content: plain values, no null anywhere (TOML has none): what is absent has its default. The keys:
+        content: plain values without null (TOML has none): absent keys have their defaults. The keys:
             selection           best (of the search) or confirmed (over fresh seeds)
-            study, trial (number), point: of a confirmed one those of the companion study, whose trial it is
+            study, trial (number), point: for a confirmed point those of the companion study
             value               fraction of misclassified validation images
             validation_nll      nats, at the same validation
             best_epoch, epochs, stop_reason
-            parameters          the searched keys with their values; of a confirmed one its seed too
-            settings            model and training, resolved: the parameters stand among them
-            seed                the study's
+            parameters          the searched keys with their values; for a confirmed point also its seed
+            settings            model and training, resolved; they include the parameters
+            seed                seed of the study
             dataset, dataset_checksums (file name -> SHA-256 of the unpacked content)
-            definition_sha256, definition (the whole study, as a study file says it)
-            versions            created: of the programs that made the study; exported: of those that export
-            estimate            the most honest number about this point, as `Estimate.as_json` tells it
-            test_openings       of the test set for this trial's model, as `VaultRecord.as_json` tells them
-            other_test_openings the same for models of other points, named in `chosen` of each
-            earlier_test_openings   the same by deleted studies of this name
-            test_intents, earlier_test_intents   openings that were begun and have no number, as `VaultIntent.as_json`
-            confirmation        as `Confirmation.as_json` tells it; absent if nobody has asked for one
+            definition_sha256, definition (the whole study, as in a study file)
+            versions            created: of the programs that created the study; exported: of the exporting programs
+            estimate            the least biased estimate of this point's error (`Estimate.as_json`)
+            test_openings       openings of the test set for this trial's model (`VaultRecord.as_json`)
+            other_test_openings openings for models of other points, which `chosen` of each names
+            earlier_test_openings   openings by deleted studies of this name
+            test_intents, earlier_test_intents   openings that were begun and have no number (`VaultIntent.as_json`)
+            confirmation        the confirmation (`Confirmation.as_json`); absent if there is none
             exported_at         UTC
     """
 
     content: Mapping[str, Any]
 
     def render(self, export_format: ExportFormat) -> str:
-        """The document as text that ends in a newline."""
+        """The document as text that ends with a newline."""
         return _RENDERERS[export_format](dict(self.content))
 
 
@@ -89,18 +89,18 @@ def export_point(
     *,
     now: datetime | None = None,
 ) -> ExportDocument:
-    """Gather what is known about the chosen trial.
+    """Make the export document of the chosen trial.
 
     Args:
-        status: of the study that was searched.
-        now: the date to write, aware; None: the clock's.
+        status: of the searched study.
+        now: the export time, timezone-aware; None: the current time.
     """
     trial, summary, confirmation = chosen.trial, status.summary, status.confirmation
     others = openings_of_others(summary, chosen)
     definition = chosen.study.definition
     settings = definition.resolve(trial.parameters)
     training = {**settings.training.model_dump(mode="json"), "seed": settings.training_seed}
-    # torch.__version__ is a str of torch's own making, which YAML does not know.
+    # torch.__version__ is a subclass of str, which yaml.safe_dump refuses.
     exporting_versions = {name: str(version) for name, version in current_versions().items()}
     content = {
         "selection": chosen.selection.value,
@@ -131,10 +131,10 @@ def export_point(
 
 
 def choose_format(name: str | None, path: Path | None) -> ExportFormat:
-    """The format that an option names, or else the file's suffix; JSON if there is neither.
+    """The format that the option names, otherwise the format of the file's suffix; JSON if neither is given.
 
     Raises:
-        InputError: unknown, or the two contradict each other; names the choices.
+        InputError: the format or suffix is unknown, or the two contradict each other.
     """
     choices = f"choose {', '.join(ExportFormat)}"
     if name is not None and name not in list(ExportFormat):
@@ -142,7 +142,7 @@ def choose_format(name: str | None, path: Path | None) -> ExportFormat:
     by_name = None if name is None else ExportFormat(name)
     if path is None:
         return by_name or ExportFormat.JSON
-    suffix = path.suffix or path.name  # a file called ".env" has no suffix in Python's eyes
+    suffix = path.suffix or path.name  # pathlib finds no suffix in ".env"
     by_suffix = _FORMAT_OF_SUFFIX.get(suffix.lower())
     if by_name and by_suffix and by_name is not by_suffix:
         raise InputError(f"--format {by_name} contradicts -o {path}", hint="leave one of them out")
@@ -156,7 +156,7 @@ def choose_format(name: str | None, path: Path | None) -> ExportFormat:
 
 
 def write_export(document: ExportDocument, path: Path, export_format: ExportFormat) -> None:
-    """Write the document, whole or not at all.
+    """Write the document atomically.
 
     Raises:
         ArtifactError: the file cannot be written; names it.
@@ -165,13 +165,13 @@ def write_export(document: ExportDocument, path: Path, export_format: ExportForm
 
 
 def export_model(chosen: ChosenPoint, artifacts: Artifacts, path: Path) -> None:
-    """Copy the chosen trial's parameters out of the artifacts, whole or not at all.
+    """Copy the chosen trial's parameters from the artifacts to a file, atomically.
 
     The file's metadata names the study, its hash, the trial and all settings.
 
     Raises:
-        InputError: the file's name asks for another format.
-        ArtifactError: the parameters are not there, are damaged, or the file cannot be written.
+        InputError: the file's name does not end in .safetensors.
+        ArtifactError: the parameters are missing or damaged, or the file cannot be written.
     """
     if path.suffix.lower() != MODEL_SUFFIX:
         raise InputError(
@@ -201,7 +201,7 @@ def _as_yaml(content: dict[str, Any]) -> str:
 
 
 def _as_environment(content: dict[str, Any]) -> str:
-    """One assignment per line, which a POSIX shell reads with `.` (or `set -a; . best.env`)."""
+    """One assignment per line, for a POSIX shell to read with `.` (or `set -a; . best.env`)."""
     lines = [
         f"{ENVIRONMENT_PREFIX}{name.upper()}={shlex.quote(_as_word(value))}" for name, value in _environment(content)
     ]
@@ -209,13 +209,13 @@ def _as_environment(content: dict[str, Any]) -> str:
 
 
 def _environment(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The settings under their own names, then what else there is."""
+    """The settings under their own names, then the other keys."""
     yield from content["settings"]["model"].items()
     for name, value in content["settings"]["training"].items():
-        # The plain name belongs to the study's seed.
+        # "seed" without a prefix is the study's seed.
         yield ("training_seed" if name == "seed" else name), value
     for name, value in content.items():
-        if name not in ("settings", "parameters"):  # the parameters stand among the settings
+        if name not in ("settings", "parameters"):  # the settings include the parameters
             yield name, value
 
 

@@ -1,4 +1,4 @@
-"""Who runs hpsearch, and from which commit: what the vault writes down beside its number. Nothing here ever fails."""
+"""Who runs hpsearch, and from which commit. The vault records both with its number. These functions never raise."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _GIT_SECONDS = 10.0
 
 
 def user_at_host() -> str:
-    """`user@host`; a number stands in for a user without a name. HPSEARCH_USER goes first."""
+    """`user@host`. HPSEARCH_USER overrides the user's name; a user without a name is given by number."""
     try:
         user = os.environ.get(environment.USER, "").strip() or getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have a number only
+    except (KeyError, OSError):  # a container's user may have no name
         user = str(os.getuid())
     return _plain(f"{user}@{platform.node()}")
 
 
 def code_commit(package: Path | None = None) -> str | None:
-    """The commit that the code runs from, with "-dirty" if files of the package were changed since; None: unknown.
+    """The commit of the running code, with "-dirty" if files of the package have changed since; None: unknown.
 
-    HPSEARCH_COMMIT goes first.
+    HPSEARCH_COMMIT overrides it.
 
     Args:
-        package: the folder of the code; None: this package's own.
+        package: folder of the code; None: the folder of this package.
     """
     named = os.environ.get(environment.COMMIT, "").strip()
     if named:
         return _plain(named)
     folder = Path(hpsearch.__file__).parent if package is None else package
-    # Installed into an environment that lies inside of somebody's checkout, the code is of no commit of theirs.
+    # If the package is installed in an environment inside another project's checkout, git would report its commit.
     if not _git(folder, "ls-files", "--", "__init__.py"):
         return None
     commit = _git(folder, "rev-parse", "HEAD")
@@ -47,7 +47,7 @@ def code_commit(package: Path | None = None) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """What git prints; nothing if there is no git, no checkout, or no answer."""
+    """The output of a git command; "" if git is missing, fails or times out."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments],
@@ -62,5 +62,5 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """One short line without control characters: these come from the environment."""
+    """Replace control characters and limit the length, since the text comes from the environment."""
     return "".join(character if character.isprintable() else "?" for character in text)[:_MOST_CHARACTERS]

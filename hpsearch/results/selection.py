@@ -1,4 +1,4 @@
-"""How a point is chosen; apart from what chooses it, so that the command line can name it without loading that."""
+"""The ways to choose a point. A module of its own, so that the command line need not import the code that chooses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all views tell of a study: its summary, its confirmation, the chosen point and the number about it."""
+"""The status of a study, as all views show it: summary, confirmation, chosen point and its error estimate."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from hpsearch.store.rows.correct_images import read_num_images
 
 @dataclass(frozen=True, kw_only=True)
 class StudyStatus:
-    """A study as of now.
+    """The status of a study at one moment.
 
     Args:
-        confirmation: None if nobody has asked for one.
-        num_images: of the validation set; None: no trial has a record of it.
+        confirmation: None if the study has none.
+        num_images: size of the validation set; None: no trial has recorded it.
     """
 
     summary: StudySummary
@@ -33,20 +33,20 @@ class StudyStatus:
 
     @cached_property
     def chosen(self) -> ChosenPoint | None:
-        """The chosen point; None as long as no trial is complete."""
+        """The chosen point; None while no trial is complete."""
         return None if self.summary.best is None else self.choose()
 
     def choose(self, selection: Selection | None = None) -> ChosenPoint:
-        """The chosen point, or the one that is asked for. Raises what `choose_point` does."""
+        """The chosen point, or the requested one. Raises the errors of `choose_point`."""
         return choose_point(self.summary, self.confirmation, selection)
 
     def estimate(self, chosen: ChosenPoint) -> Estimate:
-        """The most honest number about this point."""
+        """The least biased available estimate of this point's error."""
         return estimate_of(chosen, self.summary, self.confirmation, self.num_images)
 
     @property
     def best_is_another(self) -> bool:
-        """Whether the search's best is another point than the chosen one."""
+        """Whether the best point of the search differs from the chosen point."""
         best, chosen, confirmation = self.summary.best, self.chosen, self.confirmation
         if best is None or chosen is None or chosen.selection is Selection.BEST:
             return False
@@ -54,7 +54,7 @@ class StudyStatus:
         return not found or found.trial_id != best.trial_id
 
     def answer(self) -> list[str]:
-        """Lines for people: the chosen point with its number, and what was asked of other points."""
+        """Lines for display: the chosen point with its estimate, and test set openings for other points."""
         chosen, best = self.chosen, self.summary.best
         if chosen is None or best is None:
             return []
@@ -67,15 +67,15 @@ class StudyStatus:
         return lines + [describe_other_opening(record) for record in openings_of_others(self.summary, chosen)]
 
     def as_json(self) -> dict[str, Any]:
-        """What `hpsearch status --json` prints: the keys of `StudySummary.as_json`, and these.
+        """The status as `hpsearch status --json` prints it: the keys of `StudySummary.as_json`, and these.
 
-        chosen              null while no trial is complete; else the point that `test` and `export` take: selection
-                            (best or confirmed), study and trial (of a confirmed one: of the companion), point, params,
-                            value, and estimate, the most honest number there is: evidence (test, confirmed or
-                            search), error, interval (95 %, or null), num_images (or null)
-        confirmation        null if nobody has asked for one, else as `Confirmation.as_json` tells it: the companion
-                            study, how far it is, each configuration's mean error over the fresh seeds with its
-                            interval, which are tied, the corrected error, and which one is chosen
+        chosen              null while no trial is complete; otherwise the point that `test` and `export` use:
+                            selection (best or confirmed), study and trial (of the companion study for a confirmed
+                            point), point, params, value, and estimate, the least biased error estimate: evidence
+                            (test, confirmed or search), error, interval (95 %, or null), num_images (or null)
+        confirmation        null if there is none, otherwise `Confirmation.as_json`: the companion study, its progress,
+                            each configuration's mean error over the fresh seeds with its interval, the tied
+                            configurations, the corrected error, and the chosen configuration
         """
         chosen = self.chosen
         return {
@@ -95,7 +95,7 @@ class StudyStatus:
 
 
 def openings_of_others(summary: StudySummary, chosen: ChosenPoint) -> Sequence[VaultRecord]:
-    """Openings of the test set for another point than this one."""
+    """Openings of the test set for points other than this one."""
     return [record for record in summary.openings if not chosen.is_of(record)]
 
 
@@ -108,7 +108,7 @@ def describe_other_opening(record: VaultRecord) -> str:
 
 
 def describe_point(chosen: ChosenPoint) -> str:
-    """`learning_rate 0.1 (trial 40 of small-confirm, confirmed over fresh seeds)`."""
+    """The point as text: `learning_rate 0.1 (trial 40 of small-confirm, confirmed over fresh seeds)`."""
     values = [
         f"{name} {f'{value:.4g}' if isinstance(value, float) else value}"
         for name, value in chosen.trial.point_parameters.items()
@@ -119,14 +119,14 @@ def describe_point(chosen: ChosenPoint) -> str:
 
 
 def read_status(database: Database, name: str, *, with_curves: bool = False) -> StudyStatus:
-    """Read a study with all its trials, and what its confirmation has found so far.
+    """Read a study with all its trials, and the current results of its confirmation.
 
     Args:
-        with_curves: read every trial's epochs too.
+        with_curves: also read every trial's epochs.
     Raises:
         StudyNotFoundError: no such study.
         InputError: not a study of hpsearch.
-        StorageError: the database went away, or what it has of the study was damaged.
+        StorageError: the database is not reachable, or its records of the study are damaged.
     """
     summary = read_summary(database, name, with_curves=with_curves)
     return StudyStatus(

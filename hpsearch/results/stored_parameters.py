@@ -1,4 +1,4 @@
-"""The best parameters of a trial, out of the artifacts that its worker wrote."""
+"""Read the best parameters of a trial from the artifacts that its worker wrote."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _DAMAGE_HINT = "restore it from a copy; `hpsearch test --retrain` trains the poi
 def read_parameters(study: StoredStudy, trial: TrialSummary, artifacts: Artifacts) -> bytes:
     """The bytes of the trial's parameter file (safetensors), as its worker wrote them.
 
-    Files of older versions have no checksum. Of these the numbers must be finite, and the shapes fit each other.
+    Files of older versions have no checksum. In these the numbers must be finite, and the shapes must be consistent.
 
     Raises:
-        ArtifactError: the trial has none, or the file is not there, is damaged, or is another trial's.
+        ArtifactError: the trial has no parameter file, or the file is missing, damaged, or belongs to another trial.
     """
     artifact_id = artifacts.parameters_id(trial.frozen())
     if artifact_id is None:
@@ -58,7 +58,7 @@ def read_parameters(study: StoredStudy, trial: TrialSummary, artifacts: Artifact
 
 
 def _damage(arrays: Mapping[str, Array], metadata: Mapping[str, str], model: ModelSettings) -> str | None:
-    """Why these are not the parameters that were written; None: nothing speaks against them."""
+    """Why the parameters are damaged; None if no damage was found."""
     stored = metadata.get(CHECKSUM)
     if stored is not None:
         return None if with_checksum(arrays, metadata)[CHECKSUM] == stored else "its checksum is wrong"
@@ -69,9 +69,9 @@ def _damage(arrays: Mapping[str, Array], metadata: Mapping[str, str], model: Mod
 
 
 def _misfit(arrays: Mapping[str, Array], model: ModelSettings) -> str | None:
-    """Which array has not the shape that it has in a network of this model, for images of whatever size."""
+    """Why the arrays do not fit a network of this model, for images of any size; None if they fit."""
     if model.family not in ("logistic", "mlp"):
-        return None  # a test of them tells, which has the network and the images
+        return None  # needs the image size; `open_vault` checks against the whole network
     first = arrays.get("output.weight" if model.family == "logistic" else "hidden.weight")
     if first is None or first.ndim != 2 or "output.bias" not in arrays:
         return f"it is not of a network of the family {model.family}"
@@ -82,7 +82,10 @@ def _misfit(arrays: Mapping[str, Array], model: ModelSettings) -> str | None:
 
 
 def _is_of(metadata: Mapping[str, str], study: StoredStudy, trial: TrialSummary) -> bool:
-    """Whether they are this trial's: by the study's definition or, if that has been widened since, the settings."""
+    """Whether the file's metadata name this trial.
+
+    They must match the study's definition or, if the study was widened since, the trial's settings.
+    """
     if (metadata.get("study"), metadata.get("trial")) != (study.name, str(trial.number)):
         return False
     if metadata.get("definition_sha256") == study.definition.sha256:

@@ -1,8 +1,7 @@
-"""The summary of a study: what `status`, `export` and `report` tell, read from the database as of one moment.
+"""The summary of a study, which `status`, `export` and `report` show: read from the database as of one moment.
 
-Trials are ordered best first: COMPLETE ones by their value, ties by their validation NLL; then the others.
-Nothing here trains, claims or writes. Reading takes six SQL statements (seven with curves), however many
-trials there are.
+Trials are ordered best first: COMPLETE trials by their value, ties broken by validation NLL; then the others. The
+module only reads. Reading takes six SQL statements (seven with curves), whatever the number of trials.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from hpsearch.store.rows.round_rows import StoredRound, has_ended, read_rounds
 from hpsearch.store.rows.widening import num_lost_points
 from hpsearch.store.studies import StoredStudy, load_study
 
-_MOST_NAMED = 3  # points in an error message
+_MOST_NAMED = 3  # points that an error message names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +37,12 @@ class StudySummary:
 
     Args:
         trials: best first.
-        openings: of the test set, in their order; empty while nobody has looked at it.
-        earlier_openings: of the test set, by deleted studies of this name.
+        openings: openings of the test set, in order; empty while it is unopened.
+        earlier_openings: openings of the test set by deleted studies of this name.
         intents: openings of the test set that were begun and have no number on record.
-        earlier_intents: the same by deleted studies of this name.
-        round_rows: its rounds in order, the row that ended its search included.
-        num_foreign: trials in Optuna's tables that no point has: other programs have added them, and they are ignored.
+        earlier_intents: such openings by deleted studies of this name.
+        round_rows: its rounds in order, including the row that ended its search.
+        num_foreign: trials in Optuna's tables without a point: other programs have added them, and they are ignored.
         read_at: UTC.
     """
 
@@ -72,7 +71,7 @@ class StudySummary:
 
     @property
     def points(self) -> PointCounts:
-        """The points by the state of their current trial."""
+        """The number of points by the state of their current trial."""
         states = [trial.state for trial in self.trials if trial.is_current]
         return PointCounts(
             waiting=states.count(TrialState.WAITING) + sum(trial.awaits_requeue for trial in self.trials),
@@ -95,25 +94,25 @@ class StudySummary:
 
     @property
     def search_ended(self) -> str | None:
-        """Why no further round was opened; None while one may follow, and for a study that has no rounds."""
+        """Why no further round was opened; None while a round may follow, and for a study without rounds."""
         return next((row.reason for row in self.round_rows[-1:] if row.is_end), None)
 
     @property
     def running(self) -> tuple[TrialSummary, ...]:
-        """The trials in training, by number; `worker` and `device` among their attributes say where."""
+        """The running trials, by number; their attributes `worker` and `device` say where they run."""
         running = [trial for trial in self.trials if trial.is_current and trial.state is TrialState.RUNNING]
         return tuple(sorted(running, key=lambda trial: trial.number))
 
     @property
     def num_epochs(self) -> int:
-        """Epochs trained so far, by all attempts; what one has taken over from another counts once."""
+        """Epochs trained so far, by all attempts. Epochs that an attempt resumed from a checkpoint count once."""
         return sum(trial.num_epochs - int(trial.attributes.get(RESUMED_AT_ATTRIBUTE) or 0) for trial in self.trials)
 
     @property
     def failed_attempts(self) -> tuple[TrialSummary, ...]:
-        """Attempts that ended with their worker or were ended by another program, by number.
+        """Attempts that failed with their worker or were ended by another program, by number.
 
-        Their points are taken up again, or were given up.
+        Their points were or will be queued again, or were given up.
         """
         failed = [trial for trial in self.trials if trial.state is TrialState.FAIL]
         return tuple(sorted(failed, key=lambda trial: trial.number))
@@ -125,27 +124,30 @@ class StudySummary:
 
     @property
     def reasons_of_given_up(self) -> Mapping[str, int]:
-        """Why points were given up, and how many for each reason; the most frequent one first."""
+        """The reasons why points were given up, with the number of points; the most frequent reason first."""
         reasons = (str(t.attributes.get(FAIL_REASON_ATTRIBUTE) or "no reason recorded") for t in self.given_up)
         return dict(Counter(reasons).most_common())
 
     @property
     def num_lost_points(self) -> int:
-        """Points whose trials another program has deleted: queued again by the next worker, unless rounds made them."""
+        """Points whose trials another program has deleted.
+
+        The next worker queues them again, unless rounds made them.
+        """
         if self.rounds and self.rounds[0].number == 0:
             return max(0, sum(row.num_points for row in self.rounds) - self.points.total)
         return num_lost_points(self.study.definition, self.points.total)
 
     @property
     def num_ended_outside(self) -> int:
-        """Trials that another program has ended; their points were queued again, or will be by the next worker."""
+        """Trials that another program has ended. Their points were queued again, or will be by the next worker."""
         return sum(FOREIGN_STATE_ATTRIBUTE in trial.attributes for trial in self.trials)
 
     def require_best(self) -> TrialSummary:
         """The best trial.
 
         Raises:
-            NothingCompleteError: there is none; says how many points are in which state.
+            NothingCompleteError: no trial is complete; says how many points are in which state.
         """
         if self.best is None:
             raise NothingCompleteError(
@@ -157,7 +159,11 @@ class StudySummary:
         return self.best
 
     def require_all_counted(self) -> None:
-        """Raises UncountedPointsError if points were given up: names some of them and where the logs are."""
+        """Check that no point was given up.
+
+        Raises:
+            UncountedPointsError: points were given up. The message names some of them, and the folder of the logs.
+        """
         given_up = self.given_up
         if not given_up:
             return
@@ -173,33 +179,33 @@ class StudySummary:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """What `hpsearch status --json` prints, but for `confirmation`, which `StudyStatus.as_json` adds.
+        """The summary in the output of `hpsearch status --json`; `StudyStatus.as_json` adds `chosen`, `confirmation`.
 
-        These keys stay; others may join them.
+        These keys are stable; new keys may be added.
 
         name, strategy, dataset, seed, definition_sha256, read_at (UTC)
         finished            no point is waiting or running, and no round will follow
         points              total, waiting, running, complete, pruned, failed (given up)
-        rounds              of points, in order: round (its number, as the trials' attribute), points (how many it
-                            added), reason, opened_at (UTC); [] if the study had all its points from the start
+        rounds              rounds of points, in order: round (its number, as in the trials' attribute), points (number
+                            of points it added), reason, opened_at (UTC); [] if the study had all points from the start
         search_ended        null, or why no further round was opened
-        epochs              trained so far, failed attempts included
-        given_up            how many points were given up, by the reason of their last attempt
-        failed_attempts     how many trials ended with their worker, or were ended by another program
-        ended_outside       how many trials another program has ended: their values are ignored, their points trained
-                            again
-        lost_points         how many points' trials another program has deleted: trained again, but for a coarse-to-fine
-                            search
-        foreign_trials      how many trials other programs have added to the study: they are ignored
-        running             trials in training: trial (its number), point, epochs, worker and device (null if
-                            they are not known), params
+        epochs              epochs trained so far, including failed attempts
+        given_up            number of points given up, by the reason of their last attempt
+        failed_attempts     number of trials that failed with their worker, or were ended by another program
+        ended_outside       number of trials that another program has ended: their values are ignored, and their points
+                            are trained again
+        lost_points         number of points whose trials another program has deleted: trained again, except in a
+                            coarse-to-fine search
+        foreign_trials      number of trials that other programs have added to the study: they are ignored
+        running             running trials: trial (its number), point, epochs, worker and device (null if not known),
+                            params
         best                null, or the best trial: trial (its number), point, value (fraction of
                             misclassified validation images), validation_nll (nats), best_epoch, epochs,
                             params (the searched keys)
-        test_openings       of the test set, in their order, as `VaultRecord.as_json` tells them; [] if it is unopened
-        earlier_test_openings   the same by deleted studies of this name
-        test_intents        openings that were begun and have no number, as `VaultIntent.as_json` tells them
-        earlier_test_intents    the same by deleted studies of this name
+        test_openings       openings of the test set, in order (`VaultRecord.as_json`); [] if it is unopened
+        earlier_test_openings   openings by deleted studies of this name
+        test_intents        openings that were begun and have no number (`VaultIntent.as_json`)
+        earlier_test_intents    such openings by deleted studies of this name
         """
         definition, best = self.study.definition, self.best
         return {
@@ -252,7 +258,7 @@ class StudySummary:
         }
 
     def test_set_as_json(self) -> dict[str, Any]:
-        """All that is on record of the test set, under the keys that `status --json` and `test --json` have."""
+        """All records about the test set, under the keys that `status --json` and `test --json` use."""
         return {
             "test_openings": [record.as_json() for record in self.openings],
             "earlier_test_openings": [record.as_json() for record in self.earlier_openings],
@@ -261,7 +267,7 @@ class StudySummary:
         }
 
     def describe_test_set(self) -> list[str]:
-        """Lines for people about all that is on record of the test set; none if nothing is."""
+        """Lines for display about all records of the test set; empty if there are none."""
         numbers = describe_openings(self.openings, self.earlier_openings)
         return numbers + describe_intents(self.intents, self.earlier_intents)
 
@@ -270,11 +276,11 @@ def read_summary(database: Database, name: str, *, with_curves: bool = False) ->
     """Read a study with all its trials.
 
     Args:
-        with_curves: read every trial's epochs too.
+        with_curves: also read every trial's epochs.
     Raises:
         StudyNotFoundError: no such study.
         InputError: not a study of hpsearch.
-        StorageError: the database went away, or what it has of the study was damaged.
+        StorageError: the database is not reachable, or its records of the study are damaged.
     """
     study = load_study(database, name)
 
@@ -297,7 +303,7 @@ def read_summary(database: Database, name: str, *, with_curves: bool = False) ->
 
 
 def describe_counts(points: PointCounts) -> str:
-    """`3 waiting, 1 running, 0 complete, 2 pruned, 0 given up`."""
+    """The counts as text: `3 waiting, 1 running, 0 complete, 2 pruned, 0 given up`."""
     return (
         f"{points.waiting} waiting, {points.running} running, {points.complete} complete, "
         f"{points.pruned} pruned, {points.failed} given up"
@@ -305,7 +311,7 @@ def describe_counts(points: PointCounts) -> str:
 
 
 def counts_as_json(points: PointCounts) -> dict[str, int]:
-    """The points of a study by the state of their current trial; `failed`: given up."""
+    """The number of points by the state of their current trial; `failed` counts points that were given up."""
     return {
         "total": points.total,
         "waiting": points.waiting,
@@ -317,5 +323,5 @@ def counts_as_json(points: PointCounts) -> dict[str, int]:
 
 
 def format_time(moment: datetime) -> str:
-    """An aware time as UTC to the second: 2026-11-21T07:05:00Z."""
+    """A timezone-aware time in UTC, to the second: 2026-11-21T07:05:00Z."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

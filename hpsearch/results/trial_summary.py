@@ -1,6 +1,6 @@
 """The summary of a trial: one attempt at a point, read from the database.
 
-Nothing here trains, claims or writes. Reading takes one SQL statement (two with curves), however many trials there are.
+The module only reads. Reading takes one SQL statement (two with curves), whatever the number of trials.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hpsearch.study.space import ParameterValue, without_zero_switches
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochRecord:
-    """One epoch of a learning curve, as the database has it.
+    """One epoch of a learning curve, as stored in the database.
 
     Args:
         zero_one: fraction of misclassified validation images at the epoch's best validation.
@@ -51,20 +51,19 @@ class TrialSummary:
     """One trial: an attempt at a point.
 
     Args:
-        number: Optuna's, from 0.
-        point: the point that it is an attempt at.
+        number: Optuna's trial number, from 0.
+        point: the number of its point.
         is_current: False for an attempt that failed and was or will be replaced.
-        awaits_requeue: another program has ended it, and no worker has queued its point again yet. It is shown as it
-            will be: FAIL, without a value.
-        parameters: as Optuna has them, with `_is_zero` switches.
-        value: fraction of misclassified validation images: the best of a COMPLETE trial, the last of a PRUNED
-            one.
+        awaits_requeue: another program has ended it, and no worker has queued its point again yet. It is shown in its
+            later state: FAIL, without a value.
+        parameters: as stored by Optuna, with `_is_zero` switches.
+        value: fraction of misclassified validation images: the best of a COMPLETE trial, the last of a PRUNED trial.
         attributes: the user attributes that the worker wrote.
         artifact_records: Optuna's system attributes that name artifacts.
         left_to_study: the study's own values of searched keys that its (listed) point does not name.
-        num_epochs: epochs that were reported.
+        num_epochs: number of reported epochs.
         started_at, ended_at: UTC.
-        curve: its epochs in order; empty unless it was asked for.
+        curve: its epochs in order; empty unless curves were read.
     """
 
     trial_id: int
@@ -86,17 +85,17 @@ class TrialSummary:
 
     @property
     def is_complete(self) -> bool:
-        """True if it may be selected: it ended of its own accord, as the counted attempt at its point."""
+        """Whether the trial can be selected: it is COMPLETE, and the counted attempt at its point."""
         return self.is_current and self.state is TrialState.COMPLETE and self.value is not None
 
     @property
     def point_parameters(self) -> dict[str, ParameterValue]:
-        """The searched keys with the values that it is trained with; a switched-off lambda is 0."""
+        """The searched keys with the values used in training; a lambda that is switched off is 0."""
         return {**self.named_parameters, **self.left_to_study}
 
     @property
     def named_parameters(self) -> dict[str, ParameterValue]:
-        """What its point itself says: the same, without what a listed point leaves to the study."""
+        """The values that the point itself names, without those that a listed point leaves to the study."""
         return without_zero_switches(self.parameters)
 
     @property
@@ -111,7 +110,7 @@ class TrialSummary:
         return epoch
 
     def frozen(self) -> FrozenTrial:
-        """The trial as Optuna's own functions take it, with its curve if that was read."""
+        """The trial as an Optuna FrozenTrial, with its curve if that was read."""
         return FrozenTrial(
             number=self.number,
             trial_id=self.trial_id,
@@ -129,12 +128,12 @@ class TrialSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRows:
-    """A study's trials as the database has them.
+    """A study's trials as database rows.
 
     Args:
-        rows: of the points' current trials and of their failed attempts.
-        curves: trial id -> its epochs; empty unless they were asked for.
-        num_foreign: trials that hpsearch has not made: no point has them.
+        rows: the points' current trials and their failed attempts.
+        curves: trial id -> its epochs; empty unless curves were read.
+        num_foreign: number of trials that other programs have added, which belong to no point.
     """
 
     rows: Sequence[Row[Any]]
@@ -152,29 +151,29 @@ def select_trials(connection: Connection, study_id: int, *, with_curves: bool) -
 
 
 def trials_from(found: TrialRows, definition: StudyDefinition) -> tuple[TrialSummary, ...]:
-    """The trials, best first: COMPLETE ones by their value, ties by their validation NLL; then the others.
+    """The trials, best first: COMPLETE trials by their value, ties broken by validation NLL; then the others.
 
     Raises:
-        StorageError: what the database has of a trial was damaged.
+        StorageError: a trial's records in the database are damaged.
     """
-    # Every trial repeats the study's few distributions.
+    # Every trial repeats the study's few distributions, so parsing is cached.
     distribution_of = cache(partial(parse_stored_distribution, what=f"a parameter of study {definition.name!r}"))
     trials = (_trial_from(row, found.curves.get(row.trial_id, ()), distribution_of, definition) for row in found.rows)
     return tuple(sorted(trials, key=_rank))
 
 
-# COMPLETE first, then those that have come far, then those that are still to come, then failures.
+# COMPLETE first, then trials that have epochs, then waiting trials, then failures.
 _ORDER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL)
 
 
 def _rank(trial: TrialSummary) -> tuple[int, float, float, int]:
-    """Ties in the value break on the NLL, as between two validations of one trial."""
+    """The sort key of a trial. Ties in the value are broken by NLL, as between two validations of one trial."""
     value = math.inf if trial.value is None else trial.value
     nll = math.inf if trial.best_validation_nll is None else trial.best_validation_nll
     return _ORDER.index(trial.state), value, nll, trial.number
 
 
-# What the views take these attributes for. Others are anybody's.
+# The types of the attributes that views use. Other attributes are not checked.
 _KINDS = {
     NLL_ATTRIBUTE: Kind.NUMBER,
     "seconds": Kind.NUMBER,
@@ -193,7 +192,7 @@ def _trial_from(
     what = f"trial {row.number} of study {definition.name!r}"
     parameters = {n: external_value(distributions[n], value, what) for n, value, _ in row.parameters or ()}
     attributes = _attributes(row.attributes, what, "table trial_user_attributes")
-    is_ended_outside = bool(row.is_ended_outside)  # NULL: an earlier attempt
+    is_ended_outside = bool(row.is_ended_outside)  # NULL for an earlier attempt
     if is_ended_outside:
         attributes |= foreign_attributes(row.state, row.told)
     if row.point is not None and row.value is not None and not is_ended_outside:
@@ -248,11 +247,11 @@ def _epoch_from(
 
 
 def _utc(moment: datetime | None) -> datetime | None:
-    """Optuna keeps naive times, which are UTC."""
+    """Optuna stores naive times, which are UTC."""
     return moment and moment.replace(tzinfo=UTC)
 
 
-# A trial without a point is a failed attempt, which has kept its point's number, or another program's.
+# A trial without a point is either a failed attempt, which has its point's number as an attribute, or foreign.
 _TRIALS = text(f"""
     SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value, p.point,
         (SELECT json_agg(json_build_array(param_name, param_value, distribution_json) ORDER BY param_id)

@@ -1,4 +1,5 @@
-"""The search room: which point comes next, and when a trial ends, of its own accord or against others.
+"""The search: which point comes next, and when a trial ends, by its own stopping rule or by pruning.
 
-Knows Optuna and plain numbers; no tensors and no SQL.
+Workers give it settings, epoch reports and the trials of a study. It returns stop decisions, pruning decisions,
+samplers and rounds of points. The package uses Optuna and plain numbers, but no tensors and no SQL.
 """

@@ -1,6 +1,6 @@
-"""Our stopping rules as Optuna pruners, for objectives of other people's: they look at a trial's own history only.
+"""hpsearch's stopping rules as Optuna pruners, for any objective. They use a trial's own history only.
 
-A pruner keeps nothing: it replays the rule over `trial.intermediate_values`, so that it decides the same in any
+A pruner has no state: it replays the rule over `trial.intermediate_values`, so that it makes the same decision in any
 process and after any restart. Steps are the resource spent, counted from 1 (epochs, minibatches); values are losses,
 lower is better.
 
@@ -30,25 +30,25 @@ from hpsearch.errors import InputError
 from hpsearch.search.significance import discordant, is_significant_gain
 from hpsearch.search.stopping import GeometricPatience, NoImprovementInN, SignificancePatience, StoppingRule
 
-CORRECT_PREFIX: Final = "correct:"  # of the user attributes that hold packed bits, by step
+CORRECT_PREFIX: Final = "correct:"  # prefix of the user attributes with packed bits; the step follows
 _NUM_IMAGES: Final = "correct_images"
 
 
 class _ReplayedRule(BasePruner):
-    """A stopping rule that is asked at every report what it would have said so far."""
+    """A pruner that replays a stopping rule over all reports of a trial."""
 
     @abstractmethod
     def _fresh_rule(self) -> StoppingRule:
         """The rule before the first report."""
 
     def _validations(self, trial: FrozenTrial) -> Iterable[Validation]:
-        """The trial's reports in order of their steps, as the rule wants to see them."""
+        """The trial's reports as validations, in order of their steps."""
         reports = sorted(trial.intermediate_values.items())
         offset = _offset(reports[0][0]) if reports else 0
         return (Validation(iteration=step + offset, zero_one=value, nll=0.0) for step, value in reports)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Whether the rule has ended the trial, at this report or an earlier one. A NaN or infinite value ends it, too.
+        """Whether the rule ends the trial at this report or an earlier one; a value that is not finite also ends it.
 
         Raises:
             InputError: the study maximises.
@@ -66,13 +66,15 @@ class _ReplayedRule(BasePruner):
 
 @final
 class GeometricPatiencePruner(_ReplayedRule):
-    """DLT's early stopping: a new best below `threshold` of the old one lets the trial run to `increase` times as long.
+    """Geometric patience: a new best below `threshold` times the old best extends the trial.
+
+    The trial may then run to `increase` times the steps so far.
 
     Args:
-        patience: steps that every trial may take.
+        patience: number of steps that every trial may take.
         increase: at least 1.
-        threshold: in (0, 1]; values must be 0 or more for a fraction of them to mean anything.
-    Source: DLT, "Early-Stopping"; see `stopping.GeometricPatience`.
+        threshold: in (0, 1]; values must not be negative, since the threshold is a fraction of them.
+    Source: docs/sources.md, section 5; see `stopping.GeometricPatience`.
     """
 
     def __init__(self, *, patience: float, increase: float = 2.0, threshold: float = 0.995) -> None:
@@ -89,9 +91,9 @@ class GeometricPatiencePruner(_ReplayedRule):
 
 @final
 class NoImprovementPruner(_ReplayedRule):
-    """Ends a trial after n reports in a row without a new best; a tie is none.
+    """Ends a trial after n reports in a row without a new best; a tie is not a new best.
 
-    Source: KZL, "no-improvement-in-n"; see `stopping.NoImprovementInN`.
+    Source: docs/sources.md, section 5; see `stopping.NoImprovementInN`.
     """
 
     def __init__(self, n: int = 10) -> None:
@@ -104,14 +106,16 @@ class NoImprovementPruner(_ReplayedRule):
 
 @final
 class SignificancePatiencePruner(_ReplayedRule):
-    """Patience that grows only when a new best is significantly better on the same images: an exact McNemar test.
+    """Patience that grows only when a new best is significantly better on the same images, by an exact McNemar test.
 
-    The objective calls `report_correctness` beside each `trial.report`; a new best is then the report with fewer wrong
-    images than all before it.
+    The objective must call `report_correctness` with each `trial.report`. A new best is a report with fewer wrong
+    images than all reports before it.
 
     Args:
         patience, increase: as for `GeometricPatiencePruner`.
-        level: of significance, one-sided.
+        level: significance level, one-sided.
+    Raises:
+        InputError: `prune` is called before the trial's first step has its correct images.
     Source: see `stopping.SignificancePatience`.
     """
 
@@ -137,11 +141,11 @@ class SignificancePatiencePruner(_ReplayedRule):
         return self._compared(steps, bits, trial.user_attrs[_NUM_IMAGES] if steps else 0)
 
     def _compared(self, steps: list[int], bits: dict[int, bytes], num_images: int) -> Iterable[Validation]:
-        """What `Cohort` does for lanes: each new best against the last one that was significantly better."""
+        """Compare each new best with the last significantly better one, as `Cohort` does for lanes."""
         reference = best = None
         offset = _offset(steps[0]) if steps else 0
         for step in steps:
-            gained, lost, zero_one = 0, 0, math.inf  # no bits: no new best
+            gained, lost, zero_one = 0, 0, math.inf  # a step without bits is not a new best
             if step in bits:
                 gained, lost = discordant(bits[step], reference or bytes(len(bits[step])))
                 zero_one = _num_wrong(bits[step], num_images) / num_images
@@ -152,16 +156,16 @@ class SignificancePatiencePruner(_ReplayedRule):
 
 
 def report_correctness(trial: BaseTrial, step: int, correct: ArrayLike) -> None:
-    """Tell `SignificancePatiencePruner` which validation images the trial is right on at this step.
+    """Report to `SignificancePatiencePruner` which validation images the trial classifies correctly at this step.
 
-    They are kept in a user attribute of the trial, packed and as base64 (1.7 KB for 10,000 images), and only if fewer
-    are wrong than at all earlier steps: nothing else can be a new best.
+    They are stored in a user attribute of the trial, as packed bits in base64 (1.7 KB for 10,000 images), and only if
+    fewer images are wrong than at all earlier steps, since no other step can be a new best.
 
     Args:
-        step: of the `trial.report` that this belongs to; not before earlier ones.
+        step: the step of the corresponding `trial.report`; steps must be reported in order.
         correct: [N], True where the prediction is right; the same images in the same order at every step.
     Raises:
-        InputError: no images, or another number of them than before.
+        InputError: no images, or another number of images than before.
     """
     array = np.asarray(correct, dtype=bool)
     if array.ndim != 1 or not array.size:
@@ -194,7 +198,7 @@ def _num_wrong(packed: bytes, num_images: int) -> int:
 
 
 def _offset(first_step: int) -> int:
-    """Patience counts steps that were taken, from 1; many programs count them from 0."""
+    """What to add to steps: patience counts steps from 1, but many programs count them from 0."""
     return 1 if first_step == 0 else 0
 
 

@@ -1,9 +1,8 @@
-"""When a trial is given up because others are better: real Optuna pruners, built from [pruning].
+"""Optuna pruners, built from the settings in [pruning]: they end a trial because other trials are better.
 
-The pruners count epochs: they expect each epoch's value under the step `EpochReport.epoch` (1-based, so that
-the step is the resource spent). They are asked through `snapshot.StudySnapshot`, or by anyone who gives them
-to a plain Optuna study. Our stopping rules as pruners, for such studies, are in patience_pruners.py and can be imported
-from here as well.
+The pruners count epochs: they expect each epoch's value at the step `EpochReport.epoch` (1-based, so that the step is
+the resource spent). Workers use them through `snapshot.StudySnapshot`; they also work with a plain Optuna study. The
+stopping rules as pruners, for such studies, are in patience_pruners.py and can also be imported from here.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ __all__ = [
 
 
 def is_competitive(settings: PruningSettings) -> bool:
-    """Whether trials are compared with each other: if not, a worker need not read the others' curves."""
+    """Whether the pruner compares trials. If not, a worker need not read the curves of other trials."""
     return settings.pruner != "none"
 
 
 def build_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
-    """Optuna's pruner for these settings, to be told values under the steps 1 to `max_epochs`.
+    """Optuna's pruner for these settings; it expects values at the steps 1 to `max_epochs`.
 
-    What each does in Optuna's terms (all compare validation zero-one losses; lower is better):
+    The pruners in Optuna's terms (all compare validation zero-one losses; lower is better):
 
     - `none`: never prunes.
     - `median`, `percentile`: after every epoch, prunes a trial whose *best value so far* is worse than the
@@ -54,16 +53,17 @@ def build_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
       one epoch more).
     - `successive-halving`: asynchronous (ASHA). Rung k is at epoch `min_epochs * reduction_factor**k`
       (Optuna: min_resource). A trial passes it if its value there is among the best 1/`reduction_factor` of
-      all trials that have come so far, whatever became of them; fewer than `reduction_factor`, and it must be
-      the best one. The values at the rungs are kept in the trials' system attributes `completed_rung_k`.
+      all trials that have reached the rung, whatever their state. If fewer than `reduction_factor` trials have
+      reached it, the trial must be the best one. Values at the rungs are stored in the trials' system attributes
+      `completed_rung_k`.
     - `hyperband`: floor(log_factor(max_epochs / min_epochs)) + 1 brackets of successive halving, bracket b
       with its first rung at `min_epochs * reduction_factor**b`. A trial's bracket follows from the study's
       name and its number, and it competes within its bracket only. Optuna's max_resource is `max_epochs`, not
-      "auto", which would let the first complete trial decide; one that stops by its own patience would make
-      it too small.
+      "auto", which would take it from the first complete trial. That would be too small if this trial stopped
+      by its own patience.
 
     Raises:
-        InputError: the first rung lies behind the last epoch, so that nothing could ever be pruned.
+        InputError: the first rung is after the last epoch, so that no trial could be pruned.
     """
     match settings.pruner:
         case "none":
@@ -89,7 +89,7 @@ def build_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
 
 
 def _check_first_rung(settings: PruningSettings, max_epochs: int) -> None:
-    # Optuna itself takes this in silence; Hyperband is then left with no bracket and never prunes.
+    # Optuna accepts this silently; Hyperband then has no bracket and never prunes.
     if settings.min_epochs > max_epochs:
         raise InputError(
             f"pruning.min_epochs must be at most training.max_epochs ({max_epochs}) with the pruner "

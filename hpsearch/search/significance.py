@@ -1,11 +1,12 @@
-"""Whether one trial is right on more images than another by more than chance: exact tests on the same images.
+"""Exact tests whether one trial classifies significantly more images correctly than another, on the same images.
 
-Two trials are judged on the same validation images, so only those images tell them apart on which exactly one of
-them is right (the discordant ones). If neither were better, each of these would fall to either of them as a coin
-does. Two error rates that are compared without this pairing must lie much farther apart to differ significantly.
+Two trials are evaluated on the same validation images, so only the images on which exactly one of them is right
+distinguish them (the discordant images). If neither trial is better, each discordant image favours one or the other
+with equal probability, like a coin. Two error rates that are compared without this pairing must be much farther apart
+to differ significantly.
 
-Which images a trial is right on travels as packed bits: `numpy.packbits` of N truth values, 1 where it is right, the
-last byte filled up with zeros.
+The correctly classified images of a trial are represented as packed bits: `numpy.packbits` of N truth values, 1 where
+the trial is right, with the last byte padded with zeros.
 Sources: McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
 Psychometrika 12 (1947); Wilson, "Probable inference, the law of succession, and statistical inference", Journal of
 the American Statistical Association 22 (1927).
@@ -28,12 +29,12 @@ Alternative = Literal["two-sided", "greater", "less"]
 
 
 def discordant(bits_a: bytes, bits_b: bytes) -> tuple[int, int]:
-    """Images on which only a is right, and on which only b is.
+    """Count the images on which only a is right, and those on which only b is right.
 
     Args:
-        bits_a, bits_b: packed, of the same images in the same order.
+        bits_a, bits_b: packed bits, of the same images in the same order.
     Raises:
-        ValueError: they are of different lengths.
+        ValueError: they have different lengths.
     """
     if len(bits_a) != len(bits_b):
         raise ValueError(f"bits of {len(bits_a)} and {len(bits_b)} bytes are not of the same images")
@@ -42,13 +43,13 @@ def discordant(bits_a: bytes, bits_b: bytes) -> tuple[int, int]:
 
 
 def mcnemar_p_value(gained: int, lost: int, *, alternative: Alternative = "two-sided") -> float:
-    """How likely so many gains, or more extreme numbers, are if neither trial is better. Exact, then rounded once.
+    """The probability of these numbers, or more extreme ones, if neither trial is better. Exact, then rounded once.
 
     Args:
-        gained: images on which only the trial in question is right.
-        lost: images on which only the other one is.
-        alternative: "greater": the trial in question is the better one; "less": the worse one; "two-sided": they
-            differ (twice the smaller of both, at most 1).
+        gained: number of images on which only the trial in question is right.
+        lost: number of images on which only the other trial is right.
+        alternative: "greater": the trial in question is better; "less": it is worse; "two-sided": they differ (twice
+            the smaller of both, at most 1).
     Raises:
         ValueError: a number is negative.
     Source: McNemar (1947); the exact form is the sign test on the discordant images.
@@ -65,7 +66,7 @@ def mcnemar_p_value(gained: int, lost: int, *, alternative: Alternative = "two-s
 
 
 def _tail(num_coins: int, least: int) -> float:
-    """P(at least so many heads), to the last bit: sums of whole numbers know no rounding, whatever their size."""
+    """P(at least `least` heads), correct to the last bit: integer sums are exact whatever their size."""
     is_upper = 2 * least > num_coins
     shorter = range(least, num_coins + 1) if is_upper else range(least)
     ways = math.comb(num_coins, shorter.start)
@@ -74,20 +75,20 @@ def _tail(num_coins: int, least: int) -> float:
         num_ways += ways
         ways = ways * (num_coins - heads) // (heads + 1)
     total = 1 << num_coins
-    # Python rounds a quotient of two whole numbers correctly, even where neither would fit into a float.
+    # Python rounds the quotient of two integers correctly, even if neither fits into a float.
     return (num_ways if is_upper else total - num_ways) / total
 
 
 @lru_cache(maxsize=16)
 def critical_gains(num_max: int, level: float) -> NDArray[np.int64]:
-    """For each number of discordant images the fewest gains that are significant, one-sided.
+    """For each number of discordant images, the smallest number of gains that is significant, one-sided.
 
     Args:
-        num_max: the greatest number of discordant images.
-        level: in (0, 1); significant is a p-value of at most this.
+        num_max: the largest number of discordant images.
+        level: in (0, 1); a p-value of at most this is significant.
     Returns:
-        [num_max + 1], read-only. Entry n is n + 1, which no gains can reach, where not even n of n are significant.
-        It does not depend on `num_max`.
+        [num_max + 1], read-only. If not even n gains of n images are significant, entry n is n + 1, which cannot be
+        reached. Entries do not depend on `num_max`.
     Raises:
         ValueError: the level is not in (0, 1).
     """
@@ -95,12 +96,12 @@ def critical_gains(num_max: int, level: float) -> NDArray[np.int64]:
         raise ValueError(f"a significance level lies in (0, 1), got {level}")
     exact = Fraction(level)
     critical = np.empty(num_max + 1, dtype=np.int64)
-    # Of n coins: `num_ways` of at least `gains` heads; `edge` of exactly `gains` - 1. From n to n + 1 the fewest gains
-    # grow by 0 or 1, so that the whole table takes a few operations per entry.
+    # For n coins: `num_ways` is the number of ways to get at least `gains` heads, `edge` to get exactly `gains` - 1.
+    # From n to n + 1 the smallest significant number grows by 0 or 1, so each entry takes only a few operations.
     gains, num_ways, edge = 1, 0, 1
     for n in range(num_max + 1):
         critical[n] = gains
-        # One coin more: at least `gains` heads of n + 1 are at least `gains` of n, or `gains` - 1 and a head.
+        # One more coin: at least `gains` heads of n + 1 are at least `gains` of n, or `gains` - 1 of n and a head.
         num_ways = 2 * num_ways + edge
         edge = edge * (n + 1) // (n + 2 - gains)  # C(n + 1, gains - 1)
         if num_ways * exact.denominator > exact.numerator << (n + 1):
@@ -113,15 +114,15 @@ def critical_gains(num_max: int, level: float) -> NDArray[np.int64]:
 def is_significant_gain(gained: int, lost: int, level: float) -> bool:
     """Whether the one-sided p-value of the gains is at most `level`, by the table of `critical_gains`."""
     num_discordant = gained + lost
-    # Tables of few sizes serve all numbers.
+    # Round the size up, so that few tables are computed.
     table = critical_gains(max(1024, 1 << num_discordant.bit_length()), level)
     return gained >= int(table[num_discordant])
 
 
 def wilson_interval(num_errors: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of an error rate of which `num_errors` in `num_images` were seen, in [0, 1].
+    """The Wilson confidence interval of an error rate, in [0, 1], given `num_errors` errors in `num_images` images.
 
-    Unlike the usual one of plus or minus so many standard errors it holds for rates near 0 as well, and for none.
+    Unlike the usual interval of plus or minus some standard errors it is also valid for rates near 0 and for no errors.
 
     Raises:
         ValueError: no images, more errors than images, or a confidence outside (0, 1).
@@ -135,7 +136,7 @@ def wilson_interval(num_errors: int, num_images: int, confidence: float = 0.95) 
     rate, shrinkage = num_errors / num_images, 1 + z * z / num_images
     middle = (rate + z * z / (2 * num_images)) / shrinkage
     half = z / shrinkage * math.sqrt(rate * (1 - rate) / num_images + z * z / (4 * num_images**2))
-    # At the ends the rounding of a difference that is 0 must not leave [0, 1].
+    # At the ends rounding must not take the result out of [0, 1].
     low = 0.0 if num_errors == 0 else middle - half
     high = 1.0 if num_errors == num_images else middle + half
     return low, high

@@ -1,9 +1,8 @@
-"""One study as it stood at one moment, in memory, for Optuna's own pruners and samplers to look at.
+"""An in-memory snapshot of one study at one moment, for Optuna's pruners and samplers.
 
-Optuna asks its storage for the whole study at every `should_prune`: 8 to 24 SQL statements per trial and
-epoch. The worker instead reads the study once per epoch for all its lanes, puts the trials in here, asks the
-pruner here, and writes what the pruner wanted to keep together with its own rows. The decisions are Optuna's
-own, by Optuna's code.
+Optuna reads the whole study from its storage at every `should_prune`: 8 to 24 SQL statements per trial and epoch. The
+worker instead reads the study once per epoch for all its lanes, puts the trials into a snapshot, calls the pruner on
+it, and writes the pruner's attributes together with its own rows. The decisions are made by Optuna's code.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ SystemAttr = tuple[int, str, Any]  # trial id, key, JSON value
 
 @final
 class SnapshotStorage(BaseStorage):
-    """An Optuna storage of one study, in memory; trials' parameters and system attributes may be written, no more.
+    """An in-memory Optuna storage of one study. Only trials' parameters and system attributes can be written.
 
-    Trials are never changed in place: a write puts a changed copy in place of the old one, as Optuna's
-    contract wants it. (Successive halving relies on it: it lists the competitors first, then writes its own
-    value at the rung, then counts itself in. In-place changes would count it twice.) For use by one thread.
+    Trials are never changed in place: a write replaces a trial by a changed copy, as Optuna's contract requires.
+    (Successive halving relies on it: it lists the competitors, then writes its own value at the rung, then adds itself
+    to the list. In-place changes would count it twice.) For use by one thread.
 
     Args:
         study_id, study_name, direction: as in the database. Hyperband's brackets depend on the name.
@@ -39,14 +38,14 @@ class SnapshotStorage(BaseStorage):
         self._study_name = study_name
         self._study_id = study_id
         self._direction = direction
-        self._trials: dict[int, FrozenTrial] = {}  # by trial id, in the order of their numbers, as samplers expect it
+        self._trials: dict[int, FrozenTrial] = {}  # by trial id, in the order of numbers, as samplers expect
         self._pending_attrs: list[SystemAttr] = []
 
     def replace_trials(self, trials: Iterable[FrozenTrial]) -> None:
-        """Hold these trials from now on; they are not copied and must not be changed by the caller.
+        """Replace all trials. They are not copied, and the caller must not change them.
 
-        System attributes that were not drained yet are put on the new trials too: they were read before the
-        caller could have written them.
+        System attributes that were not drained yet are also set on the new trials: these were read before the caller
+        could have stored the attributes.
 
         Raises:
             ValueError: two trials have one id.
@@ -61,11 +60,11 @@ class SnapshotStorage(BaseStorage):
                 self._put_system_attr(trial_id, key, value)
 
     def drain_system_attrs(self) -> list[SystemAttr]:
-        """Hand over what pruners and samplers wrote since the last call, in order; the caller stores it."""
+        """Return the system attributes that pruners and samplers wrote since the last call, for the caller to store."""
         drained, self._pending_attrs = self._pending_attrs, []
         return drained
 
-    # What may be written: a trial's system attributes and its parameters; the caller stores both
+    # Allowed writes: a trial's system attributes and its parameters. The caller stores both.
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
         self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
@@ -108,7 +107,7 @@ class SnapshotStorage(BaseStorage):
         return {}
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """Always empty: what Optuna keeps there (names of objectives) concerns no pruner and no sampler."""
+        """Always empty: no pruner or sampler uses what Optuna stores there (names of objectives)."""
         self._check_study_id(study_id)
         return {}
 
@@ -136,7 +135,7 @@ class SnapshotStorage(BaseStorage):
         return copy.deepcopy(trials) if deepcopy else trials
 
     def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
-        # BaseStorage takes the number as an index, which holds only if no trial of the study is left out.
+        # BaseStorage uses the number as an index, which is right only if the snapshot has all trials of the study.
         for trial in self.get_all_trials(study_id, deepcopy=False):
             if trial.number == trial_number:
                 return trial._trial_id
@@ -146,7 +145,7 @@ class SnapshotStorage(BaseStorage):
         if study_id != self._study_id:
             raise KeyError(f"this snapshot holds the study with the id {self._study_id}, not {study_id}")
 
-    # Everything else is refused
+    # All other writes are refused.
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
         self._refuse("create_new_study")
@@ -178,17 +177,17 @@ class SnapshotStorage(BaseStorage):
 
 @final
 class StudySnapshot:
-    """What a worker knows of its study at this moment, and what a pruner says to it.
+    """A worker's snapshot of its study, and the pruner's decisions on it.
 
-    In use: `replace_trials` with what the epoch's transaction read (the epoch's own reports included);
-    `should_prune` for each lane that `is_running` still, in a fixed order; `drain_system_attrs` into the next
-    transaction. For use by one thread.
+    Usage per epoch: call `replace_trials` with the trials that the epoch's transaction read (including the reports of
+    this epoch); then `should_prune` for each lane whose trial `is_running`, in a fixed order; then store the result of
+    `drain_system_attrs` in the next transaction. For use by one thread.
 
     Args:
         study_name: as in the database.
-        pruner: from `pruners.build_pruner`; kept for the snapshot's life.
+        pruner: from `pruners.build_pruner`; the same object for all epochs.
         study_id: as in the database.
-        direction: hpsearch minimises the validation zero-one loss.
+        direction: hpsearch always minimises (the validation zero-one loss).
     """
 
     def __init__(
@@ -205,7 +204,7 @@ class StudySnapshot:
 
     @property
     def study(self) -> optuna.Study:
-        """A real Optuna study over these trials; a new one at each call, as studies cache their trials."""
+        """An Optuna study of these trials. A new object at each call, because studies cache their trials."""
         return optuna.Study(study_name=self._study_name, storage=self._storage, pruner=self._pruner)
 
     def replace_trials(self, trials: Iterable[FrozenTrial]) -> None:
@@ -217,19 +216,22 @@ class StudySnapshot:
         return self._storage.drain_system_attrs()
 
     def is_running(self, trial_id: int) -> bool:
-        """Whether the trial is there and RUNNING: if not, a worker that trains it has lost its lease."""
+        """Whether the trial exists and is RUNNING. If not, a worker that trains it has lost its lease."""
         try:
             return self._storage.get_trial(trial_id).state is TrialState.RUNNING
         except KeyError:
             return False
 
     def should_prune(self, trial_id: int) -> bool:
-        """What `optuna.Trial.should_prune` would say of this RUNNING trial, and write (to be drained).
+        """The decision of `optuna.Trial.should_prune` for this RUNNING trial.
+
+        Attributes that the pruner writes are kept for `drain_system_attrs`.
 
         Raises:
             KeyError: the trial is not in the snapshot.
-            optuna.exceptions.UpdateFinishedTrialError: it has finished: whoever asks has lost its lease.
+            optuna.exceptions.UpdateFinishedTrialError: the trial has finished, so the calling worker has lost its
+                lease.
         """
         trial = self._storage.get_trial(trial_id)
         self._storage.check_trial_is_updatable(trial_id, trial.state)
-        return bool(self._pruner.prune(self.study, trial))  # some of Optuna's return numpy's bool
+        return bool(self._pruner.prune(self.study, trial))  # some of Optuna's pruners return numpy.bool

@@ -1,8 +1,8 @@
-"""When a trial ends of its own accord: its rule looks at its own history only, never at other trials.
+"""Stopping rules, which end a trial based on its own history alone, never on other trials.
 
-The worker keeps one `StoppingRule` per trial and asks `decide` after every epoch. A trial that ends here is
-COMPLETE with its best value (PRUNED if it diverged: docs/decisions/0003); giving a trial up because others are
-better is the business of `pruners`.
+The worker has one `StoppingRule` per trial and calls `decide` after every epoch. A trial that a rule ends is COMPLETE
+with its best value (PRUNED if it diverged: docs/decisions/0003). Ending a trial because others are better is the task
+of `pruners`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hpsearch.study.settings import StoppingSettings
 
 
 class StopReason(StrEnum):
-    """Why a trial ended of its own accord."""
+    """Why a trial ended, other than by pruning."""
 
     PATIENCE_EXHAUSTED = "patience-exhausted"
     NO_IMPROVEMENT = "no-improvement"
@@ -32,7 +32,7 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StopDecision:
-    """A trial ends here: the reason, and one sentence for people."""
+    """The decision to end a trial: the reason, and one sentence for display."""
 
     reason: StopReason
     detail: str
@@ -40,14 +40,13 @@ class StopDecision:
 
 @dataclass(kw_only=True)
 class StoppingRule(ABC):
-    """What the stopping of one trial depends on: one object per trial, told each of its epochs once.
+    """A stopping rule with the history of one trial. It must observe each epoch of the trial once.
 
-    Every field is a plain number, so that `state` is JSON and a trial can be taken up again from a
-    checkpoint.
+    All fields are plain numbers, so that `state` is JSON and a trial can be resumed from a checkpoint.
 
     Args:
-        best: the validation with the strictly lowest zero-one loss so far; the first of equals stays. (Which
-            of two equal trials is the better one is another question: there the NLL breaks the tie.)
+        best: the validation with the lowest zero-one loss so far, the first one in case of a tie. (Between two trials
+            with equal losses the NLL breaks the tie; here it does not.)
     """
 
     name: ClassVar[str]
@@ -56,18 +55,18 @@ class StoppingRule(ABC):
 
     @abstractmethod
     def observe(self, report: EpochReport) -> StopDecision | None:
-        """Take in the next epoch of this trial; say so if it was the last one."""
+        """Observe the next epoch of the trial; returns a decision if the trial should end."""
 
     def state(self) -> dict[str, Any]:
-        """The rule with its history: JSON-serialisable, exact, read back by `rule_from_state`."""
+        """The rule with its history as JSON-serialisable values, exact; `rule_from_state` restores it."""
         return {"rule": self.name, **asdict(self)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The rule that `state` was taken from; it decides from here on as that one would have.
+        """Restore the rule that returned `state`. It makes the same further decisions.
 
         Raises:
-            ArtifactError: the state is not one of this rule.
+            ArtifactError: the state is not a state of this rule.
         """
         fields = {key: value for key, value in state.items() if key != "rule"}
         try:
@@ -87,27 +86,28 @@ class StoppingRule(ABC):
 
 @dataclass(kw_only=True)
 class _Patience(StoppingRule):
-    """DLT's early stopping: each significant new best buys the trial a multiple of the minibatches so far.
+    """Early stopping as in the deeplearning.net tutorial: each significant new best extends the trial.
 
-    DLT's loop tests `patience <= iter` after every minibatch, and its `iter` counts from 0: minibatch t
-    (counted from 1, as in `Validation.iteration`) is trained, and looked at, exactly if `patience > t - 2`
-    before it. We train whole epochs and then ask which validations that loop would have reached:
+    The trial may then run to a multiple of the minibatches so far. The tutorial's loop tests `patience <= iter` after
+    every minibatch, and its `iter` counts from 0: minibatch t (counted from 1, as in `Validation.iteration`) is
+    trained and validated exactly if `patience > t - 2` before it. We train whole epochs and then determine which
+    validations that loop would have reached:
 
-    - Validations beyond the end of patience within an epoch are ignored, so `best` is DLT's best.
-    - If patience ends before the next epoch's first validation we stop at once: DLT trains on up to that
-      minibatch, but never looks at what came out.
+    - Validations beyond the end of patience within an epoch are ignored, so `best` is the tutorial's best.
+    - If patience ends before the first validation of the next epoch we stop at once. The tutorial trains up to that
+      minibatch, but never validates the result.
 
-    `best` and its iteration equal DLT's wherever the validation points are the same: whenever
-    `validations_every` divides the number of minibatches, as in all runs of the notes. Where it does not, DLT
-    validates at every multiple of it, across the epochs; we begin to count anew in each epoch and validate at
-    the epoch's end too, because the epoch's value is reported. The same rule then holds at our points.
+    `best` and its iteration equal the tutorial's if the validation points are the same, which they are whenever
+    `validations_every` divides the number of minibatches, as in all runs of the sources. If it does not, the tutorial
+    validates at every multiple of it, across epochs. We restart the count in each epoch and also validate at the end
+    of the epoch, because the epoch's value is reported; the rule is then applied at these points.
 
     Args:
-        patience: minibatches that are trained in any case; grows as the trial goes.
-        increase: a significant new best lets the trial run to this multiple of DLT's `iter` at that moment.
+        patience: number of minibatches that are trained in any case; grows during the trial.
+        increase: a significant new best lets the trial run to this multiple of the tutorial's `iter` at that moment.
         validations_every: minibatches between two validations, at most the minibatches of an epoch
             (`validation_interval`).
-    Source: DLT, "Early-Stopping"; REFERENCE section 5.
+    Source: docs/sources.md, section 5.
     """
 
     patience: float
@@ -116,7 +116,7 @@ class _Patience(StoppingRule):
 
     @abstractmethod
     def _is_significant(self, new_best: Validation) -> bool:
-        """Whether it is so much better than what went before that the trial should go on for longer."""
+        """Whether the new best is enough better than the earlier validations to extend the trial."""
 
     def observe(self, report: EpochReport) -> StopDecision | None:
         for validation in report.validations:
@@ -144,10 +144,11 @@ class _Patience(StoppingRule):
 @final
 @dataclass(kw_only=True)
 class GeometricPatience(_Patience):
-    """Patience that grows with relative improvements, as DLT has it.
+    """Patience that grows with relative improvements, as in the deeplearning.net tutorial.
 
     Args:
-        threshold: a new best is significant below this fraction of the old one.
+        threshold: a new best is significant if it is below this fraction of the old best.
+    Source: docs/sources.md, section 5.
     """
 
     name: ClassVar[str] = "geometric-patience"
@@ -162,17 +163,19 @@ class GeometricPatience(_Patience):
 @final
 @dataclass(kw_only=True)
 class SignificancePatience(_Patience):
-    """Patience that grows with improvements that are more than chance: an exact McNemar test on the same images.
+    """Patience that grows with statistically significant improvements, by an exact McNemar test on the same images.
 
-    A new best is held against the reference: the new best that was significant last, the very first at first. Held
-    against the best before it, a slow and steady improvement would never be significant. Whoever validates keeps the
-    reference, and moves it by the same test (`training.correctness`).
+    A new best is compared with the reference: the last new best that was significant, initially the first validation.
+    If it were compared with the previous best, a slow and steady improvement would never be significant. The code that
+    validates keeps the reference, and moves it by the same test (`training.correct_images`).
 
     Args:
         level: a new best is significant if its one-sided p-value is at most this.
-        reference_iteration: of the reference; 0 before there is one.
-    Source: DLT, "Early-Stopping", wishes for "a test of statistical significance when deciding whether to increase
-        the patience"; McNemar (1947).
+        reference_iteration: iteration of the reference; 0 if there is none.
+    Raises:
+        ValueError: a new best was not compared with a reference (`gained` and `lost` are None).
+    Source: docs/sources.md, section 5, where a test of statistical significance is suggested for the decision whether
+        to increase the patience; McNemar (1947).
     """
 
     name: ClassVar[str] = "significance"
@@ -192,12 +195,12 @@ class SignificancePatience(_Patience):
 @final
 @dataclass(kw_only=True)
 class NoImprovementInN(StoppingRule):
-    """Stop when n epochs in a row brought no new best; a tie is no improvement.
+    """Stops after n epochs in a row without a new best; a tie is not a new best.
 
     Args:
-        n: 1 or more; KZL uses 10, 20 or 30, as one or two bad epochs mean nothing.
+        n: 1 or more; 10, 20 or 30 in the source, since one or two bad epochs mean nothing.
         num_epochs_without_best: epochs since the last new best.
-    Source: KZL, "no-improvement-in-n"; REFERENCE section 5.
+    Source: docs/sources.md, section 5.
     """
 
     name: ClassVar[str] = "no-improvement-in-n"
@@ -220,7 +223,7 @@ class NoImprovementInN(StoppingRule):
 @final
 @dataclass(kw_only=True)
 class NeverStops(StoppingRule):
-    """Keep the best and train on: such a trial ends by its epochs, its schedule, or a pruner."""
+    """Never stops, but keeps the best. The trial ends by its number of epochs, its schedule, or a pruner."""
 
     name: ClassVar[str] = "none"
 
@@ -256,8 +259,8 @@ def stopping_rule(settings: StoppingSettings, *, num_minibatches: int) -> Stoppi
 def validation_interval(settings: StoppingSettings, num_minibatches: int) -> int:
     """Minibatches between two validations: 1 to `num_minibatches`.
 
-    With patience half of it at most, so that a trial is looked at before it can run out (DLT); otherwise once per
-    epoch.
+    With a patience rule at most half of the patience, so that a trial is validated before its patience can run out
+    (docs/sources.md, section 5); otherwise once per epoch.
     """
     if settings.rule not in ("geometric-patience", "significance"):
         return num_minibatches
@@ -265,10 +268,10 @@ def validation_interval(settings: StoppingSettings, num_minibatches: int) -> int
 
 
 def rule_from_state(state: Mapping[str, Any]) -> StoppingRule:
-    """The rule whose `state` was saved, with its history.
+    """Restore a rule with its history from a saved `state`.
 
     Raises:
-        ArtifactError: the state names no rule that we know, or lacks its fields.
+        ArtifactError: the state names an unknown rule, or lacks fields.
     """
     for rule in (GeometricPatience, SignificancePatience, NoImprovementInN, NeverStops):
         if state.get("rule") == rule.name:
@@ -277,15 +280,15 @@ def rule_from_state(state: Mapping[str, Any]) -> StoppingRule:
 
 
 def decide(rule: StoppingRule, report: EpochReport, max_epochs: int) -> StopDecision | None:
-    """What the epoch means for its trial: a reason to end it, or None to train on.
+    """Decide after an epoch whether its trial ends; None to continue.
 
-    The first that holds counts: divergence (the rule is not told: its best stays finite), the learning-rate
-    schedule's end, the trial's own rule, the last epoch. To be called once per epoch, in order.
+    The first of these reasons is returned: divergence (the rule does not observe such an epoch, so its best stays
+    finite), the end of the learning-rate schedule, the stopping rule, the last epoch. Call it once per epoch, in order.
     """
     if report.has_diverged:
         detail = f"diverged at epoch {report.epoch}: a loss is not finite"
         return StopDecision(reason=StopReason.DIVERGED, detail=detail)
-    by_rule = rule.observe(report)  # in any case: the last epoch may be the best one
+    by_rule = rule.observe(report)  # before the other checks: the last epoch may be the best one
     if report.is_schedule_exhausted:
         detail = f"the schedule ended at epoch {report.epoch}, after the rate {report.learning_rate:.6g}"
         return StopDecision(reason=StopReason.SCHEDULE_EXHAUSTED, detail=detail)

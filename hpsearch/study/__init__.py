@@ -1,4 +1,5 @@
-"""What a study is: a file that a user writes, checked into a definition, and the space of its points.
+"""Study definitions: the study file that a user writes, its validated form, and the space of the study's points.
 
-`definition` is where one comes in. Knows neither database nor tensors.
+`definition` is the entry point: it reads a study file and returns a `StudyDefinition`, which gives points and trial
+settings. The package uses neither the database nor tensors.
 """

@@ -1,8 +1,8 @@
-"""What may change in a study that exists: more budget, more points. What alters the meaning of a value may not.
+"""Which changes an existing study accepts: more budget and more points, but nothing that alters the meaning of values.
 
-Values of one study are compared with each other, so whatever they depend on besides their point must be the same for
-all of them: data, model, training, stopping, pruning and seed. The search may go on: with more points, a wider grid, a
-larger budget. What has been trained stays.
+The values of a study are compared with each other, so everything that they depend on besides their point must be the
+same for all of them: data, model, training, stopping, pruning and seed. The search can be extended by more points, a
+wider grid or a larger budget. Trained points are kept.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _POINTS = "search.points"
 
 @dataclass(frozen=True, kw_only=True)
 class StudyChange:
-    """How a definition differs from the stored one of the same name.
+    """The differences between a definition and the stored one of the same name.
 
     Args:
         lines: all differences, one line each.
-        refused: those that cannot be applied to a study that exists; the reason stands behind the line.
+        refused: the differences that cannot be applied to an existing study, each line followed by the reason.
     """
 
     lines: tuple[str, ...]
@@ -35,7 +35,7 @@ class StudyChange:
 
 
 def compare_definitions(stored: StudyDefinition, given: StudyDefinition) -> StudyChange:
-    """What has changed, and what of it a study that exists cannot take."""
+    """The differences between two definitions, and which of them an existing study does not accept."""
     lines = describe_differences(stored, given)
     refused = [
         f"{line} ({why})" for line in lines if (why := _objection(line.partition(": ")[0], stored, given)) is not None
@@ -44,7 +44,7 @@ def compare_definitions(stored: StudyDefinition, given: StudyDefinition) -> Stud
 
 
 def _objection(key: str, stored: StudyDefinition, given: StudyDefinition) -> str | None:
-    """Why this key must stay as it is; None if it need not."""
+    """Why this key must not change in this way; None if it may."""
     if key.startswith(_FREE_KEYS):
         return None
     if stored.search.strategy != given.search.strategy:

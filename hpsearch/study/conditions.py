@@ -1,8 +1,8 @@
-"""Keys that matter only for some values of another key: `momentum` for the optimiser of that name.
+"""Keys that have an effect only for some values of another key, such as `momentum` for the optimizer of that name.
 
-Such a parameter is conditional: a point has it only where it has an effect, so that no point is counted twice. One
-that has an effect in no point is refused as a dimension. One that is merely set is told of in a warning:
-`--set model.family=logistic` must not force anybody to edit the rest of a file.
+Such a parameter is conditional: a point has it only if it has an effect, so that no point is counted twice. A
+dimension that has no effect in any point is refused. A key without effect that is set, but not searched, only causes a
+warning: `--set model.family=logistic` must not require editing the rest of the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PATIENCE: Final = ("stopping.rule", ("geometric-patience", "significance"))
 _AGAINST_OTHERS: Final = ("pruning.pruner", ("median", "percentile"))
 _RUNGS: Final = ("pruning.pruner", ("successive-halving", "hyperband"))
 
-# key -> its owner, and the owner's values for which the key matters. A key that is not here always matters.
+# key -> its owner, and the owner's values for which the key has an effect. A key that is not here always has one.
 EFFECTS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "model.hidden_units": _HIDDEN,
     "model.kernels": ("model.family", ("cnn",)),
@@ -61,7 +61,7 @@ _EXCLUSIVE: Final = ("training.schedule_target", "training.schedule_factor")
 
 
 def idle_keys(sections: Sections, search: SearchSettings) -> dict[str, str]:
-    """The keys that matter in no point, each with the reason: `training.optimizer is sgd`."""
+    """The keys that have no effect in any point, each with the reason: `training.optimizer is sgd`."""
     idle = {}
     for key, (owner, values) in EFFECTS.items():
         possible = _possible_values(owner, sections, search)
@@ -71,16 +71,16 @@ def idle_keys(sections: Sections, search: SearchSettings) -> dict[str, str]:
 
 
 def check_effects(sections: Sections, search: SearchSettings, set_keys: Collection[str], source: str) -> None:
-    """Refuse searched keys that have an effect in no point, and warn of those that are only set.
+    """Refuse searched keys that have no effect in any point, and warn of keys without effect that are only set.
 
     Args:
-        set_keys: what the document itself says, `section.key` each; the rest are defaults.
-        source: what messages call the document.
+        set_keys: the keys in the document itself, as `section.key`; all others have their defaults.
+        source: name of the document in messages.
     Raises:
-        InputError: a searched key matters in no point.
+        InputError: a searched key has no effect in any point, or a step schedule has both a target and a factor.
     """
     searched = {dimension.name for dimension in search.dimensions}
-    # The points of a list need not have the same keys: one may have a target, another a factor.
+    # Listed points need not have the same keys: one may have a target, another a factor.
     together = [{name for name, _ in point} for point in search.points] or [searched]
     for number, keys in enumerate(together, start=1):
         if {*set_keys, *(key for key in _EXCLUSIVE if _name(key) in keys)}.issuperset(_EXCLUSIVE):
@@ -104,10 +104,10 @@ def check_effects(sections: Sections, search: SearchSettings, set_keys: Collecti
 def active_dimensions(
     dimensions: tuple[Dimension, ...], sections: Sections, chosen: Mapping[str, ParameterValue]
 ) -> Iterator[Dimension]:
-    """The dimensions that a point has, those first that decide about others.
+    """The dimensions that a point has, starting with those on which others depend.
 
     Args:
-        chosen: the point so far: the caller puts the value of each dimension in before it asks for the next one.
+        chosen: the point so far. The caller must add the value of each dimension before it requests the next one.
     """
     for dimension in sorted(dimensions, key=lambda dimension: not _is_owner(dimension.name)):
         if has_effect(dimension.name, chosen, sections):
@@ -115,7 +115,7 @@ def active_dimensions(
 
 
 def has_effect(name: str, point: Point, sections: Sections) -> bool:
-    """Whether a searched key matters for a point; what the point does not say, its study's sections do."""
+    """Whether a searched key has an effect in a point. Keys that the point lacks have the values in `sections`."""
     key = _key(name)
     if key not in EFFECTS:
         return True
@@ -125,12 +125,12 @@ def has_effect(name: str, point: Point, sections: Sections) -> bool:
 
 
 def without_idle(point: Point, sections: Sections) -> dict[str, ParameterValue]:
-    """The point without what has no effect in it."""
+    """The point without the keys that have no effect in it."""
     return {name: value for name, value in point.items() if has_effect(name, point, sections)}
 
 
 def effective_points(dimensions: tuple[Dimension, ...], sections: Sections) -> Iterator[dict[str, ParameterValue]]:
-    """The points of a grid in order, each once: conditional parameters stand only where they have an effect."""
+    """The distinct points of a grid in order; each has conditional parameters only if they have an effect."""
     if not _are_conditional(dimensions):
         yield from grid_points(dimensions)
         return
@@ -143,7 +143,7 @@ def effective_points(dimensions: tuple[Dimension, ...], sections: Sections) -> I
 
 
 def num_effective_points(dimensions: tuple[Dimension, ...], sections: Sections) -> int:
-    """How many `effective_points` there are, without a look at each."""
+    """The number of `effective_points`, computed without listing all of them."""
     owners = tuple(dimension for dimension in dimensions if _is_owner(dimension.name))
     others = [dimension for dimension in dimensions if not _is_owner(dimension.name)]
     if not _are_conditional(dimensions):
@@ -165,12 +165,12 @@ def _is_owner(name: str) -> bool:
 
 
 def _key(name: str) -> str:
-    """The key of `EFFECTS` that a searched key is, if it is there: `momentum` -> `training.momentum`."""
+    """The full key of a searched key as in `EFFECTS`, if it is there: `momentum` -> `training.momentum`."""
     return _KEY_OF.get("options" if name.startswith(OPTION_PREFIX) else name, name)
 
 
 def _possible_values(owner: str, sections: Sections, search: SearchSettings) -> tuple[ParameterValue, ...]:
-    """The owner's values in the study's points: those searched, or else the one that is set."""
+    """The owner's values in the study's points: the searched values, otherwise the one that is set."""
     section, name = owner.split(".")
     for dimension in search.dimensions:
         if dimension.name == name:
@@ -179,7 +179,7 @@ def _possible_values(owner: str, sections: Sections, search: SearchSettings) -> 
 
 
 def _matters(value: ParameterValue, values: Collection[str]) -> bool:
-    """Whether the owner's value is among those listed; every custom family is one and the same there."""
+    """Whether the owner's value is among `values`; all custom families count as `CUSTOM_FAMILY`."""
     return (CUSTOM_FAMILY if is_custom_family(str(value)) else value) in values
 
 

@@ -1,7 +1,8 @@
 """The study definition: one TOML file, parsed, validated, hashed and compared.
 
-It is the first station of the way of the data: study.toml -> StudyDefinition -> points in PostgreSQL. The
-definition is stored with the study as canonical JSON: workers need no file, and a changed one is refused.
+This is the first step of the data flow: study.toml -> StudyDefinition -> points in PostgreSQL. The definition is
+stored with the study as canonical JSON, so that workers need no file. A changed file is compared with the stored
+definition (`change`).
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 _POINTS: Final = "search.points"
 
-# Keys of [search] that belong to some strategies only.
+# Keys of [search] that only some strategies have.
 _OWN_KEYS: Final = {
     "num_points": DRAWN,
     "points": ("listed",),
@@ -82,7 +83,11 @@ _OWN_KEYS: Final = {
 
 
 def check_study_name(name: str) -> str:
-    """Return the name, or raise ValueError with the rule: names become file names, keys and page titles."""
+    """Validate and return the name; names become file names, keys and page titles.
+
+    Raises:
+        ValueError: the name breaks the rule, which the message states.
+    """
     if not _NAME_RULE.fullmatch(name):
         raise ValueError(
             "must be 1 to 100 letters (a-z, A-Z), digits, '.', '_' or '-', and begin with a letter or digit, "
@@ -92,11 +97,11 @@ def check_study_name(name: str) -> str:
 
 
 class StudyDefinition(Settings):
-    """What a study is: frozen, validated, the same for every worker.
+    """The definition of a study: frozen, validated, and the same for every worker.
 
     Args:
-        keep_parameters: whose best parameters are kept as artifacts: those of each trial that may be the study's
-            best when it ends, or those of all complete trials.
+        keep_parameters: the trials whose best parameters are stored as artifacts: "best": each trial that may be the
+            study's best when it ends; "all": all complete trials.
     """
 
     name: Annotated[str, AfterValidator(check_study_name)]
@@ -138,7 +143,7 @@ class StudyDefinition(Settings):
 
     @property
     def num_points(self) -> int:
-        """How many points the study begins with; all of them, but for coarse-to-fine, which adds rounds."""
+        """The number of points at the start: all points, except for coarse-to-fine, which adds rounds."""
         if self.search.num_points is not None:
             return self.search.num_points
         if self.search.strategy == "listed":
@@ -147,12 +152,12 @@ class StudyDefinition(Settings):
 
     @property
     def is_drawn(self) -> bool:
-        """True if a sampler gives points their parameters, when they are claimed and not before."""
+        """True if a sampler draws the parameters of a point when the point is claimed."""
         return self.search.is_drawn
 
     @property
     def keeps_all_parameters(self) -> bool:
-        """True if every complete trial's best parameters are kept, and not only those of the study's best."""
+        """True if the best parameters of every complete trial are kept, not only of trials that may be the best."""
         return self.keep_parameters == "all"
 
     @property
@@ -160,10 +165,12 @@ class StudyDefinition(Settings):
         return {"model": self.model.model_dump(), "training": self.training.model_dump()}
 
     def points(self) -> Iterator[dict[str, ParameterValue]]:
-        """The points that are known from the start, in order, without what has no effect in them.
+        """The points that are known from the start, in order, without keys that have no effect in them.
 
-        A strategy that draws has points without parameters until a worker asks; coarse-to-fine has rounds
-        (search/narrowing) and is not asked here.
+        With a strategy that draws, points are empty until a worker claims them.
+
+        Raises:
+            ValueError: the strategy is coarse-to-fine, which has rounds (search/narrowing).
         """
         match self.search.strategy:
             case "grid":
@@ -175,11 +182,11 @@ class StudyDefinition(Settings):
         return ({} for _ in range(self.num_points))
 
     def reduce(self, point: Point) -> dict[str, ParameterValue]:
-        """The point without what has no effect in it: `momentum` beside plain SGD."""
+        """The point without the keys that have no effect in it, such as `momentum` with plain SGD."""
         return without_idle(point, self._sections)
 
     def left_to_study(self, point: Point) -> dict[str, ParameterValue]:
-        """The searched keys that a listed point does not name, with the study's values that stand in."""
+        """The searched keys that a listed point does not name, with the study's own values."""
         if self.search.strategy != "listed":
             return {}
         return values_left_to_study(point, self.search.dimensions, {**self._sections, "seed": self.seed})
@@ -192,7 +199,7 @@ class StudyDefinition(Settings):
         return point
 
     def is_admissible(self, point: Point) -> bool:
-        """Whether the settings take these values; a search that grows may ask for a momentum of 1."""
+        """Whether the settings accept these values; a growing grid may reach an invalid value, such as momentum 1."""
         try:
             self.resolve(point)
         except ValidationError:
@@ -200,22 +207,24 @@ class StudyDefinition(Settings):
         return True
 
     def parameters(self, point: Point) -> dict[str, ParameterValue]:
-        """A point of `points`, or of a round, as Optuna has it; `distributions` has the same names."""
+        """A point of `points`, or of a round, as Optuna parameters; `distributions` has the same names."""
         if self.search.strategy == "coarse-to-fine":
             return with_zero_switches(point, self.search.dimensions)
         return dict(point)
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """What Optuna is told about the parameters of points that are not drawn."""
+        """Optuna distributions of the parameters, for strategies that do not draw."""
         if self.search.strategy != "coarse-to-fine":
             return {d.name: d.grid_distribution() for d in self.search.dimensions}
         return {n: dist for d in self.search.dimensions for n, dist in d.narrowed_distributions().items()}
 
     def resolve(self, parameters: Point) -> TrialSettings:
-        """The study's settings with one trial's parameters in their place.
+        """The study's settings with the parameters of one trial.
 
         Args:
             parameters: as Optuna stores them (with `_is_zero` switches).
+        Raises:
+            ValidationError: the settings do not accept a value.
         """
         sections = self._sections
         for name, value in without_zero_switches(parameters).items():
@@ -229,9 +238,9 @@ class StudyDefinition(Settings):
         )
 
     def document(self) -> dict[str, Any]:
-        """The study file that says this: `parse_definition` reads it back as the same definition.
+        """The definition as the content of a study file; `parse_definition` reads it back as the same definition.
 
-        Defaults are written out, except where the key has no effect.
+        Defaults are included, except for keys that have no effect.
         """
         sections = self.model_dump(mode="json")
         idle = idle_keys(sections, self.search)
@@ -249,10 +258,10 @@ class StudyDefinition(Settings):
         return document
 
     def told_like(self, other: StudyDefinition) -> StudyDefinition:
-        """This definition in the words of another: its dimensions' order, and its name for the data.
+        """This definition with the order of dimensions and the dataset path of another definition.
 
-        Neither is part of what a study is, yet the order orders the points: a study keeps what it began with. Keys that
-        the other has not come last.
+        Neither is part of a study's identity, but the order of dimensions determines the order of points, so a study
+        keeps its original order. Keys that the other definition lacks come last.
         """
         places = {dimension.name: place for place, dimension in enumerate(other.search.dimensions)}
         in_order = sorted(self.search.dimensions, key=lambda dimension: places.get(dimension.name, len(places)))
@@ -263,12 +272,12 @@ class StudyDefinition(Settings):
         return self.model_copy(update=update)
 
     def canonical_json(self) -> str:
-        """One text per meaning: defaults written out, keys sorted. `from_canonical_json` reads it back."""
+        """A canonical text: defaults included, keys sorted. `from_canonical_json` reads it back."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_canonical_json(cls, text: str) -> StudyDefinition:
-        # strict=False: JSON has lists where the sections hold tuples.
+        # strict=False: JSON has lists where the sections have tuples.
         return cls.model_validate_json(text, strict=False)
 
     @property
@@ -277,16 +286,19 @@ class StudyDefinition(Settings):
 
     @property
     def value_sha256(self) -> str:
-        """Of all that a trial's value depends on besides its point: what it searches may change, this may not."""
+        """SHA-256 of everything that a trial's value depends on besides its point.
+
+        Unlike the search, it must not change during the life of a study.
+        """
         meaning = self.model_dump(mode="json", exclude={"name", "search", "keep_parameters"})
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
 
 
 def load_definition(path: Path, overrides: Sequence[str] = ()) -> StudyDefinition:
-    """Read a study file and put `key=value` overrides in place.
+    """Read a study file and apply `key=value` overrides.
 
     Raises:
-        InputError: the file cannot be read, is not TOML, or says something that is not allowed.
+        InputError: the file cannot be read, is not TOML, or is not a valid definition.
     """
     try:
         document = parse_toml(path.read_text(encoding="utf-8-sig"), str(path))
@@ -299,7 +311,7 @@ def load_definition(path: Path, overrides: Sequence[str] = ()) -> StudyDefinitio
         raise InputError(f"{path}: byte {error.start} is not UTF-8", hint="save the file as UTF-8") from error
     for override in overrides:
         apply_override(document, override)
-    # The value at fault may stand in an override and not in the file.
+    # The wrong value may be in an override instead of in the file.
     return parse_definition(document, source=f"{path} with --set" if overrides else str(path))
 
 
@@ -317,7 +329,7 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
     """Turn a parsed TOML document into a definition.
 
     Args:
-        source: what error messages call the document, mostly its path.
+        source: name of the document in error messages, usually its path.
     Raises:
         InputError: names source, key, value and what was expected.
     """
@@ -327,7 +339,7 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
     if not isinstance(search, dict):
         raise InputError(f"{source}: search must be a section, got {shown(search)}", hint="write [search]")
     search = flat_search(search, source)
-    # The other sections come first: a dimension's values are judged by the section that they will stand in.
+    # Validate the other sections first: a dimension's values are validated as part of their section.
     base = validated(StudyDefinition, {**document, "search": {}}, source=source)
     own = {key: value for key, value in search.items() if key in SearchSettings.model_fields}
     own.pop("dimensions", None)
@@ -357,9 +369,9 @@ def _warn_of_small_budget(search: SearchSettings, sections: Mapping[str, Any], s
 
 
 def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> list[str]:
-    """One line per field that differs: `training.max_epochs: 200 in the study, 3 in the file`.
+    """One line per field that differs: `training.max_epochs: 200 in the study, 3 given`.
 
-    The order of keys, of dimensions and of listed points is no difference.
+    The order of keys, dimensions and listed points is not compared.
     """
     old, new = (dict(_lines(definition)) for definition in (stored, given))
     lines = {
@@ -373,21 +385,21 @@ def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> lis
         old_points, new_points = set(stored.search.points), set(given.search.points)
         lines[_POINTS] = _points_difference(old_points, new_points)
         if old_points == new_points:
-            del lines[_POINTS]  # the same in another order
+            del lines[_POINTS]  # the same points in another order
     return list(lines.values())
 
 
 def is_same_place(stored: str, given: str) -> bool:
-    """Whether a dataset's absolute path may be the relative one that an older hpsearch stored.
+    """Whether a dataset's absolute path may be the same as a relative path that an older hpsearch stored.
 
-    From which folder that one was, nobody has written down; the checksums of the data tell the rest.
+    The folder that a stored relative path refers to is not known; the checksums of the data are compared elsewhere.
     """
     old, new = PurePath(stored), PurePath(given)
     return new.is_absolute() and not old.is_absolute() and new.parts[-len(old.parts) :] == old.parts != ()
 
 
 def _points_difference(old: set[Any], new: set[Any]) -> str:
-    """Lists may be long: how many, and an example of what came and went."""
+    """Describe the difference of two lists, which may be long: the numbers, and one new and one missing point."""
     parts = [f"{len(old)} in the study, {len(new)} given"]
     for what, points in (("new", new - old), ("gone", old - new)):
         if points:
@@ -397,7 +409,7 @@ def _points_difference(old: set[Any], new: set[Any]) -> str:
 
 
 def _lines(definition: StudyDefinition) -> Iterator[tuple[str, str]]:
-    """Every field with its value, dimensions as they are written."""
+    """Every field with its value, and dimensions as in a study file."""
     for section, content in definition.model_dump(mode="json").items():
         if not isinstance(content, dict):
             yield section, inline_text(content)
@@ -406,15 +418,15 @@ def _lines(definition: StudyDefinition) -> Iterator[tuple[str, str]]:
             if key != "dimensions":
                 yield f"{section}.{key}", inline_text(value)
     if definition.search.strategy == "listed":
-        return  # they follow from the points
+        return  # the dimensions follow from the points
     for dimension in definition.search.dimensions:
         yield f"search.{dimension.name}", inline_text(written_dimension(dimension))
 
 
 def _written_dimensions(dimensions: Sequence[Dimension]) -> dict[str, Any]:
-    """The dimensions as a study file has them, in an order that TOML keeps.
+    """The dimensions as in a study file, in a form in which TOML preserves their order.
 
-    In TOML the values of a section stand before its tables: a list that follows a table becomes a table of its own.
+    In TOML the values of a section come before its tables, so a list that follows a table is written as a table.
     """
     written: dict[str, Any] = {}
     for dimension in dimensions:
@@ -425,12 +437,12 @@ def _written_dimensions(dimensions: Sequence[Dimension]) -> dict[str, Any]:
 
 
 def _set_keys(document: dict[str, Any]) -> set[str]:
-    """`section.key` of all that the document itself says."""
+    """The keys that the document itself sets, as `section.key`."""
     return {f"{section}.{key}" for section, content in document.items() if isinstance(content, dict) for key in content}
 
 
 def _without_absent(content: dict[str, Any], section: str, idle: Collection[str]) -> dict[str, Any]:
-    """A section without nulls, which TOML has not, and without defaults that have no effect."""
+    """A section without nulls, which TOML lacks, and without defaults that have no effect."""
     kind = StudyDefinition.model_fields[section].annotation
     assert isinstance(kind, type)
     assert issubclass(kind, Settings)

@@ -1,7 +1,7 @@
-"""The parts of a study file that are more than values: dimensions, as they are written and as they are held.
+"""Parsing of study files: TOML, overrides, and the dimensions in [search].
 
-`parse_dimension` and `written_dimension` are each other's inverse. Overrides (`--set`) are put into the parsed
-TOML here, before anything judges it.
+`parse_dimension` and `written_dimension` are inverse to each other. Overrides (`--set`) are applied to the parsed TOML
+before it is validated.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ _WHOLE_NUMBERS = "whole numbers have at most 64 bits (-2^63 to 2^63 - 1)"
 _NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 _SECTIONS: dict[str, type[Settings]] = {"model": ModelSettings, "training": TrainingSettings}
-_NOT_SEARCHABLE = {"options"}  # a table is no value that Optuna can store
-_KERNELS = "kernels"  # nor is a pair: a search has it as text
-_STRING_KEYS = {"name", "data.dataset"}  # `--set name=5` means the word
+_NOT_SEARCHABLE = {"options"}  # Optuna cannot store a table as a value
+_KERNELS = "kernels"  # nor a pair, so a search uses its text
+_STRING_KEYS = {"name", "data.dataset"}  # `--set name=5` means the string "5"
 
 
 def validated(kind: type[S], values: Any, *, source: str, section: str = "") -> S:
-    """The values as a `kind`, or an InputError that names source, key, value and what was expected."""
+    """Validate values as a `kind`.
+
+    Raises:
+        InputError: names source, key, value and what was expected.
+    """
     try:
         return kind.model_validate(values, context=ASKED_FOR)
     except ValidationError as error:
@@ -42,19 +46,23 @@ def validated(kind: type[S], values: Any, *, source: str, section: str = "") -> 
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Read TOML, or raise an InputError that names source and place."""
+    """Parse TOML.
+
+    Raises:
+        InputError: names the source and the place of the error.
+    """
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source}: not valid TOML: {error}", hint="https://toml.io shows the syntax") from error
     except RecursionError:
         raise InputError(f"{source}: {_TOO_DEEP}", hint="a study file needs four") from None
-    except ValueError:  # Python's own limit
+    except ValueError:  # Python's limit on the digits of an int
         raise InputError(f"{source}: a number of more than 4,300 digits: {_WHOLE_NUMBERS}") from None
 
 
 def check_document(document: Mapping[str, Any], source: str) -> None:
-    """Refuse what nothing behind can hold: depth, whole numbers of more than 64 bits, texts that are no Unicode.
+    """Refuse what later stages cannot represent: deep nesting, integers of more than 64 bits, invalid Unicode.
 
     Raises:
         InputError: names the key.
@@ -72,18 +80,18 @@ def check_document(document: Mapping[str, Any], source: str) -> None:
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise InputError(f"{source}: {key}: {_WHOLE_NUMBERS}, got one of {value.bit_length():,} bits")
         for text in (value, *path[-1:]):
-            if isinstance(text, str) and _NO_TEXT.search(text) and path != ("name",):  # which has a rule of its own
+            if isinstance(text, str) and _NO_TEXT.search(text) and path != ("name",):  # the name has its own rule
                 raise InputError(f"{source}: {key!a}: a text must be Unicode without NUL, got {text!a:.60}")
 
 
 def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_values: int, source: str) -> Dimension:
-    """What `[search]` says about one key.
+    """Parse one dimension of `[search]`.
 
     Args:
-        sections: section -> key -> value: a dimension's values are judged beside the study's own.
-        max_values: more values than this are refused.
+        sections: section -> key -> value of the study; a dimension's values are validated together with these.
+        max_values: maximum number of values.
     Raises:
-        InputError: no such key, or values that its section does not take; names source, key and value.
+        InputError: no such key, or values that its section does not accept; names source, key and value.
     """
     section = _searchable_section(name, source)
     is_integer = _is_integer(section, name, sections[section])
@@ -106,10 +114,10 @@ def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_value
 def listed_dimensions(
     points: Sequence[Mapping[str, Any]], sections: Mapping[str, Any], max_points: int, source: str
 ) -> tuple[Dimension, ...]:
-    """What the points of a list search: every key that one of them has, with its values in order.
+    """The dimensions of listed points: every key that one of the points has, with its values in order.
 
     Raises:
-        InputError: no points, too many, or values that their section does not take.
+        InputError: no points, too many, or values that their section does not accept.
     """
     if not points:
         raise InputError(
@@ -132,7 +140,11 @@ def listed_dimensions(
 
 
 def flat_search(search: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """`[search]` with one entry per dimension: TOML reads `options.width = [...]` as a table in a table."""
+    """`[search]` with one entry per dimension: TOML parses `options.width = [...]` as a nested table.
+
+    Raises:
+        InputError: an option is given twice.
+    """
     options = search.get("options")
     if not isinstance(options, dict):
         return dict(search)
@@ -146,21 +158,21 @@ def flat_search(search: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def section_of(name: str) -> str | None:
-    """The section whose key (or whose option) a dimension searches."""
+    """The section with the key (or option) that a dimension searches; None if there is none."""
     if name.startswith(OPTION_PREFIX):
         return "model"
     return next((section for section, kind in _SECTIONS.items() if name in kind.model_fields), None)
 
 
 def with_value(section: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """A section's values with a dimension's value in its place."""
+    """A section's values with the value of a searched key replaced."""
     if not name.startswith(OPTION_PREFIX):
         return {**section, name: value}
     return {**section, "options": {**section["options"], name.removeprefix(OPTION_PREFIX): value}}
 
 
 def value_in(section: Mapping[str, Any], name: str) -> Any:
-    """What a section says about a searched key; None for an option that it does not name."""
+    """A section's value of a searched key; None for an option that it does not have."""
     if not name.startswith(OPTION_PREFIX):
         return section[name]
     return section["options"].get(name.removeprefix(OPTION_PREFIX))
@@ -175,7 +187,7 @@ def _value_in(settings: Settings, name: str) -> Any:
 
 
 def written_dimension(dimension: Dimension) -> dict[str, Any] | list[ParameterValue]:
-    """The dimension as a user writes it: a list, or a table with `log10` or with `low` and `high`."""
+    """The dimension as in a study file: a list, or a table with `log10` or with `low` and `high`."""
     if grid := dimension.log_grid:
         exponents = [int(e) if e.is_integer() else e for e in grid.log10]
         finer = {"per_decade": grid.per_decade} if grid.per_decade != 1 else {}
@@ -189,14 +201,18 @@ def written_dimension(dimension: Dimension) -> dict[str, Any] | list[ParameterVa
 
 
 def inline_text(value: Any) -> str:
-    """A plain value on one line, as TOML writes it: `{ log10 = [-1, -4], zero = true }`."""
+    """A plain value on one line, in TOML syntax: `{ log10 = [-1, -4], zero = true }`."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {inline_text(inner)}" for key, inner in value.items()) + " }"
     return json.dumps(value)
 
 
 def _searchable_section(name: str, source: str) -> str:
-    """The section whose key `name` is, if it can be searched."""
+    """The section that has the key `name`.
+
+    Raises:
+        InputError: no section has it, or it cannot be searched.
+    """
     section = section_of(name)
     if section is not None and name not in _NOT_SEARCHABLE:
         return section
@@ -208,7 +224,7 @@ def _searchable_section(name: str, source: str) -> str:
 
 
 def _parse_shape(name: str, spec: Any, section: str, source: str) -> LogGrid | Range | Choice:
-    """Tell the three ways to describe a dimension apart by their keys."""
+    """Parse one of the three forms of a dimension, which differ by their keys."""
     key = f"search.{name}"
     table = {"values": spec} if isinstance(spec, list) else spec
     if isinstance(table, dict):
@@ -226,11 +242,11 @@ def _parse_shape(name: str, spec: Any, section: str, source: str) -> LogGrid | R
 
 
 def _is_integer(section: str, name: str, own: Mapping[str, Any]) -> bool:
-    if name.startswith(OPTION_PREFIX):  # nothing but the study's own value tells what an option holds
+    if name.startswith(OPTION_PREFIX):  # only the study's own value shows the type of an option
         default = own["options"].get(name.removeprefix(OPTION_PREFIX))
     else:
         default = _SECTIONS[section].model_fields[name].get_default()
-    # training.seed is the one whole number without a default of its own.
+    # training.seed is the only whole number without a default.
     return name == "seed" or (isinstance(default, int) and not isinstance(default, bool))
 
 
@@ -242,15 +258,19 @@ def _checked_values(
     section: str,
     source: str,
 ) -> tuple[ParameterValue, ...]:
-    """Every value must be one that its section takes, and none may stand twice."""
+    """The values as their section reads them.
+
+    Raises:
+        InputError: there are no values, the section does not accept one, or one occurs twice.
+    """
     if not raw:
         raise InputError(f"{source}: search.{name} has no values", hint="an empty grid has no points")
     values: dict[ParameterValue, None] = {}  # an ordered set
     for entry in map(kernels_text, raw) if name == _KERNELS else raw:
         settings = validated(_SECTIONS[section], with_value(own, name, entry), source=source, section="search")
-        value = _value_in(settings, name)  # as the section reads it: 1 becomes 1.0 for a rate
+        value = _value_in(settings, name)  # as the section reads it, for example 1 as 1.0 for a rate
         if value in values:
-            is_rounded = isinstance(shape, LogGrid)  # only whole numbers that were rounded can meet in it
+            is_rounded = isinstance(shape, LogGrid)  # in a LogGrid only rounded whole numbers can be equal
             raise InputError(
                 f"{source}: search.{name} has the value {value!r} twice",
                 hint="lower per_decade or widen log10" if is_rounded else "each point is counted once",
@@ -260,7 +280,11 @@ def _checked_values(
 
 
 def apply_override(document: dict[str, Any], override: str) -> None:
-    """Put `section.key=value` into the document; the value is read as TOML, or as a bare word."""
+    """Apply `section.key=value` to the document. The value is read as TOML, otherwise as a string.
+
+    Raises:
+        InputError: the override is not KEY=VALUE, or its section is a value.
+    """
     key, separator, text = override.partition("=")
     path = key.strip().split(".")
     if not separator or not all(path):
@@ -270,8 +294,8 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         parsed = {}
     except (ValueError, RecursionError):
-        parsed = parse_toml(f"value = {text}", f"--set {override:.60}")  # raises, in our words
-    # `--set data.dataset=digits` needs no quotes; more keys than one come of a line break in the text.
+        parsed = parse_toml(f"value = {text}", f"--set {override:.60}")  # raises an InputError
+    # `--set data.dataset=digits` needs no quotes. A line break in the text can give more than one key.
     value = parsed["value"] if len(parsed) == 1 else text.strip()
     if ".".join(path) in _STRING_KEYS and not isinstance(value, str):
         value = text.strip()

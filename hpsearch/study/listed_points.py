@@ -1,4 +1,4 @@
-"""The points of strategy `listed`: read as their sections read them, each once."""
+"""The points of strategy `listed`: validated by their sections, without duplicates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from hpsearch.study.space import Dimension, ParameterValue, Point, SearchSetting
 def with_listed_points(
     settings: SearchSettings, others: Mapping[str, Any], sections: Mapping[str, Any], source: str
 ) -> SearchSettings:
-    """The points as their sections read them (1 becomes 1.0 for a rate), without what has no effect, each once."""
+    """The settings with points as their sections read them (for example 1 as 1.0 for a rate), and their dimensions.
+
+    Keys that have no effect in a point are removed.
+
+    Raises:
+        InputError: [search] has other dimensions, two points are equivalent, or as `listed_dimensions`.
+    """
     if others:
         raise InputError(
             f"{source}: search.{next(iter(others))} does not go with strategy listed: its points say all",
@@ -42,15 +48,15 @@ def with_listed_points(
 def values_left_to_study(
     point: Point, dimensions: tuple[Dimension, ...], sections: Mapping[str, Any]
 ) -> dict[str, ParameterValue]:
-    """The study's own values of the keys that other points name and this one does not, where they have an effect."""
+    """The study's values of keys that other points name and this one does not, if they have an effect in it."""
     own = {d.name: value for d in dimensions if (value := _study_value(d.name, sections)) is not None}
     return {name: value for name, value in without_idle({**own, **point}, sections).items() if name not in point}
 
 
 def _study_value(name: str, sections: Mapping[str, Any]) -> ParameterValue | None:
-    """What the study itself says about a searched key; None if it says nothing."""
+    """The study's own value of a searched key; None if it has none."""
     section = section_of(name)
     if name == "seed" and sections["training"]["seed"] is None:
-        section = None  # the study's own seed stands in
+        section = None  # use the study's seed
     value = value_in(sections[section] if section else sections, name)
     return None if value is None else kernels_text(value)

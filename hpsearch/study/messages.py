@@ -1,4 +1,4 @@
-"""Pydantic's errors in our words: the key, the rule, the value found, and what may have been meant."""
+"""Error messages from Pydantic's errors: the key, the rule, the value found, and a suggestion."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from hpsearch.wording import did_you_mean
 
 
 def suggest_names(name: str, known: Sequence[str]) -> str:
-    """`did you mean "learning_rate"?`, or the whole list where nothing is near."""
+    """`did you mean "learning_rate"?`, or the whole list if no name is similar."""
     return did_you_mean(name, known) or "known: " + ", ".join(known)
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it, on one line and not too long."""
+    """A value for a message, on one line and shortened."""
     try:
         text = repr(value) if not isinstance(value, bool) else str(value).lower()
-    except (ValueError, RecursionError):  # digits without end, or tables in tables in tables
+    except (ValueError, RecursionError):  # too many digits, or tables that are nested too deeply
         text = "a number of very many digits" if isinstance(value, int) else f"a {type(value).__name__} without end"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def describe_first_error(error: ValidationError, kind: type[BaseModel], section: str) -> tuple[str, str | None]:
-    """Return a one-line message and a hint for the first of the errors.
+    """A one-line message and a hint for the first of the errors.
 
     Args:
-        kind: the model that was validated; its fields tell rules and names.
+        kind: the model that was validated; its fields give rules and names.
         section: the dotted prefix of the keys, as the user wrote them.
     """
     details = error.errors()
@@ -48,7 +48,7 @@ def _describe(detail: Any, kind: type[BaseModel], section: str) -> tuple[str, st
     match detail["type"]:
         case "extra_forbidden":
             return f"unknown key {key}", _suggest_key(kind, location)
-        case "missing" if location[-1].isdigit():  # a short list, told by the place that is empty
+        case "missing" if location[-1].isdigit():  # a list that is too short: the error is at the missing index
             key = key.rpartition(".")[0]
             return f"{key} {_tuple_rule(kind, location)}, got {given}", _tell_default(kind, location)
         case "tuple_type" | "too_long":
@@ -58,7 +58,7 @@ def _describe(detail: Any, kind: type[BaseModel], section: str) -> tuple[str, st
         case "model_type":
             return f"{key} must be a section, got {given}", f"write [{key}]"
         case "literal_error":
-            # A family may also be of a user's own: its check tells the choices, no annotation has them.
+            # For model.family the check itself gives the choices, since a custom family is not a Literal.
             choices = detail["ctx"].get("choices") or _literal_choices(_annotation_at(kind, location))
             hint = did_you_mean(str(detail["input"]), choices) or _tell_default(kind, location)
             return f"{key} must be one of {', '.join(choices)}, got {given}", hint
@@ -71,7 +71,7 @@ def _describe(detail: Any, kind: type[BaseModel], section: str) -> tuple[str, st
 
 
 def _suggest_key(kind: type[BaseModel], location: list[str]) -> str:
-    """What may have been meant by an unknown key: the same name in another section, or a similar one here."""
+    """A suggestion for an unknown key: the same name in another section, or a similar name in this one."""
     name = location[-1]
     elsewhere = [
         f"{section}.{name}"
@@ -84,7 +84,7 @@ def _suggest_key(kind: type[BaseModel], location: list[str]) -> str:
 
 
 def _suggest_plain(given: object) -> str | None:
-    """A number or a truth value in quotes is a string in TOML."""
+    """A hint if a number or a truth value is in quotes, which makes it a string in TOML."""
     if not isinstance(given, str):
         return None
     try:
@@ -103,7 +103,7 @@ def _tell_default(kind: type[BaseModel], location: list[str]) -> str | None:
 
 
 def _tuple_rule(kind: type[BaseModel], location: list[str]) -> str:
-    """`must be a list of 2 values`, or `must be a list` where any length will do."""
+    """`must be a list of 2 values`, or `must be a list of values` if any length is allowed."""
     kinds = [part for part in _flat(_annotation_at(kind, location)) if get_origin(part) is tuple]
     lengths = [len(get_args(part)) for part in kinds if Ellipsis not in get_args(part)]
     return f"must be a list of {lengths[0]} values" if lengths else "must be a list of values"
@@ -118,7 +118,7 @@ def _model_at(kind: type[BaseModel], location: Iterable[str]) -> type[BaseModel]
 
 
 def _field_at(kind: type[BaseModel], location: list[str]) -> FieldInfo | None:
-    """The field at `location`, or that whose part is there (`kernels.1`); None where it is no field."""
+    """The field at `location`, or the field that contains it (`kernels.1`); None if there is none."""
     owner = _model_at(kind, [part for part in location[:-1] if not part.isdigit()][:1])
     name = next((part for part in reversed(location) if part in owner.model_fields), None)
     return None if name is None else owner.model_fields[name]
@@ -145,7 +145,7 @@ def _value_rule(annotation: Any) -> str | None:
     parts = _flat(annotation)
     # FieldInfo (from Field(...) inside a nested Annotated) keeps its constraints in .metadata.
     parts += [inner for part in parts for inner in getattr(part, "metadata", ())]
-    limits: dict[str, None] = {  # an ordered set: a pair of numbers says each of its limits twice
+    limits: dict[str, None] = {  # an ordered set: a pair of numbers has each of its limits twice
         f"{sign} {_plain(getattr(part, attribute))}": None
         for constraint, attribute, sign in (
             (annotated_types.Gt, "gt", ">"),

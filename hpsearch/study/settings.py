@@ -1,7 +1,7 @@
-"""The settings of data, model, training, stopping and pruning: what a study file's sections may say.
+"""The settings of data, model, training, stopping and pruning: the sections of a study file.
 
-Values are frozen, validated and hashable. A point of a search is one `TrialSettings`: the study's own values
-with the point's put in their place, validated again. This module knows no tensors, no Optuna and no files.
+Values are frozen, validated and hashable. A point of a search gives one `TrialSettings`: the study's own values with
+the point's values in their place, validated again. This module uses no tensors, no Optuna and no files.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ def _refuse_bool(value: object) -> object:
     return value
 
 
-ASKED_FOR: Final = {"is_asked_for": True}  # the context in which what somebody asks for is validated
+ASKED_FOR: Final = {"is_asked_for": True}  # the validation context for new requests, as opposed to stored studies
 
 
 def _at_most(limit: int) -> AfterValidator:
-    """A bound far beyond what anybody means, within what every machine can hold; told only to whoever passes it.
+    """An upper bound far above sensible values, but below what machines can represent.
 
-    It is for study files. A stored study was accepted, maybe by a version without this bound, and stays readable.
+    It is checked for study files only. A stored study was accepted before, perhaps by a version without this bound, and
+    must remain readable.
     """
 
     def check(value: Any, info: ValidationInfo) -> Any:
@@ -48,10 +49,10 @@ def _at_most(limit: int) -> AfterValidator:
     return AfterValidator(check)
 
 
-MOST = 10**9  # of what is counted: epochs are 32-bit numbers in Optuna's tables
-LARGEST = 10**9  # rates and factors: training computes in float32, whose largest number is 3e38
+MOST = 10**9  # for counts: epochs are 32-bit numbers in Optuna's tables
+LARGEST = 10**9  # for rates and factors: training computes in float32, whose largest number is 3e38
 MOST_POINTS = 10**6  # rows of a study
-MOST_UNITS = 10**5  # of a layer: 0.3 GB of weights behind MNIST's pixels
+MOST_UNITS = 10**5  # of a layer: 0.3 GB of weights for MNIST's pixels
 MOST_KERNELS = 10**3
 
 Number = Annotated[FiniteFloat, BeforeValidator(_refuse_bool)]
@@ -60,28 +61,28 @@ NonNegativeNumber = Annotated[Number, Field(ge=0), _at_most(LARGEST)]
 UnitFraction = Annotated[Number, Field(ge=0, lt=1)]
 _Whole = Annotated[int, BeforeValidator(_refuse_bool)]
 Count = Annotated[_Whole, Field(ge=1), _at_most(MOST)]
-LongCount = Annotated[_Whole, Field(ge=1), _at_most(10**15)]  # of minibatches and bytes: exact as a float, too
+LongCount = Annotated[_Whole, Field(ge=1), _at_most(10**15)]  # for minibatches and bytes: also exact as a float
 PointCount = Annotated[_Whole, Field(ge=1), _at_most(MOST_POINTS)]
 Units = Annotated[_Whole, Field(ge=1), _at_most(MOST_UNITS)]
 Kernels = Annotated[_Whole, Field(ge=1), _at_most(MOST_KERNELS)]
 Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**63)]
 
 BUILT_IN_FAMILIES: Final = ("logistic", "mlp", "cnn")
-CUSTOM_FAMILY: Final = "package.module:factory"  # the form of a family of a user's own, and what stands for all of them
+CUSTOM_FAMILY: Final = "package.module:factory"  # the form of a custom family, and the placeholder for all of them
 _CUSTOM_FAMILY_RULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 OPTION_PREFIX: Final = "options."  # `options.width` is the dimension that searches the option `width`
 _FACTORY_ARGUMENTS = ("image_shape", "num_classes")
 
 
 def is_custom_family(family: str) -> bool:
-    """Whether a `model.family` names a factory of a user's own."""
+    """Whether a `model.family` names a user's own factory."""
     return _CUSTOM_FAMILY_RULE.fullmatch(family) is not None
 
 
 def _check_family(family: object) -> object:
     if isinstance(family, str) and (family in BUILT_IN_FAMILIES or is_custom_family(family)):
         return family
-    # The type that a Literal has for what it does not know: the message names the choices.
+    # The error type of a Literal, so that the message names the choices.
     choices = [*BUILT_IN_FAMILIES, CUSTOM_FAMILY]
     raise PydanticCustomError("literal_error", "no such family", {"choices": choices})
 
@@ -91,9 +92,9 @@ Options = tuple[tuple[str, OptionValue], ...]
 
 
 def _parse_options(table: object) -> object:
-    """A table's pairs in the order of their names: hashable, and two tables that say the same are equal."""
+    """A table as pairs sorted by name: hashable, and equal for equivalent tables."""
     if isinstance(table, tuple):
-        return table  # read before
+        return table  # parsed already
     if not isinstance(table, Mapping):
         raise ValueError(f"must be a table of plain values, got {table!r:.60}")
     for name, value in table.items():
@@ -109,15 +110,15 @@ _KERNELS_RULE = re.compile(r"([0-9]{1,9})x([0-9]{1,9})")
 
 
 def _parse_kernels(kernels: object) -> object:
-    """A pair, or the text of one as a search has it: "20x50"."""
+    """A pair of numbers, given as a pair or as text in the form that a search uses: "20x50"."""
     match = _KERNELS_RULE.fullmatch(kernels) if isinstance(kernels, str) else None
     if match:
         return int(match[1]), int(match[2])
-    return tuple(kernels) if isinstance(kernels, list) else kernels  # a list, where a checkpoint's JSON is read
+    return tuple(kernels) if isinstance(kernels, list) else kernels  # a list comes from the JSON of a checkpoint
 
 
 def kernels_text(kernels: Any) -> Any:
-    """A pair of LeNet's feature maps as a search has it, `20x50`; whatever is no pair stays as it is."""
+    """A pair of LeNet's feature maps as text, the form that a search uses: `20x50`. Other values are unchanged."""
     is_pair = isinstance(kernels, list | tuple) and len(kernels) == 2
     return "x".join(map(str, kernels)) if is_pair else kernels
 
@@ -142,12 +143,13 @@ class Settings(BaseModel):
 
 
 class DataSettings(Settings):
-    """[data]: which images, and how they are held on the device.
+    """[data]: which images, and how they are stored on the device.
 
     Args:
         dataset: a name of the catalogue, a folder of IDX files, or the path of an mnist.pkl.gz.
-        train_samples: use only the first so many training images (FAU: first experiments on a subset).
-        max_resident_bytes: training tensors larger than this stay on the host and visit the device in chunks.
+        train_samples: number of training images to use, from the first; for first experiments on a subset
+            (docs/sources.md, section 6).
+        max_resident_bytes: training tensors larger than this stay on the host and are copied to the device in chunks.
     """
 
     dataset: str = "mnist"
@@ -159,10 +161,10 @@ class ModelSettings(Settings):
     """[model]: the network. `hidden_units` is the width of the MLP's hidden layer and of LeNet's dense layer.
 
     `kernels` are LeNet's feature maps in its two convolutions. `initialization` "glorot" scales initial
-    weights by fan-in and fan-out (4 times that for sigmoid); "lecun" is the older rule, uniform in
-    -1/sqrt(n_in) .. 1/sqrt(n_in). `options` are keyword arguments of a custom family's factory; a table in
+    weights by fan-in and fan-out (4 times as large for sigmoid); "lecun" is the older rule, uniform in
+    -1/sqrt(n_in) .. 1/sqrt(n_in). `options` are keyword arguments of a custom family's factory: a table in
     the file, pairs sorted by name here.
-    Source: REFERENCE section 2.
+    Source: docs/sources.md, section 2.
     """
 
     family: Family = "mlp"
@@ -174,24 +176,24 @@ class ModelSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """[training]: optimiser, learning rate and its schedule, regularisation, batch size, length.
+    """[training]: optimizer, learning rate and its schedule, regularisation, batch size, length.
 
     Args:
-        seed: draws the initial weights and, with `shuffle`, the orders of images; None stands for the study's seed.
+        seed: determines the initial weights and, with `shuffle`, the order of images; None: the study's seed.
         lambda_1, lambda_2: factors of sum |W| and sum W^2 over weights (not biases).
-        precision: of matrix products and convolutions in training: what goes into them is rounded to `tf32` (10
+        precision: precision of matrix products and convolutions in training: their inputs are rounded to `tf32` (10
             bits of mantissa; CUDA only, float32 elsewhere) or `bfloat16` (7 bits). Weights, losses and validations
-            are float32 in any case.
-        shuffle: visit the images in a fresh order each epoch (from the seed), else in file order.
+            are always float32.
+        shuffle: use a new order of images in each epoch (from the seed); otherwise file order.
         schedule_decay: `inverse-time`: eta0 / (1 + decay * epoch).
-        schedule_factor: `step`, `plateau`, `halving`, `exponential`: what the rate is multiplied with.
-            None stands for 0.5 (0.95 for `exponential`).
+        schedule_factor: `step`, `plateau`, `halving`, `exponential`: the factor by which the rate is multiplied.
+            None: 0.5 (0.95 for `exponential`).
         schedule_every: `step`: epochs between two steps.
-        schedule_target: `step`: the constant rate that holds after the first step, in place of the factor.
-            It never raises the rate: a lower start stays.
+        schedule_target: `step`: the constant rate after the first step, used instead of the factor. It never raises
+            the rate: a lower initial rate is kept.
         schedule_patience: `plateau`, `halving`: epochs in a row without a new best before the rate falls.
         schedule_stop_ratio: `halving`: the trial ends when the rate would fall below eta0 / ratio.
-    Source: REFERENCE sections 3 and 4.
+    Source: docs/sources.md, sections 3 and 4.
     """
 
     batch_size: Count = 20
@@ -217,16 +219,17 @@ class TrainingSettings(Settings):
 
 
 class StoppingSettings(Settings):
-    """[stopping]: when a trial ends of its own accord (it is then COMPLETE with its best value).
+    """[stopping]: the rule that ends a trial by its own history (it is then COMPLETE with its best value).
 
     Args:
-        patience: `geometric-patience`, `significance`: minibatches that are trained in any case (DLT: 5000 to
-            10,000).
-        patience_increase: a significant new best lets the trial run to so many times the minibatches so far.
-        improvement_threshold: `geometric-patience`: a new best is significant below this fraction of the old one.
+        patience: `geometric-patience`, `significance`: minibatches that are trained in any case (5000 to 10,000 in the
+            source).
+        patience_increase: a significant new best lets the trial run to this multiple of the minibatches so far.
+        improvement_threshold: `geometric-patience`: a new best is significant below this fraction of the old best.
         significance_level: `significance`: a new best is significant if an exact one-sided McNemar test against the
-            last significant one, on the same validation images, gives a p-value of at most this.
-        n: `no-improvement-in-n`: epochs in a row without a new best (KZL: 10, 20, 30).
+            last significant best, on the same validation images, gives a p-value of at most this.
+        n: `no-improvement-in-n`: epochs in a row without a new best (10, 20 or 30 in the source).
+    Source: docs/sources.md, section 5.
     """
 
     rule: StoppingRule = "geometric-patience"
@@ -238,14 +241,14 @@ class StoppingSettings(Settings):
 
 
 class PruningSettings(Settings):
-    """[pruning]: when a trial is given up because others are better (it is then PRUNED).
+    """[pruning]: the pruner, which ends a trial because others are better (it is then PRUNED).
 
     Args:
         warmup_epochs: epochs in which no trial is pruned (median, percentile).
-        startup_trials: complete trials before pruning begins (median, percentile).
+        startup_trials: number of complete trials before pruning begins (median, percentile).
         percentile: `percentile`: keep a trial whose best value is in this top percentile of the others.
-        min_epochs: `successive-halving`, `hyperband`: epochs before the first rung.
-        reduction_factor: `successive-halving`, `hyperband`: one in so many goes on at each rung.
+        min_epochs: `successive-halving`, `hyperband`: the epoch of the first rung.
+        reduction_factor: `successive-halving`, `hyperband`: one trial in this many continues at each rung.
     """
 
     pruner: PrunerName = "none"
@@ -257,10 +260,10 @@ class PruningSettings(Settings):
 
 
 class TrialSettings(Settings):
-    """Everything that one trial's training depends on besides the data: its point, resolved.
+    """Everything that one trial's training depends on besides the data: the study's settings with the trial's point.
 
     Args:
-        seed: the study's.
+        seed: the study's seed.
     """
 
     model: ModelSettings
@@ -269,5 +272,5 @@ class TrialSettings(Settings):
 
     @property
     def training_seed(self) -> int:
-        """Draws all that is drawn in the training: the initial weights and, when shuffled, the orders of images."""
+        """The seed of all random numbers in training: the initial weights and, if shuffled, the order of images."""
         return self.seed if self.training.seed is None else self.training.seed

@@ -1,14 +1,14 @@
-"""The dimensions of a search space: what `[search]` says about a key, as a grid and as Optuna distributions.
+"""The dimensions of a search space: the searched keys of `[search]`, as grids and as Optuna distributions.
 
     learning_rate = { log10 = [-1, -4] }              -> LogGrid: 0.1, 0.01, 0.001, 0.0001
-    lambda_2 = { log10 = [-2, -6], zero = true }      -> LogGrid with 0 in front
+    lambda_2 = { log10 = [-2, -6], zero = true }      -> LogGrid with 0 as the first value
     hidden_units = [50, 100, 500]                     -> Choice
     momentum = { low = 0.5, high = 0.99 }             -> Range (not for grids)
     kernels = [[10, 20], [20, 50]]                    -> Choice of "10x20", "20x50"
 
-A point is a mapping from names to values. Strategies that draw ask a `Suggester` (an optuna.Trial); the others list
-their points.
-Source: REFERENCE section 4 (log-spaced values, narrowed later).
+A point is a mapping from names to values. Strategies that draw get values from a `Suggester` (an optuna.Trial); the
+others list their points.
+Source: docs/sources.md, section 4 (log-spaced values, narrowed later).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from hpsearch.study.settings import LongCount, Number, PointCount, PositiveNumbe
 ParameterValue = float | int | str | bool
 Point = Mapping[str, ParameterValue]
 Strategy = Literal["grid", "listed", "coarse-to-fine", "random", "qmc", "tpe", "gp", "cmaes"]
-DRAWN: Final = ("random", "qmc", "tpe", "gp", "cmaes")  # a sampler gives a point its parameters when it is claimed
+DRAWN: Final = ("random", "qmc", "tpe", "gp", "cmaes")  # a sampler draws a point's parameters when it is claimed
 KeptParameters = Literal["best", "all"]
 
-# -0.0 equals 0.0, and so must the two definitions' texts and hashes.
+# Turns -0.0 into 0.0: the values are equal, so the definitions' texts and hashes must be equal as well.
 Exponent = Annotated[Number, AfterValidator(lambda exponent: exponent + 0.0)]
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-ZERO_SUFFIX = "_is_zero"  # the switch beside a log-spaced dimension with zero, where that is no list of values
-GROWTH_DECADES: Final = 3  # how far coarse-to-fine may look beyond each end of log-spaced values ...
+ZERO_SUFFIX = "_is_zero"  # suffix of the switch for the zero of a log-spaced dimension, unless its values are a list
+GROWTH_DECADES: Final = 3  # how far coarse-to-fine may go beyond each end of log-spaced values ...
 INTEGER_GROWTH_DECADES: Final = 1  # ... and of sizes: a layer a thousand times as wide costs a thousand times as much
 
 
@@ -55,7 +55,7 @@ class Suggester(Protocol):
 
 
 def rounded(value: float) -> float:
-    """12 significant digits: the same value on every machine, whatever its pow() rounds to."""
+    """Round to 12 significant digits, so that the value does not depend on a machine's pow()."""
     return float(f"{value:.12g}")
 
 
@@ -64,9 +64,9 @@ class LogGrid(Settings):
 
     Args:
         log10: the first and the last exponent.
-        per_decade: values per decade; 1 is the decade grid of the notes.
-        zero: puts 0 in front, which no log-spaced grid reaches.
-        zero_share: the part of the draws that is 0, for strategies that draw; None: half of them.
+        per_decade: number of values per decade; 1 gives the decades of docs/sources.md, section 4.
+        zero: adds 0 as the first value, which no log-spaced grid reaches.
+        zero_share: fraction of draws that are 0, for strategies that draw; None: half of them.
     """
 
     log10: Annotated[tuple[Exponent, Exponent], Field(strict=False)]
@@ -76,7 +76,7 @@ class LogGrid(Settings):
 
     @model_serializer(mode="wrap")
     def _without_share(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what is not set: a definition without it has the text and the hash that it had before the key."""
+        """Leave out an unset `zero_share`, so that definitions from before this key keep their text and hash."""
         fields: dict[str, Any] = handler(self)
         return {key: value for key, value in fields.items() if key != "zero_share" or value is not None}
 
@@ -98,7 +98,7 @@ class LogGrid(Settings):
         """The grid's values in order; rounded to whole numbers for integer keys.
 
         Raises:
-            ValueError: more values than `limit`, or fractions for an integer key.
+            ValueError: more values than `limit`, or negative exponents for an integer key.
         """
         first, last = self.log10
         num_steps = round(self._steps)
@@ -123,12 +123,12 @@ class Choice(Settings):
     values: Annotated[tuple[Any, ...], Field(strict=False)]
 
     def listed(self, *, is_integer: bool, limit: int) -> tuple[Any, ...]:
-        """The values as they stand; the section that they belong to judges them."""
+        """The values as written; their section validates them later."""
         return self.values
 
 
 class Range(Settings):
-    """A continuous (or integer) interval, both ends included; for strategies that draw or narrow, not for grids."""
+    """A continuous (or integer) interval including both ends; for strategies that draw or narrow, not for grids."""
 
     low: Number
     high: Number
@@ -143,7 +143,11 @@ class Range(Settings):
         return self
 
     def listed(self, *, is_integer: bool, limit: int) -> tuple[ParameterValue, ...]:
-        """Both ends. Raises ValueError if they are no whole numbers and the key takes only such."""
+        """Both ends.
+
+        Raises:
+            ValueError: the ends of an integer key are not whole numbers.
+        """
         if not is_integer:
             return (self.low, self.high)
         if not (self.low.is_integer() and self.high.is_integer()):
@@ -152,14 +156,15 @@ class Range(Settings):
 
 
 class Dimension(Settings):
-    """One searched key: its name, its values where they are a list, and whether it holds whole numbers.
+    """One searched key: its name, its values, and its scale.
 
     Args:
         values: the grid's values in order; for a Range its two ends.
-        is_continuous: draw anywhere between smallest and largest value, rather than from the list.
+        is_integer: whether the key takes whole numbers.
+        is_continuous: values are drawn anywhere between the smallest and the largest, not from the list.
         is_log: distances are measured on a logarithmic scale.
-        has_zero: 0 stands beside a logarithmic scale (and is among the values).
-        log_grid: what the values were listed from, if not from a list or a range: a user writes this.
+        has_zero: 0 is among the values, in addition to a logarithmic scale.
+        log_grid: the grid from which the values were listed, as in the study file; None for a list or a range.
     """
 
     name: str
@@ -177,13 +182,13 @@ class Dimension(Settings):
 
     @property
     def growth_decades(self) -> int:
-        """How far coarse-to-fine may look beyond each end of log-spaced values."""
+        """How many decades coarse-to-fine may go beyond each end of log-spaced values."""
         return INTEGER_GROWTH_DECADES if self.is_integer else GROWTH_DECADES
 
     def grid_distribution(self) -> BaseDistribution:
-        """What Optuna and the dashboard are told about a grid's values.
+        """The Optuna distribution of a grid's values, also used by the dashboard.
 
-        Log-spaced grids show as a logarithmic axis. With zero there is no such axis: values are categories.
+        Log-spaced grids have a logarithmic axis. With a zero this is not possible, and the values are categories.
         """
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -195,9 +200,9 @@ class Dimension(Settings):
         return FloatDistribution(low, high, log=self.is_log)
 
     def narrowed_distributions(self) -> dict[str, BaseDistribution]:
-        """What Optuna is told about coarse-to-fine's values: the same for all rounds, as its importances want it.
+        """The Optuna distributions of coarse-to-fine's values: the same in all rounds, as Optuna's importances require.
 
-        Log-spaced values may grow beyond their ends; a zero beside them is a switch of its own.
+        Log-spaced values may grow beyond their ends; a zero has a separate switch.
         """
         if not self.is_log or self.is_continuous:
             return {self.name: self.grid_distribution()}
@@ -213,7 +218,7 @@ class Dimension(Settings):
         return {**switch, self.name: value}
 
     def suggest(self, trial: Suggester) -> ParameterValue:
-        """Draw a value for `trial`; a dimension with zero takes two parameters, the switch and the value."""
+        """Draw a value for `trial`. A dimension with a zero has two Optuna parameters, the switch and the value."""
         if not (self.is_log or self.is_continuous):
             value: ParameterValue = trial.suggest_categorical(self.name, list(self.values))
             return value
@@ -225,7 +230,7 @@ class Dimension(Settings):
         return trial.suggest_float(self.name, low, high, log=self.is_log)
 
     def _draws_zero(self, trial: Suggester) -> bool:
-        """Ask the switch: two choices, or a number that is not negative in `zero_share` of an even spread."""
+        """Draw the switch: one of two choices, or a uniform number that is >= 0 with probability `zero_share`."""
         name, share = self.name + ZERO_SUFFIX, self.log_grid.zero_share if self.log_grid else None
         if share is None:
             return bool(trial.suggest_categorical(name, [False, True]))
@@ -233,7 +238,7 @@ class Dimension(Settings):
 
 
 def is_zero_drawn(switch: ParameterValue) -> bool:
-    """Whether a `_is_zero` parameter says that the value is 0."""
+    """Whether a `_is_zero` parameter means that the value is 0."""
     return switch if isinstance(switch, bool) else not isinstance(switch, str) and switch >= 0
 
 
@@ -241,9 +246,9 @@ Pairs = tuple[tuple[str, Any], ...]
 
 
 def _parse_point(table: object) -> object:
-    """A point of a list, as pairs in the order of their names: hashable, and equal to those that say the same."""
+    """A listed point as pairs sorted by name: hashable, and equal for equivalent points."""
     if isinstance(table, tuple):
-        return table  # read before
+        return table  # parsed already
     if not isinstance(table, Mapping) or not table:
         raise ValueError(f"must be a table of names and values such as {{ learning_rate = 0.1 }}, got {table!r:.60}")
     return tuple(sorted(table.items()))
@@ -256,12 +261,13 @@ class SearchSettings(Settings):
     """[search]: the strategy, and one dimension per searched key.
 
     Args:
-        num_points: how many points a strategy that draws is given; a grid's number follows from its values.
-        max_points: a study of more points than this is refused: most likely a slip.
+        num_points: number of points for a strategy that draws; a grid's number follows from its values.
+        max_points: a study with more points is refused, since it is most likely a mistake.
         points: `listed`: the points themselves; `dimensions` then follow from them.
-        budget_points, budget_epochs, budget_hours: `coarse-to-fine`: no further round once so many points are there,
-            so many trial-epochs are trained, or they took so many hours of training, summed over all workers' lanes.
-        finest_per_decade: `coarse-to-fine`: log-spaced values come no closer than this.
+        budget_points, budget_epochs, budget_hours: `coarse-to-fine`: no further round is opened once the study has
+            this many points, has trained this many trial-epochs, or has used this many hours of training, summed over
+            all workers' lanes.
+        finest_per_decade: `coarse-to-fine`: maximum number of log-spaced values per decade.
     """
 
     strategy: Strategy = "grid"
@@ -293,14 +299,14 @@ def without_zero_switches(parameters: Mapping[str, ParameterValue]) -> dict[str,
         if not name.endswith(ZERO_SUFFIX):
             point[name] = value
         elif is_zero_drawn(value):
-            point[name.removesuffix(ZERO_SUFFIX)] = 0  # the whole number: settings read it as either kind
+            point[name.removesuffix(ZERO_SUFFIX)] = 0  # an int: settings accept it for integers and floats
     return point
 
 
 def with_zero_switches(
     parameters: Mapping[str, ParameterValue], dimensions: tuple[Dimension, ...]
 ) -> dict[str, ParameterValue]:
-    """A point as Optuna parameters of `Dimension.narrowed_distributions`: the inverse of `without_zero_switches`."""
+    """A point as Optuna parameters for `Dimension.narrowed_distributions`; the inverse of `without_zero_switches`."""
     has_switch = {d.name for d in dimensions if d.is_log and d.has_zero and not d.is_continuous}
     switched: dict[str, ParameterValue] = {}
     for name, value in parameters.items():

@@ -1,7 +1,7 @@
-"""On which validation images lanes are right, and how that compares with an earlier validation of theirs.
+"""Which validation images a lane classifies correctly, and how they differ from an earlier validation of the lane.
 
-Whether a new best is better than the reference by more than chance is decided on the device, so that nothing waits
-for it, and once more by the trial's stopping rule on the host: both look into one table (`ReferenceTest`).
+Whether a new best validation is significantly better than the reference is decided twice: on the device, to avoid a
+host sync, and by the trial's stopping rule on the host. Both use the same table (`ReferenceTest`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceTest:
-    """When a new best becomes the reference that later validations are compared with.
+    """The test by which a new best validation becomes the reference for later validations.
 
     Args:
-        level: of significance; stands in checkpoints, since another one makes another reference.
-        critical_gains: [N + 1] for N validation images. Entry n is the number of gains that it takes when n images
-            tell the two validations apart (`search.significance.critical_gains`).
+        level: significance level. Checkpoints store it, because the reference depends on it.
+        critical_gains: [N + 1] for N validation images. Entry n is the number of gains that is significant when the
+            two validations differ on n images (`search.significance.critical_gains`).
     """
 
     level: float
@@ -33,7 +33,7 @@ class ReferenceTest:
 
 
 def gained_and_lost(correct: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Images on which only `correct` is right, and on which only `reference` is: int64 [...].
+    """Count the images that only `correct` classifies correctly, and those that only `reference` does: int64 [...].
 
     Args:
         correct, reference: bool [..., N].

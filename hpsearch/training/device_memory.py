@@ -1,7 +1,7 @@
-"""What a device has left of memory, and how to tell that it had too little.
+"""How much memory a device has free, and how to recognise an out-of-memory error.
 
-A CPU hardly ever refuses: Linux grants what it does not have and then kills the process. So what fits there has to
-be foreseen; on a GPU the attempt does no harm.
+On a CPU an allocation hardly ever fails: Linux overcommits memory and later kills the process. Memory use must
+therefore be estimated in advance there. On a GPU a failed allocation does no harm.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import psutil
 import torch
 
 GIB = 2**30
-# What we may take of what is there. A GPU is ours; on a CPU others live, and a mistake kills the process.
+# The share of free memory that this process may use. A GPU belongs to one worker. Main memory is shared with other
+# processes, and a wrong estimate there kills the process.
 _GPU_SHARE = 0.9
 _CPU_SHARE = 0.5
 _SHORTAGES = (
@@ -23,7 +24,7 @@ _SHORTAGES = (
     "CUDA error: out of memory",
     "CUDA out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",  # how cuBLAS says that its handle found no memory
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS could not allocate memory for its handle
     "CUDNN_STATUS_ALLOC_FAILED",
     "std::bad_alloc",
 )
@@ -32,8 +33,8 @@ _NO_CGROUP_LIMIT = "max"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is how torch or Python say that memory does not suffice."""
-    seen: set[int] = set()  # a chain of causes may be a circle
+    """Whether this exception, or one in its chain of causes, is an out-of-memory error of torch or Python."""
+    seen: set[int] = set()  # a chain of causes may contain a cycle
     earlier: BaseException | None = error
     while earlier is not None and id(earlier) not in seen:
         if isinstance(earlier, torch.OutOfMemoryError | MemoryError):
@@ -41,13 +42,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         if isinstance(earlier, RuntimeError) and any(words in str(earlier) for words in _SHORTAGES):
             return True
         seen.add(id(earlier))
-        # Ending the capture of a graph that broke for want of memory fails in its own words.
+        # When a graph capture fails for lack of memory, ending the capture raises another error, whose context it is.
         earlier = earlier.__cause__ or earlier.__context__
     return False
 
 
 def describe_shortage(error: BaseException) -> str:
-    """What was asked for, as in `tried to allocate 2.50 GiB`; without a number where none is told."""
+    """The size of the failed allocation, as in `tried to allocate 2.50 GiB`; no number if the message has none."""
     match = _REQUEST.search(str(error))
     if match is None:
         return "an allocation was refused"
@@ -58,33 +59,33 @@ def describe_shortage(error: BaseException) -> str:
 
 
 class DeviceMemory(Protocol):
-    """One device's memory, as far as this process is concerned; in bytes."""
+    """The memory of one device as this process may use it. All sizes are in bytes."""
 
     def available(self) -> int:
-        """What this process may still take."""
+        """The memory that this process may still allocate."""
 
     def start(self) -> None:
-        """Count `growth` from here."""
+        """Set the baseline of `growth`."""
 
     def growth(self) -> int:
-        """What this process holds, or has held at once, beyond what it held at the start."""
+        """How far this process's memory exceeds the baseline: now (CPU), or at its peak since then (GPU)."""
 
 
 def memory_of(device: torch.device, *, num_sharing: int = 1) -> DeviceMemory:
     """The memory of a device.
 
     Args:
-        num_sharing: processes like this one on this machine, which share its main memory; each has a GPU of its own.
+        num_sharing: workers on this machine, which share its main memory. Has no effect on a GPU, which is not shared.
     """
     return CudaMemory(device) if device.type == "cuda" else MainMemory(num_sharing=num_sharing)
 
 
 @final
 class MainMemory:
-    """Main memory, or what a container may have of it.
+    """Main memory, or the part of it that the container's limit allows.
 
     Args:
-        cgroup: where the container's limits are read (control groups, version 2); tests have their own.
+        cgroup: folder of the container's limits (control groups, version 2); injected in tests.
     """
 
     def __init__(self, *, num_sharing: int = 1, cgroup: Path = Path("/sys/fs/cgroup")) -> None:
@@ -115,7 +116,7 @@ class MainMemory:
 
 @final
 class CudaMemory:
-    """A GPU's memory. `growth` is the peak of what torch has reserved, pools of captured graphs included."""
+    """The memory of a GPU. `growth` is the peak of torch's reserved memory, including the pools of captured graphs."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -136,6 +137,6 @@ class CudaMemory:
 
 
 def release_cached_memory(device: torch.device) -> None:
-    """Give back to the device what torch keeps for later; other processes may want it, and so may larger blocks."""
+    """Return torch's cached blocks to the device, for other processes and for larger allocations of this one."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Losses of one trial and of lanes on whole sets of images, in slices that bound the memory."""
+"""Losses of one trial, or of all lanes, on a whole set of images, computed in slices to bound the memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hpsearch.epoch_report import Validation
 from hpsearch.training.losses import is_correct, sum_nll
 from hpsearch.training.networks.network import Network
 
-# Floats of the widest intermediate result per slice and lane: 4 MiB of float32. It does not depend on the
-# number of lanes, so that a lane's losses are added up in the same portions whoever its neighbours are.
+# Floats of the widest intermediate result per slice and lane: 4 MiB of float32. It does not depend on the number of
+# lanes, so that a lane's losses are summed in the same order whatever trials run beside it.
 SLICE_FLOATS = 2**20
 
 
@@ -23,7 +23,7 @@ class Losses:
     """Losses of one trial on a set of images.
 
     Args:
-        nll: the mean, in nats.
+        nll: mean negative log-likelihood per image, in nats.
     """
 
     num_images: int
@@ -42,7 +42,7 @@ def evaluate(network: Network, parameters: Mapping[str, Tensor], images: Tensor,
 
     Args:
         images: [N, pixels] in [0, 1], on the parameters' device.
-        labels: [N] int64, there too.
+        labels: [N] int64, on the same device.
     """
     return _evaluate(network, parameters, images, labels)[0]
 
@@ -60,7 +60,7 @@ def validate(network: Network, parameters: Mapping[str, Tensor], data: ResidentD
 def validate_images(
     network: Network, parameters: Mapping[str, Tensor], data: ResidentData, *, iteration: int
 ) -> tuple[Validation, Tensor]:
-    """The same, and which images are right: bool [N], on the device."""
+    """As `validate`, and also which images are classified correctly: bool [N], on the device."""
     losses, correct = _evaluate(network, parameters, data.validation_images, data.validation_labels)
     return Validation(iteration=iteration, zero_one=losses.zero_one, nll=losses.nll), correct
 
@@ -69,13 +69,14 @@ def validate_images(
 def validate_lanes(
     network: Network, parameters: Mapping[str, Tensor], data: ResidentData, beat: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of every lane on the whole validation set, left on the device.
+    """Losses of every lane on the whole validation set, as tensors on the device; no host sync.
 
     Args:
         parameters: stacked, [L, ...] each.
         beat: called after each slice of images.
     Returns:
-        Zero-one loss (fraction) and mean NLL (nats), [L] float64 each; which images are right, bool [L, N].
+        Zero-one loss (fraction) and mean NLL (nats), [L] float64 each; which images are classified correctly,
+        bool [L, N].
     """
     first = next(iter(parameters.values()))
     slices = []
@@ -94,7 +95,7 @@ def validate_lanes(
 def validation_of(
     iteration: int, zero_one: float, nll: float, gained: float | None = None, lost: float | None = None
 ) -> Validation:
-    """A validation from the numbers of one lane, as the device gives them."""
+    """Make a `Validation` from one lane's numbers, which come from the device as floats."""
     return Validation(
         iteration=iteration,
         zero_one=zero_one,
@@ -107,7 +108,7 @@ def validation_of(
 def _evaluate(
     network: Network, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor
 ) -> tuple[Losses, Tensor]:
-    """Losses, and which images are right, bool [N]."""
+    """Losses, and which images are classified correctly, bool [N]."""
     slices, total_nll = [], 0.0
     dtype = next(iter(parameters.values())).dtype
     for some_images, some_labels in _slices(images, labels, network, dtype):

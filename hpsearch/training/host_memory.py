@@ -1,8 +1,8 @@
-"""Keeping memory that was freed, rather than giving it back to the system and asking for it again.
+"""Keep freed memory in the process instead of returning it to the kernel.
 
-torch frees a minibatch's intermediate results and wants the same sizes a moment later. glibc returns large
-blocks to the kernel in between, which then hands out zeroed pages, one fault of some microseconds for every
-4 KiB: a LeNet epoch spent up to half its time on that (docs/performance.md).
+torch frees a minibatch's intermediate results and allocates the same sizes again for the next one. glibc returns
+large blocks to the kernel in between, and the kernel then supplies zeroed pages, with a page fault of some
+microseconds per 4 KiB. A LeNet epoch spent up to half its time on these faults (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ import platform
 # <malloc.h>
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-_LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more on 64-bit systems; larger blocks are always mapped afresh
+_LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc's maximum on 64-bit systems; larger blocks always get a new mapping
 _TRIM_THRESHOLD = 2**30
 _USERS_CHOICES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
-    """Make this process keep up to 1 GiB of freed memory. False: another allocator, or the user has chosen."""
+    """Make this process keep up to 1 GiB of freed memory.
+
+    Returns:
+        Whether the settings were changed. They are not if the allocator is not glibc's, if the user has set one of its
+        environment variables, or if glibc refuses them.
+    """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in _USERS_CHOICES):
         return False
     mallopt = ctypes.CDLL(None).mallopt

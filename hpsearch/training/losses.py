@@ -1,8 +1,8 @@
-"""What is minimised (negative log-likelihood, L1, L2) and what is selected on (zero-one loss).
+"""The loss that training minimises (negative log-likelihood, L1, L2) and the loss used for selection (zero-one loss).
 
-Likelihood and zero-one losses take any leading dimensions: logits [B, classes] of one trial or [L, B,
-classes] of lanes, with labels [B] (shared by the lanes) or [L, B]. Lanes never mix: each result is [L].
-Source: REFERENCE section 3; DLT, "A Primer on Supervised Learning for Deep Learning".
+NLL and zero-one loss accept any leading dimensions: logits [B, classes] of one trial or [L, B, classes] of lanes, with
+labels [B] (shared by the lanes) or [L, B]. Lanes never mix: each result is [L].
+Source: docs/sources.md, section 3.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ def nll_per_image(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood per image, in nats, [...]: the training surrogate.
+    """Mean negative log-likelihood per image, in nats, [...]: the loss that training minimises.
 
-    The mean keeps the learning rate's meaning when the batch size changes; the sum does not.
+    With the mean, unlike the sum, the scale of the gradient does not depend on the batch size.
     """
     return nll_per_image(logits, labels).mean(dim=-1)
 
 
 def sum_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the negative log-likelihoods, in nats, float64 [...]: large sets lose no digits."""
+    """Sum of the negative log-likelihoods, in nats, [...]; float64, to keep precision on large sets."""
     return nll_per_image(logits, labels).sum(dim=-1, dtype=torch.float64)
 
 
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether an image's most probable class is its label, bool [..., B]; of equals the first is taken."""
+    """Whether an image's most probable class is its label, bool [..., B]; the first class wins a tie."""
     return logits.argmax(dim=-1) == labels
 
 
 def zero_one_count(logits: Tensor, labels: Tensor) -> Tensor:
-    """Images whose most probable class is not their label, int64 [...]."""
+    """Number of images whose most probable class is not their label, int64 [...]."""
     return logits.shape[-2] - is_correct(logits, labels).sum(dim=-1)
 
 
@@ -59,12 +59,11 @@ def squared_l2_norm(weights: Iterable[Tensor]) -> Tensor:
 
 
 def regularised_loss(nll: Tensor, weights: Sequence[Tensor], *, lambda_1: float, lambda_2: float) -> Tensor:
-    """nll + lambda_1 * sum |w| + lambda_2 * sum w^2: what one trial's training minimises.
+    """nll + lambda_1 * sum |w| + lambda_2 * sum w^2: the loss that one trial's training minimises.
 
-    A lambda of 0 is free.
-
-    L2's gradient is 2 * lambda_2 * w: twice what other programs call weight decay.
-    Source: DLT, "L1 and L2 regularization".
+    A term whose lambda is 0 is not computed. The gradient of the L2 term is 2 * lambda_2 * w, so lambda_2 corresponds
+    to half the "weight decay" coefficient of other programs.
+    Source: docs/sources.md, section 3.
     """
     loss = nll
     if lambda_1 > 0:
@@ -76,11 +75,12 @@ def regularised_loss(nll: Tensor, weights: Sequence[Tensor], *, lambda_1: float,
 
 @dataclass(frozen=True, kw_only=True)
 class LanePenalties:
-    """lambda_1 and lambda_2 of every lane, and what they add to losses and gradients.
+    """lambda_1 and lambda_2 of every lane, and the terms that they add to losses and gradients.
 
     Args:
         lambda_1, lambda_2: [L] float64 on the lanes' device.
-        has_l1, has_l2: whether any lane's is above 0, known on the host: a term that no lane has is free.
+        has_l1, has_l2: whether lambda_1 or lambda_2 is above 0 in any lane. Known on the host, so that a term that no
+            lane uses is not computed.
     """
 
     lambda_1: Tensor
@@ -89,11 +89,11 @@ class LanePenalties:
     has_l2: bool
 
     def part(self, lanes: slice) -> LanePenalties:
-        """Some of the lanes', in the same memory."""
+        """The penalties of some lanes, as views of the same memory."""
         return replace(self, lambda_1=self.lambda_1[lanes], lambda_2=self.lambda_2[lanes])
 
     def regularised(self, nll: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """Every lane's nll + lambda_1 * sum |w| + lambda_2 * sum w^2, [L]; weights are stacked, [L, ...]."""
+        """nll + lambda_1 * sum |w| + lambda_2 * sum w^2 of every lane, [L]; weights are stacked, [L, ...]."""
         loss = nll
         for weight in weights:
             flat = weight.flatten(start_dim=1)
@@ -104,7 +104,7 @@ class LanePenalties:
         return loss
 
     def scaled(self, scale: Tensor, dtype: torch.dtype) -> ScaledPenalties:
-        """What the penalties add to gradients that are multiplied with `scale`, [L]."""
+        """The penalties' terms for gradients that are multiplied by `scale`, [L]."""
         return ScaledPenalties(
             l1_factor=(self.lambda_1 * scale).to(dtype) if self.has_l1 else None,
             l2_factor=(2.0 * self.lambda_2 * scale).to(dtype) if self.has_l2 else None,
@@ -113,10 +113,10 @@ class LanePenalties:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledPenalties:
-    """The penalties' share in scaled gradients: l1_factor * sign(w) + l2_factor * w.
+    """The penalties' part of scaled gradients: l1_factor * sign(w) + l2_factor * w.
 
     Args:
-        l1_factor, l2_factor: [L] in the weights' precision; None is a term that no lane has.
+        l1_factor, l2_factor: [L] in the weights' precision; None for a term that no lane uses.
     """
 
     l1_factor: Tensor | None
@@ -130,12 +130,13 @@ class ScaledPenalties:
             return
         l1_factor = lanes_first(self.l1_factor, weight)
         l2_factor = None if self.l2_factor is None else lanes_first(self.l2_factor, weight)
-        # On a CPU lane by lane, through one buffer: a lane's signs are in the cache when they are added.
+        # On a CPU process one lane at a time through one buffer, so that a lane's signs are still in the cache when
+        # they are added.
         step = 1 if weight.device.type == "cpu" else len(weight)
         signs = torch.empty_like(weight[:step])
         for start in range(0, len(weight), step):
             lanes = slice(start, start + step)
-            # The sign of 0 is 0: L1 leaves a weight of exactly 0 alone, as torch's gradient of abs does.
+            # sign(0) is 0: L1 does not change a weight of exactly 0, as with torch's gradient of abs.
             torch.sign(weight[lanes], out=signs)
             if l2_factor is not None:
                 target[lanes].addcmul_(weight[lanes], l2_factor[lanes])
@@ -143,5 +144,5 @@ class ScaledPenalties:
 
 
 def lanes_first(values: Tensor, like: Tensor) -> Tensor:
-    """Per-lane numbers [L] (or one trial's, 0-d) in a shape and precision that multiply a [L, ...] tensor."""
+    """Reshape and cast per-lane numbers [L] (or one trial's, 0-d) to multiply a tensor [L, ...]."""
     return values.to(like.dtype).reshape(values.shape + (1,) * (like.dim() - values.dim()))

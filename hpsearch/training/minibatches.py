@@ -1,6 +1,6 @@
-"""An epoch's minibatches, for one trial or for lanes, and after which of them to validate.
+"""An epoch's minibatches, for one trial or for lanes, and the minibatches after which to validate.
 
-Both training loops (`reference`, `lanes`) take their minibatches from here, so that they see the same ones.
+Both training loops (`reference` and `lanes`) take their minibatches from here, so that both train on the same ones.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from torch import Tensor
 
 from hpsearch.data.resident import ResidentData
 
-# Images gathered at once for lanes that each have an order of their own.
+# Size of the images that are gathered at once when each lane has its own order.
 GATHERED_BYTES = 2**26
 
 
 def is_validation_due(minibatch: int, *, num_minibatches: int, validations_every: int) -> bool:
-    """Whether to validate after this minibatch of the epoch (1-based): every so many, and at the epoch's end.
+    """Whether to validate after this minibatch of the epoch (1-based).
 
-    DLT counts minibatches from the trial's first; counting from the epoch's first is the same whenever the
-    epoch is a multiple, and lets lanes in different epochs validate together.
+    Validations take place every `validations_every` minibatches and at the end of the epoch. The deeplearning.net
+    tutorial counts minibatches from the start of the trial. Counting from the start of the epoch is the same if the
+    epoch is a multiple of `validations_every`, and lets lanes in different epochs validate together.
     """
     return minibatch % validations_every == 0 or minibatch == num_minibatches
 
@@ -29,11 +30,11 @@ def is_validation_due(minibatch: int, *, num_minibatches: int, validations_every
 def minibatches(
     data: ResidentData, batch_size: int, *, dtype: torch.dtype, order: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch's minibatches: images [B, pixels] and labels [B], each valid until the next is asked for.
+    """An epoch's minibatches: images [B, pixels] and labels [B], each valid until the next one is requested.
 
     Args:
         order: [num_train] int64 on the host (`resident.minibatch_order`); None is the file's order.
-    Source: DLT, "MNIST Dataset": x[i*B:(i+1)*B].
+    Source: docs/sources.md, section 1 (a minibatch is the slice x[i*B:(i+1)*B]).
     """
     for images, labels in data.chunks(batch_size, order):
         for start in range(0, len(labels), batch_size):
@@ -49,15 +50,15 @@ def lane_stretches(
     ends: Sequence[int],
     orders: Sequence[Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """An epoch as stretches of minibatches without a validation between them.
+    """An epoch as stretches of consecutive minibatches, with no validation inside a stretch.
 
     Args:
-        ends: the minibatches (1-based, ascending) after which a stretch has to end; the last is the epoch's.
+        ends: the minibatches (1-based, ascending) after which a stretch must end; the last one ends the epoch.
         orders: one [num_train] int64 on the host per lane, or a single one for all lanes
             (`resident.minibatch_order`); None: the file's order for all.
-    Returns:
-        Images [N, pixels] shared by all lanes or, with an order for each, [L, N, pixels]; labels [N] or [L, N];
-        both valid until the next ones are asked for. And the number of the last minibatch.
+    Yields:
+        Images [N, pixels] shared by all lanes or, with several orders, [L, N, pixels]; labels [N] or [L, N]; both
+        valid until the next stretch is requested. The third element is the number of the last minibatch.
     """
     done = 0
     for images, labels in _pieces(data, batch_size, orders):
@@ -71,14 +72,14 @@ def lane_stretches(
 
 
 def _pieces(data: ResidentData, batch_size: int, orders: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Whole minibatches, as many as the memory allows: images [..., N, pixels], labels [..., N]."""
+    """Pieces of whole minibatches, as large as memory allows: images [..., N, pixels], labels [..., N]."""
     if orders is None or len(orders) == 1:
         yield from data.chunks(batch_size, orders[0] if orders else None)
         return
     if data.is_chunked:
         yield from _lane_chunks(data, batch_size, orders)
         return
-    # Minibatches of one image leave no remainder out: this chunk is the whole training set, not a copy of it.
+    # With minibatches of one image no remainder is dropped: this chunk is the whole training set, not a copy.
     ((images, labels),) = data.chunks(1)
     indices = torch.stack(list(orders)).to(images.device)  # [L, num_train], the epoch's only transfer
     bytes_per_minibatch = len(orders) * batch_size * images.shape[1] * images.element_size()
@@ -86,15 +87,15 @@ def _pieces(data: ResidentData, batch_size: int, orders: Sequence[Tensor] | None
     num_images = data.num_minibatches(batch_size) * batch_size
     for start in range(0, num_images, rows):
         chosen = indices[:, start : min(start + rows, num_images)]
-        flat = chosen.reshape(-1)  # index_select copies whole rows, which images[chosen] does not
+        flat = chosen.reshape(-1)  # index_select copies whole rows, unlike images[chosen]
         yield images.index_select(0, flat).reshape(*chosen.shape, -1), labels[chosen]
 
 
 def _lane_chunks(data: ResidentData, batch_size: int, orders: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The lanes' chunks side by side: images [L, K*B, pixels], labels [L, K*B].
+    """The stacked chunks of all lanes: images [L, K*B, pixels], labels [L, K*B].
 
-    All visits share the same device buffers: each lane's chunk is copied before the next lane's comes. The
-    copies stay beside their stack, so that this takes 2 L chunks of memory besides those buffers.
+    All visits share the same device buffers, so each lane's chunk is copied before the next one is loaded. The copies
+    exist together with their stack: this takes 2 L chunks of memory in addition to the buffers.
     """
     visits = [data.chunks(batch_size, order) for order in orders]
     for first_images, first_labels in visits[0]:

@@ -1,10 +1,10 @@
 """SGD, momentum and Adam for one trial (0-d rates) or for lanes (rates [L], parameters [L, ...]), in place.
 
-An optimizer's update has three acts, so that a gradient need not be written down before it is used:
-`targets_` names the tensor that each parameter's gradient is to be added to (and decays it), the caller adds
-`gradient_scale` times the gradient (by a GEMM that accumulates, if it likes), `finish_` turns targets into
-new parameters. `update_` does all three. The state is a dict of tensors; with lanes each begins with [L].
-Source: REFERENCE section 4.
+An update has three parts, so that a gradient need not be stored before it is used. `targets_` returns the tensor to
+which each parameter's gradient is added (and decays it). The caller adds `gradient_scale` times the gradient, for
+example by an accumulating GEMM. `finish_` turns the targets into new parameters. `update_` does all three. The state
+is a dict of tensors; with lanes the first dimension of each is [L].
+Source: docs/sources.md, section 4.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from hpsearch.training.losses import lanes_first
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """An epoch's learning rate and the optimizer's other numbers, float64: 0-d for one trial, [L] for lanes.
+    """An epoch's learning rate and the optimizer's other settings, float64: 0-d for one trial, [L] for lanes.
 
-    float64 since 1 - 0.999 (Adam's first bias correction) keeps only four digits in float32.
+    They are float64 because 1 - 0.999 (Adam's first bias correction) keeps only four digits in float32.
     """
 
     learning_rate: Tensor
@@ -37,18 +37,18 @@ class Rates:
 
     @classmethod
     def of(cls, training: TrainingSettings, learning_rate: float, device: torch.device) -> Rates:
-        """One trial's, in one transfer."""
+        """The rates of one trial, sent to the device in one transfer."""
         row = [learning_rate, training.momentum, training.beta_1, training.beta_2, training.epsilon]
         rate, momentum, beta_1, beta_2, epsilon = torch.tensor(row, dtype=torch.float64, device=device).unbind()
         return cls(learning_rate=rate, momentum=momentum, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
 
     def part(self, lanes: slice) -> Rates:
-        """Some of the lanes', in the same memory."""
+        """The rates of some lanes, as views of the same memory."""
         return Rates(**{number.name: getattr(self, number.name)[lanes] for number in fields(self)})
 
 
 class Optimizer(ABC):
-    """How gradients change parameters."""
+    """Updates parameters from gradients, in place."""
 
     @abstractmethod
     def initial_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -56,13 +56,13 @@ class Optimizer(ABC):
 
     @abstractmethod
     def gradient_scale(self, rates: Rates) -> Tensor:
-        """What a gradient is multiplied with before it is added to its target, 0-d or [L] float64."""
+        """The factor by which a gradient is multiplied before it is added to its target, 0-d or [L] float64."""
 
     @abstractmethod
     def targets_(
         self, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], rates: Rates
     ) -> Mapping[str, Tensor]:
-        """The tensors that scaled gradients are to be added to: may be the parameters themselves."""
+        """The tensors to which scaled gradients must be added, by parameter name; may be the parameters themselves."""
 
     @abstractmethod
     def finish_(
@@ -72,7 +72,7 @@ class Optimizer(ABC):
         rates: Rates,
         targets: Mapping[str, Tensor],
     ) -> None:
-        """Bring the parameters up to date, once every target has its gradient."""
+        """Update the parameters after every target has received its gradient."""
 
     @torch.no_grad()
     def update_(
@@ -82,7 +82,7 @@ class Optimizer(ABC):
         state: Mapping[str, Tensor],
         rates: Rates,
     ) -> None:
-        """One step with gradients that are already there. Writes into `parameters` and `state`."""
+        """Make one step with given gradients. Modifies `parameters` and `state`."""
         targets = self.targets_(parameters, state, rates)
         scale = self.gradient_scale(rates)
         for name, target in targets.items():
@@ -122,16 +122,15 @@ class Sgd(Optimizer):
         rates: Rates,
         targets: Mapping[str, Tensor],
     ) -> None:
-        """The parameters have their gradients already."""
+        """Nothing to do: the gradients were added to the parameters."""
 
 
 @final
 class Momentum(Optimizer):
     """Classical (heavy-ball) momentum: v = momentum * v - learning_rate * gradient; w += v.
 
-    torch.optim.SGD keeps the learning rate out of v, which is the same as long as the rate is constant; here
-    a falling rate takes effect on later gradients only, not on the velocity that has been gathered (Sutskever
-    et al. 2013).
+    torch.optim.SGD keeps the learning rate out of v, which is equivalent while the rate is constant. Here a falling
+    rate affects later gradients only, not the accumulated velocity (Sutskever et al. 2013).
     """
 
     def initial_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -161,9 +160,9 @@ class Momentum(Optimizer):
 
 @final
 class Adam(Optimizer):
-    """Adam with bias correction, as torch.optim.Adam has it (Kingma & Ba 2015, algorithm 1).
+    """Adam with bias correction, as in torch.optim.Adam (Kingma & Ba 2015, algorithm 1).
 
-    Every lane counts its own steps: lanes that were admitted later have larger bias corrections.
+    Every lane counts its own steps, so lanes that were admitted later have larger bias corrections.
     """
 
     def initial_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

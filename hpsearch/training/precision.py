@@ -1,8 +1,8 @@
-"""How precisely training multiplies: float32, TF32 or bfloat16.
+"""The precision of training: float32, TF32 or bfloat16.
 
-TF32 rounds what goes into matrix products and convolutions. bfloat16 rounds what goes in and what comes out
-(sums within a product are float32), and LeNet's maps and a user's own activations stay so rounded. Weights,
-softmax and losses, the optimizer's state and all validations are float32 in any case.
+TF32 rounds the inputs of matrix products and convolutions. bfloat16 rounds inputs and outputs (sums within a product
+are float32); LeNet's maps and a custom network's activations stay in bfloat16 between layers. Weights, softmax,
+losses, the optimizer's state and all validations are always float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from hpsearch.study.settings import Precision
 
 @contextlib.contextmanager
 def computing(precision: Precision, device: torch.device) -> Iterator[None]:
-    """A forward pass inside is computed in bfloat16 if the study asks for it; its backward pass follows suit."""
+    """A context for forward passes: autocast to bfloat16 if the precision is bfloat16.
+
+    The backward pass of such a forward pass uses bfloat16 as well.
+    """
     if precision == "bfloat16":
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             yield
@@ -30,9 +33,9 @@ def computing(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def multiplying(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """Products and convolutions inside, forward and backward, may use TF32 if the study asks for it.
+    """A context in which products and convolutions, forward and backward, use TF32 if the precision is TF32.
 
-    TF32 exists on CUDA devices only; elsewhere such a study trains in float32, which is more exact.
+    TF32 exists on CUDA devices only. On other devices such a study trains in float32, which is more exact.
     """
     return _allowing_tf32() if precision == "tf32" and device.type == "cuda" else contextlib.nullcontext()
 
@@ -51,22 +54,22 @@ def _allowing_tf32() -> Iterator[None]:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Products:
-    """Matrix products of lanes for gradients that are written out by hand, where autocast does not help."""
+    """Batched matrix products of lanes for explicit gradients, to which autocast does not apply."""
 
     precision: Precision
 
     def prepared(self, matrices: Tensor) -> Tensor:
-        """What `multiply` and `add_product_` take: worth keeping for matrices that are used twice."""
+        """Convert matrices for `multiply` and `add_product_`; keep the result for matrices that are used twice."""
         return matrices.bfloat16() if self.precision == "bfloat16" else matrices
 
     def multiply(self, left: Tensor, right: Tensor) -> Tensor:
-        """[L, n, k] @ [L, k, m] of prepared matrices; as float32, if rounded."""
+        """[L, n, k] @ [L, k, m] of prepared matrices. A bfloat16 product is returned as float32."""
         with multiplying(self.precision, left.device):
             product = torch.bmm(left, right)
         return product.float() if self.precision == "bfloat16" else product
 
     def add_product_(self, target: Tensor, left: Tensor, right: Tensor) -> None:
-        """target += left @ right. In float32 the product is never written down."""
+        """target += left @ right. Only in bfloat16 is the product stored separately."""
         if self.precision == "bfloat16":
             target.add_(torch.bmm(left, right))
             return

@@ -1,7 +1,7 @@
 """The readable training loop of one trial: minibatch steps, validation, best parameters, stopping.
 
-This is the yardstick: `lanes` must give the same curves, only faster.
-Source: DLT, "Stochastic Gradient Descent" and "Early-Stopping"; REFERENCE sections 3 to 5.
+Tests compare `lanes` with this loop: lanes must give the same curves, only faster.
+Source: docs/sources.md, sections 3 to 5.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class TrialResult:
 
     Args:
         reports: one per epoch; only the last can have diverged.
-        best: the best validation of the whole trial; None if the very first was not finite.
-        best_parameters: the parameters at that moment, by name; empty if there is no best.
-        best_correct: which validation images were right at that moment, [N]; none if there is no best.
+        best: the best validation of the whole trial; None if no validation was finite.
+        best_parameters: the parameters at the best validation, by name; empty if there is none.
+        best_correct: which validation images were classified correctly then, [N]; [0] if there is no best.
     """
 
     reports: tuple[EpochReport, ...]
@@ -48,7 +48,7 @@ class TrialResult:
 
 @dataclass(kw_only=True)
 class _Trial:
-    """What changes while a trial trains."""
+    """The state of a trial in training."""
 
     network: Network
     optimizer: Optimizer
@@ -59,10 +59,13 @@ class _Trial:
     best_parameters: dict[str, np.ndarray] = field(default_factory=dict)
     best_correct: Tensor | None = None
     reference_test: ReferenceTest | None = None
-    reference: Tensor | None = None  # which images are right; None before the first finite validation
+    reference: Tensor | None = None  # which images are correct; None before the first finite validation
 
     def validate(self, data: ResidentData) -> Validation:
-        """Validate; keep a deep copy of the parameters if they are the best so far. NaN is never the best."""
+        """Validate, and keep a deep copy of the parameters if they are the best so far.
+
+        A validation that is not finite is never the best.
+        """
         validation, correct = validate_images(self.network, self.parameters, data, iteration=self.iteration)
         if self.reference_test is not None:
             validation = self._compared(validation, correct, self.reference_test)
@@ -73,7 +76,7 @@ class _Trial:
         return validation
 
     def _compared(self, validation: Validation, correct: Tensor, test: ReferenceTest) -> Validation:
-        """Count what was gained and lost; a new best that is significantly better becomes the reference."""
+        """Count images gained and lost. A new best that is significantly better becomes the reference."""
         reference = torch.zeros_like(correct) if self.reference is None else self.reference
         gained, lost = (int(count) for count in gained_and_lost(correct, reference))
         is_new_best = validation.is_finite and (self.best is None or validation.zero_one < self.best.zero_one)
@@ -92,12 +95,13 @@ def train_trial(
     reference_test: ReferenceTest | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> TrialResult:
-    """Train one trial until it is told to stop, its epochs or its schedule are used up, or it diverges.
+    """Train one trial until `should_stop` says so, its epochs or its schedule are exhausted, or it diverges.
 
     Args:
         validations_every: minibatches between two validations within an epoch; each epoch also ends with one.
-        should_stop: asked after every epoch.
-        reference_test: compare validations with a reference, image by image.
+        should_stop: called after every epoch; True ends the trial.
+        reference_test: compare validations with a reference, image by image; None: no comparison.
+        dtype: type of parameters and activations.
     Raises:
         InputError: the batch size does not fit the training set, or the images are too small for the network.
     """
@@ -149,7 +153,7 @@ def _train_epoch(
     rates: Rates,
     validations_every: int,
 ) -> tuple[float, list[Validation]]:
-    """One pass over the training set: mean train NLL and the validations on the way."""
+    """Train one epoch; returns the mean training NLL and the validations of the epoch."""
     training, network, parameters = settings.training, trial.network, trial.parameters
     num_minibatches = data.num_minibatches(training.batch_size)
     dtype = parameters[network.weight_names[0]].dtype
@@ -158,7 +162,7 @@ def _train_epoch(
     total_nll, validations = 0.0, []
     batches = minibatches(data, training.batch_size, dtype=dtype, order=order)
     for minibatch, (images, labels) in enumerate(batches, start=1):
-        # Forward: the loss of this minibatch with the parameters as they are.
+        # Forward: the loss of this minibatch with the current parameters.
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         with multiplying(training.precision, images.device), computing(training.precision, images.device):
@@ -167,7 +171,7 @@ def _train_epoch(
         weights = [parameters[name] for name in network.weight_names]
         loss = regularised_loss(nll, weights, lambda_1=training.lambda_1, lambda_2=training.lambda_2)
 
-        # Backward: its gradient, and one step down.
+        # Backward: the gradient of the loss, and one optimizer step.
         with multiplying(training.precision, images.device):
             gradients = torch.autograd.grad(loss, list(parameters.values()))
         for parameter in parameters.values():

@@ -1,7 +1,7 @@
-"""Learning-rate schedules: host objects, one per trial, that are told of each epoch and give the next rate.
+"""Learning-rate schedules: one object per trial, on the host. It receives each epoch's result and gives the next rate.
 
-Deterministic; all that a schedule remembers is a `ScheduleState` of plain numbers, for checkpoints to keep.
-Source: REFERENCE section 4 (DLT, KZL, FAU).
+Schedules are deterministic. Their whole state is a `ScheduleState` of plain numbers, which checkpoints store.
+Source: docs/sources.md, section 4.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ DEFAULT_EXPONENTIAL_FACTOR = 0.95
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleState:
-    """What a schedule has seen so far.
+    """The state of a schedule.
 
     Args:
         num_epochs: finished epochs.
         best_zero_one: lowest validation zero-one loss so far.
         num_stale_epochs: epochs in a row without a new best, since the best or since the rate last fell.
-        num_falls: how many times want of progress has made the rate fall.
-        is_exhausted: the rate would have to fall below its floor: the trial should end.
+        num_falls: how many times the rate has fallen for lack of progress.
+        is_exhausted: the next fall would take the rate below its floor; the trial should end.
     """
 
     num_epochs: int = 0
@@ -45,7 +45,7 @@ class LearningRateSchedule(ABC):
     @property
     @abstractmethod
     def learning_rate(self) -> float:
-        """The rate for the epoch to come."""
+        """The rate for the next epoch."""
 
     @property
     def is_exhausted(self) -> bool:
@@ -53,12 +53,12 @@ class LearningRateSchedule(ABC):
 
     @property
     def factor(self) -> float:
-        """What the rate is multiplied with when it falls."""
+        """The factor by which the rate is multiplied when it falls."""
         factor = self.training.schedule_factor
         return DEFAULT_FACTOR if factor is None else factor
 
     def finish_epoch(self, zero_one: float) -> None:
-        """Tell the schedule an epoch's best validation zero-one loss."""
+        """Record the lowest validation zero-one loss of an epoch."""
         is_best = self.state.best_zero_one is None or zero_one < self.state.best_zero_one
         self.state = replace(
             self.state,
@@ -69,7 +69,7 @@ class LearningRateSchedule(ABC):
 
 
 def build_schedule(training: TrainingSettings, state: ScheduleState | None = None) -> LearningRateSchedule:
-    """Make the schedule that the settings name: fresh, or from where a checkpoint left it."""
+    """Make the schedule that the settings name: fresh, or with the state from a checkpoint."""
     match training.schedule:
         case "constant":
             return ConstantSchedule(training, state)
@@ -87,7 +87,7 @@ def build_schedule(training: TrainingSettings, state: ScheduleState | None = Non
 
 @final
 class ConstantSchedule(LearningRateSchedule):
-    """eta0 (DLT: the first thing to try)."""
+    """eta0 in every epoch; the first schedule to try (docs/sources.md, section 4)."""
 
     @property
     def learning_rate(self) -> float:
@@ -96,7 +96,7 @@ class ConstantSchedule(LearningRateSchedule):
 
 @final
 class InverseTimeSchedule(LearningRateSchedule):
-    """eta0 / (1 + decay * epoch), with epoch 0 the first (KZL, d = 0.001; FAU's 1/t)."""
+    """eta0 / (1 + decay * epoch), counting epochs from 0 (docs/sources.md, section 4, where decay is 0.001)."""
 
     @property
     def learning_rate(self) -> float:
@@ -105,7 +105,10 @@ class InverseTimeSchedule(LearningRateSchedule):
 
 @final
 class StepSchedule(LearningRateSchedule):
-    """Every n epochs times a factor, or after n epochs a constant such as 0.01 (FAU), if that is lower."""
+    """Multiplies the rate by a factor every n epochs, or changes it once, after n epochs, to a constant if lower.
+
+    Source: docs/sources.md, section 4 (with the constant 0.01 as an example).
+    """
 
     @property
     def learning_rate(self) -> float:
@@ -118,7 +121,7 @@ class StepSchedule(LearningRateSchedule):
 
 @final
 class ExponentialSchedule(LearningRateSchedule):
-    """eta0 * factor^epoch, with epoch 0 the first (FAU)."""
+    """eta0 * factor^epoch, counting epochs from 0 (docs/sources.md, section 4)."""
 
     @property
     def factor(self) -> float:
@@ -131,7 +134,10 @@ class ExponentialSchedule(LearningRateSchedule):
 
 
 class ProgressSchedule(LearningRateSchedule):
-    """Falls after n epochs in a row without a new best validation zero-one loss; then n more must pass."""
+    """A rate that falls after n epochs in a row without a new best validation zero-one loss.
+
+    After a fall the count starts again from 0.
+    """
 
     @property
     def learning_rate(self) -> float:
@@ -144,12 +150,12 @@ class ProgressSchedule(LearningRateSchedule):
 
     @abstractmethod
     def _after_fall(self) -> ScheduleState:
-        """The state once patience with the present rate has run out."""
+        """The state after n epochs in a row without a new best."""
 
 
 @final
 class PlateauSchedule(ProgressSchedule):
-    """Times a factor whenever the validation error stays on a plateau (FAU)."""
+    """Multiplies the rate by a factor whenever the validation error is on a plateau (docs/sources.md, section 4)."""
 
     def _after_fall(self) -> ScheduleState:
         return replace(self.state, num_falls=self.state.num_falls + 1, num_stale_epochs=0)
@@ -157,7 +163,10 @@ class PlateauSchedule(ProgressSchedule):
 
 @final
 class HalvingSchedule(ProgressSchedule):
-    """As on a plateau, but the trial ends when the rate would fall below eta0 / stop_ratio (KZL: 1024)."""
+    """As `PlateauSchedule`, but the trial ends when the rate would fall below eta0 / stop_ratio.
+
+    Source: docs/sources.md, section 4 (with a stop ratio of 1024).
+    """
 
     def _after_fall(self) -> ScheduleState:
         next_ratio = self.factor ** (self.state.num_falls + 1) * self.training.schedule_stop_ratio

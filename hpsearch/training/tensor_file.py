@@ -1,6 +1,6 @@
-"""Safetensors files that vouch for their content: a checksum of every array and of the text beside them.
+"""Safetensors files with a checksum over all arrays and a text, in the metadata.
 
-Checkpoints and kept parameters are such files. Any safetensors reader reads them.
+Checkpoints and stored parameters are such files. Any safetensors reader can read them.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ CHECKSUM = "crc32"  # its key in the metadata
 
 
 def save_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file. The metadata may bring a checksum of their own (`checksum`)."""
-    # safetensors writes the memory of an array as it lies: a transposed view would come back scrambled.
+    """Serialise arrays as a safetensors file. The caller may include a checksum in the metadata (`checksum`)."""
+    # safetensors writes an array's memory as it is: a transposed view would be read back with another order.
     return save({name: np.asarray(array, order="C") for name, array in arrays.items()}, metadata=dict(metadata))
 
 
 def load_arrays(content: bytes) -> tuple[dict[str, Array], dict[str, str]]:
-    """The arrays and the metadata of a safetensors file, whatever their checksum.
+    """The arrays and the metadata of a safetensors file. Does not verify the checksum.
 
     Raises:
-        SafetensorError: it is none, or not all of one.
+        SafetensorError: the content is not a safetensors file, or is truncated.
     """
     arrays = load(content)
-    # safetensors has checked the header: its length in 8 bytes, then JSON; metadata are strings, or null.
+    # `load` has checked the header: its length in 8 bytes, then JSON. The metadata are strings, or null.
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return arrays, header.get("__metadata__") or {}
 
@@ -45,6 +45,6 @@ def checksum(text: str, arrays: Mapping[str, Array]) -> str:
 
 
 def with_checksum(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> dict[str, str]:
-    """The metadata with a checksum of themselves and of the arrays."""
+    """The metadata with a checksum of the other metadata and of the arrays added."""
     others = {name: value for name, value in metadata.items() if name != CHECKSUM}
     return {**others, CHECKSUM: checksum(json.dumps(others, sort_keys=True), arrays)}

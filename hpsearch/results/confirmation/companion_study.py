@@ -1,7 +1,7 @@
-"""Companion studies: which study confirms which, and what their points are made of.
+"""Companion studies: how to find the study that confirms another one, and how its points are composed.
 
-A companion is found by an attribute that names the study that it confirms, whatever it is called itself. Its points
-are configurations times seeds.
+A companion study has an attribute that names the study that it confirms; its own name does not matter. Its points are
+configurations times seeds.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from hpsearch.stored_json import Kind, check_kind, damaged, parse_stored_object
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import ParameterValue
 
-# On the companion: study, definition_sha256, value_sha256 and dataset_checksums of what it confirms, and
-# num_parameters of each configuration.
+# An attribute of the companion study: study, definition_sha256, value_sha256 and dataset_checksums of the confirmed
+# study, and num_parameters of each configuration.
 CONFIRMS_ATTRIBUTE = "hpsearch:confirms"
 _CONFIRMS_KEYS = ("study", "value_sha256", "dataset_checksums", "num_parameters")
 SEED = "seed"  # the searched key in which the trials of one configuration differ
@@ -35,7 +35,7 @@ class Companion:
     """A study that confirms another one.
 
     Args:
-        num_parameters: trainable ones of each configuration's network, in the order of the configurations.
+        num_parameters: trainable parameters of each configuration's network, in the order of the configurations.
     """
 
     name: str
@@ -43,7 +43,10 @@ class Companion:
 
 
 def find_companion(database: Database, study: StoredStudy) -> Companion | None:
-    """The study that confirms this one, if there is one. That of a deleted namesake that differed is none of it."""
+    """The companion study that confirms this study; None if there is none.
+
+    Ignores the confirmation of a deleted study with the same name but another definition or data.
+    """
     for name, confirms in confirmations(database).items():
         if _is_of(confirms, study):
             return Companion(name=name, num_parameters=tuple(confirms["num_parameters"]))
@@ -51,10 +54,12 @@ def find_companion(database: Database, study: StoredStudy) -> Companion | None:
 
 
 def confirmations(database: Database) -> dict[str, dict[str, Any]]:
-    """All confirmations by their own names, the oldest first; copies that other programs have made are none.
+    """The `CONFIRMS_ATTRIBUTE` of every companion study, by the companion's name, oldest first.
+
+    Ignores copies of companion studies that were made by other programs, which have no points of hpsearch.
 
     Raises:
-        StorageError: what one of them says was damaged.
+        StorageError: a stored attribute is damaged.
     """
     attributes = tables.study_user_attributes
     query = (
@@ -80,17 +85,17 @@ def _parse_confirms(text: str, what: str, place: str) -> dict[str, Any]:
 
 
 def configurations_of(points: Points) -> list[dict[str, ParameterValue]]:
-    """The points without their seeds, each once, in order."""
+    """The distinct points without their seeds, in order of first appearance."""
     return unique(map(without_seed, points))
 
 
 def seeds_of(points: Points) -> list[int]:
-    """The seeds of the points, each once, in order."""
+    """The distinct seeds of the points, in order of first appearance."""
     return list(dict.fromkeys(int(point[SEED]) for point in points))
 
 
 def unique(points: Points) -> list[dict[str, ParameterValue]]:
-    """Each point once, in order of first appearance."""
+    """The distinct points, in order of first appearance."""
     seen: dict[frozenset[tuple[str, ParameterValue]], dict[str, ParameterValue]] = {}
     for point in points:
         seen.setdefault(point_key(point), dict(point))
@@ -98,10 +103,10 @@ def unique(points: Points) -> list[dict[str, ParameterValue]]:
 
 
 def can_seeds_matter(definition: StudyDefinition, configurations: Points) -> bool:
-    """Whether another seed can change any of these trainings.
+    """Whether another seed can change the training of any of these configurations.
 
-    A seed draws the initial weights, which are all 0 in logistic regression, and the orders of images, if they are
-    shuffled.
+    The seed determines the initial weights, which are all 0 in logistic regression, and the order of the images, if
+    they are shuffled.
     """
     trained = [definition.resolve(point) for point in configurations]
     return any(settings.model.family != "logistic" or settings.training.shuffle for settings in trained)
@@ -112,6 +117,6 @@ def without_seed(point: Parameters) -> dict[str, ParameterValue]:
 
 
 def _is_of(confirms: Mapping[str, Any], study: StoredStudy) -> bool:
-    """Whether it confirms this very study, and no former one of its name."""
+    """Whether the attribute is about this study, not about an earlier study of the same name."""
     named = confirms["study"], confirms["value_sha256"], confirms["dataset_checksums"]
     return named == (study.name, study.definition.value_sha256, dict(study.dataset_checksums))

@@ -1,29 +1,32 @@
-"""Which of several configurations is better, from their models' right and wrong answers on the validation images.
+"""Compare configurations by which validation images their models classify correctly.
 
-All configurations are trained with the same seeds and judged on the same images, so that two of them are compared
-by their differences, seed by seed and image by image. Two things make such a difference uncertain: other seeds would
-have given other models, and other images other errors. Both count. The images do in particular because they are few,
-and because the configurations were selected on them: fresh seeds do not take that away.
+All configurations are trained with the same seeds and evaluated on the same images. Two configurations are therefore
+compared by their differences, seed by seed and image by image. Such a difference is uncertain for two reasons: other
+seeds would have given other models, and other images other errors. Both are taken into account. The images matter in
+particular because there are few of them, and because the configurations were selected on them, which fresh seeds do
+not change.
 
-Variances come from the crossed layout (seeds times images). For the error of one configuration, or the difference of
-two, x[s, i] = mean + seed[s] + image[i] + rest[s, i]; with S seeds, N images and unbiased variances,
+Variances are estimated from the crossed layout (seeds times images). For the error of one configuration, or the
+difference of two, x[s, i] = mean + seed[s] + image[i] + rest[s, i]; with S seeds, N images and unbiased variances,
 
-    of the seeds' means / S              estimates   seed / S + rest / SN       with S - 1 degrees of freedom
-    of the images' means / N             estimates   image / N + rest / SN
-    of what both leave unexplained / SN  estimates   rest / SN
+    variance of the seeds' means / S     estimates   seed / S + rest / SN       with S - 1 degrees of freedom
+    variance of the images' means / N    estimates   image / N + rest / SN
+    variance of the residuals / SN       estimates   rest / SN
 
-An interval's half width is sqrt(t^2 * (first) + z^2 * (second - third)): t is for few seeds, z for many images. This
-is Banerjee's rule for variances of unlike degrees of freedom, which errs on the wide side and never on the other.
-t and z are simulated: those of the largest of all pairs' studentised differences (a parametric bootstrap), so that
-with equal configurations *any* pair is told apart in at most 5 % of cases, however many were compared. t is never less
-than a single pair needs: so this also holds if the seeds of one configuration vary far more than the others'. If those
-of two or more do, without bound, it holds from 10 seeds on; with 5 it was up to 10 % of simulated cases, with 2 or 3 up
-to 15 % (the worst is 3 restless of 10 configurations; of 5 configurations it is 2, with 8 to 9 %).
+The half width of an interval is sqrt(t^2 * (first) + z^2 * (second - third)): t is for few seeds, z for many images.
+This is Banerjee's rule for variances with different degrees of freedom, which gives intervals that are too wide rather
+than too narrow. t and z are simulated as quantiles of the largest studentised difference of all pairs (a parametric
+bootstrap). With equal configurations, *any* pair is therefore found to differ in at most 5 % of cases, however many are
+compared. t is never less than for a single pair, so this also holds if the seeds of one configuration vary far more
+than the seeds of the others. If the seeds of two or more configurations vary without bound, it holds from 10 seeds on;
+with 5 seeds the rate was up to 10 % of simulated cases, with 2 or 3 seeds up to 15 % (the worst case is 3 such
+configurations of 10; among 5 configurations the worst case is 2, with 8 to 9 %).
 
-Errors are few where models are good or images are few, and a mean's interval is then not symmetric: its images' part is
-Wilson's, joined with the seeds' part by Zou and Donner's rule. No error at all still has an upper end above 0.
+Where errors are few, because the models are good or the images few, the interval of a mean is not symmetric: the
+images' part is Wilson's interval, combined with the seeds' part by Zou and Donner's rule. Even without any error the
+upper end is above 0.
 
-Nothing here knows a database, a study or a file.
+The module works on arrays only: it uses no database, study or file.
 Sources: Banerjee, Sankhya 22 (1960); Owen, Annals of Applied Statistics 1 (2007), on two-way resampling; Tukey's
 range; Oliveira, Lei and Tibshirani, "coupled bootstrap" (2021), on the winner's optimism; Wilson, Journal of the
 American Statistical Association 22 (1927); Zou and Donner, Statistics in Medicine 27 (2008).
@@ -40,14 +43,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95  # of a single mean's interval
-# Of all pairs' intervals at once. That equal configurations are told apart in at most 5 % of cases shall hold for
-# seeds that are not quite normal too, and in a simulation of finite length: so a little more than 95 %.
+# Of all pairs' intervals together. Slightly more than 95 %, so that equal configurations are found to differ in at most
+# 5 % of cases even if seed effects are not exactly normal, and although the simulation is finite.
 SIMULTANEOUS_CONFIDENCE = 0.96
 _NUM_DRAWS = 200_000  # gives a critical value to 0.3 %
-_LARGEST_TABLE = 10_000_000  # fewer draws than that where there are many configurations: it takes a second
+_LARGEST_TABLE = 10_000_000  # numbers drawn; limits the draws for many configurations to about a second
 _CHUNK = 4_000  # draws at a time
 _FEWEST_CHUNKS = 3
-_NUM_PICKS = 5_000  # of a winner, each of them twice
+_NUM_PICKS = 5_000  # simulated picks of a winner; each noise is used with both signs
 
 Numbers = NDArray[np.float64]
 
@@ -57,9 +60,9 @@ class MeanError:
     """A configuration's validation error.
 
     Args:
-        mean: over seeds and images, a fraction.
+        mean: mean over seeds and images, a fraction.
         deviation: standard deviation over seeds; None with a single seed.
-        interval: 95 %, for this mean alone, over other seeds and other images.
+        interval: 95 % confidence interval of this mean alone, with respect to other seeds and other images.
     """
 
     mean: float
@@ -69,10 +72,11 @@ class MeanError:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How much worse a configuration is than another: the difference of their errors.
+    """How much worse one configuration is than another: the difference of their errors.
 
     Args:
-        interval: simultaneous: all pairs' intervals hold together in 95 % of cases, or rather more.
+        value: the difference, a fraction.
+        interval: simultaneous confidence interval: the intervals of all pairs hold together in at least 95 % of cases.
     """
 
     value: float
@@ -80,20 +84,21 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
-        """True if the interval does not hold 0."""
+        """True if the interval does not contain 0."""
         return self.interval[0] > 0 or self.interval[1] < 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What the right and wrong answers tell about k configurations, in the order in which they were given.
+    """The comparison of k configurations, in the order in which they were given.
 
     Args:
-        winner: index of the lowest mean; the first of equal ones.
+        means: the error of each configuration, k of them.
+        winner: index of the lowest mean; the first one if several are equal.
         differences: [k][k]: `differences[i][j]` is how much worse i is than j.
-        corrected_error: the winner's error without the optimism of having been picked as the lowest of k on these
-            very seeds and images; never below its mean.
-        seeds_matter: whether any answer depends on the seed.
+        corrected_error: the winner's error, corrected for the optimism of picking the lowest of k on the same seeds
+            and images; never below its mean.
+        seeds_matter: whether the classification of any image depends on the seed.
     """
 
     means: tuple[MeanError, ...]
@@ -111,13 +116,13 @@ class Comparison:
 
     @property
     def tied(self) -> tuple[int, ...]:
-        """The configurations that may be the best, the winner among them: not told apart from it."""
+        """Indices of the configurations that do not differ significantly from the winner, the winner included."""
         return tuple(i for i, difference in enumerate(self.from_winner) if not difference.is_significant)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CriticalValues:
-    """By what standard errors are multiplied: the seeds' part (t) and the images' part (z)."""
+    """The factors of the standard errors in an interval: for the seeds' part (t) and the images' part (z)."""
 
     seeds: float
     images: float
@@ -125,25 +130,26 @@ class CriticalValues:
 
 @dataclass(frozen=True, kw_only=True)
 class Complexity:
-    """What decides among tied configurations, in this order: the simplest is the smallest.
+    """How complex a configuration is. Among tied configurations the one with the smallest value is picked.
 
     Args:
-        num_parameters: trainable ones.
+        num_parameters: trainable parameters of its network.
     """
 
     num_parameters: int
 
 
 def compare(correct: NDArray[np.bool_]) -> Comparison:
-    """Compare configurations that were trained with the same seeds and judged on the same images.
+    """Compare configurations that were trained with the same seeds and evaluated on the same images.
 
-    The same input gives the same result, bit for bit.
+    The result is deterministic, bit for bit.
 
     Args:
-        correct: [configurations, seeds, images]: whether the model of this configuration and seed is right on the
-            image. With a single seed, how much seeds matter is unknown: intervals then tell of the images alone.
+        correct: [configurations, seeds, images]: whether the model of this configuration and seed classifies the
+            image correctly. With a single seed the influence of seeds is unknown, and the intervals describe the
+            uncertainty from the images alone.
     Raises:
-        ValueError: not three axes, or fewer than 1 configuration, 1 seed, 2 images.
+        ValueError: the array has not three axes, or fewer than 1 configuration, 1 seed or 2 images.
     """
     if correct.ndim != 3 or correct.shape[0] < 1 or correct.shape[1] < 1 or correct.shape[2] < 2:
         raise ValueError(f"must be [configurations, seeds, images], at least [1, 1, 2], got {list(correct.shape)}")
@@ -171,14 +177,21 @@ def compare(correct: NDArray[np.bool_]) -> Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Pick:
-    """The configuration that the rule picks, by its index, and why."""
+    """The index of the picked configuration, and the reason in a few words."""
 
     index: int
     reason: str
 
 
 def simplest_of(comparison: Comparison, complexities: Sequence[Complexity]) -> Pick:
-    """Of the tied configurations the simplest: fewest parameters; of equally simple ones the lowest mean."""
+    """Pick the simplest of the tied configurations.
+
+    The one with the fewest parameters; if several have equally few, the one with the lowest mean error; if these are
+    equal too, the first one.
+
+    Args:
+        complexities: of all configurations, in the order of the comparison.
+    """
     left = list(comparison.tied)
     if len(left) == 1:
         return Pick(index=left[0], reason="no other is tied with it")
@@ -194,11 +207,11 @@ def simplest_of(comparison: Comparison, complexities: Sequence[Complexity]) -> P
 
 @dataclass(frozen=True, kw_only=True)
 class _CrossedLayout:
-    """Errors of k configurations over seeds and images: means, and covariances of these means by their source.
+    """Errors of k configurations over seeds and images: the means, and the covariances of the means by source.
 
     Args:
-        means, deviations: [k]; deviations over seeds.
-        of_seeds, of_images, of_rest: [k, k], the three estimates that the module's head names.
+        means, deviations: [k]; standard deviations over seeds.
+        of_seeds, of_images, of_rest: [k, k], the three estimates in the module's docstring.
     """
 
     means: Numbers
@@ -209,7 +222,11 @@ class _CrossedLayout:
 
     @classmethod
     def of(cls, wrong: NDArray[np.bool_]) -> _CrossedLayout:
-        """Args: wrong: [k, S, N]."""
+        """Estimate means and covariances.
+
+        Args:
+            wrong: [k, S, N], whether an image is misclassified.
+        """
         k, num_seeds, num_images = wrong.shape
         errors = wrong.astype(np.float64)
         by_seed, by_image = errors.mean(axis=2), errors.mean(axis=1)  # [k, S], [k, N]
@@ -217,7 +234,7 @@ class _CrossedLayout:
         seeds = (by_seed - means[:, None]) @ (by_seed - means[:, None]).T  # sums of squares, [k, k]
         images = (by_image - means[:, None]) @ (by_image - means[:, None]).T
         flat = errors.reshape(k, -1) - means[:, None]
-        # What is left of the total sum of squares; rounding may leave a hair less than nothing.
+        # The rest of the total sum of squares; rounding can make it slightly negative.
         rest = flat @ flat.T - num_images * seeds - num_seeds * images
         seeds_freedom, images_freedom = max(num_seeds - 1, 1), num_images - 1
         return cls(
@@ -230,11 +247,11 @@ class _CrossedLayout:
 
     @property
     def covariance(self) -> Numbers:
-        """Of the means, [k, k]: all three sources together; never negative in any direction."""
+        """Covariance of the means, [k, k], from all three sources together."""
         return self.of_rest + _non_negative(self.of_seeds - self.of_rest) + _non_negative(self.of_images - self.of_rest)
 
     def half_widths_of_differences(self, critical: CriticalValues) -> Numbers:
-        """Of all pairs' simultaneous intervals, [k, k]."""
+        """Half widths of the simultaneous intervals of all pairs, [k, k]."""
         of_seeds = _of_differences(self.of_seeds)
         k = len(of_seeds)
         if k > 1:
@@ -245,7 +262,7 @@ class _CrossedLayout:
         return _half_widths(of_seeds, _of_differences(self.of_images), _of_differences(self.of_rest), critical)
 
     def intervals_of_means(self, critical: CriticalValues, num_images: int) -> list[tuple[float, float]]:
-        """Each mean's own, k of them."""
+        """The interval of each mean by itself, k of them."""
         of_rest = np.diag(self.of_rest)
         seeds = critical.seeds**2 * np.maximum(np.diag(self.of_seeds), of_rest).clip(0.0)
         images = np.maximum(np.diag(self.of_images) - of_rest, 0.0)
@@ -256,8 +273,8 @@ class _CrossedLayout:
 
 
 def _half_widths(of_seeds: Numbers, of_images: Numbers, of_rest: Numbers, critical: CriticalValues) -> Numbers:
-    """Banerjee's rule, on variances."""
-    # By chance a few seeds agree better than what is left unexplained allows: it is the least that they can vary.
+    """Half widths by Banerjee's rule, from the three variance estimates."""
+    # By chance a few seeds can vary less than the residuals imply: the residual variance is the lower bound.
     seeds = np.maximum(of_seeds, of_rest)
     images = np.maximum(of_images - of_rest, 0.0)
     widths: Numbers = np.sqrt(critical.seeds**2 * seeds.clip(0.0) + critical.images**2 * images)
@@ -265,14 +282,18 @@ def _half_widths(of_seeds: Numbers, of_images: Numbers, of_rest: Numbers, critic
 
 
 def _interval_of_mean(mean: float, seeds: float, images: float, z: float, num_images: int) -> tuple[float, float]:
-    """The roots of the summed squares of both parts' distances from the mean, to either side.
+    """The interval of a mean: on each side the root of the summed squares of the two parts' distances from the mean.
+
+    This is Zou and Donner's rule; the images' part is Wilson's interval.
 
     Args:
-        seeds: the squared half width of the seeds' part.
-        images: the variance that the images' part adds.
+        seeds: squared half width of the seeds' part.
+        images: variance that the images' part adds.
+        z: critical value of the images' part.
     """
     spread = mean * (1 - mean)
-    # z^2 / n, where n independent images would give this variance. All right or all wrong, they tell nothing of it.
+    # z^2 / n, where n independent images would give this variance. If all images are correct, or all are wrong, the
+    # variance cannot be estimated, and n is the number of images.
     weight = z**2 * (images / spread if spread > 0 else 1 / num_images)
     middle = (mean + weight / 2) / (1 + weight)
     half = math.sqrt(weight * spread + weight**2 / 4) / (1 + weight)
@@ -282,14 +303,14 @@ def _interval_of_mean(mean: float, seeds: float, images: float, z: float, num_im
 
 
 def _of_differences(covariance: Numbers) -> Numbers:
-    """Variances of all pairs' differences, [k, k]."""
+    """Variances of the differences of all pairs, [k, k]."""
     variances = np.diag(covariance)
     pairs: Numbers = variances[:, None] + variances[None, :] - 2 * covariance
     return pairs
 
 
 def _non_negative(covariance: Numbers) -> Numbers:
-    """The nearest covariance: estimates of variances by subtraction can come out below nothing."""
+    """The nearest positive semi-definite matrix: variances that are estimated by subtraction can be negative."""
     values, vectors = np.linalg.eigh(covariance)
     nearest: Numbers = (vectors * np.maximum(values, 0.0)) @ vectors.T
     return nearest
@@ -313,9 +334,12 @@ def _difference(value: float, half_width: float) -> Difference:
 
 @cache
 def critical_values(num_configurations: int, num_seeds: int) -> CriticalValues:
-    """For intervals to hold all at once: of all pairs of so many configurations, or of a single mean (1).
+    """Critical values for the simultaneous intervals of all pairs of configurations, or of a single mean.
 
-    Simulated with seeds whose normal effects differ from configuration to configuration, all alike.
+    They are simulated with independent normal seed effects of equal variance in all configurations.
+
+    Args:
+        num_configurations: 1 for the interval of a single mean.
     """
     confidence = CONFIDENCE if num_configurations == 1 else SIMULTANEOUS_CONFIDENCE
     images = float(np.quantile(_largest_normal(num_configurations), confidence))
@@ -323,21 +347,22 @@ def critical_values(num_configurations: int, num_seeds: int) -> CriticalValues:
         return CriticalValues(seeds=0.0, images=images)
     seeds = float(np.quantile(_largest_studentised(num_configurations, num_seeds), confidence))
     if num_configurations > 2:
-        # With few seeds `_at_least_usual` brings it below that of a single pair: right where all seeds vary alike, but
-        # a restless configuration's pairs keep their own variances, and are then as uncertain as a single pair is.
+        # With few seeds `_at_least_usual` lowers this value below the one of a single pair. That is right if all
+        # configurations' seeds vary equally. But the pairs of a configuration whose seeds vary more keep their own
+        # variances, and are then as uncertain as a single pair.
         seeds = max(seeds, critical_values(2, num_seeds).seeds)
     return CriticalValues(seeds=seeds, images=images)
 
 
 def _largest_normal(k: int) -> Numbers:
-    """Draws of the largest standardised difference of k normal means; of the mean itself for k = 1."""
+    """Draws of the largest standardised difference of k normal means; for k = 1, of the absolute mean itself."""
     draws = _generator(k, 0).standard_normal((_NUM_DRAWS, k))
     largest: Numbers = np.abs(draws[:, 0]) if k == 1 else np.ptp(draws, axis=1) / np.sqrt(2)
     return largest
 
 
 def _largest_studentised(k: int, num_seeds: int) -> Numbers:
-    """Draws of the largest of all pairs' differences, over the standard errors that `compare` gives them."""
+    """Draws of the largest difference of all pairs, divided by the standard errors that `compare` uses."""
     generator = _generator(k, num_seeds)
     num_chunks = max(_FEWEST_CHUNKS, min(_NUM_DRAWS, _LARGEST_TABLE // (k * max(k, num_seeds))) // _CHUNK)
     chunks = (generator.standard_normal((_CHUNK, k, num_seeds)) for _ in range(num_chunks))
@@ -345,7 +370,7 @@ def _largest_studentised(k: int, num_seeds: int) -> Numbers:
 
 
 def _largest_t(draws: Numbers) -> Numbers:
-    """[draws, k, S] -> [draws]."""
+    """The largest studentised difference of each draw: [draws, k, S] -> [draws]."""
     k, num_seeds = draws.shape[1:]
     means = draws.mean(axis=2)
     centred = draws - means[:, :, None]
@@ -362,25 +387,25 @@ def _largest_t(draws: Numbers) -> Numbers:
 
 
 def _at_least_usual(of_pairs: Numbers) -> Numbers:
-    """Variances of pairs [..., pairs], none below their median.
+    """Variances of pairs [..., pairs], raised to their median where they are lower.
 
-    A few seeds tell little of one pair's variance. A pair with restless seeds keeps its own, and leaves the others
-    theirs; a variance that all had in common would grow with it.
+    A few seeds give a poor estimate of a single pair's variance. A pair whose seeds vary more keeps its own variance
+    and does not affect the others; a pooled variance would grow with it.
     """
     usual: Numbers = np.maximum(of_pairs, np.median(of_pairs, axis=-1, keepdims=True))
     return usual
 
 
 def _corrected_for_optimism(means: Numbers, covariance: Numbers) -> float:
-    """What the pick of the lowest is expected to have, judged on numbers that had no part in the picking.
+    """The expected error of the lowest configuration, estimated on numbers that were not used to pick it.
 
-    Coupled bootstrap: with noise Z of the means' own covariance, `means + Z` and `means - Z` are independent. The
-    first picks, the second judges. It is unbiased for a pick on twice the variance, so a little too high rather
-    than too low. It needs to know the variance: with 2 seeds, whose variation is the greater part, a fifth of the
-    optimism was left in simulations, with 3 a tenth.
+    Coupled bootstrap: with noise Z of the same covariance as the means, `means + Z` and `means - Z` are independent.
+    The first is used to pick, the second to estimate. The result is unbiased for a pick on twice the variance, so it
+    is slightly too high rather than too low. The method needs the variance: in simulations where the seeds' variance
+    dominates, a fifth of the optimism remained with 2 seeds, and a tenth with 3.
     """
     values, vectors = np.linalg.eigh(covariance)
-    roots = vectors * np.sqrt(np.maximum(values, 0.0))  # equal configurations have a covariance without inverse
+    roots = vectors * np.sqrt(np.maximum(values, 0.0))  # equal configurations make the covariance singular
     draws = _generator(len(means), -1).standard_normal((_NUM_PICKS, len(means)))
     noise = np.concatenate([draws, -draws]) @ roots.T
     picked = (means + noise).argmin(axis=1)
@@ -389,5 +414,5 @@ def _corrected_for_optimism(means: Numbers, covariance: Numbers) -> float:
 
 
 def _generator(*key: int) -> np.random.Generator:
-    """Its own numbers for each use, the same in every process."""
+    """A generator with a stream of its own for each key, the same in every process."""
     return np.random.default_rng([1940, *(part + 1 for part in key)])

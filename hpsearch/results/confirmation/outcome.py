@@ -1,7 +1,7 @@
-"""The outcome of a confirmation: the best points of a study over fresh seeds, compared, and one of them chosen.
+"""The outcome of a confirmation: the errors of a study's best points over fresh seeds, and which point is chosen.
 
-The rule: of the points that are not told apart from the lowest mean error, the one with the fewest trainable
-parameters; of equally many the lowest mean error; of equal ones the one that the search ranked first.
+The chosen point is, among the points that do not differ significantly from the lowest mean error, the one with the
+fewest trainable parameters. Ties are broken by the lowest mean error, then by the ranking of the search.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from hpsearch.study.space import ParameterValue
 from hpsearch.wording import value_label
 
 V = TypeVar("V")
-_MOST_NAMED = 2  # tied points in a line
+_MOST_NAMED = 2  # tied points that one line names
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfirmedConfiguration:
-    """One of the points that were trained again, with what its fresh seeds have given.
+    """One of the points that were trained again, with the trials of its fresh seeds.
 
     Args:
-        parameters: the searched keys with their values, the seed not among them.
-        search_trial: the best trial of the search with these parameters; None if it has been deleted.
-        trials: the companion's complete trials, one per seed, best first.
-        num_seeds: that were asked for.
-        num_parameters: trainable ones of its network.
-        left_out: why it has no part in the comparison; None if it has.
+        parameters: the searched keys with their values, without the seed.
+        search_trial: the best trial of the search with these parameters; None if it was deleted.
+        trials: complete trials in the companion study, one per seed, best first.
+        num_seeds: number of seeds requested.
+        num_parameters: trainable parameters of its network.
+        left_out: why it is excluded from the comparison; None if it is included.
     """
 
     parameters: Mapping[str, ParameterValue]
@@ -44,28 +44,28 @@ class ConfirmedConfiguration:
 
     @property
     def search_error(self) -> float | None:
-        """What the search selected it on: the lowest of many, so rather too low."""
+        """The validation error in the search, a fraction. As the lowest of many it tends to be too low."""
         return None if self.search_trial is None else self.search_trial.value
 
     @property
     def num_epochs(self) -> float | None:
-        """Trained on average over the seeds; None before one has ended."""
+        """Mean number of epochs over the seeds' complete trials; None if there is none."""
         return sum(trial.num_epochs for trial in self.trials) / len(self.trials) if self.trials else None
 
     @property
     def label(self) -> str:
-        """`learning_rate 0.01, lambda_2 0`."""
+        """The parameters as text: `learning_rate 0.01, lambda_2 0`."""
         return ", ".join(f"{n} {value_label(v)}" for n, v in self.parameters.items()) or "the study's only point"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenConfiguration:
-    """What the rule picks.
+    """The configuration that the rule picks.
 
     Args:
-        trial: of the companion: the one of its seeds with the lowest validation error, ties by NLL. Its stored
-            parameters are the model that the vault evaluates.
-        reason: why it is this one, in a few words.
+        trial: the trial of this configuration in the companion study with the lowest validation error, ties broken by
+            NLL. Its stored parameters are the model that the vault evaluates.
+        reason: why this configuration was picked, in a few words.
     """
 
     configuration: ConfirmedConfiguration
@@ -75,15 +75,15 @@ class ChosenConfiguration:
 
 @dataclass(frozen=True, kw_only=True)
 class Confirmation:
-    """A study's best points over fresh seeds, as of one moment.
+    """The state of a confirmation at one moment: a study's best points over fresh seeds.
 
     Args:
-        study: the name of the study that is confirmed.
-        companion: the study whose trials these are.
-        configurations: in the order in which the search ranked them when they were asked for.
-        compared: indices of those that have a part in the comparison, in its order.
-        comparison: None as long as there are no seeds that have ended for all of them.
-        seeds: that were compared: those that have ended for every compared configuration.
+        study: name of the confirmed study.
+        companion: summary of the companion study, which has the trials.
+        configurations: in the order in which the search ranked them when they were requested.
+        compared: indices of the configurations in the comparison, in its order.
+        comparison: None while no seed has ended for all compared configurations.
+        seeds: the compared seeds: those that have ended for every compared configuration.
     """
 
     study: str
@@ -95,37 +95,37 @@ class Confirmation:
 
     @property
     def is_finished(self) -> bool:
-        """Whether no trial of it is waiting or in training."""
+        """Whether no point of the companion study is waiting or running."""
         return self.companion.points.unfinished == 0
 
     @property
     def num_seeds(self) -> int:
-        """Seeds that were asked for, per configuration."""
+        """Number of seeds requested per configuration."""
         return max(configuration.num_seeds for configuration in self.configurations)
 
     @property
     def can_seeds_matter(self) -> bool:
-        """Whether another seed can change any of the trainings."""
+        """Whether another seed can change the training of any configuration."""
         return can_seeds_matter(self.companion.study.definition, [each.parameters for each in self.configurations])
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
-        """The searched keys that any configuration has."""
+        """All searched keys of the configurations, in order of first appearance."""
         return tuple(dict.fromkeys(name for each in self.configurations for name in each.parameters))
 
     @property
     def winner(self) -> int | None:
-        """Index of the configuration with the lowest mean error."""
+        """Index of the configuration with the lowest mean error; None without a comparison."""
         return None if self.comparison is None else self.compared[self.comparison.winner]
 
     @property
     def tied(self) -> tuple[int, ...]:
-        """Indices of the configurations that are not told apart from the winner, itself included."""
+        """Indices of the configurations that do not differ significantly from the winner, the winner included."""
         return () if self.comparison is None else tuple(self.compared[i] for i in self.comparison.tied)
 
     @property
     def chosen(self) -> ChosenConfiguration | None:
-        """The simplest of the tied; None while nothing can be compared."""
+        """The simplest of the tied configurations; None without a comparison."""
         if self.comparison is None:
             return None
         pick = simplest_of(self.comparison, [self._complexity(index) for index in self.compared])
@@ -134,7 +134,7 @@ class Confirmation:
 
     @property
     def notes(self) -> list[str]:
-        """What one must know to read the numbers: each a sentence."""
+        """Remarks that qualify the numbers, one sentence each."""
         said = []
         if not self.is_finished:
             said.append(f"the confirmation is not finished: {describe_counts(self.companion.points)}")
@@ -152,7 +152,7 @@ class Confirmation:
         return said
 
     def order(self) -> list[int]:
-        """All configurations, lowest mean error first; those that are not compared at the end."""
+        """Indices of all configurations, lowest mean error first; configurations without a comparison come last."""
         means = {} if self.comparison is None else dict(zip(self.compared, self.comparison.means, strict=True))
         return sorted(range(len(self.configurations)), key=lambda i: (means[i].mean if i in means else math.inf, i))
 
@@ -165,7 +165,10 @@ class Confirmation:
         return None if self.comparison is None else self._of_compared(index, self.comparison.from_winner)
 
     def conclusion(self) -> str | None:
-        """One line: the winner and its corrected error, which points are tied, which one is picked and why."""
+        """One line: the winner and its corrected error, which points are tied, which one is picked and why.
+
+        None without a comparison.
+        """
         comparison, chosen = self.comparison, self.chosen
         if comparison is None or chosen is None or self.winner is None:
             return None
@@ -186,7 +189,7 @@ class Confirmation:
         )
 
     def brief(self) -> list[str]:
-        """One or two lines for those who look at the study that is confirmed: how far it is, and what it says."""
+        """One or two lines for views of the confirmed study: the confirmation's progress and its result."""
         lines, companion = [], self.companion
         if not self.is_finished:
             lines.append(f"its confirmation {companion.name} is not finished: {describe_counts(companion.points)}")
@@ -205,28 +208,29 @@ class Confirmation:
         return [*lines, said]
 
     def as_json(self) -> dict[str, Any]:
-        """What `hpsearch confirm --json` prints, and `status --json` has as `confirmation`.
+        """The confirmation as `hpsearch confirm --json` prints it; also the key `confirmation` of `status --json`.
 
-        These keys stay; others may join them.
+        These keys are stable; new keys may be added.
 
-        study, companion (the name of the study with its trials), finished, notes
-        points              of the companion: total, waiting, running, complete, pruned, failed (given up)
-        num_seeds           asked for; seeds: those that were compared
-        num_images          of the validation set; null while nothing is compared
+        study, companion (name of the companion study), finished, notes
+        points              points of the companion study: total, waiting, running, complete, pruned, failed (given up)
+        num_seeds           number of seeds requested; seeds: the seeds that were compared
+        num_images          size of the validation set; null while nothing is compared
         configurations      in the order of the search's ranking:
-            params              the searched keys
-            search_error, search_trial      of the search (null if the trial was deleted)
-            seeds               that have ended
+            params              the searched keys with their values
+            search_error, search_trial      error and trial number in the search (null if the trial was deleted)
+            seeds               number of seeds that have ended
             mean, deviation     of the error over the compared seeds (deviation null for one seed), or null
-            interval            95 %, of the mean: [low, high], or null
-            difference          from the winner, and its simultaneous 95 % interval, or null
-            difference_interval
-            tied                with the winner (null if it is not compared)
-            num_parameters, epochs (on average, or null)
+            interval            95 % interval of the mean: [low, high], or null
+            difference          difference from the winner, or null
+            difference_interval its simultaneous 95 % interval, or null
+            tied                whether it is tied with the winner (null if it is not compared)
+            num_parameters, epochs (mean, or null)
             left_out            why it is not compared, or null
-        winner              index of the lowest mean, corrected_error its error without the optimism of the pick; null
-        tied                indices
-        chosen              null, or configuration (index), trial (of the companion), reason
+        winner              index of the lowest mean; corrected_error: its error corrected for the optimism of the pick;
+                            both null while nothing is compared
+        tied                indices of the configurations tied with the winner
+        chosen              null, or configuration (index), trial (number in the companion study), reason
         """
         comparison, chosen = self.comparison, self.chosen
         return {

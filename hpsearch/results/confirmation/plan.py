@@ -1,11 +1,12 @@
-"""Plan a confirmation: the best points of a study times fresh seeds, as a companion study that any worker may join.
+"""Plan a confirmation: the best points of a study times fresh seeds, as a companion study that any worker can join.
 
-The best of many points on the same validation images is in part the luckiest, so the best few are trained again:
+The lowest of many validation errors on the same images is low partly by chance, so the best few points are trained
+again:
 
     best points of the search -> plan (points times seeds) -> companion study (strategy `listed`) -> workers
 
-A companion grows when more points or seeds are asked for, and never shrinks. Where seeds cannot matter, one is enough:
-more would give the same models, and the comparison over the images would come out the same.
+A companion study grows when more points or seeds are requested, and never shrinks. Where seeds cannot matter a single
+seed is used: more seeds would give the same models, and the same comparison over the images.
 """
 
 from __future__ import annotations
@@ -43,26 +44,27 @@ from hpsearch.study.space import ParameterValue
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker.preparation import load_study_data, prepare_study
 
-_SEED_STREAM = 0x636F6E66  # "conf": tells these seeds from all others that are derived from a study's
+_SEED_STREAM = 0x636F6E66  # "conf": separates these seeds from all others derived from a study's seed
 _DEFAULT_SUFFIX = "-confirm"
-_LOCK_SECONDS = 60.0  # to add points takes a second or two
+_LOCK_SECONDS = 60.0  # adding points takes a second or two
 _LOCK_POLL_SECONDS = 0.1
 _TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))")
-_MAY_IDLE = text("SET LOCAL idle_in_transaction_session_timeout = 0")  # it holds the lock while others work
+_MAY_IDLE = text("SET LOCAL idle_in_transaction_session_timeout = 0")  # the connection is idle while it holds the lock
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfirmPlan:
-    """What is to be trained.
+    """The points that a confirmation trains.
 
     Args:
-        search: the study that is confirmed.
-        top, seeds: so many of its best points with so many seeds were asked for.
-        definition: of the companion, with all points that it has and will have.
-        num_added: points that it does not have yet.
-        is_there: whether the companion exists, marked as what it is.
-        num_configurations, num_seeds: of the whole companion; these may be more than were asked for, and a single
-            seed where seeds cannot matter.
+        search: the study to confirm.
+        top, seeds: requested number of best points, and of seeds per point.
+        definition: of the companion study, with the points that it has and those that the plan adds.
+        num_added: number of points that the companion study does not have yet.
+        is_there: whether the companion study exists and has its `CONFIRMS_ATTRIBUTE`.
+        num_configurations, num_seeds: of the whole companion study. They may exceed the requested numbers;
+            `num_seeds` is normally 1 where seeds cannot matter.
+        can_seeds_matter: whether another seed can change the training of any configuration.
     """
 
     search: StudySummary
@@ -77,7 +79,7 @@ class ConfirmPlan:
 
     @property
     def is_created(self) -> bool:
-        """Whether the companion has no point before this plan is carried out."""
+        """Whether the companion study has no points before this plan is carried out."""
         return self.num_added == self.definition.num_points
 
 
@@ -87,13 +89,13 @@ def plan_confirmation(
     """Choose the best points and their seeds. Writes nothing.
 
     Args:
-        top: so many of the best complete points with different parameters; fewer if there are not so many.
-        num_seeds: seeds of each, where seeds can matter; those of an earlier call are among them.
-        name: of the companion; None: that of the one that is there, or the study's name with "-confirm".
+        top: number of best complete points with different parameters; fewer if there are fewer.
+        num_seeds: seeds per point, where seeds can matter. The seeds of an earlier call are included.
+        name: name of the companion study; None: the name of the existing one, or the study's name with "-confirm".
     Raises:
         StudyNotFoundError: no such study.
-        NothingCompleteError: it has no complete trial; says how many points are in which state.
-        InputError: a number is below 1, the study is itself a confirmation, or the name is another study's.
+        NothingCompleteError: the study has no complete trial; says how many points are in which state.
+        InputError: a number is below 1, the study is itself a companion study, or the name cannot be used.
     """
     if top < 1 or num_seeds < 1:
         raise InputError(f"--top and --seeds must be at least 1, got {top} and {num_seeds}")
@@ -104,13 +106,14 @@ def plan_confirmation(
 
 
 def _plan(database: Database, search: StudySummary, companion: str, top: int, seeds: int) -> ConfirmPlan:
-    """What the companion has already, and so many of the best with so many seeds."""
+    """Plan the points that the companion study has already, and the requested best points and seeds."""
     known = _stored_points(database, companion)
     configurations = unique([*configurations_of(known), *best_configurations(search, top)])
     seeds_matter = can_seeds_matter(search.study.definition, configurations)
     num_seeds = max(seeds if seeds_matter else 1, len(seeds_of(known)))
     drawn = fresh_seeds(search.study.definition.seed, num_seeds)
-    # Keys in the order in which the definition is stored; seed by seed, so that there is something to compare early.
+    # Keys in the order in which the definition is stored. All points of one seed come before the next seed, so that a
+    # comparison is possible early.
     wanted = [dict(sorted({**point, SEED: seed}.items())) for seed in drawn for point in configurations]
     points = unique([*known, *wanted])
     return ConfirmPlan(
@@ -129,16 +132,17 @@ def _plan(database: Database, search: StudySummary, companion: str, top: int, se
 def prepare_confirmation(
     database: Database, plan: ConfirmPlan, *, locations: DataLocations, progress: DownloadProgress | None = None
 ) -> ConfirmPlan:
-    """Create the companion study, or add what it lacks, and mark it as what it is. To be called again safely.
+    """Create the companion study or add its missing points, and mark it as a companion study. Repeating it is safe.
 
-    Any number of processes may do so at once, with different numbers of points and seeds: the companion gets all.
+    Any number of processes may call it at the same time, with different numbers of points and seeds: the companion
+    study gets all of them.
 
     Returns:
-        The plan as it was carried out: with what others have added meanwhile.
+        The plan as it was carried out, including points that other processes have added.
     Raises:
-        DataError: the data on this machine are missing, damaged, or not those of the study that is confirmed.
-        InputError: a point cannot be trained, or the companion is there with another definition or other data.
-        StorageError: another process has been at it for too long.
+        DataError: the data on this machine are missing, damaged, or differ from the data of the confirmed study.
+        InputError: a point cannot be trained, or a study of the companion's name has another definition or other data.
+        StorageError: another process has held the lock for too long.
     """
     if plan.is_there and not plan.num_added:
         return plan
@@ -168,7 +172,7 @@ def _carry_out(
         "num_parameters": count_parameters(plan.definition, data),
     }
     stored = _find_study(database, plan.definition.name)
-    if stored is not None:  # before it has the points that the mark tells of, so that none is ever without
+    if stored is not None:  # before the new points are added: `num_parameters` always covers all points
         _set_mark(database, stored, mark)
     prepared = prepare_study(database, plan.definition, locations=locations, progress=progress)
     if stored is None:
@@ -177,7 +181,13 @@ def _carry_out(
 
 @contextmanager
 def _lock(database: Database, name: str) -> Iterator[None]:
-    """Let one process at a time add to a companion: mark and points are two transactions. Ends with the process."""
+    """Let one process at a time add points to a companion study, since attribute and points are two transactions.
+
+    The lock is released when the context or the process ends.
+
+    Raises:
+        StorageError: another process has held the lock for `_LOCK_SECONDS`.
+    """
     deadline = time.monotonic() + _LOCK_SECONDS
     with database.engine.connect() as connection:
         connection.execute(_MAY_IDLE)
@@ -192,12 +202,12 @@ def _lock(database: Database, name: str) -> Iterator[None]:
 
 
 def fresh_seeds(study_seed: int, count: int) -> list[int]:
-    """Seeds that the search has not used: the same for every call, and fewer are the beginning of more."""
+    """Seeds that the search has not used. They are deterministic; a smaller `count` gives a prefix of a larger one."""
     seeds: dict[int, None] = {}
     index = 0
     while len(seeds) < count:
         sequence = np.random.SeedSequence(study_seed, spawn_key=(_SEED_STREAM, index))
-        seed = int(sequence.generate_state(1)[0])  # 32 bits: exact wherever a parameter is kept as a float
+        seed = int(sequence.generate_state(1)[0])  # 32 bits: exact where a parameter is stored as a float
         if seed != study_seed:
             seeds[seed] = None
         index += 1
@@ -205,9 +215,9 @@ def fresh_seeds(study_seed: int, count: int) -> list[int]:
 
 
 def companion_definition(study: StudyDefinition, name: str, points: Sequence[Parameters]) -> StudyDefinition:
-    """The study's own data, model, training and stopping rule over a list of points; nothing is pruned."""
+    """The study's data, model, training and stopping rule with a list of points, and without pruning."""
     sections = {"seed", "data", "model", "training", "stopping"}
-    # Without defaults: a key that is merely written out, and has no effect in the listed points, would be warned of.
+    # Without defaults: an explicit key that has no effect on the listed points would cause a warning.
     document = study.model_dump(mode="json", include=sections, exclude_defaults=True)
     search = {"strategy": "listed", "max_points": max(study.search.max_points, len(points)), "points": list(points)}
     document |= {"name": name, "keep_parameters": "all", "search": search}
@@ -215,13 +225,13 @@ def companion_definition(study: StudyDefinition, name: str, points: Sequence[Par
 
 
 def best_configurations(search: StudySummary, top: int) -> list[dict[str, ParameterValue]]:
-    """The best complete points, best first, each set of parameters once: a searched seed does not tell two apart."""
+    """The parameters of the best complete points, best first, without duplicates; a searched seed is ignored."""
     reduce = search.study.definition.reduce
     return unique(without_seed(reduce(trial.named_parameters)) for trial in search.complete)[:top]
 
 
 def count_parameters(definition: StudyDefinition, data: SelectionData) -> list[int]:
-    """Trainable parameters of each configuration's network."""
+    """Number of trainable parameters of each configuration's network."""
     networks = (
         build_network(definition.resolve(configuration).model, data.image_shape, data.num_classes)
         for configuration in configurations_of(map(dict, definition.search.points))
@@ -234,10 +244,10 @@ def _set_mark(database: Database, companion: StoredStudy, mark: Mapping[str, Any
 
 
 def _companion_name(database: Database, study: StoredStudy, name: str | None) -> str:
-    """The name under which the study is, or will be, confirmed.
+    """The name of the study's companion study, existing or new.
 
     Raises:
-        InputError: it cannot be a study's name, or is that of something else.
+        InputError: the name is not a valid study name, belongs to another study, or differs from the existing one's.
     """
     found = find_companion(database, study)
     if found is not None:
@@ -271,7 +281,7 @@ def _check_name_is_free(database: Database, study: StoredStudy, name: str) -> No
 
 
 def _is_unmarked_companion(stored: StoredStudy, study: StoredStudy) -> bool:
-    """Whether it was made to confirm the study by a command that was killed before it could say so."""
+    """Whether this is a companion study whose creator was killed before it set the attribute."""
     points = [dict(point) for point in stored.definition.search.points]
     if not points or not all(SEED in point for point in points):
         return False

@@ -1,6 +1,6 @@
-"""Read what a study's confirmation has found so far, from the database alone.
+"""Read the current results of a study's confirmation, from the database alone.
 
-plan.py says how its trials come to be; outcome.py what is made of them.
+plan.py creates the points of the companion study; outcome.py interprets their results.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hpsearch.stored_json import damaged
 
 
 def read_confirmation(database: Database, study_name: str) -> Confirmation | None:
-    """What fresh seeds have told about a study's best points; None if nobody has asked for it.
+    """Read the confirmation of a study; None if it has none.
 
     Raises:
         StudyNotFoundError: no such study.
@@ -40,16 +40,19 @@ def read_confirmation(database: Database, study_name: str) -> Confirmation | Non
 
 
 def confirmation_for(database: Database, search: StudySummary) -> Confirmation | None:
-    """What fresh seeds have told about the best points of a study that was read already; None without a confirmation.
+    """Read the confirmation of a study whose summary was read before; None if it has none.
 
-    To compare 5 points with 10 seeds on 10,000 images takes a third of a second of processor time; without a
-    confirmation there is only one statement.
+    Comparing 5 points with 10 seeds on 10,000 images takes a third of a second of processor time. A study without a
+    confirmation costs one SQL statement.
+
+    Raises:
+        StorageError: stored results are damaged, or trials have different numbers of validation images.
     """
     found = find_companion(database, search.study)
     if found is None:
         return None
     companion = read_summary(database, found.name)
-    # After the summary: bits are written with the end of a trial, so that each complete one has them by now.
+    # After the summary: the bits are written when a trial ends, so every trial that is complete by then has them.
     recorded = read_correctness(database, [trial.trial_id for trial in companion.complete])
     correctness = {trial_id: each.unpacked() for trial_id, each in recorded.items()}
     if len(sizes := {len(each) for each in correctness.values()}) > 1:
@@ -64,11 +67,11 @@ def confirmation_of(
     correctness: Mapping[int, NDArray[np.bool_]],
     num_parameters: Sequence[int],
 ) -> Confirmation:
-    """Bring together what was read.
+    """Build a confirmation from what was read.
 
     Args:
-        correctness: trial id of the companion -> on which validation images it is right, [N].
-        num_parameters: of each configuration, in the order of the companion's points.
+        correctness: trial id in the companion study -> which validation images it classifies correctly, [N].
+        num_parameters: of each configuration's network, in the order of the companion's points.
     """
     points = [dict(point) for point in companion.study.definition.search.points]
     configurations = [
@@ -122,7 +125,7 @@ def _objection(
     complete: Sequence[TrialSummary],
     correctness: Mapping[int, NDArray[np.bool_]],
 ) -> str | None:
-    """Why a configuration cannot be compared; None if it can."""
+    """Why a configuration cannot be compared; None if it can be."""
     lost = [trial for trial in trials if trial.state is TrialState.PRUNED]
     failed = [trial for trial in trials if trial.state is TrialState.FAIL]
     silent = [trial for trial in complete if trial.trial_id not in correctness]

@@ -1,4 +1,5 @@
-"""The HTML report of a study: `page` puts it together from figures, tables and the map of the search.
+"""The HTML report of a study. `page` combines figures, tables and the search map into one self-contained file.
 
-The only part of hpsearch that draws.
+It takes a database and a study's name, or a `StudyStatus`, and returns or writes the HTML. This is the only package of
+hpsearch that draws plots.
 """

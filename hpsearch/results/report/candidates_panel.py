@@ -1,4 +1,4 @@
-"""The plot of a confirmation: mean errors over fresh seeds with their intervals, and what the search had said."""
+"""The plot of a confirmation: mean errors over fresh seeds with their intervals, and the errors in the search."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def confirmation_panel(confirmation: Confirmation) -> Panel:
         yaxis={
             "tickvals": places,
             "ticktext": labels,
-            "range": [len(rows) + 0.5, 0.5],  # the first on top
+            "range": [len(rows) + 0.5, 0.5],  # reversed: the first row is on top
             "showgrid": False,
         },
     )

@@ -1,4 +1,4 @@
-"""The plots of a report, each with its sentence; where there is nothing to plot, the sentence says why."""
+"""The plots of a report, each with a caption. If there is nothing to plot, the caption says why."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.study.space import ZERO_SUFFIX
 
-MAX_CURVES = 300  # more lines than this are a blot, and a slow one
-_MANY_CURVES = 60  # these many are drawn fainter, or the best ones are lost among them
+MAX_CURVES = 300  # more lines cannot be told apart, and are slow to draw
+_MANY_CURVES = 60  # above this number curves are fainter, so that the best ones stay visible
 _NUM_HIGHLIGHTED = 5
 
 
@@ -39,8 +39,9 @@ class Panel:
     """One section of a report.
 
     Args:
-        name: unique in the report, fit for an HTML id.
+        name: unique in the report, valid as an HTML id.
         caption: what the plot shows, or why there is none.
+        figure: None if there is nothing to plot.
     """
 
     name: str
@@ -50,15 +51,15 @@ class Panel:
 
 
 def optuna_study(summary: StudySummary) -> optuna.Study:
-    """The study in memory, as of the summary's moment, for Optuna's plots: all plots of a report agree."""
-    with quieted_logger("optuna.storages"):  # "A new study created in memory": to nobody's use
+    """An in-memory copy of the study as the summary has it, for Optuna's plots, so that all plots of a report agree."""
+    with quieted_logger("optuna.storages"):  # suppress "A new study created in memory"
         study = optuna.create_study(study_name=summary.name, direction="minimize")
     study.add_trials(trial.frozen() for trial in sorted(summary.trials, key=lambda trial: trial.number))
     return study
 
 
 def search_history(summary: StudySummary, study: optuna.Study) -> Panel:
-    """The value of every complete trial, and the best so far."""
+    """The value of every complete trial, and the best value so far, by trial number."""
     figure = optuna.visualization.plot_optimization_history(study)
     for trace in figure.data:
         # Optuna's best value before the first complete trial is infinite.
@@ -79,13 +80,13 @@ def search_history(summary: StudySummary, study: optuna.Study) -> Panel:
 
 
 def learning_curves(summary: StudySummary) -> Panel:
-    """The validation error of every counted or running trial after each epoch; the best ones stand out."""
+    """The validation error of every counted or running trial after each epoch; the best trials are highlighted."""
     trials = [t for t in summary.trials if t.curve and t.is_current and t.state is not TrialState.FAIL]
     shown = trials[:MAX_CURVES]
     highlighted = [trial for trial in shown if trial.is_complete][:_NUM_HIGHLIGHTED]
     background = [trial for trial in shown if trial not in highlighted]
     groups: set[str] = set()
-    # The best are drawn last, on top of all others.
+    # The best trials are drawn last, on top of all others.
     figure = go.Figure([_curve(trial, highlighted, groups) for trial in background + highlighted[::-1]])
     if len(background) > _MANY_CURVES:
         figure.update_traces(opacity=0.15, selector={"name": "complete"})
@@ -108,7 +109,7 @@ def _curve(trial: TrialSummary, highlighted: Sequence[TrialSummary], groups: set
         name=group,
         legendgroup=group,
         showlegend=is_first,
-        mode="lines" if len(trial.curve) > 1 else "markers",  # a line through one point cannot be seen
+        mode="lines" if len(trial.curve) > 1 else "markers",  # a line with one point is invisible
         line=line,
         marker={"color": line["color"]},
         opacity=opacity,
@@ -131,7 +132,7 @@ def _curve_style(trial: TrialSummary, highlighted: Sequence[TrialSummary]) -> tu
 
 
 def best_trial_losses(best: TrialSummary) -> Panel:
-    """Training and validation NLL of the best trial: where it begins to overfit."""
+    """Training and validation NLL of the best trial, which show where it begins to overfit."""
     epochs = [record.epoch for record in best.curve]
     train = [record.train_nll for record in best.curve]
     validation = [record.validation_nll for record in best.curve]
@@ -176,12 +177,12 @@ def best_trial_losses(best: TrialSummary) -> Panel:
 
 
 def parameter_importance(summary: StudySummary, study: optuna.Study) -> Panel:
-    """How much each searched parameter matters for the value, as Optuna estimates it (PED-ANOVA)."""
+    """The importance of each searched parameter for the value, estimated by Optuna (PED-ANOVA)."""
     title = "Parameter importance"
     reason = _why_no_importance(summary)
     if reason:
         return Panel(name="importance", title=title, caption=f"No importances: {reason}.")
-    with warnings.catch_warnings(record=True) as doubts:  # "may be inaccurate" belongs into the report
+    with warnings.catch_warnings(record=True) as doubts:  # warnings such as "may be inaccurate" go into the caption
         warnings.simplefilter("always")
         figure = optuna.visualization.plot_param_importances(study)
     bars = figure.data[0]

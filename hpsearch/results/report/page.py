@@ -1,8 +1,7 @@
-"""The report: one HTML file that tells what a study searched, found and cost.
+"""The report: one HTML file with what a study searched, its results and its cost.
 
-It works from a file, without a network: plotly.js, styles and numbers are all inside, and its content
-security policy forbids the rest. Whatever comes from a study or a worker is escaped: by jinja2 in the page,
-by `plot_text` in plots.
+The file works without a network: it contains plotly.js, styles and numbers, and its content security policy forbids
+any external resource. Every text from a study or a worker is escaped: by jinja2 in the page, by `plot_text` in plots.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ FAILED_TABLE_ROWS = 20
 
 
 def write_report(database: Database, name: str, path: Path) -> None:
-    """Read a study and write its report, whole or not at all.
+    """Read a study and write its report atomically.
 
     Raises:
         StudyNotFoundError: no such study.
@@ -104,7 +103,7 @@ def render_report(status: StudyStatus) -> str:
 
 
 def _vault_tables(summary: StudySummary) -> list[tuple[str, Sequence[VaultRecord]]]:
-    """A sentence and the openings that it is about."""
+    """Tables of openings of the test set, each with a heading."""
     tables: list[tuple[str, Sequence[VaultRecord]]] = []
     if summary.openings:
         number = len(summary.openings)
@@ -116,7 +115,7 @@ def _vault_tables(summary: StudySummary) -> list[tuple[str, Sequence[VaultRecord
 
 
 def _unfinished_openings(summary: StudySummary) -> list[tuple[str, Sequence[VaultIntent]]]:
-    """A sentence and the openings without a number that it is about."""
+    """Lists of openings without a number, each with a heading."""
     told = [
         ("The test set was opened without a number on record.", summary.intents),
         (
@@ -128,7 +127,10 @@ def _unfinished_openings(summary: StudySummary) -> list[tuple[str, Sequence[Vaul
 
 
 def _environment() -> Environment:
-    """Every value is escaped, but for the Markup of our own files; a misspelt name is an error."""
+    """A template environment that escapes every value except the Markup of our own files, and masks passwords.
+
+    An undefined name in the template is an error.
+    """
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -150,9 +152,9 @@ def _asset(name: str) -> str:
 
 
 def _script_json(panels: Iterable[Panel]) -> Markup:
-    """Panel name -> plotly figure, as JSON that may stand in a script element: no "</script>" in it."""
+    """Panel name -> plotly figure, as JSON that is safe inside a script element: it contains no "</script>"."""
     figures = {panel.name: json.loads(panel.figure.to_json()) for panel in panels if panel.figure}
-    # allow_nan=False: a browser reads no NaN.
+    # allow_nan=False: NaN is not valid JSON for a browser.
     text = json.dumps(figures, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
 
@@ -166,7 +168,7 @@ def _number_label(number: float | None, digits: int = 4) -> str:
 
 
 def _duration_label(seconds: float | None) -> str:
-    """3.2 s, 4 min 10 s, 2 h 5 min."""
+    """A duration as text: 3.2 s, 4 min 10 s, 2 h 5 min."""
     if seconds is None:
         return "none"
     if round(seconds, 1) < 60:

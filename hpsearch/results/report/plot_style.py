@@ -1,6 +1,6 @@
-"""How numbers and colours look in a report: the same in every plot and table.
+"""Number formats, colours and axes, shared by all plots and tables of a report.
 
-Blue is a complete trial, orange the best one, grey a pruned one, green one in training. Each of them has a
+Complete trials are blue, the best one is orange, pruned trials are grey and running trials green. Each colour has a
 contrast of at least 4.5 to 1 on white.
 """
 
@@ -23,20 +23,20 @@ BEST = "#c2410c"
 COMPLETE = "#2b6cb0"
 PRUNED = "#64707d"
 RUNNING = "#0f766e"
-# Low errors dark: the best of a map is where the eye goes.
+# Low errors are dark, so that the best cells of a map attract attention.
 ERROR_SCALE = [[0.0, "#0b3c6f"], [0.25, "#2b6cb0"], [0.6, "#8ab4dc"], [1.0, "#eef4fa"]]
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
-_LOG_SPAN = 5.0  # a logarithmic axis where the largest value is so many times the smallest
+_LOG_SPAN = 5.0  # smallest ratio of largest to smallest value for a logarithmic axis
 
 
 def percent(fraction: float) -> float:
-    """A fraction as the number of percent; 4 digits behind the point are finer than one image in 10,000."""
+    """A fraction in percent, rounded to 4 decimal places, which is finer than one image in 10,000."""
     return round(100.0 * fraction, 4)
 
 
 def distinct_labels(values: Sequence[float]) -> list[str]:
-    """A label for each of these different numbers, with as many digits as tell them apart."""
+    """A label for each of these distinct numbers, with enough digits to make the labels distinct."""
     for digits in range(4, 17):
         labels = [value_label(value, digits) for value in values]
         if len(set(labels)) == len(labels):
@@ -45,17 +45,17 @@ def distinct_labels(values: Sequence[float]) -> list[str]:
 
 
 def plot_text(text: str) -> str:
-    """Any text as plotly shows it: plotly reads a small HTML in titles, labels and hover texts."""
+    """Escape a text for plotly, which interprets a subset of HTML in titles, labels and hover texts."""
     return html.escape(text, quote=False)
 
 
 def point_text(parameters: Mapping[str, ParameterValue]) -> str:
-    """`learning_rate 0.1, lambda_2 1e-5` for a hover text."""
+    """Parameters as a hover text: `learning_rate 0.1, lambda_2 1e-5`."""
     return plot_text(", ".join(f"{name} {value_label(value)}" for name, value in parameters.items()))
 
 
 def styled(figure: go.Figure, *, height: int = 420, **layout: Any) -> go.Figure:
-    """Give a figure the report's fonts, colours and margins. Returns it."""
+    """Give a figure the report's fonts, colours and margins, and return it."""
     axis = {
         "gridcolor": GRID,
         "linecolor": PRUNED,
@@ -86,18 +86,18 @@ def styled(figure: go.Figure, *, height: int = 420, **layout: Any) -> go.Figure:
 
 
 def counting_axis(title: str, first: int, last: int) -> dict[str, Any]:
-    """An axis for epochs or trials: whole numbers, also where there are few."""
+    """An axis for epochs or trials, with ticks at whole numbers even if there are few."""
     few = {"dtick": 1, "range": [first - 0.5, last + 0.5]} if last - first < 12 else {}
     return {"title": {"text": title}, **few}
 
 
 def error_axis(values: Iterable[float]) -> dict[str, Any]:
-    """An axis for errors in percent, logarithmic where they differ much, so that the best stay apart."""
+    """An axis for errors in percent. It is logarithmic if they differ much, to keep low errors distinguishable."""
     return {"title": {"text": "validation error (%)"}, **number_axis(values)}
 
 
 def number_axis(values: Iterable[float]) -> dict[str, Any]:
-    """A logarithmic axis where all values are positive and the largest is far from the smallest."""
+    """An axis for numbers. It is logarithmic if all are positive and their ratio is at least `_LOG_SPAN`."""
     numbers = [value for value in values if math.isfinite(value)]
     if not numbers or min(numbers) <= 0 or max(numbers) < _LOG_SPAN * min(numbers):
         return {"type": "linear"}
@@ -106,7 +106,7 @@ def number_axis(values: Iterable[float]) -> dict[str, Any]:
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, 20 ... within low .. high and one beyond each end; over many decades only 1, 10, 100."""
+    """Ticks 1, 2, 5, 10, 20 ... from low to high, and one beyond each end; over many decades only powers of 10."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     steps: Sequence[int] = (1, 2, 5) if last - first <= 3 else (1,)
     numbers = [float(f"{step}e{exponent}") for exponent in range(first, last + 1) for step in steps]
@@ -118,10 +118,12 @@ def round_numbers(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorColours:
-    """Errors on a logarithmic colour scale: 90 % of a trial that learnt nothing must not blur all others.
+    """A logarithmic colour scale for errors.
+
+    On a linear scale one trial that learnt nothing, with an error of 90 %, would give all others the same colour.
 
     Args:
-        low, high: the ends of the scale in percent; low stands in for 0 too.
+        low, high: ends of the scale in percent; errors below `low`, such as 0, are shown as `low`.
     """
 
     low: float
@@ -136,12 +138,12 @@ class ErrorColours:
         return cls(low=low, high=positive[-1] if positive[-1] > low else 2 * low)
 
     def place(self, error: float) -> float:
-        """Where an error lies on the scale of `layout`."""
+        """The position of an error (percent) on the scale of `layout`."""
         return math.log10(max(error, self.low))
 
     @property
     def layout(self) -> dict[str, Any]:
-        """A colour axis with its bar."""
+        """A plotly colour axis with its bar."""
         ticks = round_numbers(self.low, self.high)
         bar = {
             "title": {"text": "error (%)", "side": "right"},

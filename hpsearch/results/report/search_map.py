@@ -1,8 +1,8 @@
 """The search map: the best value over two searched dimensions, or over the only one.
 
-Listed values make a heat map with one cell per pair; drawn and narrowed ones make a scatter plot. The plane is
-learning rate and lambda where both are searched, since these two decide together; else the first two dimensions that
-are numbers.
+Listed values give a heat map with one cell per pair of values; values that are drawn or narrowed give a scatter plot.
+The dimensions are learning rate and lambda if both are searched, since their effects depend on each other; otherwise
+the first two numeric dimensions.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from hpsearch.study.space import Dimension
 from hpsearch.wording import value_label
 
 _LAMBDAS = ("lambda_1", "lambda_2")
-_MAX_WRITTEN_COLUMNS = 20  # numbers in narrower cells would overlap; pointing at one tells it
+_MAX_WRITTEN_COLUMNS = 20  # numbers in narrower cells would overlap; the hover text has them
 _RING = {"symbol": "circle-open", "size": 18, "color": BEST, "line": {"color": BEST, "width": 3}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapAxis:
-    """How one dimension lies on an axis.
+    """One searched dimension as an axis of the map.
 
     Args:
-        is_listed: its values come from a list, and each gets its own row or column.
+        is_listed: its values come from a list, and each has its own row or column.
         has_log_grid: the study file gives its values on a logarithmic scale.
-        values: those that occur, ascending.
+        values: the values that occur, ascending.
     """
 
     name: str
@@ -71,7 +71,7 @@ class MapAxis:
         return float(trial.point_parameters[self.name])
 
     def place(self, trial: TrialSummary) -> float:
-        """The trial's coordinate on a numeric axis; on a logarithmic one 0 has a stand-in."""
+        """The trial's coordinate on a numeric axis. On a logarithmic axis 0 is replaced by a small value."""
         value = self.value(trial)
         return self._stand_in_for_zero if self._is_log and value == 0 else value
 
@@ -81,7 +81,7 @@ class MapAxis:
 
     @property
     def numeric_layout(self) -> dict[str, Any]:
-        """Logarithmic where the study file says so, and over a decade and more."""
+        """A numeric axis: logarithmic if the study file says so, or if the values span at least a decade."""
         if not self._is_log:
             return {**self._title, "type": "linear"}
         ticks = round_numbers(self._positive[0], self._positive[-1])
@@ -92,7 +92,7 @@ class MapAxis:
 
     @property
     def category_layout(self) -> dict[str, Any]:
-        """One row or column per value, in order. Without the type plotly would read the labels as numbers."""
+        """An axis with one row or column per value, in order. Without a type plotly would parse labels as numbers."""
         order = {"categoryorder": "array", "categoryarray": self.labels}
         return {**self._title, **order, "type": "category", "showgrid": False}
 
@@ -113,12 +113,12 @@ class MapAxis:
 
     @property
     def _stand_in_for_zero(self) -> float:
-        """A decade below the lowest decade."""
+        """The value that replaces 0 on a logarithmic axis: one decade below the lowest decade."""
         return float(10.0 ** (math.floor(math.log10(self._positive[0])) - 1))
 
 
 def search_map(summary: StudySummary) -> Panel:
-    """The best value by the study's two leading dimensions, or by its only one."""
+    """The panel with the best value over the study's leading dimensions, two or one."""
     definition = summary.study.definition
     chosen = leading_dimensions(definition)
     if not chosen:
@@ -139,7 +139,7 @@ def search_map(summary: StudySummary) -> Panel:
 
 
 def leading_dimensions(definition: StudyDefinition) -> list[Dimension]:
-    """The one or two dimensions to draw; none if no number is searched."""
+    """The one or two dimensions to draw; none if no searched dimension is numeric."""
     numeric = {d.name: d for d in definition.search.dimensions if all(map(_is_number, d.values))}
     searched_lambda = next((name for name in numeric if name in _LAMBDAS), None)
     if "learning_rate" in numeric and searched_lambda:
@@ -158,12 +158,12 @@ def _is_number(value: object) -> bool:
 
 
 def _is_placed(trial: TrialSummary, dimensions: Sequence[Dimension]) -> bool:
-    """True for a trial that stands for its point and has its parameters drawn."""
+    """Whether a trial is the current one of its point and has values for the drawn dimensions."""
     return trial.is_current and all(d.name in trial.point_parameters for d in dimensions)
 
 
 def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
-    """One cell per pair of values: its best trial."""
+    """Caption and heat map with one cell per pair of values, for the best trial of the pair."""
     cells = _first_by(trials, lambda trial: (x.value(trial), y.value(trial)))
     rows = [[cells.get((column, row)) for column in x.values] for row in y.values]
     colours = ErrorColours.of(_error(trial) for trial in trials if trial.is_complete)
@@ -194,7 +194,7 @@ def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[s
 
 
 def _frame(column: int, row: int) -> dict[str, Any]:
-    """A frame around one cell; categories lie at 0, 1, 2 ..."""
+    """A frame around one cell; categories are at 0, 1, 2 ..."""
     return {
         "type": "rect",
         "x0": column - 0.49,
@@ -206,8 +206,8 @@ def _frame(column: int, row: int) -> dict[str, Any]:
 
 
 def _scatter(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
-    """One mark per trial, where values are drawn rather than listed."""
-    complete = [trial for trial in trials if trial.is_complete][::-1]  # the best ones lie on top
+    """Caption and scatter plot with one mark per trial, for values that are not listed."""
+    complete = [trial for trial in trials if trial.is_complete][::-1]  # the best trials are drawn on top
     pruned = [trial for trial in trials if trial.state is TrialState.PRUNED]
     colours = ErrorColours.of(map(_error, complete))
     dots = {
@@ -220,7 +220,7 @@ def _scatter(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[st
     figure = go.Figure(
         [
             _marks("pruned", pruned, x, y.place, crosses),
-            # The colour bar is this one's legend.
+            # The colour bar is the legend of these marks.
             _marks("complete", complete, x, y.place, dots).update(showlegend=False),
             _marks("best", complete[-1:], x, y.place, _RING),
         ]
@@ -230,7 +230,7 @@ def _scatter(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[st
 
 
 def _line(x: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
-    """The value over the only dimension that is a number."""
+    """Caption and plot of the value over the only numeric dimension."""
     complete = [trial for trial in trials if trial.is_complete]
     figure = go.Figure()
     if x.is_listed:
@@ -270,7 +270,7 @@ def _marks(
 
 
 def _error(trial: TrialSummary) -> float:
-    """In percent."""
+    """The value of a complete trial in percent."""
     assert trial.value is not None  # callers pass complete trials
     return percent(trial.value)
 
@@ -293,7 +293,7 @@ def _hover(trial: TrialSummary | None) -> str:
 
 
 def _first_by(trials: Sequence[TrialSummary], key: Callable[[TrialSummary], Any]) -> dict[Any, TrialSummary]:
-    """The first, that is the best, trial of each key."""
+    """The first trial of each key, which is the best one since trials are ordered."""
     found: dict[Any, TrialSummary] = {}
     for trial in trials:
         found.setdefault(key(trial), trial)

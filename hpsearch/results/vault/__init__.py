@@ -1,5 +1,6 @@
-"""The test set: opened once per study, for the chosen point, and recorded before the first image is read.
+"""The vault of the test set: it is opened once per study, for the chosen point, and recorded before any image is read.
 
-`final_test` is the only code that reads test images; `record` and `intents` are the tables, `machine_openings` is the
-file of this machine.
+`final_test.open_vault` takes a study and returns a `VaultRecord` with the test error; it is the only code that reads
+test images. `intents` and `record` are the tables of begun and finished openings, `machine_openings` is the file of
+this machine.
 """

@@ -1,13 +1,15 @@
-"""The vault: the one door to the test split, opened once per study, for the point that the search has chosen.
+"""The vault: the only access to the test split. It is opened once per study, for the chosen point.
 
-No other module imports `hpsearch.data.held_out`; an import check holds that. The way to the number:
+No other module imports `hpsearch.data.held_out`; an import check enforces this. The steps of an opening:
 
-    is the study finished, and its vault unopened? -> the chosen point's parameters, stored or trained again
-      -> do they reproduce the validation error on record? -> commit the intent (opening.py)
-      -> only now the test files are read, and a network of the user's own sees them
-      -> count the errors -> write it down (record.py) -> and only then tell the number
+    check that the study is finished and its vault unopened
+      -> load the chosen point's parameters, or train the point again
+      -> check that stored parameters reproduce the validation error on record
+      -> commit the intent (opening.py)
+      -> read the test files and evaluate the network, which may be a user's own
+      -> record the number (record.py) -> return it
 
-Source: REFERENCE section 6.
+Source: docs/sources.md, section 6.
 """
 
 from __future__ import annotations
@@ -55,12 +57,12 @@ from hpsearch.training.networks.network import Network
 from hpsearch.worker.preparation import load_study_data
 from hpsearch.worker.process import worker_name
 
-# How closely stored parameters must give the validation losses that the database has. The search computed them in
-# lanes and maybe on another kind of device: rounding may move an image or two across the border, and the NLL's last
-# digits. Other parameters, or other images, are farther away.
+# How closely stored parameters must reproduce the validation losses in the database. The search computed these in
+# lanes and perhaps on another kind of device: rounding can change the class of an image or two, and the last digits of
+# the NLL. Other parameters, or other images, differ by more.
 ERRORS_TOLERANCE = 2  # images, or ...
-ERRORS_TOLERANCE_SHARE = 0.0005  # ... so many of all: 5 of MNIST's 10,000
-NLL_TOLERANCE = 1e-3  # of the value itself, and in nats
+ERRORS_TOLERANCE_SHARE = 0.0005  # ... this share of all images, if that is more: 5 of MNIST's 10,000
+NLL_TOLERANCE = 1e-3  # nats, plus the same fraction of the value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +70,11 @@ class VaultRequest:
     """What to evaluate, and where.
 
     Args:
-        selection: None: the chosen point (results/choice.py).
-        is_retrained: train the point again in place of its stored parameters.
-        reason: to open the vault again; None: it must be unopened.
+        selection: the best or the confirmed point; None: the chosen point (results/choice.py).
+        is_retrained: train the point again instead of using its stored parameters.
+        reason: why the vault is opened again; None: it must be unopened.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        threads: of the CPU; None leaves torch's setting.
+        threads: number of CPU threads; None keeps torch's setting.
     """
 
     selection: Selection | None = None
@@ -85,11 +87,11 @@ class VaultRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """What is evaluated: a network's parameters on the device.
+    """A network and its parameters on the device, ready to be evaluated.
 
     Args:
-        sha256: of the safetensors file that holds them.
-        validation: their losses on the validation images, computed here and now.
+        sha256: SHA-256 of the safetensors file with the parameters.
+        validation: losses on the validation images, computed for this opening.
     """
 
     network: Network
@@ -108,25 +110,27 @@ def open_vault(
     show_download: Callable[[], AbstractContextManager[DownloadProgress | None]] = nullcontext,
     tell: Callable[[str], None] = lambda line: None,
 ) -> VaultRecord:
-    """Evaluate the chosen point on the test images, once per study, and return what is then on record.
+    """Evaluate the chosen point on the test images, once per study, and return the record.
 
-    Whatever is wrong is found before a test file is opened, but for what is wrong with the test files or shows up with
-    them; then the intent stands on record without a number, and the same call for the same point finishes it. Any
-    number of processes may do so at once: one gets the number, the others its record.
+    All errors are found before a test file is opened, except errors in the test files or during their evaluation. In
+    that case the intent remains on record without a number, and the same call for the same point finishes it. Any
+    number of processes may call it at the same time: one of them records the number, and the others raise
+    VaultOpenedError with its record.
 
     Args:
-        locations: of the data files; None: as the environment says.
-        tell: given lines for people on the way.
+        locations: of the data files; None: from the environment.
+        show_download: context for the progress display of a download.
+        tell: receives lines for display while the function runs.
     Raises:
         StudyNotFoundError: no such study.
-        VaultOpenedError: it was opened before, and there is no reason to do it again; tells what came out. Or it was
-            opened for another point or other parameters, and no number is on record.
-        InputError: not a study of hpsearch, not finished, or a reason that is none.
-        NothingCompleteError: there is nothing to choose from.
-        ArtifactError: the parameters are missing, damaged, or not those of the validation error on record.
-        DataError: data files are missing, damaged or not what their checksums say.
-        DeviceError: the device is not there, or has not enough memory.
-        StorageError: the database went away.
+        VaultOpenedError: the vault was opened before and no reason was given to open it again; the message has the
+            recorded number. Or it was opened for another point or other parameters, and no number is on record.
+        InputError: not a study of hpsearch, not finished, or not a valid reason.
+        NothingCompleteError: no trial is complete.
+        ArtifactError: the parameters are missing, damaged, or do not reproduce the validation error on record.
+        DataError: data files are missing, damaged or do not match their checksums.
+        DeviceError: the device is missing, or does not have enough memory.
+        StorageError: the database is not reachable.
     """
     reason = None if request.reason is None else check_reason(request.reason)
     status = read_status(database, name)
@@ -139,7 +143,7 @@ def open_vault(
     described = _describe_point(chosen, is_retrained=request.is_retrained)
     intent_to_finish(summary.name, summary.openings, summary.intents, reason=reason, chosen=described)
     visible = VisibleDevices.detect()
-    wanted_gpus(request.device, visible)  # a device that is not there is an error at once
+    wanted_gpus(request.device, visible)  # fail early if the device does not exist
     locations = locations or DataLocations.from_environment()
     with show_download() as progress:
         selection = load_study_data(summary.study, locations=locations, progress=progress)
@@ -176,12 +180,12 @@ def open_vault(
 
 
 def _choose(database: Database, status: StudyStatus, selection: Selection | None) -> ChosenPoint:
-    """The point that the test set may be opened for.
+    """The point for which the test set may be opened.
 
     Raises:
         NothingCompleteError: no trial is complete.
-        InputError: the search still goes on, the study is itself the confirmation of another, or the confirmed point
-            was asked for and there is none.
+        InputError: the search is not finished, the study is itself a companion study, or the confirmed point was
+            requested and there is none.
     """
     summary = status.summary
     confirms = confirmations(database).get(summary.name)
@@ -209,7 +213,7 @@ def _stored_parameters(chosen: ChosenPoint, artifacts: Artifacts) -> bytes:
 
 @contextmanager
 def _device(database: Database, request: VaultRequest, visible: VisibleDevices) -> Iterator[PinnedDevice]:
-    """The device, which no worker trains on meanwhile if it is a GPU; out of memory becomes an error of ours."""
+    """Pin the device; a GPU is then not used by workers. An out-of-memory error becomes a DeviceError."""
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     use_full_float32()
@@ -237,7 +241,11 @@ def _device(database: Database, request: VaultRequest, visible: VisibleDevices) 
 
 
 def _restored(network: Network, content: bytes, selection: SelectionData, device: torch.device) -> _Candidate:
-    """The stored parameters, put on the device. Raises ArtifactError if they do not fit the network."""
+    """The stored parameters on the device.
+
+    Raises:
+        ArtifactError: they do not fit the network.
+    """
     arrays = load(content)
     expected = {name: shape.shape for name, shape in network.parameter_shapes.items()}
     found = {name: array.shape for name, array in arrays.items()}
@@ -257,7 +265,7 @@ def _trained_again(
     pinned: PinnedDevice,
     tell: Callable[[str], None],
 ) -> _Candidate:
-    """The point's parameters after another training."""
+    """The point's parameters after training it again."""
     data = ResidentData.place(selection, pinned.device, max_resident_bytes=definition.data.max_resident_bytes)
 
     def on_epoch(report: EpochReport) -> None:
@@ -287,10 +295,10 @@ def _candidate(
 
 
 def _check_reproduction(trial: TrialSummary, found: Losses) -> None:
-    """Refuse parameters that are not those which the search selected: a wrong file, or a wrong network.
+    """Check that the parameters are those that the search selected, not from a wrong file or for a wrong network.
 
     Raises:
-        ArtifactError: their validation losses are not those on record.
+        ArtifactError: their validation losses differ from those on record.
     """
     assert trial.value is not None, "a complete trial has a value"
     allowed = max(ERRORS_TOLERANCE, ERRORS_TOLERANCE_SHARE * found.num_images)
@@ -332,7 +340,7 @@ def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _describe_point(chosen: ChosenPoint, *, is_retrained: bool) -> dict[str, Any]:
-    """What of `Finding.chosen` is known before anything is evaluated."""
+    """The keys of `Finding.chosen` that are known before the evaluation."""
     trial = chosen.trial
     return {
         "selection": chosen.selection.value,

@@ -1,8 +1,9 @@
-"""Intents: that somebody is about to open a test set, committed before the first test image is read.
+"""Intents: records that a test set is about to be opened, committed before the first test image is read.
 
-An intent is for one point with its very parameters. One without a number may be finished for these without a further
-reason: a power cut between reading and writing must not spend the one opening. Whoever finishes it adds a row of their
-own, so that every look at the test images is on record, however it ended. Rows outlive their study.
+An intent is for one point with certain parameters. An intent without a number can be finished for the same point and
+parameters without a reason, since a power failure between reading and writing must not use up the only opening. Each
+further attempt adds a row, so that every read of the test images is on record, whatever its result. Rows are kept when
+their study is deleted.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ AGAIN_HINT = 'test images that are looked at again and again are selected on; --
 
 @dataclass(frozen=True, kw_only=True)
 class VaultIntent:
-    """An opening that was begun and has no number: its evaluation still goes on, failed, or was killed.
+    """An opening that was begun and has no number: its evaluation is still running, failed, or was killed.
 
     Args:
-        intent_ids: of its attempts, in order; vault.jsonl of a machine has the same.
-        opening: 1: the one that counts; 2, 3 ...: again, for a reason.
-        chosen: what was to be evaluated, as `Finding.chosen` has it, without validation_error.
-        parameters_sha256: of the safetensors file that was to be evaluated.
-        declared_at, declared_by: UTC by the database's clock, user@host: of the first attempt.
-        last_at, last_by: the same of the latest attempt.
+        intent_ids: ids of its attempts, in order; also in the vault.jsonl of their machines.
+        opening: 1: the one that counts; 2, 3 ...: further openings, each with a reason.
+        chosen: what was to be evaluated, as in `Finding.chosen`, without validation_error, device and intent.
+        parameters_sha256: SHA-256 of the safetensors file that was to be evaluated.
+        declared_at, declared_by: time (UTC, the database's clock) and user@host of the first attempt.
+        last_at, last_by: time and user@host of the latest attempt.
     """
 
     intent_ids: tuple[str, ...]
@@ -58,7 +59,7 @@ class VaultIntent:
         return len(self.intent_ids)
 
     def as_json(self) -> dict[str, Any]:
-        """What `status --json`, `test --json` and exports tell of it. These keys stay; others may join them."""
+        """The intent in `status --json`, `test --json` and exports. These keys are stable; new keys may be added."""
         return {
             "opening": self.opening,
             "reason": self.reason,
@@ -83,11 +84,11 @@ class VaultIntent:
         )
 
     def is_of(self, chosen: Mapping[str, Any]) -> bool:
-        """Whether it is for this point of this study."""
+        """Whether the intent is for this point of this study."""
         return all(self.chosen[key] == chosen[key] for key in ("study", "trial", "point", "params"))
 
 
-Intents = tuple[tuple[VaultIntent, ...], tuple[VaultIntent, ...]]  # of a study, and of deleted ones of its name
+Intents = tuple[tuple[VaultIntent, ...], tuple[VaultIntent, ...]]  # of a study, and of deleted studies of its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Attempt:
     """One committed attempt at an opening.
 
     Args:
-        opening_id: that the row with the number will have.
+        opening_id: id that the row with the number will have.
     """
 
     intent_id: str
@@ -105,7 +106,7 @@ class Attempt:
 
 
 def describe_intents(intents: Sequence[VaultIntent], earlier: Sequence[VaultIntent]) -> list[str]:
-    """Lines for people about openings that have no number; none if there are none."""
+    """Lines for display about openings that have no number; empty if there are none."""
     lines = []
     for heading, found in (
         ("the test set was opened without a number on record:", intents),
@@ -127,13 +128,17 @@ def intent_to_finish(
     chosen: Mapping[str, Any] | None = None,
     parameters_sha256: str | None = None,
 ) -> VaultIntent | None:
-    """Whether the test set may be opened, and as which opening: that of the returned intent, or a new one.
+    """Check that the test set may be opened, and find the unfinished opening that this would finish.
 
     Args:
-        chosen, parameters_sha256: as far as they are known already; None agrees with everything.
+        reason: why the vault is opened again; None: it must be unopened, or its last opening unfinished.
+        chosen, parameters_sha256: what will be evaluated, if it is known already; None is not checked.
+    Returns:
+        The intent to finish; None for a new opening.
     Raises:
-        VaultOpenedError: it was opened before, or for something else, and there is no reason to do it again.
-        InputError: there is a reason, but it was never opened.
+        VaultOpenedError: without a reason, and the test set was opened before, or was begun to be opened for another
+            point or other parameters.
+        InputError: a reason was given, but the test set was never opened.
     """
     if reason is not None:
         if not openings and not intents:
@@ -157,7 +162,7 @@ def intent_to_finish(
 
 
 def opened_before(name: str, openings: Sequence[VaultRecord]) -> VaultOpenedError:
-    """What to raise if there is a number already; tells it."""
+    """The error for a test set that has a number on record already; its message has all numbers."""
     told = [f"{r.describe()}, again: {r.reason}" if r.reason else r.describe() for r in openings]
     times = "" if len(told) == 1 else f" {len(told)} times"
     return VaultOpenedError(
@@ -182,21 +187,21 @@ def declare_intent(
     parameters_sha256: str,
     reason: str | None,
 ) -> Attempt:
-    """Commit that the test set is about to be opened: a new opening, or another attempt at an unfinished one.
+    """Commit the intent to open the test set: for a new opening, or as another attempt at an unfinished one.
 
-    One transaction. Any number of processes may do so at once; of those for different points one is let in. Calling
-    it twice with the same id is safe.
+    One transaction. Any number of processes may call it at the same time; for different points only one succeeds.
+    Calling it twice with the same id is safe.
 
     Raises:
         VaultOpenedError, InputError: as `intent_to_finish`.
-        StudyNotFoundError: the study was deleted meanwhile.
-        StorageError: the database went away; whether it is written will be seen when it is back.
+        StudyNotFoundError: the study was deleted in the meantime.
+        StorageError: the connection was lost; the row may or may not have been committed.
     """
 
     def work(connection: Connection) -> Attempt:
         columns = tables.vault_intents.c
         row = connection.execute(select(tables.vault_intents).where(columns.intent_id == intent_id)).one_or_none()
-        if row is not None:  # the answer to a commit was lost
+        if row is not None:  # an earlier call committed it, but the answer was lost
             return _attempt_from(row)
         _lock_study(connection, study)
         intents, _ = select_intents(connection, study)
@@ -232,23 +237,23 @@ def declare_intent(
 
 
 def is_declared(database: Database, attempt: Attempt) -> bool:
-    """Whether the attempt's row is committed: what the reader of the test images asks before it reads."""
+    """Whether the attempt's row is committed. The reader of the test images checks this before it reads."""
     intent_id = tables.vault_intents.c.intent_id
     query = select(intent_id).where(intent_id == attempt.intent_id)
     return database.transaction(lambda connection: connection.execute(query).one_or_none()) is not None
 
 
 def read_intent_ids(database: Database, study: StoredStudy) -> list[str]:
-    """The ids of all attempts of this study, whatever became of them."""
+    """The ids of all attempts of this study, finished or not."""
     query = select(tables.vault_intents.c.intent_id).where(tables.vault_intents.c.study_id == study.study_id)
     return list(database.transaction(lambda connection: connection.execute(query).scalars().all()))
 
 
 def select_intents(connection: Connection, study: StoredStudy) -> Intents:
-    """The openings without a number of this study, and of deleted ones of its name; one statement.
+    """The openings without a number of this study, and of deleted studies of its name; one statement.
 
-    In a transaction that also reads the numbers, call this first: a number that is written in between then hides
-    nothing.
+    In a transaction that also reads the numbers, call this function first. An opening whose number is written between
+    the two statements then appears in both results instead of in neither.
     """
     columns, numbers = tables.vault_intents.c, tables.vault.c
     ours = columns.study_id == study.study_id
@@ -265,7 +270,7 @@ def _by_opening(row: Row[Any]) -> tuple[int, bool]:
 
 
 def _lock_study(connection: Connection, study: StoredStudy) -> None:
-    """Let one process at a time decide about this study's openings; workers go on."""
+    """Let one process at a time decide about this study's openings. The lock does not block workers."""
     studies = tables.studies.c
     lock = select(studies.study_id).where(studies.study_id == study.study_id).with_for_update(key_share=True)
     if connection.execute(lock).one_or_none() is None:
@@ -273,7 +278,7 @@ def _lock_study(connection: Connection, study: StoredStudy) -> None:
 
 
 def _intent_from(rows: Sequence[Row[Any]]) -> VaultIntent:
-    """Raises StorageError if somebody has damaged a row."""
+    """An intent from the rows of its attempts, in order. Raises StorageError if a row is damaged."""
     first, last = rows[0], rows[-1]
     what = f"the intent to open the test set of study {first.study_name!r}"
     place = f"table {tables.vault_intents.name}, column chosen"

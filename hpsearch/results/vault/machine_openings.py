@@ -1,8 +1,9 @@
-"""vault.jsonl: what this machine remembers of openings of test sets, whatever database their studies are in.
+"""vault.jsonl: this machine's record of test set openings, for studies in any database.
 
-An append-only file in HPSEARCH_HOME with one JSON object per line: one before the test images are read, one with the
-number. It tells a study in another database that its test files were looked at before. The database's own record is
-what counts; a file that cannot be written or read is told of and hinders nothing.
+An append-only file in HPSEARCH_HOME with one JSON object per line. Each opening has two lines: one before the test
+images are read, and one with the number. The file lets a study in another database know that its test files were read
+before. The record in the database is authoritative; a problem with the file is reported but does not prevent an
+opening.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ _MOST_SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class MachineOpening:
-    """An opening that this machine remembers.
+    """An opening in this machine's record.
 
     Args:
-        intent_id: of the row in its database.
+        intent_id: id of the row in the study's database.
         at: UTC.
-        database: its address, without a password.
-        files: by which its test files are known again (`data.test_files`).
-        num_images, num_errors: None: no number was noted.
+        by: user@host.
+        database: address of the database, without a password.
+        files: marks that identify its test files (`data.test_files`).
+        num_images, num_errors: None: no number was recorded.
     """
 
     intent_id: str
@@ -51,7 +53,7 @@ class MachineOpening:
         return f"{self.at} by {self.by} for study {self.study!r} in {self.database}: {number}"
 
     def as_json(self) -> dict[str, Any]:
-        """What `test --json` tells. These keys stay; others may join them."""
+        """The opening in `test --json`. These keys are stable; new keys may be added."""
         return {
             "at": self.at,
             "by": self.by,
@@ -64,17 +66,19 @@ class MachineOpening:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineLedger:
-    """The file. What is wrong with it is returned as lines for people."""
+    """The file vault.jsonl. Problems with it are returned as lines for display."""
 
     path: Path
 
     def openings(
         self, marks: Collection[str], *, without: Collection[str] = ()
     ) -> tuple[list[MachineOpening], list[str]]:
-        """Earlier openings of test files that share one of these marks, oldest first, and what is wrong with the file.
+        """Earlier openings of test files that share one of these marks, oldest first.
 
         Args:
-            without: intent ids that are known from the study's own database.
+            without: intent ids to leave out, since they are in the study's own database.
+        Returns:
+            The openings, and problems with the file as lines for display.
         """
         try:
             lines = self.path.read_bytes().splitlines()
@@ -95,17 +99,17 @@ class MachineLedger:
         return shared, [damage] if num_damaged else []
 
     def append(self, opening: MachineOpening) -> list[str]:
-        """Add a line; it is on the disk when this returns. Any number of processes may do so at once.
+        """Append a line and sync it to disk. Any number of processes may call it at the same time.
 
         Returns:
-            What went wrong, as lines for people.
+            Problems as lines for display.
         """
         text = json.dumps({**opening.as_json(), "intent_id": opening.intent_id, "files": sorted(opening.files)})
         try:
             make_folder(self.path.parent)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+                fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
                 _write_whole(file.fileno(), _line_break(file.fileno()) + text.encode() + b"\n")
                 os.fsync(file.fileno())
         except OSError as error:
@@ -114,7 +118,7 @@ class MachineLedger:
 
 
 def describe_machine_openings(openings: Sequence[MachineOpening]) -> list[str]:
-    """Lines for people about earlier openings of the same test files; none if there are none."""
+    """Lines for display about earlier openings of the same test files; empty if there are none."""
     if not openings:
         return []
     times = "once" if len(openings) == 1 else f"{len(openings)} times"
@@ -125,12 +129,12 @@ def describe_machine_openings(openings: Sequence[MachineOpening]) -> list[str]:
 
 
 def moment() -> str:
-    """Now, as the file has it."""
+    """The current time (UTC) in the file's format."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _line_break(descriptor: int) -> bytes:
-    """What must stand before a new line: a break if a power cut has left half a line at the end."""
+    """A line break if the file ends with an incomplete line, as after a power failure; otherwise nothing."""
     size = os.fstat(descriptor).st_size
     return b"\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else b""
 
@@ -141,7 +145,7 @@ def _write_whole(descriptor: int, content: bytes) -> None:
 
 
 def _parse(line: bytes) -> MachineOpening | None:
-    """The opening that a line tells of; None if it is no such line."""
+    """Parse a line; None if it is not a valid opening."""
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
@@ -158,12 +162,12 @@ def _parse(line: bytes) -> MachineOpening | None:
 
 
 def _plain(text: str) -> str:
-    """Without control characters: others may write this file, and it is shown on a terminal."""
+    """Replace control characters, since other programs may write the file and it is shown on a terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _merged(before: MachineOpening | None, after: MachineOpening) -> MachineOpening:
-    """One opening of the two lines that tell of it: the first one's time, and all that either knows."""
+    """Combine the lines of one opening: the time of the first line, and the data of both."""
     if before is None:
         return after
     return MachineOpening(

@@ -1,6 +1,6 @@
 """One opening of a test set, from the committed intent to the number on record.
 
-The intent and the number are rows of the study's database; this machine's vault.jsonl is told of both.
+The intent and the number are rows in the study's database; both are also appended to this machine's vault.jsonl.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class Opening:
     """An opening whose intent is committed.
 
     Args:
-        noted: what this machine's vault.jsonl was told of it.
-        chosen: the point, as `Finding.chosen` has it.
+        attempt: the committed attempt.
+        noted: the line in this machine's vault.jsonl.
+        chosen: the point, as in `Finding.chosen`.
     """
 
     database: Database
@@ -40,7 +41,11 @@ class Opening:
         return is_declared(self.database, self.attempt)
 
     def record(self, finding: Finding, tell: Callable[[str], None]) -> VaultRecord:
-        """Write the number down. Raises VaultOpenedError, with the other's number, if another process was first."""
+        """Record the number.
+
+        Raises:
+            VaultOpenedError: another process recorded a number for this opening first; the message has that number.
+        """
         place = {"opening_id": self.attempt.opening_id, "opening": self.attempt.opening}
         record, is_ours = record_opening(self.database, self.study, finding, **place)
         if not is_ours:
@@ -65,11 +70,14 @@ def declare_opening(
     reason: str | None,
     tell: Callable[[str], None],
 ) -> Opening:
-    """Commit the intent and note it on this machine, after a look at what the machine remembers of these files.
+    """Commit the intent and append it to vault.jsonl. First reads the machine's earlier openings of these test files.
 
+    Args:
+        described: the keys of `Finding.chosen` that are known before the evaluation.
+        tell: receives lines for display.
     Raises:
-        DataError: the test files are missing; they were looked for, and not opened.
-        VaultOpenedError: another process has opened the test set meanwhile.
+        DataError: test files in a user's own folder are missing; no test file is opened to find out.
+        VaultOpenedError: another process has opened the test set in the meantime.
     """
     study = summary.study
     marks = marks_of_test_files(study.definition.data, study.dataset_checksums)

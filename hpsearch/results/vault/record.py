@@ -1,8 +1,8 @@
-"""The ledger of the vault: every opening of a study's test set, with the number that it gave.
+"""The ledger of the vault: every opening of a study's test set, with its number.
 
-Which opening it is, was decided by the intent that was committed before (intents.py). An opening is unique by a
-constraint of the database (study_id, opening): whoever comes second gets the first's record. Rows outlive their study;
-then they have its name only.
+The intent, committed before (intents.py), determines the number of the opening. An opening is unique by a database
+constraint (study_id, opening): a second process gets the record of the first. Rows are kept when their study is
+deleted; they then have only its name.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ _CHOSEN_KINDS = {
     "is_retrained": Kind.FLAG,
     "device": Kind.TEXT,
 }
-# That views show.
+# The keys that views show.
 _CHOSEN_KEYS = ("selection", "study", "trial", "params", "validation_error", "is_retrained", "device")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What an evaluation on the test images has found, before it is on record.
+    """The result of an evaluation on the test images, before it is on record.
 
     Args:
-        reason: why the vault is opened again; None for the first time.
+        reason: why the vault was opened again; None for the first opening.
         test_checksums: file name -> SHA-256 of the unpacked content of the test files.
         chosen: what was evaluated:
             selection           best (of the search) or confirmed (over fresh seeds)
-            study, trial, point whose parameters they are
+            study, trial, point whose parameters were evaluated
             params              the searched keys with their values
-            search_error        fraction of misclassified validation images that the point was selected on
-            validation_error    the same of the parameters that were evaluated, computed anew
-            is_retrained        whether they were trained again for this, or stored by the search
+            search_error        validation error of the trial, on which the point was selected; a fraction
+            validation_error    validation error of the evaluated parameters, computed for this opening; a fraction
+            is_retrained        whether the parameters were trained again for this opening, not stored by the search
             device              that evaluated them
-            machine_openings    earlier openings of these test files, by other studies, that the machine knew of
+            machine_openings    number of earlier openings of these test files, by other studies, on this machine
             intent              id of the committed attempt that gave the number
-        parameters_sha256: of the safetensors file that was evaluated (or that a retrained network makes).
-        num_images, num_errors: test images, and those of them that are misclassified.
+        parameters_sha256: SHA-256 of the safetensors file that was evaluated (or would contain a retrained network).
+        num_images, num_errors: number of test images, and of misclassified test images.
     """
 
     reason: str | None
@@ -82,14 +82,14 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class VaultRecord(Finding):
-    """One opening, as it stands in the ledger.
+    """One opening, as recorded in the ledger.
 
     Args:
-        opening: 1: the one that counts; 2, 3 ...: again, for a reason.
+        opening: 1: the one that counts; 2, 3 ...: further openings, each with a reason.
         opened_at: UTC, by the database's clock.
         opened_by: user@host.
-        code_commit: that hpsearch ran from; None if it is not known.
-        versions: of hpsearch and of what its results depend on.
+        code_commit: commit of the running hpsearch; None if it is not known.
+        versions: of hpsearch and of the programs that its results depend on.
     """
 
     opening_id: int
@@ -102,17 +102,17 @@ class VaultRecord(Finding):
 
     @property
     def machine_openings(self) -> int:
-        """Earlier openings of these test files, by other studies, that its machine knew of."""
-        number = self.chosen.get("machine_openings")  # not there: written by an older hpsearch
+        """Number of earlier openings of these test files, by other studies, on the machine of this opening."""
+        number = self.chosen.get("machine_openings")  # missing in records of older versions
         return number if isinstance(number, int) else 0
 
     def as_json(self) -> dict[str, Any]:
-        """What `test --json`, `status --json` and exports tell of an opening. These keys stay; others may join them.
+        """The opening in `test --json`, `status --json` and exports. These keys are stable; new keys may be added.
 
         opening             1, 2, 3 ...
         reason              null for the first
         opened_at (UTC), opened_by, code_commit (or null), versions, definition_sha256
-        test_checksums, parameters_sha256, chosen: as `Finding` has them
+        test_checksums, parameters_sha256, chosen: as in `Finding`
         num_images, num_errors
         test_error          fraction of misclassified test images
         test_error_interval its 95 % Wilson interval: [low, high]
@@ -136,7 +136,7 @@ class VaultRecord(Finding):
         }
 
     def describe_number(self) -> str:
-        """`8.20 % (21 of 256 images; 95 % interval 5.43 % to 12.21 %)`."""
+        """The number as text: `8.20 % (21 of 256 images; 95 % interval 5.43 % to 12.21 %)`."""
         low, high = self.interval
         return (
             f"{100 * self.test_error:.2f} % ({self.num_errors:,} of {self.num_images:,} images; "
@@ -144,7 +144,7 @@ class VaultRecord(Finding):
         )
 
     def describe(self) -> str:
-        """One line: when, by whom, the number, and of what."""
+        """One line: when, by whom, the number, and for which point."""
         how = f"{self.chosen['selection']}{', retrained' if self.chosen['is_retrained'] else ''}"
         return (
             f"{self.opened_at:%Y-%m-%d %H:%M:%S} UTC by {self.opened_by}: test error {self.describe_number()} "
@@ -152,11 +152,11 @@ class VaultRecord(Finding):
         )
 
 
-Openings = tuple[tuple[VaultRecord, ...], tuple[VaultRecord, ...]]  # of a study, and of deleted ones of its name
+Openings = tuple[tuple[VaultRecord, ...], tuple[VaultRecord, ...]]  # of a study, and of deleted studies of its name
 
 
 def describe_openings(openings: Sequence[VaultRecord], earlier: Sequence[VaultRecord]) -> list[str]:
-    """Lines for people about all that is on record; none if nothing is."""
+    """Lines for display about all openings on record; empty if there are none."""
     lines = []
     if openings:
         times = "once" if len(openings) == 1 else f"{len(openings)} times"
@@ -171,10 +171,10 @@ def describe_openings(openings: Sequence[VaultRecord], earlier: Sequence[VaultRe
 
 
 def check_reason(reason: str) -> str:
-    """The reason for a further opening, as it is written down.
+    """Validate the reason for a further opening; returns it without surrounding white space.
 
     Raises:
-        InputError: it is empty, too long, or no single line of text.
+        InputError: it is empty, too long, or not a single line of text.
     """
     reason = reason.strip()
     hint = '--again "why the test set has to be looked at again"'
@@ -188,17 +188,17 @@ def check_reason(reason: str) -> str:
 
 
 def read_openings(database: Database, study: StoredStudy) -> tuple[VaultRecord, ...]:
-    """All openings of this study's test set, in their order."""
+    """All openings of this study's test set, in order."""
     return database.transaction(lambda connection: select_openings(connection, study)[0])
 
 
 def read_earlier_openings(database: Database, study: StoredStudy) -> tuple[VaultRecord, ...]:
-    """Openings by deleted studies of the same name, in the order of time."""
+    """Openings by deleted studies of the same name, in order of time."""
     return database.transaction(lambda connection: select_openings(connection, study)[1])
 
 
 def select_openings(connection: Connection, study: StoredStudy) -> Openings:
-    """Openings of this study, and of deleted ones of its name; one statement."""
+    """Openings of this study, and of deleted studies of its name; one statement."""
     vault = tables.vault.c
     ours = vault.study_id == study.study_id
     deleted = vault.study_id.is_(None) & (vault.study_name == study.name)
@@ -211,17 +211,17 @@ def select_openings(connection: Connection, study: StoredStudy) -> Openings:
 def record_opening(
     database: Database, study: StoredStudy, finding: Finding, *, opening_id: int, opening: int
 ) -> tuple[VaultRecord, bool]:
-    """Write the number of an opening down, whose intent is committed. One transaction.
+    """Record the number of an opening whose intent is committed. One transaction.
 
-    Any number of processes may do so at once. Of those at the same opening one is written.
+    Any number of processes may call it at the same time. For one opening only the first number is recorded.
 
     Args:
         opening_id, opening: of the intent; `finding.chosen["intent"]` is its id.
     Returns:
-        The record and True; or, if another process was first, its record and False: the finding is to be discarded.
+        The record and True; or, if another process was first, its record and False: discard the finding.
     Raises:
-        StudyNotFoundError: the study was deleted meanwhile; nothing is written.
-        StorageError: the database went away; whether it is written will be seen when it is back.
+        StudyNotFoundError: the study was deleted in the meantime; nothing is written.
+        StorageError: the connection was lost; the number may or may not have been committed.
     """
     values = {
         "opening_id": opening_id,
@@ -244,10 +244,10 @@ def record_opening(
 
 
 def _insert(connection: Connection, study: StoredStudy, values: Mapping[str, Any]) -> VaultRecord:
-    """Insert the row unless it is there; returns it, or the row of whoever was first."""
+    """Insert the row unless the opening has one; returns the row, or the existing row."""
     _lock_study(connection, study)
-    # A conflict waits for the other process's commit, which the next statement then sees. One without an intent, of an
-    # older hpsearch, has another id and the same number of opening.
+    # On a conflict the insert waits for the other process's commit, which the next statement then sees. A row without
+    # an intent, by an older hpsearch, has another id and the same number of the opening.
     statement = insert(tables.vault).values(**values, opened_at=func.now()).on_conflict_do_nothing()
     row = connection.execute(statement.returning(tables.vault)).one_or_none()
     if row is None:
@@ -258,7 +258,7 @@ def _insert(connection: Connection, study: StoredStudy, values: Mapping[str, Any
 
 
 def _lock_study(connection: Connection, study: StoredStudy) -> None:
-    """Keep the study from being deleted before the commit."""
+    """Prevent the study from being deleted before the commit."""
     studies = tables.studies.c
     lock = select(studies.study_id).where(studies.study_id == study.study_id).with_for_update(read=True, key_share=True)
     if connection.execute(lock).one_or_none() is None:
@@ -269,10 +269,10 @@ def _lock_study(connection: Connection, study: StoredStudy) -> None:
 
 
 def parse_chosen(text: str, what: str, place: str, keys: Sequence[str]) -> dict[str, Any]:
-    """`Finding.chosen`, as it is stored. Raises StorageError if somebody has damaged it."""
+    """Parse a stored `Finding.chosen`. Raises StorageError if it is damaged."""
     chosen = parse_stored_object(text, what, place, keys)
     for key in keys:
-        if not (key == "point" and chosen[key] is None):  # a trial without a point: of an older hpsearch
+        if not (key == "point" and chosen[key] is None):  # a trial without a point, by an older hpsearch
             check_kind(chosen[key], _CHOSEN_KINDS[key], what, f"{place}, {key}")
     if chosen["selection"] not in ("best", "confirmed"):
         raise damaged(what, f"{place}, selection", f"expected best or confirmed, found {chosen['selection']!r}")
@@ -283,7 +283,7 @@ def parse_chosen(text: str, what: str, place: str, keys: Sequence[str]) -> dict[
 
 
 def _record_from(row: Row[Any]) -> VaultRecord:
-    """Raises StorageError if somebody has damaged the row."""
+    """A record from its row. Raises StorageError if the row is damaged."""
     values = {field.name: getattr(row, field.name) for field in fields(VaultRecord)}
     what = f"opening {row.opening} of the test set of study {row.study_name!r}"
     place = f"table {tables.vault.name}, column"

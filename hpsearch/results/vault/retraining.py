@@ -1,4 +1,4 @@
-"""Train one point again, as the search did: its seed, its data, its stopping rule, the best parameters kept."""
+"""Train one point again as the search did: same seed, data and stopping rule, keeping the best parameters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Retrained:
     """A point that was trained again.
 
     Args:
-        parameters: those of the best validation, by name.
+        parameters: parameters at the best validation, by name.
+        best: the best validation.
     """
 
     parameters: Mapping[str, NDArray[np.generic]]
@@ -41,11 +42,11 @@ def retrain(
 ) -> Retrained:
     """Train a point in a single lane until its stopping rule, its schedule or its epochs end it.
 
-    It gives what the search's trial gave: bit for bit on the same kind of device with the same lanes beside it, else
-    to rounding, which long training magnifies.
+    The result equals that of the trial in the search bit for bit on the same kind of device with the same other lanes,
+    and otherwise up to rounding, which long training amplifies.
 
     Args:
-        on_epoch: told of every epoch.
+        on_epoch: called after every epoch.
     Raises:
         InputError: the batch size does not fit the training set.
         HpsearchError: no validation was finite.

@@ -1,4 +1,5 @@
-"""Coarse to fine: where the points of the next round lie, from the rounds before.
+"""The coarse-to-fine search: the points of the next round, computed from the earlier rounds.
 
-Knows plain numbers; what a round needs of the database is in `worker.rounds`.
+`ladder.Narrowing` takes the known points with their values and returns a `Round`, or `Finished`. The package uses plain
+numbers only; `worker.rounds` reads from and writes to the database.
 """

@@ -1,8 +1,8 @@
-"""The axes that coarse to fine moves along: one spacing per number, halved again and again.
+"""The axes of the coarse-to-fine search: each numeric dimension has a spacing that is halved repeatedly.
 
-An axis measures on a scale of its own: decades for log-spaced values, the value itself for a linear range. Its points
-lie on a lattice; level 0 is the spacing that the user wrote, each level halves it. Zero beside a logarithmic scale
-lies on no lattice; `narrowing` knows its neighbours.
+Each axis has its own scale: decades for log-spaced values, the value itself for a linear range. Its points lie on a
+lattice; level 0 is the spacing in the study file, and each level halves it. A zero beside a logarithmic scale is not
+on the lattice; `ladder` determines its neighbours.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from hpsearch.study.space import Dimension, LogGrid, ParameterValue, rounded
 
 DEFAULT_FINEST: Final = 1 / 16  # decades; 15 % between neighbours
 
-_TIE: Final = 1e-6  # of a spacing: more than rounding leaves in an index
-_DISTINCT_DECADES: Final = 0.25  # a decade nearer than this to the end of a range is not worth a trial beside it
-_SHORT_DECADES: Final = 2.0  # a logarithmic range below this is looked at in its middle, not at its decades
+_TIE: Final = 1e-6  # fraction of a spacing; larger than the rounding error of an index
+_DISTINCT_DECADES: Final = 0.25  # a decade closer than this to the end of a range is not tried
+_SHORT_DECADES: Final = 2.0  # a logarithmic range shorter than this starts with its middle, not with its decades
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One number that is searched.
+    """One searched number.
 
     Args:
-        listed: the first round's values, in the user's order.
-        origin: any lattice point, on the axis's scale.
+        listed: the values of the first round, in the user's order.
+        origin: a lattice point, on the axis's scale.
         unit, density: neighbours at level k are unit / (density * 2**k) apart.
-        smallest, largest: how far the search may go, both included; a range's own ends.
-        has_zero: 0 stands below all positive values.
-        finest: no spacing is smaller than this, unless the user wrote it.
+        smallest, largest: limits of the search, inclusive; for a range its ends.
+        has_zero: whether 0 is searched below all positive values.
+        finest: no spacing is halved below this value.
     """
 
     name: str
@@ -54,25 +54,25 @@ class Axis:
         return self.spacing(level + 1) > self.finest * (1 - 1e-9)
 
     def allowed(self, level: int) -> int:
-        """The level, or the last one that may be reached where it is beyond that."""
+        """The level, limited to the finest level that is allowed."""
         while level > 0 and not self.can_halve(level - 1):
             level -= 1
         return level
 
     def neighbour(self, value: float, direction: Literal[-1, 1], level: int) -> ParameterValue | None:
-        """The lattice point nearest to one spacing from `value`, or None where there is none beyond it.
+        """The lattice point nearest to one spacing from `value`; None if there is none in this direction.
 
-        Of two that are as near it is the one closer to `value`: half a spacing from it, and not one and a half.
+        If two are equally near, the one closer to `value` is taken: at half a spacing, not at one and a half.
 
         Args:
-            value: positive on a logarithmic scale; need not lie on the lattice (a range's end, a user's own point).
+            value: positive on a logarithmic scale. It need not be on the lattice (the end of a range, a user's point).
         """
         here = self._place(value)
         index = round((here - self.origin) / self.spacing(level) + direction * (1 - _TIE))
-        # index / density and not index * spacing: 1/3 decade twice is then the same number at every level.
+        # index / density instead of index * spacing: twice 1/3 decade is then the same number at every level.
         place = self.origin + index * self.unit / (self.density * 2.0**level)
         found = self.at(place)
-        if self.is_integer and found == value:  # closer than the next whole number
+        if self.is_integer and found == value:  # the spacing is below one whole number
             found = round(min(max(value + direction, self.smallest), self.largest))
         is_beyond = (found - value) * direction > 0 and canonical(found) != canonical(value)
         return found if is_beyond else None
@@ -81,7 +81,7 @@ class Axis:
         return math.log10(value) if self.is_log else float(value)
 
     def at(self, place: float) -> float | int:
-        """The value at a place on the scale; beyond an end, the end."""
+        """The value at a position on the scale, limited to the ends of the axis."""
         number = min(max(rounded(10.0**place if self.is_log else place), self.smallest), self.largest)
         return round(number) if self.is_integer else number
 
@@ -90,7 +90,7 @@ def axis_of(dimension: Dimension, finest: float = DEFAULT_FINEST) -> Axis | None
     """The axis of a log-spaced grid or a range; None for a list, whose values have no scale.
 
     Args:
-        finest: in decades, and for a linear range in halves of its length.
+        finest: smallest spacing, in decades; for a linear range in units of half its length.
     """
     if dimension.log_grid is not None:
         return _grid_axis(dimension, dimension.log_grid, finest)
@@ -98,7 +98,7 @@ def axis_of(dimension: Dimension, finest: float = DEFAULT_FINEST) -> Axis | None
 
 
 def canonical(value: ParameterValue) -> ParameterValue:
-    """What values are compared by."""
+    """The form in which values are compared: floats are rounded."""
     return rounded(value) if isinstance(value, float) else value
 
 
@@ -121,7 +121,10 @@ def _grid_axis(dimension: Dimension, grid: LogGrid, finest: float) -> Axis:
 
 
 def _range_axis(dimension: Dimension, finest: float) -> Axis:
-    """Hard ends. First come both ends and the middle; on a long logarithmic scale both ends and the decades."""
+    """The axis of a range; the search never leaves the range.
+
+    The first round has both ends and the middle, or on a long logarithmic scale both ends and the decades.
+    """
     smallest, largest = sorted(float(value) for value in dimension.values)
     low, high = (math.log10(smallest), math.log10(largest)) if dimension.is_log else (smallest, largest)
     is_long = dimension.is_log and high - low >= _SHORT_DECADES

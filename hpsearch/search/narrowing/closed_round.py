@@ -1,4 +1,4 @@
-"""What coarse to fine (ladder.py) takes and gives: points that are known, rounds with their state, and the end."""
+"""Inputs and outputs of the coarse-to-fine search (ladder.py): known points, rounds with their state, and the end."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class KnownPoint:
 
     Args:
         value: lower is better; None: pruned, diverged or given up, which is worse than any value.
-        nll: breaks ties of `value`.
-        key: for the caller: a trial's id, say.
+        nll: breaks ties in `value`.
+        key: for the caller's use, for example a trial's id.
     """
 
     point: Point
@@ -36,14 +36,14 @@ Differ = Callable[[KnownPoint, KnownPoint], bool]
 @final
 @dataclass(frozen=True, kw_only=True)
 class NarrowingState:
-    """What the next round needs to know besides the known points.
+    """The state from which the next round follows, together with the known points.
 
     Args:
-        round: rounds given so far, the first one included.
+        round: number of rounds so far, including the first.
         levels: how often each axis's spacing has been halved.
-        settled: axes along which nothing differs, or whose spacing cannot be halved.
-        given: the last round's points.
-        missing: points that were given and never became known; they are not given again.
+        settled: axes along which nothing differs significantly, or whose spacing cannot be halved.
+        given: the points of the last round.
+        missing: points of earlier rounds that never became known; they are not given again.
     """
 
     round: int = 1
@@ -75,11 +75,11 @@ class NarrowingState:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """Points to try next, the nearest to the best first; none of them is known.
+    """Points to try next, in the order in which to try them; none of them is known.
 
     Args:
-        state: for the call that follows, when these points are known.
-        reason: one line for people.
+        state: for the next call, when these points are known.
+        reason: one line for display.
     """
 
     points: tuple[dict[str, ParameterValue], ...]
@@ -90,9 +90,9 @@ class Round:
 class FinishReason(StrEnum):
     """Why no round follows."""
 
-    SETTLED = "settled"  # the neighbours of the best no longer differ significantly from it, or cannot come nearer
+    SETTLED = "settled"  # the best point's neighbours do not differ significantly, or no spacing can be halved
     NO_RESULT = "no-result"  # no point has a value
-    BUDGET = "budget"  # the caller's: points, epochs or hours are spent
+    BUDGET = "budget"  # set by the caller: the budget of points, epochs or hours is spent
 
 
 @final
@@ -101,7 +101,7 @@ class Finished:
     """The search is over.
 
     Args:
-        detail: one line for people.
+        detail: one line for display.
     """
 
     reason: FinishReason
@@ -109,5 +109,5 @@ class Finished:
 
 
 def rounded_key(point: Point) -> PointKey:
-    """What points are compared by: the same for values that are equal to 12 digits."""
+    """The key by which points are compared: equal for values that are equal to 12 digits."""
     return tuple(sorted((name, canonical(value)) for name, value in point.items()))

@@ -1,21 +1,22 @@
-"""Coarse to fine: which points come next, from what is known so far. Plain numbers; no Optuna, no tensors, no SQL.
+"""The coarse-to-fine search: which points come next, given the known points. Plain numbers; no Optuna, tensors or SQL.
 
-The first round is the grid as the user wrote it: decades. Afterwards the best known point is compared with its
+The first round is the grid in the study file, typically decades. Afterwards the best known point is compared with its
 neighbours, one spacing away along each axis (a pattern search: Torczon 1997, with a spacing per axis):
 
-1. Neighbours that are not known yet are tried: the best has moved, or lies on the edge of the grid, which then grows.
-2. Where two neighbours that differ little lie along different axes, the corner between them is tried: a valley may
-   run across the axes.
-3. An axis along which no neighbour differs significantly from the best is *settled*. Where the best has a neighbour on
-   one side alone (it lies on a range's end), the next one on that side is looked at as well: an end and its neighbour
-   are as good as each other also if the optimum lies between them.
-4. The other axes' spacings are halved, and the best gets its new, nearer neighbours.
-5. When all are settled, the best is compared once more with what has not been compared at its place: the neighbours
-   along axes that were settled before it moved, and the other values of lists. The best points with other listed
-   values that may yet be as good get neighbours of their own. If nothing differs, the search is over.
+1. Unknown neighbours are tried. They exist if the best point has moved, or lies on the edge of the grid, which then
+   grows.
+2. If neighbours along different axes do not differ significantly from the best, the corner between them is tried,
+   because a valley may run diagonally to the axes.
+3. An axis along which no neighbour differs significantly from the best is *settled*. If the best has a neighbour on
+   one side only (it lies on the end of a range), the next point on that side is tried as well: an end and its
+   neighbour can also be equally good if the optimum lies between them.
+4. The spacings of the other axes are halved, and the best point's new, nearer neighbours are tried.
+5. When all axes are settled, the best point is compared with everything that has not been compared at its present
+   position: the neighbours along axes that were settled before it moved, and the other values of lists. The best points
+   with other listed values that may still be as good get neighbours of their own. If nothing differs, the search ends.
 
-A point that is known is never given again. The next round is a function of (state, known) alone, so any number of
-workers may compute it. Source: REFERENCE section 4 (log-spaced values, narrowed later).
+A known point is never given again. The next round is a function of (state, known) alone, so that any number of
+workers can compute it. Source: docs/sources.md, section 4 (log-spaced values, narrowed later).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from hpsearch.search.narrowing.closed_round import (
 )
 from hpsearch.study.space import Dimension, ParameterValue, Point
 
-MAX_RIVALS: Final = 3  # combinations of listed values that are narrowed beside the best one's
+MAX_RIVALS: Final = 3  # combinations of listed values that are narrowed in addition to the best point's
 
 
 @final
@@ -47,12 +48,12 @@ class Narrowing:
     """The rounds of one search space.
 
     Args:
-        dimensions: a log-spaced grid may grow up to 3 decades past its ends; a range's ends are hard; the values of
-            a list are compared, never narrowed.
-        reduce: takes away the keys that have no effect beside the others (momentum beside plain SGD), so that points
-            that mean the same are the same.
+        dimensions: a log-spaced grid can grow beyond its ends by `Dimension.growth_decades`; a range never does; the
+            values of a list are compared, but not narrowed.
+        reduce: removes the keys that have no effect given the others (momentum with plain SGD), so that equivalent
+            points are equal.
         is_admissible: False for points that cannot be tried; they are left out.
-        finest: no spacing is halved below so many decades (of a linear range: of half its length).
+        finest: smallest spacing after halving, in decades; for a linear range in units of half its length.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class Narrowing:
         self._is_admissible = is_admissible
 
     def first_round(self, *, room: int | None = None) -> Round:
-        """The grid as the user wrote it; the last dimension varies fastest.
+        """The grid in the study file; the last dimension varies fastest.
 
         Args:
-            room: at most so many points.
+            room: maximum number of points; None: no limit.
         """
         points = tuple(self.grid())
         given = points[:room]
@@ -88,21 +89,23 @@ class Narrowing:
     def next_round(
         self, state: NarrowingState, known: Iterable[KnownPoint], differ: Differ, *, room: int | None = None
     ) -> Round | Finished:
-        """What to try when the last round is over.
+        """The next round, when the last one is over.
 
         Args:
-            state: the last round's.
-            known: all points that have been tried, in the order of their trials; others than this search's own too.
-                Points of the last round that are not among them count as lost.
+            state: state of the last round.
+            known: all points that have been tried, in the order of their trials, including points that this search
+                did not give. Points of the last round that are not among them count as missing.
             differ: whether two points with values differ significantly; symmetric.
-            room: at most so many points.
+            room: maximum number of points; None: no limit.
+        Raises:
+            ValueError: `room` is below 1.
         """
         if room is not None and room < 1:
             raise ValueError(f"room must be at least 1, got {room}")
         return _Step(self, state, list(known), differ, room).next_round()
 
     def point(self, values: Mapping[str, ParameterValue]) -> dict[str, ParameterValue] | None:
-        """These values without the keys that have no effect; None where they cannot be tried."""
+        """These values without the keys that have no effect; None if the point cannot be tried."""
         point = self.reduced(values)
         return point if self._is_admissible(point) else None
 
@@ -111,7 +114,7 @@ class Narrowing:
         return dict(self._reduce(values))
 
     def grid(self) -> Iterator[dict[str, ParameterValue]]:
-        """The product of all values, as the user wrote them, each point once."""
+        """The distinct points of the product of all listed values."""
         seen = set()
         for values in itertools.product(*self.listed.values()):
             point = self.point(dict(zip(self.listed, values, strict=True)))
@@ -122,7 +125,7 @@ class Narrowing:
 
 @dataclass
 class _Step:
-    """One call of `next_round`: the table of what is known, and what follows from it."""
+    """One call of `next_round`: a table of the known points, best first, and the computation of the next round."""
 
     narrowing: Narrowing
     state: NarrowingState
@@ -132,7 +135,7 @@ class _Step:
 
     def __post_init__(self) -> None:
         self.table: dict[PointKey, KnownPoint] = {}
-        for known in sorted(self.known, key=_rank):  # stable: of equals, the first
+        for known in sorted(self.known, key=_rank):  # stable: the first of equal points
             self.table.setdefault(rounded_key(known.point), known)
         lost = {rounded_key(point): point for point in (*self.state.missing, *self.state.given)}
         self.missing = {key: point for key, point in lost.items() if key not in self.table}
@@ -152,7 +155,7 @@ class _Step:
                 for axis in moving:
                     self._judge(axis)
                 continue
-            # The best may have moved since an axis was settled.
+            # The best point may have moved since an axis was settled.
             points = self._unknown([*self._neighbours(self.best, self._axes()), *self._other_choices()])
             if points := points or self._unknown(self._corner(self._axes())):
                 return self._round(points, lambda given: f"the best compared once more; {self._reason(given)}")
@@ -177,7 +180,7 @@ class _Step:
         return [axis for axis in self.narrowing.axes if axis.name in known.point]
 
     def _judge(self, axis: Axis) -> bool:
-        """Halve the axis's spacing if a neighbour differs significantly from the best, or settle it.
+        """Halve the axis's spacing if a neighbour differs significantly from the best; otherwise settle the axis.
 
         Returns:
             Whether it was halved.
@@ -194,18 +197,21 @@ class _Step:
         return any(self._differs(point) for point in self._neighbours(self.best, [axis]))
 
     def _can_halve(self, axis: Axis) -> bool:
-        is_zero = axis.is_log and self.best.point[axis.name] == 0  # there is nothing halfway to zero
+        is_zero = axis.is_log and self.best.point[axis.name] == 0  # a logarithmic scale has no midpoint with 0
         return axis.can_halve(self.levels.get(axis.name, 0)) and not is_zero
 
     def _differs(self, point: Point, center: KnownPoint | None = None) -> bool:
-        """Whether the point is known and differs significantly from the center, or else from the best."""
+        """Whether the point is known and differs significantly from the center, by default the best point."""
         known = self.table.get(rounded_key(point))
         return known is not None and (known.value is None or self.differ(center or self.best, known))
 
     def _neighbours(
         self, center: KnownPoint, axes: Sequence[Axis], levels: Mapping[str, int] | None = None
     ) -> list[dict[str, ParameterValue]]:
-        """One spacing from the center along one of the axes; on one side alone, also two."""
+        """The points one spacing from the center along each axis.
+
+        If there is only one along an axis, the point two spacings from the center is included.
+        """
         levels = self.levels if levels is None else levels
         found = []
         for axis in axes:
@@ -219,7 +225,7 @@ class _Step:
     def _second_on_one_side(
         self, center: KnownPoint, axis: Axis, level: int, neighbours: Sequence[Point]
     ) -> dict[str, ParameterValue] | None:
-        """The point two spacings from the center, if one neighbour alone can be known."""
+        """The point two spacings from the center, if there is exactly one neighbour that is not missing."""
         sides = [point for point in neighbours if rounded_key(point) not in self.missing]
         if len(sides) != 1:
             return None
@@ -227,14 +233,14 @@ class _Step:
         assert isinstance(value, int | float)
         assert isinstance(nearest, int | float)
         if axis.is_log and min(value, nearest) <= 0:
-            return None  # beside zero there is no scale
+            return None  # a logarithmic scale has no spacing at zero
         second = axis.neighbour(nearest, 1 if nearest > value else -1, level)
         return None if second is None else self._with(center, axis.name, second)
 
     def _corner(self, axes: Sequence[Axis]) -> list[dict[str, ParameterValue]]:
-        """One spacing from the best along several axes at once, where a valley may run across them.
+        """The point one spacing from the best along several axes at once, since a valley may run diagonally to them.
 
-        It lies between the better neighbours, as far as they do not differ significantly from the best.
+        It combines the better neighbours along those axes where they do not differ significantly from the best.
         """
         values: dict[str, ParameterValue] = {}
         for axis in axes:
@@ -258,7 +264,10 @@ class _Step:
         return [value for value in (below, above) if value is not None]
 
     def _above_zero(self, center: KnownPoint, axis: Axis) -> ParameterValue:
-        """The smallest positive value so far; where that is significantly worse than zero, one below it."""
+        """The positive neighbour of zero: the smallest positive value so far, or one below it.
+
+        The latter if the smallest positive value is significantly worse than zero.
+        """
         smallest = self._smallest_positive(axis)
         nearest = self._with(center, axis.name, smallest)
         grown = axis.neighbour(smallest, -1, 0)
@@ -276,7 +285,10 @@ class _Step:
         return [name for name in self.narrowing.listed if name not in numbers and name in self.best.point]
 
     def _other_choices(self) -> list[dict[str, ParameterValue]]:
-        """The best with another value of a list. Keys that come with it are those of the best point that has it."""
+        """The best point with another value of a list.
+
+        Keys that this value adds have the values of the best known point with the same listed value.
+        """
         return [
             point
             for name in self._lists()
@@ -285,7 +297,7 @@ class _Step:
         ]
 
     def _rivals(self) -> list[KnownPoint]:
-        """The best points of the other combinations of listed values that may yet be as good as the best."""
+        """The best points of other combinations of listed values that may still be as good as the best point."""
         lists = self._lists()
         bests: dict[tuple[object, ...], KnownPoint] = {}
         for known in self.table.values():
@@ -294,9 +306,9 @@ class _Step:
         return rivals[:MAX_RIVALS]
 
     def _may_be_as_good(self, rival: KnownPoint) -> bool:
-        """Whether it does not differ significantly from the best, or might not where it is narrowed, too.
+        """Whether the rival does not differ significantly from the best, or might not after narrowing.
 
-        Decades may straddle the optimum of one value of a list while that of another one is narrowed already.
+        The optimum for one listed value may lie between decades, while it is already narrowed for another value.
         """
         if rival.value is None:
             return False
@@ -306,10 +318,10 @@ class _Step:
         return rival.value - sum(self._largest_gain(rival, axis) for axis in self._axes_of(rival)) <= self.best.value
 
     def _largest_gain(self, center: KnownPoint, axis: Axis) -> float:
-        """How far a parabola through the center and its two neighbours can fall below it; infinite without them.
+        """How far a parabola through the center and two neighbours can fall below the center; infinite if not known.
 
-        Of three points at equal distances, in a row or to either side, that is a quarter of the mean rise to the other
-        two. The smallest spacing counts at which both are known.
+        For three points at equal distances this is at most a quarter of the mean rise to the other two, whether they
+        are on both sides or on one. The smallest spacing at which both neighbours are known is used.
         """
         assert center.value is not None
         for level in reversed(range(self._finest_level + 1)):
@@ -321,9 +333,10 @@ class _Step:
         return math.inf
 
     def _beside_rival(self, rival: KnownPoint) -> list[dict[str, ParameterValue]]:
-        """A rival's unknown neighbours at the largest spacing at which it has some: its best may lie elsewhere.
+        """A rival's unknown neighbours, at the largest spacing at which it has any; its optimum may be elsewhere.
 
-        Axes that the best has, too, are narrowed no further than beside it, and none beyond its finest spacing.
+        Axes that the best point also has are not narrowed further than for the best point. No axis is narrowed beyond
+        the finest level of the best point's axes.
         """
         axes = self._axes_of(rival)
         for level in range(self._finest_level + 1):
@@ -338,7 +351,7 @@ class _Step:
         return []
 
     def _with(self, center: KnownPoint, name: str, value: ParameterValue) -> dict[str, ParameterValue] | None:
-        """The center with one other value; None where that is no other point, or cannot be tried."""
+        """The center with another value of one key; None if that is the same point, or cannot be tried."""
         like_it = (known.point for known in self.table.values() if known.point.get(name) == value)
         like = next(like_it, {})
         filled = {other: like.get(other, values[0]) for other, values in self.narrowing.listed.items()}
@@ -350,7 +363,7 @@ class _Step:
         return [point for key, point in unknown.items() if key not in self.table and key not in self.missing]
 
     def _round(self, points: list[dict[str, ParameterValue]], describe: Callable[[Sequence[Point]], str]) -> Round:
-        """As many of the points as there is room for; the reason tells of no others."""
+        """A round of these points, up to `room`; the reason describes only the points of the round."""
         given = tuple(points[: self.room])
         state = NarrowingState(
             round=self.state.round + 1,
@@ -365,7 +378,7 @@ class _Step:
         return f"{len(points):,} points of the grid that are not known"
 
     def _describe_rivals(self, points: Sequence[Point]) -> str:
-        """What is tried beside the best points of other listed values."""
+        """Describe the points that are tried beside the best points of other listed values."""
         names = self._lists()
         bests = [self.best, *self._rivals()]
         parts: dict[str, list[str]] = {}
@@ -380,7 +393,7 @@ class _Step:
         )
 
     def _reason(self, points: Sequence[Point]) -> str:
-        """Key by key: what is tried, or why nothing more is."""
+        """For each key: the values that are tried, or why no more are."""
         parts = []
         for axis in self._axes():
             best = self.best.point[axis.name]
@@ -394,7 +407,7 @@ class _Step:
         return "; ".join(parts) or "nothing to narrow"
 
     def _conclusion(self) -> str:
-        """Key by key: where the search has ended, and which values were not told apart from it."""
+        """For each key: the value at which the search ended, and values that do not differ significantly from it."""
         parts = []
         for axis in self._axes():
             neighbours = [point for point in self._neighbours(self.best, [axis]) if rounded_key(point) in self.table]
@@ -411,7 +424,7 @@ class _Step:
         return f"{axis.name}: {'finest step' if is_finest else 'settled'} at {_text(self.best.point[axis.name])}"
 
     def _tried_instead(self, name: str, points: Sequence[Point]) -> list[ParameterValue]:
-        """The points' values that are not the best one's, each once."""
+        """The distinct values of the points that differ from the best point's value."""
         best = self.best.point[name]
         return list(dict.fromkeys(point[name] for point in points if point.get(name, best) != best))
 

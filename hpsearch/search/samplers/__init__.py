@@ -1,6 +1,7 @@
-"""Where the next trial is, when points are drawn and not listed: Optuna samplers.
+"""Optuna samplers, which draw the next point for strategies whose points are not listed.
 
-Ours serve a plain Optuna study as well:
+`build_sampler` takes a strategy's name and returns a sampler for one trial. hpsearch's own samplers also work with a
+plain Optuna study:
 
     from hpsearch.search.samplers import CmaSampler
 

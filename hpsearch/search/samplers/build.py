@@ -1,4 +1,4 @@
-"""The samplers of the strategies that draw, by name; each serves one trial."""
+"""Build the sampler of a strategy that draws points, by name. Each sampler is for one trial."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ def build_sampler(
 ) -> BaseSampler:
     """The sampler for one trial.
 
-    Its randomness comes from (study seed, trial number) alone, so whichever worker asks, the same history gives the
-    same suggestion.
+    Its random numbers depend on (study seed, trial number) alone, so the same history gives the same suggestion in any
+    worker.
 
     Args:
-        point: the trial's point, if points and trials are numbered apart; `qmc` gives each point its own sample.
-        space: what may be drawn; None: samplers infer it from finished trials.
+        point: number of the trial's point, if points and trials are numbered separately; `qmc` uses it as the index in
+            its sequence.
+        space: the search space; None: samplers infer it from finished trials.
     Raises:
         InputError: no sampler of this name.
     """
@@ -53,7 +54,11 @@ def build_sampler(
 
 
 def learns(strategy: str) -> bool:
-    """Whether the sampler of this name looks at other trials: one that does must be shown them. Raises InputError."""
+    """Whether the sampler of this name uses other trials, so that they must be read before it is called.
+
+    Raises:
+        InputError: no sampler of this name.
+    """
     return _kind(strategy).learns
 
 
@@ -76,16 +81,16 @@ def _build_random(request: _Request) -> BaseSampler:
 
 
 def _build_qmc(request: _Request) -> BaseSampler:
-    # Conditional parameters have coordinates too: a trial without them leaves theirs unused.
+    # Conditional parameters have coordinates as well; a trial without them leaves theirs unused.
     space = request.space.all if request.space else None
     return SobolSampler(seed=request.study_seed, search_space=space, index=request.point)
 
 
 def _build_tpe(request: _Request) -> BaseSampler:
-    """Optuna 5's own choice, written out so that it stays.
+    """TPE with the defaults of Optuna 5, set explicitly so that they do not change with Optuna.
 
-    Multivariate (parameters are drawn jointly), with constant liar (trials that are RUNNING count as bad, so workers
-    that ask at once do not crowd one spot), 10 random trials first. With conditional parameters, those that appear
+    Multivariate (parameters are drawn jointly), with constant liar (RUNNING trials count as bad, so that workers that
+    ask at the same time do not get similar points), and 10 random trials first. Conditional parameters that appear
     together are drawn jointly, group by group.
     """
     is_conditional = request.space is not None and bool(request.space.sometimes)

@@ -1,7 +1,7 @@
-"""CMA-ES: candidates from a normal distribution that moves and stretches towards those that were best.
+"""CMA-ES: candidates from a normal distribution whose mean and covariance adapt to the best candidates so far.
 
-Optuna's own CmaEsSampler keeps its state in the database as a pickle, and loads it. Here there is no state: each trial
-notes the generation that it was drawn for, and whoever draws the next one replays all generations from the first.
+Optuna's own CmaEsSampler stores its state in the database as a pickle, and loads it. This sampler has no state: each
+trial records the generation for which it was drawn, and each call replays all generations from the first one.
 
 Source: Hansen, "The CMA Evolution Strategy: A Tutorial", arXiv:1604.00772; the package `cmaes` computes its formulas.
 """
@@ -33,20 +33,20 @@ class CmaSampler(SeededSampler):
         study = optuna.create_study(sampler=CmaSampler(seed=1, search_space=space))
         study.optimize(objective, n_trials=200)
 
-    A generation ends when its first `population_size` trials have finished, in the order of their numbers, whatever
-    the order in which they finish: those that train longest are often the best. Trials that are drawn meanwhile are
-    further candidates of the same generation, which take the place of failed ones and count for nothing else. So many
-    more workers than `population_size` gain little. A trial that never ends holds its generation up only until twice
-    as many have finished.
+    A generation ends when its first `population_size` trials, by number, have finished. The order in which they finish
+    does not matter, because the trials that train longest are often the best. Trials that are drawn in the meantime are
+    further candidates of the same generation; they replace failed trials and are otherwise not used. Many more workers
+    than `population_size` therefore gain little. A trial that never ends delays its generation only until twice
+    `population_size` trials have finished.
 
-    A pruned trial counts with its last value; one without any as the worst of its generation. Categorical parameters,
-    and those that only some trials have, are drawn at random. When the distribution has shrunk to a point, it starts
-    anew around a random place.
+    A pruned trial counts with its last value, or, if it has none, as the worst of its generation. Categorical and
+    conditional parameters are drawn at random. When the distribution has shrunk to a point, the search restarts around
+    a random place.
 
     Args:
         seed, search_space: see SeededSampler.
-        population_size: >= 4; None: 4 + 3 ln(number of parameters), rounded down. More for noisy objectives, and for
-            more workers.
+        population_size: >= 4; None: 4 + 3 ln(number of parameters), rounded down. Use a larger one for noisy
+            objectives, and for more workers.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class CmaSampler(SeededSampler):
         space = _fingerprint(search_space, population_size)
         note = trial.system_attrs.get(NOTE_ATTRIBUTE)
         if note is not None and note["space"] == space:
-            return dict(note["params"])  # it was drawn before, and whoever drew it was interrupted
+            return dict(note["params"])  # drawn before, by a worker that was interrupted
 
         seed = self.study_seed(study)
         evolution = Evolution(num_dimensions=cube.num_dimensions, population_size=population_size, seed=seed)
@@ -93,16 +93,16 @@ class CmaSampler(SeededSampler):
 
 
 def _fingerprint(space: Mapping[str, BaseDistribution], population_size: int) -> str:
-    """What tells candidates of this search space from those of another that the study had before."""
+    """A fingerprint that distinguishes candidates of this search space from candidates of an earlier one."""
     lines = [f"{name} {distribution_to_json(space[name])}" for name in sorted(space)]
     return hashlib.sha256("\n".join([str(population_size), *lines]).encode()).hexdigest()[:16]
 
 
 def _candidates(study: Study, cube: UnitCube, space: str) -> list[Candidate]:
-    """All candidates in the order in which they were drawn, but for those that failed or got other parameters.
+    """All candidates in the order of their numbers, except those that failed or got other parameters.
 
-    A failed trial that is run again with its notes, as our own workers and Optuna's RetryHeartbeatStaleTrialCallback
-    do it, keeps its place.
+    A failed trial that is repeated with its attributes, as by hpsearch's workers and Optuna's
+    RetryHeartbeatStaleTrialCallback, keeps its number.
     """
     sign = -1 if study.direction is StudyDirection.MAXIMIZE else 1
     candidates = []
@@ -112,7 +112,7 @@ def _candidates(study: Study, cube: UnitCube, space: str) -> list[Candidate]:
             continue
         is_finished = trial.state.is_finished()
         if is_finished and any(trial.params.get(name) != value for name, value in note["params"].items()):
-            continue  # somebody fixed them (`enqueue_trial`), or the objective did not ask for all
+            continue  # a user fixed them (`enqueue_trial`), or the objective did not suggest all of them
         candidates.append(
             Candidate(
                 number=note["number"],

@@ -1,13 +1,13 @@
-"""Coarse to fine as an Optuna sampler, for any objective.
+"""The coarse-to-fine search as an Optuna sampler, for any objective.
 
     space = {"lr": LogGrid(log10=(-1, -4)), "activation": ["tanh", "relu"]}
     sampler = CoarseToFineSampler(space, num_validation=10_000)
     study = optuna.create_study(sampler=sampler)
-    study.optimize(objective, n_trials=200)  # ends earlier, when nothing differs any more
+    study.optimize(objective, n_trials=200)  # ends earlier if nothing differs significantly any more
 
-The objective suggests as ever; `trial.suggest_float("lr", 1e-6, 10, log=True)` gives the value that the round has for
-it, and the bounds are how far the grid may grow. hpsearch's own workers do not use this class: they have `narrowing`
-with paired tests, and rounds that a database gives out exactly once.
+The objective suggests parameters as usual; `trial.suggest_float("lr", 1e-6, 10, log=True)` returns the value of the
+trial's point, and the bounds limit the growth of the grid. hpsearch's own workers do not use this class: they use
+`narrowing` with paired tests, and the database gives out each point of a round exactly once.
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ Shape = LogGrid | Range | Choice | Sequence[ParameterValue]
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """Where a study stands: the points of the round that no trial has finished; none: the search is over."""
+    """The state of a study: its current round, and the points of that round that no trial has finished.
+
+    Args:
+        open: empty if the search is over.
+        best: the best point; empty while the search goes on.
+    """
 
     round: int
     open: tuple[dict[str, ParameterValue], ...]
@@ -50,28 +55,29 @@ class _Plan:
 
 @final
 class CoarseToFineSampler(BaseSampler):
-    """Gives each trial the next point of the round; when all its points are finished, the next round follows.
+    """Gives each trial the next point of the round; when all points of a round are finished, the next round begins.
 
-    All that it knows it reads from the trials, so a study in a database goes on in another process. A point counts with
-    the first of its trials that has finished: COMPLETE with its value, PRUNED and FAIL as worse than all others.
+    The sampler reads its whole state from the trials, so a study in a database can be continued in another process. A
+    point counts with the first of its trials that finishes: COMPLETE with its value, PRUNED and FAIL as worse than all
+    others.
 
-    Workers that ask when all points of the round are being run get one of them again, that which was begun the longest
-    ago: it may be a dead worker's. So up to one trial per worker and round is run twice; threads and processes that
-    ask at the very same moment may get the same point as well. When the search is over, `study.optimize` is ended; who
-    asks on (`study.ask`) gets the best point again.
+    If all open points of the round are running, the next trial repeats the one whose latest trial was started first,
+    since its worker may be dead. Up to one trial per worker and round is therefore repeated. Processes that ask at the
+    same moment may also get the same point; threads that share the sampler do not. When the search is over,
+    `study.optimize` is stopped; further calls of `study.ask` get the best point again.
 
     Args:
         search_space: per parameter a log-spaced grid, a range, or a list of values.
-        num_validation: the objective's value is the error rate on so many validation images: two trials differ
+        num_validation: number of validation images, if the objective's value is an error rate. Two trials differ
             significantly by a two-sided test of two proportions at 5 %. The test ignores that the images are the same,
-            so it sees less than a paired one.
-        is_significant: instead of it, whether two finished trials differ; symmetric. With neither, all trials whose
-            values are not equal differ, and the search ends at the finest spacing.
-        max_rounds: no more rounds than that; 1 is the grid as it was written.
+            so it has less power than a paired test.
+        is_significant: used instead of this test: whether two finished trials differ; symmetric. Without both, all
+            trials with unequal values differ, and the search ends at the finest spacing.
+        max_rounds: maximum number of rounds; 1 is the grid as written.
         whole_numbers: parameters whose log-spaced grid or range means whole numbers (`suggest_int`).
-        reduce: takes away the parameters that have no effect beside the others.
-        finest: no spacing is halved below so many decades.
-        seed: takes part in nothing; for those who pass one to any sampler.
+        reduce: removes the parameters that have no effect given the others.
+        finest: smallest spacing after halving, in decades.
+        seed: not used; accepted because other samplers have it.
     Raises:
         ValueError: the search space has a grid with fractions for whole numbers.
     """
@@ -94,7 +100,7 @@ class CoarseToFineSampler(BaseSampler):
         self._max_rounds = max_rounds
         self._reduce = reduce
         self._finest = finest
-        self._lock = threading.Lock()  # of this process's threads, between looking and taking
+        self._lock = threading.Lock()  # makes choosing and recording a point atomic among threads
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -103,11 +109,11 @@ class CoarseToFineSampler(BaseSampler):
         self.__dict__.update(state, _lock=threading.Lock())
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Take a point for the trial, and write it down as its system attribute."""
+        """Choose a point for the trial, and store it in the trial's system attributes."""
         _check_objectives(study)
         fixed = trial.system_attrs.get("fixed_params", {})
         if COARSE_POINT_ATTRIBUTE in trial.system_attrs or all(one.name in fixed for one in self._dimensions):
-            return  # a trial that is run again, or a user's own point
+            return  # a repeated trial, or a point that the user has fixed
         with self._lock:
             trials = [one for one in _trials(study) if one.number != trial.number]
             plan = self._plan(study, trials)
@@ -117,8 +123,8 @@ class CoarseToFineSampler(BaseSampler):
             storage.set_trial_system_attr(trial._trial_id, ROUND_ATTRIBUTE, [plan.round, plan.reason])
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """End `study.optimize` if this was the last trial."""
-        # Its state is written after this call.
+        """Stop `study.optimize` if this was the last trial."""
+        # Optuna writes the trial's state after this call.
         ended = FrozenTrial(
             number=trial.number,
             trial_id=trial._trial_id,
@@ -135,7 +141,7 @@ class CoarseToFineSampler(BaseSampler):
         )
         trials = [ended if one.number == trial.number else one for one in _trials(study)]
         if not self._plan(study, trials).open:
-            with contextlib.suppress(RuntimeError):  # outside of study.optimize there is nothing to end
+            with contextlib.suppress(RuntimeError):  # raised outside study.optimize, where there is nothing to stop
                 study.stop()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -149,12 +155,16 @@ class CoarseToFineSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """The trial's value; for a parameter that has no effect in this point, any."""
+        """The value in the trial's point; for a parameter that has no effect in this point, its first listed value.
+
+        Raises:
+            ValueError: the search space does not have the parameter, or the value is outside the distribution.
+        """
         _check_objectives(study)
         listed = self._narrowing({}).listed
         if param_name not in listed:
             raise ValueError(f"the search space of coarse to fine has no parameter {param_name!r}, only {list(listed)}")
-        # As Optuna's view of the trial may be from before `before_trial`.
+        # Read from the storage: Optuna's copy of the trial may be older than `before_trial`.
         point = study._storage.get_trial_system_attrs(trial._trial_id).get(COARSE_POINT_ATTRIBUTE, {})
         value = point.get(param_name, listed[param_name][0])
         if not _is_within(value, param_distribution):
@@ -164,7 +174,7 @@ class CoarseToFineSampler(BaseSampler):
         return value
 
     def _plan(self, study: Study, trials: Sequence[FrozenTrial]) -> _Plan:
-        """Go through all rounds as they must have been, up to the first that is not finished."""
+        """Replay all rounds up to the first that is not finished."""
         narrowing = self._narrowing(_distributions(trials))
         sign = -1.0 if study.direction is StudyDirection.MAXIMIZE else 1.0
         finished = self._first_finished(narrowing, trials)
@@ -200,7 +210,7 @@ class CoarseToFineSampler(BaseSampler):
         return min(plan.open, key=lambda point: last_begun[rounded_key(point)])
 
     def _first_finished(self, narrowing: Narrowing, trials: Sequence[FrozenTrial]) -> dict[PointKey, FrozenTrial]:
-        """Each point's trial that finished first; so a repetition that finishes later changes nothing."""
+        """The trial of each point that finished first, so that a repetition that finishes later has no effect."""
         names = {dimension.name for dimension in self._dimensions}
         finished: dict[PointKey, FrozenTrial] = {}
         ended = [one for one in trials if one.state.is_finished()]
@@ -247,12 +257,12 @@ def _check_objectives(study: Study) -> None:
 
 
 def _trials(study: Study) -> list[FrozenTrial]:
-    # The storage's and not the study's: Hyperband shows a sampler only its own bracket.
+    # From the storage, not from the study: Hyperband shows a sampler only the trials of its own bracket.
     return study._storage.get_all_trials(study._study_id, deepcopy=False)
 
 
 def _distributions(trials: Sequence[FrozenTrial]) -> dict[str, BaseDistribution]:
-    """What the objective suggests from; of several, the first."""
+    """The distributions from which the objective suggests; the first one if they differ between trials."""
     found: dict[str, BaseDistribution] = {}
     for trial in trials:
         if trial.state.is_finished():

@@ -1,4 +1,4 @@
-"""The replay of CMA-ES from what is known of its candidates: a deterministic function of them."""
+"""The replay of CMA-ES: its state as a deterministic function of the candidates so far."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import numpy as np
 from cmaes import CMA
 from numpy.typing import NDArray
 
-# Of the unit cube's width: two thirds of the first generation lie in the middle half of an axis.
+# Fraction of the unit cube's width: two thirds of the first generation lie in the middle half of an axis.
 FIRST_STEP: Final = 0.25
-_MAX_RESAMPLING: Final = 100  # draws outside the cube before one is put onto its border
+_MAX_RESAMPLING: Final = 100  # draws outside the cube before a candidate is moved to its border
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A trial as CMA-ES sees it.
+    """A trial as a candidate of CMA-ES.
 
     Args:
-        number: of the trial that it was drawn for.
-        parents: the numbers of the trials that ended the generation before.
+        number: number of the trial for which it was drawn.
+        generation: the generation for which it was drawn.
+        parents: numbers of the trials that ended the previous generation.
         place: [num_dimensions] in the unit cube.
-        loss: the lower, the better; None while it is not finished, or for want of a finite value.
+        loss: lower is better; None if the trial is not finished, or has no finite value.
     """
 
     number: int
@@ -37,7 +38,7 @@ class Candidate:
 
 
 def default_population(num_dimensions: int) -> int:
-    """Source: Hansen's tutorial, equation 48."""
+    """The default population size. Source: Hansen's tutorial, equation 48."""
     return 4 + math.floor(3 * math.log(num_dimensions))
 
 
@@ -46,7 +47,7 @@ class Evolution:
     """The state of CMA-ES after the generations that have ended.
 
     Args:
-        seed: of the places where it starts anew.
+        seed: determines the places of restarts.
     """
 
     def __init__(self, *, num_dimensions: int, population_size: int, seed: int) -> None:
@@ -55,11 +56,11 @@ class Evolution:
         self._seed = seed
         self._num_starts = 0
         self.generation = 0
-        self.parents: list[int] = []  # the numbers of those that ended the last generation
+        self.parents: list[int] = []  # numbers of the candidates that ended the last generation
         self._start(np.full(num_dimensions, 0.5))
 
     def replay(self, candidates: Sequence[Candidate]) -> None:
-        """Tell all generations that have ended.
+        """Update the distribution with all generations that have ended.
 
         Args:
             candidates: in the order of their numbers.
@@ -74,16 +75,16 @@ class Evolution:
             self._tell(ended_by)
 
     def ask(self, seed: int) -> NDArray[np.float64]:
-        """A candidate of the current generation, [num_dimensions] in [0, 1]; `seed` is in [0, 2**32)."""
+        """Draw a candidate of the current generation, [num_dimensions] in [0, 1]; `seed` is in [0, 2**32)."""
         self._optimizer.reseed_rng(seed)
         place: NDArray[np.float64] = self._optimizer.ask()
         return place
 
     def _ending(self, members: Sequence[Candidate], successors: Sequence[Candidate]) -> Sequence[Candidate] | None:
-        """Those whose losses end a generation; None if it goes on."""
+        """The candidates whose losses end a generation; None if it has not ended."""
         finished = [member for member in members if member.is_finished]
         if successors:
-            # What its first successor was drawn from stands, whatever finished later.
+            # The parents of the first successor are final, whatever finished later.
             parents = [member for member in finished if member.number in successors[0].parents]
             if len(parents) == self._population_size:
                 return parents
@@ -97,7 +98,7 @@ class Evolution:
     def _tell(self, candidates: Sequence[Candidate]) -> None:
         known = [candidate.loss for candidate in candidates if candidate.loss is not None]
         worst = max(known, default=0.0) + 1.0
-        with np.errstate(all="ignore"):  # a distribution that has shrunk to nothing divides by zero
+        with np.errstate(all="ignore"):  # a distribution that has shrunk to a point divides by zero
             self._optimizer.tell([(c.place, worst if c.loss is None else c.loss) for c in candidates])
             is_over = self._optimizer.should_stop() or not np.isfinite(self._optimizer.mean).all()
         self.generation += 1
@@ -113,6 +114,6 @@ class Evolution:
             sigma=FIRST_STEP,
             bounds=np.tile([0.0, 1.0], (self._num_dimensions, 1)),
             n_max_resampling=_MAX_RESAMPLING,
-            seed=0,  # each `ask` sets its own
+            seed=0,  # each `ask` sets its own seed
             population_size=self._population_size,
         )

@@ -1,4 +1,4 @@
-"""Bayesian optimisation with a Gaussian process: Optuna's own, which also learns from pruned trials here."""
+"""Bayesian optimisation with a Gaussian process: Optuna's sampler, extended to learn from pruned trials."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from hpsearch.search.samplers.seeds import trial_seed
 
 @final
 class PrunedAwareGPSampler(SeededSampler):
-    """Optuna's GPSampler, which learns from complete trials only, made to learn from pruned ones as well.
+    """Optuna's GPSampler, which uses complete trials only, extended to use pruned trials as well.
 
         study = optuna.create_study(sampler=PrunedAwareGPSampler(seed=1))
         study.optimize(objective, n_trials=100)
 
-    A pruned trial counts with its last value, one without any (it diverged) as the worst that is known: a sampler
-    that does not see those proposes the like of them again and again. Trials that are running count as well: Optuna
-    averages the expected improvement over what their values may be. For one objective. An ask takes half a second
-    with 100 trials and seconds with 500.
+    A pruned trial counts with its last value. A pruned trial without a value (it diverged) counts with the worst known
+    value: a sampler that ignores these trials proposes similar ones repeatedly. Running trials count as well: Optuna
+    averages the expected improvement over their possible values. For studies with one objective. A suggestion takes
+    half a second with 100 trials and seconds with 500.
 
-    Unlike Optuna's, an object keeps no process from one trial to the next, so any number of threads may share it.
+    Unlike Optuna's, an object keeps no Gaussian process between trials, so any number of threads can share it.
 
     Args:
         seed, search_space: see SeededSampler. Parameters that are not in the search space are drawn at random.
-        num_startup_trials: counted trials before the process is asked; until then all is drawn at random.
+        num_startup_trials: number of counted trials before the Gaussian process is used; until then all parameters are
+            drawn at random.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class PrunedAwareGPSampler(SeededSampler):
 
 
 class _PrunedCount(Study):
-    """A study whose pruned trials look complete, for a sampler that asks for complete ones only."""
+    """A study that shows pruned trials as complete, for a sampler that uses complete trials only."""
 
     def __init__(self, study: Study, search_space: Mapping[str, BaseDistribution]) -> None:
         super().__init__(study_name=study.study_name, storage=study._storage)
@@ -88,5 +89,5 @@ def _as_complete(trial: FrozenTrial, worst: float) -> FrozenTrial:
 
 
 def _is_finite(trial: FrozenTrial) -> bool:
-    """Whether a counted trial has a value to learn from."""
+    """Whether a finished trial has a finite value."""
     return trial.state.is_finished() and trial.values is not None and math.isfinite(trial.values[0])

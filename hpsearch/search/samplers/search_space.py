@@ -1,4 +1,4 @@
-"""Which parameters a trial may have: those of every trial, and those that depend on what is drawn for others."""
+"""The parameters that a trial can have: unconditional ones, and those that depend on the values of others."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class SearchSpace:
     """The parameters by name.
 
     Args:
-        always: those that every trial has.
-        sometimes: conditional ones.
+        always: parameters that every trial has.
+        sometimes: conditional parameters.
     """
 
     always: Mapping[str, BaseDistribution]
@@ -36,12 +36,12 @@ class SearchSpace:
 def explore(suggest_all: Callable[[Suggester], object]) -> SearchSpace:
     """The search space of a function that suggests parameters, found by calling it.
 
-    It is called once for each choice of each categorical parameter, beside such choices of others as made that
-    parameter appear. So a parameter may depend on categorical ones; one that appears only for certain numbers, or
-    for a combination of choices of which none brings anything new, is not found.
+    The function is called once for each choice of each categorical parameter, together with the choices that made that
+    parameter appear. Parameters that depend on categorical ones are therefore found. A parameter is not found if it
+    appears only for certain numbers, or for a combination of choices none of which adds a parameter by itself.
 
     Args:
-        suggest_all: asks for all parameters of one trial, as an Optuna objective would, and does nothing else.
+        suggest_all: suggests all parameters of one trial, as an Optuna objective would, and does nothing else.
     """
     seen: dict[str, BaseDistribution] = {}
     always: set[str] | None = None
@@ -62,7 +62,7 @@ def explore(suggest_all: Callable[[Suggester], object]) -> SearchSpace:
 
 
 def _choices(name: str, distribution: BaseDistribution) -> Sequence[Any]:
-    """The values that other parameters may depend on: all of a category, both ends of a number that is a switch."""
+    """The values on which other parameters may depend: all choices of a category, both ends of a numeric switch."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices
     if isinstance(distribution, FloatDistribution) and name.endswith(ZERO_SUFFIX):
@@ -72,7 +72,7 @@ def _choices(name: str, distribution: BaseDistribution) -> Sequence[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Recorder:
-    """Answers with what has been chosen beforehand, else with the lowest value or the first choice."""
+    """Records suggestions. Returns the values chosen beforehand, otherwise the lowest value or the first choice."""
 
     chosen: Mapping[str, Any]
     seen: dict[str, BaseDistribution] = field(default_factory=dict)

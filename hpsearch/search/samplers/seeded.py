@@ -1,7 +1,8 @@
-"""What our own samplers have in common: they remember nothing.
+"""The base class of hpsearch's samplers, which have no state.
 
-A suggestion follows from the study's trials, the seed and the trial's number. So one object may serve any number of
-threads, any number of processes may have one each, and a study that is resumed goes on as if it had never stopped.
+A suggestion is a function of the study's trials, the seed and the trial's number. One object can therefore serve any
+number of threads, any number of processes can have their own object, and a resumed study continues as if it had not
+been interrupted.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from hpsearch.search.samplers.seeds import name_seed, trial_seed
 
 
 class SeededSampler(BaseSampler):
-    """Draws jointly where it knows the search space and at random elsewhere.
+    """Draws the parameters of the search space jointly, and other parameters at random.
 
     Args:
-        seed: >= 0, the same for all workers on a study; None: one that follows from the study's name.
+        seed: >= 0, the same for all workers of a study; None: a seed derived from the study's name.
         search_space: the parameters that are drawn jointly; None: those that all finished trials of the study have
             (so its first trials are drawn at random).
     Raises:
-        ValueError: when asked about a study of several objectives, by those that compare single values.
+        ValueError: on use with a multi-objective study, for samplers that compare single values.
     """
 
     is_for_one_objective: ClassVar[bool] = True
@@ -48,7 +49,7 @@ class SeededSampler(BaseSampler):
         return {name: space[name] for name in sorted(space) if not space[name].single() and self._is_joint(space[name])}
 
     def _is_joint(self, distribution: BaseDistribution) -> bool:
-        """Whether this sampler can draw such a parameter together with others."""
+        """Whether this sampler can draw a parameter of this distribution jointly with others."""
         return True
 
     @abstractmethod

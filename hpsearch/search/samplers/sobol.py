@@ -18,30 +18,31 @@ from scipy.stats import qmc
 from hpsearch.search.samplers.seeded import SeededSampler
 from hpsearch.search.samplers.unit_cube import UnitCube
 
-# SciPy reads its table of direction numbers at the first use, into a global that several threads must not fill at once.
+# SciPy loads its table of direction numbers at the first use, into a global that threads must not fill concurrently.
 _TABLE_LOCK = threading.Lock()
 
 
 @final
 class SobolSampler(SeededSampler):
-    """A scrambled Sobol sequence as an Optuna sampler: trial number n gets the sequence's point n.
+    """A scrambled Sobol sequence as an Optuna sampler: trial number n gets point n of the sequence.
 
         study = optuna.create_study(sampler=SobolSampler(seed=1, search_space={"x": FloatDistribution(0, 1)}))
         study.optimize(lambda trial: trial.suggest_float("x", 0, 1) ** 2, n_trials=64)
 
     Optuna's own QMCSampler counts its points in an attribute of the study that parallel workers read and write without
-    a lock, and may give one point to two of them. Here no two trials share a point, and after a restart the sequence
-    goes on. It is most even after a power of two of trials. Categorical parameters are drawn jointly with the others,
-    and conditional ones if `search_space` names them: a trial without them leaves its coordinates unused.
+    a lock, so two workers may get the same point. Here no two trials share a point, and the sequence continues after a
+    restart. The points are most even if the number of trials is a power of two. Categorical parameters are drawn
+    jointly with the others, and so are conditional ones if `search_space` names them: a trial without them leaves
+    their coordinates unused.
 
     Args:
-        seed: >= 0, of the scrambling.
+        seed: >= 0, seed of the scrambling.
         search_space: see SeededSampler. With None the study's first trials are random, and the sequence begins with
             the first trial that starts after another has finished.
-        index: the sequence's point for the one trial that this object serves, instead of the trial's number.
+        index: the index in the sequence for the one trial that this object serves, instead of the trial's number.
     """
 
-    is_for_one_objective = False  # it looks at no values
+    is_for_one_objective = False  # it uses no values
 
     def __init__(
         self,
@@ -60,9 +61,9 @@ class SobolSampler(SeededSampler):
             return {}
         cube = UnitCube(search_space)
         with _TABLE_LOCK:
-            # `seed` is called `rng` from SciPy 1.15 on, which still takes the old name.
+            # SciPy 1.15 renamed `seed` to `rng`, but still accepts the old name.
             sequence = qmc.Sobol(cube.num_dimensions, scramble=True, seed=np.random.default_rng(self.study_seed(study)))
         index = trial.number if self._index is None else self._index
-        if index > 0:  # SciPy fails at 0
+        if index > 0:  # fast_forward(0) fails in SciPy
             sequence.fast_forward(index)
         return cube.values(sequence.random(1)[0])

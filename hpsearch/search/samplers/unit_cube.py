@@ -1,6 +1,6 @@
-"""A search space as the unit cube, for samplers that know nothing but coordinates in [0, 1].
+"""A search space mapped to the unit cube, for samplers that work with coordinates in [0, 1].
 
-Logarithmic parameters are spread evenly over their logarithms; each value of a discrete one has its share of the axis.
+Logarithmic parameters are uniform in their logarithm; each value of a discrete parameter has an interval of the axis.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NumberDistribution = FloatDistribution | IntDistribution
 
 @final
 class UnitCube:
-    """The axes in the order of the parameters' names, whatever order they were given in."""
+    """The axes of a search space, sorted by the parameters' names."""
 
     def __init__(self, space: Mapping[str, BaseDistribution]) -> None:
         self._axes = {name: _axis(space[name]) for name in sorted(space)}
@@ -39,7 +39,7 @@ class UnitCube:
         return {name: axis.value(coordinate) for (name, axis), coordinate in pairs}
 
     def coordinates(self, values: Mapping[str, Any]) -> NDArray[np.float64]:
-        """Where these parameters are, [num_dimensions]: in the middle of their share, if they are discrete."""
+        """The coordinates of these parameters, [num_dimensions]; a discrete value is in the middle of its interval."""
         return np.array([axis.coordinate(values[name]) for name, axis in self._axes.items()])
 
 
@@ -57,7 +57,7 @@ class _Choices:
 
 @dataclass(frozen=True, kw_only=True)
 class _Numbers:
-    """Numbers between the ends of the axis; those of a discrete parameter are half a step beyond its own."""
+    """An axis of numbers. For a discrete parameter the axis extends half a step beyond its lowest and highest value."""
 
     distribution: NumberDistribution
 
@@ -68,7 +68,7 @@ class _Numbers:
         low, high, step = self.distribution.low, self.distribution.high, self.distribution.step
         if step is not None:
             number = low + step * round((number - low) / step)
-        number = min(max(number, low), high)  # exp(log(high)) may be a little more than high
+        number = min(max(number, low), high)  # exp(log(high)) can slightly exceed high
         return round(number) if isinstance(self.distribution, IntDistribution) else float(number)
 
     def coordinate(self, value: float) -> float:

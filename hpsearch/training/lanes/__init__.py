@@ -1,4 +1,5 @@
-"""Many trials trained as one batched computation.
+"""Many trials trained as one batched computation: each trial occupies a lane.
 
-`cohort` is where one comes in: lanes join it, train epoch by epoch, and leave it with a checkpoint or a result.
+`cohort` is the entry point: it admits trials into lanes, trains all lanes for one epoch per call, and releases trials.
+It returns epoch reports, best parameters and checkpoints.
 """

@@ -1,10 +1,10 @@
-"""The lanes' step as captured CUDA graphs: the launches of many minibatches become one.
+"""The lanes' step as captured CUDA graphs: one launch for many minibatches.
 
-In eager mode a minibatch of 20 images is some twenty kernels of a few microseconds, and launching them takes
-longer than running them. A graph of a run of minibatches is captured once and replayed for every further run:
-images and labels are copied into its own tensors, the learning rates stand in tensors that keep their place
-(`LaneStack.set_rates`), and weights are updated where they are. Whenever lanes move to other memory
-(`LaneStack.version`), graphs are captured anew; an admission into a lane that fell free moves nothing.
+In eager mode a minibatch of 20 images takes some twenty kernels of a few microseconds each, and launching them takes
+longer than running them. A graph of a run of minibatches is captured once and replayed for every further run. Images
+and labels are copied into the graph's own tensors, learning rates are in tensors that keep their address
+(`LaneStack.set_rates`), and weights are updated in place. Graphs are captured again whenever the lanes' tensors move
+to other memory (`LaneStack.version`). Admitting a trial into a free lane moves nothing.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor
 
 from hpsearch.training.lanes.stack import LaneStack
 
-# Minibatches per graph: long enough that a replay's own cost (about 10 us) and the copies of its images are
-# nothing, short enough that capturing takes a fraction of a second.
+# Minibatches per graph: enough to make the cost of a replay (about 10 us) and of copying its images negligible, few
+# enough to capture in a fraction of a second.
 GRAPH_MINIBATCHES = 50
 
 Work = Callable[[], Tensor]
 
 
 class InnerStep(Protocol):
-    """A `LaneStep` whose operations are the same as long as the stack's version and the shapes are."""
+    """A `LaneStep` whose operations depend only on the stack's version and the shapes of its inputs."""
 
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         """See `LaneStep.train`."""
@@ -37,27 +37,32 @@ Capture = Callable[[Work], Work]
 
 @final
 class CudaCapture:
-    """Captures work as a CUDA graph; all graphs of one step share their memory, since they never overlap."""
+    """Captures work as a CUDA graph. All graphs of one step share one memory pool, since they never run at once."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._graph: torch.cuda.CUDAGraph | None = None  # the first one, whose memory the others use as well
+        self._graph: torch.cuda.CUDAGraph | None = None  # the first graph, whose memory pool the later ones share
 
     def __call__(self, work: Work) -> Work:
-        """Record the work, without running it. What is returned runs it, and returns the same tensor each time."""
+        """Record the work without running it.
+
+        Returns:
+            A function that runs the recorded work. It returns the same tensor each time.
+        """
         graph = torch.cuda.CUDAGraph()
         pool = None if self._graph is None else self._graph.pool()
-        # On a stream of this very device: torch would otherwise record on the current device, and work for
-        # another one would run there and then, on the tensors of the first call.
+        # Capture on a stream of this device. Otherwise torch would record on the current device, and work for another
+        # device would run immediately instead of being recorded.
         with torch.cuda.device(self._device):
             before = torch.cuda.current_stream()
             try:
                 stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-                # thread_local: another thread may fetch a checkpoint meanwhile, whose calls would break the capture.
+                # thread_local: another thread may fetch a checkpoint at the same time, whose calls would otherwise
+                # invalidate the capture.
                 with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     result = work()
             finally:
-                torch.cuda.set_stream(before)  # torch leaves its own one behind if ending the capture fails
+                torch.cuda.set_stream(before)  # torch does not restore the stream if ending the capture fails
         self._graph = self._graph or graph
 
         def replay() -> Tensor:
@@ -80,11 +85,11 @@ class _Run:
 @final
 @dataclass(kw_only=True)
 class CapturedStep:
-    """Another step, replayed.
+    """A step that captures another step once per shape and replays it afterwards.
 
     Args:
-        step: what is captured.
-        capture: records work for replays.
+        step: the step to capture.
+        capture: records work and returns its replay.
         beat: called after each run of minibatches.
     """
 
@@ -98,7 +103,7 @@ class CapturedStep:
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         if stack.version != self._version:
             self._runs.clear()
-            self._is_warm.clear()  # other shapes may mean other algorithms
+            self._is_warm.clear()  # libraries may choose other algorithms for other shapes
             self._version = stack.version
         losses = torch.zeros(stack.num_lanes, dtype=torch.float64, device=images.device)
         rows = GRAPH_MINIBATCHES * batch_size
@@ -112,8 +117,8 @@ class CapturedStep:
     def _train_run(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         key = images.shape, batch_size
         if key not in self._is_warm:
-            # Libraries choose their algorithms and take their workspaces at the first call of a kind: that
-            # must not happen inside a capture.
+            # Libraries choose algorithms and allocate workspaces at the first call with given shapes. That must not
+            # happen during a capture.
             self._is_warm.add(key)
             return self.step.train(stack, images, labels, batch_size)
         if key not in self._runs:
@@ -125,7 +130,7 @@ class CapturedStep:
 
     def _captured(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> _Run:
         own_images, own_labels = torch.empty_like(images), torch.empty_like(labels)
-        own_labels.zero_()  # no garbage for a class, whoever looks at it before the first copy
+        own_labels.zero_()  # uninitialised memory would not be valid class numbers
 
         def work() -> Tensor:
             return self.step.train(stack, own_images, own_labels, batch_size)
@@ -136,10 +141,10 @@ class CapturedStep:
 @final
 @dataclass(kw_only=True)
 class CapturedValidation:
-    """The lanes' validation, replayed, with all that it changes in the stack.
+    """The lanes' validation, captured once per stack version and then replayed, with its changes to the stack.
 
     Args:
-        capture: records work for replays.
+        capture: records work and returns its replay.
     """
 
     capture: Capture
@@ -147,10 +152,10 @@ class CapturedValidation:
     _replay: Work | None = None
 
     def __call__(self, stack: LaneStack, validate: Work) -> Tensor:
-        """Do and return what `validate` does and returns for the stack as it is now."""
+        """Run `validate` for the stack as it is now, directly or by a replay, and return its result."""
         if stack.version != self._version:
             self._version, self._replay = stack.version, None
-            return validate()  # and warms up
+            return validate()  # also the warm-up for the capture
         if self._replay is None:
             self._replay = self.capture(validate)
         return self._replay().clone()  # the next replay writes into the same tensor

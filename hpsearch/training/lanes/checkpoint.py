@@ -1,12 +1,12 @@
-"""A trial as it stands at the end of an epoch: copied from its lane, written to a file, trained on elsewhere.
+"""Checkpoints: the state of a trial at the end of an epoch, from which its training can continue elsewhere.
 
-`Cohort.checkpoint` copies lanes on the device, `PendingCheckpoint.fetch` brings the copies to the host while
-training goes on, and `Cohort.admit` goes on from a `TrialCheckpoint`: on any device, in a cohort of any width.
+`Cohort.checkpoint` copies lanes on the device, `PendingCheckpoint.fetch` copies them to the host while training
+continues, and `Cohort.admit` resumes from a `TrialCheckpoint`: on any device, in a cohort of any width.
 
-No state of a random generator is kept, because there is none: initial weights are drawn once, from a seed;
-the order of an epoch's images is a function of the trial's seed and the epoch's number
-(`resident.minibatch_order`); no network draws random numbers (`custom_network` refuses modules that do); and
-what is rounded is rounded to the nearest.
+A checkpoint holds no state of a random generator, because training has none. Initial weights are drawn once, from a
+seed. The order of an epoch's images is a function of the trial's seed and the epoch's number
+(`resident.minibatch_order`). No network draws random numbers (`networks.custom` refuses modules that do). Rounding is
+to nearest, never stochastic.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from hpsearch.training.schedules import ScheduleState
 from hpsearch.training.tensor_file import CHECKSUM, Array, checksum, load_arrays, save_arrays
 from hpsearch.wording import first_line
 
-CHECKPOINT_VERSION: Final = "2"  # 2: which validation images are right
-CHANGEABLE_SETTINGS: Final = ("training.max_epochs",)  # where a trial ends does not change how it gets there
+CHECKPOINT_VERSION: Final = "2"  # 2: added the correctly classified validation images
+CHANGEABLE_SETTINGS: Final = ("training.max_epochs",)  # a trial's last epoch does not affect the earlier ones
 
 ToHost = Callable[[Tensor], Tensor]
 
@@ -41,13 +41,16 @@ ToHost = Callable[[Tensor], Tensor]
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialProgress:
-    """Which trial it is, and what it has behind it besides its tensors. Plain numbers, exact as JSON.
+    """A trial's settings and progress, without its tensors. JSON represents all of its numbers exactly.
 
     Args:
         num_train: training images.
-        validations_every, significance_level: as the cohort has them; no level: no reference is kept.
-        schedule: what the learning-rate schedule remembers.
-        best: the best validation so far, when the best parameters were kept.
+        validations_every, significance_level: as in the cohort. None as the level: no reference is kept.
+        num_epochs: finished epochs.
+        schedule: state of the learning-rate schedule.
+        best: the best validation so far, at which the best parameters were kept.
+    Raises:
+        ValueError: the numbers contradict each other.
     """
 
     settings: TrialSettings
@@ -75,7 +78,10 @@ class TrialProgress:
             raise ValueError(f"a best validation of {self.best.zero_one} and {self.best.nll}")
 
     def differences(self, other: TrialProgress) -> list[str]:
-        """What makes the two trials train otherwise, as `name: mine here, its there`."""
+        """The settings and data sizes by which training differs between the two, as `name is X there and Y here`.
+
+        "there" is this progress, "here" is `other`. `CHANGEABLE_SETTINGS` are not compared.
+        """
         mine, its = _facts(self), _facts(other)
         names = [*mine, *(name for name in its if name not in mine)]
         return [
@@ -88,13 +94,13 @@ class TrialProgress:
 @final
 @dataclass(frozen=True, kw_only=True)
 class TrialCheckpoint:
-    """One trial at the end of an epoch, in host memory: its training goes on from here as if it had not stopped.
+    """One trial at the end of an epoch, in host memory. Training resumes from it as if it had not been interrupted.
 
     Args:
         arrays: "parameters/...", "optimizer/..." and "best/..." (the parameters at the best validation), in the
-            widths of the trial's own network; "correct/...": which validation images are right at the best and at
-            the reference.
-        extra: whatever the caller wants to travel along, as JSON: `dataclasses.replace(checkpoint, extra=...)`.
+            widths of the trial's own network; "correct/...": which validation images were classified correctly at
+            the best validation and at the reference.
+        extra: the caller's own data, as JSON: `dataclasses.replace(checkpoint, extra=...)`.
     """
 
     progress: TrialProgress
@@ -103,11 +109,11 @@ class TrialCheckpoint:
 
     @property
     def num_bytes(self) -> int:
-        """Of the arrays, in host memory and, but for a header of about 2 KB, in a file."""
+        """Size of the arrays in host memory. A file is larger by a header of about 2 KB."""
         return sum(array.nbytes for array in self.arrays.values())
 
     def to_bytes(self) -> bytes:
-        """A safetensors file, with all that is no array in its metadata, and a checksum of everything.
+        """Serialise as a safetensors file, with progress, `extra` and a checksum of everything in its metadata.
 
         Raises:
             TypeError, ValueError: `extra` is not JSON (which has no infinities and NaN).
@@ -119,10 +125,10 @@ class TrialCheckpoint:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
-        """Read what `to_bytes` wrote; nothing in it is run.
+        """Read the output of `to_bytes`. Reading executes no code from the file.
 
         Raises:
-            ArtifactError: it is no checkpoint, not all of one, a changed one, or of another version.
+            ArtifactError: the content is not a checkpoint, is truncated or changed, or has another version.
         """
         try:
             arrays, metadata = load_arrays(content)
@@ -138,20 +144,23 @@ class TrialCheckpoint:
         return cls(progress=state.progress, arrays=arrays, extra=state.extra)
 
     def check_is_of(self, trial: TrialProgress) -> None:
-        """Make sure that it was taken of a trial with these settings and data, however far either has come.
+        """Check that the checkpoint belongs to a trial with these settings and data; progress is not compared.
 
         Raises:
-            ArtifactError: it was taken of another one; names what differs.
+            ArtifactError: it belongs to another trial. The message names the first three differences.
         """
         differences = self.progress.differences(trial)
         if differences:
             raise _misfit(self, "it is of another trial: " + "; ".join(differences[:3]))
 
     def tensors(self, like: TrialTensors) -> TrialTensors:
-        """The arrays in the place of a fresh trial's tensors: with their types, devices and memory layouts.
+        """The arrays as tensors, with the devices and memory layouts of a fresh trial's tensors.
 
+        Args:
+            like: the tensors of a fresh trial.
         Raises:
-            ArtifactError: names or shapes or types are others, or the numbers are none that a trial goes on with.
+            ArtifactError: names, shapes or types differ, a number is not finite, or the number of correctly classified
+                images does not match the best validation.
         """
         expected = like.named()
         missing, unknown = expected.keys() - self.arrays.keys(), self.arrays.keys() - expected.keys()
@@ -168,8 +177,8 @@ class TrialCheckpoint:
         values = torch.tensor(self.arrays[name])
         if values.shape != like.shape or values.dtype != like.dtype:
             raise _misfit(self, f"{name} is {_describe(values)}, expected {_describe(like)}")
-        # A trial of finite losses has infinities only in a saturated unit or, for one step, in Adam's mean square: what
-        # such a trial loses is the way up to here, for it begins anew.
+        # A trial with finite losses has infinities only in a saturated unit or, for one step, in Adam's mean square.
+        # The cost of refusing such a checkpoint is that the trial starts again from its first epoch.
         if not values.isfinite().all():
             raise _misfit(self, f"{name} has numbers in it that are not finite: the trial had diverged")
         return torch.empty_like(like).copy_(values)
@@ -178,12 +187,12 @@ class TrialCheckpoint:
 @final
 @dataclass(frozen=True, kw_only=True)
 class PendingCheckpoint:
-    """Copies of some lanes, still on the device. Its memory there is free again once this object is.
+    """Copies of some lanes, still on the device. The device memory is released with this object.
 
     Args:
-        trials: by key: how far it has come, and its own network.
+        trials: progress and own network of each trial, by key.
         tensors: stacked in the order of the trials, in the cohort's widths.
-        to_host: brings a tensor to host memory that is shared with nothing; may wait.
+        to_host: copies a tensor to host memory that nothing else uses; may wait for the device.
     """
 
     trials: Mapping[Hashable, tuple[TrialProgress, Network]]
@@ -191,15 +200,15 @@ class PendingCheckpoint:
     to_host: ToHost
 
     def fetch(self) -> dict[Hashable, TrialCheckpoint]:
-        """Bring the copies to the host, each trial's cut to its own widths. May be called on another thread.
+        """Copy all trials to the host, each cut to its own network's widths. May be called from another thread.
 
         Raises:
-            RuntimeError: as torch does when the device, or host memory, fails.
+            RuntimeError: by torch, when the device or the host allocation fails.
         """
         return dict(self.fetch_each())
 
     def fetch_each(self) -> Iterator[tuple[Hashable, TrialCheckpoint]]:
-        """The same, trial by trial, so that the host need not hold all of them at once."""
+        """As `fetch`, one trial at a time, so that the host does not hold all of them at once."""
         for index, (key, (progress, network)) in enumerate(self.trials.items()):
             own = self.tensors.map(partial(self._lane_on_host, index)).fit(network)
             arrays = {name: value.contiguous().numpy() for name, value in own.named().items()}
@@ -210,19 +219,21 @@ class PendingCheckpoint:
 
 
 def copy_to_host(tensor: Tensor) -> Tensor:
-    """A copy in host memory, at once."""
+    """Copy a tensor to host memory synchronously."""
     return tensor.to("cpu", copy=True)
 
 
 @final
 class CudaToHost:
-    """Brings to the host what the device has computed up to now, without waiting for what it will be given next.
+    """Copies tensors from a GPU to the host without waiting for work that is queued later.
 
-    The copies run on a stream of their own, behind an event that is recorded here: on the thread that trains, after
-    the last operation that writes the tensors. No operation may write them later. The stream is one of high priority:
-    captures take theirs from torch's pool of those with default priority, where it goes round 32 of them, so that
-    a copy could end up inside of a graph. Nothing is allocated on the device, and the memory of a tensor goes back to
-    the training stream only when it has been read, so the allocator needs to know nothing of this stream.
+    The copies run on their own stream, after an event that the constructor records. The constructor must therefore run
+    on the training thread, after the last operation that writes the tensors; no later operation may write them.
+
+    The stream has high priority. Captures take their streams from torch's pool of default priority, which reuses 32
+    streams in turn, so a copy on such a stream could become part of a graph. The copies allocate nothing on the
+    device, and a tensor's memory returns to the training stream only after it has been read. The allocator therefore
+    does not need to know this stream (no `record_stream`).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -230,14 +241,14 @@ class CudaToHost:
         self._is_written = torch.cuda.current_stream(device).record_event()
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        with torch.cuda.stream(self._stream):  # of this thread only; it selects the device, too
+        with torch.cuda.stream(self._stream):  # for this thread only; also selects the device
             self._stream.wait_event(self._is_written)
-            return tensor.to("cpu", copy=True)  # host sync: with this stream, and nothing else
+            return tensor.to("cpu", copy=True)  # host sync with this stream only
 
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    """What the metadata hold as JSON."""
+    """The JSON part of a checkpoint file's metadata."""
 
     progress: TrialProgress
     extra: dict[str, Any]
@@ -248,7 +259,7 @@ _STATE = TypeAdapter(_State)
 
 
 def _facts(progress: TrialProgress) -> dict[str, object]:
-    """What the numbers of a trial depend on, by name."""
+    """Everything that a trial's numbers depend on, by name."""
     settings = progress.settings
     return {
         **{f"model.{name}": value for name, value in settings.model.model_dump().items()},
@@ -261,7 +272,11 @@ def _facts(progress: TrialProgress) -> dict[str, object]:
 
 
 def _finite(text: str) -> float:
-    """A number of the state. Raises ValueError for what `to_bytes` writes none of: NaN and infinities."""
+    """Parse a number of the state.
+
+    Raises:
+        ValueError: it is NaN or infinite, which `to_bytes` never writes.
+    """
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"its state has {text:.20} in it")

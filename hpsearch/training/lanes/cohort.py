@@ -1,8 +1,7 @@
-"""Many trials at once: lanes of one batched computation that start, end and are refilled independently.
+"""Cohorts: many trials as lanes of one batched computation that start, end and are refilled independently.
 
-The worker admits a trial into a cohort, trains epoch by epoch, and releases the trial when it has decided to
-end it.
-Source: DESIGN, "Lanes" and "Cohorts"; what a lane computes is `reference`'s loop.
+The worker admits trials into a cohort, trains it epoch by epoch, and releases a trial when it decides to end it.
+Each lane computes what the training loop of `reference` computes for one trial.
 """
 
 from __future__ import annotations
@@ -45,9 +44,9 @@ from hpsearch.training.schedules import LearningRateSchedule, build_schedule
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CohortShape:
-    """What trials must have in common to train side by side; rates, lambdas, schedules, seeds may differ.
+    """The settings that trials must share to train in one cohort. Rates, lambdas, schedules and seeds may differ.
 
-    Hidden layers may differ in width within a class (`padding`); `model` then names the widest of the class.
+    Hidden layers may differ in width within a class (`padding`); `model` then has the largest width of the class.
     """
 
     model: ModelSettings
@@ -70,12 +69,12 @@ class CohortShape:
 
 @dataclass(kw_only=True, slots=True)
 class _Lane:
-    """One busy lane's host side; its tensors are in the stack, at the same index."""
+    """The host-side state of one busy lane. Its tensors are in the stack, at the same index."""
 
     key: Hashable
     settings: TrialSettings
     schedule: LearningRateSchedule
-    network: Network  # its own; the cohort's may be wider
+    network: Network  # the trial's own network; the cohort's may be wider
     num_epochs: int = 0
     best: Validation | None = None
 
@@ -88,16 +87,17 @@ class _Lane:
 class Cohort:
     """Lanes that share a `CohortShape` and train on the same data.
 
-    A trial's curve depends on its settings and the data, not on its lane or its neighbours: bit for bit where
-    the device's GEMM gives the same bits for every number of lanes, else to the order of float32 sums (tests state
-    the tolerance). In TF32 and bfloat16, too: which numbers are rounded never depends on a neighbour
-    (`lane_steps.build_step`). A neighbour that diverges changes nothing.
+    A trial's curve depends on its settings and the data, not on its lane or on the trials in other lanes. It is equal
+    bit for bit where the device's GEMM gives the same bits for every number of lanes, and otherwise up to the order of
+    float32 sums (tests state the tolerance). This also holds in TF32 and bfloat16: which numbers are rounded never
+    depends on another lane (`steps.build_step`). A lane that diverges does not affect the others.
 
     Args:
         validations_every: minibatches between two validations within an epoch; each epoch also ends with one.
-        reference_test: compare validations with a reference, image by image; None: for rules that do not ask for it.
-        dtype: of parameters and activations; float64 serves tests.
-        pulse: beats while an epoch trains; None: nobody watches.
+        reference_test: compare validations with a reference, image by image; None if the stopping rule does not need
+            the comparison.
+        dtype: type of parameters and activations; tests use float64.
+        pulse: counts progress within an epoch for a watching thread; None: progress is not watched.
     Raises:
         InputError: the batch size does not fit the training set, or the images are too small for the network.
     """
@@ -134,11 +134,11 @@ class Cohort:
             num_images=len(data.validation_labels),
             critical_gains=None if reference_test is None else reference_test.table(device),
         )
-        self._lanes: list[_Lane | None] = []  # None: free, until an admission takes it or an epoch begins
+        self._lanes: list[_Lane | None] = []  # None: free until a trial is admitted or an epoch begins
 
     @property
     def keys(self) -> tuple[Hashable, ...]:
-        """The trials that are in a lane, in the order of the lanes."""
+        """The keys of the trials in lanes, in the order of the lanes."""
         return tuple(lane.key for lane in self._busy)
 
     @property
@@ -146,13 +146,14 @@ class Cohort:
         return [lane for lane in self._lanes if lane is not None]
 
     def admit(self, key: Hashable, settings: TrialSettings, checkpoint: TrialCheckpoint | None = None) -> None:
-        """Put a trial into a lane, fresh or from a checkpoint; its next epoch is part of the next `train_epoch`.
+        """Put a trial into a lane, fresh or from a checkpoint. Its next epoch is part of the next `train_epoch`.
 
-        From a checkpoint its curve, parameters and best ones go on as if it had not been interrupted: bit for bit
-        on the same kind of device with the same lanes beside it, else to rounding, as with other neighbours.
+        From a checkpoint the trial's curve, parameters and best parameters continue as if it had not been interrupted:
+        bit for bit on the same kind of device with the same other lanes, and otherwise up to rounding.
 
         Raises:
-            ArtifactError: the checkpoint is not one of this trial; nothing has changed.
+            ArtifactError: the checkpoint does not belong to this trial; the cohort is unchanged.
+            ValueError: the trial is already in a lane, or has another shape than this cohort.
         """
         if key in self.keys:
             raise ValueError(f"trial {key!r} is in a lane already")
@@ -169,7 +170,7 @@ class Cohort:
         self._take_lane(newcomer, tensors.fit(self._network))
 
     def _fresh_tensors(self, lane: _Lane) -> TrialTensors:
-        """What a trial begins with, in its own widths."""
+        """The tensors of a trial before its first minibatch, in its own widths."""
         seed = lane.settings.training_seed
         parameters = lane.network.initial_parameters(seed=seed, dtype=self._dtype, device=self._device)
         state = self._optimizer.initial_state(parameters)
@@ -181,8 +182,8 @@ class Cohort:
         )
 
     def _take_lane(self, newcomer: _Lane, tensors: TrialTensors) -> None:
-        """Put a trial into a lane that has fallen free, or into a new one."""
-        # Lanes whose updates are linear stand in front (LaneStack.num_linear).
+        """Put a trial into a free lane, or into a new one."""
+        # Lanes whose updates are linear come first (LaneStack.num_linear).
         is_in_front = isinstance(newcomer.network, DenseNetwork) and is_linear(newcomer.settings.training)
         first, last = (0, self._stack.num_linear) if is_in_front else (self._stack.num_linear, len(self._lanes))
         for lane in range(first, last):
@@ -200,7 +201,7 @@ class Cohort:
             self._stack.set_best(lane, tensors, zero_one=best.zero_one, nll=best.nll)
 
     def release(self, key: Hashable) -> None:
-        """Take a trial out. Its lane goes to the next one that is admitted, or ends with the next epoch's start.
+        """Remove a trial. The next admitted trial can take its lane; a lane still free when an epoch starts is removed.
 
         Raises:
             KeyError: the trial is in no lane.
@@ -226,7 +227,7 @@ class Cohort:
         return {name: value.cpu().numpy().copy() for name, value in fit(stacked, self._lane(key).network).items()}
 
     def best_correct(self, key: Hashable) -> NDArray[np.bool_]:
-        """On which validation images the trial's best parameters are right, [N]: a copy.
+        """Which validation images the trial's best parameters classify correctly, [N]: a copy.
 
         Raises:
             KeyError: the trial is in no lane, or has no finite validation yet.
@@ -235,29 +236,29 @@ class Cohort:
         return correct
 
     def checkpoint(self, keys: Iterable[Hashable]) -> PendingCheckpoint:
-        """Take a copy of these trials as they are between two epochs, on the device; nothing waits for it.
+        """Copy the state of these trials between two epochs, on the device, without a host sync.
 
-        Training goes on while another thread fetches the copy, and is not changed by a bit. Until the copy is
-        given up it takes as much memory on the device as its lanes do: with SGD 2 times their parameters (the best
-        ones among them), with momentum 3 times, with Adam 4 times, in the widths of the cohort.
+        Training can continue while another thread fetches the copy, and its results are the same bit for bit. Until
+        it is released the copy takes as much device memory as its lanes: 2 times their parameters with SGD (parameters
+        and best parameters), 3 times with momentum, 4 times with Adam, in the widths of the cohort.
 
         Raises:
             KeyError: a trial is in no lane.
-            RuntimeError: as torch does for want of memory (`memory.is_out_of_memory`); training can go on.
+            RuntimeError: by torch, when memory runs out (`device_memory.is_out_of_memory`); training can continue.
         """
         lanes = {key: self._index(key) for key in keys}
         trials = {key: (self._progress(self._lane(key)), self._lane(key).network) for key in lanes}
         copies = self._stack.copied(list(lanes.values()))
-        # After the copies: what it brings to the host is what has been computed up to its making.
+        # Created after the copies: it waits for the work that is queued when it is created.
         to_host = CudaToHost(self._device) if self._device.type == "cuda" else copy_to_host
         return PendingCheckpoint(trials=trials, tensors=copies, to_host=to_host)
 
     def train_epoch(self) -> dict[Hashable, EpochReport]:
-        """Train every lane for one epoch, each its own next one.
+        """Train every lane for one epoch. Lanes may be at different epochs of their trials.
 
         Returns:
-            One report per trial. A trial that has diverged says so and stays, harmlessly, until it is
-            released.
+            One report per trial, by key. The report of a diverged trial says so; the trial keeps its lane, without
+            affecting others, until it is released.
         """
         self._close_gaps()
         lanes = self._busy
@@ -277,7 +278,7 @@ class Cohort:
         }
 
     def _close_gaps(self) -> None:
-        """A cohort that drains shrinks: lanes that nobody has taken cost no time in this epoch."""
+        """Remove the free lanes, so that they cost no time in this epoch."""
         for lane in reversed(range(len(self._lanes))):
             if self._lanes[lane] is None:
                 del self._lanes[lane]
@@ -294,7 +295,7 @@ class Cohort:
         return build_step(self._network, self._optimizer, self._device, shape.precision, shape.shuffle, self._beat)
 
     def _use_width(self, lanes: Sequence[_Lane], *, can_shrink: bool = True) -> None:
-        """Make the stack just as wide as the widest of these lanes needs it."""
+        """Resize the stack to the width of the widest of these lanes' networks."""
         if self.shape.model.family not in PADDED_FAMILIES or not lanes:
             return
         widest = max((lane.network for lane in lanes), key=lambda network: network.model.hidden_units)
@@ -306,7 +307,7 @@ class Cohort:
             self._stack.resize(lambda tensors: fit(tensors, widest))
 
     def _train_epoch_on_device(self) -> tuple[Tensor, list[Tensor]]:
-        """Mean train NLL [L], and what `_validate` returns of every validation."""
+        """Mean training NLL [L] of the epoch, and the result of `_validate` for each validation."""
         total_nll = torch.zeros(len(self._lanes), dtype=torch.float64, device=self._device)
         validations = []
         for images, labels, minibatch in self._stretches():
@@ -316,10 +317,10 @@ class Cohort:
         return total_nll / self._num_minibatches, validations
 
     def _validate(self) -> Tensor:
-        """Validate every lane and keep the best, without a host sync.
+        """Validate every lane and keep each lane's best parameters, without a host sync.
 
         Returns:
-            Zero-one loss, NLL and, with a reference, images gained and lost: [2, L] or [4, L] float64.
+            Zero-one loss and NLL, [2, L] float64; with a reference also the images gained and lost, [4, L].
         """
 
         def validate() -> Tensor:
@@ -330,7 +331,10 @@ class Cohort:
         return validate() if self._captured_validation is None else self._captured_validation(self._stack, validate)
 
     def _stretches(self) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Without shuffling, lanes share each minibatch; with it, they do while all have one seed and epoch."""
+        """The epoch's stretches of minibatches (`lane_stretches`).
+
+        Lanes share each minibatch if the images are not shuffled, or if all lanes have the same seed and epoch.
+        """
         orders = None
         if self.shape.shuffle:
             epochs = [(lane.settings.training_seed, lane.num_epochs + 1) for lane in self._busy]
@@ -344,7 +348,11 @@ class Cohort:
         )
 
     def _report(self, lane: _Lane, numbers: tuple[float, ...], learning_rate: float, seconds: float) -> EpochReport:
-        """Take note of one lane's epoch: train NLL, then `_validate`'s numbers of each validation."""
+        """Update one lane's host-side state after an epoch and report the epoch.
+
+        Args:
+            numbers: training NLL, then the numbers of each validation as `_validate` returns them.
+        """
         offset = lane.num_epochs * self._num_minibatches
         width = (len(numbers) - 1) // len(self._due)
         rows = [numbers[start : start + width] for start in range(1, len(numbers), width)]

@@ -1,16 +1,16 @@
-"""Backpropagation through fully connected layers of all lanes, written out, and in blocks of minibatches.
+"""Explicit backpropagation through the fully connected layers of all lanes, in blocks of minibatches.
 
-At batch 20 plain SGD spends its time reading and writing the first layer's weights: a minibatch is too small
-to reuse them. But those weights are needed only for X W^T, and an update adds D^T X to them. So for the
-minibatches X_0, X_1 ... of a block, with the weights W as they are at its beginning,
+At batch size 20 plain SGD spends its time reading and writing the first layer's weights: a minibatch is too small to
+reuse them. These weights are needed only for X W^T, and an update adds D^T X to them. So for the minibatches
+X_0, X_1 ... of a block, with the weights W as they are at its beginning,
 
     X_j W_j^T = X_j W^T + sum over i < j of (X_j X_i^T) D_i
 
-where D_i are minibatch i's deltas with the learning rate in them. The Gram matrix X X^T of a block is the
-same for all lanes. This is the same SGD, minibatch after minibatch, with sums taken in another order: one
-large product instead of many small ones, and W is read twice and written once per block. L2 regularisation
-shrinks W by a factor f in each step, which only puts powers of f into the sum. L1 and the other optimizers
-are not linear in W: there a block is one minibatch.
+where D_i are the deltas of minibatch i, multiplied by the learning rate. The Gram matrix X X^T of a block is the same
+for all lanes. This is the same SGD, one minibatch after the other, with sums in another order: one large product
+replaces many small ones, and W is read twice and written once per block. L2 regularisation multiplies W by a factor f
+in each step, which puts powers of f into the sum. L1 and the other optimizers are not linear in W; for them a block
+is one minibatch.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from hpsearch.training.networks.dense import DenseLayer, DenseNetwork
 from hpsearch.training.optimizers import Optimizer
 from hpsearch.training.precision import Products
 
-# Images per block. On a CPU products reach their full rate at about 100 rows, and each block also pays for
-# its triangle of corrections. On a GPU the weights' traffic weighs more.
+# Images per block. On a CPU products reach their full rate at about 100 rows, and the corrections within a block grow
+# with the square of its rows. On a GPU the memory traffic of the weights costs more.
 BLOCK_ROWS = {"cpu": 100, "cuda": 200}
-# The largest relative decay per step, 2 * learning_rate * lambda_2, with which a block works: the powers of
-# the shrinking factor then stay so near 1 that they cost no digits.
+# The largest relative decay per step, 2 * learning_rate * lambda_2, for which blocks are used: the powers of the
+# shrinking factor then stay close enough to 1 to lose no precision.
 LARGEST_BLOCK_DECAY = 0.02
-# A block's Gram matrix costs rows^2 * pixels for all lanes together; their products rows * outputs * pixels.
+# A block's Gram matrix costs rows^2 * pixels once for all lanes; the lanes' products cost rows * outputs * pixels.
 LEAST_OUTPUTS_PER_ROW = 4
 
 
 def is_linear(training: TrainingSettings) -> bool:
-    """Whether this trial's updates can be gathered in blocks; schedules never raise the learning rate."""
+    """Whether this trial can be trained in blocks. The initial rate decides, since no schedule raises it."""
     decay = 2.0 * training.learning_rate * training.lambda_2
     return training.optimizer == "sgd" and training.lambda_1 == 0.0 and decay <= LARGEST_BLOCK_DECAY
 
@@ -50,16 +50,17 @@ def is_linear(training: TrainingSettings) -> bool:
 @final
 @dataclass(frozen=True, kw_only=True)
 class DenseStep:
-    """Trains the stack's linear lanes in blocks and the others minibatch by minibatch; no host sync.
+    """Trains the stack's linear lanes in blocks and the other lanes one minibatch at a time; no host sync.
 
-    A weight's gradient is deltas^T @ inputs; the product that computes it adds straight into the optimizer's
-    target (for SGD the weight itself), so that no gradient is written down. This needs the learning rate
-    inside the deltas: they are scaled once, at the scores, where they are small.
+    A weight's gradient is deltas^T @ inputs. The product that computes it adds directly to the optimizer's target (for
+    SGD the weight itself), so that no gradient is stored. The deltas must therefore contain the learning rate; they
+    are scaled once, at the scores, where they are small.
 
     Args:
-        block_rows: images per block at most; minibatches larger than half of it come one by one. In float32 fewer
-            may be taken, where blocks don't pay. Must be 1 where lanes lose and regain common images and the
-            precision is lower: a block is rounded otherwise than its minibatches one by one.
+        block_rows: maximum number of images per block. Minibatches larger than half of it form blocks of one
+            minibatch, and so does every minibatch in float32 where blocks would be slower. Must be 1 if the precision
+            is lower than float32 and lanes share images in some epochs only: a block is rounded differently from
+            separate minibatches.
     """
 
     network: DenseNetwork
@@ -88,16 +89,17 @@ class DenseStep:
 
 @dataclass(kw_only=True)
 class _Block:
-    """What the minibatches of a block share; R images.
+    """Tensors of one block of R images.
 
     Args:
-        prepared: [L, R, pixels] images as products take them; expanded where the lanes share them.
-        labels: [L, R], or [R] where the lanes share them.
-        score_gradients: [L, R, classes] the scaled loss derived by the log-probabilities.
-        sums: [L, R, outputs] the first layer's weighted sums, without bias, by the weights at the beginning.
-        deltas: [L, R, outputs] the scaled loss derived by those sums; filled minibatch by minibatch.
-        gram: [R, R] the images' products with each other; None in a block of one minibatch. Like the corrections
-            that are made with it, in full float32 whatever the study's precision.
+        prepared: [L, R, pixels] images, prepared for products (`Products.prepared`); expanded if the lanes share them.
+        labels: [L, R], or [R] if the lanes share them.
+        score_gradients: [L, R, classes] derivative of the scaled loss with respect to the log-probabilities.
+        sums: [L, R, outputs] the first layer's weighted sums, without bias, with the weights at the block's beginning.
+        deltas: [L, R, outputs] derivative of the scaled loss with respect to those sums; filled one minibatch at a
+            time.
+        gram: [R, R] dot products between the images; None in a block of one minibatch. The Gram matrix and the
+            corrections computed from it are float32 whatever the study's precision.
     """
 
     prepared: Tensor
@@ -112,14 +114,14 @@ class _Block:
 @final
 @dataclass(frozen=True, kw_only=True)
 class _Lanes:
-    """Lanes that are all linear or all not, on their way through consecutive minibatches."""
+    """A group of lanes, all linear or all non-linear, that trains on consecutive minibatches."""
 
     step: DenseStep
     stack: LaneStack
     batch_size: int
 
     def train(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the minibatches' mean NLLs, [L] float64."""
+        """Train the lanes on all minibatches; returns the sum of the minibatches' mean NLLs, [L] float64."""
         rows = self.batch_size * self._minibatches_per_block(images)
         losses = torch.zeros(self.stack.num_lanes, dtype=torch.float64, device=images.device)
         for start in range(0, labels.shape[-1], rows):
@@ -134,11 +136,11 @@ class _Lanes:
 
     def _minibatches_per_block(self, images: Tensor) -> int:
         rows = self.step.block_rows
-        # Lanes with minibatches of their own would each need a Gram matrix of their own.
+        # Lanes with different images would need one Gram matrix each.
         if images.dim() == 3 or self.stack.num_linear == 0:
             return 1
-        # In float32 both ways give the same to rounding. In TF32 and bfloat16 they round differently, and a trial
-        # must not depend on the number of its neighbours.
+        # In float32 both ways agree up to rounding. In TF32 and bfloat16 they round differently, and a trial must not
+        # depend on the number of lanes beside it.
         outputs = self.stack.num_lanes * self._first.num_outputs
         if self.step.precision == "float32" and outputs < LEAST_OUTPUTS_PER_ROW * rows:
             return 1
@@ -181,35 +183,35 @@ class _Lanes:
         optimizer.finish_(stack.parameters, stack.optimizer_state, stack.rates, targets)
 
     def _train_minibatch(self, block: _Block, rows: slice, targets: Mapping[str, Tensor]) -> None:
-        """Forward and backward; every update but that of the first layer's weights."""
+        """Forward and backward pass of one minibatch, and every update except the one of the first layer's weights."""
         outputs = [self._first_outputs(block, rows)]
         for layer in self._layers[1:]:
             outputs.append(self._forward(layer, outputs[-1]))
         log_probabilities = torch.log_softmax(outputs[-1], dim=-1)
         block.log_probabilities.append(log_probabilities)
-        # Of the derivative -1 at the label and 0 elsewhere this makes softmax - one_hot, scaled, in one go.
+        # From a derivative of -1 at the label and 0 elsewhere this computes softmax - one_hot, scaled, in one call.
         deltas = torch._log_softmax_backward_data(
             block.score_gradients[:, rows], log_probabilities, -1, log_probabilities.dtype
         )
         for below, layer, inputs in self._downwards(outputs):
             prepared = self.step.products.prepared(deltas)
             weights = self.step.products.prepared(self.stack.parameters[layer.weight])
-            # The deltas below come before this layer's update: they need the weights of this forward pass.
+            # Compute the deltas below before updating this layer: they need the weights of this forward pass.
             deltas_below = self.step.products.multiply(prepared, weights)
             self._update(layer, prepared, deltas, inputs, targets)
             assert below.activation is not None  # only the last layer has none
-            # The deltas of the first layer go where the whole block's are gathered.
+            # The first layer's deltas are collected for the whole block.
             out = block.deltas[:, rows] if below is self._first else deltas_below
             deltas = multiply_slope(below.activation, deltas_below, inputs, out=out)
         targets[self._first.bias].add_(deltas.sum(dim=1))
         if block.gram is not None and self.stack.penalties.has_l2:
-            # Undoes the shrinking that the whole sum will be multiplied with when it is used.
+            # Cancels in advance the shrinking that is applied to the whole sum when it is used.
             deltas.mul_(self._shrinking(-rows.start // self.batch_size - 1))
         if len(self._layers) == 1:
             block.deltas[:, rows] = deltas
 
     def _first_outputs(self, block: _Block, rows: slice) -> Tensor:
-        """The first layer's outputs with its weights as they are by now, [L, B, outputs]."""
+        """The first layer's outputs with its current weights, [L, B, outputs]."""
         sums = block.sums[:, rows]
         if block.gram is not None and rows.start > 0:
             gram = block.gram[rows, : rows.start].expand(self.stack.num_lanes, -1, -1)
@@ -237,7 +239,7 @@ class _Lanes:
         targets[layer.bias].add_(deltas.sum(dim=1))
 
     def _downwards(self, outputs: list[Tensor]) -> list[tuple[DenseLayer, DenseLayer, Tensor]]:
-        """(layer below, layer, what lies between them), from the scores down to the second layer."""
+        """(layer below, layer, the outputs between them), from the scores down to the second layer."""
         return list(zip(self._layers, self._layers[1:], outputs, strict=False))[::-1]
 
     @cached_property
@@ -250,12 +252,12 @@ class _Lanes:
 
     @cached_property
     def _scale(self) -> Tensor:
-        """What gradients are multiplied with before they are added, [L] float64."""
+        """The factor by which gradients are multiplied before they are added, [L] float64."""
         return self.step.optimizer.gradient_scale(self.stack.rates)
 
     @cached_property
     def _scale_per_image(self) -> Tensor:
-        """The same for the share of one image in the mean, [L, 1, 1] in the weights' precision."""
+        """`_scale` divided by the batch size, [L, 1, 1] in the weights' precision."""
         like = self.stack.parameters[self._first.weight]
         return lanes_first(self._scale / self.batch_size, like)
 
@@ -269,7 +271,7 @@ class _Lanes:
         return {}
 
     def _shrinking(self, num_minibatches: int) -> Tensor:
-        """By what L2 multiplies a lane's weights in so many minibatches, [L, 1, 1]."""
+        """The factor by which L2 multiplies a lane's weights in `num_minibatches` minibatches, [L, 1, 1]."""
         if num_minibatches not in self._powers:
             factor = 1.0 + 2.0 * self.stack.penalties.lambda_2 * self._scale  # the scale is negative
             like = self.stack.parameters[self._first.weight]

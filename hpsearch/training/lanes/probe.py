@@ -1,7 +1,8 @@
-"""How many lanes pay: the time per trial and epoch, measured on the spot with 1, 2, 4 ... throw-away lanes.
+"""How many lanes to use: measures the time per trial and epoch with 1, 2, 4 ... temporary lanes.
 
-More lanes share the cost of launching and of reading images, until a step is bound by arithmetic or the lanes' weights
-no longer fit into a cache: then more of them only take memory, and make a study's last epochs train half-empty.
+More lanes share the cost of launching kernels and of reading images, until a step is bound by arithmetic or the lanes'
+weights no longer fit into a cache. Beyond that more lanes only take memory, and leave more lanes empty in the last
+epochs of a study.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from hpsearch.training.device_memory import DeviceMemory, is_out_of_memory, memo
 from hpsearch.training.evaluation import SLICE_FLOATS
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
 
-# Readings here repeat to about 3 % on a quiet machine, and twice the lanes must be worth twice the memory.
+# Timings repeat to about 3 % on a quiet machine, and a gain must justify twice the memory.
 MARGIN = 0.05
-# 2 lanes can be slower than one, whose kernels are better tuned, and 8 the fastest: one bump is forgiven.
+# 2 lanes can be slower than one, whose kernels are better tuned, while 8 are the fastest: allow one slower doubling.
 PATIENCE = 2
 STRETCH_SECONDS = 0.25  # of measured training per number of lanes
-NUM_REPEATS = 3  # the fastest counts: what disturbs a reading makes it longer
+NUM_REPEATS = 3  # the fastest counts: disturbances only make a measurement longer
 WARM_UP_MINIBATCHES = 4
-BUDGET_SECONDS = {"cpu": 5.0, "cuda": 15.0}  # on a GPU each number of lanes may want its own captured graph
-# Validation is left out of the measured stretches. It works in slices of this size per lane: scores, their logarithms
-# and the layer before.
+BUDGET_SECONDS = {"cpu": 5.0, "cuda": 15.0}  # on a GPU each number of lanes may need its own captured graph
+# The measured stretches contain no full validation, so its memory is added: per lane one slice each of the scores,
+# their logarithms and the layer before.
 VALIDATION_BYTES = 3 * 4 * SLICE_FLOATS
 
 
 class Obstacle(Enum):
-    """Why no greater number of lanes was measured, although it might have paid."""
+    """Why a larger number of lanes was not measured although it might have been faster."""
 
     MEMORY = "memory"
     TIME = "time"
@@ -46,18 +47,18 @@ BuildProbe = Callable[[CohortShape, ResidentData, torch.device, int], Cohort]
 
 @dataclass(frozen=True, kw_only=True)
 class LaneTimings:
-    """What was measured.
+    """Measured times.
 
     Args:
         seconds: number of lanes -> seconds per trial and epoch (without validation).
-        obstacle: what ended the measurement early.
+        obstacle: what ended the measurement early; None if nothing did.
     """
 
     seconds: Mapping[int, float] = field(default_factory=dict)
     obstacle: Obstacle | None = None
 
     def best(self, limit: int) -> int:
-        """The fewest lanes up to the limit that are as fast as the fastest but for the margin; 1 if none was timed."""
+        """The smallest number of lanes up to `limit` within `MARGIN` of the fastest; 1 if none was timed."""
         allowed = {lanes: seconds for lanes, seconds in self.seconds.items() if lanes <= limit}
         if not allowed:
             return 1
@@ -84,13 +85,14 @@ class LaneTimings:
 
 
 def time_lanes(measure: Measure, *, limit: int, known: LaneTimings | None = None) -> LaneTimings:
-    """Double the lanes until that no longer pays, an obstacle is met, or `limit` is reached.
+    """Double the number of lanes until this no longer helps, an obstacle is met, or `limit` is reached.
 
-    It no longer pays when `PATIENCE` doublings in a row were not faster by `MARGIN` than the last that was.
+    Doubling no longer helps when `PATIENCE` doublings in a row failed to improve the best time by `MARGIN`.
 
     Args:
-        measure: seconds per trial and epoch with so many lanes.
-        known: measured before, maybe up to a lower limit: not measured again.
+        measure: seconds per trial and epoch with the given number of lanes, or an obstacle.
+        limit: the largest number of lanes to measure.
+        known: earlier measurements, perhaps up to a lower limit; they are not repeated.
     """
     known = known or LaneTimings()
     seconds = dict(known.seconds)
@@ -109,7 +111,7 @@ def time_lanes(measure: Measure, *, limit: int, known: LaneTimings | None = None
 
 
 def _numbers_up_to(limit: int) -> Iterator[int]:
-    """1, 2, 4 ... and the limit itself, which need be no power of two."""
+    """1, 2, 4 ... and the limit itself, which need not be a power of two."""
     num_lanes = 1
     while num_lanes < limit:
         yield num_lanes
@@ -118,7 +120,7 @@ def _numbers_up_to(limit: int) -> Iterator[int]:
 
 
 def _may_pay(seconds: Mapping[int, float]) -> bool:
-    """Whether to double once more. Only doublings are judged: what a limit in between them gained is no measure."""
+    """Whether to double once more. Only powers of two count: an earlier limit between two of them is not a doubling."""
     to_beat, num_in_vain = float("inf"), 0
     for num_lanes in sorted(seconds):
         if num_lanes & (num_lanes - 1):
@@ -126,18 +128,18 @@ def _may_pay(seconds: Mapping[int, float]) -> bool:
         if seconds[num_lanes] < to_beat * (1 - MARGIN):
             to_beat, num_in_vain = seconds[num_lanes], 0
         else:
-            num_in_vain += 1  # what it gained is not lost: the next doubling may bring it over the margin
+            num_in_vain += 1  # `to_beat` stays, so that small gains of several doublings add up
     return num_in_vain < PATIENCE
 
 
 @final
 class CohortTimer:
-    """Times short stretches of real training with throw-away lanes; a `Measure`.
+    """Times short stretches of real training with temporary lanes; a `Measure`.
 
     Args:
-        settings: every lane's.
+        settings: the settings of every lane.
         build_cohort, clock, memory: injected in tests.
-        num_sharing: processes that share this machine's main memory.
+        num_sharing: workers that share this machine's main memory.
     """
 
     def __init__(
@@ -158,13 +160,16 @@ class CohortTimer:
         self._clock = clock
         self._memory = memory or memory_of(device, num_sharing=num_sharing)
         self._num_minibatches = data.num_minibatches(settings.training.batch_size)
-        self._minibatch_seconds: float | None = None  # per lane, as measured last
+        self._minibatch_seconds: float | None = None  # per lane, in the last measurement
         self._started = 0.0
-        self._last_seconds = 0.0  # of the last measurement as a whole
+        self._last_seconds = 0.0  # duration of the whole last measurement
         self.bytes_per_lane = VALIDATION_BYTES
 
     def __call__(self, num_lanes: int) -> float | Obstacle:
-        """Seconds per trial and epoch with so many lanes, or what stands against trying."""
+        """Seconds per trial and epoch with this number of lanes, or the obstacle to measuring it.
+
+        An out-of-memory error is returned as `Obstacle.MEMORY`; other errors are raised.
+        """
         try:
             if self._minibatch_seconds is None:
                 self._warm_up()
@@ -172,7 +177,7 @@ class CohortTimer:
                 return Obstacle.MEMORY
             started = self._clock()
             budget = BUDGET_SECONDS[self._device.type]
-            if started - self._started + 2 * self._last_seconds > budget:  # twice the lanes: at most twice the time
+            if started - self._started + 2 * self._last_seconds > budget:  # twice the lanes take at most twice the time
                 return Obstacle.TIME
             seconds = self._time(num_lanes)
             self._last_seconds = self._clock() - started
@@ -185,7 +190,7 @@ class CohortTimer:
         return Obstacle.MEMORY
 
     def _warm_up(self) -> None:
-        """One lane, twice: the first time pays for what torch prepares once per process."""
+        """Train one lane twice. The first run includes what torch initialises once per process."""
         num_minibatches = min(WARM_UP_MINIBATCHES, self._num_minibatches)
         cohort = self._cohort(1, num_minibatches)
         self._time_epoch(cohort)

@@ -1,4 +1,4 @@
-"""The tensors of all busy lanes: parameters, the best so far, the reference, optimizer state, rates; all [L, ...]."""
+"""The tensors of all busy lanes, all [L, ...]: parameters, best parameters, reference, optimizer state and rates."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from hpsearch.training.networks.network import Network
 from hpsearch.training.networks.padding import PADDED_FAMILIES, fit
 from hpsearch.training.optimizers import Rates
 
-# What an epoch's set-up sends to the device, lane by lane.
+# The numbers that are sent to the device for each lane at the start of an epoch.
 NUMBERS = ("learning_rate", "momentum", "beta_1", "beta_2", "epsilon", "lambda_1", "lambda_2")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialTensors:
-    """All tensors that one trial's training goes on from, or, stacked, those of several trials."""
+    """All tensors from which a trial's training continues; of one trial, or stacked, of several trials."""
 
     parameters: Mapping[str, Tensor]
     optimizer_state: Mapping[str, Tensor]
     best_parameters: Mapping[str, Tensor]
-    correct: Mapping[str, Tensor]  # at the best validation, and at the reference: bool [N]
+    correct: Mapping[str, Tensor]  # correctly classified images at the best validation and at the reference: bool [N]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TrialTensors:
-        """Change every tensor."""
+        """Apply a function to every tensor."""
         return self.replaced({name: change(tensor) for name, tensor in self.named().items()})
 
     def fit(self, network: Network) -> TrialTensors:
-        """Bring all of them to the widths of another network (`padding.fit`)."""
+        """Resize all tensors to the widths of another network (`padding.fit`)."""
         if network.model.family not in PADDED_FAMILIES:
-            return self  # there is one width only
+            return self  # networks of these families are never padded
         return TrialTensors(
             parameters=fit(self.parameters, network),
             optimizer_state=fit(self.optimizer_state, network),
@@ -45,7 +45,7 @@ class TrialTensors:
         )
 
     def named(self) -> dict[str, Tensor]:
-        """All of them by one name each: parameters/..., optimizer/..., best/..., correct/..."""
+        """All tensors by unique names: parameters/..., optimizer/..., best/..., correct/..."""
         parts = {
             "parameters": self.parameters,
             "optimizer": self.optimizer_state,
@@ -55,7 +55,7 @@ class TrialTensors:
         return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     def replaced(self, named: Mapping[str, Tensor]) -> TrialTensors:
-        """The same with other tensors, by the names that `named` gives them."""
+        """A copy with other tensors, under the names that `named` gives."""
         return TrialTensors(
             parameters={name: named[f"parameters/{name}"] for name in self.parameters},
             optimizer_state={name: named[f"optimizer/{name}"] for name in self.optimizer_state},
@@ -66,18 +66,17 @@ class TrialTensors:
 
 @dataclass(kw_only=True)
 class LaneStack:
-    """Exactly the busy lanes, one behind the other: an idle lane has no memory and costs no time.
+    """The stacked tensors of the lanes, without gaps: an unused lane takes no memory and no time.
 
-    Lane l of every tensor belongs to the same trial. `rates` and `penalties` hold for one epoch
-    (`set_rates`).
+    Lane l of every tensor belongs to the same trial. `rates` and `penalties` are valid for one epoch (`set_rates`).
 
     Args:
-        num_images: of the validation set.
+        num_images: number of validation images.
         critical_gains: the table of a `ReferenceTest`, on the device; None: no reference is kept.
-        num_linear: so many lanes, the first ones, may be trained in blocks of minibatches (`dense_step`); they
-            have no L1.
-        version: grows whenever tensors have moved to other memory, or a step would do other operations;
-            what was captured before must not be replayed any more.
+        num_linear: the first `num_linear` lanes may be trained in blocks of minibatches (`dense_step`); they have
+            no L1.
+        version: incremented whenever tensors move to other memory or a step's operations change. Graphs captured
+            under an earlier version must not be replayed.
     """
 
     device: torch.device
@@ -102,7 +101,7 @@ class LaneStack:
         return len(self.best_losses["nll"]) if self.best_losses else 0
 
     def insert(self, lane: int, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
-        """Put one trial's tensors before a lane, or behind the last one. They are copied."""
+        """Insert one trial's tensors before a lane, or after the last one. They are copied."""
         self.version += 1
         for stacked, single in self._pairs(parameters, optimizer_state):
             for name, value in single.items():
@@ -110,18 +109,18 @@ class LaneStack:
                 stacked[name] = torch.cat([behind[:lane], value.unsqueeze(0), behind[lane:]])
 
     def replace(self, lane: int, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
-        """Give a lane to another trial, in the same memory."""
+        """Give a lane to another trial; the tensors keep their memory."""
         for stacked, single in self._pairs(parameters, optimizer_state):
             for name, value in single.items():
                 stacked[name][lane].copy_(value)
 
     def fresh_correct(self) -> dict[str, Tensor]:
-        """What a trial has in `correct` before its first validation: no image is right."""
+        """The `correct` tensors of a trial before its first validation: no image is correct."""
         names = ["best"] if self.critical_gains is None else ["best", "reference"]
         return {name: torch.zeros(self.num_images, dtype=torch.bool, device=self.device) for name in names}
 
     def set_best(self, lane: int, tensors: TrialTensors, *, zero_one: float, nll: float) -> None:
-        """Let a lane have a best, and a reference, from earlier epochs, in the same memory; no host sync."""
+        """Set a lane's best and reference from earlier epochs. The tensors keep their memory; no host sync."""
         pairs = (self.best_parameters, tensors.best_parameters), (self.correct, tensors.correct)
         for stacked, single in pairs:
             for name, value in single.items():
@@ -133,7 +132,7 @@ class LaneStack:
         """A copy of some lanes' tensors, stacked in this order, on the device; no host sync."""
 
         def copy(stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            # Not index_select: no index has to travel to the device.
+            # Not index_select, which would transfer an index to the device.
             return {name: torch.stack([value[lane] for lane in lanes]) for name, value in stacked.items() if lanes}
 
         return TrialTensors(
@@ -144,22 +143,22 @@ class LaneStack:
         )
 
     def remove(self, lane: int) -> None:
-        """Close the gap that a finished trial leaves: the lanes behind it move up."""
+        """Remove a finished trial's lane; the lanes after it move up by one."""
         self.version += 1
         for stacked in self._tensors():
             for name, value in stacked.items():
-                # Two slices rather than index_select: no index has to travel to the device.
+                # Two slices, since index_select would transfer an index to the device.
                 stacked[name] = torch.cat([value[:lane], value[lane + 1 :]])
 
     def resize(self, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-        """Bring all lanes' parameters and optimizer state to other shapes."""
+        """Replace all lanes' parameters and optimizer state by resized ones."""
         self.version += 1
         self.parameters = change(self.parameters)
         self.optimizer_state = change(self.optimizer_state)
         self.best_parameters = change(self.best_parameters)
 
     def part(self, start: int, stop: int) -> LaneStack:
-        """Some neighbouring lanes, in the same memory: training them trains these lanes."""
+        """A view of consecutive lanes that shares their memory: training it trains these lanes."""
         lanes = slice(start, stop)
         part = LaneStack(
             device=self.device,
@@ -175,7 +174,11 @@ class LaneStack:
         return part
 
     def set_rates(self, trainings: Sequence[TrainingSettings], learning_rates: Sequence[float]) -> None:
-        """Prepare an epoch with one transfer; into the same memory as long as the number of lanes is the same."""
+        """Set the rates and penalties of an epoch with one transfer to the device.
+
+        The tensors keep their memory while the number of lanes is the same. `version` grows when the number of lanes
+        changes, or when L1 or L2 begins or stops to be used by any lane.
+        """
         rows = [
             [rate, *(getattr(training, name) for name in NUMBERS[1:])]
             for training, rate in zip(trainings, learning_rates, strict=True)
@@ -199,16 +202,17 @@ class LaneStack:
 
     @torch.no_grad()
     def keep_best(self, zero_one: Tensor, nll: Tensor, correct: Tensor) -> tuple[Tensor, ...]:
-        """Copy what belongs to the best of those lanes whose validation is their best so far; no host sync.
+        """Keep the parameters of those lanes whose validation is their best so far; no host sync.
 
-        The rule is `Validation.is_better_than`: lower zero-one loss, then lower NLL. A loss that is not
-        finite is never the best: a diverged network still has a zero-one loss, and by chance a low one.
+        The rule is `Validation.is_better_than`: lower zero-one loss, then lower NLL. A validation whose NLL is not
+        finite is never the best: a diverged network still has a zero-one loss, which can be low by chance.
 
         Args:
             zero_one, nll: [L] float64.
-            correct: which images are right, bool [L, N].
+            correct: which images are classified correctly, bool [L, N].
         Returns:
-            Where a reference is kept: images gained and lost against what it was before, [L] float64 each.
+            If a reference is kept: images gained and lost against the previous reference, [L] float64 each;
+            otherwise empty.
         """
         best_zero_one, best_nll = self.best_losses["zero_one"], self.best_losses["nll"]
         is_finite = nll.isfinite()
@@ -220,17 +224,17 @@ class LaneStack:
         for name, best in self.best_parameters.items():
             parameter = self.parameters[name]
             mask = is_best.reshape(-1, *[1] * (parameter.dim() - 1))
-            # where, not arithmetic with a 0/1 mask: 0 * NaN would let a diverged lane spoil its own best.
+            # torch.where instead of arithmetic with a 0/1 mask: 0 * NaN would overwrite a diverged lane's best.
             torch.where(mask, parameter, best, out=best)
         best_correct = self.correct["best"]
         torch.where(is_best.unsqueeze(-1), correct, best_correct, out=best_correct)
         return compared
 
     def _compare(self, is_new_best: Tensor, correct: Tensor) -> tuple[Tensor, ...]:
-        """Images gained and lost; a new best that is significantly better than the reference takes its place.
+        """Images gained and lost. A new best that is significantly better than the reference replaces it.
 
-        `search.stopping.SignificancePatience` decides the same, from the same numbers and table. A tie is no new best
-        to it, whatever the NLL.
+        `search.stopping.SignificancePatience` makes the same decision from the same numbers and table. A tie in
+        zero-one loss is not a new best there, whatever the NLL.
         """
         if self.critical_gains is None:
             return ()
@@ -245,7 +249,7 @@ class LaneStack:
     def _pairs(
         self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]
     ) -> list[tuple[dict[str, Tensor], Mapping[str, Tensor]]]:
-        """The stacked tensors, and what a fresh trial puts into each."""
+        """Each group of stacked tensors with the tensors of a fresh trial for it."""
         worst = torch.tensor(math.inf, dtype=torch.float64, device=self.device)
         losses = {"zero_one": worst, "nll": worst}
         fresh = [parameters, optimizer_state, parameters, losses, self.fresh_correct()]

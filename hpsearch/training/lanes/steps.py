@@ -1,7 +1,7 @@
-"""Consecutive minibatches for all lanes: forward, backward, update. The hot path.
+"""Training steps: forward pass, backward pass and update of all lanes on consecutive minibatches. The hot path.
 
-`AutogradStep` serves any network; `DenseStep` has the gradient of fully connected ones written out. They give
-the same numbers, to rounding.
+`AutogradStep` works for any network; `DenseStep` has an explicit gradient for fully connected networks. Both give the
+same numbers up to rounding.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from hpsearch.training.networks.network import Network
 from hpsearch.training.optimizers import Optimizer
 from hpsearch.training.precision import computing, multiplying
 
-# Floats of a slice's widest intermediate result, 32 MiB of float32: bounds the memory of large minibatches.
-# The notes' 500 images are one slice: smaller ones were slower (docs/performance.md).
+# Floats of a slice's widest intermediate result, 32 MiB of float32: bounds the memory of large minibatches. LeNet's
+# minibatches of 500 images (docs/sources.md, section 1) are one slice: smaller slices were slower
+# (docs/performance.md).
 TRAINING_SLICE_FLOATS = 2**23
 
 
 class LaneStep(Protocol):
-    """Trains every lane."""
+    """Trains every lane on consecutive minibatches."""
 
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         """Train on consecutive minibatches: updates the stack's parameters and optimizer state in place.
 
-        Nothing waits for the device.
+        There is no host sync.
 
         Args:
             images: [N, pixels] shared by the lanes, or [L, N, pixels]; N is a multiple of the batch size.
@@ -52,14 +53,15 @@ def build_step(
     is_shuffled: bool = False,
     beat: Callable[[], None] = lambda: None,
 ) -> LaneStep:
-    """The fastest step that we have for this network on this device.
+    """Build the fastest available step for this network on this device.
 
-    Shuffled lanes share images while all have one seed and epoch, which is up to their neighbours. In float32 what
-    common images save is done otherwise to rounding only; in TF32 and bfloat16 every lane goes the way of one whose
-    images are its own.
+    Shuffled lanes share images only while all lanes have the same seed and epoch, so sharing depends on the other
+    trials in the cohort. In float32 the faster computation with shared images differs by rounding only. In TF32 and
+    bfloat16 every lane is therefore computed as if its images were not shared.
 
     Args:
-        beat: called after each minibatch (block, or slice of one), or after each run of a captured graph.
+        is_shuffled: whether the trials shuffle their training images.
+        beat: called after each minibatch (block, or slice of a minibatch), or after each run of a captured graph.
     """
     step: LaneStep
     ignores_sharing = is_shuffled and precision != "float32"
@@ -81,15 +83,15 @@ def build_step(
 @final
 @dataclass(frozen=True, kw_only=True)
 class AutogradStep:
-    """Gradients by torch.autograd, with each lane's loss multiplied by a factor of its own.
+    """A step with gradients by torch.autograd.
 
-    The factor carries the optimizer's gradient scale (the learning rate), so that gradients arrive ready to
-    be added.
+    Each lane's loss is multiplied by the optimizer's gradient scale (the learning rate), so that the gradients can be
+    added directly to their targets.
 
     Args:
-        is_sliced: go through the lanes one by one, and through large minibatches in slices, instead of all at
-            once (`Network.prefers_single_lanes`).
-        ignores_sharing: compute with common images as if each lane had its own.
+        is_sliced: process the lanes one after the other, and large minibatches in slices, instead of all at once
+            (`Network.prefers_single_lanes`).
+        ignores_sharing: compute with shared images as if each lane had its own.
     """
 
     network: Network
@@ -125,7 +127,7 @@ class AutogradStep:
     def _all_at_once(
         self, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor, scale: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean NLL [L], and its scaled gradients [L, ...] by name."""
+        """Mean NLL [L], and its scaled gradients [L, ...] by parameter name."""
         leaves = {name: value.detach().requires_grad_(True) for name, value in parameters.items()}
         with torch.enable_grad():
             if self.ignores_sharing and images.dim() == 2:
@@ -133,7 +135,7 @@ class AutogradStep:
             with computing(self.precision, images.device):
                 logits = self.network.lane_logits(leaves, images)
             losses = mean_nll(logits.to(_dtype_of(parameters)), labels)
-            # A lane that is NaN makes the sum NaN, but not the other lanes' derivatives of it.
+            # A lane with a NaN loss makes the sum NaN, but not the gradients of the other lanes.
             total = (losses * scale.to(losses.dtype)).sum()
         gradients = torch.autograd.grad(total, list(leaves.values()))
         return losses.detach(), dict(zip(leaves, gradients, strict=True))
@@ -141,7 +143,7 @@ class AutogradStep:
     def _lane_by_lane(
         self, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor, scale: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The same, with one lane's slice of images at work at a time."""
+        """As `_all_at_once`, but processes one slice of one lane's images at a time."""
         losses = torch.zeros(len(scale), dtype=_dtype_of(parameters), device=images.device)
         gradients = {name: torch.zeros_like(value) for name, value in parameters.items()}
         for lane, factor in enumerate(scale.to(losses.dtype) / labels.shape[-1]):

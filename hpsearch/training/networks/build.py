@@ -1,4 +1,4 @@
-"""Networks by name: those of the notes (logistic regression, multilayer perceptron, LeNet), and a user's own."""
+"""Networks by family name: logistic regression, multilayer perceptron, LeNet, or a user's own module."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from hpsearch.training.networks.network import Network
 
 
 def build_network(model: ModelSettings, image_shape: tuple[int, int], num_classes: int) -> Network:
-    """Describe the network that the settings ask for.
+    """Build the network that the settings name.
 
     Raises:
-        InputError: the images are too small for LeNet; a module of a user's own cannot be had or trained in lanes.
+        InputError: the images are too small for LeNet; a user's own module cannot be imported, built or trained in
+            lanes.
     """
     match model.family:
         case "logistic":

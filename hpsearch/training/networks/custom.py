@@ -1,7 +1,7 @@
-"""A torch.nn.Module of a user's own as a network: one trial by functional_call, lanes by torch.func.vmap.
+"""A user's own torch.nn.Module as a network: one trial by functional_call, lanes by torch.func.vmap.
 
-It is checked when it is built: what it computes must depend on its parameters and on the image alone, or a trial
-would depend on its neighbours. Source: torch.func, "Model ensembling".
+The module is checked when the network is built: its scores must depend on its parameters and on the image alone.
+Otherwise a trial would depend on the trials in other lanes. Source: torch.func, "Model ensembling".
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from hpsearch.training.networks.foreign_code import foreign_code, no_exit
 from hpsearch.training.networks.initialization import ParameterShape
 from hpsearch.training.networks.network import Network
 
-NUM_TRIED_IMAGES = 11  # in the check; a size that layers hardly ever have
-DISTURBANCE = 0.1  # standard deviation of what is added to initial parameters, for scores that begin at 0 tell nothing
+NUM_TRIED_IMAGES = 11  # images in the check; a size that layers hardly ever have
+DISTURBANCE = 0.1  # standard deviation of the noise added to initial parameters: scores that are all 0 show nothing
 
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CustomNetwork(Network):
-    """A module as a network. It is given images of shape [B, 1, height, width] and returns scores [B, classes].
+    """A user's module as a network. The module takes images [B, 1, height, width] and returns scores [B, classes].
 
     Args:
-        module: the skeleton: its own parameters are never used or changed, its constants are.
-        floats_per_image: of its widest intermediate result.
+        factory: builds the module, and draws the initial parameters of each trial.
+        module: the template: its constants are used, its own parameters are neither used nor changed.
+        floats_per_image: size of its widest intermediate result.
     """
 
     factory: ModuleFactory
@@ -50,7 +51,7 @@ class CustomNetwork(Network):
 
     @cached_property
     def parameter_shapes(self) -> dict[str, ParameterShape]:
-        """Shapes and weights; there are no bounds, for the factory itself draws the initial values."""
+        """Every parameter by name. The bounds are 0 and unused, since the factory draws the initial values."""
         parameters = trainable(self.module)
         weights = weight_names(parameters)
         return {
@@ -65,14 +66,14 @@ class CustomNetwork(Network):
     def initial_parameters(
         self, *, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
     ) -> Tensors:
-        """What the factory draws with this seed on the CPU.
+        """The parameters that the factory draws with this seed, on the CPU.
 
         Raises:
-            InputError: the factory builds another architecture or other constants than with other seeds.
+            InputError: with this seed the factory fails, or builds another architecture or other constants.
         """
         module = self.factory.build(seed)
         check_alike(self.factory, self.module, module)
-        # Cloned: nothing forbids a factory to return one and the same module again and again.
+        # Copied, because a factory may return the same module object at every call.
         return {name: value.to(device=device, dtype=dtype, copy=True) for name, value in trainable(module).items()}
 
     def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class CustomNetwork(Network):
         return scores
 
     def _constants_beside(self, parameters: Mapping[str, Tensor]) -> Tensors:
-        """Constants on the parameters' device and, where they are no counts or masks, of their type."""
+        """Constants on the parameters' device; floating-point constants also have the parameters' type."""
         like = next(iter(parameters.values()))
         place = (like.device, like.dtype)
         if place not in self._constants:
@@ -106,7 +107,7 @@ def build_custom_network(model: ModelSettings, image_shape: tuple[int, int], num
     """Import the module's factory, build the module, and check that lanes can train it.
 
     Raises:
-        InputError: they cannot; names model.family and the rule.
+        InputError: the module cannot be imported, built or trained in lanes; names model.family and the rule.
     """
     factory = ModuleFactory.find(model, image_shape, num_classes)
     module = factory.build(0)
@@ -133,7 +134,7 @@ def build_custom_network(model: ModelSettings, image_shape: tuple[int, int], num
 
 
 def check_alike(factory: ModuleFactory, module: nn.Module, other: nn.Module) -> None:
-    """Two modules for different seeds may differ in the values of their parameters only.
+    """Check that two modules built with different seeds differ only in the values of their trainable parameters.
 
     Raises:
         InputError: they differ in something that lanes share.
@@ -152,7 +153,11 @@ def check_alike(factory: ModuleFactory, module: nn.Module, other: nn.Module) -> 
 
 
 def _try_module(factory: ModuleFactory, module: nn.Module, images: Tensor, num_classes: int) -> int:
-    """Run the module on a batch as anybody would; returns the floats per image of its widest result."""
+    """Run the module itself on a batch; returns the floats per image of its widest intermediate result.
+
+    Raises:
+        InputError: forward fails, returns no scores, draws random numbers, or changes a constant.
+    """
     before = {name: value.clone() for name, value in constants(module).items()}
     widest = _WidestResult(len(images))
     with torch.random.fork_rng(devices=[]), widest:
@@ -174,13 +179,18 @@ def _try_module(factory: ModuleFactory, module: nn.Module, images: Tensor, num_c
 
 
 def _try_network(network: CustomNetwork, images: Tensor) -> None:
-    """Score images [B, pixels] in one batch, in two, in evaluation mode, and as lanes."""
+    """Check the scores of images [B, pixels]: whole batch, parts of it, evaluation mode, and lanes.
+
+    Raises:
+        InputError: a parameter has no influence, scores depend on the batch or the mode, or vmap fails.
+    """
     factory, module = network.factory, network.module
     parameters = _disturbed(trainable(module))
     score = partial(_scores_of, network, parameters)
     scores = score(images)
     _check_influence(factory, parameters, scores)
-    for num_first in (2, 1):  # no layer normalises a single image by its batch, and some forget the first dimension
+    # 2 first, since a single image cannot be normalised by its batch; then 1, since some layers drop that dimension.
+    for num_first in (2, 1):
         if not _are_close(scores[:num_first], score(images[:num_first])):
             raise factory.refusal(
                 "an image's scores depend on the other images of its batch, or differ from call to call",
@@ -200,7 +210,7 @@ def _try_network(network: CustomNetwork, images: Tensor) -> None:
 
 
 def _disturbed(parameters: Tensors) -> Tensors:
-    """Leaves near the given parameters: a network whose scores are all 0 at first would tell nothing."""
+    """Leaf tensors near the given parameters: a network whose initial scores are all 0 would pass every check."""
     generator = torch.Generator().manual_seed(0)
     noise = {name: torch.randn(value.shape, generator=generator) for name, value in parameters.items()}
     return {name: (value + DISTURBANCE * noise[name]).requires_grad_() for name, value in parameters.items()}
@@ -224,7 +234,11 @@ def _scores_of(network: CustomNetwork, parameters: Tensors, images: Tensor) -> T
 
 
 def _checked_scores(factory: ModuleFactory, run: Callable[[], Any], shape: list[int], num_classes: int) -> Tensor:
-    """What the module returns for images of this shape, if it is what it should be."""
+    """The scores that `run` returns for images of this shape.
+
+    Raises:
+        InputError: `run` fails, or its result is not a tensor [B, classes].
+    """
     scores = _attempt(factory, f"forward({shape}) failed", run)
     expected = [shape[0], num_classes]
     if not isinstance(scores, Tensor) or list(scores.shape) != expected:
@@ -245,14 +259,14 @@ def _attempt(factory: ModuleFactory, what: str, run: Callable[[], Any]) -> Any:
 
 
 def _are_close(scores: Tensor, others: Tensor) -> bool:
-    """Equal but for rounding, which depends on the number of images."""
+    """Whether scores are equal up to rounding, which depends on the number of images."""
     scale = float(scores.detach().abs().nan_to_num(posinf=0.0).max())
     return torch.allclose(scores, others, rtol=1e-3, atol=1e-4 * scale + 1e-12, equal_nan=True)
 
 
 @final
 class _WidestResult(TorchFunctionMode):
-    """Notes the most numbers per image that a function of torch returns meanwhile."""
+    """Records the largest number of floats per image that a torch function returns while this mode is active."""
 
     def __init__(self, num_images: int) -> None:
         super().__init__()
@@ -264,7 +278,7 @@ class _WidestResult(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in result if isinstance(result, tuple | list) else (result,):
-            # Layers may put the images into any dimension, or several of each image into one.
+            # Layers may move the batch to any dimension, or merge it with another dimension.
             if isinstance(value, Tensor) and any(size % self._num_images == 0 for size in value.shape):
                 self.floats = max(self.floats, value.numel() // self._num_images)
         return result

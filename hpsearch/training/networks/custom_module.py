@@ -1,7 +1,7 @@
-"""A torch.nn.Module of a user's own: find its factory, call it with a seed, and hold what it builds to our rules.
+"""A user's own torch.nn.Module: find its factory, call it with a seed, and check the module that it builds.
 
-`custom_network` makes a network of it and checks what it computes. All that can be wrong here is the user's to put
-right, and is told as an InputError that names `model.family`.
+`custom` makes a network of the module and checks its scores. Every fault found here is in the user's code and is
+raised as an InputError that names `model.family`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from hpsearch.study.settings import ModelSettings
 from hpsearch.training.networks.foreign_code import ForeignExit, foreign_code
 from hpsearch.wording import did_you_mean
 
-_log = logging.getLogger(__name__)  # below the package's own; hpsearch.logs knows Optuna, and this room must not
+# A child of the package's logger: hpsearch.logs imports Optuna, which this package must not import.
+_log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 
@@ -34,10 +35,12 @@ Tensors = dict[str, Tensor]
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModuleFactory:
-    """`function(image_shape=..., num_classes=..., **options)`, which returns a module with fresh parameters.
+    """A user's function(image_shape=..., num_classes=..., **options) that returns a module with fresh parameters.
 
     Args:
-        family: "package.module:name", as messages show it.
+        family: "package.module:name", for messages.
+        function: the callable with this name.
+        arguments: its keyword arguments: image_shape, num_classes and the options of the study.
     """
 
     family: str
@@ -49,21 +52,22 @@ class ModuleFactory:
         """Import the factory that `model.family` names.
 
         Raises:
-            InputError: it cannot be imported, or is nothing that can be called.
+            InputError: it cannot be imported, or is not callable.
         """
         arguments = {"image_shape": image_shape, "num_classes": num_classes, **dict(model.options)}
         return cls(family=model.family, function=_imported(model.family), arguments=arguments)
 
     def build(self, seed: int) -> nn.Module:
-        """Call the factory. What torch draws in it on the CPU depends on the seed and on nothing else.
+        """Call the factory. Random numbers that torch draws on the CPU in it depend on the seed alone.
 
         Raises:
-            InputError: the call fails, or returns no module that lanes can train.
+            InputError: the call fails, or does not return a module that lanes can train.
         """
         with torch.device("cpu"):
             try:
                 with foreign_code(self.family):
-                    torch.default_generator.manual_seed(seed)  # torch.manual_seed for the CPU; it takes the low 32 bits
+                    # As torch.manual_seed, but for the CPU only; it uses the low 32 bits of the seed.
+                    torch.default_generator.manual_seed(seed)
                     module = self.function(**self.arguments)
             except Exception as error:
                 written = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
@@ -81,7 +85,7 @@ class ModuleFactory:
         return InputError(f"model.family {self.family}: {what}", hint=hint)
 
     def failure(self, what: str, error: Exception) -> InputError:
-        """What the user's code raised, and where, on one line; the traceback is logged with --verbose."""
+        """An InputError with the user's exception and its place on one line; --verbose logs the traceback."""
         return _failure(self.family, what, error)
 
     def _check_tensors(self, module: nn.Module) -> None:
@@ -128,23 +132,23 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropo
 
 
 def trainable(module: nn.Module) -> Tensors:
-    """What is trained, by name; a parameter that stands in several places is there once, by its first name."""
+    """The trainable parameters by name. A parameter that is used in several places has its first name only."""
     return {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
 
 
 def constants(module: nn.Module) -> Tensors:
-    """What stays as it is: buffers, and parameters that ask for no gradient."""
+    """The tensors that training does not change: buffers, and parameters that require no gradient."""
     frozen = {name: value.detach() for name, value in module.named_parameters() if not value.requires_grad}
     return {**dict(module.named_buffers()), **frozen}
 
 
 def weight_names(parameters: Mapping[str, Tensor]) -> list[str]:
-    """What lambda_1 and lambda_2 regularise: parameters of two or more dimensions, so no biases, gains or scales."""
+    """The parameters that lambda_1 and lambda_2 regularise: those of two or more dimensions, so no biases or scales."""
     return [name for name, value in parameters.items() if value.dim() >= 2]
 
 
 def difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str | None:
-    """The first name whose tensor is not the same in both, or is in one of them only."""
+    """The first name whose tensor differs or exists in only one of the two; None if there is none."""
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         if name not in ours or name not in theirs or not torch.equal(ours[name], theirs[name]):
             return name
@@ -176,7 +180,7 @@ def _imported(family: str) -> Callable[..., Any]:
             hint=f"run hpsearch in the folder that holds {top}, or name that folder in PYTHONPATH; "
             f"the current folder is {Path.cwd()}",
         ) from error
-    except Exception as error:  # it is the user's code that runs
+    except Exception as error:  # the import runs the user's code
         raise _failure(family, f"importing {module_name} failed", error) from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -188,7 +192,7 @@ def _imported(family: str) -> Callable[..., Any]:
 
 
 def _see_current_folder() -> None:
-    """Look for modules in the current folder too, but last: no file in it takes the place of another module."""
+    """Add the current folder to the end of sys.path: its files cannot shadow other modules."""
     folder = str(Path.cwd())
     if not {"", folder} & set(sys.path):
         sys.path.append(folder)
@@ -218,7 +222,7 @@ def _failure(family: str, what: str, error: Exception) -> InputError:
 
 
 def place_of(error: BaseException) -> str:
-    """` (networks.py:12)`: the innermost line that is neither torch's nor ours nor of the import system."""
+    """` (networks.py:12)`: the innermost line outside torch, hpsearch and the import system; "" if there is none."""
     if isinstance(error, ForeignExit) and error.__cause__ is not None:
         error = error.__cause__
     folders = (Path(torch.__file__).parent, Path(__file__).parents[2], Path(importlib.__file__).parent)

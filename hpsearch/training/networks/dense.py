@@ -20,7 +20,10 @@ from hpsearch.training.networks.network import Network
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DenseLayer:
-    """outputs = activation(inputs @ weight.T + bias); without an activation: the softmax layer's scores."""
+    """outputs = activation(inputs @ weight.T + bias).
+
+    Without an activation the outputs are the scores of the softmax layer.
+    """
 
     name: str
     num_inputs: int
@@ -36,10 +39,11 @@ class DenseLayer:
         return f"{self.name}.bias"
 
     def shapes(self, model: ModelSettings) -> dict[str, ParameterShape]:
-        """[outputs, inputs], as torch.nn.Linear has it. Softmax layers start at 0 (DLT).
+        """Weight [outputs, inputs], as in torch.nn.Linear, and bias [outputs]. Softmax layers start at 0.
 
-        In this order the products of a minibatch with the weights of all lanes run at the rate of large
-        ones; the other order costs a fifth (docs/performance.md).
+        With this order of dimensions the products of a minibatch with the weights of all lanes are as fast as large
+        products; the other order is a fifth slower (docs/performance.md).
+        Source: docs/sources.md, section 2.
         """
         bound = 0.0
         if self.activation is not None:
@@ -53,12 +57,12 @@ class DenseLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseNetwork(Network):
-    """Fully connected layers, one after the other; `lane_steps` knows their gradient by heart."""
+    """A sequence of fully connected layers; `dense_step` has their gradient written out."""
 
     @property
     @abstractmethod
     def layers(self) -> tuple[DenseLayer, ...]:
-        """From the images to the scores."""
+        """The layers, from the images to the scores."""
 
     @cached_property
     def parameter_shapes(self) -> dict[str, ParameterShape]:
@@ -78,7 +82,7 @@ class DenseNetwork(Network):
 
     def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
         num_lanes = parameters[self.layers[0].weight].shape[0]
-        # Shared images are expanded, not copied: every lane's product reads the same minibatch.
+        # Shared images are expanded, not copied: all lanes' products read the same minibatch.
         outputs = images if images.dim() == 3 else images.expand(num_lanes, *images.shape)
         for layer in self.layers:
             weights, bias = parameters[layer.weight], parameters[layer.bias]
@@ -86,7 +90,7 @@ class DenseNetwork(Network):
                 outputs = lane_linear(outputs, weights, bias)
             elif torch.is_grad_enabled():
                 outputs = activate(layer.activation, lane_linear(outputs, weights, bias))
-            else:  # autograd wants its own copies; without it passes over memory are saved
+            else:  # autograd needs its own copies; without it, in-place operations save passes over memory
                 outputs = torch.bmm(outputs, weights.transpose(1, 2))
                 outputs = activate_(layer.activation, outputs, bias=bias.unsqueeze(1))
         return outputs
@@ -100,9 +104,9 @@ def lane_linear(inputs: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Logistic(DenseNetwork):
-    """Logistic regression: softmax over the pixels' weighted sums, initially all 0.
+    """Logistic regression: softmax over weighted sums of the pixels; initial weights are 0.
 
-    Source: DLT, "Classifying MNIST digits using Logistic Regression"; REFERENCE section 2.
+    Source: docs/sources.md, section 2.
     """
 
     @cached_property
@@ -114,9 +118,9 @@ class Logistic(DenseNetwork):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Mlp(DenseNetwork):
-    """Multilayer perceptron with one hidden layer (784 - 500 - 10 in the notes).
+    """Multilayer perceptron with one hidden layer (784 - 500 - 10 in the deeplearning.net tutorial).
 
-    Source: DLT, "Multilayer Perceptron"; REFERENCE section 2.
+    Source: docs/sources.md, section 2.
     """
 
     @cached_property

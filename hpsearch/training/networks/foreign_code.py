@@ -1,7 +1,7 @@
-"""A user's code runs in our process: what it changes there for everybody is put back when it has been called.
+"""Run a user's code in this process, and restore the process-wide state that it may change.
 
-An import may parse the command line, replace signal handlers, turn warnings into errors or change torch's defaults. It
-sees no arguments of ours, and our own code goes on as if it had not been there.
+An import may parse the command line, replace signal handlers, turn warnings into errors or change torch's defaults.
+The user's code does not see our command-line arguments, and its changes do not affect our code afterwards.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 _CUDNN = ("benchmark", "deterministic", "allow_tf32")
 
 
-class ForeignExit(Exception):  # noqa: N818  # no error of ours
-    """A user's code, or argparse for it, has called sys.exit."""
+class ForeignExit(Exception):  # noqa: N818  # not an error of hpsearch
+    """The user's code, or argparse on its behalf, has called sys.exit."""
 
     def __init__(self, error: SystemExit) -> None:
         super().__init__(f"it called sys.exit({'' if error.code is None else repr(error.code)})")
@@ -31,7 +31,7 @@ class ForeignExit(Exception):  # noqa: N818  # no error of ours
 
 @contextlib.contextmanager
 def no_exit() -> Iterator[None]:
-    """A user's code may not end the process: an exit with code 0 would look like work that is done.
+    """Prevent a user's code from ending the process: an exit with code 0 would look like success.
 
     Raises:
         ForeignExit: in place of SystemExit.
@@ -44,10 +44,13 @@ def no_exit() -> Iterator[None]:
 
 @contextlib.contextmanager
 def foreign_code(name: str) -> Iterator[None]:
-    """Run a user's code inside; afterwards the process is as before.
+    """Restore process-wide state after the user's code that runs in this context.
+
+    Restored are warning filters, numpy's error state, torch's CPU random state and defaults, logging, signal handlers,
+    sys.argv, the standard streams and the current folder.
 
     Args:
-        name: what it sees as the program's name, in place of our arguments.
+        name: the program name that the code sees in sys.argv, in place of our arguments.
     Raises:
         ForeignExit: in place of SystemExit.
     """
@@ -63,7 +66,7 @@ def foreign_code(name: str) -> Iterator[None]:
 
 
 def _process() -> Callable[[], None]:
-    argv, streams, folder = sys.argv, (sys.stdout, sys.stderr), os.getcwd()  # noqa: PTH109  # a text, for chdir
+    argv, streams, folder = sys.argv, (sys.stdout, sys.stderr), os.getcwd()  # noqa: PTH109  # a str, for chdir
 
     def put_back() -> None:
         sys.argv = argv
@@ -78,7 +81,7 @@ def _signal_handlers() -> Callable[[], None]:
 
     def put_back() -> None:
         if threading.current_thread() is not threading.main_thread():
-            return  # only the main thread can change them, and so it has not
+            return  # only the main thread can change handlers, so they are unchanged
         for number, handler in handlers.items():
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
@@ -94,7 +97,7 @@ def _logging() -> Callable[[], None]:
         root.handlers[:] = handlers
         root.setLevel(level)
         logging.disable(disabled_level)
-        for name, logger in root.manager.loggerDict.items():  # logging.config.dictConfig disables those that are there
+        for name, logger in root.manager.loggerDict.items():  # logging.config.dictConfig disables existing loggers
             if isinstance(logger, logging.Logger) and name.partition(".")[0] == "hpsearch":
                 logger.disabled = False
 

@@ -1,4 +1,4 @@
-"""Initial weights: how wide to draw them, and drawing them so that every device gets the same numbers."""
+"""Initial weights: the width of their distribution, and drawing them reproducibly on every device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hpsearch.study.settings import Activation, Initialization
 
-SIGMOID_GAIN = 4.0  # DLT, MLP chapter: sigmoid needs 4 times tanh's interval (Glorot & Bengio 2010)
+SIGMOID_GAIN = 4.0  # sigmoid needs 4 times tanh's interval (Glorot & Bengio 2010; docs/sources.md, section 2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +21,7 @@ class ParameterShape:
     """One parameter of a network.
 
     Args:
-        shape: of one trial's tensor (lanes put their number in front).
+        shape: shape of one trial's tensor (stacked tensors have the number of lanes in front).
         bound: initial values are uniform in [-bound, bound]; 0 for biases and softmax layers.
         is_weight: weights are regularised by lambda_1 and lambda_2, biases are not.
     """
@@ -34,10 +34,10 @@ class ParameterShape:
 def weight_bound(activation: Activation, initialization: Initialization, *, fan_in: float, fan_out: float) -> float:
     """Half the width of the interval from which a layer's initial weights are drawn.
 
-    tanh: sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010); sigmoid: 4 times that. ReLU: sqrt(6 / fan_in)
-    (He et al. 2015), since the notes name no rule for it and Glorot's loses half the variance there.
+    tanh: sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010); sigmoid: 4 times this value. ReLU: sqrt(6 / fan_in)
+    (He et al. 2015), since the sources give no rule for it and Glorot's loses half the variance with ReLU.
     "lecun" is 1 / sqrt(fan_in) for every activation (LeCun 1998).
-    Source: REFERENCE section 2, "Initial weights".
+    Source: docs/sources.md, section 2.
     """
     if initialization == "lecun":
         return 1.0 / math.sqrt(fan_in)
@@ -55,8 +55,8 @@ def draw_parameters(
 ) -> dict[str, Tensor]:
     """Draw one trial's initial parameters.
 
-    They are drawn on the host in float64 and then rounded: the same seed gives the same numbers on any
-    device, and float32 and float64 trials start at the same point.
+    They are drawn on the host in float64 and then converted: the same seed gives the same numbers on any device, and
+    float32 and float64 trials start from the same weights.
     """
     generator = np.random.default_rng(seed)  # torch's CPU generator would use only the seed's low 32 bits
     parameters = {}
@@ -71,6 +71,6 @@ def draw_parameters(
 def _uniform(generator: np.random.Generator, parameter: ParameterShape) -> NDArray[np.float64]:
     if len(parameter.shape) != 2:
         return generator.uniform(-parameter.bound, parameter.bound, size=parameter.shape)
-    # Dense weights are drawn in the notes' order (x W: input by input) and kept output by output.
+    # Dense weights are drawn in the order of the formula x W (input by input) and stored output by output.
     drawn = generator.uniform(-parameter.bound, parameter.bound, size=parameter.shape[::-1])
     return np.ascontiguousarray(drawn.T)

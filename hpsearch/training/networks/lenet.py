@@ -1,4 +1,4 @@
-"""LeNet, the notes' convolutional network, and the convolution and pooling that it is made of."""
+"""LeNet, a convolutional network, and its convolution and pooling operations."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hpsearch.training.networks.initialization import ParameterShape, weight_bou
 from hpsearch.training.networks.network import Network
 
 KERNEL_SIZE = 5  # both convolutions are 5x5
-POOL_SIZE = 2  # and both max-pools 2x2
+POOL_SIZE = 2  # both max-pools are 2x2
 
 
 def convolve(images: Tensor, kernels: Tensor, *, groups: int = 1) -> Tensor:
-    """Slide every kernel over the images, without padding.
+    """Cross-correlate the images with every kernel, without padding.
 
-    Theano's operator flips the kernels and this one doesn't, which makes no difference to kernels that are
+    Theano's operator flips the kernels and this one does not. The difference does not matter for kernels that are
     drawn at random and learned.
 
     Args:
@@ -32,27 +32,27 @@ def convolve(images: Tensor, kernels: Tensor, *, groups: int = 1) -> Tensor:
         kernels: [kernels, maps / groups, kernel height, kernel width].
     Returns:
         [B, kernels, height - kernel height + 1, width - kernel width + 1].
-    Source: DLT, "Convolutional Neural Networks (LeNet)", "The Convolution Operator".
+    Source: docs/sources.md, section 2.
     """
     return functional.conv2d(images, kernels, groups=groups)
 
 
 def max_pool(images: Tensor) -> Tensor:
-    """Keep the largest of every 2x2 pixels; an odd last row or column is ignored (DLT's ignore_border)."""
+    """Keep the largest of every 2x2 pixels; an odd last row or column is ignored (docs/sources.md, section 2)."""
     return functional.max_pool2d(images, kernel_size=POOL_SIZE)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class LeNet(Network):
-    """Two convolutions with max-pools, a dense layer, a softmax layer.
+    """Two convolutions with max-pools, a dense layer and a softmax layer.
 
-    Each convolution is followed by its pool, and only then by bias and activation: the pool then passes a
-    quarter of the numbers on to them, and the maximum is the same either way.
+    Bias and activation follow the pool instead of the convolution: they then process a quarter of the numbers, and the
+    result is the same.
 
     Raises:
         InputError: the images have no pixel left after the second pool.
-    Source: DLT, "Convolutional Neural Networks (LeNet)"; REFERENCE section 2.
+    Source: docs/sources.md, section 2.
     """
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class LeNet(Network):
     @cached_property
     def dense_layers(self) -> tuple[DenseLayer, DenseLayer]:
         height, width = self.pooled_shapes[1]
-        num_features = self.model.kernels[1] * height * width  # 50 * 4 * 4 = 800 in the notes
+        num_features = self.model.kernels[1] * height * width  # 50 * 4 * 4 = 800 in the deeplearning.net tutorial
         units = self.model.hidden_units
         hidden = DenseLayer(name="hidden", num_inputs=num_features, num_outputs=units, activation=self.model.activation)
         scores = DenseLayer(name="output", num_inputs=units, num_outputs=self.num_classes, activation=None)
@@ -93,7 +93,7 @@ class LeNet(Network):
             self.model.activation,
             self.model.initialization,
             fan_in=num_maps * area,
-            fan_out=num_kernels * area / POOL_SIZE**2,  # DLT: a pool passes one in four of its inputs on
+            fan_out=num_kernels * area / POOL_SIZE**2,  # divided by the pool's size: docs/sources.md, section 2
         )
         shape = (num_kernels, num_maps, KERNEL_SIZE, KERNEL_SIZE)
         return {
@@ -108,7 +108,7 @@ class LeNet(Network):
         return max(self.model.kernels[0] * convolved, self.model.hidden_units)
 
     def prefers_single_lanes(self, device: torch.device) -> bool:
-        """A CPU convolves no faster for many lanes than for one, whose results are still in its cache."""
+        """True on a CPU: many lanes together are no faster than one, whose results stay in the cache."""
         return device.type == "cpu"
 
     def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class LeNet(Network):
         for name in ("conv1", "conv2"):
             pooled = max_pool(convolve(maps, parameters[f"{name}.weight"]))
             biases = parameters[f"{name}.bias"].reshape(1, -1, 1, 1)
-            # In the precision of the maps: under autocast a sum with float32 would be float32 from here on.
+            # Cast the biases to the maps' type: under autocast a sum with float32 would make all later maps float32.
             maps = activate(self.model.activation, pooled + biases.to(pooled.dtype))
         hidden, scores = self.dense_layers
         features = maps.flatten(start_dim=1)  # [B, 800]
@@ -126,9 +126,8 @@ class LeNet(Network):
 
     def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
         num_lanes = parameters["conv1.weight"].shape[0]
-        # Lanes lie side by side as feature maps. On shared images the first convolution is one ordinary
-        # convolution with the kernels of all lanes; the second is grouped: each lane's kernels see their own
-        # lane's maps only.
+        # The lanes' feature maps are concatenated. On shared images the first convolution is one ordinary convolution
+        # with the kernels of all lanes. The second one is grouped: each lane's kernels see only that lane's maps.
         if images.dim() == 2:
             maps, groups = images.reshape(-1, 1, *self.image_shape), 1
         else:
@@ -150,13 +149,13 @@ class LeNet(Network):
 
 
 def _fast_layout(maps: Tensor) -> Tensor:
-    """The same numbers in the memory order in which this device convolves fastest.
+    """Convert maps to the memory layout in which this device convolves fastest.
 
-    On a CPU the maps of one pixel lie side by side (channels last): LeNet's epoch takes about half the time.
+    On a CPU this is channels last: the maps of one pixel are adjacent. LeNet's epoch then takes about half the time.
     """
     if maps.device.type != "cpu":
         return maps
-    # Not `contiguous`: with a single map it sees nothing to do, keeps the strides, and the gain is lost.
+    # Not `contiguous`: with a single map it does nothing and keeps the strides, and the gain is lost.
     return maps.to(memory_format=torch.channels_last)
 
 

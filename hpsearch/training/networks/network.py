@@ -1,6 +1,6 @@
-"""What every network is: a description, whose parameters are a dict of tensors that others own.
+"""The interface of all networks: a stateless description; the caller owns the parameters as a dict of tensors.
 
-`logits` is one trial's forward pass, written to be read; `lane_logits` is that of many trials at once, whose
+`logits` is the readable forward pass of one trial. `lane_logits` is the forward pass of many trials at once, whose
 parameters are stacked: [L, ...].
 """
 
@@ -20,7 +20,7 @@ from hpsearch.training.networks.initialization import ParameterShape, draw_param
 
 @dataclass(frozen=True, kw_only=True)
 class Network(ABC):
-    """A family of functions from images to class scores.
+    """An architecture that maps images to class scores, for given parameters.
 
     Args:
         image_shape: height and width in pixels.
@@ -38,7 +38,7 @@ class Network(ABC):
     @property
     @abstractmethod
     def widest_activation(self) -> int:
-        """Floats of the largest intermediate result per image: what bounds the memory of an evaluation."""
+        """Floats per image of the largest intermediate result; determines how many images are evaluated at once."""
 
     @abstractmethod
     def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Network(ABC):
         """
 
     def prefers_single_lanes(self, device: torch.device) -> bool:
-        """Whether this device computes one lane after the other faster than all of them together."""
+        """Whether this device is faster with one lane after the other than with all lanes together."""
         return False
 
     @cached_property

@@ -1,9 +1,10 @@
-"""Hidden layers of different width in one cohort: the narrow ones are filled up with units that do nothing.
+"""Padding: hidden layers of different width in one cohort. Narrow layers are padded with units that have no effect.
 
-A filling unit has weights of 0 into it and out of it. tanh and ReLU give 0 for it, and a sigmoid does with a
-bias that its unit cannot come back from. So it adds 0 to every score, and its gradients are 0 as well: those
-of its outgoing weights for its output is 0, those of its incoming ones for its outgoing weights are. L1, L2,
-momentum and Adam leave a weight of 0 without gradient at 0. A trial's numbers are those of its own network.
+All incoming and outgoing weights of a padding unit are 0. Its output is 0 with tanh and ReLU, and also with a sigmoid
+whose bias is so low that it never recovers. The unit therefore adds 0 to every score. Its gradients are 0 as well: the
+gradients of its outgoing weights because its output is 0, and those of its incoming weights because its outgoing
+weights are 0. L1, L2, momentum and Adam keep a weight of 0 with a gradient of 0 at 0. A trial's results are the same
+as without padding.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from hpsearch.study.settings import ModelSettings
 from hpsearch.training.networks.network import Network
 
 PADDED_FAMILIES = ("mlp", "cnn")
-SMALLEST_CLASS = 32  # units; below this a hidden layer costs launches, not arithmetic
-CLASS_RATIO = 4  # a lane costs at most so many times its own arithmetic
+SMALLEST_CLASS = 32  # units; narrower layers are bound by kernel launches, not by arithmetic
+CLASS_RATIO = 4  # a lane costs at most this many times the arithmetic of its own network
 SIGMOID_OFF = -1e30  # sigmoid of this is 0 exactly, in every precision
 
 
 def cohort_model(model: ModelSettings) -> ModelSettings:
-    """What the models of a cohort have in common: equal for models that can train side by side.
+    """The model of a cohort: equal for all models that can train in one cohort.
 
-    Widths share a cohort up to the next of 32, 128, 512, 2048 ... units. How the initial weights are drawn
-    does not matter any more once they are drawn.
+    The width is rounded up to the next of 32, 128, 512, 2048 ... units. The initialization is set to a fixed value,
+    since it does not matter after the weights are drawn.
     """
     if model.family not in PADDED_FAMILIES:
         return model
@@ -37,12 +38,12 @@ def cohort_model(model: ModelSettings) -> ModelSettings:
 
 
 def fit(tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
-    """Bring parameters or optimizer state, of one trial or stacked, to the widths of another network.
+    """Resize parameters or optimizer state, of one trial or stacked, to the widths of another network.
 
-    Wider is filled up, narrower is cut: nothing is lost as long as what is cut off was filling.
+    Narrower tensors are padded, wider ones are cut; cutting loses nothing as long as it removes only padding.
 
     Args:
-        tensors: by parameter name, or by parameter name, a slash and more; others are left alone.
+        tensors: keyed by parameter name, or by parameter name and a suffix after a slash; others are unchanged.
     """
     return {name: _resized(name, value, network) for name, value in tensors.items()}
 
