@@ -260,7 +260,7 @@ import io, sys
 import hpsearch, psycopg2
 study = hpsearch.load("small", sys.argv[1])
 print(study.summary.points.total)
-connection = psycopg2.connect(sys.argv[1])
+connection = psycopg2.connect(sys.argv[1].replace("+psycopg2", ""))
 file = io.StringIO()
 connection.cursor().copy_expert("COPY (SELECT 1) TO STDOUT", file)
 print(file.getvalue())

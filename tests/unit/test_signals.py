@@ -18,7 +18,7 @@ from hpsearch.signals import StopSignal, WorkerStopped
 # Signalled before each instruction of a wait in turn; prints how many there were.
 WAITER = """
 import signal, sys, threading
-from hpsearch.service import signals
+from hpsearch import signals
 from hpsearch.signals import StopSignal
 
 def signal_at(place):
@@ -49,7 +49,7 @@ print(places)
 # Trains for ever; when stopped, says so and cleans up for ever.
 WORKER = """
 import signal, sys
-from hpsearch.service import signals
+from hpsearch import signals
 from hpsearch.signals import StopSignal, WorkerStopped
 signals.EPOCH_GRACE_SECONDS = 0.2
 stop = StopSignal().install()

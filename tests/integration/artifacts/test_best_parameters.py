@@ -39,7 +39,7 @@ METADATA = {"study": "a", "settings": '{"x": 1}'}
 KILLED_BEFORE_THE_RENAME = """
 import io, os, signal, sys
 from pathlib import Path
-from hpsearch.service import artifact_store
+from hpsearch.artifacts import store as artifact_store
 artifact_store.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
 artifact_store.FolderStore(Path(sys.argv[1])).write("model", io.BytesIO(b"new" * 1000))
 """

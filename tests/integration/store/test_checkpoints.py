@@ -452,7 +452,7 @@ def test_bucket_that_lost_a_checkpoint_is_named(
 # Saves epoch 2 over epoch 1 as worker 1 and is killed: argv = URL, study, trial, folder, moment.
 KILLED_WHILE_SAVING = """
 import os, signal, sys
-from hpsearch.service import artifact_store
+from hpsearch.artifacts import store as artifact_store
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.store.checkpoints import Checkpoints
 from hpsearch.store.connection.database import open_database

@@ -15,6 +15,7 @@ import pytest
 from hpsearch.errors import ArtifactError
 from hpsearch.launch.ray_worker import RayWorker
 from hpsearch.launch.supervisor import WorkerCommand
+from hpsearch.worker.options import WorkerOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +39,8 @@ def worker(folder: Path, program: str, **environment: str) -> RayWorker:
     command = FakeCommand(
         study_name="s",
         storage_url=None,
-        device="cpu",
+        options=WorkerOptions(device="cpu", lanes=1, artifacts=str(folder)),
         num_workers=1,
-        lanes="1",
-        artifacts=str(folder),
         threads=1,
         log_folder=Path("/of/another/machine"),
         program=program,

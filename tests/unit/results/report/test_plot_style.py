@@ -82,7 +82,7 @@ def test_every_colour_can_be_read_on_white(name: str) -> None:
 
 @pytest.mark.parametrize("name", COLOURS)
 def test_page_and_plots_have_the_same_colours(name: str) -> None:
-    style = files("hpsearch.results").joinpath("report.css").read_text()
+    style = files("hpsearch.results.report").joinpath("report.css").read_text()
     (colour,) = re.findall(rf"--{name.lower()}: (#\w+);", style)
     assert colour == getattr(plot_style, name)
 
