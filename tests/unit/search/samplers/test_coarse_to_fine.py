@@ -13,7 +13,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search.samplers.coarse_to_fine import (
-    POINT_ATTRIBUTE,
+    COARSE_POINT_ATTRIBUTE,
     ROUND_ATTRIBUTE,
     CoarseToFineSampler,
 )
@@ -154,7 +154,7 @@ def test_who_asks_when_all_points_are_being_run_gets_the_oldest_again() -> None:
     study = optuna.create_study(sampler=CoarseToFineSampler({"lr": RATES}))
     for _ in range(6):
         study.ask()
-    assert [trial.system_attrs[POINT_ATTRIBUTE]["lr"] for trial in study.trials] == [
+    assert [trial.system_attrs[COARSE_POINT_ATTRIBUTE]["lr"] for trial in study.trials] == [
         0.1,
         0.01,
         0.001,
