@@ -25,8 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from hpsearch.launch.processors import usable_processors
-
+from hpsearch.device.processors import usable_processors
 from hpsearch.errors import InputError
 from hpsearch.logs import LogFormat, configure_logging, get_logger, log_final_error
 
@@ -181,11 +180,12 @@ def check_settings(environment: Mapping[str, str]) -> None:
         if data and not any(DATA_FOLDER.iterdir()):
             hint = "Docker makes a missing folder, as root's: correct HPSEARCH_DATA in .env"
             raise SettingError(f"HPSEARCH_DATA is set to {data}, which has no data", hint)
-    from hpsearch.cli.options import parse_lanes, parse_metrics
+    from hpsearch.worker.options import MetricsAddress, parse_lanes
 
     try:
         parse_lanes(environment.get("HPSEARCH_LANES") or "auto")
-        parse_metrics(environment.get("HPSEARCH_METRICS"))
+        if metrics := environment.get("HPSEARCH_METRICS"):
+            MetricsAddress.parse(metrics)
     except InputError as error:
         message = str(error).replace("--lanes", "HPSEARCH_LANES").replace("--metrics", "HPSEARCH_METRICS")
         raise SettingError(message, error.hint or "correct it in .env") from None
