@@ -679,7 +679,7 @@ def test_point_that_is_given_up_leaves_nothing(workers: Workers, folder: Artifac
 def test_save_under_way_while_its_trial_is_counted_is_discarded_with_it(
     workers: Workers, folder: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its statement saw the point uncounted; the row appears when the trial has long been finished."""
+    """Its statement saw the point uncounted. Counting waits for it, or the row would appear after the discard."""
     (ledger,) = workers(1, points=1)
     (claim,) = ledger.claim(1)
     checkpoints = Checkpoints(ledger, folder)
@@ -700,13 +700,15 @@ def test_save_under_way_while_its_trial_is_counted_is_discarded_with_it(
     thread = threading.Thread(target=checkpoints.save, args=({claim.trial_id: (1, b"x")},))
     thread.start()
     assert is_saving.wait(240)
-    complete(ledger, claim.trial_id)
-    discarding = threading.Thread(target=checkpoints.discard, args=([claim.trial_id],))
-    discarding.start()
-    discarding.join(0.3)  # it has to wait; were it to go on, it would find nothing
+    counting = threading.Thread(target=complete, args=(ledger, claim.trial_id))
+    counting.start()
+    counting.join(0.3)
+    assert counting.is_alive()
     may_commit.set()
     thread.join(240)
-    discarding.join(240)
+    counting.join(240)
+    assert rows_of(ledger) != []
+    checkpoints.discard([claim.trial_id])
     assert (rows_of(ledger), files_of(folder)) == ([], {})
 
 
