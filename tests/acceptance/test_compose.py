@@ -66,7 +66,10 @@ class Stack:
         options = ["--project-name", self.name, "--project-directory", str(ROOT), "--env-file", str(no_env_file)]
         self.command = [*command, *options, *named]
         user = {key: value for key, value in os.environ.items() if not key.startswith(OUR_SETTINGS)}
-        self.environment = {**user, "HPSEARCH_IMAGE": IMAGE, "DASHBOARD_PORT": "0", **settings}
+        # Compose 1.29 has another builder, whose image differs: under one name, a build beside a running stack of the
+        # other version would have `up` make its containers anew.
+        image = IMAGE if command == compose_v2() else f"{IMAGE}-1.29"
+        self.environment = {**user, "HPSEARCH_IMAGE": image, "DASHBOARD_PORT": "0", **settings}
 
     def __call__(self, *arguments: str, **settings: str) -> str:
         """Run a command of Compose to its end; returns its stdout."""
