@@ -25,7 +25,7 @@ from sqlalchemy import URL
 pytestmark = [pytest.mark.acceptance, pytest.mark.docker, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
-IMAGE = "hpsearch:test"  # stays there: the next build is quick
+OLD_COMPOSE_IMAGE = "hpsearch:test-1.29"  # stays there: its builder takes the next one from it
 OUR_SETTINGS = ("HPSEARCH_", "STUDY", "WORKER", "DATABASE_", "DASHBOARD_", "POSTGRES_", "COMPOSE_", "TORCH_")
 PASSWORD = "database_password"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -66,10 +66,10 @@ class Stack:
         options = ["--project-name", self.name, "--project-directory", str(ROOT), "--env-file", str(no_env_file)]
         self.command = [*command, *options, *named]
         user = {key: value for key, value in os.environ.items() if not key.startswith(OUR_SETTINGS)}
-        # Compose 1.29 has another builder, whose image differs: under one name, a build beside a running stack of the
-        # other version would have `up` make its containers anew.
-        image = IMAGE if command == compose_v2() else f"{IMAGE}-1.29"
-        self.environment = {**user, "HPSEARCH_IMAGE": image, "DASHBOARD_PORT": "0", **settings}
+        # Compose labels an image with its project: under one name, a test that builds beside this one would have `up`
+        # make this one's containers anew.
+        self.image = f"hpsearch:{self.name}" if command == compose_v2() else OLD_COMPOSE_IMAGE
+        self.environment = {**user, "HPSEARCH_IMAGE": self.image, "DASHBOARD_PORT": "0", **settings}
 
     def __call__(self, *arguments: str, **settings: str) -> str:
         """Run a command of Compose to its end; returns its stdout."""
@@ -108,6 +108,8 @@ def running(stack: Stack) -> Iterator[Stack]:
         raise
     finally:
         stack("down", "--volumes", "--remove-orphans")
+        if stack.image != OLD_COMPOSE_IMAGE:
+            subprocess.run(["docker", "image", "rm", stack.image], capture_output=True, check=False)
 
 
 def docker(*arguments: str) -> str:
@@ -121,11 +123,11 @@ def inspect(container: str) -> dict[str, Any]:
     return dict(found)
 
 
-def kill_own_process(container: str) -> None:
+def kill_own_process(container: str, image: str) -> None:
     """SIGKILL as the kernel sends it when memory runs out: after `docker kill` an engine restarts nothing."""
     pid = inspect(container)["State"]["Pid"]
     kill = f"import os; os.kill({pid}, 9)"
-    docker("run", "--rm", "--pid=host", "--user=0", "--entrypoint=python", IMAGE, "-c", kill)
+    docker("run", "--rm", "--pid=host", "--user=0", "--entrypoint=python", image, "-c", kill)
 
 
 def wait_for(what: str, is_there: Callable[[], bool], seconds: float = 600) -> None:
@@ -207,7 +209,7 @@ def test_a_study_is_counted_once_whatever_is_done_to_its_containers(engine: None
         assert "given back" in stack.logs()
         docker("start", first)
 
-        kill_own_process(second)
+        kill_own_process(second, stack.image)
         wait_for("the killed worker comes back", lambda: inspect(second)["RestartCount"] == 1)
         with running(_worker_of_another_host(stack, password, tmp_path)) as elsewhere:
             elsewhere("up", "--detach")
@@ -354,6 +356,7 @@ def _worker_of_another_host(stack: Stack, password: str, folder: Path) -> Stack:
     settings = {
         **study_settings(),
         "STUDY": "composed",
+        "HPSEARCH_IMAGE": stack.image,
         "HPSEARCH_PASSWORD_FILE": str(password_file),
         "HPSEARCH_STORAGE": f"postgresql://hpsearch@{stack.address('db', 5432)}/hpsearch",
     }
