@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, json_to_distribution
 
 from hpsearch.errors import StorageError
 
+ARTIFACT_RECORD_PREFIX = "artifacts:"  # of the system attributes in which Optuna stores its artifact records
 _LARGEST = sys.float_info.max  # NaN is not in this range either
 _MOST_SHOWN = 60  # characters of a wrong value
 

@@ -24,11 +24,10 @@ from optuna.trial import FrozenTrial
 
 from hpsearch.artifacts.store import ArtifactStore, open_store
 from hpsearch.errors import ArtifactError
-from hpsearch.stored_json import parse_stored_object
+from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX, parse_stored_object
 from hpsearch.training.tensor_file import save_arrays, with_checksum
 
 PARAMETERS_FILE = "parameters.safetensors"
-RECORD_PREFIX = "artifacts:"  # of the system attributes in which Optuna stores its artifact records
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Artifacts:
             encoding=None,
         )
         try:
-            storage.set_trial_system_attr(trial_id, RECORD_PREFIX + artifact_id, json.dumps(asdict(record)))
+            storage.set_trial_system_attr(trial_id, ARTIFACT_RECORD_PREFIX + artifact_id, json.dumps(asdict(record)))
         except (UpdateFinishedTrialError, KeyError) as error:  # KeyError: another program has deleted the trial
             with contextlib.suppress(OSError, ArtifactNotFound):
                 self.store.remove(artifact_id)  # no record names it
@@ -89,7 +88,7 @@ class Artifacts:
         earlier, because a trial that has ended accepts no records.
         """
         for key, value in reversed(trial.system_attrs.items()):
-            if key.startswith(RECORD_PREFIX):
+            if key.startswith(ARTIFACT_RECORD_PREFIX):
                 place = f"table trial_system_attributes, key {key}"
                 record = parse_stored_object(value, f"trial {trial.number}", place, ("filename", "artifact_id"))
                 if record["filename"] == PARAMETERS_FILE:

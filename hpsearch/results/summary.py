@@ -20,10 +20,10 @@ from hpsearch.home import log_folder
 from hpsearch.results.trial_summary import TrialRows, TrialSummary, select_trials, trials_from
 from hpsearch.results.vault.intents import Intents, VaultIntent, describe_intents, select_intents
 from hpsearch.results.vault.record import Openings, VaultRecord, describe_openings, select_openings
-from hpsearch.store.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.foreign_endings import FAIL_REASON_ATTRIBUTE, FOREIGN_STATE_ATTRIBUTE
+from hpsearch.store.rows.points import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.rows.round_rows import StoredRound, has_ended, read_rounds
 from hpsearch.store.rows.widening import num_lost_points
 from hpsearch.store.studies import StoredStudy, load_study

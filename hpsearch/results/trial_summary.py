@@ -16,15 +16,20 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Row, text
 
-from hpsearch.artifacts.best_parameters import RECORD_PREFIX
-from hpsearch.store.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.rows.foreign_endings import (
     ENDED_OUTSIDE,
     FOREIGN_VALUES,
     foreign_attributes,
 )
-from hpsearch.store.rows.points import NLL_ATTRIBUTE, POINT_ATTRIBUTE
-from hpsearch.stored_json import Kind, check_kind, external_value, parse_stored, parse_stored_distribution
+from hpsearch.store.rows.points import NLL_ATTRIBUTE, POINT_ATTRIBUTE, RESUMED_AT_ATTRIBUTE
+from hpsearch.stored_json import (
+    ARTIFACT_RECORD_PREFIX,
+    Kind,
+    check_kind,
+    external_value,
+    parse_stored,
+    parse_stored_distribution,
+)
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import ParameterValue, without_zero_switches
 
@@ -143,7 +148,7 @@ class TrialRows:
 
 def select_trials(connection: Connection, study_id: int, *, with_curves: bool) -> TrialRows:
     """Read all trials of a study. One statement, two with curves."""
-    values = {"study": study_id, "record": f"{RECORD_PREFIX}%", "point_key": POINT_ATTRIBUTE}
+    values = {"study": study_id, "record": f"{ARTIFACT_RECORD_PREFIX}%", "point_key": POINT_ATTRIBUTE}
     rows = connection.execute(_TRIALS, values).all()
     curves = connection.execute(_CURVES, values) if with_curves else ()
     ours = [row for row in rows if not row.is_foreign]

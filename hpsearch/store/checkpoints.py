@@ -31,13 +31,13 @@ from hpsearch.artifacts.best_parameters import Artifacts
 from hpsearch.logs import get_logger
 from hpsearch.store import checkpoints_sql as statements
 from hpsearch.store.claims.ledger import Ledger
+from hpsearch.store.rows.points import RESUMED_AT_ATTRIBUTE
 
 _log = get_logger("checkpoints")
 T = TypeVar("T")
 
 CHECKPOINT_PREFIX = "checkpoint-"  # of the file names
 RESUMED_FROM_ATTRIBUTE = "resumed_from_trial"  # user attributes of a resumed trial
-RESUMED_AT_ATTRIBUTE = "resumed_at_epoch"
 
 
 @dataclass(frozen=True, kw_only=True)

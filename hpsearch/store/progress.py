@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from hpsearch.store.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.claims.ledger import Ledger, PointCounts
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.points import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.rows.round_rows import StoredRound, has_ended, read_rounds
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy
 import optuna
-from optuna.study import StudyDirection
 from pydantic import ValidationError
 from sqlalchemy import Connection, exists, func, insert, select, text, update
 
@@ -376,9 +375,7 @@ def _insert_study(
     study_id: int = connection.execute(
         insert(tables.studies).values(study_name=definition.name).returning(tables.studies.c.study_id)
     ).scalar_one()
-    connection.execute(
-        insert(tables.study_directions).values(study_id=study_id, direction=StudyDirection.MINIMIZE, objective=0)
-    )
+    connection.execute(insert(tables.study_directions).values(study_id=study_id, direction="MINIMIZE", objective=0))
     attributes = {
         DEFINITION_ATTRIBUTE: definition.canonical_json(),
         CHECKSUMS_ATTRIBUTE: dict(checksums),

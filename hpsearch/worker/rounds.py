@@ -22,11 +22,18 @@ from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.narrowing.closed_round import Finished, FinishReason, KnownPoint, NarrowingState, Round
 from hpsearch.search.significance import SIGNIFICANCE_LEVEL, discordant, mcnemar_p_value, proportions_differ
-from hpsearch.store.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.correct_images import read_correctness
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
-from hpsearch.store.rows.points import CohortOf, StoredPoint, add_points, narrowing_of, point_key, read_points
+from hpsearch.store.rows.points import (
+    RESUMED_AT_ATTRIBUTE,
+    CohortOf,
+    StoredPoint,
+    add_points,
+    narrowing_of,
+    point_key,
+    read_points,
+)
 from hpsearch.store.rows.round_rows import (
     StoredRound,
     damaged_state,

@@ -13,12 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
 from sqlalchemy import event
 from sqlalchemy.exc import DataError, DBAPIError
 from tenacity import (
@@ -47,8 +46,11 @@ from hpsearch.store.connection.refusals import (
     refusal_error,
     refusal_of,
 )
-from hpsearch.store.connection.schema import create_schema
+from hpsearch.store.connection.schema import prepare_schema
 from hpsearch.wording import first_line
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
 
 _log = get_logger("database")
 T = TypeVar("T")
@@ -74,7 +76,7 @@ class Database:
 
     Args:
         engine: connections for hpsearch's own statements; sessions run in UTC.
-        storage: the same database as Optuna sees it.
+        optuna_storage: the same database as Optuna sees it, opened at the first call.
         outage_seconds: how long workers continue to train, and calls are retried, while the database is away.
         patience_seconds: how long `transaction` retries; None: `outage_seconds`.
         answer_seconds: how long `transaction` waits for one answer before it gives the connection up; the limit
@@ -86,7 +88,7 @@ class Database:
     """
 
     engine: sqlalchemy.Engine
-    storage: RDBStorage
+    optuna_storage: OptunaStorage
     url: sqlalchemy.URL
     outage_seconds: float = DEFAULT_OUTAGE_SECONDS
     patience_seconds: float | None = None
@@ -103,6 +105,11 @@ class Database:
         server hangs.
         """
         return replace(self, patience_seconds=0.0, answer_seconds=BRIEF_ANSWER_SECONDS)
+
+    @property
+    def storage(self) -> RDBStorage:
+        """The same database as Optuna sees it."""
+        return self.optuna_storage()
 
     @property
     def address(self) -> str:
@@ -213,9 +220,46 @@ class Database:
 
     def close(self) -> None:
         """Close all connections."""
-        self.storage.remove_session()
-        self.storage.engine.dispose()
+        self.optuna_storage.close()
         self.engine.dispose()
+
+
+class OptunaStorage:
+    """Optuna's storage, opened at the first call: it takes half a second to load, and few commands need it.
+
+    Args:
+        options: for its engine.
+    """
+
+    def __init__(self, url: sqlalchemy.URL, options: dict[str, Any]) -> None:
+        self._url = url
+        self._options = options
+        self._lock = threading.Lock()
+        self._storage: RDBStorage | None = None
+
+    def __call__(self) -> RDBStorage:
+        """Return the storage.
+
+        Raises:
+            StorageError: the installed Optuna writes other tables than this hpsearch.
+        """
+        from hpsearch.store.connection.study_storage import open_study_storage
+
+        with self._lock:
+            if self._storage is None:
+                storage = open_study_storage(self._url, self._options)
+                event.listen(storage.engine, "connect", _set_up_session)
+                storage.engine.dispose()  # its first connection was made before
+                self._storage = storage
+            return self._storage
+
+    def close(self) -> None:
+        """Close its connections; the next call opens it again."""
+        with self._lock:
+            if self._storage is not None:
+                self._storage.remove_session()
+                self._storage.engine.dispose()
+                self._storage = None
 
 
 @contextlib.contextmanager
@@ -251,20 +295,27 @@ def open_database(
     logging.getLogger(_POOL_LOGGER).addFilter(_is_error)  # adding it a second time has no effect
     engine = sqlalchemy.create_engine(url, **options)
     event.listen(engine, "connect", _set_up_session)
+    optuna_storage = OptunaStorage(url, options)
     try:
-        storage, is_read_only = _connect(engine, url, wait_seconds, options)
-        event.listen(storage.engine, "connect", _set_up_session)
-        storage.engine.dispose()  # its first connection was made before
+        is_read_only = _connect(engine, optuna_storage, wait_seconds, options)
     except (DBAPIError, StorageInternalError) as error:
         engine.dispose()
+        optuna_storage.close()
         refusal = refusal_of(error)
         if refusal is None:
             raise
         raise refusal_error(refusal, error, url, describe_address(url)) from error
     except BaseException:
         engine.dispose()
+        optuna_storage.close()
         raise
-    return Database(engine=engine, storage=storage, url=url, outage_seconds=outage_seconds, was_read_only=is_read_only)
+    return Database(
+        engine=engine,
+        optuna_storage=optuna_storage,
+        url=url,
+        outage_seconds=outage_seconds,
+        was_read_only=is_read_only,
+    )
 
 
 def _engine_options(url: sqlalchemy.URL, *, is_embedded: bool) -> dict[str, Any]:
@@ -316,21 +367,22 @@ def _set_up_session(connection: Any, record: object) -> None:
 
 
 def _connect(
-    engine: sqlalchemy.Engine, url: sqlalchemy.URL, wait_seconds: float, options: dict[str, Any]
-) -> tuple[RDBStorage, bool]:
+    engine: sqlalchemy.Engine, optuna_storage: OptunaStorage, wait_seconds: float, options: dict[str, Any]
+) -> bool:
     """Make the first connection and create the tables; wait for a server that does not answer or is restarting.
 
     Returns:
-        Optuna's storage, and whether the database is read-only.
+        Whether the database is read-only.
     """
     started = time.monotonic()
-    attempts = 0
+    attempts, url = 0, engine.url
     address = describe_address(url)
     while True:
         attempts += 1
         try:
             is_read_only = check_sessions(url, options, address)
-            return create_schema(engine, address, options), is_read_only
+            prepare_schema(engine, address, optuna_storage)
+            return is_read_only
         except (DBAPIError, StorageInternalError) as error:
             refusal = refusal_of(error)
             if refusal is None or not refusal.is_transient:

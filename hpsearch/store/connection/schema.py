@@ -1,28 +1,30 @@
 """The schema of the study database: creates missing tables, upgrades older versions, refuses unknown ones.
 
-An upgrade only adds tables. It therefore takes a moment whatever the database holds, and active workers of the older
-version finish their study beside newer ones; workers that start after the upgrade must be of the newer version.
+Optuna's storage is loaded only if a table is missing or has another version. An upgrade only adds tables. It therefore
+takes a moment whatever the database holds, and active workers of the older version finish their study beside newer
+ones; workers that start after the upgrade must be of the newer version.
 
-`open_database` calls `create_schema` once per process. Any number of processes may do so at once, on an empty database
+`open_database` calls `prepare_schema` once per process. Any number of processes may do so at once, on an empty database
 or not.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import optuna
 import sqlalchemy
-from optuna.storages import RDBStorage
 from sqlalchemy import Connection, Engine, insert, select, text, update
 
 from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
 from hpsearch.store.connection import tables
-from hpsearch.store.connection.study_storage import StudyStorage
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
 
 _log = get_logger("database")
 _LOCK_SECONDS = 60.0  # opening takes a quarter of a second at most: enough for hundreds of processes that start at once
@@ -30,26 +32,34 @@ _LOCK_POLL_SECONDS = 0.05
 _SCHEMA_LOCK = 0x68707363  # "hpsc": advisory lock that guards the creation of tables
 
 
-def create_schema(engine: Engine, address: str, engine_options: dict[str, Any]) -> RDBStorage:
-    """Create missing tables of Optuna and of hpsearch, check both versions, and return Optuna's storage.
+def prepare_schema(engine: Engine, address: str, optuna_storage: Callable[[], RDBStorage]) -> None:
+    """Create missing tables of Optuna and of hpsearch, and check both versions.
 
     Args:
         address: name of the database in messages.
-        engine_options: for the storage's own engine.
+        optuna_storage: returns Optuna's storage, which creates Optuna's tables; called unless all tables are there.
     Raises:
         StorageError: one of the schemas has another version, or another process holds the schema lock for too long.
     """
+    if _is_current(engine):
+        return
     with _schema_lock(engine, address) as connection:
-        # RDBStorage calls str.format on the URL: braces in a password must be doubled.
-        url = engine.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-        storage = StudyStorage(url, engine_kwargs=engine_options, skip_compatibility_check=True)
-        try:
-            _check_optuna_revision(storage, address)
-            _create_own_tables(connection, address)
-        except BaseException:
-            storage.engine.dispose()
-            raise
-    return storage
+        _check_optuna_revision(optuna_storage(), address)
+        _create_own_tables(connection, address)
+
+
+def _is_current(engine: Engine) -> bool:
+    """Whether all tables are there, in the versions that this hpsearch writes."""
+    with engine.connect() as connection:
+        names = ["alembic_version", *tables.OPTUNA_TABLES, *tables.metadata.tables]
+        if not connection.execute(_ARE_THERE, {"names": names}).scalar_one():
+            return False
+        revisions = connection.execute(text("SELECT version_num FROM alembic_version")).scalars().all()
+        versions = connection.execute(select(tables.schema.c.version)).scalars().all()
+        return (revisions, versions) == ([tables.OPTUNA_REVISION], [tables.SCHEMA_VERSION])
+
+
+_ARE_THERE = text("SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(CAST(:names AS text[])) AS name")
 
 
 @contextmanager
@@ -82,11 +92,6 @@ def _wait_for_lock(connection: Connection, address: str) -> None:
 
 def _check_optuna_revision(storage: RDBStorage, address: str) -> None:
     spoken, stored = storage.get_head_version(), storage.get_current_version()
-    if spoken != tables.OPTUNA_REVISION:
-        raise StorageError(
-            f"Optuna {optuna.__version__} has schema revision {spoken}, this hpsearch writes {tables.OPTUNA_REVISION}",
-            hint="install a version of Optuna that this hpsearch was made for: pip install 'optuna>=5,<6'",
-        )
     if stored != spoken:
         is_older = stored in storage.get_all_versions()
         raise StorageError(

@@ -1,4 +1,4 @@
-"""Optuna's storage, with a deletion of studies that succeeds while workers are active.
+"""Optuna's storage of the study database, with a deletion of studies that succeeds while workers are active.
 
 Optuna deletes the rows that it has read. A row that a worker adds meanwhile makes the database refuse, and Optuna then
 rolls back without an error: the study stays. This storage locks the study's rows first, so that workers have to wait
@@ -7,14 +7,16 @@ and then find no study.
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
+import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from sqlalchemy import text
+from sqlalchemy import URL, text
 from sqlalchemy.exc import OperationalError
 
 from hpsearch.errors import StorageError
+from hpsearch.store.connection.tables import OPTUNA_REVISION
 
 _TRIES = 5
 _IS_THERE = text("SELECT 1 FROM studies WHERE study_id = :study")
@@ -25,6 +27,24 @@ _LOCKS = (
     text("SELECT 1 FROM hpsearch_points WHERE study_id = :study ORDER BY point FOR UPDATE"),
     text("SELECT 1 FROM trials WHERE study_id = :study ORDER BY trial_id FOR UPDATE"),
 )
+
+
+def open_study_storage(url: URL, engine_options: dict[str, Any]) -> StudyStorage:
+    """Return Optuna's storage, with an engine of its own; creates Optuna's tables in an empty database.
+
+    Raises:
+        StorageError: the installed Optuna writes other tables than this hpsearch.
+    """
+    # RDBStorage calls str.format on the URL: braces in a password must be doubled.
+    text_url = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    storage = StudyStorage(text_url, engine_kwargs=engine_options, skip_compatibility_check=True)
+    if (spoken := storage.get_head_version()) == OPTUNA_REVISION:
+        return storage
+    storage.engine.dispose()
+    raise StorageError(
+        f"Optuna {optuna.__version__} has schema revision {spoken}, this hpsearch writes {OPTUNA_REVISION}",
+        hint="install a version of Optuna that this hpsearch was made for: pip install 'optuna>=5,<6'",
+    )
 
 
 @final

@@ -1,8 +1,9 @@
-"""The tables: Optuna's, as its models declare them, and hpsearch's own.
+"""The tables: hpsearch's own, and those columns of Optuna's that hpsearch's statements name.
 
-Optuna's tables hold what every Optuna program reads: studies, trials, parameters, values. They are accessed through
-Optuna's declarations, so that a renamed column fails at import and not in the data. Both schema versions are checked
-when a database is opened (schema.py). hpsearch's tables hold what Optuna has no place for:
+Optuna's tables hold what every Optuna program reads: studies, trials, parameters, values. Optuna's own declarations are
+not imported, because they take longer to load than `hpsearch status` takes to answer; a test compares all names with
+them. Both schema versions are checked when a database is opened (schema.py). hpsearch's tables hold what Optuna has no
+place for:
 
     hpsearch_schema        one row: the version of these tables
     hpsearch_points        one row per point of a study: its current trial, its attempt, and the lease on it
@@ -19,9 +20,6 @@ tables: the fact that the test set was used remains true, so these rows keep the
 
 from __future__ import annotations
 
-from typing import cast
-
-from optuna.storages._rdb import models
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -47,19 +45,27 @@ SCHEMA_VERSION = 4
 OPTUNA_REVISION = "v3.2.0.a"  # revision of Optuna's tables whose columns are declared here (Optuna 3.2 to 5.0)
 
 
-def _table(model: object) -> Table:
-    return cast(Table, model.__table__)  # type: ignore[attr-defined]
+_optuna = MetaData()  # never created from here: Optuna creates its own tables
 
+studies = Table("studies", _optuna, Column("study_id", Integer), Column("study_name", Text))
+study_directions = Table(
+    "study_directions", _optuna, Column("study_id", Integer), Column("direction", Text), Column("objective", Integer)
+)
+study_user_attributes = Table(
+    "study_user_attributes", _optuna, Column("study_id", Integer), Column("key", Text), Column("value_json", Text)
+)
+trials = Table(
+    "trials",
+    _optuna,
+    Column("trial_id", Integer, primary_key=True),
+    Column("study_id", Integer),
+    Column("number", Integer),
+)
 
-studies = _table(models.StudyModel)
-study_directions = _table(models.StudyDirectionModel)
-study_user_attributes = _table(models.StudyUserAttributeModel)
-trials = _table(models.TrialModel)
-trial_params = _table(models.TrialParamModel)
-trial_values = _table(models.TrialValueModel)
-trial_intermediate_values = _table(models.TrialIntermediateValueModel)
-trial_user_attributes = _table(models.TrialUserAttributeModel)
-trial_system_attributes = _table(models.TrialSystemAttributeModel)
+OPTUNA_TABLES = (
+    *("studies", "study_directions", "study_user_attributes", "trials", "trial_params", "trial_values"),
+    *("trial_intermediate_values", "trial_user_attributes", "trial_system_attributes"),
+)
 
 metadata = MetaData()
 

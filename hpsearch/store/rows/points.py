@@ -24,6 +24,7 @@ from hpsearch.study.space import ParameterValue, Point, without_zero_switches
 POINT_ATTRIBUTE = "point"
 ATTEMPT_ATTRIBUTE = "attempt"
 ROUND_ATTRIBUTE = "round"  # the round that added the point (round_rows.py)
+RESUMED_AT_ATTRIBUTE = "resumed_at_epoch"  # the last epoch of the checkpoint that the trial continued (checkpoints.py)
 NLL_ATTRIBUTE = "best_validation_nll"  # in nats; written when the trial ends (worker/trial.py)
 
 CohortOf = Callable[[TrialSettings], str]

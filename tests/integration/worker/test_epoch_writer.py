@@ -16,7 +16,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, create_engine, text
 
-from hpsearch.artifacts.best_parameters import RECORD_PREFIX, Artifacts, open_artifacts
+from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import ArtifactError, StorageError
 from hpsearch.signals import StopSignal, WorkerStopped
@@ -26,6 +26,7 @@ from hpsearch.store.claims.requeue import fail_and_requeue
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.trial_rows import count_trials
 from hpsearch.store.studies import StoredStudy
+from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX
 from hpsearch.worker import epoch_writer as module
 from hpsearch.worker.epoch_writer import BestParameters, Ending, EpochEntry, EpochWriter, Written
 
@@ -85,7 +86,11 @@ def trials_of(ledger: Ledger) -> list[FrozenTrial]:
 
 def kept(ledger: Ledger) -> set[int]:
     """The numbers of the trials whose parameters are kept."""
-    return {trial.number for trial in trials_of(ledger) if any(k.startswith(RECORD_PREFIX) for k in trial.system_attrs)}
+    return {
+        trial.number
+        for trial in trials_of(ledger)
+        if any(k.startswith(ARTIFACT_RECORD_PREFIX) for k in trial.system_attrs)
+    }
 
 
 def test_an_epoch_is_written_with_its_reports_and_ends(ledger: Ledger, writer: EpochWriter, epoch: Epoch) -> None:
