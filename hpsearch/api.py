@@ -87,8 +87,8 @@ def run(
     storage = _storage(storage)
     worker = WorkerOptions(device=device, lanes=parse_lanes(str(lanes)), artifacts=_artifacts(artifacts))
     launch = check_launch(LaunchOptions(storage=storage, workers=workers, worker=worker))
-    with open_storage(storage) as database:
-        stored = train_study(database, definition, launch, _listener(progress))
+    with launch.first_worker(definition.name) as first, open_storage(storage) as database:
+        stored = train_study(database, definition, launch, first, _listener(progress))
         read_summary(database, stored.name).require_all_counted()
     return Study(stored, storage=storage, artifacts=artifact_place(launch.options.worker.artifacts))
 

@@ -68,7 +68,8 @@ def confirm(
         plan = plan_confirmation(database, study, top=top, num_seeds=seeds, name=name)
         plan = _prepare(database, plan, top)
         became = "created" if plan.is_created else "widened" if plan.num_added else "resumed"
-        train_study(database, plan.definition, launch, TerminalListener(found=became))
+        with launch.first_worker(plan.definition.name) as first:
+            train_study(database, plan.definition, launch, first, TerminalListener(found=became))
         confirmation = read_confirmation(database, study)
     assert confirmation is not None, "it has just been prepared"
     try:

@@ -52,8 +52,8 @@ def run(
     from hpsearch.results.status import read_status
 
     launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=asked))
-    with options.open_storage(storage) as database:
-        train_study(database, definition, launch, TerminalListener())
+    with launch.first_worker(definition.name) as first, options.open_storage(storage) as database:
+        train_study(database, definition, launch, first, TerminalListener())
         status = read_status(database, definition.name)
     try:
         if as_json:

@@ -7,12 +7,11 @@ from contextlib import AbstractContextManager
 
 from hpsearch.console.notice import say
 from hpsearch.console.progress_view import download_progress, follow
-from hpsearch.data.catalog import DownloadProgress
+from hpsearch.data.download import DownloadProgress
 from hpsearch.launch.launcher import LaunchListener
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.progress import Progress
 from hpsearch.store.studies import Registration, StoredStudy
-from hpsearch.worker.preparation import PreparedStudy
 
 
 class TerminalListener(LaunchListener):
@@ -35,9 +34,9 @@ class TerminalListener(LaunchListener):
     def download(self) -> AbstractContextManager[DownloadProgress | None]:
         return download_progress()
 
-    def prepared(self, prepared: PreparedStudy, num_workers: int, lanes: str) -> None:
+    def prepared(self, registration: Registration, num_workers: int, lanes: str) -> None:
         workers = f"{num_workers} {'worker' if num_workers == 1 else 'workers'} with {_describe_lanes(lanes)}"
-        say(describe_registration(prepared.registration, self._found, f", {workers}"))
+        say(describe_registration(registration, self._found, f", {workers}"))
 
     def training(self, study: StoredStudy) -> AbstractContextManager[Callable[[Progress], None]]:
         return follow(study)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hpsearch.data.download import DownloadProgress
 from hpsearch.data.lookup import DataLocations, find_file, obtain_file
 from hpsearch.data.published import FILE_NAMES, TRAINING_FILE_NAMES, PublishedSet, refuse_test_file
 from hpsearch.errors import DataError, InputError
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.wording import did_you_mean
 
 _PICKLE_ENDINGS = (".pkl.gz", ".pkl")
@@ -45,15 +47,17 @@ def catalog_names() -> tuple[str, ...]:
     return (*published.PUBLISHED_SETS, DIGITS)
 
 
-def absolute_dataset(dataset: str) -> str:
-    """The dataset in a form for workers in other folders: the relative path of an existing file becomes absolute."""
+def with_absolute_dataset(definition: StudyDefinition) -> StudyDefinition:
+    """Return the definition with an absolute path to existing data, because workers may start in another folder."""
+    dataset = definition.data.dataset
     if dataset in catalog_names() or not dataset.strip():
-        return dataset
-    try:
+        return definition
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # resolve_dataset reports these errors
         path = Path(dataset).expanduser()
-        return str(path.absolute()) if path.exists() else dataset
-    except (OSError, RuntimeError, ValueError):  # resolve_dataset reports these errors
-        return dataset
+        if path.exists():
+            data = definition.data.model_copy(update={"dataset": str(path.absolute())})
+            return definition.model_copy(update={"data": data})
+    return definition
 
 
 def resolve_dataset(dataset: str) -> PublishedSet | BundledDigits | IdxFolder | PickledFile:

@@ -29,6 +29,15 @@ class DriverGpu:
     name: str
 
 
+def has_driver() -> bool:
+    """Whether this machine has a CUDA driver."""
+    try:
+        ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return False
+    return True
+
+
 def read_driver_gpus(driver: Any = None) -> tuple[DriverGpu, ...]:
     """Return the GPUs in the order of `cuda:0`, `cuda:1` ..., as filtered by CUDA_VISIBLE_DEVICES.
 

@@ -2,22 +2,28 @@
 
 A GPU is identified by its UUID, because an index means different GPUs in processes that see different GPUs.
 device/pin.py decides which of several GPUs a worker takes.
+
+torch is loaded only where it is needed: the process that launches workers asks for the devices, too.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
-from collections.abc import Callable
+import runpy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from hpsearch.device.cuda_driver import DriverGpu, read_driver_gpus
+from hpsearch.device.cuda_driver import DriverGpu, has_driver, read_driver_gpus
 from hpsearch.errors import DeviceError, InputError
 from hpsearch.logs import get_logger
+
+if TYPE_CHECKING:
+    import torch
 
 _log = get_logger("devices")
 
@@ -45,12 +51,14 @@ class Gpu:
 
     @property
     def device(self) -> torch.device:
+        import torch
+
         return torch.device("cuda", self.index)
 
     @property
     def description(self) -> str:
         """Name for people: `cuda:0 (NVIDIA H200, GPU-5ee1...)`."""
-        return f"{self.device} ({self.name}, {self.uuid or 'without a UUID'})"
+        return f"cuda:{self.index} ({self.name}, {self.uuid or 'without a UUID'})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +76,12 @@ class VisibleDevices:
     @classmethod
     def detect(cls) -> VisibleDevices:
         """Detect the devices without creating a context on a GPU (except torch's, if the driver cannot be read)."""
-        return cls(gpus=_detect_gpus(), has_cuda_build=bool(torch.version.cuda or torch.version.hip))
+        build = torch_build()
+        may_have_gpus = build["hip"] or (build["cuda"] and has_driver())
+        return cls(gpus=_detect_gpus() if may_have_gpus else (), has_cuda_build=bool(build["cuda"] or build["hip"]))
 
     def describe(self) -> str:
-        gpus = ", ".join(str(gpu.device) for gpu in self.gpus)
+        gpus = ", ".join(f"cuda:{gpu.index}" for gpu in self.gpus)
         return f"visible: cpu{', ' + gpus if gpus else ' only'}"
 
 
@@ -93,7 +103,7 @@ def wanted_gpus(wanted: str, visible: VisibleDevices) -> tuple[Gpu, ...]:
         raise InputError(f"unknown device {wanted!r:.60}", hint=f"auto, cpu or cuda:N; {visible.describe()}")
     if not visible.has_cuda_build:
         raise DeviceError(
-            f"device {wanted} was asked for, but this torch ({torch.__version__}) is built for the CPU only",
+            f"device {wanted} was asked for, but this torch ({torch_build()['__version__']}) is built for the CPU only",
             hint="install a CUDA build of torch, or --device cpu",
         )
     index = match.group(1)
@@ -128,11 +138,15 @@ def num_local_workers(asked: int | None, wanted: str, visible: VisibleDevices, *
 def make_current(device: torch.device) -> None:
     """Make CUDA calls without a device use this one: otherwise they would create a context on `cuda:0`, too."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.set_device(device)
 
 
 def use_full_float32() -> None:
     """Make GPUs compute float32 as float32: cuDNN's default is TF32, with 10 bits of mantissa instead of 23."""
+    import torch
+
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
@@ -144,7 +158,17 @@ def describe_device(device: torch.device) -> str:
     return _detect_gpus()[device.index or 0].description
 
 
+@cache
+def torch_build() -> Mapping[str, Any]:
+    """`__version__`, `cuda` and `hip` of the installed torch, from its file torch/version.py, without loading torch."""
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None, "a dependency"
+    return runpy.run_path(str(Path(spec.origin or "").with_name("version.py")))
+
+
 def _detect_gpus() -> tuple[Gpu, ...]:
+    import torch
+
     number = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not number:
         return ()

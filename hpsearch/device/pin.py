@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpsearch.device.devices import Gpu, VisibleDevices, wanted_gpus
@@ -55,6 +54,8 @@ class PinnedDevice:
     """
 
     def __init__(self, gpu: Gpu | None, session: GpuLockSession | None = None, *, is_shared: bool = False) -> None:
+        import torch
+
         self.device = gpu.device if gpu else torch.device("cpu")
         self.description = gpu.description if gpu else "cpu"  # for people, and for the trials' attribute `device`
         self._uuid = gpu.uuid if gpu else None

@@ -1,8 +1,8 @@
 """Train a study with workers on this machine or on a Ray cluster, for `run`, `confirm` and the Python API.
 
     launch = check_launch(LaunchOptions(storage=url, workers=2))
-    with open_storage(url) as database:
-        study = train_study(database, definition, launch, listener)
+    with launch.first_worker(definition.name) as first, open_storage(url) as database:
+        study = train_study(database, definition, launch, first, listener)
 
 Nothing here parses or prints: a caller that reports progress passes a `LaunchListener`. Nothing here handles signals:
 the workers are subprocesses, so `train_study` can run in any thread, also beside a running event loop.
@@ -17,22 +17,21 @@ from dataclasses import dataclass, field, replace
 
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.artifacts.store import artifact_place
-from hpsearch.data.catalog import DataLocations, DownloadProgress
+from hpsearch.data.download import DownloadProgress
+from hpsearch.data.sources import with_absolute_dataset
 from hpsearch.device.devices import Gpu, VisibleDevices, num_local_workers, wanted_gpus
 from hpsearch.device.pin import describe_taken
 from hpsearch.device.processors import threads_per_worker
 from hpsearch.home import log_folder
+from hpsearch.launch.first_worker import FirstWorker
 from hpsearch.launch.ray_launcher import check_placement, ray_workers
 from hpsearch.launch.supervisor import Supervisor, WorkerCommand, WorkerLauncher
 from hpsearch.store.claims.ledger import Ledger, PointCounts
-from hpsearch.store.connection.address import parse_url, without_password
 from hpsearch.store.connection.database import Database
-from hpsearch.store.progress import Progress
-from hpsearch.store.studies import StoredStudy, find_study
+from hpsearch.store.progress import Progress, is_finished
+from hpsearch.store.studies import Registration, StoredStudy, find_study
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.worker.options import WorkerOptions
-from hpsearch.worker.preparation import PreparedStudy, prepare_study, with_absolute_dataset
-from hpsearch.worker.rounds import is_finished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +65,25 @@ class Launch:
     num_workers: int
     gpus: tuple[Gpu, ...]
 
+    def first_worker(self, study_name: str) -> FirstWorker:
+        """Start the worker that prepares the study; on a cluster, it only prepares the study.
+
+        Raises:
+            ArtifactError: its log cannot be written.
+        """
+        return FirstWorker(self.command(study_name), joins=self.options.on is None)
+
+    def command(self, study_name: str) -> WorkerCommand:
+        """How to start a worker on this machine. A password that was read from a file is read by each worker again."""
+        return WorkerCommand(
+            study_name=study_name,
+            storage_url=self.options.storage,
+            options=self.options.worker,
+            num_workers=self.num_workers,
+            threads=threads_per_worker(self.num_workers),
+            log_folder=log_folder(),
+        )
+
 
 class LaunchListener:
     """Receives events while a study is trained. Every method may be overridden; these do nothing."""
@@ -80,7 +98,7 @@ class LaunchListener:
         """Open while the data is located; the yielded object is notified of each file that is downloaded."""
         return contextlib.nullcontext()
 
-    def prepared(self, prepared: PreparedStudy, num_workers: int, lanes: str) -> None:
+    def prepared(self, registration: Registration, num_workers: int, lanes: str) -> None:
         """The study exists with all its points, and the workers are about to start."""
 
     def training(self, study: StoredStudy) -> AbstractContextManager[Callable[[Progress], None]]:
@@ -116,6 +134,7 @@ def train_study(
     database: Database,
     definition: StudyDefinition,
     launch: Launch,
+    first: FirstWorker,
     listener: LaunchListener | None = None,
 ) -> StoredStudy:
     """Create or resume the study and train it until it is finished.
@@ -123,6 +142,8 @@ def train_study(
     A study that is already finished needs neither data nor workers. The call may be repeated after an interruption, and
     may run several times at once: the workers of all callers share the points.
 
+    Args:
+        first: of this launch and study; its context is the caller's.
     Raises:
         KeyboardInterrupt: re-raised after the workers have given their trials back.
         HpsearchError: the definition or the data is not suitable, or workers cannot start or keep dying.
@@ -133,53 +154,31 @@ def train_study(
     if study is not None and is_finished(database, study):
         listener.found_finished(study, _counts(database, study))
         return study
-    command = _worker_command(database, definition, launch)
+    with listener.download() as progress:
+        registration = first.prepare(database, definition, progress)
     if launch.options.on is None:
         for taken in describe_taken(database, launch.gpus):
             listener.gpu_is_taken(taken)
-        return _train(database, definition, command, launch.num_workers, listener)
-    asked = launch.options.workers
-    with ray_workers(launch.options.on, command, num_workers=asked, url=database.url) as launcher:
-        return _train(database, definition, launcher, launcher.num_workers, listener)
-
-
-def _worker_command(database: Database, definition: StudyDefinition, launch: Launch) -> WorkerCommand:
-    return WorkerCommand(
-        study_name=definition.name,
-        storage_url=_url_for_workers(database, launch),
-        options=launch.options.worker,
-        num_workers=launch.num_workers,
-        threads=threads_per_worker(launch.num_workers),
-        log_folder=log_folder(),
-    )
-
-
-def _url_for_workers(database: Database, launch: Launch) -> str | None:
-    """Return the URL that workers connect to; None: the embedded PostgreSQL.
-
-    If this process has read the password from a file, local workers read it from the same file.
-    """
-    named = launch.options.storage
-    if named is None:
-        return None
-    is_from_file = launch.options.on is None and parse_url(named).password is None
-    url = without_password(database.url) if is_from_file else database.url
-    return url.render_as_string(hide_password=False)
+        return _train(database, registration, launch.command(definition.name), launch.num_workers, listener, first)
+    url = database.url.render_as_string(hide_password=False)
+    command = replace(launch.command(definition.name), storage_url=url if launch.options.storage else None)
+    with ray_workers(launch.options.on, command, num_workers=launch.options.workers, url=database.url) as launcher:
+        return _train(database, registration, launcher, launcher.num_workers, listener)
 
 
 def _train(
     database: Database,
-    definition: StudyDefinition,
+    registration: Registration,
     launcher: WorkerLauncher,
     num_workers: int,
     listener: LaunchListener,
+    first: FirstWorker | None = None,
 ) -> StoredStudy:
-    with listener.download() as progress:
-        locations = DataLocations.from_environment()
-        prepared = prepare_study(database, definition, locations=locations, progress=progress)
-    study = prepared.study
-    listener.prepared(prepared, num_workers, launcher.lanes)
+    study = registration.study
+    listener.prepared(registration, num_workers, launcher.lanes)
     supervisor = Supervisor(database=database, study=study, command=launcher, num_workers=num_workers)
+    if first is not None:
+        supervisor.processes[0] = first.process
     try:
         with listener.training(study) as on_progress:
             supervisor.run(on_progress)

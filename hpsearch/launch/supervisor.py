@@ -86,8 +86,12 @@ class WorkerCommand:
         """The log file of worker number `index`."""
         return self.log_folder / f"{self.study_name}-worker-{index}.log"
 
-    def start(self, index: int) -> subprocess.Popen[bytes]:
-        """Start worker number `index` (0, 1, ...); its output goes to its log file."""
+    def start(self, index: int, pipe: tuple[int, int] | None = None) -> subprocess.Popen[bytes]:
+        """Start worker number `index` (0, 1, ...); its output goes to its log file.
+
+        Args:
+            pipe: descriptors of a worker that is to prepare the study first (worker/preparation_request.py).
+        """
         arguments = ["worker", self.study_name, *self.options.as_arguments()]
         variables = {
             **os.environ,
@@ -108,6 +112,8 @@ class WorkerCommand:
             variables[environment.ARTIFACTS] = self.options.artifacts
         if self.options.metrics is not None:
             variables[environment.METRICS] = str(self.options.metrics.of_worker(index))
+        if pipe is not None:
+            variables[environment.PREPARATION_PIPE] = "{},{}".format(*pipe)
         with self._open_log(index) as log, _password_file(password) as descriptors:
             for descriptor in descriptors:
                 variables[environment.STORAGE_PASSWORD_FILE] = f"/dev/fd/{descriptor}"
@@ -115,7 +121,7 @@ class WorkerCommand:
                 # -P and the file's path: no module is imported from the current folder by mistake.
                 [sys.executable, "-P", str(_PROGRAM), *arguments],
                 env=variables,
-                pass_fds=descriptors,
+                pass_fds=(*descriptors, *(pipe or ())),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -209,14 +215,18 @@ class WorkerLauncher(Protocol):
 
 @dataclass(kw_only=True)
 class Supervisor:
-    """Keeps `num_workers` workers running until the study is finished."""
+    """Keeps `num_workers` workers running until the study is finished.
+
+    Args:
+        processes: by worker index; those that run already are taken over.
+    """
 
     database: Database
     study: StoredStudy
     command: WorkerLauncher
     num_workers: int
     poll_seconds: float = 1.0
-    _processes: dict[int, WorkerProcess] = field(default_factory=dict)  # by worker index
+    processes: dict[int, WorkerProcess] = field(default_factory=dict)
     _restarts: dict[int, int] = field(default_factory=dict)  # since a point was last counted or given up
     _num_settled: int = 0
 
@@ -229,7 +239,8 @@ class Supervisor:
         """
         try:
             for index in range(self.num_workers):
-                self._processes[index] = self.command.start(index)
+                if index not in self.processes:
+                    self.processes[index] = self.command.start(index)
             while True:
                 progress = read_progress(self.database, self.study.study_id)
                 on_progress(progress)
@@ -244,14 +255,14 @@ class Supervisor:
         """End all workers: SIGTERM first, then SIGKILL for those that do not stop in time, or at a second Ctrl-C."""
         deadline = time.monotonic() + STOP_SECONDS
         try:
-            for process in self._processes.values():
+            for process in self.processes.values():
                 if process.poll() is None:
                     process.send_signal(signal.SIGTERM)
-            for process in self._processes.values():
+            for process in self.processes.values():
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=max(0.1, deadline - time.monotonic()))
         finally:
-            for process in self._processes.values():
+            for process in self.processes.values():
                 if process.poll() is None:
                     process.kill()
                     process.wait()
@@ -260,7 +271,7 @@ class Supervisor:
         if counts.counted + counts.failed > self._num_settled:
             self._num_settled = counts.counted + counts.failed
             self._restarts.clear()
-        for index, process in list(self._processes.items()):
+        for index, process in list(self.processes.items()):
             self.command.shorten_log(index)
             code = process.poll()
             if code is None or code == 0:
@@ -271,7 +282,7 @@ class Supervisor:
             if is_verdict and self.command.final_error(index) is not None:
                 self._give_up(index, "cannot work", code)
             self._restart(index, code)
-        if self._processes and all(process.poll() == 0 for process in self._processes.values()):
+        if self.processes and all(process.poll() == 0 for process in self.processes.values()):
             # All workers have ended, but a point is open or a round is due: a point was given back, or the study
             # widened, at the last moment. Start a worker for it.
             self._restart(0, 0)
@@ -285,7 +296,7 @@ class Supervisor:
         if code:
             _log.warning("worker %d died (%s): starting it again", index, cause)
         self._restarts[index] = restarts
-        self._processes[index] = self.command.start(index)
+        self.processes[index] = self.command.start(index)
 
     def _give_up(self, index: int, what: str, exit_code: int) -> NoReturn:
         raise WorkersFailedError(

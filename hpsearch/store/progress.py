@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from hpsearch.store.claims.ledger import Ledger, PointCounts
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
 from hpsearch.store.rows.points import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.rows.round_rows import StoredRound, has_ended, read_rounds
+from hpsearch.store.rows.widening import num_lost_points
+from hpsearch.store.studies import DEFINITION_ATTRIBUTE, StoredStudy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,40 @@ def read_progress(database: Database, study_id: int) -> Progress:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What a decision is based on: as long as it does not change, the decision stays valid.
+
+    Args:
+        definition: the stored text, unparsed; None: the study was deleted.
+        num_unfinished: points whose trial waits, runs, or was ended by another program.
+    """
+
+    definition: str | None
+    rounds: tuple[StoredRound, ...]
+    num_points: int
+    num_unfinished: int
+
+
+def read_situation(connection: Connection, study_id: int) -> Situation:
+    """Read the situation of a study. One statement, and the rounds."""
+    values = {"study": study_id, "definition": DEFINITION_ATTRIBUTE}
+    row = connection.execute(_SITUATION, values).one()
+    return Situation(
+        definition=row.definition,
+        rounds=read_rounds(connection, study_id),
+        num_points=row.num_points,
+        num_unfinished=row.num_unfinished,
+    )
+
+
+def is_finished(database: Database, study: StoredStudy) -> bool:
+    """Whether the study needs no more workers. Only this function and `has_ended` decide that."""
+    situation = database.transaction(lambda connection: read_situation(connection, study.study_id))
+    num_lost = num_lost_points(study.definition, situation.num_points)
+    return has_ended(situation.num_unfinished + num_lost, situation.rounds)
+
+
 _TOTALS = text("""
     SELECT count(e.epoch) FILTER (WHERE e.epoch > coalesce(CAST(r.value_json AS int), 0)) AS epochs,
         count(e.epoch) FILTER (WHERE p.is_counted) AS epochs_of_counted,
@@ -101,4 +138,11 @@ _RUNNING = text("""
         SELECT step, intermediate_value FROM trial_intermediate_values i
         WHERE i.trial_id = t.trial_id ORDER BY step DESC LIMIT 1) last ON true
     WHERE p.study_id = :study AND t.state = 'RUNNING' ORDER BY t.number
+""")
+
+_SITUATION = text(f"""
+    SELECT count(*) AS num_points,
+        count(*) FILTER (WHERE t.state IN ('WAITING', 'RUNNING') OR {ENDED_OUTSIDE}) AS num_unfinished,
+        (SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :definition) AS definition
+    FROM hpsearch_points p JOIN trials t USING (trial_id) WHERE p.study_id = :study
 """)

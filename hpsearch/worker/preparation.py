@@ -11,7 +11,7 @@ import torch
 
 from hpsearch.data.catalog import DataLocations, DownloadProgress, load_selection_data
 from hpsearch.data.resident import ResidentData
-from hpsearch.data.sources import absolute_dataset
+from hpsearch.data.sources import with_absolute_dataset
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError
 from hpsearch.search.pruners import build_pruner
@@ -64,12 +64,6 @@ def prepare_study(
     check_points(definition, data)
     registration = register_study(database, definition, dataset_checksums=data.checksums, cohort_of=cohort_name)
     return PreparedStudy(registration=registration, data=data)
-
-
-def with_absolute_dataset(definition: StudyDefinition) -> StudyDefinition:
-    """Return the definition with an absolute path to the data, because workers may start in another folder."""
-    dataset = absolute_dataset(definition.data.dataset)
-    return definition.model_copy(update={"data": definition.data.model_copy(update={"dataset": dataset})})
 
 
 def load_study_data(

@@ -26,6 +26,7 @@ from hpsearch.logs import bind_log_context, get_logger
 from hpsearch.signals import StopSignal, end_with_parent
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database, DatabaseAwayError
+from hpsearch.store.progress import is_finished as is_study_finished
 from hpsearch.store.studies import StoredStudy, load_study
 from hpsearch.training.host_memory import keep_freed_memory
 from hpsearch.training.lanes.cohort import Cohort
@@ -36,8 +37,8 @@ from hpsearch.worker.health.watchdog import Watchdog
 from hpsearch.worker.lane_count import FixedLanes, LaneChoice, MeasuredLanes
 from hpsearch.worker.measured_lane_counts import LaneMemory
 from hpsearch.worker.options import WorkerOptions
-from hpsearch.worker.preparation import check_networks, load_study_data
-from hpsearch.worker.rounds import is_finished as is_study_finished
+from hpsearch.worker.preparation import check_networks, load_study_data, prepare_study
+from hpsearch.worker.preparation_request import WorkerPipe
 from hpsearch.worker.worker import Worker
 
 _log = get_logger("worker")
@@ -74,14 +75,27 @@ def run_worker(
     wanted_gpus(options.device, visible)  # a device that does not exist is an error at once
     artifacts = open_artifacts(artifact_place(options.artifacts))
     bind_log_context(study=name, worker=worker_name())
+    torch.set_num_threads(threads_per_worker(1))
+    use_full_float32()
+    keep_freed_memory()
+    pipe = WorkerPipe.from_environment()
+    request = None if pipe is None else pipe.receive()
+    if pipe is not None and request is None:
+        return
     with LifeSign.from_environment() as life_sign, open_storage() as database:
-        torch.set_num_threads(threads_per_worker(1))
-        use_full_float32()
-        keep_freed_memory()
-        study = load_study(database, name)
-        with show_download() as progress:
-            selection = load_study_data(study, locations=DataLocations.from_environment(), progress=progress)
-        check_networks(study.definition, selection)
+        if pipe is None or request is None:
+            study = load_study(database, name)
+            with show_download() as progress:
+                selection = load_study_data(study, locations=DataLocations.from_environment(), progress=progress)
+            check_networks(study.definition, selection)
+        else:
+            with pipe.passing_errors():
+                locations = DataLocations.from_environment()
+                prepared = prepare_study(database, request.definition, locations=locations, progress=pipe.show_download)
+            pipe.answer(prepared.registration)
+            if not request.joins:
+                return
+            study, selection = prepared.study, prepared.data
         stop = StopSignal(parent_pid=supervisor_pid).install()
         surroundings = Surroundings(
             options=options,

@@ -8,7 +8,6 @@ was read. A round is therefore opened exactly once, whichever process fails, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
 from typing import Any, final
@@ -23,8 +22,8 @@ from hpsearch.logs import get_logger
 from hpsearch.search.narrowing.closed_round import Finished, FinishReason, KnownPoint, NarrowingState, Round
 from hpsearch.search.significance import SIGNIFICANCE_LEVEL, discordant, mcnemar_p_value, proportions_differ
 from hpsearch.store.connection.database import Database
+from hpsearch.store.progress import Situation, read_situation
 from hpsearch.store.rows.correct_images import read_correctness
-from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
 from hpsearch.store.rows.points import (
     RESUMED_AT_ATTRIBUTE,
     CohortOf,
@@ -35,16 +34,14 @@ from hpsearch.store.rows.points import (
     read_points,
 )
 from hpsearch.store.rows.round_rows import (
-    StoredRound,
     damaged_state,
     has_ended,
     insert_round,
     read_last_state,
-    read_rounds,
 )
 from hpsearch.store.rows.trial_rows import count_trials
 from hpsearch.store.rows.widening import num_allowed, num_lost_points, restore_lost_points
-from hpsearch.store.studies import DEFINITION_ATTRIBUTE, StoredStudy, parse_stored_definition
+from hpsearch.store.studies import parse_stored_definition
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import SearchSettings
@@ -59,28 +56,6 @@ class Advance(Enum):
     UNFINISHED = auto()  # points wait or run, or another process was faster: look again
     OPENED = auto()  # this call opened a round of new points
     ENDED = auto()  # nothing is left to train, and nothing will be added
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Situation:
-    """What a decision is based on: as long as it does not change, the decision stays valid.
-
-    Args:
-        definition: the stored text, unparsed; None: the study was deleted.
-        num_unfinished: points whose trial waits, runs, or was ended by another program.
-    """
-
-    definition: str | None
-    rounds: tuple[StoredRound, ...]
-    num_points: int
-    num_unfinished: int
-
-
-def is_finished(database: Database, study: StoredStudy) -> bool:
-    """Whether the study needs no more workers. Only this function and `has_ended` decide that."""
-    situation = database.transaction(lambda connection: _read_situation(connection, study.study_id))
-    num_lost = num_lost_points(study.definition, situation.num_points)
-    return has_ended(situation.num_unfinished + num_lost, situation.rounds)
 
 
 def advance(
@@ -99,7 +74,7 @@ def advance(
         DatabaseAwayError: call again later.
         StorageError: the stored study cannot be read, because a newer hpsearch or another program has changed it.
     """
-    situation = database.transaction(lambda connection: _read_situation(connection, study_id))
+    situation = database.transaction(lambda connection: read_situation(connection, study_id))
     if situation.num_unfinished:
         return Advance.UNFINISHED
     if situation.definition is None:
@@ -113,7 +88,7 @@ def advance(
 
     def work(connection: Connection) -> bool:
         count_trials(connection, study_id)  # locks the study's row
-        if _read_situation(connection, study_id) != situation:
+        if read_situation(connection, study_id) != situation:
             return False
         _write(connection, study_id, definition, situation, following, cohort_of)
         return True
@@ -141,7 +116,7 @@ def _write(
     connection: Connection,
     study_id: int,
     definition: StudyDefinition,
-    situation: _Situation,
+    situation: Situation,
     following: Round | Finished,
     cohort_of: CohortOf,
 ) -> None:
@@ -164,7 +139,7 @@ class _Decision:
         database: Database,
         study_id: int,
         definition: StudyDefinition,
-        situation: _Situation,
+        situation: Situation,
         is_trainable: Callable[[TrialSettings], bool] | None,
     ) -> None:
         self._database = database
@@ -294,24 +269,6 @@ class TrialComparison:
         )
         return number
 
-
-def _read_situation(connection: Connection, study_id: int) -> _Situation:
-    values = {"study": study_id, "definition": DEFINITION_ATTRIBUTE}
-    row = connection.execute(_SITUATION, values).one()
-    return _Situation(
-        definition=row.definition,
-        rounds=read_rounds(connection, study_id),
-        num_points=row.num_points,
-        num_unfinished=row.num_unfinished,
-    )
-
-
-_SITUATION = text(f"""
-    SELECT count(*) AS num_points,
-        count(*) FILTER (WHERE t.state IN ('WAITING', 'RUNNING') OR {ENDED_OUTSIDE}) AS num_unfinished,
-        (SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :definition) AS definition
-    FROM hpsearch_points p JOIN trials t USING (trial_id) WHERE p.study_id = :study
-""")
 
 # Epochs that an attempt has taken over from an earlier one are counted once.
 _TRAINED = text("""

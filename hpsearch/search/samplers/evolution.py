@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Final, final
 
 import numpy as np
-from cmaes import CMA
 from numpy.typing import NDArray
 
 # Fraction of the unit cube's width: two thirds of the first generation lie in the middle half of an axis.
@@ -109,6 +108,8 @@ class Evolution:
             self._start(generator.uniform(size=self._num_dimensions))
 
     def _start(self, mean: NDArray[np.float64]) -> None:
+        from cmaes import CMA  # loads scipy, which takes as long as half of torch
+
         self._optimizer = CMA(
             mean=mean,
             sigma=FIRST_STEP,

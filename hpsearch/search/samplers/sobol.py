@@ -13,7 +13,6 @@ import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial
-from scipy.stats import qmc
 
 from hpsearch.search.samplers.seeded import SeededSampler
 from hpsearch.search.samplers.unit_cube import UnitCube
@@ -59,6 +58,8 @@ class SobolSampler(SeededSampler):
     ) -> dict[str, Any]:
         if not search_space:
             return {}
+        from scipy.stats import qmc  # takes as long to load as half of torch
+
         cube = UnitCube(search_space)
         with _TABLE_LOCK:
             # SciPy 1.15 renamed `seed` to `rng`, but still accepts the old name.

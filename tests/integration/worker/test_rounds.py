@@ -24,12 +24,12 @@ from hpsearch.search.narrowing.closed_round import KnownPoint
 from hpsearch.search.significance import proportions_differ
 from hpsearch.store.claims.ledger import MAX_CRASHES, Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database, open_database
-from hpsearch.store.progress import read_progress
+from hpsearch.store.progress import is_finished, read_progress
 from hpsearch.store.studies import StoredStudy, register_study
 from hpsearch.study.definition import parse_definition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import Point, without_zero_switches
-from hpsearch.worker.rounds import Advance, TrialComparison, advance, describe_spent_budget, is_finished
+from hpsearch.worker.rounds import Advance, TrialComparison, advance, describe_spent_budget
 
 NUM_IMAGES = 10_000
 SEARCH: dict[str, Any] = {

@@ -20,11 +20,12 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.results.summary import read_summary
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database, open_database
+from hpsearch.store.progress import is_finished
 from hpsearch.store.rows.correct_images import read_correctness
 from hpsearch.study.definition import parse_definition
 from hpsearch.worker.lane_count import FixedLanes
 from hpsearch.worker.preparation import PreparedStudy, prepare_study
-from hpsearch.worker.rounds import Advance, advance, is_finished
+from hpsearch.worker.rounds import Advance, advance
 from hpsearch.worker.worker import Worker
 
 ROUNDS: dict[str, Any] = {

@@ -22,7 +22,7 @@ from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.summary import read_summary
 from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, PointCounts, Result
 from hpsearch.store.connection.database import Database
-from hpsearch.store.progress import read_progress
+from hpsearch.store.progress import is_finished, read_progress
 from hpsearch.store.rows.curves import CurveReader
 from hpsearch.store.rows.points import read_points
 from hpsearch.store.studies import (
@@ -33,7 +33,7 @@ from hpsearch.store.studies import (
     register_study,
     study_names,
 )
-from hpsearch.worker.rounds import Advance, advance, is_finished
+from hpsearch.worker.rounds import Advance, advance
 from tests.integration.conftest import cohort_by_batch_size
 
 HONEST = 0.25

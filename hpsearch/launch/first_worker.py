@@ -1,0 +1,79 @@
+"""The first worker of a launch: it starts at once, prepares the study, and then trains like the others.
+
+The process that launches workers never loads torch. Its first worker does so while the database is opened; then it
+checks the data and the networks, and registers the study (worker/preparation_request.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from types import TracebackType
+
+from hpsearch.data.download import DownloadProgress
+from hpsearch.errors import HpsearchError, InputError, SurroundingsError
+from hpsearch.launch.supervisor import WorkerCommand, WorkersFailedError
+from hpsearch.signals import STOP_SECONDS
+from hpsearch.store.connection.database import Database
+from hpsearch.store.studies import Registration, load_study
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.worker.preparation_request import LauncherPipe, PreparationRequest
+
+
+class FirstWorker:
+    """Worker number 0, which waits for a study to prepare. If it still runs at the end of the context, it is ended.
+
+    Args:
+        joins: it trains after it has prepared the study; otherwise it leaves.
+    """
+
+    def __init__(self, command: WorkerCommand, *, joins: bool) -> None:
+        self._command = command
+        self._joins = joins
+        self._pipe = LauncherPipe()
+        try:
+            self.process = command.start(0, self._pipe.inherited)
+        except BaseException:
+            self._pipe.close()
+            raise
+        finally:
+            for descriptor in self._pipe.inherited:
+                os.close(descriptor)
+
+    def prepare(
+        self, database: Database, definition: StudyDefinition, progress: DownloadProgress | None
+    ) -> Registration:
+        """Let the worker check the data and the networks of a study, and register it.
+
+        Raises:
+            HpsearchError: as `prepare_study` raises; or the worker has died.
+        """
+        fields = self._pipe.request(PreparationRequest(definition=definition, joins=self._joins), progress)
+        if fields is None:
+            raise self._death()
+        return Registration(study=load_study(database, definition.name), **fields)
+
+    def _death(self) -> WorkersFailedError:
+        code = self.process.wait()
+        is_verdict = code in (InputError.exit_code, SurroundingsError.exit_code)
+        return WorkersFailedError(
+            f"worker 0 ended before the study was prepared: {self._command.last_words(0)}",
+            hint=f"its log: {self._command.log_file(0)}",
+            exit_code=code if is_verdict and self._command.final_error(0) else HpsearchError.exit_code,
+        )
+
+    def __enter__(self) -> FirstWorker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._pipe.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=STOP_SECONDS)
+            self.process.kill()
+            self.process.wait()
