@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.installed-to-run
 STAMP := $(VENV)/.installed
 # Workers of the tests; each has its own PostgreSQL. More than cores, for many tests wait most of the time.
 # PYTEST_ARGS="-k lanes" narrows the tests.
@@ -11,6 +12,8 @@ PYTEST_ARGS ?=
 SOAK_SECONDS ?= 1800
 SOAK_LOG ?= docs/results/soak.log
 SOAK_SEED ?=
+
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow test-compose test-faults soak lint bench notes clean
@@ -22,7 +25,7 @@ venv: $(STAMP) ## make .venv with the hpsearch command and all tools
 
 # A no-op while the stamp is newer than what decides the installation. Another Python starts afresh: an environment
 # that mixes two of them breaks in odd places.
-$(STAMP): pyproject.toml constraints.txt
+$(RUN_STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "hpsearch needs Python 3.11 or newer; name one: make venv PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
@@ -31,10 +34,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@made_by=$$($(PYTHON) -c 'import sys; print(sys.base_prefix, sys.version)'); \
 		[ "$$(cat $(VENV)/.made-by 2>/dev/null)" = "$$made_by" ] \
 		|| { $(PYTHON) -m venv --clear $(VENV) && echo "$$made_by" >$(VENV)/.made-by; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(PIP_INSTALL) --editable .
 	@touch $@
 
-demo: venv ## a real search on MNIST in under three minutes: best.json and report.html
+$(STAMP): $(RUN_STAMP)
+	@echo "installing the tools of tests and lint"
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+demo: $(RUN_STAMP) ## a real search on MNIST in under three minutes: best.json and report.html
 	@if $(BIN)/hpsearch data fetch mnist; then \
 		study=quickstart; set --; \
 	elif $(BIN)/hpsearch data verify mnist 2>/dev/null | grep '^wrong'; then \
@@ -70,6 +78,7 @@ soak: venv ## faults at random for SOAK_SECONDS (30 minutes) over study after st
 
 bench: venv ## all benchmarks of a machine without a GPU: tables, and JSON in benchmarks/results (half an hour)
 	$(BIN)/python -m benchmarks.training_speed
+	$(BIN)/python -m benchmarks.start_up
 	$(BIN)/python -m benchmarks.sql_statements
 	$(BIN)/python -m benchmarks.report_rate
 	$(BIN)/python -m benchmarks.whole_study

@@ -124,6 +124,12 @@ class WorkerPipe:
         names = ("is_new", "num_points", "num_added", "num_restored", "changes")
         self._send({"registration": {name: getattr(registration, name) for name in names}})
 
+    def close(self) -> None:
+        """Close both ends. Safe to call again."""
+        self._request.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._answer.close()
+
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # the launcher has died, which the worker notices by itself
             print(json.dumps(message), file=self._answer, flush=True)

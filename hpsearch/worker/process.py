@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from collections.abc import Callable
@@ -38,7 +39,7 @@ from hpsearch.worker.lane_count import FixedLanes, LaneChoice, MeasuredLanes
 from hpsearch.worker.measured_lane_counts import LaneMemory
 from hpsearch.worker.options import WorkerOptions
 from hpsearch.worker.preparation import check_networks, load_study_data, prepare_study
-from hpsearch.worker.preparation_request import WorkerPipe
+from hpsearch.worker.preparation_request import PreparationRequest, WorkerPipe
 from hpsearch.worker.worker import Worker
 
 _log = get_logger("worker")
@@ -79,23 +80,19 @@ def run_worker(
     use_full_float32()
     keep_freed_memory()
     pipe = WorkerPipe.from_environment()
-    request = None if pipe is None else pipe.receive()
-    if pipe is not None and request is None:
+    request = None
+    if pipe is not None and (request := pipe.receive()) is None:
         return
     with LifeSign.from_environment() as life_sign, open_storage() as database:
-        if pipe is None or request is None:
+        if pipe is not None and request is not None:
+            study, selection = _prepare(database, request, pipe)
+            if not request.joins:
+                return
+        else:
             study = load_study(database, name)
             with show_download() as progress:
                 selection = load_study_data(study, locations=DataLocations.from_environment(), progress=progress)
             check_networks(study.definition, selection)
-        else:
-            with pipe.passing_errors():
-                locations = DataLocations.from_environment()
-                prepared = prepare_study(database, request.definition, locations=locations, progress=pipe.show_download)
-            pipe.answer(prepared.registration)
-            if not request.joins:
-                return
-            study, selection = prepared.study, prepared.data
         stop = StopSignal(parent_pid=supervisor_pid).install()
         surroundings = Surroundings(
             options=options,
@@ -113,6 +110,14 @@ def run_worker(
             if not stop.is_set():
                 raise
             _log.warning("worker %s was stopped while the database was away: %s", worker_name(), error)
+
+
+def _prepare(database: Database, request: PreparationRequest, pipe: WorkerPipe) -> tuple[StoredStudy, SelectionData]:
+    with contextlib.closing(pipe), pipe.passing_errors():
+        locations = DataLocations.from_environment()
+        prepared = prepare_study(database, request.definition, locations=locations, progress=pipe.show_download)
+        pipe.answer(prepared.registration)
+    return prepared.study, prepared.data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,14 @@ def test_the_number_of_statements_does_not_depend_on_the_lanes(tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_the_start_of_each_command_is_timed(tmp_path: Path) -> None:
+    result, table = result_of("start_up", tmp_path)
+    assert len(result["measurements"]) == 8
+    assert all(0.05 < measurement["median"] < 120 for measurement in result["measurements"])
+    assert "worker, until it joins" in table
+
+
+@pytest.mark.slow
 def test_reports_of_simulated_workers_are_counted(tmp_path: Path) -> None:
     result, table = result_of("report_rate", tmp_path)
     full_speed, paced, with_curves = result["details"]["steps"]
