@@ -77,10 +77,13 @@ def create(
     from hpsearch.console.progress_view import download_progress
     from hpsearch.console.tables import print_json
     from hpsearch.data.catalog import DataLocations
+    from hpsearch.data.sources import with_absolute_dataset
     from hpsearch.results.status import read_status
+    from hpsearch.store.studies import find_study
     from hpsearch.worker.preparation import prepare_study
 
     with options.open_storage(storage) as database:
+        find_study(database, with_absolute_dataset(definition))
         with download_progress() as progress:
             locations = DataLocations.from_environment()
             prepared = prepare_study(database, definition, locations=locations, progress=progress)

@@ -5,6 +5,7 @@ Everything that can be wrong is found here, before anything is created and befor
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +18,9 @@ from hpsearch.errors import DataError
 from hpsearch.search.pruners import build_pruner
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.points import point_key
-from hpsearch.store.studies import Registration, StoredStudy, find_study, register_study
+from hpsearch.store.studies import Registration, StoredStudy, register_study
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.study.settings import OPTION_PREFIX
+from hpsearch.study.settings import OPTION_PREFIX, TrialSettings
 from hpsearch.study.space import Point, grid_points
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker.cohorts import cohort_name
@@ -52,6 +53,8 @@ def prepare_study(
 ) -> PreparedStudy:
     """Create the study, find it with the same definition and the same data, or change it to this definition.
 
+    `find_study` tells before any data is fetched that a definition cannot change; callers that may wait call it first.
+
     Raises:
         InputError: a point cannot be trained on this data; or as `register_study` raises.
         DefinitionMismatchError: the study exists with other data, or a definition that cannot become this one.
@@ -59,7 +62,6 @@ def prepare_study(
         StorageError: the database went away.
     """
     definition = with_absolute_dataset(definition)
-    find_study(database, definition)  # reports a definition that cannot change before any data is fetched
     data = load_selection_data(definition.data, locations=locations, progress=progress)
     check_points(definition, data)
     registration = register_study(database, definition, dataset_checksums=data.checksums, cohort_of=cohort_name)
@@ -93,10 +95,11 @@ def check_points(definition: StudyDefinition, data: SelectionData) -> None:
         InputError: names the key, its value and the allowed range.
     """
     build_pruner(definition.pruning, definition.training.max_epochs)
+    corners = _corner_settings(definition)
     resident = ResidentData.place(data, torch.device("cpu"), max_resident_bytes=definition.data.max_resident_bytes)
-    for settings in map(definition.resolve, _corner_points(definition)):
+    for settings in corners:
         resident.num_minibatches(settings.training.batch_size)
-    check_networks(definition, data)
+    _build_networks(corners, data)
 
 
 def check_networks(definition: StudyDefinition, data: SelectionData) -> None:
@@ -105,9 +108,16 @@ def check_networks(definition: StudyDefinition, data: SelectionData) -> None:
     Raises:
         InputError: a network does not fit the data, or a custom family cannot be imported or trained.
     """
-    models = dict.fromkeys(definition.resolve(point).model for point in _corner_points(definition))
-    for model in models:
+    _build_networks(_corner_settings(definition), data)
+
+
+def _build_networks(corners: Iterable[TrialSettings], data: SelectionData) -> None:
+    for model in dict.fromkeys(settings.model for settings in corners):
         build_network(model, data.image_shape, data.num_classes)
+
+
+def _corner_settings(definition: StudyDefinition) -> list[TrialSettings]:
+    return [definition.resolve(point) for point in _corner_points(definition)]
 
 
 def _corner_points(definition: StudyDefinition) -> list[Point]:
