@@ -14,16 +14,15 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from hpsearch.errors import StorageError
 from hpsearch.home import home_folder, make_passable
 from hpsearch.postgres.file_lock import check_excludes, close_lock_file, lock_shared, open_lock_file, try_lock
+from hpsearch.postgres.lock_wait import wait_for_lock
 from hpsearch.postgres.programs import SERVER_USER, PostgresPrograms
 from hpsearch.postgres.server import PostgresServer
 
@@ -121,12 +120,7 @@ class EmbeddedPostgres:
     def __enter__(self) -> EmbeddedPostgres:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
 
@@ -210,15 +204,12 @@ def _exclusive(folder: Path) -> Iterator[None]:
     path = folder / "lock"
     lock = open_lock_file(path)
     try:
-        deadline = time.monotonic() + _LOCK_LIMIT_SECONDS
-        while not try_lock(lock):
-            if time.monotonic() > deadline:
-                raise StorageError(
-                    f"another process has been starting or stopping the PostgreSQL in {folder} "
-                    f"for {_LOCK_LIMIT_SECONDS:.0f} seconds",
-                    hint=f"find it with: fuser {path}",
-                )
-            time.sleep(0.05)  # flock itself has no time limit
+        wait_for_lock(
+            lambda: try_lock(lock),
+            seconds=_LOCK_LIMIT_SECONDS,
+            activity=f"starting or stopping the PostgreSQL in {folder}",
+            hint=f"find it with: fuser {path}",
+        )
         check_excludes(lock, path)
         yield
     finally:

@@ -67,11 +67,10 @@ class Progress:
 def read_progress(database: Database, study_id: int) -> Progress:
     """Read the progress of a study. Each of the four statements is a transaction of its own."""
     values = {"study": study_id, "resumed": RESUMED_AT_ATTRIBUTE}
-    totals = database.transaction(lambda connection: connection.execute(_TOTALS, values).one())
-    running = database.transaction(lambda connection: connection.execute(_RUNNING, values).all())
-    counts = Ledger(database=database, study_id=study_id).counts()
+    (totals,) = database.rows(_TOTALS, values)
+    running = database.rows(_RUNNING, values)
     return Progress(
-        counts=counts,
+        counts=Ledger(database=database, study_id=study_id).counts(),
         epochs=totals.epochs,
         epochs_of_counted=totals.epochs_of_counted,
         best_value=totals.best_value,

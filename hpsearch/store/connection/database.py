@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -19,7 +19,7 @@ import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from sqlalchemy import event
+from sqlalchemy import Executable, Row, event
 from sqlalchemy.exc import DataError, DBAPIError
 from tenacity import (
     RetryCallState,
@@ -122,6 +122,15 @@ class Database:
             StorageError: the database cannot do it (disk full, rights), or has a value that cannot be read.
         """
         return self._patiently(lambda: self._run_once(work), operation)
+
+    def rows(
+        self,
+        statement: Executable,
+        values: Mapping[str, Any],
+        operation: DatabaseOperation = "other",
+    ) -> Sequence[Row[Any]]:
+        """Run one statement in a transaction of its own and return all its rows. Raises as `transaction`."""
+        return self.transaction(lambda connection: connection.execute(statement, values).all(), operation)
 
     def with_optuna(self, work: Callable[[], T]) -> T:
         """Run `work`, which calls Optuna's own storage, and return its result; retry while the database is away.

@@ -74,7 +74,7 @@ points = Table(
     # Points of one cohort may share a worker's lanes. NULL: parameters are drawn when the point is claimed.
     Column("cohort", Text),
     Column("attempt", Integer, nullable=False, default=1),
-    # Attempts that ended with their worker's death and got no farther than an earlier attempt.
+    # Crashes: attempts that ended with their worker's death and got no farther than an earlier attempt.
     Column("crashes", Integer, nullable=False, default=0),
     Column("furthest_epoch", Integer, nullable=False, default=0),  # last epoch that any dead attempt reached
     Column("owner", BigInteger),  # the worker that holds the lease; NULL if none does

@@ -67,7 +67,7 @@ class CurveReader:
         Each row also has the number of known trials that are still counted.
         """
         values = {"study": self._study_id, "known": list(self._finished), "page": _PAGE}
-        return self._database.transaction(lambda connection: connection.execute(_READ, values).all())
+        return self._database.rows(_READ, values)
 
 
 def _frozen_trial(row: Row[Any]) -> FrozenTrial:
