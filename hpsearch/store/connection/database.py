@@ -20,7 +20,7 @@ import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy import Executable, Row, event
-from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import DBAPIError
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -32,7 +32,6 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
 from hpsearch.postgres.embedded import EmbeddedPostgres
 from hpsearch.postgres.libpq import connect_without_variables, keep_from_children, session_arguments
@@ -43,12 +42,11 @@ from hpsearch.store.connection.refusals import (
     AWAY,
     READ_ONLY,
     SLOW,
-    driver_error,
+    UNREACHABLE,
     refusal_error,
     refusal_of,
 )
 from hpsearch.store.connection.schema import create_schema
-from hpsearch.wording import first_line
 
 _log = get_logger("database")
 T = TypeVar("T")
@@ -60,12 +58,7 @@ _IDLE_SECONDS = 60.0  # in the middle of a transaction; hpsearch sends its state
 DEFAULT_OUTAGE_SECONDS = 120.0  # how long a worker waits for a database that is away
 
 _POOL_LOGGER = "sqlalchemy.pool.impl.QueuePool"
-_NO_SUCH_VALUE = "22P02"  # invalid_text_representation: a text cannot be cast to the requested type
 READ_ONLY_SECONDS = 10.0  # how long to wait for a database that was read-only when it was opened
-
-
-class DatabaseAwayError(StorageError):
-    """The database did not serve the call in time and may do so later. The message has its answer, or libpq's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,40 +114,39 @@ class Database:
             DatabaseAwayError: the database did not come back in time.
             StorageError: the database cannot do it (disk full, rights), or has a value that cannot be read.
         """
-        return self._patiently(lambda: self._run_once(work), operation)
+
+        def once() -> T:
+            with self.engine.begin() as connection:
+                return work(connection)
+
+        return self.patiently(once, operation)
 
     def rows(
-        self,
-        statement: Executable,
-        values: Mapping[str, Any],
-        operation: DatabaseOperation = "other",
+        self, statement: Executable, values: Mapping[str, Any], operation: DatabaseOperation = "other"
     ) -> Sequence[Row[Any]]:
         """Run one statement in a transaction of its own and return all its rows. Raises as `transaction`."""
         return self.transaction(lambda connection: connection.execute(statement, values).all(), operation)
 
-    def with_optuna(self, work: Callable[[], T]) -> T:
-        """Run `work`, which calls Optuna's own storage, and return its result; retry while the database is away.
+    def patiently(self, work: Callable[[], T], operation: DatabaseOperation = "other") -> T:
+        """Run `work`, which asks the database in a way of its own, and return its result; retry as `transaction` does.
 
-        `work` must be safe to run again, as in `transaction`.
-
-        Raises:
-            StorageError: as in `transaction`.
+        `work` must be safe to run again. Raises the errors of `transaction`.
         """
-        return self._patiently(work, "other")
-
-    def _patiently(self, work: Callable[[], T], operation: DatabaseOperation) -> T:
         patience = self.outage_seconds if self.patience_seconds is None else self.patience_seconds
         started, answer_seconds = time.monotonic(), self.answer_seconds
 
         def attempt() -> T:
             nonlocal answer_seconds
+            began = time.perf_counter()
             try:
                 with answer_limit(answer_seconds, self.abandoned):
-                    return self._timed(work, operation)
+                    return work()
             except (DBAPIError, StorageInternalError) as error:
                 if refusal_of(error) is SLOW:  # it may be a long statement, which no retry with this limit would end
                     answer_seconds = max(answer_seconds, min(2 * answer_seconds, patience))
                 raise
+            finally:
+                self.on_call(time.perf_counter() - began, operation)
 
         def is_worth_another(error: BaseException) -> bool:
             refusal = refusal_of(error)
@@ -173,48 +165,21 @@ class Database:
         try:
             return retrying(attempt)
         except (DBAPIError, StorageInternalError) as error:
-            told = self._told(error, min(patience, time.monotonic() - started))
-            if told is error:
+            refusal, waited = refusal_of(error), min(patience, time.monotonic() - started)
+            if refusal is None:  # a bug keeps its own error and traceback
                 raise
-            raise told from error
-
-    def _told(self, error: DBAPIError | StorageInternalError, waited: float) -> Exception:
-        """Return the error that says what the database has answered; a bug keeps its own error and traceback."""
-        refusal, cause = refusal_of(error), driver_error(error)
-        if refusal is None:
-            if isinstance(cause, DataError) and getattr(cause.orig, "pgcode", None) == _NO_SUCH_VALUE:
-                return _unreadable(cause, self.url)
-            return error
-        if not refusal.is_transient:
-            return refusal_error(refusal, error, self.url, self.address)
-        if refusal is AWAY and waited >= 1:
-            refusal = replace(AWAY, said=f"has been away for {waited:.0f} s")
-            waited = 0.0
-        tried = f"for {waited:.0f} s" if waited >= 1 else ""
-        told = refusal_error(refusal, error, self.url, self.address, tried)
-        return DatabaseAwayError(str(told), hint=refusal.hint)
-
-    def _timed(self, work: Callable[[], T], operation: DatabaseOperation) -> T:
-        started = time.perf_counter()
-        try:
-            return work()
-        finally:
-            self.on_call(time.perf_counter() - started, operation)
+            if refusal is AWAY and waited >= 1:
+                refusal, waited = replace(AWAY, said=f"has been away for {waited:.0f} s"), 0.0
+            tried = f"for {waited:.0f} s" if refusal.is_transient and waited >= 1 else ""
+            raise refusal_error(refusal, error, self.url, tried) from error
 
     def _note_retry(self, state: RetryCallState) -> None:
         self.on_retry()
+        error = state.outcome.exception() if state.outcome else None
+        refusal = error and refusal_of(error)
         # Frequent at first, then less often: an outage of minutes should not fill the log.
-        if state.attempt_number in (1, 3) or state.attempt_number % 10 == 0:
-            error = state.outcome.exception() if state.outcome else None
-            refusal = error and refusal_of(error)
-            if error is not None and refusal:
-                said = refusal.said.format(user=self.url.username, database=self.url.database)
-                cause = first_line(getattr(driver_error(error), "orig", error))
-                _log.warning("database %s (attempt %d): %s", said, state.attempt_number, cause)
-
-    def _run_once(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
-        with self.engine.begin() as connection:
-            return work(connection)
+        if error and refusal and (state.attempt_number in (1, 3) or state.attempt_number % 10 == 0):
+            _log.warning("%s", refusal_error(refusal, error, self.url, f"attempt {state.attempt_number}"))
 
     def load_study(self, name: str) -> optuna.Study:
         """Return the study as plain Optuna reads it. Raises KeyError if there is none."""
@@ -262,17 +227,11 @@ def open_database(
     event.listen(engine, "connect", _set_up_session)
     try:
         storage, is_read_only = _connect(engine, url, wait_seconds, options)
-        event.listen(storage.engine, "connect", _set_up_session)
-        storage.engine.dispose()  # its first connection was made before
-    except (DBAPIError, StorageInternalError) as error:
-        engine.dispose()
-        refusal = refusal_of(error)
-        if refusal is None:
-            raise
-        raise refusal_error(refusal, error, url, describe_address(url)) from error
     except BaseException:
         engine.dispose()
         raise
+    event.listen(storage.engine, "connect", _set_up_session)
+    storage.engine.dispose()  # its first connection was made before
     return Database(engine=engine, storage=storage, url=url, outage_seconds=outage_seconds, was_read_only=is_read_only)
 
 
@@ -332,34 +291,19 @@ def _connect(
     Returns:
         Optuna's storage, and whether the database is read-only.
     """
-    started = time.monotonic()
-    attempts = 0
-    address = describe_address(url)
+    started, attempts = time.monotonic(), 0
     while True:
         attempts += 1
         try:
-            is_read_only = check_sessions(url, options, address)
-            return create_schema(engine, address, options), is_read_only
+            is_read_only = check_sessions(url, options)
+            return create_schema(engine, describe_address(url), options), is_read_only
         except (DBAPIError, StorageInternalError) as error:
-            refusal = refusal_of(error)
-            if refusal is None or not refusal.is_transient:
+            refusal, waited = refusal_of(error), time.monotonic() - started
+            if refusal is None:
                 raise
-            waited = time.monotonic() - started
+            if not refusal.is_transient:
+                raise refusal_error(refusal, error, url) from error
             if waited >= wait_seconds:
-                tried = f"{attempts} attempts in {waited:.0f} s"
-                if refusal is AWAY:
-                    cause = first_line(getattr(driver_error(error), "orig", error))
-                    raise StorageError(
-                        f"no database answers at {address} ({tried}): {cause}",
-                        hint="is it running, and reachable from here? --storage or HPSEARCH_STORAGE name it",
-                    ) from error
-                raise refusal_error(refusal, error, url, address, tried) from error
-            time.sleep(min(1.0, 0.1 * 2**attempts))
-
-
-def _unreadable(error: DataError, url: sqlalchemy.URL) -> StorageError:
-    """Return the error for a stored text (an attribute) that cannot be read as the number it should be."""
-    return StorageError(
-        f"the database at {describe_address(url)} has a value that cannot be read: {first_line(error.orig)}",
-        hint="somebody has changed it: put back what stood there (from a copy of the database)",
-    )
+                refusal = UNREACHABLE if refusal is AWAY else refusal
+                raise refusal_error(refusal, error, url, f"{attempts} attempts in {waited:.0f} s") from error
+        time.sleep(min(1.0, 0.1 * 2**attempts))

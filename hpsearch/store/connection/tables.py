@@ -1,8 +1,8 @@
 """The tables: Optuna's, as its models declare them, and hpsearch's own.
 
-Optuna's tables hold what every Optuna program reads: studies, trials, parameters, values. They are accessed through
-Optuna's declarations, so that a renamed column fails at import and not in the data. Both schema versions are checked
-when a database is opened (schema.py). hpsearch's tables hold what Optuna has no place for:
+Optuna's tables hold what every Optuna program reads: studies, trials, parameters, values. Both schema versions are
+checked when a database is opened (schema.py); a test compares the names in hpsearch's SQL with Optuna's declarations.
+hpsearch's tables hold what Optuna has no place for:
 
     hpsearch_schema        one row: the version of these tables
     hpsearch_points        one row per point of a study: its current trial, its attempt, and the lease on it
@@ -21,25 +21,9 @@ from __future__ import annotations
 
 from typing import cast
 
+import sqlalchemy as sa
 from optuna.storages._rdb import models
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    CheckConstraint,
-    Column,
-    DateTime,
-    Double,
-    ForeignKey,
-    ForeignKeyConstraint,
-    Identity,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
-    UniqueConstraint,
-)
+from sqlalchemy import BigInteger, Column, DateTime, Double, ForeignKey, Integer, Table, Text
 
 # Version of hpsearch's own tables; schema.py upgrades older versions. 1: points, epochs. 2: checkpoints. 3:
 # correctness, rounds, vault. 4: vault_intents.
@@ -55,13 +39,8 @@ studies = _table(models.StudyModel)
 study_directions = _table(models.StudyDirectionModel)
 study_user_attributes = _table(models.StudyUserAttributeModel)
 trials = _table(models.TrialModel)
-trial_params = _table(models.TrialParamModel)
-trial_values = _table(models.TrialValueModel)
-trial_intermediate_values = _table(models.TrialIntermediateValueModel)
-trial_user_attributes = _table(models.TrialUserAttributeModel)
-trial_system_attributes = _table(models.TrialSystemAttributeModel)
 
-metadata = MetaData()
+metadata = sa.MetaData()
 
 schema = Table("hpsearch_schema", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
 
@@ -81,8 +60,8 @@ points = Table(
     Column("claim", BigInteger),  # token of the claim: a repeated call finds what it has already claimed
     Column("renewed_at", DateTime(timezone=True)),
     Column("lease_expires_at", DateTime(timezone=True)),
-    Column("is_counted", Boolean, nullable=False, default=False),  # its trial is COMPLETE or PRUNED
-    Index("ix_hpsearch_points_owner", "owner"),
+    Column("is_counted", sa.Boolean, nullable=False, default=False),  # its trial is COMPLETE or PRUNED
+    sa.Index("ix_hpsearch_points_owner", "owner"),
 )
 
 epochs = Table(
@@ -107,7 +86,7 @@ checkpoints = Table(
     Column("artifact_id", Text, nullable=False),  # its file in the workers' artifact store
     Column("num_bytes", BigInteger, nullable=False),
     Column("saved_at", DateTime(timezone=True), nullable=False),
-    ForeignKeyConstraint(["study_id", "point"], [points.c.study_id, points.c.point], ondelete="CASCADE"),
+    sa.ForeignKeyConstraint(["study_id", "point"], [points.c.study_id, points.c.point], ondelete="CASCADE"),
 )
 
 correctness = Table(
@@ -115,7 +94,7 @@ correctness = Table(
     metadata,
     Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), primary_key=True),
     Column("num_images", Integer, nullable=False),  # of the validation set
-    Column("bits", LargeBinary, nullable=False),  # numpy.packbits: one bit per image, 1 if correct
+    Column("bits", sa.LargeBinary, nullable=False),  # numpy.packbits: one bit per image, 1 if correct
 )
 
 rounds = Table(
@@ -132,7 +111,7 @@ rounds = Table(
 vault = Table(
     "hpsearch_vault",
     metadata,
-    Column("opening_id", BigInteger, Identity(), primary_key=True),
+    Column("opening_id", BigInteger, sa.Identity(), primary_key=True),
     Column("study_id", Integer, ForeignKey(studies.c.study_id, ondelete="SET NULL")),  # NULL: the study was deleted
     Column("study_name", Text, nullable=False),
     Column("opening", Integer, nullable=False),  # 1: the one that counts; later ones need a reason
@@ -147,8 +126,8 @@ vault = Table(
     Column("parameters_sha256", Text, nullable=False),  # of the evaluated safetensors file
     Column("num_images", Integer, nullable=False),
     Column("num_errors", Integer, nullable=False),
-    UniqueConstraint("study_id", "opening", name="uq_hpsearch_vault_opening"),
-    CheckConstraint("opening = 1 OR reason IS NOT NULL", name="ck_hpsearch_vault_reason"),
+    sa.UniqueConstraint("study_id", "opening", name="uq_hpsearch_vault_opening"),
+    sa.CheckConstraint("opening = 1 OR reason IS NOT NULL", name="ck_hpsearch_vault_reason"),
 )
 
 vault_intents = Table(
@@ -167,6 +146,6 @@ vault_intents = Table(
     Column("declared_by", Text, nullable=False),  # user@host
     Column("chosen", Text, nullable=False),  # JSON, as in hpsearch_vault
     Column("parameters_sha256", Text, nullable=False),
-    UniqueConstraint("study_id", "opening", "attempt", name="uq_hpsearch_vault_intents_attempt"),
-    CheckConstraint("opening = 1 OR reason IS NOT NULL", name="ck_hpsearch_vault_intents_reason"),
+    sa.UniqueConstraint("study_id", "opening", "attempt", name="uq_hpsearch_vault_intents_attempt"),
+    sa.CheckConstraint("opening = 1 OR reason IS NOT NULL", name="ck_hpsearch_vault_intents_reason"),
 )

@@ -11,14 +11,13 @@ added, and values that other programs have written to our trials, are left out t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from sqlalchemy import Row, text
 
 from hpsearch.store.connection.database import Database
-from hpsearch.stored_json import parse_stored
+from hpsearch.store.rows.frozen_trial import frozen_trial
 
 _READ = text("""
     SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value,
@@ -54,7 +53,7 @@ class CurveReader:
                 # A server that lost its last commits in a crash may have trials in state RUNNING that had ended before.
                 self._finished.clear()
                 continue
-            fresh = [_frozen_trial(row) for row in rows]
+            fresh = [frozen_trial(row, curve=row.curve, notes=row.rungs) for row in rows]
             known = list(self._finished.values())
             finished = {trial._trial_id: trial for trial in fresh if trial.state.is_finished()}
             self._finished.update(finished)
@@ -68,24 +67,3 @@ class CurveReader:
         """
         values = {"study": self._study_id, "known": list(self._finished), "page": _PAGE}
         return self._database.rows(_READ, values)
-
-
-def _frozen_trial(row: Row[Any]) -> FrozenTrial:
-    state = TrialState[row.state]
-    start: datetime | None = row.datetime_start
-    return FrozenTrial(
-        number=row.number,
-        trial_id=row.trial_id,
-        state=state,
-        value=row.value,
-        datetime_start=start,
-        datetime_complete=row.datetime_complete,
-        params={},
-        distributions={},
-        user_attrs={},
-        system_attrs={
-            key: parse_stored(value, f"trial {row.number}", f"table trial_system_attributes, key {key}")
-            for key, value in (row.rungs or {}).items()
-        },
-        intermediate_values={step: float(value) for step, value in row.curve or ()},  # JSON writes 0.0 as 0
-    )

@@ -330,7 +330,7 @@ def test_unreachable_database_gets_address_seconds_and_attempts(monkeypatch: pyt
     port = closed_port()
     with pytest.raises(StorageError) as caught:
         open_database(f"postgresql://u:secret@127.0.0.1:{port}/d", wait_seconds=10)
-    assert str(caught.value).startswith(f"no database answers at 127.0.0.1:{port}/d (3 attempts in 12 s): ")
+    assert str(caught.value).startswith(f"the database at 127.0.0.1:{port}/d does not answer (3 attempts in 12 s): ")
     assert "\n" not in str(caught.value)
     assert "secret" not in f"{caught.value} {caught.value.hint}"
     assert naps == [0.2, 0.4]
