@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import math
-import numbers
 import os
 import sys
 import threading
@@ -222,15 +221,6 @@ def _our_handler() -> _StderrHandler | None:
 
 
 def _plain(value: object) -> Any:
-    """Convert a value to JSON types; NaN and the infinities, which JSON cannot represent as numbers, become strings."""
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value) if math.isfinite(value) else repr(float(value))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    return str(value)
+    """Return a value that JSON can represent: a string instead of NaN, the infinities, collections and other types."""
+    is_plain = value is None or isinstance(value, (bool, int, str)) or (type(value) is float and math.isfinite(value))
+    return value if is_plain else str(value)

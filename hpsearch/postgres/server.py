@@ -32,13 +32,7 @@ import psycopg2.extensions
 from sqlalchemy import URL
 
 from hpsearch.errors import StorageError
-from hpsearch.postgres.file_lock import (
-    LOCAL_FILE_SYSTEMS,
-    close_lock_file,
-    file_system_type,
-    open_lock_file,
-    try_lock,
-)
+from hpsearch.postgres.file_lock import LOCAL_FILE_SYSTEMS, close_lock_file, file_system_type, open_lock_file, try_lock
 from hpsearch.postgres.libpq import connect_without_variables
 from hpsearch.postgres.programs import MAJOR_VERSION, PostgresPrograms
 

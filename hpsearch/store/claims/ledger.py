@@ -219,9 +219,7 @@ class Ledger:
         """
         believed = self.holdings.now() if held is None else frozenset(held)
         epochs = _report_columns(reports, dict(believed))
-        rungs = as_columns(
-            "trial_id key value_json", ((i, key, json.dumps(value)) for i, key, value in rung_attributes)
-        )
+        rungs = as_columns("trial_id key value_json", [(i, key, json.dumps(v)) for i, key, v in rung_attributes])
 
         def work(connection: Connection) -> Sequence[Row[Any]]:
             rows = connection.execute(statements.RECORD, {**self._values, **epochs}).all()
@@ -243,17 +241,20 @@ class Ledger:
             The trials that are counted. Nothing was written for the others: this worker had lost the lease, or the
                 database has lost parameters or epochs of the trial, which is then given back.
         """
+        if not results:
+            return set()
+        given = as_columns(
+            "trial_id claim state value num_epochs num_parameters",
+            ((r.trial_id, r.claim, r.outcome.name, r.value, r.num_epochs, r.num_parameters) for r in results),
+        )
 
         def work(connection: Connection) -> set[int]:
-            values = {**self._values, **_result_columns(results)}
-            is_new = {row.trial_id: row.is_new for row in connection.execute(statements.FINISH, values)}
+            is_new = {r.trial_id: r.is_new for r in connection.execute(statements.FINISH, {**self._values, **given})}
             news = [result for result in results if is_new.get(result.trial_id)]
             write_trial_attributes(connection, [(result.trial_id, result.attributes) for result in news])
             write_correctness(connection, [(result.trial_id, result.correct) for result in news])
             return set(is_new)
 
-        if not results:
-            return set()
         counted = self.database.transaction(work, "finish")
         claim_of = dict(self.holdings.now())
         ended = {(r.trial_id, claim_of.get(r.trial_id, 0) if r.claim is None else r.claim) for r in results}
@@ -303,9 +304,7 @@ class Ledger:
         self._stale(self._rows(statements.LEASES, "reap"))
 
     def reap(self) -> int:
-        """Requeue the points of dead workers and return their number. Cheap if there are none.
-
-        Every worker may call it.
+        """Requeue the points of dead workers and return their number. Cheap if there are none; any worker may call it.
 
         Which workers are dead is decided from what this worker has seen so far (lease.py), so the first call finds no
         stale lease. A trial that is RUNNING without a worker is requeued at once.
@@ -388,30 +387,14 @@ def _claim_from(row: Row[Any], token: int) -> Claim:
     for name, value, distribution in row.parameters or ():
         what = f"parameter {name} of trial {row.number}"
         parameters[name] = external_value(parse_stored_distribution(distribution, what), value, what)
-    return Claim(
-        trial_id=row.trial_id,
-        number=row.number,
-        point=row.point,
-        attempt=row.attempt,
-        parameters=parameters,
-        token=token,
-    )
+    return Claim(**{**row._asdict(), "parameters": parameters, "token": token})
 
 
 def _report_columns(reports: Mapping[int, EpochReport], claim_of: Mapping[int, int]) -> dict[str, list[Any]]:
     assert not any(report.has_diverged for report in reports.values())
-    return as_columns(
-        "trial_id claim epoch zero_one train_nll validation_nll learning_rate seconds",
-        (
-            (i, claim_of[i], r.epoch, r.best.zero_one, r.train_nll, r.best.nll, r.learning_rate, r.seconds)
-            for i, r in reports.items()
-            if i in claim_of
-        ),
-    )
-
-
-def _result_columns(results: Sequence[Result]) -> dict[str, list[Any]]:
-    return as_columns(
-        "trial_id claim state value num_epochs num_parameters",
-        ((r.trial_id, r.claim, r.outcome.name, r.value, r.num_epochs, r.num_parameters) for r in results),
-    )
+    rows = [
+        (i, claim_of[i], r.epoch, r.best.zero_one, r.train_nll, r.best.nll, r.learning_rate, r.seconds)
+        for i, r in reports.items()
+        if i in claim_of
+    ]
+    return as_columns("trial_id claim epoch zero_one train_nll validation_nll learning_rate seconds", rows)

@@ -19,12 +19,7 @@ MAX_CRASHES = 3  # a point is given up after this many crashes
 
 
 def fail_and_requeue(
-    connection: Connection,
-    study_id: int,
-    rows: Sequence[Row[Any]],
-    reason: str,
-    *,
-    is_crash: bool,
+    connection: Connection, study_id: int, rows: Sequence[Row[Any]], reason: str, *, is_crash: bool
 ) -> None:
     """Set the trials of `rows` to FAIL and queue a new WAITING trial for each point, or give the point up.
 

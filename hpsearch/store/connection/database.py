@@ -38,14 +38,7 @@ from hpsearch.postgres.libpq import connect_without_variables, keep_from_childre
 from hpsearch.store.connection.address import describe_address, parse_url, with_password_of_file
 from hpsearch.store.connection.answer_limit import ANSWER_SECONDS, answer_limit
 from hpsearch.store.connection.pooler import check_sessions
-from hpsearch.store.connection.refusals import (
-    AWAY,
-    READ_ONLY,
-    SLOW,
-    UNREACHABLE,
-    refusal_error,
-    refusal_of,
-)
+from hpsearch.store.connection.refusals import AWAY, READ_ONLY, SLOW, UNREACHABLE, refusal_error, refusal_of
 from hpsearch.store.connection.schema import create_schema
 
 _log = get_logger("database")
@@ -203,11 +196,7 @@ def open_storage(url: str | None) -> Iterator[Database]:
 
 
 def open_database(
-    text: str,
-    *,
-    wait_seconds: float = 10.0,
-    outage_seconds: float = DEFAULT_OUTAGE_SECONDS,
-    is_embedded: bool = False,
+    text: str, *, wait_seconds: float = 10.0, outage_seconds: float = DEFAULT_OUTAGE_SECONDS, is_embedded: bool = False
 ) -> Database:
     """Connect, create missing tables, and check versions. Any number of processes may call it at once.
 

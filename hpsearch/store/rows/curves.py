@@ -10,11 +10,8 @@ added, and values that other programs have written to our trials, are left out t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from optuna.trial import FrozenTrial
-from sqlalchemy import Row, text
+from sqlalchemy import text
 
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.frozen_trial import frozen_trial
@@ -48,7 +45,10 @@ class CurveReader:
     def read(self) -> list[FrozenTrial]:
         """Return the current trials that have started and not failed, by number. One statement; more to catch up."""
         while True:
-            rows = self._read_page()
+            # All running trials, and a page of finished ones that are not known yet. Each row also has the number of
+            # known trials that are still counted.
+            values = {"study": self._study_id, "known": list(self._finished), "page": _PAGE}
+            rows = self._database.rows(_READ, values)
             if rows and rows[0].num_known < len(self._finished):
                 # A server that lost its last commits in a crash may have trials in state RUNNING that had ended before.
                 self._finished.clear()
@@ -59,11 +59,3 @@ class CurveReader:
             self._finished.update(finished)
             if len(finished) < _PAGE:
                 return sorted([*known, *fresh], key=lambda trial: trial.number)
-
-    def _read_page(self) -> Sequence[Row[Any]]:
-        """Read all running trials, and a page of finished ones that are not known yet.
-
-        Each row also has the number of known trials that are still counted.
-        """
-        values = {"study": self._study_id, "known": list(self._finished), "page": _PAGE}
-        return self._database.rows(_READ, values)

@@ -668,8 +668,8 @@ class AnswerLost(Database):
     """Runs every transaction twice, as `transaction` does when the connection breaks after the commit."""
 
     def transaction(self, work: Callable[[Connection], Any], operation: DatabaseOperation = "other") -> Any:
-        self._run_once(work)
-        return self._run_once(work)
+        super().transaction(work, operation)
+        return super().transaction(work, operation)
 
 
 def test_every_call_may_run_again_after_a_commit_whose_answer_was_lost(
