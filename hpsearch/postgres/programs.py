@@ -18,7 +18,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hpsearch.errors import StorageError
 
@@ -88,6 +88,8 @@ class PostgresPrograms:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         environment["LC_ALL"] = "C"
         command = [str(self.bin_folder / program), *arguments]
+        user = self.user
+        identity: Any = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         # A file, not a pipe: a server that outlives pg_ctl may keep the pipe open, and reading would never end.
         with _output_file() as output:
             process = subprocess.Popen(
@@ -100,19 +102,15 @@ class PostgresPrograms:
                 pass_fds=keep_open,
                 umask=0o077,
                 start_new_session=True,  # Ctrl-C is for this process and must not end PostgreSQL
-                user=None if self.user is None else self.user.pw_uid,
-                group=None if self.user is None else self.user.pw_gid,
-                extra_groups=None if self.user is None else [],
+                **identity,
             )
             try:
                 process.wait(timeout_seconds)
             except subprocess.TimeoutExpired:
-                process.kill()
+                pass
+            finally:
+                process.kill()  # no effect if it has ended
                 process.wait()
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
             output.seek(0)
             return subprocess.CompletedProcess(command, process.returncode, stdout=output.read())
 

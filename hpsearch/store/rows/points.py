@@ -126,8 +126,7 @@ def add_points(
 
 def count_points(connection: Connection, study_id: int) -> int:
     """Return the number of points of a study."""
-    number: int = connection.execute(_NUM_POINTS, {"study": study_id}).scalar_one()
-    return number
+    return int(connection.execute(_NUM_POINTS, {"study": study_id}).scalar_one())
 
 
 def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
