@@ -37,7 +37,7 @@ def parse_stored_object(text: str, what: str, place: str, keys: Sequence[str] = 
     """Parse a JSON object that has these keys. Raises the errors of `parse_stored`."""
     found = parse_stored(text, what, place)
     if not isinstance(found, dict):
-        raise damaged(what, place, f"it is a {type(found).__name__}, and no object")
+        raise damaged(what, place, f"it is a {type(found).__name__}, not an object")
     missing = [key for key in keys if key not in found]
     if missing:
         raise damaged(what, place, f"{missing[0]} is missing")
@@ -94,5 +94,5 @@ def damaged(what: str, place: str, reason: object) -> StorageError:
     """Return the error to raise if a stored value is not one that hpsearch has written."""
     return StorageError(
         f"{what} cannot be read ({place}): {reason}",
-        hint="somebody has changed it: put back what stood there (from a copy of the database)",
+        hint="another program has changed it: restore it from a backup of the database",
     )

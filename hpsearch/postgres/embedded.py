@@ -28,7 +28,7 @@ from hpsearch.postgres.server import PostgresServer
 
 _SOCKET_PATH_LIMIT_BYTES = 103  # sockaddr_un: 108 on Linux, 104 on macOS, including the final zero
 _LOCK_LIMIT_SECONDS = 180.0
-_CHOOSE_FOLDER = "set HPSEARCH_HOME to another folder, or name a PostgreSQL of your own with --storage"
+_CHOOSE_FOLDER = "set HPSEARCH_HOME to another folder, or use your own PostgreSQL (--storage URL)"
 
 logger = logging.getLogger(__name__)
 
@@ -143,19 +143,19 @@ def _check_folder(folder: Path) -> None:
         for parent in folder.parents:
             if parent.exists() and not parent.stat().st_mode & 0o001:
                 raise StorageError(
-                    f"{parent} cannot be entered by the user {SERVER_USER}, as which PostgreSQL runs "
-                    f"(it refuses root), so {folder} is out of its reach",
+                    f"{parent} cannot be entered by the user {SERVER_USER}, which runs PostgreSQL "
+                    f"(it refuses to run as root), so {folder} cannot be used",
                     hint=f"chmod o+x {parent}, or set HPSEARCH_HOME to a folder that every user can enter",
                 )
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"(no folder)"}
     if names and "lock" not in names:  # the lock is the first file in a new folder
-        raise StorageError(f"{folder} holds something else than a database of hpsearch", hint=_CHOOSE_FOLDER)
+        raise StorageError(f"{folder} contains something other than a database of hpsearch", hint=_CHOOSE_FOLDER)
     mode = folder.stat().st_mode & 0o777
     if mode != 0o700:
         raise StorageError(
-            f"{folder} has mode {mode:04o}, but whoever can enter it owns the database: expected 0700",
+            f"{folder} has mode {mode:04o}, expected 0700: every user who can enter it has full access to the database",
             hint=f"chmod 700 {folder}",
         )
 
@@ -165,7 +165,7 @@ def _check_name(folder: Path) -> None:
     shown = os.fsencode(folder).decode(errors="backslashreplace")
     faults = {
         "has a comma, which separates servers in a connection string": "," in shown,
-        "is no valid UTF-8": shown != str(folder),
+        "is not valid UTF-8": shown != str(folder),
         "has a control character": any(unicodedata.category(character) == "Cc" for character in shown),
     }
     for fault, is_found in faults.items():

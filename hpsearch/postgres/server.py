@@ -127,7 +127,7 @@ class PostgresServer:
         if self.postmaster_pid is not None:
             raise self._failure("does not stop")
         if self._listens():
-            logger.warning("the PostgreSQL in %s runs on: it is in another container or PID namespace", self.folder)
+            logger.warning("PostgreSQL in %s is still running, in another container or PID namespace", self.folder)
 
     def _check_version(self) -> None:
         if self._version_file.exists() and (version := self._version_file.read_text().strip()) != MAJOR_VERSION:
@@ -190,7 +190,7 @@ class PostgresServer:
                 continue
             pid = _recorded_pid(lock_file)
             if pid is None or psutil.pid_exists(pid):
-                logger.warning("removing %s: it names process %s, which is no server of ours", lock_file, pid)
+                logger.warning("removing %s: it names process %s, which is not a server of hpsearch", lock_file, pid)
                 lock_file.unlink(missing_ok=True)
 
     def _check_host(self) -> None:
@@ -208,7 +208,7 @@ class PostgresServer:
         if self._pid_file.exists() and host not in ("", socket.gethostname()):
             raise StorageError(
                 f"the database in {self.folder} is in use on host {host}, or was when that host went down",
-                hint=f"end hpsearch there, or set HPSEARCH_HOME to a folder of this host; "
+                hint=f"stop hpsearch there, or set HPSEARCH_HOME to a folder of this host; "
                 f"if {host} is gone for good, remove {self._pid_file}",
             )
 
@@ -257,7 +257,7 @@ class PostgresServer:
     def _failure(self, what: str) -> StorageError:
         log = self.folder / "server.log"
         tail = _last_lines(log.read_text(errors="replace")) if log.exists() else "(no log yet)"
-        return StorageError(f"the PostgreSQL in {self.folder} {what}", hint=f"{log} ends: {tail}")
+        return StorageError(f"the PostgreSQL in {self.folder} {what}", hint=f"last lines of {log}: {tail}")
 
     def _holder(self) -> str:
         """Describe what may prevent the server from starting, for an error message.
@@ -269,7 +269,7 @@ class PostgresServer:
         with self._start_lock() as start_lock:
             if start_lock is not None:
                 return ""
-        return "; a server in another container or PID namespace, or what is left of one, holds the folder"
+        return "; a server in another container or PID namespace, or what is left of it, holds the folder"
 
     @property
     def _data(self) -> Path:

@@ -128,14 +128,14 @@ class Checkpoints:
         try:
             content = self._store.read(stored.artifact_id)
         except ArtifactNotFound:
-            _log.warning("%s is not in %s: do all workers share that place? The trial begins anew", where, place)
+            _log.warning("%s is not in %s: do all workers share that place? The trial starts again", where, place)
             return None
         except OSError as error:
-            _log.warning("%s in %s cannot be read (%s): the trial begins anew", where, place, error.strerror)
+            _log.warning("%s in %s cannot be read (%s): the trial starts again", where, place, error.strerror)
             return None
         if len(content) != stored.num_bytes:
             found, expected = len(content), stored.num_bytes
-            _log.warning("%s has %d bytes, not %d: the trial begins anew", where, found, expected)
+            _log.warning("%s has %d bytes, not %d: the trial starts again", where, found, expected)
             return None
         return content
 
@@ -207,7 +207,7 @@ class Checkpoints:
 
     def _note_trouble(self, trouble: str | None) -> None:
         if trouble is not None and trouble != self._trouble:
-            text = "cannot write a checkpoint into %s: %s. Training goes on; earlier checkpoints stay valid"
+            text = "cannot write a checkpoint into %s: %s. Training continues; earlier checkpoints stay valid"
             _log.warning(text, self._store.place, trouble)
         elif trouble is None and self._trouble is not None:
             _log.info("checkpoints can be written into %s again", self._store.place)

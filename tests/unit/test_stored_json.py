@@ -21,7 +21,7 @@ def test_whole_json_is_read() -> None:
     [
         ('{"a": ', "Expecting value: line 1 column 7 (char 6)"),
         ("", "Expecting value: line 1 column 1 (char 0)"),
-        ("[1]", "it is a list, and no object"),
+        ("[1]", "it is a list, not an object"),
         ('{"b": 1}', "a is missing"),
     ],
 )

@@ -193,7 +193,7 @@ def _lock(database: Database, name: str) -> Iterator[None]:
             lambda: bool(connection.execute(_TRY_LOCK, {"name": f"hpsearch:confirm:{name}"}).scalar_one()),
             seconds=_LOCK_SECONDS,
             activity=f"adding points to study {name!r}",
-            hint="look for it in pg_stat_activity, or start again",
+            hint="find it in pg_stat_activity, or try again",
         )
         yield
 

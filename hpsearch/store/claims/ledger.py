@@ -48,7 +48,7 @@ from hpsearch.study.space import ParameterValue
 
 _log = get_logger("ledger")
 
-UNDONE = "the database has lost what it had acknowledged of this trial"  # the reason of such a trial's failure
+UNDONE = "the database has lost acknowledged writes of this trial"  # the reason of such a trial's failure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +297,7 @@ class Ledger:
         claimed = as_columns("trial_id claim", holds)
         points = self._requeue(statements.CLAIMED_FOR_UPDATE, claimed, UNDONE, is_crash=False, operation="release")
         if points:
-            _log.warning("the database has lost what it had acknowledged: points %s begin anew", sorted(points))
+            _log.warning("the database has lost acknowledged writes: points %s start again", sorted(points))
 
     def watch_leases(self) -> None:
         """Look at other workers' leases, so that `reap` knows how long they have not been renewed."""

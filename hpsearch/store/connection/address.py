@@ -18,8 +18,8 @@ from hpsearch.errors import InputError
 from hpsearch.safe_text import remember_password, remember_passwords
 
 OPTIONS_HINT = (
-    "what follows ? in the URL are options of libpq, such as sslmode=require; a schema is chosen by "
-    "options=-csearch_path%3DNAME; variables PG... count as well"
+    "the part of the URL after ? has options of libpq, such as sslmode=require; choose a schema with "
+    "options=-csearch_path%3DNAME; the environment variables PG... count, too"
 )
 _NOT_IN_URL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -81,7 +81,7 @@ def read_password(path: Path, hint: str) -> str:
     try:
         password = path.read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"cannot read the password file {path}: {reason}", hint=hint) from error
     if not password:
         raise InputError(f"the password file {path} is empty", hint=hint)

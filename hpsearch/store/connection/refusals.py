@@ -18,7 +18,7 @@ from hpsearch.store.connection.address import OPTIONS_HINT, describe_address
 from hpsearch.wording import first_line
 
 _NAMES = "check user, password and database name in --storage or HPSEARCH_STORAGE"
-_RESUMES = "running trials are taken up again when a worker is started after it is back"
+_RESUMES = "running trials resume when a worker is started after the database is back"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ BAD_URL = Refusal(
 )
 READ_ONLY = Refusal(
     "is read-only",
-    "a standby, or default_transaction_read_only: name the primary; of several hosts in the URL, "
+    "it is a standby, or default_transaction_read_only is set: name the primary; with several hosts in the URL, "
     "target_session_attrs=read-write finds it",
     states=("25006",),
     pattern=r"session is read-only|server is in hot standby mode",
@@ -77,9 +77,11 @@ SHARED_SESSIONS = Refusal(
 )
 AWAY = Refusal("is away", _RESUMES, states=("08",), is_transient=True)  # or any other lost connection
 UNREACHABLE = replace(
-    AWAY, said="does not answer", hint="is it running, and reachable from here? --storage or HPSEARCH_STORAGE name it"
+    AWAY,
+    said="does not answer",
+    hint="check that it is running and reachable, and the address in --storage or HPSEARCH_STORAGE",
 )
-OTHER = Refusal("cannot serve us", "the server's log may say more")
+OTHER = Refusal("failed to run the statement", "the server's log may say more")
 
 # The first match counts.
 REFUSALS = (
@@ -98,26 +100,26 @@ REFUSALS = (
         pattern=r'database "[^"]*" does not exist|no such database',
     ),
     Refusal(
-        "cannot agree with us on encryption",
-        "sslmode, sslrootcert, sslcert and sslkey in the URL say what is asked of the server",
+        "does not accept the encryption settings",
+        "set sslmode, sslrootcert, sslcert and sslkey in the URL as the server requires",
         pattern=r"does not support SSL|certificate|SSL error: (tlsv1|sslv3) alert|private key file",
     ),
     Refusal(
-        "denies user {user} the right to connect",
-        f"{_NAMES}; the server's pg_hba.conf and GRANT CONNECT ON DATABASE let users in",
+        "does not allow user {user} to connect",
+        f"{_NAMES}; the server's pg_hba.conf and GRANT CONNECT ON DATABASE decide who may connect",
         states=("28000",),
         pattern=r"permission denied for database|pg_hba\.conf (entry|rejects)|not permitted to log in",
     ),
     Refusal(
-        "denies user {user} the right",
+        "denies user {user} a permission",
         "the user needs CREATE and USAGE on the schema for the first start, and SELECT, INSERT, UPDATE and DELETE "
         "on all tables in it; a schema of its own (CREATE SCHEMA AUTHORIZATION) gives all of them",
         states=("42501", "3F000"),
         pattern="permission denied",
     ),
     Refusal(
-        "is behind a pooler that refuses an option of ours",
-        "ignore_startup_parameters in pgbouncer.ini names options that it lets pass",
+        "is behind a pooler that rejects a startup option",
+        "list the option under ignore_startup_parameters in pgbouncer.ini",
         pattern="unsupported startup parameter",
     ),
     Refusal(
@@ -136,28 +138,28 @@ REFUSALS = (
         pattern=r"starting up|shutting down|in recovery mode|not (yet )?accepting connections|recovery state",
         is_transient=True,
     ),
-    Refusal("ended our connection", _RESUMES, states=("57P",), is_transient=True),
+    Refusal("closed the connection", _RESUMES, states=("57P",), is_transient=True),
     Refusal(
-        "canceled a statement of ours",
+        "canceled a statement",
         "statement_timeout of the role or the database is too short, or somebody called pg_cancel_backend",
         states=("57014",),
     ),
     Refusal(
-        "has rows or tables that others keep locked",
-        "pg_stat_activity and pg_locks show who; lock_timeout says how long is waited",
+        "has rows or tables that other sessions keep locked",
+        "pg_stat_activity and pg_locks show which ones; lock_timeout limits the wait",
         states=("40001", "40P01", "55P03"),
         is_transient=True,
     ),
-    Refusal("has no room left", "make room on its disk: what it has acknowledged is kept", states=("53100",)),
+    Refusal("has no disk space left", "free space on its disk: committed data is kept", states=("53100",)),
     Refusal(
         "has a value that cannot be read",
-        "another program has changed it: restore the previous value (from a copy of the database)",
+        "another program has changed it: restore it from a backup of the database",
         states=("22P02",),
     ),
     SLOW,
     SHARED_SESSIONS,
     Refusal(
-        "has a host name that is not known here",
+        "has a host name that cannot be resolved",
         "check the host in --storage or HPSEARCH_STORAGE",
         pattern="could not translate host name",
         is_transient=True,

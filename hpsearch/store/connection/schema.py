@@ -65,7 +65,7 @@ def _schema_lock(engine: Engine, address: str) -> Iterator[Connection]:
             lambda: ask("pg_try_advisory_lock"),
             seconds=_LOCK_SECONDS,
             activity=f"creating the tables at {address}",
-            hint="look for it in pg_stat_activity, or start again",
+            hint="find it in pg_stat_activity, or try again",
         )
         try:
             yield connection
@@ -80,16 +80,16 @@ def _check_optuna_revision(storage: RDBStorage, address: str) -> None:
     if spoken != tables.OPTUNA_REVISION:
         raise StorageError(
             f"Optuna {optuna.__version__} has schema revision {spoken}, this hpsearch writes {tables.OPTUNA_REVISION}",
-            hint="install a version of Optuna that this hpsearch was made for: pip install 'optuna>=5,<6'",
+            hint="install a supported version of Optuna: pip install 'optuna>=5,<6'",
         )
     if stored != spoken:
         is_older = stored in storage.get_all_versions()
         raise StorageError(
             f"the database at {address} has Optuna's schema revision {stored}, "
             f"Optuna {optuna.__version__} has {spoken}",
-            hint="optuna storage upgrade --storage URL (make a copy of the database first)"
+            hint="back up the database, then run: optuna storage upgrade --storage URL"
             if is_older
-            else "it was made by a newer Optuna: install that one",
+            else "it was created by a newer Optuna: install that version",
         )
 
 
@@ -109,6 +109,6 @@ def _create_own_tables(connection: Connection, address: str) -> None:
         raise StorageError(
             f"the database at {address} has hpsearch's schema version {stored}, "
             f"this hpsearch has {tables.SCHEMA_VERSION}",
-            hint="use the hpsearch that made it, or another database (--storage URL)",
+            hint="use the version of hpsearch that created it, or another database (--storage URL)",
         )
     connection.commit()

@@ -374,7 +374,7 @@ def test_disk_that_is_full_costs_a_line_in_the_log_and_no_checkpoint_that_was_th
     assert sorted(files_of(folder).values()) == [b"large", b"small again"]
     assert checkpoints.save({large.trial_id: (4, b"large" * 1000)}) == {large.trial_id}
     assert [record.getMessage() for record in caplog.records] == [
-        f"cannot write a checkpoint into {folder.place}: File too large. Training goes on; earlier checkpoints stay "
+        f"cannot write a checkpoint into {folder.place}: File too large. Training continues; earlier checkpoints stay "
         "valid",
         f"checkpoints can be written into {folder.place} again",
     ]

@@ -1058,7 +1058,7 @@ def test_a_damaged_checkpoint_lets_its_trial_begin_anew(
     study.worker(lanes=6).run()
     assert counted_curves(study) == counted_curves(whole)
     assert sum("resumed_at_epoch" in trial.user_attrs for trial in study.counted()) == 4
-    assert len([message for message in caplog.messages if "begins anew" in message]) == 2
+    assert len([message for message in caplog.messages if "starts again" in message]) == 2
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_training(

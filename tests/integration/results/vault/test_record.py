@@ -205,7 +205,7 @@ def test_records_outlive_their_study_and_are_told_to_the_next_of_its_name(learni
     ("column", "text", "reason"),
     [
         ("versions", '{"torch', "Unterminated string"),
-        ("test_checksums", "[]", "it is a list, and no object"),
+        ("test_checksums", "[]", "it is a list, not an object"),
         ("chosen", '{"selection": "best"}', "study is missing"),
     ],
 )

@@ -556,6 +556,15 @@ def test_point_that_kills_its_workers_is_given_up_in_the_end(workers: Any) -> No
     assert [trial.state for trial in trials_of(ledgers[0])] == [TrialState.FAIL] * MAX_CRASHES
 
 
+def test_the_reason_of_a_failed_trial_is_stored_without_passwords_and_control_characters(workers: Any) -> None:
+    """Other programs show it as it is: Optuna's command line, a notebook."""
+    (ledger,) = workers(1)
+    ledger.claim(1)
+    ledger.release("its worker failed: \x1b[31mno answer from postgresql://u:s3cret@h/d\x07")
+    reason = trials_of(ledger)[0].user_attrs["fail_reason"]
+    assert reason == r"its worker failed: \x1b[31mno answer from postgresql://u:***@h/d\x07"
+
+
 def test_worker_that_fails_counts_its_crashes_itself(workers: Any) -> None:
     (ledger,) = workers(1, 1)
     for _ in range(MAX_CRASHES):
