@@ -163,14 +163,15 @@ def _check_folder(folder: Path) -> None:
 def _check_name(folder: Path) -> None:
     """Refuse a path that a connection string or PostgreSQL's own files cannot contain."""
     shown = os.fsencode(folder).decode(errors="backslashreplace")
-    faults = {
-        "has a comma, which separates servers in a connection string": "," in shown,
-        "is not valid UTF-8": shown != str(folder),
-        "has a control character": any(unicodedata.category(character) == "Cc" for character in shown),
-    }
-    for fault, is_found in faults.items():
-        if is_found:
-            raise StorageError(f"{shown!r} {fault}: the embedded PostgreSQL cannot use it", hint=_CHOOSE_FOLDER)
+    if "," in shown:
+        fault = "has a comma, which separates servers in a connection string"
+    elif shown != str(folder):
+        fault = "is not valid UTF-8"
+    elif any(unicodedata.category(character) == "Cc" for character in shown):
+        fault = "has a control character"
+    else:
+        return
+    raise StorageError(f"{shown!r} {fault}: the embedded PostgreSQL cannot use it", hint=_CHOOSE_FOLDER)
 
 
 def _make_private(folder: Path, programs: PostgresPrograms) -> None:

@@ -7,7 +7,7 @@ it are checked in their old version. Conditions are therefore placed on hpsearch
 
 from __future__ import annotations
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from hpsearch.store.claims.lease import PRESENCE_NAMESPACE, RENEWAL, select_leases
 from hpsearch.store.rows.columns import unnest
@@ -147,44 +147,41 @@ RENEW = text(f"""
     {_ANSWER.format(more="")}
 """)
 
-# What a requeue must know of a point; `reached` is the last epoch that its attempt recorded.
-_TO_REQUEUE = """
-    SELECT p.point, p.trial_id, p.attempt, p.crashes, p.furthest_epoch,
-        (SELECT coalesce(max(e.epoch), 0) FROM hpsearch_epochs e WHERE e.trial_id = p.trial_id) AS reached,
-        (SELECT a.value_json FROM trial_user_attributes a WHERE a.trial_id = p.trial_id AND a.key = 'round') AS round
-    FROM hpsearch_points p JOIN trials t USING (trial_id)
-"""
 
-_HELD = f"{_TO_REQUEUE} WHERE p.study_id = :study AND p.owner = :owner AND t.state = 'RUNNING'"
-_FOR_UPDATE = "ORDER BY p.point FOR UPDATE OF p"
-HELD_FOR_UPDATE = text(f"{_HELD} {_FOR_UPDATE}")
+def _points_to_requeue(condition: str, lock: str) -> TextClause:
+    """Return the statement that selects what a requeue must know of points, and locks them.
 
-# These claims only. As in STALE_FOR_UPDATE, the trial's state alone would not be sufficient.
-CLAIMED_FOR_UPDATE = text(
-    f"{_HELD} AND NOT p.is_counted AND (p.trial_id, p.claim) IN "
-    f"(SELECT * FROM {unnest('r', 'trial_id int, claim bigint')}) {_FOR_UPDATE}"
-)
+    `reached` is the last epoch that the point's attempt recorded.
+    """
+    return text(f"""
+        SELECT p.point, p.trial_id, p.attempt, p.crashes, p.furthest_epoch,
+            (SELECT coalesce(max(e.epoch), 0) FROM hpsearch_epochs e WHERE e.trial_id = p.trial_id) AS reached,
+            (SELECT a.value_json FROM trial_user_attributes a WHERE a.trial_id = p.trial_id AND a.key = 'round')
+                AS round
+        FROM hpsearch_points p JOIN trials t USING (trial_id)
+        WHERE p.study_id = :study AND {condition} ORDER BY p.point {lock}
+    """)
 
-_IS_OPEN = "p.study_id = :study AND NOT p.is_counted AND t.state = 'RUNNING'"
-
-# The leases of all other workers on this study. A RUNNING trial without an owner gives a row without one.
-LEASES = select_leases(
-    f"hpsearch_points p JOIN trials t USING (trial_id) WHERE {_IS_OPEN} AND p.owner IS DISTINCT FROM :owner"
-)
 
 # `is_counted` looks redundant beside the trial's state, but that state comes from the statement's snapshot: a trial
 # that was finished since (owner NULL!) must not be requeued.
-STALE_FOR_UPDATE = text(f"""{_TO_REQUEUE}
-    WHERE {_IS_OPEN} AND (
-        p.owner IS NULL
-        OR (p.owner, {RENEWAL}) IN (SELECT * FROM {unnest("r", "stale_owner bigint, stale_renewal text")})
-    )
-    ORDER BY p.point FOR UPDATE OF p SKIP LOCKED
-""")
+_IS_OPEN = "NOT p.is_counted AND t.state = 'RUNNING'"
+_THESE_CLAIMS = f"(p.trial_id, p.claim) IN (SELECT * FROM {unnest('r', 'trial_id int, claim bigint')})"
+_THESE_LEASES = f"(p.owner, {RENEWAL}) IN (SELECT * FROM {unnest('r', 'stale_owner bigint, stale_renewal text')})"
 
-_ENDED_OUTSIDE = f"{_TO_REQUEUE} WHERE p.study_id = :study AND {ENDED_OUTSIDE} ORDER BY p.point "
-ENDED_OUTSIDE_TRIALS = text(_ENDED_OUTSIDE + "LIMIT 1")
-ENDED_OUTSIDE_FOR_UPDATE = text(_ENDED_OUTSIDE + "FOR UPDATE OF p, t SKIP LOCKED")
+HELD_FOR_UPDATE = _points_to_requeue("p.owner = :owner AND t.state = 'RUNNING'", "FOR UPDATE OF p")
+CLAIMED_FOR_UPDATE = _points_to_requeue(f"p.owner = :owner AND {_IS_OPEN} AND {_THESE_CLAIMS}", "FOR UPDATE OF p")
+STALE_FOR_UPDATE = _points_to_requeue(
+    f"{_IS_OPEN} AND (p.owner IS NULL OR {_THESE_LEASES})", "FOR UPDATE OF p SKIP LOCKED"
+)
+ENDED_OUTSIDE_TRIALS = _points_to_requeue(ENDED_OUTSIDE, "LIMIT 1")
+ENDED_OUTSIDE_FOR_UPDATE = _points_to_requeue(ENDED_OUTSIDE, "FOR UPDATE OF p, t SKIP LOCKED")
+
+# The leases of all other workers on this study. A RUNNING trial without an owner gives a row without one.
+LEASES = select_leases(f"""
+    hpsearch_points p JOIN trials t USING (trial_id)
+    WHERE p.study_id = :study AND {_IS_OPEN} AND p.owner IS DISTINCT FROM :owner
+""")
 
 # A point whose trial another program has ended waits for a new trial.
 COUNTS = text(f"""

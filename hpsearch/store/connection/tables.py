@@ -19,7 +19,7 @@ tables: the fact that the test set was used remains true, so these rows keep the
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
 
 import sqlalchemy as sa
 from optuna.storages._rdb import models
@@ -31,14 +31,9 @@ SCHEMA_VERSION = 4
 OPTUNA_REVISION = "v3.2.0.a"  # revision of Optuna's tables whose columns are declared here (Optuna 3.2 to 5.0)
 
 
-def _table(model: object) -> Table:
-    return cast(Table, model.__table__)  # type: ignore[attr-defined]
-
-
-studies = _table(models.StudyModel)
-study_directions = _table(models.StudyDirectionModel)
-study_user_attributes = _table(models.StudyUserAttributeModel)
-trials = _table(models.TrialModel)
+_optuna: Mapping[str, Table] = models.BaseModel.metadata.tables
+studies, trials = _optuna["studies"], _optuna["trials"]
+study_directions, study_user_attributes = _optuna["study_directions"], _optuna["study_user_attributes"]
 
 metadata = sa.MetaData()
 
