@@ -685,9 +685,9 @@ def test_save_under_way_while_its_trial_is_counted_is_discarded_with_it(
     (claim,) = ledger.claim(1)
     checkpoints = Checkpoints(ledger, folder)
     is_saving, may_commit = threading.Event(), threading.Event()
-    real = checkpoints._transaction
+    real = Database.transaction
 
-    def transaction(work: Callable[[Connection], Any]) -> Any:
+    def transaction(database: Database, work: Callable[[Connection], Any], operation: Any = "other") -> Any:
         def held_up(connection: Connection) -> Any:
             result = work(connection)
             if threading.current_thread() is thread:
@@ -695,9 +695,9 @@ def test_save_under_way_while_its_trial_is_counted_is_discarded_with_it(
                 assert may_commit.wait(240)
             return result
 
-        return real(held_up)
+        return real(database, held_up, operation)
 
-    monkeypatch.setattr(checkpoints, "_transaction", transaction)
+    monkeypatch.setattr(Database, "transaction", transaction)
     thread = threading.Thread(target=checkpoints.save, args=({claim.trial_id: (1, b"x")},))
     thread.start()
     assert is_saving.wait(240)
