@@ -20,7 +20,7 @@ from hpsearch.logs import get_logger
 from hpsearch.signals import LAST_CHECKPOINT_SECONDS
 from hpsearch.store.checkpoints import Checkpoints, ResumeOutcome, StoredCheckpoint
 from hpsearch.store.claims.ledger import Claim
-from hpsearch.store.connection.refusals import DatabaseAwayError
+from hpsearch.store.connection.database import DatabaseAwayError
 from hpsearch.training.device_memory import is_out_of_memory
 from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoint
 from hpsearch.training.lanes.cohort import Cohort

@@ -20,7 +20,7 @@ from hpsearch.search.stopping import stopping_rule, validation_interval
 from hpsearch.store.checkpoints import ResumeOutcome
 from hpsearch.store.claims.holdings import Hold
 from hpsearch.store.claims.ledger import Claim, Ledger, new_claim_token
-from hpsearch.store.connection.refusals import DatabaseAwayError
+from hpsearch.store.connection.database import DatabaseAwayError
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.correct_images import ReferenceTest

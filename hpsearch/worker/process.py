@@ -25,8 +25,7 @@ from hpsearch.home import lane_folder
 from hpsearch.logs import bind_log_context, get_logger
 from hpsearch.signals import StopSignal, end_with_parent
 from hpsearch.store.claims.ledger import Ledger
-from hpsearch.store.connection.database import Database
-from hpsearch.store.connection.refusals import DatabaseAwayError
+from hpsearch.store.connection.database import Database, DatabaseAwayError
 from hpsearch.store.studies import StoredStudy, load_study
 from hpsearch.training.host_memory import keep_freed_memory
 from hpsearch.training.lanes.cohort import Cohort

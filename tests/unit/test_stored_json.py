@@ -29,7 +29,7 @@ def test_damaged_object_is_one_line_with_its_place_and_a_hint(text: str, reason:
     with pytest.raises(StorageError) as caught:
         parse_stored_object(text, "study 'small'", "table t, column c", ["a"])
     assert str(caught.value) == f"study 'small' cannot be read (table t, column c): {reason}"
-    assert "put back what stood there" in str(caught.value.hint)
+    assert "restore it from a backup" in str(caught.value.hint)
     assert caught.value.exit_code == 3
 
 

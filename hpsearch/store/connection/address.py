@@ -16,11 +16,8 @@ from sqlalchemy.exc import ArgumentError
 from hpsearch import environment
 from hpsearch.errors import InputError
 from hpsearch.safe_text import remember_password, remember_passwords
+from hpsearch.store.connection.refusals import BAD_URL
 
-OPTIONS_HINT = (
-    "the part of the URL after ? has options of libpq, such as sslmode=require; choose a schema with "
-    "options=-csearch_path%3DNAME; the environment variables PG... count, too"
-)
 _NOT_IN_URL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -51,7 +48,7 @@ def parse_url(text: str) -> sqlalchemy.URL:
             parse_dsn(f"{name}=''")
         except psycopg2.ProgrammingError:
             message = f"the storage URL has an option that libpq does not know: {name}"
-            raise InputError(message, hint=OPTIONS_HINT) from None
+            raise InputError(message, hint=BAD_URL.hint) from None
     return url.set(drivername="postgresql+psycopg2")
 
 

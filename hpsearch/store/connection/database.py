@@ -32,14 +32,16 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from hpsearch.errors import HpsearchError, InputError, StorageError
 from hpsearch.logs import get_logger
 from hpsearch.postgres.embedded import EmbeddedPostgres
 from hpsearch.postgres.libpq import connect_without_variables, keep_from_children, session_arguments
 from hpsearch.store.connection.address import describe_address, parse_url, with_password_of_file
 from hpsearch.store.connection.answer_limit import ANSWER_SECONDS, answer_limit
 from hpsearch.store.connection.pooler import check_sessions
-from hpsearch.store.connection.refusals import AWAY, READ_ONLY, SLOW, UNREACHABLE, refusal_error, refusal_of
+from hpsearch.store.connection.refusals import AWAY, READ_ONLY, SLOW, UNREACHABLE, Refusal, driver_error, refusal_of
 from hpsearch.store.connection.schema import create_schema
+from hpsearch.wording import first_line
 
 _log = get_logger("database")
 T = TypeVar("T")
@@ -52,6 +54,10 @@ DEFAULT_OUTAGE_SECONDS = 120.0  # how long a worker waits for a database that is
 
 _POOL_LOGGER = "sqlalchemy.pool.impl.QueuePool"
 READ_ONLY_SECONDS = 10.0  # how long to wait for a database that was read-only when it was opened
+
+
+class DatabaseAwayError(StorageError):
+    """The database did not serve the call in time and may do so later. The message has its answer, or libpq's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +170,7 @@ class Database:
             if refusal is AWAY and waited >= 1:
                 refusal, waited = replace(AWAY, said=f"has been away for {waited:.0f} s"), 0.0
             tried = f"for {waited:.0f} s" if refusal.is_transient and waited >= 1 else ""
-            raise refusal_error(refusal, error, self.url, tried) from error
+            raise _refusal_error(refusal, error, self.url, tried) from error
 
     def _note_retry(self, state: RetryCallState) -> None:
         self.on_retry()
@@ -172,7 +178,7 @@ class Database:
         refusal = error and refusal_of(error)
         # Frequent at first, then less often: an outage of minutes should not fill the log.
         if error and refusal and (state.attempt_number in (1, 3) or state.attempt_number % 10 == 0):
-            _log.warning("%s", refusal_error(refusal, error, self.url, f"attempt {state.attempt_number}"))
+            _log.warning("%s", _refusal_error(refusal, error, self.url, f"attempt {state.attempt_number}"))
 
     def load_study(self, name: str) -> optuna.Study:
         """Return the study as plain Optuna reads it. Raises KeyError if there is none."""
@@ -291,8 +297,24 @@ def _connect(
             if refusal is None:
                 raise
             if not refusal.is_transient:
-                raise refusal_error(refusal, error, url) from error
+                raise _refusal_error(refusal, error, url) from error
             if waited >= wait_seconds:
                 refusal = UNREACHABLE if refusal is AWAY else refusal
-                raise refusal_error(refusal, error, url, f"{attempts} attempts in {waited:.0f} s") from error
+                raise _refusal_error(refusal, error, url, f"{attempts} attempts in {waited:.0f} s") from error
         time.sleep(min(1.0, 0.1 * 2**attempts))
+
+
+def _refusal_error(refusal: Refusal, error: BaseException, url: sqlalchemy.URL, tried: str = "") -> HpsearchError:
+    """Return the error that the user sees: the database's answer, and a hint.
+
+    Args:
+        tried: how often and for how long the call was tried, if more than once.
+    """
+    message = first_line(getattr(driver_error(error), "orig", error))
+    if refusal.is_input:
+        return InputError(f"the storage URL cannot be used: {message}", hint=refusal.hint)
+    said = refusal.said.format(user=url.username or "of this account", database=url.database)
+    kind = DatabaseAwayError if refusal.is_transient else StorageError
+    return kind(
+        f"the database at {describe_address(url)} {said}{tried and f' ({tried})'}: {message}", hint=refusal.hint
+    )

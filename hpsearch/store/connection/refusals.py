@@ -9,12 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import KW_ONLY, dataclass, replace
 
-import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from hpsearch.errors import HpsearchError, InputError, StorageError
-from hpsearch.store.connection.address import OPTIONS_HINT, describe_address
 from hpsearch.wording import first_line
 
 _NAMES = "check user, password and database name in --storage or HPSEARCH_STORAGE"
@@ -51,7 +48,8 @@ class Refusal:
 
 BAD_URL = Refusal(
     "cannot be reached by this URL",
-    OPTIONS_HINT,
+    "the part of the URL after ? has options of libpq, such as sslmode=require; choose a schema with "
+    "options=-csearch_path%3DNAME; the environment variables PG... count, too",
     pattern=r"invalid (dsn|connection option|port number|\S+ value)|could not match \d|definition of service|"
     r"service file|unrecognized configuration parameter|invalid value for parameter|invalid command-line argument",
     is_input=True,
@@ -184,26 +182,6 @@ def refusal_of(error: BaseException) -> Refusal | None:
     if not isinstance(cause, OperationalError):
         return None
     return AWAY if state is None or AWAY.matches(state, "") else OTHER
-
-
-class DatabaseAwayError(StorageError):
-    """The database did not serve the call in time and may do so later. The message has its answer, or libpq's."""
-
-
-def refusal_error(refusal: Refusal, error: BaseException, url: sqlalchemy.URL, tried: str = "") -> HpsearchError:
-    """Return the error that the user sees: the database's answer, and a hint.
-
-    Args:
-        tried: how often and for how long the call was tried, if more than once.
-    """
-    message = first_line(getattr(driver_error(error), "orig", error))
-    if refusal.is_input:
-        return InputError(f"the storage URL cannot be used: {message}", hint=refusal.hint)
-    said = refusal.said.format(user=url.username or "of this account", database=url.database)
-    kind = DatabaseAwayError if refusal.is_transient else StorageError
-    return kind(
-        f"the database at {describe_address(url)} {said}{tried and f' ({tried})'}: {message}", hint=refusal.hint
-    )
 
 
 def driver_error(error: BaseException | None) -> DBAPIError | None:

@@ -31,8 +31,7 @@ from hpsearch.signals import StopSignal, WorkerStopped
 from hpsearch.store.checkpoints import Checkpoints
 from hpsearch.store.claims.ledger import Ledger, PointCounts
 from hpsearch.store.claims.requeue import MAX_CRASHES
-from hpsearch.store.connection.database import Database, open_database
-from hpsearch.store.connection.refusals import DatabaseAwayError
+from hpsearch.store.connection.database import Database, DatabaseAwayError, open_database
 from hpsearch.store.progress import read_progress
 from hpsearch.store.rows.correct_images import Correctness, read_correctness
 from hpsearch.store.studies import _store_definition

@@ -21,8 +21,7 @@ from sqlalchemy import Connection, text
 
 from hpsearch.store.connection import answer_limit as module
 from hpsearch.store.connection.answer_limit import answer_limit
-from hpsearch.store.connection.database import Database
-from hpsearch.store.connection.refusals import DatabaseAwayError
+from hpsearch.store.connection.database import Database, DatabaseAwayError
 
 
 @contextmanager

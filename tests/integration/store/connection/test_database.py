@@ -292,7 +292,7 @@ def test_password_of_special_characters_works_for_us_and_for_optuna(strict_serve
         ("alice", None, "alices", "refuses the password of user alice"),
         ("nobody", "wr0ng-p{a}ss", "alices", "does not know user nobody"),
         ("alice", PASSWORD, "missing", "has no database missing for user alice"),
-        ("bob", "bobs", "alices", "does not allow user bob to connect"),
+        ("bob", "bobs", "alices", "denies user bob a permission"),
         ("carol", "wr0ng-p{a}ss", "alices", "does not allow user carol to connect"),
     ],
 )
