@@ -206,7 +206,6 @@ def _wait_for_one(
 ) -> Gpu | None:
     was_told = False
     while True:
-        # `patiently` is used for its retries while the database is away.
         gpu = database.patiently(lambda: _take_one(session, gpus, is_shared=rules.is_shared))
         if gpu is not None:
             if was_told:

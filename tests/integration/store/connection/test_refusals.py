@@ -16,8 +16,8 @@ from sqlalchemy import URL, Connection, create_engine, make_url, text
 from hpsearch.errors import InputError, StorageError
 from hpsearch.store.connection import database as database_module
 from hpsearch.store.connection.address import parse_url
-from hpsearch.store.connection.database import open_database
-from hpsearch.store.connection.refusals import AWAY, OTHER, REFUSALS, DatabaseAwayError
+from hpsearch.store.connection.database import DatabaseAwayError, open_database
+from hpsearch.store.connection.refusals import AWAY, OTHER, REFUSALS
 from tests.faults.postgres import FaultyPostgres, make_template
 
 ROOT = Path(__file__).parents[4]
