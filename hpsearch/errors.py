@@ -88,4 +88,4 @@ class NothingCompleteError(HpsearchError):
 
 
 class UncountedPointsError(HpsearchError):
-    """The study has ended with points that were not counted, because their attempts were used up."""
+    """The study has ended with points that were not counted, because their workers crashed too often."""

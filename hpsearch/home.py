@@ -27,7 +27,7 @@ def home_folder() -> Path:
         try:
             return Path(home).expanduser().absolute()
         except RuntimeError as error:
-            raise InputError(f"HPSEARCH_HOME={home}: {error}", hint="name a folder by its absolute path") from error
+            raise InputError(f"HPSEARCH_HOME={home}: {error}", hint="use an absolute path") from error
     if os.geteuid() == 0:
         return Path("/var/lib/hpsearch")
     with contextlib.suppress(RuntimeError):  # raised by platformdirs; older versions return a path that begins with ~

@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import math
-import numbers
 import os
 import sys
 import threading
@@ -58,8 +57,7 @@ class _JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
-            "time": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
-            + f"{int(record.created % 1 * 1000):03}Z",
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
@@ -222,15 +220,6 @@ def _our_handler() -> _StderrHandler | None:
 
 
 def _plain(value: object) -> Any:
-    """Convert a value to JSON types; NaN and the infinities, which JSON cannot represent as numbers, become strings."""
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value) if math.isfinite(value) else repr(float(value))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    return str(value)
+    """Return a value that JSON can represent: a string instead of NaN, the infinities, collections and other types."""
+    is_plain = value is None or isinstance(value, (bool, int, str)) or (type(value) is float and math.isfinite(value))
+    return value if is_plain else str(value)

@@ -22,16 +22,21 @@ _USER = rf"(\b[a-z][a-z0-9+.-]*:/{{1,2}}{_NAME})"  # a single / if a URL was tre
 _DATABASE_USER = rf"(\bpostgres(?:ql)?(?:\+\w+)?:/{{1,2}}{_NAME})"
 _PORT = r"(?!\d{1,5}(?:[/?#,;.)\s'\"]|$))"  # postgresql://host:5432/d has no password
 _UNMASKED = r"(?!\*\*\*|PASSWORD@)"  # the second one: placeholders in our own hints
-# Up to the last @ before a blank: an @ or / in a password is often not encoded.
-_PASSWORD_IN_URL = re.compile(rf"{_USER}:{_PORT}{_UNMASKED}\S*@", re.I)
-_PASSWORD_OF_DATABASE = re.compile(rf"{_DATABASE_USER}:{_UNMASKED}\S*@", re.I)
-_PASSWORD_WITH_BLANK = re.compile(rf"{_DATABASE_USER}:{_PORT}{_UNMASKED}[^\n@]*@", re.I)
-_URL_WITHOUT_HOST = re.compile(rf"{_DATABASE_USER}:{_PORT}{_UNMASKED}\S+", re.I)
 _GIVEN_DATABASE = re.compile(rf"{_DATABASE_USER}:{_PORT}(?P<rest>.*)", re.I | re.S)
 _GIVEN_URL = re.compile(rf"{_USER}:{_PORT}(?P<rest>\S+@)", re.I)
-_VALUE = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s&]+"
-_PASSWORD_OPTION = re.compile(rf"\b(\w*password|passwd)=(?:{_VALUE})", re.I)  # in a URL's query, a DSN, the environment
-_PASSWORD_ITEM = re.compile(r"(['\"]\w*password['\"]\s*:\s*)(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")", re.I)
+_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+# In a URL's query, a DSN, the environment.
+_PASSWORD_OPTION = re.compile(rf"\b(\w*password|passwd)=(?:{_QUOTED}|[^\s&]+)", re.I)
+# The forms in which a password appears, in the order in which they are masked.
+_FORMS = (
+    # Up to the last @ before a blank: an @ or / in a password is often not encoded.
+    (re.compile(rf"{_DATABASE_USER}:{_UNMASKED}\S*@", re.I), rf"\1:{MASK}@"),
+    (re.compile(rf"{_USER}:{_PORT}{_UNMASKED}\S*@", re.I), rf"\1:{MASK}@"),
+    (re.compile(rf"{_DATABASE_USER}:{_PORT}{_UNMASKED}[^\n@]*@", re.I), rf"\1:{MASK}@"),  # with a blank
+    (re.compile(rf"{_DATABASE_USER}:{_PORT}{_UNMASKED}\S+", re.I), rf"\1:{MASK}"),  # without a host
+    (_PASSWORD_OPTION, rf"\1={MASK}"),
+    (re.compile(rf"(['\"]\w*password['\"]\s*:\s*)(?:{_QUOTED})", re.I), rf"\1'{MASK}'"),  # in a dictionary
+)
 
 # Characters that a terminal interprets or cannot show: C0 except tab and line break, DEL, C1, marks that change the
 # text direction, Unicode line separators, and lone surrogates (bytes that were not UTF-8).
@@ -46,12 +51,9 @@ def mask_passwords(text: str) -> str:
     """Mask the passwords in URLs and connection strings, and those that this process was given."""
     for spellings in _secrets.values():
         text = spellings.sub(MASK, text)
-    text = _PASSWORD_OF_DATABASE.sub(rf"\1:{MASK}@", text)
-    text = _PASSWORD_IN_URL.sub(rf"\1:{MASK}@", text)
-    text = _PASSWORD_WITH_BLANK.sub(rf"\1:{MASK}@", text)
-    text = _URL_WITHOUT_HOST.sub(rf"\1:{MASK}", text)
-    text = _PASSWORD_OPTION.sub(rf"\1={MASK}", text)
-    return _PASSWORD_ITEM.sub(rf"\1'{MASK}'", text)
+    for form, shown in _FORMS:
+        text = form.sub(shown, text)
+    return text
 
 
 def for_terminal(text: str) -> str:

@@ -162,6 +162,6 @@ def end_with_parent(parent_pid: int) -> None:
     check between two epochs. Linux only: on other systems, only that check applies (StopSignal).
     """
     if sys.platform == "linux" and ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
-        _log.warning("cannot ask for a signal at the end of the parent: %s", os.strerror(ctypes.get_errno()))
+        _log.warning("cannot request a signal for the end of the parent: %s", os.strerror(ctypes.get_errno()))
     if os.getppid() != parent_pid:  # it ended before the request
         raise SystemExit(0)

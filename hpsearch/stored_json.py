@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -38,7 +38,7 @@ def parse_stored_object(text: str, what: str, place: str, keys: Sequence[str] = 
     """Parse a JSON object that has these keys. Raises the errors of `parse_stored`."""
     found = parse_stored(text, what, place)
     if not isinstance(found, dict):
-        raise damaged(what, place, f"it is a {type(found).__name__}, and no object")
+        raise damaged(what, place, f"it is a {type(found).__name__}, not an object")
     missing = [key for key in keys if key not in found]
     if missing:
         raise damaged(what, place, f"{missing[0]} is missing")
@@ -54,28 +54,20 @@ def parse_stored_texts(text: str, what: str, place: str) -> dict[str, str]:
 
 
 class Kind(Enum):
-    """The kind of a stored value, beyond its JSON type."""
+    """The kind of a stored value, beyond its JSON type: how messages name it, and the check."""
 
-    NUMBER = "a finite number"
-    WHOLE = "a whole number, 0 or more"
-    TEXT = "a text"
-    FLAG = "true or false"
-    OBJECT = "an object"
-
-
-_CHECKS: Mapping[Kind, Callable[[Any], bool]] = {
-    Kind.NUMBER: lambda value: type(value) in (int, float) and -_LARGEST <= value <= _LARGEST,
-    Kind.WHOLE: lambda value: type(value) is int and 0 <= value < 2**53,
-    Kind.TEXT: lambda value: isinstance(value, str),
-    Kind.FLAG: lambda value: isinstance(value, bool),
-    Kind.OBJECT: lambda value: isinstance(value, dict),
-}
+    NUMBER = ("a finite number", lambda value: type(value) in (int, float) and -_LARGEST <= value <= _LARGEST)
+    WHOLE = ("a whole number, 0 or more", lambda value: type(value) is int and 0 <= value < 2**53)
+    TEXT = ("a text", lambda value: isinstance(value, str))
+    FLAG = ("true or false", lambda value: isinstance(value, bool))
+    OBJECT = ("an object", lambda value: isinstance(value, dict))
 
 
 def check_kind(value: Any, kind: Kind, what: str, place: str) -> None:
     """Raise StorageError if a stored value is of another kind; names both places as `parse_stored` does."""
-    if not _CHECKS[kind](value):
-        raise damaged(what, place, f"expected {kind.value}, found {repr(value)[:_MOST_SHOWN]}")
+    name, is_kind = kind.value
+    if not is_kind(value):
+        raise damaged(what, place, f"expected {name}, found {repr(value)[:_MOST_SHOWN]}")
 
 
 def external_value(distribution: BaseDistribution, stored: float, what: str) -> Any:
@@ -103,5 +95,5 @@ def damaged(what: str, place: str, reason: object) -> StorageError:
     """Return the error to raise if a stored value is not one that hpsearch has written."""
     return StorageError(
         f"{what} cannot be read ({place}): {reason}",
-        hint="somebody has changed it: put back what stood there (from a copy of the database)",
+        hint="another program has changed it: restore it from a backup of the database",
     )

@@ -17,9 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from hpsearch.store.claims.lease_watch import LeaseWatch
-from hpsearch.store.claims.ledger import ABSENCE_SECONDS, LEASE_SECONDS, PRESENCE_NAMESPACE
-from hpsearch.store.claims.ledger_sql import IS_PRESENT, RENEWAL
+from hpsearch.store.claims.lease import LeaseWatch, select_leases
 from hpsearch.store.connection.database import Database
 
 # Shown by pg_stat_activity as application_name: these words, the worker's name, and a token of this process.
@@ -44,15 +42,10 @@ _HOLDERS = text(f"""
     FROM (SELECT l.pid {_LOCKS}) held JOIN pg_stat_activity s USING (pid) ORDER BY s.backend_start
 """)
 # A restarted server has lost all locks, and a cut session has lost its own. A worker that trains on a GPU takes its
-# lock again within seconds; until then, or until its lease is stale (lease_watch.py), no other worker may take it.
-_LEASES = text(f"""
-    WITH leases AS (
-        SELECT DISTINCT p.owner, {RENEWAL} AS renewal
-        FROM hpsearch_points p JOIN trial_user_attributes a ON a.trial_id = p.trial_id AND a.key = 'device'
-        WHERE p.owner IS NOT NULL AND strpos(a.value_json, :uuid) > 0
-    )
-    SELECT server.started_at, p.owner, p.renewal, {IS_PRESENT} AS is_present
-    FROM (SELECT pg_postmaster_start_time() AS started_at) server LEFT JOIN leases p ON true
+# lock again within seconds; until then, or until its lease is stale (lease.py), no other worker may take it.
+_LEASES = select_leases("""
+    hpsearch_points p JOIN trial_user_attributes a ON a.trial_id = p.trial_id AND a.key = 'device'
+    WHERE p.owner IS NOT NULL AND strpos(a.value_json, :uuid) > 0
 """)
 _END_SESSION = text("SELECT pg_terminate_backend(:pid, 2000)")  # milliseconds until it is gone
 
@@ -100,12 +93,10 @@ class GpuLockSession:
 
         If it is asked repeatedly, it eventually returns False (after ABSENCE_SECONDS).
         """
-        rows = self._ask(_LEASES, {"uuid": uuid, "namespace": PRESENCE_NAMESPACE})
-        is_present = {(row.owner, row.renewal): row.is_present for row in rows if row.owner is not None}
-        stale = self._watches.setdefault(uuid, LeaseWatch(self._clock)).look(
-            is_present, rows[0].started_at, lease_seconds=LEASE_SECONDS, absence_seconds=ABSENCE_SECONDS
-        )
-        return any(not is_here for lease, is_here in is_present.items() if lease not in stale)
+        rows = self._ask(_LEASES, {"uuid": uuid})
+        stale = self._watches.setdefault(uuid, LeaseWatch(self._clock)).look(rows)
+        leases = [row for row in rows if row.owner is not None]
+        return any(not row.is_present for row in leases if (row.owner, row.renewal) not in stale)
 
     def holders(self, uuid: str) -> list[Holder]:
         """Return the holders of the lock on a GPU, the oldest session first."""

@@ -183,7 +183,7 @@ def describe_taken(database: Database, gpus: Sequence[Gpu]) -> list[str]:
     """Describe which of these GPUs are held, and by whom: `cuda:0 (NVIDIA H200, GPU-5ee1...) by node7:4711`."""
     session = GpuLockSession(database)
     try:
-        return database.with_optuna(lambda: _taken(session, gpus))
+        return database.patiently(lambda: _taken(session, gpus))
     finally:
         session.close()
 
@@ -207,8 +207,7 @@ def _wait_for_one(
 ) -> Gpu | None:
     was_told = False
     while True:
-        # `with_optuna` is used for its retries while the database is away.
-        gpu = database.with_optuna(lambda: _take_one(session, gpus, is_shared=rules.is_shared))
+        gpu = database.patiently(lambda: _take_one(session, gpus, is_shared=rules.is_shared))
         if gpu is not None:
             if was_told:
                 _log.info("%s is free now", gpu.description)
@@ -216,9 +215,9 @@ def _wait_for_one(
         if stop.is_set() or is_finished():
             return None
         # It may take some seconds to find out whether a GPU is free; the rules do not mean that wait.
-        if not was_told and (rules.waits or not database.with_optuna(lambda: _is_any_awaited(session, gpus))):
+        if not was_told and (rules.waits or not database.patiently(lambda: _is_any_awaited(session, gpus))):
             was_told = True
-            _tell(database.with_optuna(lambda: _taken(session, gpus)), rules)
+            _tell(database.patiently(lambda: _taken(session, gpus)), rules)
         if stop.wait(random.uniform(*_POLL_SECONDS)):
             return None
 

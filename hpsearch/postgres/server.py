@@ -32,13 +32,7 @@ import psycopg2.extensions
 from sqlalchemy import URL
 
 from hpsearch.errors import StorageError
-from hpsearch.postgres.file_lock import (
-    LOCAL_FILE_SYSTEMS,
-    close_lock_file,
-    file_system_type,
-    open_lock_file,
-    try_lock,
-)
+from hpsearch.postgres.file_lock import LOCAL_FILE_SYSTEMS, close_lock_file, file_system_type, open_lock_file, try_lock
 from hpsearch.postgres.libpq import connect_without_variables
 from hpsearch.postgres.programs import MAJOR_VERSION, PostgresPrograms
 
@@ -113,7 +107,10 @@ class PostgresServer:
                 deadline += self._initialise(start_lock)
                 self._clear_remains()
                 attempts += 1
-                self._start(limit_seconds, start_lock)
+                (self.folder / "host").write_text(socket.gethostname())
+                options = ("-l", "server.log", "-o", _SERVER_OPTIONS)
+                started = self._pg_ctl("start", *options, limit_seconds=limit_seconds, keep_open=[start_lock])
+                logger.debug("pg_ctl start: %s", started)
         self._create_database()
 
     def stop(self) -> None:
@@ -130,40 +127,31 @@ class PostgresServer:
         if self.postmaster_pid is not None:
             raise self._failure("does not stop")
         if self._listens():
-            logger.warning("the PostgreSQL in %s runs on: it is in another container or PID namespace", self.folder)
+            logger.warning("PostgreSQL in %s is still running, in another container or PID namespace", self.folder)
 
     def _check_version(self) -> None:
-        data = self._data
-        if (data / "PG_VERSION").exists():
-            version = (data / "PG_VERSION").read_text().strip()
-            if version != MAJOR_VERSION:
-                raise StorageError(
-                    f"{data} was made by PostgreSQL {version}, this hpsearch brings version {MAJOR_VERSION}",
-                    hint="set HPSEARCH_HOME to another folder, or convert this one with pg_upgrade",
-                )
+        if self._version_file.exists() and (version := self._version_file.read_text().strip()) != MAJOR_VERSION:
+            raise StorageError(
+                f"{self._data} was created by PostgreSQL {version}, but this hpsearch uses version {MAJOR_VERSION}",
+                hint="set HPSEARCH_HOME to another folder, or convert this one with pg_upgrade",
+            )
 
     def _initialise(self, start_lock: int) -> float:
         """Create the data unless they exist; return the seconds that it took."""
-        if (self._data / "PG_VERSION").exists():
+        if self._version_file.exists():
             return 0.0
         started = time.monotonic()
         # Created under another name and renamed, so that a kill in between leaves no incomplete database.
         partial = self.folder / "data.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        made = self.programs.run(
-            "initdb",
-            *_INITDB_OPTIONS,
-            "-D",
-            partial.name,
-            folder=self.folder,
-            timeout_seconds=300,
-            keep_open=[start_lock],  # it may outlive this process
-        )
+        arguments = (*_INITDB_OPTIONS, "-D", partial.name)
+        keep_open = [start_lock]  # initdb may outlive this process
+        made = self.programs.run("initdb", *arguments, folder=self.folder, timeout_seconds=300, keep_open=keep_open)
         if made.returncode != 0:
             shutil.rmtree(partial, ignore_errors=True)
             raise StorageError(
-                f"cannot make a database in {self.folder} (initdb exited with {made.returncode})",
-                hint=f"initdb said: {_complaints(made.stdout)}",
+                f"cannot create a database in {self.folder} (initdb exited with {made.returncode})",
+                hint=f"output of initdb: {_complaints(made.stdout)}",
             )
         partial.rename(self._data)
         return time.monotonic() - started
@@ -181,12 +169,6 @@ class PostgresServer:
             yield start_lock if is_free else None
         finally:
             close_lock_file(start_lock)
-
-    def _start(self, limit_seconds: float, start_lock: int) -> None:
-        (self.folder / "host").write_text(socket.gethostname())
-        options = ("-l", "server.log", "-o", _SERVER_OPTIONS)
-        said = self._pg_ctl("start", *options, limit_seconds=limit_seconds, keep_open=[start_lock])
-        logger.debug("pg_ctl start: %s", said)
 
     def _pg_ctl(self, action: str, *options: str, limit_seconds: float, keep_open: Sequence[int] = ()) -> str:
         # -w waits until it is done; a longer recovery continues in the background, and `ensure_running` keeps asking.
@@ -208,7 +190,7 @@ class PostgresServer:
                 continue
             pid = _recorded_pid(lock_file)
             if pid is None or psutil.pid_exists(pid):
-                logger.warning("removing %s: it names process %s, which is no server of ours", lock_file, pid)
+                logger.warning("removing %s: it names process %s, which is not a server of hpsearch", lock_file, pid)
                 lock_file.unlink(missing_ok=True)
 
     def _check_host(self) -> None:
@@ -216,18 +198,17 @@ class PostgresServer:
         kind = file_system_type(self.folder)
         if kind in LOCAL_FILE_SYSTEMS:
             return
-        logger.warning(
-            "%s is on a file system (%s) that other machines may share, and its locks may not reach them: "
-            "set HPSEARCH_HOME to a folder on a local disk",
-            self.folder,
-            kind,
+        message = (
+            "%s is on a file system (%s) that other machines may share, and its locks may not exclude them: "
+            "set HPSEARCH_HOME to a folder on a local disk"
         )
+        logger.warning(message, self.folder, kind)
         host_file = self.folder / "host"
         host = host_file.read_text() if host_file.exists() else ""
         if self._pid_file.exists() and host not in ("", socket.gethostname()):
             raise StorageError(
                 f"the database in {self.folder} is in use on host {host}, or was when that host went down",
-                hint=f"end hpsearch there, or set HPSEARCH_HOME to a folder of this host; "
+                hint=f"stop hpsearch there, or set HPSEARCH_HOME to a folder of this host; "
                 f"if {host} is gone for good, remove {self._pid_file}",
             )
 
@@ -276,7 +257,7 @@ class PostgresServer:
     def _failure(self, what: str) -> StorageError:
         log = self.folder / "server.log"
         tail = _last_lines(log.read_text(errors="replace")) if log.exists() else "(no log yet)"
-        return StorageError(f"the PostgreSQL in {self.folder} {what}", hint=f"{log} ends: {tail}")
+        return StorageError(f"the PostgreSQL in {self.folder} {what}", hint=f"last lines of {log}: {tail}")
 
     def _holder(self) -> str:
         """Describe what may prevent the server from starting, for an error message.
@@ -288,11 +269,15 @@ class PostgresServer:
         with self._start_lock() as start_lock:
             if start_lock is not None:
                 return ""
-        return "; a server in another container or PID namespace, or what is left of one, holds the folder"
+        return "; a server in another container or PID namespace, or what is left of it, holds the folder"
 
     @property
     def _data(self) -> Path:
         return self.folder / "data"
+
+    @property
+    def _version_file(self) -> Path:
+        return self._data / "PG_VERSION"
 
     @property
     def _socket(self) -> Path:

@@ -19,22 +19,23 @@ from __future__ import annotations
 import io
 import threading
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 from optuna.artifacts.exceptions import ArtifactNotFound
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row, TextClause
 
 from hpsearch.artifacts.best_parameters import Artifacts
 from hpsearch.logs import get_logger
 from hpsearch.store import checkpoints_sql as statements
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.rows.points import RESUMED_AT_ATTRIBUTE
+from hpsearch.store.rows.columns import as_columns
 
 _log = get_logger("checkpoints")
-T = TypeVar("T")
+_WrittenFile = tuple[int, int, str, int]  # trial id, epoch, artifact id, number of bytes
 
 CHECKPOINT_PREFIX = "checkpoint-"  # of the file names
 RESUMED_FROM_ATTRIBUTE = "resumed_from_trial"  # user attributes of a resumed trial
@@ -114,18 +115,8 @@ class Checkpoints:
 
     def find(self, trial_ids: Iterable[int]) -> dict[int, StoredCheckpoint]:
         """Return the checkpoints of earlier attempts at the points of these trials, by trial id. One statement."""
-        values = {**self._values, "trial_ids": list(trial_ids)}
-        rows = self._transaction(lambda connection: connection.execute(statements.FIND, values).all())
-        return {
-            row.trial_id: StoredCheckpoint(
-                epoch=row.epoch,
-                artifact_id=row.artifact_id,
-                num_bytes=row.num_bytes,
-                source_trial_id=row.source_trial_id,
-                source_number=row.source_number,
-            )
-            for row in rows
-        }
+        rows = [row._asdict() for row in self._rows(statements.FIND, trial_ids=list(trial_ids))]
+        return {row.pop("trial_id"): StoredCheckpoint(**row) for row in rows}
 
     def load(self, stored: StoredCheckpoint) -> bytes | None:
         """Return a checkpoint's content, or None if it cannot be read.
@@ -137,14 +128,14 @@ class Checkpoints:
         try:
             content = self._store.read(stored.artifact_id)
         except ArtifactNotFound:
-            _log.warning("%s is not in %s: do all workers share that place? The trial begins anew", where, place)
+            _log.warning("%s is not in %s: do all workers share that place? The trial starts again", where, place)
             return None
         except OSError as error:
-            _log.warning("%s in %s cannot be read (%s): the trial begins anew", where, place, error.strerror)
+            _log.warning("%s in %s cannot be read (%s): the trial starts again", where, place, error.strerror)
             return None
         if len(content) != stored.num_bytes:
             found, expected = len(content), stored.num_bytes
-            _log.warning("%s has %d bytes, not %d: the trial begins anew", where, found, expected)
+            _log.warning("%s has %d bytes, not %d: the trial starts again", where, found, expected)
             return None
         return content
 
@@ -157,19 +148,18 @@ class Checkpoints:
         Call this only after the checkpoint's content was loaded and validated: a trial that has received its curve
         cannot start from its first epoch any more.
         """
-        values = {
-            **self._values,
-            "trial_id": trial_id,
-            "source_id": stored.source_trial_id,
-            "source_number": stored.source_number,
-            "epoch": stored.epoch,
-            "from_key": RESUMED_FROM_ATTRIBUTE,
-            "at_key": RESUMED_AT_ATTRIBUTE,
-        }
-        row = self._transaction(lambda connection: connection.execute(statements.RESUME, values).one_or_none())
-        if row is None:
+        rows = self._rows(
+            statements.RESUME,
+            trial_id=trial_id,
+            source_id=stored.source_trial_id,
+            source_number=stored.source_number,
+            epoch=stored.epoch,
+            from_key=RESUMED_FROM_ATTRIBUTE,
+            at_key=RESUMED_AT_ATTRIBUTE,
+        )
+        if not rows:
             return ResumeOutcome.LOST
-        return ResumeOutcome.RESUMED if row.is_whole else ResumeOutcome.INCOMPLETE
+        return ResumeOutcome.RESUMED if rows[0].is_whole else ResumeOutcome.INCOMPLETE
 
     def discard(self, trial_ids: Collection[int] | None = None) -> int:
         """Remove checkpoints of points that are counted or given up, and return their number.
@@ -181,30 +171,28 @@ class Checkpoints:
             trial_ids: the points' current trials; None: all points of the study, to also remove checkpoints of workers
                 that were killed before they could discard them. Any worker may do that at any time.
         """
-        values = {**self._values, "trial_ids": None if trial_ids is None else list(trial_ids)}
         with self._recording:
-            needless = self._transaction(lambda c: list(c.execute(statements.NEEDLESS, values).scalars()))
-        if not needless:
-            return 0
-        # Files first: if the rows were deleted first and the answer were lost, nothing would know the files' names.
-        self._remove(needless)
-        values["artifact_ids"] = needless
-        self._transaction(lambda connection: connection.execute(statements.DELETE, values))
+            rows = self._rows(statements.NEEDLESS, trial_ids=None if trial_ids is None else list(trial_ids))
+        needless = [row.artifact_id for row in rows]
+        if needless:
+            # Files first: if the rows were deleted first and the answer were lost, nothing would know the files' names.
+            self._remove(needless)
+            self._rows(statements.DELETE, artifact_ids=needless)
         return len(needless)
 
     @property
     def _values(self) -> dict[str, Any]:
         return {"study": self.ledger.study_id, "owner": self.ledger.owner}
 
-    def _transaction(self, work: Callable[[Connection], T]) -> T:
-        return self.ledger.database.transaction(work)
+    def _rows(self, statement: TextClause, **values: object) -> Sequence[Row[Any]]:
+        return self.ledger.database.rows(statement, {**self._values, **values})
 
-    def _write(self, items: Mapping[int, tuple[int, bytes]]) -> list[dict[str, Any]]:
+    def _write(self, items: Mapping[int, tuple[int, bytes]]) -> list[_WrittenFile]:
         """Write files until one is refused, because the others would be refused too.
 
-        Returns one dictionary per written file.
+        Returns those that were written.
         """
-        files: list[dict[str, Any]] = []
+        files: list[_WrittenFile] = []
         for trial_id, (epoch, content) in items.items():
             artifact_id = f"{CHECKPOINT_PREFIX}{uuid.uuid4()}"
             try:
@@ -212,23 +200,23 @@ class Checkpoints:
             except OSError as error:
                 self._note_trouble(error.strerror or str(error))
                 break
-            files.append({"trial_id": trial_id, "epoch": epoch, "artifact_id": artifact_id, "size": len(content)})
+            files.append((trial_id, epoch, artifact_id, len(content)))
         else:
             self._note_trouble(None)
         return files
 
     def _note_trouble(self, trouble: str | None) -> None:
         if trouble is not None and trouble != self._trouble:
-            text = "cannot write a checkpoint into %s: %s. Training goes on; earlier checkpoints stay valid"
+            text = "cannot write a checkpoint into %s: %s. Training continues; earlier checkpoints stay valid"
             _log.warning(text, self._store.place, trouble)
         elif trouble is None and self._trouble is not None:
             _log.info("checkpoints can be written into %s again", self._store.place)
         self._trouble = trouble
 
-    def _record(self, files: list[dict[str, Any]]) -> set[int]:
+    def _record(self, files: Sequence[_WrittenFile]) -> set[int]:
         """Make the rows name these files, and remove all doubtful and replaced files that no row names."""
-        self._doubtful.update(file["artifact_id"] for file in files)
-        columns = {f"{key}s": [file[key] for file in files] for key in ("trial_id", "epoch", "artifact_id", "size")}
+        columns = as_columns("trial_id epoch artifact_id num_bytes", files)
+        self._doubtful.update(columns["artifact_id"])
 
         def work(connection: Connection) -> tuple[set[int], set[str]]:
             rows = connection.execute(statements.SAVE, {**self._values, **columns}).all()
@@ -238,7 +226,7 @@ class Checkpoints:
             return {row.trial_id for row in rows}, set(connection.execute(statements.RECORDED, asked).scalars())
 
         with self._recording:
-            recorded_trials, recorded_files = self._transaction(work)
+            recorded_trials, recorded_files = self.ledger.database.transaction(work)
         needless, self._doubtful = self._doubtful - recorded_files, set()
         self._remove(needless)
         return recorded_trials

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from hpsearch.store.rows.columns import unnest
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
 
 # An earlier attempt's checkpoint is always replaced: if this attempt could have used it, it would have started there.
-SAVE = text("""
+SAVE = text(f"""
     WITH held AS (
         SELECT p.study_id, p.point, f.*
-        FROM unnest(
-            CAST(:trial_ids AS int[]), CAST(:epochs AS int[]), CAST(:artifact_ids AS text[]), CAST(:sizes AS bigint[])
-        ) AS f(trial_id, epoch, artifact_id, num_bytes)
+        FROM {unnest("f", "trial_id int, epoch int, artifact_id text, num_bytes bigint")}
         JOIN hpsearch_points p ON p.trial_id = f.trial_id
         WHERE p.study_id = :study AND p.owner = :owner AND NOT p.is_counted
         ORDER BY p.point
@@ -93,4 +92,5 @@ NEEDLESS = text(f"""
 
 DELETE = text("""
     DELETE FROM hpsearch_checkpoints WHERE study_id = :study AND artifact_id = ANY(CAST(:artifact_ids AS text[]))
+    RETURNING artifact_id
 """)

@@ -70,16 +70,12 @@ class Progress:
 def read_progress(database: Database, study_id: int) -> Progress:
     """Read the progress of a study. Each of the four statements is a transaction of its own."""
     values = {"study": study_id, "resumed": RESUMED_AT_ATTRIBUTE}
-    totals = database.transaction(lambda connection: connection.execute(_TOTALS, values).one())
-    running = database.transaction(lambda connection: connection.execute(_RUNNING, values).all())
-    counts = Ledger(database=database, study_id=study_id).counts()
+    (totals,) = database.rows(_TOTALS, values)
+    running = database.rows(_RUNNING, values)
     return Progress(
-        counts=counts,
-        epochs=totals.epochs,
-        epochs_of_counted=totals.epochs_of_counted,
-        best_value=totals.best_value,
-        best_trial=totals.best_trial,
-        running=tuple(RunningTrial(number=row.number, epoch=row.epoch or 0, value=row.value) for row in running),
+        counts=Ledger(database=database, study_id=study_id).counts(),
+        **totals._asdict(),
+        running=tuple(RunningTrial(**row._asdict()) for row in running),
         rounds=database.transaction(lambda connection: read_rounds(connection, study_id)),
     )
 
@@ -133,7 +129,7 @@ _TOTALS = text("""
 """)
 
 _RUNNING = text("""
-    SELECT t.number, last.step AS epoch, last.intermediate_value AS value
+    SELECT t.number, coalesce(last.step, 0) AS epoch, last.intermediate_value AS value
     FROM hpsearch_points p JOIN trials t USING (trial_id) LEFT JOIN LATERAL (
         SELECT step, intermediate_value FROM trial_intermediate_values i
         WHERE i.trial_id = t.trial_id ORDER BY step DESC LIMIT 1) last ON true

@@ -319,7 +319,7 @@ class EpochWriter:
         assert ending.best is not None
         database, trial_id, best = self._ledger.database, ending.result.trial_id, ending.best
         try:
-            database.with_optuna(
+            database.patiently(
                 lambda: self._artifacts.save_parameters(database.storage, trial_id, best.arrays, best.metadata)
             )
         except UpdateFinishedTrialError:

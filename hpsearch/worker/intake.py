@@ -141,7 +141,7 @@ class Intake:
         nothing: list[Claim] = []
         claims = self.ask(lambda ledger: self._claim_from(ledger, number), nothing)
         if not claims and not self.lanes and self.writer.is_outstanding:
-            # A point on its last attempt is given only to a worker that holds nothing else: its ended trials must be
+            # A suspect point is given only to a worker that holds nothing else: its ended trials must be
             # written first.
             self.note(self.writer.drain())
             claims = self._claim_from(self.ledger, number)

@@ -23,8 +23,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpsearch.logs import get_logger
 from hpsearch.store.claims.holdings import Holdings
-from hpsearch.store.claims.lease_watch import LeaseWatch
-from hpsearch.store.claims.ledger import PRESENCE_NAMESPACE, Ledger
+from hpsearch.store.claims.lease import PRESENCE_NAMESPACE, LeaseWatch
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.answer_limit import answer_limit
 from hpsearch.wording import first_line
 from hpsearch.worker.health.watchdog import Watchdog

@@ -39,7 +39,7 @@ from hpsearch.store.rows.round_rows import (
     insert_round,
     read_last_state,
 )
-from hpsearch.store.rows.trial_rows import count_trials
+from hpsearch.store.rows.trial_rows import lock_study
 from hpsearch.store.rows.widening import num_allowed, num_lost_points, restore_lost_points
 from hpsearch.store.studies import parse_stored_definition
 from hpsearch.study.definition import StudyDefinition
@@ -87,7 +87,7 @@ def advance(
     following = _Decision(database, study_id, definition, situation, is_trainable).following()
 
     def work(connection: Connection) -> bool:
-        count_trials(connection, study_id)  # locks the study's row
+        lock_study(connection, study_id)
         if read_situation(connection, study_id) != situation:
             return False
         _write(connection, study_id, definition, situation, following, cohort_of)

@@ -35,7 +35,8 @@ from hpsearch.search.pruners import is_competitive
 from hpsearch.search.stopping import StopDecision
 from hpsearch.signals import RELEASE_SECONDS, StopSignal, WorkerStopped
 from hpsearch.store.checkpoints import Checkpoints
-from hpsearch.store.claims.ledger import MAX_CRASHES, Ledger, Outcome
+from hpsearch.store.claims.ledger import Ledger, Outcome
+from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database, DatabaseAwayError
 from hpsearch.store.studies import StoredStudy, stored_definition
 from hpsearch.training.device_memory import describe_shortage, is_out_of_memory, release_cached_memory

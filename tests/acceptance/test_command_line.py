@@ -414,7 +414,7 @@ def test_an_unreachable_database_is_named_without_its_password(shell: Shell, clo
     url = f"postgresql://me:s3cret@127.0.0.1:{closed_port}/studies"
     done = shell.within("status", "--storage", url)
     assert done.returncode == 3
-    assert f"no database answers at 127.0.0.1:{closed_port}/studies" in done.stderr
+    assert f"the database at 127.0.0.1:{closed_port}/studies does not answer (" in done.stderr
     assert "s3cret" not in done.stderr
 
 

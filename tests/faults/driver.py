@@ -27,7 +27,7 @@ from sqlalchemy import event
 
 from hpsearch.cli.main import main as hpsearch_main
 from hpsearch.epoch_report import EpochReport
-from hpsearch.store.claims import ledger as ledger_module
+from hpsearch.store.claims import requeue as requeue_module
 from hpsearch.store.claims.ledger import Ledger, Result
 from hpsearch.store.connection import answer_limit as answer_limit_module
 from hpsearch.store.connection import database as database_module
@@ -136,7 +136,7 @@ def _shorten_limits(faults: Faults) -> None:
     if faults.answer_seconds is not None:
         answer_limit_module._Limit.seconds = faults.answer_seconds
     if faults.max_crashes is not None:
-        ledger_module.MAX_CRASHES = faults.max_crashes
+        requeue_module.MAX_CRASHES = faults.max_crashes
 
 
 def _put_in_place_of_defaults(cls: Any, **values: Any) -> None:

@@ -29,7 +29,8 @@ from hpsearch.errors import (
     UncountedPointsError,
 )
 from hpsearch.results.confirmation.plan import plan_confirmation, prepare_confirmation
-from hpsearch.store.claims.ledger import MAX_CRASHES, Ledger
+from hpsearch.store.claims.ledger import Ledger
+from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Progress
 from hpsearch.study.definition import parse_definition

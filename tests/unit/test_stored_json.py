@@ -21,7 +21,7 @@ def test_whole_json_is_read() -> None:
     [
         ('{"a": ', "Expecting value: line 1 column 7 (char 6)"),
         ("", "Expecting value: line 1 column 1 (char 0)"),
-        ("[1]", "it is a list, and no object"),
+        ("[1]", "it is a list, not an object"),
         ('{"b": 1}', "a is missing"),
     ],
 )
@@ -29,7 +29,7 @@ def test_damaged_object_is_one_line_with_its_place_and_a_hint(text: str, reason:
     with pytest.raises(StorageError) as caught:
         parse_stored_object(text, "study 'small'", "table t, column c", ["a"])
     assert str(caught.value) == f"study 'small' cannot be read (table t, column c): {reason}"
-    assert "put back what stood there" in str(caught.value.hint)
+    assert "restore it from a backup" in str(caught.value.hint)
     assert caught.value.exit_code == 3
 
 

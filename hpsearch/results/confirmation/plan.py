@@ -12,7 +12,6 @@ seed is used: more seeds would give the same models, and the same comparison ove
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ from sqlalchemy import text
 
 from hpsearch.data.catalog import DataLocations, DownloadProgress
 from hpsearch.data.splits import SelectionData
-from hpsearch.errors import InputError, StorageError, StudyNotFoundError
+from hpsearch.errors import InputError, StudyNotFoundError
+from hpsearch.postgres.lock_wait import wait_for_lock
 from hpsearch.results.confirmation.companion_study import (
     CONFIRMS_ATTRIBUTE,
     SEED,
@@ -47,7 +47,6 @@ from hpsearch.worker.preparation import load_study_data, prepare_study
 _SEED_STREAM = 0x636F6E66  # "conf": separates these seeds from all others derived from a study's seed
 _DEFAULT_SUFFIX = "-confirm"
 _LOCK_SECONDS = 60.0  # adding points takes a second or two
-_LOCK_POLL_SECONDS = 0.1
 _TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))")
 _MAY_IDLE = text("SET LOCAL idle_in_transaction_session_timeout = 0")  # the connection is idle while it holds the lock
 
@@ -188,16 +187,14 @@ def _lock(database: Database, name: str) -> Iterator[None]:
     Raises:
         StorageError: another process has held the lock for `_LOCK_SECONDS`.
     """
-    deadline = time.monotonic() + _LOCK_SECONDS
     with database.engine.connect() as connection:
         connection.execute(_MAY_IDLE)
-        while not connection.execute(_TRY_LOCK, {"name": f"hpsearch:confirm:{name}"}).scalar_one():
-            if time.monotonic() > deadline:
-                raise StorageError(
-                    f"another process has been adding points to study {name!r} for {_LOCK_SECONDS:.0f} s",
-                    hint="look for it in pg_stat_activity, or start again",
-                )
-            time.sleep(_LOCK_POLL_SECONDS)
+        wait_for_lock(
+            lambda: bool(connection.execute(_TRY_LOCK, {"name": f"hpsearch:confirm:{name}"}).scalar_one()),
+            seconds=_LOCK_SECONDS,
+            activity=f"adding points to study {name!r}",
+            hint="find it in pg_stat_activity, or try again",
+        )
         yield
 
 

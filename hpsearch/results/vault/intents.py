@@ -22,6 +22,7 @@ from hpsearch.results.provenance import user_at_host
 from hpsearch.results.vault.record import VaultRecord, parse_chosen, select_openings
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.trial_rows import lock_study
 from hpsearch.store.studies import StoredStudy
 
 _CHOSEN_KEYS = ("selection", "study", "trial", "point", "params", "is_retrained")
@@ -203,7 +204,8 @@ def declare_intent(
         row = connection.execute(select(tables.vault_intents).where(columns.intent_id == intent_id)).one_or_none()
         if row is not None:  # an earlier call committed it, but the answer was lost
             return _attempt_from(row)
-        _lock_study(connection, study)
+        if not lock_study(connection, study.study_id, "NO KEY UPDATE"):
+            raise StudyNotFoundError(f"study {study.name!r} was deleted meanwhile; the test set was not opened")
         intents, _ = select_intents(connection, study)
         openings, _ = select_openings(connection, study)
         unfinished = intent_to_finish(
@@ -267,14 +269,6 @@ def select_intents(connection: Connection, study: StoredStudy) -> Intents:
 
 def _by_opening(row: Row[Any]) -> tuple[int, bool]:
     return row.opening_id, row.study_id is not None
-
-
-def _lock_study(connection: Connection, study: StoredStudy) -> None:
-    """Let one process at a time decide about this study's openings. The lock does not block workers."""
-    studies = tables.studies.c
-    lock = select(studies.study_id).where(studies.study_id == study.study_id).with_for_update(key_share=True)
-    if connection.execute(lock).one_or_none() is None:
-        raise StudyNotFoundError(f"study {study.name!r} was deleted meanwhile; the test set was not opened")
 
 
 def _intent_from(rows: Sequence[Row[Any]]) -> VaultIntent:

@@ -21,6 +21,7 @@ from hpsearch.results.provenance import code_commit, user_at_host
 from hpsearch.search.significance import wilson_interval
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.trial_rows import lock_study
 from hpsearch.store.studies import StoredStudy, current_versions
 from hpsearch.stored_json import Kind, check_kind, damaged, parse_stored_object, parse_stored_texts
 
@@ -245,7 +246,11 @@ def record_opening(
 
 def _insert(connection: Connection, study: StoredStudy, values: Mapping[str, Any]) -> VaultRecord:
     """Insert the row unless the opening has one; returns the row, or the existing row."""
-    _lock_study(connection, study)
+    if not lock_study(connection, study.study_id, "KEY SHARE"):
+        raise StudyNotFoundError(
+            f"study {study.name!r} was deleted while its test set was evaluated: nothing is recorded, "
+            "and the number is discarded"
+        )
     # On a conflict the insert waits for the other process's commit, which the next statement then sees. A row without
     # an intent, by an older hpsearch, has another id and the same number of the opening.
     statement = insert(tables.vault).values(**values, opened_at=func.now()).on_conflict_do_nothing()
@@ -255,17 +260,6 @@ def _insert(connection: Connection, study: StoredStudy, values: Mapping[str, Any
         first = (vault.study_id == study.study_id) & (vault.opening == values["opening"])
         row = connection.execute(select(tables.vault).where(first)).one()
     return _record_from(row)
-
-
-def _lock_study(connection: Connection, study: StoredStudy) -> None:
-    """Prevent the study from being deleted before the commit."""
-    studies = tables.studies.c
-    lock = select(studies.study_id).where(studies.study_id == study.study_id).with_for_update(read=True, key_share=True)
-    if connection.execute(lock).one_or_none() is None:
-        raise StudyNotFoundError(
-            f"study {study.name!r} was deleted while its test set was evaluated: nothing is recorded, "
-            "and the number is discarded"
-        )
 
 
 def parse_chosen(text: str, what: str, place: str, keys: Sequence[str]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ A database may lose acknowledged commits. Each renewal therefore compares what t
 is dropped. Nothing is written after a gap: an epoch requires the epoch before it, and a result requires all of its
 epochs.
 
-A worker decides that a lease is stale from what it has seen of the lease, and for how long (lease_watch.py). No stored
-time is compared with a clock, neither the database's nor a worker's.
+A worker decides that a lease is stale from what it has seen of the lease, and for how long (lease.py). No stored time
+is compared with a clock, neither the database's nor a worker's.
 """
 
 from __future__ import annotations
@@ -35,23 +35,20 @@ from sqlalchemy import Connection, Row, TextClause
 from hpsearch.epoch_report import EpochReport
 from hpsearch.logs import get_logger
 from hpsearch.store.claims import ledger_sql as statements
+from hpsearch.store.claims import requeue
 from hpsearch.store.claims.holdings import Hold, Holdings
-from hpsearch.store.claims.lease_watch import Lease, LeaseWatch
-from hpsearch.store.claims.requeue import fail_and_requeue
+from hpsearch.store.claims.lease import ABSENCE_SECONDS, LEASE_SECONDS, Lease, LeaseWatch
 from hpsearch.store.connection.database import Database, DatabaseOperation
+from hpsearch.store.rows.columns import as_columns
 from hpsearch.store.rows.correct_images import Correctness, write_correctness
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE_REASON
-from hpsearch.store.rows.trial_rows import count_trials, write_trial_attributes
+from hpsearch.store.rows.trial_rows import lock_study, write_trial_attributes
 from hpsearch.stored_json import external_value, parse_stored_distribution
 from hpsearch.study.space import ParameterValue
 
 _log = get_logger("ledger")
 
-LEASE_SECONDS = 30.0
-ABSENCE_SECONDS = 15.0  # a lease that was not renewed for this long and whose owner's session is gone is stale, too
-MAX_CRASHES = 3  # a point is given up after this many crashes of its workers
-UNDONE = "the database has lost what it had acknowledged of this trial"  # the reason of such a trial's failure
-PRESENCE_NAMESPACE = 0x6870  # "hp": a live worker's session holds the advisory lock (namespace, owner)
+UNDONE = "the database has lost acknowledged writes of this trial"  # the reason of such a trial's failure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +169,8 @@ class Ledger:
     ) -> list[Claim]:
         """Claim up to `limit` WAITING points, all of one cohort, in point order.
 
-        A point on its last attempt is claimed alone, and only by a worker that holds nothing else.
+        A suspect point, which the next crash would give up, is claimed alone, and only by a worker that holds nothing
+        else.
 
         Args:
             cohort: claim only points of this cohort, or points whose parameters are still to be drawn; None: use the
@@ -220,14 +218,13 @@ class Ledger:
             The trials whose leases this worker still holds. It must drop all others.
         """
         believed = self.holdings.now() if held is None else frozenset(held)
-        claim_of = dict(believed)
-        values = {**self._values, **_report_columns({i: r for i, r in reports.items() if i in claim_of}, claim_of)}
-        rungs = list(rung_attributes)
+        epochs = _report_columns(reports, dict(believed))
+        rungs = as_columns("trial_id key value_json", [(i, key, json.dumps(v)) for i, key, v in rung_attributes])
 
         def work(connection: Connection) -> Sequence[Row[Any]]:
-            rows = connection.execute(statements.RECORD, values).all()
-            if rungs:
-                connection.execute(statements.RECORD_RUNGS, {**self._values, **_rung_columns(rungs)})
+            rows = connection.execute(statements.RECORD, {**self._values, **epochs}).all()
+            if rungs["trial_id"]:
+                connection.execute(statements.RECORD_RUNGS, {**self._values, **rungs})
             return rows
 
         rows = self.database.transaction(work, "record")
@@ -244,17 +241,20 @@ class Ledger:
             The trials that are counted. Nothing was written for the others: this worker had lost the lease, or the
                 database has lost parameters or epochs of the trial, which is then given back.
         """
+        if not results:
+            return set()
+        given = as_columns(
+            "trial_id claim state value num_epochs num_parameters",
+            ((r.trial_id, r.claim, r.outcome.name, r.value, r.num_epochs, r.num_parameters) for r in results),
+        )
 
         def work(connection: Connection) -> set[int]:
-            values = {**self._values, **_result_columns(results)}
-            is_new = {row.trial_id: row.is_new for row in connection.execute(statements.FINISH, values)}
+            is_new = {r.trial_id: r.is_new for r in connection.execute(statements.FINISH, {**self._values, **given})}
             news = [result for result in results if is_new.get(result.trial_id)]
             write_trial_attributes(connection, [(result.trial_id, result.attributes) for result in news])
             write_correctness(connection, [(result.trial_id, result.correct) for result in news])
             return set(is_new)
 
-        if not results:
-            return set()
         counted = self.database.transaction(work, "finish")
         claim_of = dict(self.holdings.now())
         ended = {(r.trial_id, claim_of.get(r.trial_id, 0) if r.claim is None else r.claim) for r in results}
@@ -267,8 +267,7 @@ class Ledger:
 
         What the database has in this worker's name without the worker's knowledge is given back.
         """
-        rows = self.database.transaction(lambda c: c.execute(statements.RENEW, self._values).all(), "renew")
-        stored = self._note_stored(rows)
+        stored = self._note_stored(self._rows(statements.RENEW, "renew"))
         surplus = self.holdings.surplus(stored)
         self._give_back(surplus)
         return len(stored - surplus)
@@ -282,7 +281,6 @@ class Ledger:
             reason: stored with each failed trial.
             is_crash: count this as a crash of the points, so that a point that always fails is eventually given up.
         """
-
         points = self._requeue(statements.HELD_FOR_UPDATE, {}, reason, is_crash=is_crash, operation="release")
         self.holdings.clear()
         return len(points)
@@ -296,41 +294,30 @@ class Ledger:
         """Requeue the points of these claims, if the database still has them in this worker's name."""
         if not holds:
             return
-        trial_ids, claims = (list(column) for column in zip(*holds, strict=True))
-        claimed = {"trial_ids": trial_ids, "claims": claims}
+        claimed = as_columns("trial_id claim", holds)
         points = self._requeue(statements.CLAIMED_FOR_UPDATE, claimed, UNDONE, is_crash=False, operation="release")
         if points:
-            _log.warning("the database has lost what it had acknowledged: points %s begin anew", sorted(points))
+            _log.warning("the database has lost acknowledged writes: points %s start again", sorted(points))
 
     def watch_leases(self) -> None:
         """Look at other workers' leases, so that `reap` knows how long they have not been renewed."""
-        self._look(statements.LEASES)
+        self._stale(self._rows(statements.LEASES, "reap"))
 
     def reap(self) -> int:
-        """Requeue the points of dead workers and return their number. Cheap if there are none.
+        """Requeue the points of dead workers and return their number. Cheap if there are none; any worker may call it.
 
-        Every worker may call it.
-
-        Which workers are dead is decided from what this worker has seen so far (lease_watch.py), so the first call
-        finds no stale lease.
+        Which workers are dead is decided from what this worker has seen so far (lease.py), so the first call finds no
+        stale lease. A trial that is RUNNING without a worker is requeued at once.
         """
-        stale, has_orphans = self._look(statements.LEASES_AND_ORPHANS)
-        if not stale and not has_orphans:
+        rows = self._rows(statements.LEASES, "reap")
+        stale = as_columns("stale_owner stale_renewal", self._stale(rows))
+        if not stale["stale_owner"] and all(row.owner is not None or row.renewal is None for row in rows):
             return 0
-        seen = {"owners": [owner for owner, _ in stale], "renewals": [renewal for _, renewal in stale]}
         reason = "its worker died or lost the database"
-        return len(self._requeue(statements.STALE_FOR_UPDATE, seen, reason, is_crash=True, operation="reap"))
+        return len(self._requeue(statements.STALE_FOR_UPDATE, stale, reason, is_crash=True, operation="reap"))
 
-    def _look(self, statement: TextClause) -> tuple[set[Lease], bool]:
-        """Return the stale leases, and whether any trial is RUNNING without a worker."""
-        rows = self.database.transaction(lambda c: c.execute(statement, self._values).all(), "reap")
-        stale = self.lease_watch.look(
-            {(row.owner, row.renewal): row.is_present for row in rows if row.owner is not None},
-            rows[0].started_at,
-            lease_seconds=self.lease_seconds,
-            absence_seconds=self.absence_seconds,
-        )
-        return stale, any(row.owner is None and row.renewal is not None for row in rows)
+    def _stale(self, rows: Sequence[Row[Any]]) -> set[Lease]:
+        return self.lease_watch.look(rows, lease_seconds=self.lease_seconds, absence_seconds=self.absence_seconds)
 
     def _requeue(
         self,
@@ -344,48 +331,41 @@ class Ledger:
         """Requeue the points that a statement selects and locks, and return them."""
 
         def work(connection: Connection) -> list[int]:
-            first_number = count_trials(connection, self.study_id)
+            lock_study(connection, self.study_id)
             rows = connection.execute(statement, {**self._values, **values}).all()
-            fail_and_requeue(
-                connection, self.study_id, rows, reason, first_number, is_crash=is_crash, max_crashes=MAX_CRASHES
-            )
+            requeue.fail_and_requeue(connection, self.study_id, rows, reason, is_crash=is_crash)
             return [row.point for row in rows]
 
         return self.database.transaction(work, operation)
 
     def give_back_ended_outside(self) -> int:
         """Requeue the points whose trials another program has ended, and return their number; cheap if none."""
-        look = statements.ENDED_OUTSIDE_TRIALS
-        found = self.database.transaction(lambda c: c.execute(look, self._values).first(), "reap")
-        if found is None:
+        if not self._rows(statements.ENDED_OUTSIDE_TRIALS, "reap"):
             return 0
         again = statements.ENDED_OUTSIDE_FOR_UPDATE
         return len(self._requeue(again, {}, ENDED_OUTSIDE_REASON, is_crash=False, operation="reap"))
 
     def best_value(self) -> float | None:
         """Return the lowest value of a counted COMPLETE trial so far, or None."""
-        best: float | None = self.database.transaction(
-            lambda c: c.execute(statements.BEST_VALUE, self._values).scalar_one()
-        )
+        best: float | None = self._rows(statements.BEST_VALUE)[0].value
         return best
 
     def counts(self) -> PointCounts:
         """Count the points by state. A point whose trial another program has ended counts as WAITING."""
-        rows = self.database.transaction(lambda c: c.execute(statements.COUNTS, self._values).all())
-        by_state = {str(row.state).lower(): row.number for row in rows}
+        by_state = {str(row.state).lower(): row.number for row in self._rows(statements.COUNTS)}
         by_state["failed"] = by_state.pop("fail", 0)
         return PointCounts(**by_state)
 
     def num_waiting(self, cohort: str) -> int:
         """Count the WAITING points that may belong to this cohort, including those still to be drawn."""
-        values = {**self._values, "cohort": cohort}
-        number: int = self.database.transaction(lambda c: c.execute(statements.NUM_WAITING, values).scalar_one())
-        return number
+        return int(self._rows(statements.NUM_WAITING, cohort=cohort)[0].number)
 
     def num_workers(self) -> int:
         """Count the live workers that may claim points of this study: all except those that train another study."""
-        number: int = self.database.transaction(lambda c: c.execute(statements.NUM_WORKERS, self._values).scalar_one())
-        return number
+        return int(self._rows(statements.NUM_WORKERS)[0].number)
+
+    def _rows(self, statement: TextClause, operation: DatabaseOperation = "other", **more: str) -> Sequence[Row[Any]]:
+        return self.database.rows(statement, {**self._values, **more}, operation)
 
     @property
     def _values(self) -> dict[str, Any]:
@@ -393,8 +373,7 @@ class Ledger:
             "study": self.study_id,
             "owner": self.owner,
             "lease": self.lease_seconds,
-            "namespace": PRESENCE_NAMESPACE,
-            "last_attempt": MAX_CRASHES - 1,
+            "suspect_crashes": requeue.MAX_CRASHES - 1,
         }
 
 
@@ -408,45 +387,14 @@ def _claim_from(row: Row[Any], token: int) -> Claim:
     for name, value, distribution in row.parameters or ():
         what = f"parameter {name} of trial {row.number}"
         parameters[name] = external_value(parse_stored_distribution(distribution, what), value, what)
-    return Claim(
-        trial_id=row.trial_id,
-        number=row.number,
-        point=row.point,
-        attempt=row.attempt,
-        parameters=parameters,
-        token=token,
-    )
+    return Claim(**{**row._asdict(), "parameters": parameters, "token": token})
 
 
 def _report_columns(reports: Mapping[int, EpochReport], claim_of: Mapping[int, int]) -> dict[str, list[Any]]:
-    epochs = list(reports.values())
-    assert not any(report.has_diverged for report in epochs)
-    return {
-        "trial_ids": list(reports),
-        "claims": [claim_of[trial_id] for trial_id in reports],
-        "epochs": [report.epoch for report in epochs],
-        "zero_ones": [report.best.zero_one for report in epochs],
-        "train_nlls": [report.train_nll for report in epochs],
-        "validation_nlls": [report.best.nll for report in epochs],
-        "learning_rates": [report.learning_rate for report in epochs],
-        "seconds": [report.seconds for report in epochs],
-    }
-
-
-def _rung_columns(rungs: Sequence[tuple[int, str, Any]]) -> dict[str, list[Any]]:
-    return {
-        "rung_trial_ids": [trial_id for trial_id, _, _ in rungs],
-        "rung_keys": [key for _, key, _ in rungs],
-        "rung_values": [json.dumps(value) for _, _, value in rungs],
-    }
-
-
-def _result_columns(results: Sequence[Result]) -> dict[str, list[Any]]:
-    return {
-        "trial_ids": [result.trial_id for result in results],
-        "states": [result.outcome.value.name for result in results],
-        "results": [result.value for result in results],
-        "claims": [result.claim for result in results],
-        "nums_epochs": [result.num_epochs for result in results],
-        "nums_parameters": [result.num_parameters for result in results],
-    }
+    assert not any(report.has_diverged for report in reports.values())
+    rows = [
+        (i, claim_of[i], r.epoch, r.best.zero_one, r.train_nll, r.best.nll, r.learning_rate, r.seconds)
+        for i, r in reports.items()
+        if i in claim_of
+    ]
+    return as_columns("trial_id claim epoch zero_one train_nll validation_nll learning_rate seconds", rows)

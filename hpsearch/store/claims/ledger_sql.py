@@ -7,15 +7,11 @@ it are checked in their old version. Conditions are therefore placed on hpsearch
 
 from __future__ import annotations
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
+from hpsearch.store.claims.lease import PRESENCE_NAMESPACE, RENEWAL, select_leases
+from hpsearch.store.rows.columns import unnest
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
-
-# The parameters of a trial as Optuna stores them, in order: [name, value, distribution].
-_PARAMETERS = """(
-        SELECT json_agg(json_build_array(param_name, param_value, distribution_json) ORDER BY param_id)
-        FROM trial_params WHERE trial_params.trial_id = p.trial_id) AS parameters
-"""
 
 # A renewal always changes renewed_at, even if the clock stands still or was set back. lease_expires_at is for workers
 # of earlier versions, which compare it with the clock.
@@ -24,35 +20,37 @@ _RENEWED = """
     lease_expires_at = now() + make_interval(secs => :lease)
 """
 
-# What an earlier run of the same call has claimed: it was committed, but the answer was lost.
-CLAIMED = text(f"""
-    SELECT p.trial_id, t.number, p.point, p.attempt, {_PARAMETERS}
+# The points of one claim. `parameters` are those of the trial as Optuna stores them: [name, value, distribution].
+CLAIMED = text("""
+    SELECT p.trial_id, t.number, p.point, p.attempt, (
+        SELECT json_agg(json_build_array(q.param_name, q.param_value, q.distribution_json) ORDER BY q.param_id)
+        FROM trial_params q WHERE q.trial_id = p.trial_id) AS parameters
     FROM hpsearch_points p JOIN trials t USING (trial_id)
     WHERE p.study_id = :study AND p.owner = :owner AND p.claim = :claim ORDER BY p.point
 """)
 
-# A point on its last attempt is trained alone, so that a point that kills its workers does not cost its neighbours an
-# attempt. It waits until no other point is waiting, and its worker claims nothing beside it.
+# A suspect point, which the next crash would give up, is trained alone, so that a point that kills its workers does not
+# count as a crash of its neighbours. It waits until no other point is waiting, and its worker claims nothing beside it.
 #
 # MATERIALIZED: without statistics (in a new study) the planner would evaluate `mine` again for each waiting point.
 CLAIM = text(f"""
     WITH mine AS MATERIALIZED (
-        SELECT count(*) AS held, coalesce(bool_or(crashes >= :last_attempt), false) AS is_alone
+        SELECT count(*) AS held, coalesce(bool_or(crashes >= :suspect_crashes), false) AS is_alone
         FROM hpsearch_points WHERE study_id = :study AND owner = :owner
     ), first AS (
-        SELECT p.point, p.cohort, p.crashes >= :last_attempt AS is_alone
+        SELECT p.point, p.cohort, p.crashes >= :suspect_crashes AS is_alone
         FROM hpsearch_points p JOIN trials t USING (trial_id), mine
         WHERE p.study_id = :study AND t.state = 'WAITING' AND NOT mine.is_alone
-          AND (p.crashes < :last_attempt OR mine.held = 0)
+          AND (p.crashes < :suspect_crashes OR mine.held = 0)
           AND (CAST(:cohort AS text) IS NULL OR p.cohort IS NULL OR p.cohort = :cohort)
-        ORDER BY p.crashes >= :last_attempt, p.point LIMIT 1
+        ORDER BY p.crashes >= :suspect_crashes, p.point LIMIT 1
         FOR UPDATE OF p, t SKIP LOCKED
     ), free AS (
         SELECT p.trial_id
         FROM hpsearch_points p JOIN trials t USING (trial_id), first
         WHERE p.study_id = :study AND t.state = 'WAITING'
           AND (p.cohort IS NULL OR p.cohort = coalesce(:cohort, first.cohort))
-          AND CASE WHEN first.is_alone THEN p.point = first.point ELSE p.crashes < :last_attempt END
+          AND CASE WHEN first.is_alone THEN p.point = first.point ELSE p.crashes < :suspect_crashes END
         ORDER BY p.point LIMIT :limit
         FOR UPDATE OF p, t SKIP LOCKED
     ), started AS (
@@ -72,18 +70,17 @@ _ANSWER = """
 
 # An epoch is recorded only directly after the one before it. A curve therefore never has a gap, whichever acknowledged
 # writes the database has lost.
+_REPORT = (
+    "trial_id int, claim bigint, epoch int, zero_one float8, train_nll float8, validation_nll float8, "
+    "learning_rate float8, seconds float8"
+)
 RECORD = text(f"""
     WITH held AS (
         UPDATE hpsearch_points SET {_RENEWED}
         WHERE study_id = :study AND owner = :owner
         RETURNING trial_id, claim
     ), reports AS (
-        SELECT r.* FROM unnest(
-            CAST(:trial_ids AS int[]), CAST(:claims AS bigint[]), CAST(:epochs AS int[]), CAST(:zero_ones AS float8[]),
-            CAST(:train_nlls AS float8[]), CAST(:validation_nlls AS float8[]),
-            CAST(:learning_rates AS float8[]), CAST(:seconds AS float8[])
-        ) AS r(trial_id, claim, epoch, zero_one, train_nll, validation_nll, learning_rate, seconds)
-        JOIN held USING (trial_id, claim)
+        SELECT r.* FROM {unnest("r", _REPORT)} JOIN held USING (trial_id, claim)
         WHERE r.epoch = 1 OR EXISTS (
             SELECT FROM hpsearch_epochs e WHERE e.trial_id = r.trial_id AND e.epoch = r.epoch - 1)
     ), reported AS (
@@ -99,24 +96,21 @@ RECORD = text(f"""
 """)
 
 # Runs in one transaction after RECORD, which has locked the rows that have this owner's name.
-RECORD_RUNGS = text("""
+RECORD_RUNGS = text(f"""
     INSERT INTO trial_system_attributes (trial_id, key, value_json)
     SELECT r.trial_id, r.key, r.value_json
-    FROM unnest(CAST(:rung_trial_ids AS int[]), CAST(:rung_keys AS text[]), CAST(:rung_values AS text[]))
-        AS r(trial_id, key, value_json)
-    JOIN hpsearch_points p ON p.trial_id = r.trial_id AND p.owner = :owner
+    FROM {unnest("r", "trial_id int, key text, value_json text")}
+        JOIN hpsearch_points p ON p.trial_id = r.trial_id AND p.owner = :owner
     ON CONFLICT (trial_id, key) DO NOTHING
 """)
 
 # If one of these trials is already counted, an earlier run of the same call has counted it: a trial has only one claim
 # in its life, because a point that changes hands gets a new trial. Not counted are trials that another program has
 # ended meanwhile (foreign_endings.py), and trials of which the database has lost parameters or epochs.
-FINISH = text("""
+_RESULT = "trial_id int, claim bigint, state text, value float8, num_epochs int, num_parameters int"
+FINISH = text(f"""
     WITH given AS (
-        SELECT * FROM unnest(
-            CAST(:trial_ids AS int[]), CAST(:claims AS bigint[]), CAST(:states AS text[]), CAST(:results AS float8[]),
-            CAST(:nums_epochs AS int[]), CAST(:nums_parameters AS int[])
-        ) AS r(trial_id, claim, state, value, num_epochs, num_parameters)
+        SELECT * FROM {unnest("r", _RESULT)}
     ), mine AS (
         SELECT p.trial_id FROM given r JOIN hpsearch_points p USING (trial_id) JOIN trials t USING (trial_id)
         WHERE p.study_id = :study AND p.owner = :owner AND NOT p.is_counted AND t.state = 'RUNNING'
@@ -153,66 +147,41 @@ RENEW = text(f"""
     {_ANSWER.format(more="")}
 """)
 
-# What a requeue must know of a point; `reached` is the last epoch that its attempt recorded.
-_TO_REQUEUE = """
-    SELECT p.point, p.trial_id, p.attempt, p.crashes, p.furthest_epoch,
-        (SELECT coalesce(max(e.epoch), 0) FROM hpsearch_epochs e WHERE e.trial_id = p.trial_id) AS reached,
-        (SELECT a.value_json FROM trial_user_attributes a WHERE a.trial_id = p.trial_id AND a.key = 'round') AS round
-    FROM hpsearch_points p JOIN trials t USING (trial_id)
-"""
 
-_HELD = f"{_TO_REQUEUE} WHERE p.study_id = :study AND p.owner = :owner AND t.state = 'RUNNING'"
-_FOR_UPDATE = " ORDER BY p.point FOR UPDATE OF p"
-HELD_FOR_UPDATE = text(_HELD + _FOR_UPDATE)
+def _points_to_requeue(condition: str, lock: str) -> TextClause:
+    """Return the statement that selects what a requeue must know of points, and locks them.
 
-# These claims only. As in STALE_FOR_UPDATE, the trial's state alone would not be sufficient.
-CLAIMED_FOR_UPDATE = text(
-    _HELD
-    + " AND NOT p.is_counted AND (p.trial_id, p.claim) IN "
-    + "(SELECT * FROM unnest(CAST(:trial_ids AS int[]), CAST(:claims AS bigint[])))"
-    + _FOR_UPDATE
-)
+    `reached` is the last epoch that the point's attempt recorded.
+    """
+    return text(f"""
+        SELECT p.point, p.trial_id, p.attempt, p.crashes, p.furthest_epoch,
+            (SELECT coalesce(max(e.epoch), 0) FROM hpsearch_epochs e WHERE e.trial_id = p.trial_id) AS reached,
+            (SELECT a.value_json FROM trial_user_attributes a WHERE a.trial_id = p.trial_id AND a.key = 'round')
+                AS round
+        FROM hpsearch_points p JOIN trials t USING (trial_id)
+        WHERE p.study_id = :study AND {condition} ORDER BY p.point {lock}
+    """)
 
-# The time of a lease's renewal as text, for comparison for equality only (lease_watch.py).
-RENEWAL = "coalesce(CAST(p.renewed_at AS text), '')"
-
-# Whether the worker that holds the point has the session that shows its presence.
-IS_PRESENT = """EXISTS (
-    SELECT FROM pg_locks l
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
-      AND l.classid = CAST(:namespace AS oid) AND l.objid = CAST(p.owner AS oid)
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
-"""
-
-_IS_OPEN = "p.study_id = :study AND NOT p.is_counted AND t.state = 'RUNNING'"
-
-# The leases of all other workers on this study. One row is returned even if there are none, as in _ANSWER.
-_LEASES = f"""
-    WITH leases AS (
-        SELECT DISTINCT p.owner, {RENEWAL} AS renewal FROM hpsearch_points p JOIN trials t USING (trial_id)
-        WHERE {_IS_OPEN} AND {{those}}
-    )
-    SELECT server.started_at, p.owner, p.renewal, {IS_PRESENT} AS is_present
-    FROM (SELECT pg_postmaster_start_time() AS started_at) server LEFT JOIN leases p ON true
-"""
-LEASES = text(_LEASES.format(those="p.owner IS NOT NULL AND p.owner <> :owner"))
-
-# Also returns RUNNING trials without an owner (owner NULL); every observer treats them as stale.
-LEASES_AND_ORPHANS = text(_LEASES.format(those="p.owner IS DISTINCT FROM :owner"))
 
 # `is_counted` looks redundant beside the trial's state, but that state comes from the statement's snapshot: a trial
 # that was finished since (owner NULL!) must not be requeued.
-STALE_FOR_UPDATE = text(f"""{_TO_REQUEUE}
-    WHERE {_IS_OPEN} AND (
-        p.owner IS NULL
-        OR (p.owner, {RENEWAL}) IN (SELECT * FROM unnest(CAST(:owners AS bigint[]), CAST(:renewals AS text[])))
-    )
-    ORDER BY p.point FOR UPDATE OF p SKIP LOCKED
-""")
+_IS_OPEN = "NOT p.is_counted AND t.state = 'RUNNING'"
+_THESE_CLAIMS = f"(p.trial_id, p.claim) IN (SELECT * FROM {unnest('r', 'trial_id int, claim bigint')})"
+_THESE_LEASES = f"(p.owner, {RENEWAL}) IN (SELECT * FROM {unnest('r', 'stale_owner bigint, stale_renewal text')})"
 
-_ENDED_OUTSIDE = f"{_TO_REQUEUE} WHERE p.study_id = :study AND {ENDED_OUTSIDE} ORDER BY p.point "
-ENDED_OUTSIDE_TRIALS = text(_ENDED_OUTSIDE + "LIMIT 1")
-ENDED_OUTSIDE_FOR_UPDATE = text(_ENDED_OUTSIDE + "FOR UPDATE OF p, t SKIP LOCKED")
+HELD_FOR_UPDATE = _points_to_requeue("p.owner = :owner AND t.state = 'RUNNING'", "FOR UPDATE OF p")
+CLAIMED_FOR_UPDATE = _points_to_requeue(f"p.owner = :owner AND {_IS_OPEN} AND {_THESE_CLAIMS}", "FOR UPDATE OF p")
+STALE_FOR_UPDATE = _points_to_requeue(
+    f"{_IS_OPEN} AND (p.owner IS NULL OR {_THESE_LEASES})", "FOR UPDATE OF p SKIP LOCKED"
+)
+ENDED_OUTSIDE_TRIALS = _points_to_requeue(ENDED_OUTSIDE, "LIMIT 1")
+ENDED_OUTSIDE_FOR_UPDATE = _points_to_requeue(ENDED_OUTSIDE, "FOR UPDATE OF p, t SKIP LOCKED")
+
+# The leases of all other workers on this study. A RUNNING trial without an owner gives a row without one.
+LEASES = select_leases(f"""
+    hpsearch_points p JOIN trials t USING (trial_id)
+    WHERE p.study_id = :study AND {_IS_OPEN} AND p.owner IS DISTINCT FROM :owner
+""")
 
 # A point whose trial another program has ended waits for a new trial.
 COUNTS = text(f"""
@@ -222,21 +191,21 @@ COUNTS = text(f"""
 """)
 
 NUM_WAITING = text("""
-    SELECT count(*) FROM hpsearch_points p JOIN trials t USING (trial_id)
+    SELECT count(*) AS number FROM hpsearch_points p JOIN trials t USING (trial_id)
     WHERE p.study_id = :study AND t.state = 'WAITING' AND (p.cohort IS NULL OR p.cohort = :cohort)
 """)
 
 # Live workers, except those that hold points of other studies, because they work there.
-NUM_WORKERS = text("""
-    SELECT count(DISTINCT l.objid) FROM pg_locks l
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.classid = CAST(:namespace AS oid)
+NUM_WORKERS = text(f"""
+    SELECT count(DISTINCT l.objid) AS number FROM pg_locks l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.classid = CAST({PRESENCE_NAMESPACE} AS oid)
       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
       AND NOT EXISTS (
         SELECT FROM hpsearch_points p WHERE CAST(p.owner AS oid) = l.objid AND p.study_id <> :study)
 """)
 
 BEST_VALUE = text("""
-    SELECT min(v.value)
+    SELECT min(v.value) AS value
     FROM hpsearch_points p JOIN trials t USING (trial_id) JOIN trial_values v USING (trial_id)
     WHERE p.study_id = :study AND p.is_counted AND t.state = 'COMPLETE' AND v.objective = 0
 """)
@@ -248,9 +217,9 @@ FAIL = text("""
 
 # What our sampler stored when it drew the parameters is copied with them. What pruners store belongs to the attempt and
 # is not copied.
-COPY_PARAMETERS = text("""
+COPY_PARAMETERS = text(f"""
     WITH replaced AS (
-        SELECT * FROM unnest(CAST(:old_ids AS int[]), CAST(:new_ids AS int[])) AS r(old_id, new_id)
+        SELECT * FROM {unnest("r", "old_id int, new_id int")}
     ), noted AS (
         INSERT INTO trial_system_attributes (trial_id, key, value_json)
         SELECT r.new_id, a.key, a.value_json
@@ -262,13 +231,12 @@ COPY_PARAMETERS = text("""
     FROM replaced r JOIN trial_params p ON p.trial_id = r.old_id ORDER BY p.param_id
 """)
 
-REPLACE_TRIAL = text("""
+REPLACE_TRIAL = text(f"""
     UPDATE hpsearch_points p
     SET trial_id = r.new_id, attempt = p.attempt + 1, crashes = p.crashes + r.crash,
         furthest_epoch = greatest(p.furthest_epoch, r.reached),
         owner = NULL, claim = NULL, lease_expires_at = NULL
-    FROM unnest(CAST(:old_ids AS int[]), CAST(:new_ids AS int[]), CAST(:crashes AS int[]), CAST(:reached AS int[]))
-        AS r(old_id, new_id, crash, reached)
+    FROM {unnest("r", "old_id int, new_id int, crash int, reached int")}
     WHERE p.trial_id = r.old_id
 """)
 

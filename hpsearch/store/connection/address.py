@@ -78,7 +78,7 @@ def read_password(path: Path, hint: str) -> str:
     try:
         password = path.read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"cannot read the password file {path}: {reason}", hint=hint) from error
     if not password:
         raise InputError(f"the password file {path} is empty", hint=hint)

@@ -69,7 +69,7 @@ def _wait(connection: Any) -> None:
         if connection.status not in _CONNECTED:
             seconds, during = min(seconds, _connect_seconds(connection)), ""
         if state not in _EVENTS:
-            raise psycopg2.OperationalError(f"the connection is in a state that we do not know: {state}")
+            raise psycopg2.OperationalError(f"the connection is in an unknown state: {state}")
         if not _is_ready(connection.fileno(), _EVENTS[state], seconds):
             raise psycopg2.OperationalError(f"the server has not answered for {seconds:g} s{during}")
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import optuna
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
-from sqlalchemy import event
-from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy import Executable, Row, event
+from sqlalchemy.exc import DBAPIError
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -31,21 +31,14 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from hpsearch.errors import StorageError
+from hpsearch.errors import HpsearchError, InputError, StorageError
 from hpsearch.logs import get_logger
 from hpsearch.postgres.embedded import EmbeddedPostgres
 from hpsearch.postgres.libpq import connect_without_variables, keep_from_children, session_arguments
 from hpsearch.store.connection.address import describe_address, parse_url, with_password_of_file
 from hpsearch.store.connection.answer_limit import ANSWER_SECONDS, answer_limit
 from hpsearch.store.connection.pooler import check_sessions
-from hpsearch.store.connection.refusals import (
-    AWAY,
-    READ_ONLY,
-    SLOW,
-    driver_error,
-    refusal_error,
-    refusal_of,
-)
+from hpsearch.store.connection.refusals import AWAY, READ_ONLY, SLOW, UNREACHABLE, Refusal, driver_error, refusal_of
 from hpsearch.store.connection.schema import prepare_schema
 from hpsearch.wording import first_line
 
@@ -62,7 +55,6 @@ _IDLE_SECONDS = 60.0  # in the middle of a transaction; hpsearch sends its state
 DEFAULT_OUTAGE_SECONDS = 120.0  # how long a worker waits for a database that is away
 
 _POOL_LOGGER = "sqlalchemy.pool.impl.QueuePool"
-_NO_SUCH_VALUE = "22P02"  # invalid_text_representation: a text cannot be cast to the requested type
 READ_ONLY_SECONDS = 10.0  # how long to wait for a database that was read-only when it was opened
 
 
@@ -128,31 +120,39 @@ class Database:
             DatabaseAwayError: the database did not come back in time.
             StorageError: the database cannot do it (disk full, rights), or has a value that cannot be read.
         """
-        return self._patiently(lambda: self._run_once(work), operation)
 
-    def with_optuna(self, work: Callable[[], T]) -> T:
-        """Run `work`, which calls Optuna's own storage, and return its result; retry while the database is away.
+        def once() -> T:
+            with self.engine.begin() as connection:
+                return work(connection)
 
-        `work` must be safe to run again, as in `transaction`.
+        return self.patiently(once, operation)
 
-        Raises:
-            StorageError: as in `transaction`.
+    def rows(
+        self, statement: Executable, values: Mapping[str, Any], operation: DatabaseOperation = "other"
+    ) -> Sequence[Row[Any]]:
+        """Run one statement in a transaction of its own and return all its rows. Raises as `transaction`."""
+        return self.transaction(lambda connection: connection.execute(statement, values).all(), operation)
+
+    def patiently(self, work: Callable[[], T], operation: DatabaseOperation = "other") -> T:
+        """Run `work`, which asks the database in a way of its own, and return its result; retry as `transaction` does.
+
+        `work` must be safe to run again. Raises the errors of `transaction`.
         """
-        return self._patiently(work, "other")
-
-    def _patiently(self, work: Callable[[], T], operation: DatabaseOperation) -> T:
         patience = self.outage_seconds if self.patience_seconds is None else self.patience_seconds
         started, answer_seconds = time.monotonic(), self.answer_seconds
 
         def attempt() -> T:
             nonlocal answer_seconds
+            began = time.perf_counter()
             try:
                 with answer_limit(answer_seconds, self.abandoned):
-                    return self._timed(work, operation)
+                    return work()
             except (DBAPIError, StorageInternalError) as error:
                 if refusal_of(error) is SLOW:  # it may be a long statement, which no retry with this limit would end
                     answer_seconds = max(answer_seconds, min(2 * answer_seconds, patience))
                 raise
+            finally:
+                self.on_call(time.perf_counter() - began, operation)
 
         def is_worth_another(error: BaseException) -> bool:
             refusal = refusal_of(error)
@@ -171,48 +171,21 @@ class Database:
         try:
             return retrying(attempt)
         except (DBAPIError, StorageInternalError) as error:
-            told = self._told(error, min(patience, time.monotonic() - started))
-            if told is error:
+            refusal, waited = refusal_of(error), min(patience, time.monotonic() - started)
+            if refusal is None:  # a bug keeps its own error and traceback
                 raise
-            raise told from error
-
-    def _told(self, error: DBAPIError | StorageInternalError, waited: float) -> Exception:
-        """Return the error that says what the database has answered; a bug keeps its own error and traceback."""
-        refusal, cause = refusal_of(error), driver_error(error)
-        if refusal is None:
-            if isinstance(cause, DataError) and getattr(cause.orig, "pgcode", None) == _NO_SUCH_VALUE:
-                return _unreadable(cause, self.url)
-            return error
-        if not refusal.is_transient:
-            return refusal_error(refusal, error, self.url, self.address)
-        if refusal is AWAY and waited >= 1:
-            refusal = replace(AWAY, said=f"has been away for {waited:.0f} s")
-            waited = 0.0
-        tried = f"for {waited:.0f} s" if waited >= 1 else ""
-        told = refusal_error(refusal, error, self.url, self.address, tried)
-        return DatabaseAwayError(str(told), hint=refusal.hint)
-
-    def _timed(self, work: Callable[[], T], operation: DatabaseOperation) -> T:
-        started = time.perf_counter()
-        try:
-            return work()
-        finally:
-            self.on_call(time.perf_counter() - started, operation)
+            if refusal is AWAY and waited >= 1:
+                refusal, waited = replace(AWAY, said=f"has been away for {waited:.0f} s"), 0.0
+            tried = f"for {waited:.0f} s" if refusal.is_transient and waited >= 1 else ""
+            raise _refusal_error(refusal, error, self.url, tried) from error
 
     def _note_retry(self, state: RetryCallState) -> None:
         self.on_retry()
+        error = state.outcome.exception() if state.outcome else None
+        refusal = error and refusal_of(error)
         # Frequent at first, then less often: an outage of minutes should not fill the log.
-        if state.attempt_number in (1, 3) or state.attempt_number % 10 == 0:
-            error = state.outcome.exception() if state.outcome else None
-            refusal = error and refusal_of(error)
-            if error is not None and refusal:
-                said = refusal.said.format(user=self.url.username, database=self.url.database)
-                cause = first_line(getattr(driver_error(error), "orig", error))
-                _log.warning("database %s (attempt %d): %s", said, state.attempt_number, cause)
-
-    def _run_once(self, work: Callable[[sqlalchemy.Connection], T]) -> T:
-        with self.engine.begin() as connection:
-            return work(connection)
+        if error and refusal and (state.attempt_number in (1, 3) or state.attempt_number % 10 == 0):
+            _log.warning("%s", _refusal_error(refusal, error, self.url, f"attempt {state.attempt_number}"))
 
     def load_study(self, name: str) -> optuna.Study:
         """Return the study as plain Optuna reads it. Raises KeyError if there is none."""
@@ -273,11 +246,7 @@ def open_storage(url: str | None) -> Iterator[Database]:
 
 
 def open_database(
-    text: str,
-    *,
-    wait_seconds: float = 10.0,
-    outage_seconds: float = DEFAULT_OUTAGE_SECONDS,
-    is_embedded: bool = False,
+    text: str, *, wait_seconds: float = 10.0, outage_seconds: float = DEFAULT_OUTAGE_SECONDS, is_embedded: bool = False
 ) -> Database:
     """Connect, create missing tables, and check versions. Any number of processes may call it at once.
 
@@ -298,13 +267,6 @@ def open_database(
     optuna_storage = OptunaStorage(url, options)
     try:
         is_read_only = _connect(engine, optuna_storage, wait_seconds, options)
-    except (DBAPIError, StorageInternalError) as error:
-        engine.dispose()
-        optuna_storage.close()
-        refusal = refusal_of(error)
-        if refusal is None:
-            raise
-        raise refusal_error(refusal, error, url, describe_address(url)) from error
     except BaseException:
         engine.dispose()
         optuna_storage.close()
@@ -374,35 +336,36 @@ def _connect(
     Returns:
         Whether the database is read-only.
     """
-    started = time.monotonic()
-    attempts, url = 0, engine.url
-    address = describe_address(url)
+    started, attempts, url = time.monotonic(), 0, engine.url
     while True:
         attempts += 1
         try:
-            is_read_only = check_sessions(url, options, address)
-            prepare_schema(engine, address, optuna_storage)
+            is_read_only = check_sessions(url, options)
+            prepare_schema(engine, describe_address(url), optuna_storage)
             return is_read_only
         except (DBAPIError, StorageInternalError) as error:
-            refusal = refusal_of(error)
-            if refusal is None or not refusal.is_transient:
+            refusal, waited = refusal_of(error), time.monotonic() - started
+            if refusal is None:
                 raise
-            waited = time.monotonic() - started
+            if not refusal.is_transient:
+                raise _refusal_error(refusal, error, url) from error
             if waited >= wait_seconds:
-                tried = f"{attempts} attempts in {waited:.0f} s"
-                if refusal is AWAY:
-                    cause = first_line(getattr(driver_error(error), "orig", error))
-                    raise StorageError(
-                        f"no database answers at {address} ({tried}): {cause}",
-                        hint="is it running, and reachable from here? --storage or HPSEARCH_STORAGE name it",
-                    ) from error
-                raise refusal_error(refusal, error, url, address, tried) from error
-            time.sleep(min(1.0, 0.1 * 2**attempts))
+                refusal = UNREACHABLE if refusal is AWAY else refusal
+                raise _refusal_error(refusal, error, url, f"{attempts} attempts in {waited:.0f} s") from error
+        time.sleep(min(1.0, 0.1 * 2**attempts))
 
 
-def _unreadable(error: DataError, url: sqlalchemy.URL) -> StorageError:
-    """Return the error for a stored text (an attribute) that cannot be read as the number it should be."""
-    return StorageError(
-        f"the database at {describe_address(url)} has a value that cannot be read: {first_line(error.orig)}",
-        hint="somebody has changed it: put back what stood there (from a copy of the database)",
+def _refusal_error(refusal: Refusal, error: BaseException, url: sqlalchemy.URL, tried: str = "") -> HpsearchError:
+    """Return the error that the user sees: the database's answer, and a hint.
+
+    Args:
+        tried: how often and for how long the call was tried, if more than once.
+    """
+    message = first_line(getattr(driver_error(error), "orig", error))
+    if refusal.is_input:
+        return InputError(f"the storage URL cannot be used: {message}", hint=refusal.hint)
+    said = refusal.said.format(user=url.username or "of this account", database=url.database)
+    kind = DatabaseAwayError if refusal.is_transient else StorageError
+    return kind(
+        f"the database at {describe_address(url)} {said}{tried and f' ({tried})'}: {message}", hint=refusal.hint
     )

@@ -12,12 +12,13 @@ from typing import Any
 import sqlalchemy
 
 from hpsearch.errors import StorageError
+from hpsearch.store.connection.address import describe_address
 from hpsearch.store.connection.refusals import SHARED_SESSIONS
 
 _STATE = sqlalchemy.text("SELECT pg_backend_pid(), current_setting('transaction_read_only')::bool")
 
 
-def check_sessions(url: sqlalchemy.URL, engine_options: dict[str, Any], address: str) -> bool:
+def check_sessions(url: sqlalchemy.URL, engine_options: dict[str, Any]) -> bool:
     """Connect and return whether the database is read-only.
 
     A pooler can be detected by the process number that it sends at the start of a session: it differs from the number
@@ -26,7 +27,6 @@ def check_sessions(url: sqlalchemy.URL, engine_options: dict[str, Any], address:
 
     Args:
         engine_options: of `create_engine`; only `connect_args` and `creator` are used.
-        address: name of the database in messages.
     Raises:
         StorageError: sessions are shared between clients.
         DBAPIError: no connection.
@@ -41,5 +41,6 @@ def check_sessions(url: sqlalchemy.URL, engine_options: dict[str, Any], address:
             with engine.connect() as second:
                 other = second.execute(_STATE).one()[0]  # keeps its session until this transaction ends
                 if other == number or first.execute(_STATE).one()[0] != number:
-                    raise StorageError(f"the database at {address} {SHARED_SESSIONS.said}", hint=SHARED_SESSIONS.hint)
+                    message = f"the database at {describe_address(url)} {SHARED_SESSIONS.said}"
+                    raise StorageError(message, hint=SHARED_SESSIONS.hint)
     return bool(is_read_only)

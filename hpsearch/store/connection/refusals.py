@@ -7,20 +7,18 @@ text), the message, the hint, and whether a later attempt may succeed.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
-import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from hpsearch.errors import InputError, StorageError
 from hpsearch.wording import first_line
 
 _NAMES = "check user, password and database name in --storage or HPSEARCH_STORAGE"
-_RESUMES = "running trials are taken up again when a worker is started after it is back"
+_RESUMES = "running trials resume when a worker is started after the database is back"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Refusal:
     """One kind of answer.
 
@@ -34,6 +32,7 @@ class Refusal:
 
     said: str
     hint: str
+    _: KW_ONLY
     states: tuple[str, ...] = ()
     pattern: str | None = None
     is_transient: bool = False
@@ -48,81 +47,82 @@ class Refusal:
 
 
 BAD_URL = Refusal(
-    said="cannot be reached by this URL",
-    hint="what follows ? in the URL are options of libpq, such as sslmode=require; a schema is chosen by "
-    "options=-csearch_path%3DNAME; variables PG... count as well",
+    "cannot be reached by this URL",
+    "the part of the URL after ? has options of libpq, such as sslmode=require; choose a schema with "
+    "options=-csearch_path%3DNAME; the environment variables PG... count, too",
     pattern=r"invalid (dsn|connection option|port number|\S+ value)|could not match \d|definition of service|"
     r"service file|unrecognized configuration parameter|invalid value for parameter|invalid command-line argument",
     is_input=True,
 )
 READ_ONLY = Refusal(
-    said="is read-only",
-    hint="a standby, or default_transaction_read_only: name the primary; of several hosts in the URL, "
+    "is read-only",
+    "it is a standby, or default_transaction_read_only is set: name the primary; with several hosts in the URL, "
     "target_session_attrs=read-write finds it",
     states=("25006",),
     pattern=r"session is read-only|server is in hot standby mode",
     is_transient=True,  # during a failover, the next connection may reach the new primary
 )
 SLOW = Refusal(
-    said="has not answered a statement in time",
-    hint="the statement may wait for a lock or a slow disk, see pg_stat_activity and pg_locks; or the server hangs",
+    "has not answered a statement in time",
+    "the statement may wait for a lock or a slow disk, see pg_stat_activity and pg_locks; or the server hangs",
     pattern=r"has not answered for \S+ s in the middle of a statement",
     is_transient=True,
 )
 SHARED_SESSIONS = Refusal(
-    said="is behind a pooler that shares sessions between clients",
-    hint="pgbouncer needs pool_mode = session, or name PostgreSQL itself: workers hold locks in their sessions",
+    "is behind a pooler that shares sessions between clients",
+    "pgbouncer needs pool_mode = session, or name PostgreSQL itself: workers hold locks in their sessions",
     pattern="transaction blocks not allowed in statement pooling mode",
 )
-AWAY = Refusal(said="is away", hint=_RESUMES, states=("08",), is_transient=True)  # or any other lost connection
-OTHER = Refusal(said="cannot serve us", hint="the server's log may say more")
+AWAY = Refusal("is away", _RESUMES, states=("08",), is_transient=True)  # or any other lost connection
+UNREACHABLE = replace(
+    AWAY,
+    said="does not answer",
+    hint="check that it is running and reachable, and the address in --storage or HPSEARCH_STORAGE",
+)
+OTHER = Refusal("failed to run the statement", "the server's log may say more")
 
 # The first match counts.
 REFUSALS = (
     BAD_URL,
     Refusal(
-        said="refuses the password of user {user}",
-        hint=_NAMES,
+        "refuses the password of user {user}",
+        _NAMES,
         states=("28P01",),
         pattern=r"authentication failed|no password supplied",
     ),
+    Refusal("does not know user {user}", _NAMES, pattern=r'role "[^"]*" does not exist|no such user'),
     Refusal(
-        said="does not know user {user}",
-        hint=_NAMES,
-        pattern=r'role "[^"]*" does not exist|no such user',
-    ),
-    Refusal(
-        said="has no database {database} for user {user}",
-        hint=_NAMES,
+        "has no database {database} for user {user}",
+        _NAMES,
         states=("3D000",),
         pattern=r'database "[^"]*" does not exist|no such database',
     ),
     Refusal(
-        said="cannot agree with us on encryption",
-        hint="sslmode, sslrootcert, sslcert and sslkey in the URL say what is asked of the server",
+        "does not accept the encryption settings",
+        "set sslmode, sslrootcert, sslcert and sslkey in the URL as the server requires",
         pattern=r"does not support SSL|certificate|SSL error: (tlsv1|sslv3) alert|private key file",
     ),
     Refusal(
-        said="denies user {user} the right to connect",
-        hint=f"{_NAMES}; the server's pg_hba.conf and GRANT CONNECT ON DATABASE let users in",
+        "does not allow user {user} to connect",
+        f"{_NAMES}; the server's pg_hba.conf and GRANT CONNECT ON DATABASE decide who may connect",
         states=("28000",),
         pattern=r"permission denied for database|pg_hba\.conf (entry|rejects)|not permitted to log in",
     ),
     Refusal(
-        said="denies user {user} the right",
-        hint="the user needs CREATE and USAGE on the schema for the first start, and SELECT, INSERT, UPDATE and DELETE "
+        "denies user {user} a permission",
+        "the user needs CREATE and USAGE on the schema for the first start, and SELECT, INSERT, UPDATE and DELETE "
         "on all tables in it; a schema of its own (CREATE SCHEMA AUTHORIZATION) gives all of them",
         states=("42501", "3F000"),
         pattern="permission denied",
     ),
     Refusal(
-        said="is behind a pooler that refuses an option of ours",
-        hint="ignore_startup_parameters in pgbouncer.ini names options that it lets pass",
+        "is behind a pooler that rejects a startup option",
+        "list the option under ignore_startup_parameters in pgbouncer.ini",
         pattern="unsupported startup parameter",
     ),
     Refusal(
-        said="has no connection left for user {user}",
-        hint="a worker needs up to eight. The limit is the one that the message names: max_connections of the server, "
+        "has no connection left for user {user}",
+        "a worker needs up to eight. The limit is the one that the message names: max_connections of the server, "
         "CONNECTION LIMIT of the role or the database, or the pooler's",
         states=("53300",),
         pattern=r"too many (clients|connections)|remaining connection slots|no more connections allowed",
@@ -130,39 +130,35 @@ REFUSALS = (
     ),
     READ_ONLY,
     Refusal(
-        said="is starting up or shutting down",
-        hint="wait until it accepts connections; one that stays in recovery is a standby: name the primary",
+        "is starting up or shutting down",
+        "wait until it accepts connections; one that stays in recovery is a standby: name the primary",
         states=("57P03",),
         pattern=r"starting up|shutting down|in recovery mode|not (yet )?accepting connections|recovery state",
         is_transient=True,
     ),
+    Refusal("closed the connection", _RESUMES, states=("57P",), is_transient=True),
     Refusal(
-        said="ended our connection",
-        hint=_RESUMES,
-        states=("57P",),
-        is_transient=True,
-    ),
-    Refusal(
-        said="canceled a statement of ours",
-        hint="statement_timeout of the role or the database is too short, or somebody called pg_cancel_backend",
+        "canceled a statement",
+        "statement_timeout of the role or the database is too short, or somebody called pg_cancel_backend",
         states=("57014",),
     ),
     Refusal(
-        said="has rows or tables that others keep locked",
-        hint="pg_stat_activity and pg_locks show who; lock_timeout says how long is waited",
+        "has rows or tables that other sessions keep locked",
+        "pg_stat_activity and pg_locks show which ones; lock_timeout limits the wait",
         states=("40001", "40P01", "55P03"),
         is_transient=True,
     ),
+    Refusal("has no disk space left", "free space on its disk: committed data is kept", states=("53100",)),
     Refusal(
-        said="has no room left",
-        hint="make room on its disk: what it has acknowledged is kept",
-        states=("53100",),
+        "has a value that cannot be read",
+        "another program has changed it: restore it from a backup of the database",
+        states=("22P02",),
     ),
     SLOW,
     SHARED_SESSIONS,
     Refusal(
-        said="has a host name that is not known here",
-        hint="check the host in --storage or HPSEARCH_STORAGE",
+        "has a host name that cannot be resolved",
+        "check the host in --storage or HPSEARCH_STORAGE",
         pattern="could not translate host name",
         is_transient=True,
     ),
@@ -186,21 +182,6 @@ def refusal_of(error: BaseException) -> Refusal | None:
     if not isinstance(cause, OperationalError):
         return None
     return AWAY if state is None or AWAY.matches(state, "") else OTHER
-
-
-def refusal_error(
-    refusal: Refusal, error: BaseException, url: sqlalchemy.URL, address: str, tried: str = ""
-) -> Exception:
-    """Return the error that the user sees: the database's answer, and a hint.
-
-    Args:
-        tried: how often and for how long the call was tried, if more than once.
-    """
-    message = first_line(getattr(driver_error(error), "orig", error))
-    if refusal.is_input:
-        return InputError(f"the storage URL cannot be used: {message}", hint=refusal.hint)
-    said = refusal.said.format(user=url.username or "of this account", database=url.database)
-    return StorageError(f"the database at {address} {said}{tried and f' ({tried})'}: {message}", hint=refusal.hint)
 
 
 def driver_error(error: BaseException | None) -> DBAPIError | None:

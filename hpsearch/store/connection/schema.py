@@ -10,7 +10,6 @@ or not.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from sqlalchemy import Connection, Engine, insert, select, text, update
 
 from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
+from hpsearch.postgres.lock_wait import wait_for_lock
 from hpsearch.store.connection import tables
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _log = get_logger("database")
 _LOCK_SECONDS = 60.0  # opening takes a quarter of a second at most: enough for hundreds of processes that start at once
-_LOCK_POLL_SECONDS = 0.05
 _SCHEMA_LOCK = 0x68707363  # "hpsc": advisory lock that guards the creation of tables
 
 
@@ -66,28 +65,24 @@ _ARE_THERE = text("SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(CA
 def _schema_lock(engine: Engine, address: str) -> Iterator[Connection]:
     """Hold the advisory lock that serializes the creation of tables: without it, two processes make each other fail."""
     with engine.connect() as connection:
-        _wait_for_lock(connection, address)
+
+        def ask(function: str) -> bool:
+            is_done: bool = connection.execute(text(f"SELECT {function}({_SCHEMA_LOCK})")).scalar_one()
+            connection.commit()
+            return is_done
+
+        wait_for_lock(
+            lambda: ask("pg_try_advisory_lock"),
+            seconds=_LOCK_SECONDS,
+            activity=f"creating the tables at {address}",
+            hint="find it in pg_stat_activity, or try again",
+        )
         try:
             yield connection
         finally:
             if not connection.invalidated:
                 connection.rollback()
-                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _SCHEMA_LOCK})
-                connection.commit()
-
-
-def _wait_for_lock(connection: Connection, address: str) -> None:
-    """Poll for the lock: one long statement would look like a server that does not answer (answer_limit.py)."""
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while not connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": _SCHEMA_LOCK}).scalar_one():
-        connection.commit()
-        if time.monotonic() > deadline:
-            raise StorageError(
-                f"another process has been creating the tables at {address} for {_LOCK_SECONDS:.0f} s",
-                hint="look for it in pg_stat_activity, or start again",
-            )
-        time.sleep(_LOCK_POLL_SECONDS)
-    connection.commit()
+                ask("pg_advisory_unlock")
 
 
 def _check_optuna_revision(storage: RDBStorage, address: str) -> None:
@@ -97,9 +92,9 @@ def _check_optuna_revision(storage: RDBStorage, address: str) -> None:
         raise StorageError(
             f"the database at {address} has Optuna's schema revision {stored}, "
             f"Optuna {optuna.__version__} has {spoken}",
-            hint="optuna storage upgrade --storage URL (make a copy of the database first)"
+            hint="back up the database, then run: optuna storage upgrade --storage URL"
             if is_older
-            else "it was made by a newer Optuna: install that one",
+            else "it was created by a newer Optuna: install that version",
         )
 
 
@@ -119,6 +114,6 @@ def _create_own_tables(connection: Connection, address: str) -> None:
         raise StorageError(
             f"the database at {address} has hpsearch's schema version {stored}, "
             f"this hpsearch has {tables.SCHEMA_VERSION}",
-            hint="use the hpsearch that made it, or another database (--storage URL)",
+            hint="use the version of hpsearch that created it, or another database (--storage URL)",
         )
     connection.commit()

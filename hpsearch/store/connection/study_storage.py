@@ -43,7 +43,7 @@ def open_study_storage(url: URL, engine_options: dict[str, Any]) -> StudyStorage
     storage.engine.dispose()
     raise StorageError(
         f"Optuna {optuna.__version__} has schema revision {spoken}, this hpsearch writes {OPTUNA_REVISION}",
-        hint="install a version of Optuna that this hpsearch was made for: pip install 'optuna>=5,<6'",
+        hint="install a supported version of Optuna: pip install 'optuna>=5,<6'",
     )
 
 

@@ -20,24 +20,8 @@ tables: the fact that the test set was used remains true, so these rows keep the
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    CheckConstraint,
-    Column,
-    DateTime,
-    Double,
-    ForeignKey,
-    ForeignKeyConstraint,
-    Identity,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
-    UniqueConstraint,
-)
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, Column, DateTime, Double, ForeignKey, Integer, Table, Text
 
 # Version of hpsearch's own tables; schema.py upgrades older versions. 1: points, epochs. 2: checkpoints. 3:
 # correctness, rounds, vault. 4: vault_intents.
@@ -45,7 +29,7 @@ SCHEMA_VERSION = 4
 OPTUNA_REVISION = "v3.2.0.a"  # revision of Optuna's tables whose columns are declared here (Optuna 3.2 to 5.0)
 
 
-_optuna = MetaData()  # never created from here: Optuna creates its own tables
+_optuna = sa.MetaData()  # never created from here: Optuna creates its own tables
 
 studies = Table("studies", _optuna, Column("study_id", Integer), Column("study_name", Text))
 study_directions = Table(
@@ -67,7 +51,7 @@ OPTUNA_TABLES = (
     *("trial_intermediate_values", "trial_user_attributes", "trial_system_attributes"),
 )
 
-metadata = MetaData()
+metadata = sa.MetaData()
 
 schema = Table("hpsearch_schema", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
 
@@ -80,15 +64,15 @@ points = Table(
     # Points of one cohort may share a worker's lanes. NULL: parameters are drawn when the point is claimed.
     Column("cohort", Text),
     Column("attempt", Integer, nullable=False, default=1),
-    # Attempts that ended with their worker's death and got no farther than an earlier attempt.
+    # Crashes: attempts that ended with their worker's death and got no farther than an earlier attempt.
     Column("crashes", Integer, nullable=False, default=0),
     Column("furthest_epoch", Integer, nullable=False, default=0),  # last epoch that any dead attempt reached
     Column("owner", BigInteger),  # the worker that holds the lease; NULL if none does
     Column("claim", BigInteger),  # token of the claim: a repeated call finds what it has already claimed
     Column("renewed_at", DateTime(timezone=True)),
     Column("lease_expires_at", DateTime(timezone=True)),
-    Column("is_counted", Boolean, nullable=False, default=False),  # its trial is COMPLETE or PRUNED
-    Index("ix_hpsearch_points_owner", "owner"),
+    Column("is_counted", sa.Boolean, nullable=False, default=False),  # its trial is COMPLETE or PRUNED
+    sa.Index("ix_hpsearch_points_owner", "owner"),
 )
 
 epochs = Table(
@@ -113,7 +97,7 @@ checkpoints = Table(
     Column("artifact_id", Text, nullable=False),  # its file in the workers' artifact store
     Column("num_bytes", BigInteger, nullable=False),
     Column("saved_at", DateTime(timezone=True), nullable=False),
-    ForeignKeyConstraint(["study_id", "point"], [points.c.study_id, points.c.point], ondelete="CASCADE"),
+    sa.ForeignKeyConstraint(["study_id", "point"], [points.c.study_id, points.c.point], ondelete="CASCADE"),
 )
 
 correctness = Table(
@@ -121,7 +105,7 @@ correctness = Table(
     metadata,
     Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), primary_key=True),
     Column("num_images", Integer, nullable=False),  # of the validation set
-    Column("bits", LargeBinary, nullable=False),  # numpy.packbits: one bit per image, 1 if correct
+    Column("bits", sa.LargeBinary, nullable=False),  # numpy.packbits: one bit per image, 1 if correct
 )
 
 rounds = Table(
@@ -138,7 +122,7 @@ rounds = Table(
 vault = Table(
     "hpsearch_vault",
     metadata,
-    Column("opening_id", BigInteger, Identity(), primary_key=True),
+    Column("opening_id", BigInteger, sa.Identity(), primary_key=True),
     Column("study_id", Integer, ForeignKey(studies.c.study_id, ondelete="SET NULL")),  # NULL: the study was deleted
     Column("study_name", Text, nullable=False),
     Column("opening", Integer, nullable=False),  # 1: the one that counts; later ones need a reason
@@ -153,8 +137,8 @@ vault = Table(
     Column("parameters_sha256", Text, nullable=False),  # of the evaluated safetensors file
     Column("num_images", Integer, nullable=False),
     Column("num_errors", Integer, nullable=False),
-    UniqueConstraint("study_id", "opening", name="uq_hpsearch_vault_opening"),
-    CheckConstraint("opening = 1 OR reason IS NOT NULL", name="ck_hpsearch_vault_reason"),
+    sa.UniqueConstraint("study_id", "opening", name="uq_hpsearch_vault_opening"),
+    sa.CheckConstraint("opening = 1 OR reason IS NOT NULL", name="ck_hpsearch_vault_reason"),
 )
 
 vault_intents = Table(
@@ -173,6 +157,6 @@ vault_intents = Table(
     Column("declared_by", Text, nullable=False),  # user@host
     Column("chosen", Text, nullable=False),  # JSON, as in hpsearch_vault
     Column("parameters_sha256", Text, nullable=False),
-    UniqueConstraint("study_id", "opening", "attempt", name="uq_hpsearch_vault_intents_attempt"),
-    CheckConstraint("opening = 1 OR reason IS NOT NULL", name="ck_hpsearch_vault_intents_reason"),
+    sa.UniqueConstraint("study_id", "opening", "attempt", name="uq_hpsearch_vault_intents_attempt"),
+    sa.CheckConstraint("opening = 1 OR reason IS NOT NULL", name="ck_hpsearch_vault_intents_reason"),
 )

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from hpsearch.logs import get_logger
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.columns import as_columns, unnest
 
 _log = get_logger("correctness")
 
@@ -25,9 +26,9 @@ _NUM_IMAGES = text("""
     WHERE t.study_id = :study AND c.num_images > 0 LIMIT 1
 """)
 
-_WRITE = text("""
+_WRITE = text(f"""
     INSERT INTO hpsearch_correctness (trial_id, num_images, bits)
-    SELECT * FROM unnest(CAST(:trial_ids AS int[]), CAST(:nums_images AS int[]), CAST(:bits AS bytea[]))
+    SELECT * FROM {unnest("r", "trial_id int, num_images int, bits bytea")}
     ON CONFLICT (trial_id) DO NOTHING
 """)
 
@@ -60,7 +61,7 @@ class Correctness:
 
 def read_correctness(database: Database, trial_ids: Sequence[int]) -> dict[int, Correctness]:
     """Map trial ids to their bits, for those trials that have any. Damaged bits are logged and left out."""
-    rows = database.transaction(lambda connection: connection.execute(_READ, {"trial_ids": list(trial_ids)}).all())
+    rows = database.rows(_READ, {"trial_ids": list(trial_ids)})
     found = {row.trial_id: Correctness(num_images=row.num_images, bits=bytes(row.bits)) for row in rows}
     for trial_id, each in found.items():
         if not each.is_whole:
@@ -73,10 +74,8 @@ def read_correctness(database: Database, trial_ids: Sequence[int]) -> dict[int, 
 
 def read_num_images(database: Database, study_id: int) -> int | None:
     """Return the number of images in the study's validation set, or None if no trial has a record of it."""
-    number: int | None = database.transaction(
-        lambda connection: connection.execute(_NUM_IMAGES, {"study": study_id}).scalar_one_or_none()
-    )
-    return number
+    rows = database.rows(_NUM_IMAGES, {"study": study_id})
+    return rows[0].num_images if rows else None
 
 
 def write_correctness(connection: Connection, items: Iterable[tuple[int, Correctness | None]]) -> None:
@@ -89,5 +88,4 @@ def write_correctness(connection: Connection, items: Iterable[tuple[int, Correct
     """
     rows = [(trial_id, each.num_images, each.bits) for trial_id, each in items if each is not None]
     if rows:
-        trial_ids, nums_images, bits = (list(column) for column in zip(*rows, strict=True))
-        connection.execute(_WRITE, {"trial_ids": trial_ids, "nums_images": nums_images, "bits": bits})
+        connection.execute(_WRITE, as_columns("trial_id num_images bits", rows))

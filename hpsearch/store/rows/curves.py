@@ -10,15 +10,11 @@ added, and values that other programs have written to our trials, are left out t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
-
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Row, text
+from optuna.trial import FrozenTrial
+from sqlalchemy import text
 
 from hpsearch.store.connection.database import Database
-from hpsearch.stored_json import parse_stored
+from hpsearch.store.rows.frozen_trial import frozen_trial
 
 _READ = text("""
     SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value,
@@ -49,43 +45,17 @@ class CurveReader:
     def read(self) -> list[FrozenTrial]:
         """Return the current trials that have started and not failed, by number. One statement; more to catch up."""
         while True:
-            rows = self._read_page()
+            # All running trials, and a page of finished ones that are not known yet. Each row also has the number of
+            # known trials that are still counted.
+            values = {"study": self._study_id, "known": list(self._finished), "page": _PAGE}
+            rows = self._database.rows(_READ, values)
             if rows and rows[0].num_known < len(self._finished):
                 # A server that lost its last commits in a crash may have trials in state RUNNING that had ended before.
                 self._finished.clear()
                 continue
-            fresh = [_frozen_trial(row) for row in rows]
+            fresh = [frozen_trial(row, curve=row.curve, notes=row.rungs) for row in rows]
             known = list(self._finished.values())
             finished = {trial._trial_id: trial for trial in fresh if trial.state.is_finished()}
             self._finished.update(finished)
             if len(finished) < _PAGE:
                 return sorted([*known, *fresh], key=lambda trial: trial.number)
-
-    def _read_page(self) -> Sequence[Row[Any]]:
-        """Read all running trials, and a page of finished ones that are not known yet.
-
-        Each row also has the number of known trials that are still counted.
-        """
-        values = {"study": self._study_id, "known": list(self._finished), "page": _PAGE}
-        return self._database.transaction(lambda connection: connection.execute(_READ, values).all())
-
-
-def _frozen_trial(row: Row[Any]) -> FrozenTrial:
-    state = TrialState[row.state]
-    start: datetime | None = row.datetime_start
-    return FrozenTrial(
-        number=row.number,
-        trial_id=row.trial_id,
-        state=state,
-        value=row.value,
-        datetime_start=start,
-        datetime_complete=row.datetime_complete,
-        params={},
-        distributions={},
-        user_attrs={},
-        system_attrs={
-            key: parse_stored(value, f"trial {row.number}", f"table trial_system_attributes, key {key}")
-            for key, value in (row.rungs or {}).items()
-        },
-        intermediate_values={step: float(value) for step, value in row.curve or ()},  # JSON writes 0.0 as 0
-    )

@@ -8,16 +8,16 @@ information.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from sqlalchemy import Connection, Row, text
 
 from hpsearch.store.connection.database import Database
-from hpsearch.stored_json import external_value, parse_stored, parse_stored_distribution
+from hpsearch.store.rows.frozen_trial import frozen_trial
+from hpsearch.stored_json import external_value, parse_stored_distribution
 
 _LIST = text("""
     SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value
@@ -67,53 +67,26 @@ class History:
     def _read(self, connection: Connection, only: int | None) -> list[FrozenTrial]:
         rows = connection.execute(_LIST, {"study": self._study_id, "only": only}).all()
         known = {row.trial_id: self._finished[row.trial_id] for row in rows if self._is_known(row)}
-        details = _read_details(connection, [row.trial_id for row in rows if row.trial_id not in known])
-        trials = [known.get(row.trial_id) or _frozen_trial(row, details[row.trial_id]) for row in rows]
+        new_ids = [row.trial_id for row in rows if row.trial_id not in known]
+        pages = (new_ids[start : start + _PAGE] for start in range(0, len(new_ids), _PAGE))
+        details = {row.trial_id: row for ids in pages for row in connection.execute(_DETAILS, {"trial_ids": ids})}
+        trials = [known.get(row.trial_id) or _trial(row, details[row.trial_id]) for row in rows]
         if only is None:
             self._finished = {trial._trial_id: trial for trial in trials if trial.state.is_finished()}
         return trials
 
     def _is_known(self, row: Row[Any]) -> bool:
-        known = self._finished.get(row.trial_id)
-        if known is None:
-            return False
-        return (known.state.name, known.value, known.datetime_complete) == (row.state, row.value, row.datetime_complete)
+        known, now = self._finished.get(row.trial_id), (row.state, row.value, row.datetime_complete)
+        return known is not None and (known.state.name, known.value, known.datetime_complete) == now
 
 
-def _read_details(connection: Connection, trial_ids: list[int]) -> dict[int, Row[Any]]:
-    found: dict[int, Row[Any]] = {}
-    for start in range(0, len(trial_ids), _PAGE):
-        rows: Iterable[Row[Any]] = connection.execute(_DETAILS, {"trial_ids": trial_ids[start : start + _PAGE]})
-        found.update({row.trial_id: row for row in rows})
-    return found
-
-
-def _frozen_trial(row: Row[Any], details: Row[Any]) -> FrozenTrial:
-    parameters = details.parameters or ()
-    distributions = {name: _distribution(text) for name, _, text in parameters}
-    return FrozenTrial(
-        number=row.number,
-        trial_id=row.trial_id,
-        state=TrialState[row.state],
-        value=row.value,
-        datetime_start=row.datetime_start,
-        datetime_complete=row.datetime_complete,
-        params={
-            name: external_value(distributions[name], float(value), f"trial {row.number}")
-            for name, value, _ in parameters
-        },
-        distributions=distributions,
-        user_attrs={},
-        system_attrs=_notes(details.notes or {}, row.number),
-        intermediate_values={step: float(value) for step, value in details.last_values or ()},
+def _trial(row: Row[Any], details: Row[Any]) -> FrozenTrial:
+    what, stored = f"trial {row.number}", details.parameters or ()
+    distributions = {name: _distribution(text) for name, _, text in stored}
+    parameters = {name: external_value(distributions[name], float(value), what) for name, value, _ in stored}
+    return frozen_trial(
+        row, curve=details.last_values, notes=details.notes, distributions=distributions, parameters=parameters
     )
-
-
-def _notes(texts: Mapping[str, str], number: int) -> dict[str, Any]:
-    return {
-        key: parse_stored(value, f"trial {number}", f"table trial_system_attributes, key {key}")
-        for key, value in texts.items()
-    }
 
 
 @lru_cache(maxsize=1000)  # all trials of a study have the same ones

@@ -13,8 +13,9 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, text
 
 from hpsearch.search.narrowing.ladder import Narrowing
+from hpsearch.store.rows.columns import as_columns, unnest
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
-from hpsearch.store.rows.trial_rows import count_trials, insert_parameters, insert_trials, write_trial_attributes
+from hpsearch.store.rows.trial_rows import insert_parameters, insert_trials, lock_study, write_trial_attributes
 from hpsearch.stored_json import external_value, parse_stored, parse_stored_distribution
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
@@ -97,7 +98,7 @@ def add_points(
     *,
     round_number: int | None = None,
 ) -> None:
-    """Queue points as WAITING trials after the existing ones, in seven statements of the caller's transaction.
+    """Queue points as WAITING trials after the existing ones, in six statements of the caller's transaction.
 
     New points get the lowest point numbers that are free: first the numbers of lost points, then the following ones.
 
@@ -106,13 +107,12 @@ def add_points(
         cohort_of: names the cohort of a point's settings; not called if the parameters are still to be drawn.
         round_number: the round that adds the points; None if no round does.
     """
-    first_number = count_trials(connection, study_id)
+    lock_study(connection, study_id)
     numbers = connection.execute(_FREE_NUMBERS, {"study": study_id, "count": len(points)}).scalars().all()
     cohorts = [None if definition.is_drawn else cohort_of(definition.resolve(point)) for point in points]
-    trial_ids = insert_trials(connection, study_id, len(points), first_number=first_number)
-    connection.execute(
-        _INSERT_POINTS, {"study": study_id, "numbers": numbers, "trial_ids": trial_ids, "cohorts": cohorts}
-    )
+    trial_ids = insert_trials(connection, study_id, len(points))
+    rows = as_columns("number trial_id cohort", zip(numbers, trial_ids, cohorts, strict=True))
+    connection.execute(_INSERT_POINTS, {"study": study_id, **rows})
     parameters = [definition.parameters(point) for point in points]
     insert_parameters(connection, definition.distributions(), zip(trial_ids, parameters, strict=True))
     in_round = {} if round_number is None else {ROUND_ATTRIBUTE: round_number}
@@ -127,8 +127,7 @@ def add_points(
 
 def count_points(connection: Connection, study_id: int) -> int:
     """Return the number of points of a study."""
-    number: int = connection.execute(_NUM_POINTS, {"study": study_id}).scalar_one()
-    return number
+    return int(connection.execute(_NUM_POINTS, {"study": study_id}).scalar_one())
 
 
 def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
@@ -159,11 +158,9 @@ def _number(text: str, what: str) -> float | None:
 
 _NUM_POINTS = text("SELECT count(*) FROM hpsearch_points WHERE study_id = :study")
 
-_INSERT_POINTS = text("""
+_INSERT_POINTS = text(f"""
     INSERT INTO hpsearch_points (study_id, point, trial_id, cohort, attempt, crashes, furthest_epoch, is_counted)
-    SELECT :study, number, trial_id, cohort, 1, 0, 0, false
-    FROM unnest(CAST(:numbers AS int[]), CAST(:trial_ids AS int[]), CAST(:cohorts AS text[]))
-        AS r(number, trial_id, cohort)
+    SELECT :study, number, trial_id, cohort, 1, 0, 0, false FROM {unnest("r", "number int, trial_id int, cohort text")}
 """)
 
 _FREE_NUMBERS = text("""

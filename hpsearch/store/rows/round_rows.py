@@ -47,11 +47,7 @@ def has_ended(num_unfinished: int, rounds: Sequence[StoredRound]) -> bool:
 
 def read_rounds(connection: Connection, study_id: int) -> tuple[StoredRound, ...]:
     """Return the rounds of a study, in order."""
-    rows = connection.execute(_SELECT, {"study": study_id})
-    return tuple(
-        StoredRound(number=row.round, num_points=row.num_points, reason=row.reason, opened_at=row.opened_at)
-        for row in rows
-    )
+    return tuple(StoredRound(**row._asdict()) for row in connection.execute(_SELECT, {"study": study_id}))
 
 
 def read_last_state(connection: Connection, study_id: int) -> dict[str, Any]:
@@ -61,9 +57,7 @@ def read_last_state(connection: Connection, study_id: int) -> dict[str, Any]:
         StorageError: the state is damaged.
     """
     state = connection.execute(_LAST_STATE, {"study": study_id}).scalar_one_or_none()
-    if state is None:
-        return {}
-    return parse_stored_object(state, _last_round(study_id), _STATE)
+    return {} if state is None else parse_stored_object(state, _last_round(study_id), _STATE)
 
 
 def damaged_state(study_id: int, reason: object) -> StorageError:
@@ -91,7 +85,7 @@ def remove_end(connection: Connection, study_id: int) -> bool:
 _STATE = "table hpsearch_rounds, column state"
 
 _SELECT = text("""
-    SELECT round, num_points, reason, opened_at FROM hpsearch_rounds WHERE study_id = :study ORDER BY round
+    SELECT round AS number, num_points, reason, opened_at FROM hpsearch_rounds WHERE study_id = :study ORDER BY round
 """)
 
 _LAST_STATE = text("""

@@ -8,14 +8,14 @@ in memory can train the new points, because each point carries its own values.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
 
-from optuna.distributions import BaseDistribution, distribution_to_json
+from optuna.distributions import distribution_to_json
 from sqlalchemy import Connection, text
 
+from hpsearch.store.rows.columns import as_columns, unnest
 from hpsearch.store.rows.points import CohortOf, add_points, count_points, narrowing_of, point_key, read_points
 from hpsearch.store.rows.round_rows import insert_round, read_last_state, read_rounds, remove_end
-from hpsearch.store.rows.trial_rows import count_trials
+from hpsearch.store.rows.trial_rows import lock_study
 from hpsearch.stored_json import external_value, parse_stored_distribution
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import Point
@@ -31,7 +31,7 @@ def widen_study(
     Returns:
         The number of added points. Workers can claim them as soon as the transaction commits.
     """
-    count_trials(connection, study_id)  # locks the study's row: no process can open a round or end the search meanwhile
+    lock_study(connection, study_id)  # no process can open a round or end the search meanwhile
     if not given.is_drawn:
         _encode_anew(connection, study_id, stored, given)
     points = _lacking_points(connection, study_id, given)
@@ -62,7 +62,7 @@ def num_lost_points(definition: StudyDefinition, num_points: int) -> int:
 
 def restore_lost_points(connection: Connection, study_id: int, definition: StudyDefinition, cohort_of: CohortOf) -> int:
     """Queue points again whose trials another program has deleted, and return their number. Cheap if there are none."""
-    count_trials(connection, study_id)  # locks the study's row
+    lock_study(connection, study_id)
     if not num_lost_points(definition, count_points(connection, study_id)):
         return 0
     points = _lacking_points(connection, study_id, definition)
@@ -107,19 +107,9 @@ def _encode_anew(connection: Connection, study_id: int, stored: StudyDefinition,
         (name, hash_, old, changed[name].to_internal_repr(external_value(distributions[hash_], old, what)))
         for name, hash_, old in connection.execute(_STORED_VALUES, values)
     ]
-    connection.execute(_ENCODE, {"study": study_id, **_columns(rows), **_distribution_columns(changed)})
-
-
-def _columns(rows: Sequence[tuple[str, str, float, float]]) -> dict[str, list[object]]:
-    names = ("names", "hashes", "old_values", "new_values")
-    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
-
-
-def _distribution_columns(distributions: Mapping[str, BaseDistribution]) -> dict[str, list[str]]:
-    return {
-        "changed_names": list(distributions),
-        "distributions": [distribution_to_json(distribution) for distribution in distributions.values()],
-    }
+    encoded = as_columns("name hash old_value new_value", rows)
+    wider = as_columns("changed json", ((name, distribution_to_json(each)) for name, each in changed.items()))
+    connection.execute(_ENCODE, {"study": study_id, **encoded, **wider})
 
 
 _STORED_VALUES = text("""
@@ -134,12 +124,10 @@ _DISTRIBUTIONS = text("""
     WHERE t.study_id = :study AND q.param_name = ANY(CAST(:names AS text[]))
 """)
 
-_ENCODE = text("""
+_ENCODE = text(f"""
     UPDATE trial_params q SET param_value = r.new_value, distribution_json = d.json
-    FROM trials t,
-        unnest(CAST(:names AS text[]), CAST(:hashes AS text[]), CAST(:old_values AS float8[]),
-            CAST(:new_values AS float8[])) AS r(name, hash, old_value, new_value)
-        JOIN unnest(CAST(:changed_names AS text[]), CAST(:distributions AS text[])) AS d(name, json) USING (name)
+    FROM trials t, {unnest("r", "name text, hash text, old_value float8, new_value float8")}
+        JOIN {unnest("d", "changed text, json text")} ON d.changed = r.name
     WHERE t.study_id = :study AND q.trial_id = t.trial_id
-        AND q.param_name = name AND md5(q.distribution_json) = r.hash AND q.param_value = r.old_value
+        AND q.param_name = r.name AND md5(q.distribution_json) = r.hash AND q.param_value = r.old_value
 """)

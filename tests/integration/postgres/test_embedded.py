@@ -205,7 +205,7 @@ def test_any_name_of_the_folder_works(open_folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "fault"),
-    [("a,b", "has a comma"), (os.fsdecode(b"a\xffb"), "is no valid UTF-8"), ("a\nb", "has a control character")],
+    [("a,b", "has a comma"), (os.fsdecode(b"a\xffb"), "is not valid UTF-8"), ("a\nb", "has a control character")],
 )
 def test_a_name_that_postgresql_cannot_use_is_refused_at_once(open_folder: Path, name: str, fault: str) -> None:
     with pytest.raises(StorageError, match=fault) as caught:

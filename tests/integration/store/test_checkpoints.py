@@ -24,7 +24,8 @@ from hpsearch.artifacts.store import FolderStore
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import StorageError
 from hpsearch.store.checkpoints import Checkpoints, ResumeOutcome
-from hpsearch.store.claims.ledger import MAX_CRASHES, Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy
 
@@ -373,7 +374,7 @@ def test_disk_that_is_full_costs_a_line_in_the_log_and_no_checkpoint_that_was_th
     assert sorted(files_of(folder).values()) == [b"large", b"small again"]
     assert checkpoints.save({large.trial_id: (4, b"large" * 1000)}) == {large.trial_id}
     assert [record.getMessage() for record in caplog.records] == [
-        f"cannot write a checkpoint into {folder.place}: File too large. Training goes on; earlier checkpoints stay "
+        f"cannot write a checkpoint into {folder.place}: File too large. Training continues; earlier checkpoints stay "
         "valid",
         f"checkpoints can be written into {folder.place} again",
     ]
@@ -684,9 +685,9 @@ def test_save_under_way_while_its_trial_is_counted_is_discarded_with_it(
     (claim,) = ledger.claim(1)
     checkpoints = Checkpoints(ledger, folder)
     is_saving, may_commit = threading.Event(), threading.Event()
-    real = checkpoints._transaction
+    real = Database.transaction
 
-    def transaction(work: Callable[[Connection], Any]) -> Any:
+    def transaction(database: Database, work: Callable[[Connection], Any], operation: Any = "other") -> Any:
         def held_up(connection: Connection) -> Any:
             result = work(connection)
             if threading.current_thread() is thread:
@@ -694,9 +695,9 @@ def test_save_under_way_while_its_trial_is_counted_is_discarded_with_it(
                 assert may_commit.wait(240)
             return result
 
-        return real(held_up)
+        return real(database, held_up, operation)
 
-    monkeypatch.setattr(checkpoints, "_transaction", transaction)
+    monkeypatch.setattr(Database, "transaction", transaction)
     thread = threading.Thread(target=checkpoints.save, args=({claim.trial_id: (1, b"x")},))
     thread.start()
     assert is_saving.wait(240)

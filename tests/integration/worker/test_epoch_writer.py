@@ -24,7 +24,7 @@ from hpsearch.store.claims import ledger_sql as ledger_statements
 from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, PointCounts, Result
 from hpsearch.store.claims.requeue import fail_and_requeue
 from hpsearch.store.connection.database import Database
-from hpsearch.store.rows.trial_rows import count_trials
+from hpsearch.store.rows.trial_rows import lock_study
 from hpsearch.store.studies import StoredStudy
 from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX
 from hpsearch.worker import epoch_writer as module
@@ -306,9 +306,9 @@ def test_a_best_trial_without_parameters_is_given_back_if_a_better_one_may_have_
 
 def take_away(connection: Connection, ledger: Ledger) -> None:
     """What another worker does that finds these leases stale."""
-    first_number = count_trials(connection, ledger.study_id)
+    lock_study(connection, ledger.study_id)
     rows = connection.execute(ledger_statements.HELD_FOR_UPDATE, ledger._values).all()
-    fail_and_requeue(connection, ledger.study_id, rows, "taken", first_number, is_crash=True, max_crashes=3)
+    fail_and_requeue(connection, ledger.study_id, rows, "taken", is_crash=True)
 
 
 def test_a_worker_that_loses_its_leases_while_its_write_is_outstanding_writes_nothing(

@@ -15,7 +15,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from hpsearch.errors import StorageError
-from hpsearch.store.claims.ledger import PRESENCE_NAMESPACE, Ledger, PointCounts
+from hpsearch.store.claims.lease import PRESENCE_NAMESPACE
+from hpsearch.store.claims.ledger import Ledger, PointCounts
 from hpsearch.store.connection.answer_limit import answer_limit
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy

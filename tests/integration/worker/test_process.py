@@ -10,7 +10,8 @@ import pytest
 from hpsearch.device.devices import Gpu
 from hpsearch.device.gpu_lock import GpuLockSession
 from hpsearch.device.pin import _take_one
-from hpsearch.store.claims.ledger import ABSENCE_SECONDS, Ledger
+from hpsearch.store.claims.lease import ABSENCE_SECONDS
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy
 from hpsearch.worker.process import _tell_given_up

@@ -22,7 +22,8 @@ from hpsearch.errors import StorageError
 from hpsearch.results.summary import read_summary
 from hpsearch.search.narrowing.closed_round import KnownPoint
 from hpsearch.search.significance import proportions_differ
-from hpsearch.store.claims.ledger import MAX_CRASHES, Ledger, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.progress import is_finished, read_progress
 from hpsearch.store.studies import StoredStudy, register_study
@@ -334,8 +335,8 @@ def test_round_is_there_whole_or_not_at_all(new_search: NewSearch, monkeypatch: 
 def test_round_whose_commit_was_not_acknowledged_is_not_opened_again(new_search: NewSearch) -> None:
     class AnswerLost(Database):
         def transaction(self, work: Callable[[Connection], Any], operation: Any = "other") -> Any:
-            self._run_once(work)
-            return self._run_once(work)
+            super().transaction(work)
+            return super().transaction(work)
 
     search = new_search()
     search.train()

@@ -29,7 +29,8 @@ from hpsearch.errors import ArtifactError, DeviceError, StorageError
 from hpsearch.results.summary import read_summary
 from hpsearch.signals import StopSignal, WorkerStopped
 from hpsearch.store.checkpoints import Checkpoints
-from hpsearch.store.claims.ledger import MAX_CRASHES, Ledger, PointCounts
+from hpsearch.store.claims.ledger import Ledger, PointCounts
+from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database, DatabaseAwayError, open_database
 from hpsearch.store.progress import read_progress
 from hpsearch.store.rows.correct_images import Correctness, read_correctness
@@ -1056,7 +1057,7 @@ def test_a_damaged_checkpoint_lets_its_trial_begin_anew(
     study.worker(lanes=6).run()
     assert counted_curves(study) == counted_curves(whole)
     assert sum("resumed_at_epoch" in trial.user_attrs for trial in study.counted()) == 4
-    assert len([message for message in caplog.messages if "begins anew" in message]) == 2
+    assert len([message for message in caplog.messages if "starts again" in message]) == 2
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_training(

@@ -39,6 +39,6 @@ def test_every_use_of_the_databases_clock_in_sql_writes_a_time() -> None:
 
 
 def test_the_servers_start_is_only_read() -> None:
-    """It is compared in lease_watch.py and holdings.py, for equality."""
+    """It is compared in lease.py and holdings.py, for equality."""
     for path in sorted(PACKAGE.rglob("*.py")):
         assert not re.search(_START, sql_of(path.read_text(encoding="utf-8"))), path.name

@@ -31,18 +31,18 @@ from sqlalchemy import Connection, create_engine, text
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.postgres.embedded import EmbeddedPostgres
-from hpsearch.store.claims import ledger as ledger_module
+from hpsearch.store.claims import ledger_sql
+from hpsearch.store.claims import requeue as requeue_module
 from hpsearch.store.claims.holdings import Hold
-from hpsearch.store.claims.lease_watch import LeaseWatch
+from hpsearch.store.claims.lease import PRESENCE_NAMESPACE, LeaseWatch
 from hpsearch.store.claims.ledger import (
-    MAX_CRASHES,
-    PRESENCE_NAMESPACE,
     Claim,
     Ledger,
     Outcome,
     PointCounts,
     Result,
 )
+from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database, DatabaseOperation, open_database
 from hpsearch.store.studies import StoredStudy, register_study
 from hpsearch.study.definition import parse_definition
@@ -556,6 +556,15 @@ def test_point_that_kills_its_workers_is_given_up_in_the_end(workers: Any) -> No
     assert [trial.state for trial in trials_of(ledgers[0])] == [TrialState.FAIL] * MAX_CRASHES
 
 
+def test_the_reason_of_a_failed_trial_is_stored_without_passwords_and_control_characters(workers: Any) -> None:
+    """Other programs show it as it is: Optuna's command line, a notebook."""
+    (ledger,) = workers(1)
+    ledger.claim(1)
+    ledger.release("its worker failed: \x1b[31mno answer from postgresql://u:s3cret@h/d\x07")
+    reason = trials_of(ledger)[0].user_attrs["fail_reason"]
+    assert reason == r"its worker failed: \x1b[31mno answer from postgresql://u:***@h/d\x07"
+
+
 def test_worker_that_fails_counts_its_crashes_itself(workers: Any) -> None:
     (ledger,) = workers(1, 1)
     for _ in range(MAX_CRASHES):
@@ -616,9 +625,9 @@ def test_reaping_while_the_worker_finishes_counts_once(
         "CREATE FUNCTION wait_for_the_test() RETURNS boolean VOLATILE LANGUAGE plpgsql AS $$ BEGIN "
         "PERFORM pg_advisory_lock_shared(4711); PERFORM pg_advisory_unlock_shared(4711); RETURN true; END $$"
     )
-    sql = ledger_module.statements.STALE_FOR_UPDATE.text
+    sql = ledger_sql.STALE_FOR_UPDATE.text
     trapped = sql.replace("NOT p.is_counted", "NOT p.is_counted AND wait_for_the_test()")
-    monkeypatch.setattr(ledger_module.statements, "STALE_FOR_UPDATE", text(trapped))
+    monkeypatch.setattr(ledger_sql, "STALE_FOR_UPDATE", text(trapped))
     with database.engine.connect() as gate, ThreadPoolExecutor(1) as pool:
         gate.execute(text("SELECT pg_advisory_lock(4711)"))
         reaping = pool.submit(reap_all, reaper)
@@ -668,8 +677,8 @@ class AnswerLost(Database):
     """Runs every transaction twice, as `transaction` does when the connection breaks after the commit."""
 
     def transaction(self, work: Callable[[Connection], Any], operation: DatabaseOperation = "other") -> Any:
-        self._run_once(work)
-        return self._run_once(work)
+        super().transaction(work, operation)
+        return super().transaction(work, operation)
 
 
 def test_every_call_may_run_again_after_a_commit_whose_answer_was_lost(
@@ -963,7 +972,7 @@ def test_workers_at_once_with_hangs_and_reaping_count_every_point_once(
     tables_url: str, new_study: NewStudy, epoch: Epoch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads with connections of their own; leases run out and are reaped in the midst of everything."""
-    monkeypatch.setattr(ledger_module, "MAX_CRASHES", 10**6)
+    monkeypatch.setattr(requeue_module, "MAX_CRASHES", 10**6)
     study = new_study(100)
     barrier = threading.Barrier(4)
 

@@ -292,8 +292,8 @@ def test_password_of_special_characters_works_for_us_and_for_optuna(strict_serve
         ("alice", None, "alices", "refuses the password of user alice"),
         ("nobody", "wr0ng-p{a}ss", "alices", "does not know user nobody"),
         ("alice", PASSWORD, "missing", "has no database missing for user alice"),
-        ("bob", "bobs", "alices", "denies user bob the right"),
-        ("carol", "wr0ng-p{a}ss", "alices", "denies user carol the right"),
+        ("bob", "bobs", "alices", "denies user bob a permission"),
+        ("carol", "wr0ng-p{a}ss", "alices", "does not allow user carol to connect"),
     ],
 )
 def test_refusal_names_user_and_reason_at_once_and_never_the_password(
@@ -330,7 +330,7 @@ def test_unreachable_database_gets_address_seconds_and_attempts(monkeypatch: pyt
     port = closed_port()
     with pytest.raises(StorageError) as caught:
         open_database(f"postgresql://u:secret@127.0.0.1:{port}/d", wait_seconds=10)
-    assert str(caught.value).startswith(f"no database answers at 127.0.0.1:{port}/d (3 attempts in 12 s): ")
+    assert str(caught.value).startswith(f"the database at 127.0.0.1:{port}/d does not answer (3 attempts in 12 s): ")
     assert "\n" not in str(caught.value)
     assert "secret" not in f"{caught.value} {caught.value.hint}"
     assert naps == [0.2, 0.4]

@@ -97,7 +97,7 @@ def refused(url: str, **options: float) -> StorageError:
 def test_a_user_without_the_rights(server: FaultyPostgres) -> None:
     for database in (None, "empty"):  # where the tables are, and where they are to be made
         error = refused(url_of(server, "reader", database))
-        assert "denies user reader the right: " in str(error)
+        assert "denies user reader a permission: " in str(error)
         assert error.hint is not None
         assert "CREATE" in error.hint
 
@@ -163,7 +163,7 @@ def test_a_server_in_recovery(recovering: FaultyPostgres) -> None:
 
 def test_a_statement_timeout(server: FaultyPostgres) -> None:
     database = open_database(url_of(server, "hasty"))
-    with pytest.raises(StorageError, match="canceled a statement of ours: canceling statement due to") as caught:
+    with pytest.raises(StorageError, match="canceled a statement: canceling statement due to") as caught:
         database.transaction(lambda connection: connection.execute(text("SELECT pg_sleep(60)")))
     assert not isinstance(caught.value, DatabaseAwayError)
     assert caught.value.hint is not None
@@ -213,6 +213,23 @@ def test_a_wrong_option_of_the_url_is_bad_input(query: dict[str, str], said: str
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"PGSERVICE": "nowhere"}, 'definition of service "nowhere" not found'),
+        ({"PGSERVICE": "nowhere", "PGSERVICEFILE": "/nonexistent"}, 'service file "/nonexistent" not found'),
+    ],
+    ids=["no entry", "no file"],
+)
+def test_a_service_that_does_not_exist_is_bad_input_and_not_tried_again(
+    variables: dict[str, str], said: str, server: FaultyPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=said):
+        open_database(url_of(server), wait_seconds=3600)
+
+
 def test_an_option_that_libpq_does_not_know_is_bad_input() -> None:
     with pytest.raises(InputError, match="an option that libpq does not know: schema") as caught:
         parse_url("postgresql://u:secret@h/d?schema=public")
@@ -226,11 +243,11 @@ def test_a_line_break_after_the_url_is_no_part_of_it(server: FaultyPostgres) -> 
 
 def test_encryption_that_the_server_does_not_have(server: FaultyPostgres) -> None:
     error = refused(f"postgresql://postgres@{ADDRESS}/hpsearch?sslmode=require")
-    assert "cannot agree with us on encryption: " in str(error)
+    assert "does not accept the encryption settings: " in str(error)
 
 
 def test_a_host_name_that_nobody_knows() -> None:
-    assert "has a host name that is not known here (" in str(refused("postgresql://u@nowhere.invalid/d"))
+    assert "has a host name that cannot be resolved (" in str(refused("postgresql://u@nowhere.invalid/d"))
 
 
 def test_an_outage_keeps_its_cause(open_folder: Path, template: Path) -> None:

@@ -36,7 +36,9 @@ def test_without_the_variable_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -
     assert with_password_of_file(URL) == URL
 
 
-@pytest.mark.parametrize(("content", "reason"), [(None, "No such file"), (b"", "is empty"), (b"\xff\xfe", "no text")])
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "No such file"), (b"", "is empty"), (b"\xff\xfe", "not UTF-8 text")]
+)
 def test_a_file_that_holds_no_password_is_an_error_that_names_it(
     password_file: Path, content: bytes | None, reason: str
 ) -> None:
