@@ -9,8 +9,8 @@ import typer
 from hpsearch.cli import options
 
 if TYPE_CHECKING:
+    from hpsearch.results.openings.record import VaultRecord
     from hpsearch.results.status import StudyStatus
-    from hpsearch.results.vault.record import VaultRecord
 
 
 def open_test_set(

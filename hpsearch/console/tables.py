@@ -13,10 +13,10 @@ from rich.text import Text
 
 from hpsearch.console.fitted_table import FittedTable, TableColumn
 from hpsearch.console.screen import data_console, text_of, write_line
+from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.status import StudyStatus, describe_point
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import TrialSummary
-from hpsearch.results.vault.record import VaultRecord
 from hpsearch.safe_text import masked
 from hpsearch.study.space import ParameterValue
 

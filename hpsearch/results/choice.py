@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from hpsearch.errors import InputError
 from hpsearch.results.confirmation.outcome import Confirmation
+from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary, describe_counts
 from hpsearch.results.trial_summary import TrialSummary
-from hpsearch.results.vault.record import VaultRecord
 from hpsearch.store.studies import StoredStudy
 
 

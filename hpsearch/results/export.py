@@ -19,8 +19,8 @@ from typing import Any
 import tomli_w
 import yaml
 
-from hpsearch.artifacts.atomic_file import replaced_file, write_file
 from hpsearch.artifacts.best_parameters import Artifacts
+from hpsearch.atomic_file import replaced_file, write_file
 from hpsearch.errors import InputError
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.status import StudyStatus, openings_of_others

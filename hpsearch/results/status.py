@@ -11,9 +11,9 @@ from hpsearch.results.choice import ChosenPoint, choose_point
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.confirmation.read_outcome import confirmation_for
 from hpsearch.results.estimate import Estimate, estimate_of
+from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary, read_summary
-from hpsearch.results.vault.record import VaultRecord
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.correct_images import read_num_images
 

@@ -17,9 +17,9 @@ from sqlalchemy import Connection
 
 from hpsearch.errors import NothingCompleteError, UncountedPointsError
 from hpsearch.home import log_folder
+from hpsearch.results.openings.intents import Intents, VaultIntent, describe_intents, select_intents
+from hpsearch.results.openings.record import Openings, VaultRecord, describe_openings, select_openings
 from hpsearch.results.trial_summary import TrialRows, TrialSummary, select_trials, trials_from
-from hpsearch.results.vault.intents import Intents, VaultIntent, describe_intents, select_intents
-from hpsearch.results.vault.record import Openings, VaultRecord, describe_openings, select_openings
 from hpsearch.store.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.connection.database import Database

@@ -17,7 +17,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from hpsearch.artifacts.atomic_file import write_file
+from hpsearch.atomic_file import write_file
+from hpsearch.results.openings.intents import VaultIntent
+from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.report.candidates_panel import confirmation_panel
 from hpsearch.results.report.figures import (
     Panel,
@@ -31,8 +33,6 @@ from hpsearch.results.report.plot_style import percent
 from hpsearch.results.report.search_map import search_map
 from hpsearch.results.status import StudyStatus, openings_of_others, read_status
 from hpsearch.results.summary import StudySummary, format_time
-from hpsearch.results.vault.intents import VaultIntent
-from hpsearch.results.vault.record import VaultRecord
 from hpsearch.safe_text import mask_passwords
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import current_versions

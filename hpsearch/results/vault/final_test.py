@@ -37,14 +37,14 @@ from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import ArtifactError, DataError, DeviceError, InputError
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.companion_study import confirmations
+from hpsearch.results.openings.intents import intent_to_finish
+from hpsearch.results.openings.record import Finding, VaultRecord, check_reason
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.stored_parameters import read_parameters
 from hpsearch.results.summary import describe_counts
 from hpsearch.results.trial_summary import TrialSummary
-from hpsearch.results.vault.intents import intent_to_finish
 from hpsearch.results.vault.opening import declare_opening
-from hpsearch.results.vault.record import Finding, VaultRecord, check_reason
 from hpsearch.results.vault.retraining import retrain
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database

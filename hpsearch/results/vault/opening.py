@@ -12,11 +12,11 @@ from typing import Any
 
 from hpsearch.data.test_files import marks_of_content, marks_of_test_files
 from hpsearch.home import vault_file
+from hpsearch.results.openings.intents import Attempt, declare_intent, is_declared, opened_before, read_intent_ids
+from hpsearch.results.openings.machine_openings import MachineLedger, MachineOpening, describe_machine_openings, moment
+from hpsearch.results.openings.record import Finding, VaultRecord, record_opening
 from hpsearch.results.provenance import user_at_host
 from hpsearch.results.summary import StudySummary
-from hpsearch.results.vault.intents import Attempt, declare_intent, is_declared, opened_before, read_intent_ids
-from hpsearch.results.vault.machine_openings import MachineLedger, MachineOpening, describe_machine_openings, moment
-from hpsearch.results.vault.record import Finding, VaultRecord, record_opening
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy
 

@@ -19,8 +19,8 @@ from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.results.confirmation.plan import plan_confirmation, prepare_confirmation
+from hpsearch.results.openings.record import VaultRecord, read_openings
 from hpsearch.results.vault.final_test import VaultRequest, open_vault
-from hpsearch.results.vault.record import VaultRecord, read_openings
 from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database

@@ -12,7 +12,7 @@ import pytest
 
 import hpsearch
 from hpsearch.errors import InputError
-from hpsearch.results.vault.record import (
+from hpsearch.results.openings.record import (
     MAX_REASON_CHARACTERS,
     Finding,
     VaultRecord,

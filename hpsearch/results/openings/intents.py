@@ -18,8 +18,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, or_, select, text
 
 from hpsearch.errors import InputError, StudyNotFoundError, VaultOpenedError
+from hpsearch.results.openings.record import VaultRecord, parse_chosen, select_openings
 from hpsearch.results.provenance import user_at_host
-from hpsearch.results.vault.record import VaultRecord, parse_chosen, select_openings
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy

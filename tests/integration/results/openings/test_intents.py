@@ -19,13 +19,13 @@ from hpsearch.errors import DataError, VaultOpenedError
 from hpsearch.home import vault_file
 from hpsearch.results.choice import choose_point
 from hpsearch.results.export import ExportFormat, export_point
+from hpsearch.results.openings.intents import declare_intent
 from hpsearch.results.report.page import render_report
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.summary import read_summary
 from hpsearch.results.vault.final_test import VaultRequest, open_vault
-from hpsearch.results.vault.intents import declare_intent
-from tests.integration.results.vault.test_record import AnswerLost
+from tests.integration.results.openings.test_record import AnswerLost
 from tests.integration.results.vault_studies import TEST, Search, Searched, confirm, images_of, write_part
 
 PEEKER = """

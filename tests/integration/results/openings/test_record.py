@@ -19,17 +19,17 @@ from hpsearch.console.tables import print_opening, print_status
 from hpsearch.errors import StorageError, StudyNotFoundError, VaultOpenedError
 from hpsearch.results.choice import choose_point
 from hpsearch.results.export import ExportFormat, export_point, write_export
-from hpsearch.results.report.page import write_report
-from hpsearch.results.status import StudyStatus, read_status
-from hpsearch.results.summary import read_summary
-from hpsearch.results.vault.intents import declare_intent
-from hpsearch.results.vault.record import (
+from hpsearch.results.openings.intents import declare_intent
+from hpsearch.results.openings.record import (
     Finding,
     VaultRecord,
     read_earlier_openings,
     read_openings,
     record_opening,
 )
+from hpsearch.results.report.page import write_report
+from hpsearch.results.status import StudyStatus, read_status
+from hpsearch.results.summary import read_summary
 from hpsearch.store.connection.database import Database, DatabaseOperation
 from hpsearch.store.studies import StoredStudy
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hpsearch.results.vault.machine_openings import MachineLedger, MachineOpening, describe_machine_openings
+from hpsearch.results.openings.machine_openings import MachineLedger, MachineOpening, describe_machine_openings
 
 OPENING = MachineOpening(
     intent_id="a" * 32,
