@@ -27,8 +27,8 @@ from rich.table import Table
 
 from hpsearch.atomic_file import write_file
 from hpsearch.errors import ArtifactError, HpsearchError
-from hpsearch.results.summary import format_time
 from hpsearch.store.studies import current_versions
+from hpsearch.wording import format_time
 
 RESULTS = Path(__file__).parent / "results"
 _REPOSITORY = Path(__file__).parents[1]

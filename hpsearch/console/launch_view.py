@@ -12,6 +12,7 @@ from hpsearch.launch.launcher import LaunchListener
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.progress import Progress
 from hpsearch.store.studies import Registration, StoredStudy
+from hpsearch.wording import counted
 from hpsearch.worker.preparation import PreparedStudy
 
 
@@ -36,7 +37,7 @@ class TerminalListener(LaunchListener):
         return download_progress()
 
     def prepared(self, prepared: PreparedStudy, num_workers: int, lanes: str) -> None:
-        workers = f"{num_workers} {'worker' if num_workers == 1 else 'workers'} with {_describe_lanes(lanes)}"
+        workers = f"{counted(num_workers, 'worker')} with {_describe_lanes(lanes)}"
         say(describe_registration(prepared.registration, self._found, f", {workers}"))
 
     def training(self, study: StoredStudy) -> AbstractContextManager[Callable[[Progress], None]]:
@@ -53,21 +54,18 @@ def describe_registration(registration: Registration, found: str, more: str = ""
         found: the word for an existing, unchanged study.
         more: text to append to the first line.
     """
-    points = _points(registration.num_points)
+    points = counted(registration.num_points, "point")
     state = f"{'created' if registration.is_new else found}: {points}"
     if registration.num_added:
-        state = f"widened: {_points(registration.num_added, 'new ')}, {registration.num_points} in all"
+        state = f"widened: {counted(registration.num_added, 'new point')}, {registration.num_points} in all"
     elif registration.num_restored:
-        state += f", {_points(registration.num_restored)} of them again: their trials were deleted by another program"
+        restored = counted(registration.num_restored, "point")
+        state += f", {restored} of them again: their trials were deleted by another program"
     elif registration.changes:
         state = f"changed: no new points, {registration.num_points} in all"
     lines = "".join(f"\n  {line}" for line in registration.changes)
     return f"study {registration.study.name!r} {state}{more}{lines}"
 
 
-def _points(number: int, kind: str = "") -> str:
-    return f"{number} {kind}{'point' if number == 1 else 'points'}"
-
-
 def _describe_lanes(lanes: str) -> str:
-    return "as many lanes as pay" if lanes == "auto" else f"{lanes} {'lane' if lanes == '1' else 'lanes'} each"
+    return "the fastest number of lanes" if lanes == "auto" else f"{counted(int(lanes), 'lane')} each"

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from hpsearch import metric
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary
 from hpsearch.search.significance import wilson_interval
+from hpsearch.wording import counted
 
 
 class Evidence(StrEnum):
@@ -42,13 +44,13 @@ class Estimate:
     remark: str
 
     def describe(self) -> str:
-        """The estimate as text: `test error 5.07 % (95 % interval 4.66 % to 5.52 %; 10,000 images; ...)`."""
+        """The estimate as text: `test error 5.07 % (95 % interval 4.66 to 5.52 %; 10,000 images; ...)`."""
         told = []
         if self.interval is not None:
-            told.append(f"95 % interval {100 * self.interval[0]:.2f} % to {100 * self.interval[1]:.2f} %")
+            told.append(f"95 % interval {metric.interval_text(self.interval)}")
         if self.num_images is not None:
             told.append(f"{self.num_images:,} images")
-        return f"{self.name} {100 * self.error:.2f} % ({'; '.join([*told, self.remark])})"
+        return f"{self.name} {metric.error_text(self.error)} ({'; '.join([*told, self.remark])})"
 
     def as_json(self) -> dict[str, Any]:
         """The estimate in `status --json` and exports. These keys are stable; new keys may be added."""
@@ -72,38 +74,34 @@ def estimate_of(
     record = next((record for record in summary.openings if chosen.is_of(record)), None)
     if record is not None:
         which = "" if record.opening == 1 else f", opening {record.opening} of the test set"
-        retrained = ", trained again for it" if record.chosen["is_retrained"] else ""
+        retrained = ", retrained" if record.chosen["is_retrained"] else ""
         return Estimate(
             evidence=Evidence.TEST,
             error=record.test_error,
             interval=record.interval,
             num_images=record.num_images,
-            name="test error",
-            remark=f"images that nothing was selected on{which}{retrained}",
+            name=metric.TEST_NAME,
+            remark=f"on images that no selection used{which}{retrained}",
         )
     if chosen.selection is Selection.CONFIRMED and confirmation is not None and confirmation.chosen is not None:
         mean = confirmation.mean_of(confirmation.configurations.index(confirmation.chosen.configuration))
         if mean is not None and confirmation.comparison is not None:
-            seeds = "1 fresh seed" if len(confirmation.seeds) == 1 else f"{len(confirmation.seeds)} fresh seeds"
             return Estimate(
                 evidence=Evidence.CONFIRMED,
                 error=mean.mean,
                 interval=mean.interval,
                 num_images=confirmation.comparison.num_images,
-                name="confirmed validation error",
-                remark=f"mean over {seeds}, on the images that the point was selected on",
+                name=f"confirmed {metric.NAME}",
+                remark=f"mean over {counted(len(confirmation.seeds), 'fresh seed')}, on the images of the selection",
             )
     value = chosen.trial.value
     assert value is not None, "a complete trial has a value"
+    share = min(max(value, 0.0), 1.0)
     return Estimate(
         evidence=Evidence.SEARCH,
         error=value,
-        interval=None if num_images is None else _interval(value, num_images),
+        interval=None if num_images is None else wilson_interval(round(share * num_images), num_images),
         num_images=num_images,
-        name="validation error in the search",
-        remark="the lowest of many trials, so rather too low",
+        name=f"{metric.NAME} in the search",
+        remark="the lowest of many trials, so it tends to be too low",
     )
-
-
-def _interval(error: float, num_images: int) -> tuple[float, float]:
-    return wilson_interval(round(min(max(error, 0.0), 1.0) * num_images), num_images)

@@ -25,8 +25,8 @@ from hpsearch.errors import InputError
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.status import StudyStatus, openings_of_others
 from hpsearch.results.stored_parameters import read_parameters
-from hpsearch.results.summary import format_time
 from hpsearch.store.studies import current_versions
+from hpsearch.wording import format_time
 
 ENVIRONMENT_PREFIX = "HPSEARCH_"
 MODEL_SUFFIX = ".safetensors"

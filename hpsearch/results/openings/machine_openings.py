@@ -11,20 +11,23 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from hpsearch import metric
 from hpsearch.home import make_folder
+from hpsearch.wording import printable, times
 
-_TEXTS = ("intent_id", "at", "by", "study", "database")
 _MOST_SHOWN = 5
 
+Text = Annotated[str, AfterValidator(printable)]  # other programs may write the file, and it is shown on a terminal
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
-@dataclass(frozen=True, kw_only=True)
-class MachineOpening:
+
+class MachineOpening(BaseModel):
     """An opening in this machine's record.
 
     Args:
@@ -36,147 +39,90 @@ class MachineOpening:
         num_images, num_errors: None: no number was recorded.
     """
 
-    intent_id: str
-    at: str
-    by: str
-    study: str
-    database: str
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    at: Text
+    by: Text
+    study: Text
+    database: Text
+    num_images: Count | None = None
+    num_errors: Count | None = None
+    intent_id: Text
     files: frozenset[str]
-    num_images: int | None = None
-    num_errors: int | None = None
 
     def describe(self) -> str:
         """One line: when, by whom, in which study, and the number."""
-        number = "no number noted"
+        number = "no number on record"
         if self.num_images and self.num_errors is not None:
-            number = f"test error {100 * self.num_errors / self.num_images:.2f} %"
+            number = f"{metric.TEST_NAME} {metric.error_text(self.num_errors / self.num_images)}"
         return f"{self.at} by {self.by} for study {self.study!r} in {self.database}: {number}"
 
-    def as_json(self) -> dict[str, Any]:
-        """The opening in `test --json`. These keys are stable; new keys may be added."""
-        return {
-            "at": self.at,
-            "by": self.by,
-            "study": self.study,
-            "database": self.database,
-            "num_images": self.num_images,
-            "num_errors": self.num_errors,
-        }
+    def with_line(self, line: MachineOpening) -> MachineOpening:
+        """This opening with the data of a later line about it; the time stays that of the first line."""
+        number = line if self.num_images is None else self
+        update = {"files": self.files | line.files, "num_images": number.num_images, "num_errors": number.num_errors}
+        return self.model_copy(update=update)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MachineLedger:
-    """The file vault.jsonl. Problems with it are returned as lines for display."""
+def read_machine_openings(
+    path: Path, marks: Collection[str], *, without: Collection[str] = ()
+) -> tuple[list[MachineOpening], list[str]]:
+    """Earlier openings of test files that share one of these marks, oldest first.
 
-    path: Path
-
-    def openings(
-        self, marks: Collection[str], *, without: Collection[str] = ()
-    ) -> tuple[list[MachineOpening], list[str]]:
-        """Earlier openings of test files that share one of these marks, oldest first.
-
-        Args:
-            without: intent ids to leave out, since they are in the study's own database.
-        Returns:
-            The openings, and problems with the file as lines for display.
-        """
+    Args:
+        without: intent ids to leave out, since they are in the study's own database.
+    Returns:
+        The openings, and problems with the file as lines for display.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        return [], [f"cannot read {path} ({error.strerror}): openings in other databases are not known"]
+    found: dict[str, MachineOpening] = {}
+    num_damaged = 0
+    for line in filter(None, map(bytes.strip, lines)):
         try:
-            lines = self.path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return [], []
-        except OSError as error:
-            return [], [f"{self.path} cannot be read ({error.strerror}): openings in other databases are not known"]
-        found: dict[str, MachineOpening] = {}
-        num_damaged = 0
-        for line in filter(None, map(bytes.strip, lines)):
-            opening = _parse(line)
-            if opening is None:
-                num_damaged += 1
-            else:
-                found[opening.intent_id] = _merged(found.get(opening.intent_id), opening)
-        shared = [each for each in found.values() if each.intent_id not in without and each.files & set(marks)]
-        damage = f"{num_damaged} of {len(lines)} lines of {self.path} cannot be read and are passed over"
-        return shared, [damage] if num_damaged else []
+            opening = MachineOpening.model_validate_json(line)
+        except ValidationError:
+            num_damaged += 1
+        else:
+            found[opening.intent_id] = found.get(opening.intent_id, opening).with_line(opening)
+    shared = [each for each in found.values() if each.intent_id not in without and each.files & set(marks)]
+    damage = f"ignored {num_damaged} of {len(lines)} lines of {path}, which cannot be read"
+    return shared, [damage] if num_damaged else []
 
-    def append(self, opening: MachineOpening) -> list[str]:
-        """Append a line and sync it to disk. Any number of processes may call it at the same time.
 
-        Returns:
-            Problems as lines for display.
-        """
-        text = json.dumps({**opening.as_json(), "intent_id": opening.intent_id, "files": sorted(opening.files)})
-        try:
-            make_folder(self.path.parent)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-            with os.fdopen(descriptor, "r+b", buffering=0) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
-                _write_whole(file.fileno(), _line_break(file.fileno()) + text.encode() + b"\n")
-                os.fsync(file.fileno())
-        except OSError as error:
-            return [f"cannot note this opening in {self.path} ({error.strerror}): other databases will not know of it"]
-        return []
+def append_machine_opening(path: Path, opening: MachineOpening) -> list[str]:
+    """Append a line and sync it to disk. Any number of processes may call it at the same time.
+
+    Returns:
+        Problems as lines for display.
+    """
+    text = json.dumps({**opening.model_dump(), "files": sorted(opening.files)})
+    try:
+        make_folder(path.parent)
+        with path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # an incomplete line, as after a power failure
+                    file.write(b"\n")
+            file.write(text.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return [f"cannot record this opening in {path} ({error.strerror}): other databases will not know of it"]
+    return []
 
 
 def describe_machine_openings(openings: Sequence[MachineOpening]) -> list[str]:
     """Lines for display about earlier openings of the same test files; empty if there are none."""
     if not openings:
         return []
-    times = "once" if len(openings) == 1 else f"{len(openings)} times"
     shown = openings[-_MOST_SHOWN:]
-    lines = [f"the same test files, or those beside the same training files, were opened {times} on this machine:"]
+    opened = f"opened {times(len(openings))} on this machine"
+    lines = [f"the same test files, or the test files beside the same training files, were {opened}:"]
     lines += [f"  and {len(openings) - len(shown)} more"] if len(openings) > len(shown) else []
     return lines + [f"  {opening.describe()}" for opening in shown]
-
-
-def moment() -> str:
-    """The current time (UTC) in the file's format."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _line_break(descriptor: int) -> bytes:
-    """A line break if the file ends with an incomplete line, as after a power failure; otherwise nothing."""
-    size = os.fstat(descriptor).st_size
-    return b"\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else b""
-
-
-def _write_whole(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
-
-
-def _parse(line: bytes) -> MachineOpening | None:
-    """Parse a line; None if it is not a valid opening."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, Mapping) or not all(isinstance(found.get(name), str) for name in _TEXTS):
-        return None
-    files, num_images, num_errors = found.get("files"), found.get("num_images"), found.get("num_errors")
-    if not isinstance(files, list) or not all(isinstance(mark, str) for mark in files):
-        return None
-    if not all(number is None or (type(number) is int and 0 <= number < 2**53) for number in (num_images, num_errors)):
-        return None
-    texts = {name: _plain(found[name]) for name in _TEXTS}
-    return MachineOpening(**texts, files=frozenset(files), num_images=num_images, num_errors=num_errors)
-
-
-def _plain(text: str) -> str:
-    """Replace control characters, since other programs may write the file and it is shown on a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _merged(before: MachineOpening | None, after: MachineOpening) -> MachineOpening:
-    """Combine the lines of one opening: the time of the first line, and the data of both."""
-    if before is None:
-        return after
-    return MachineOpening(
-        intent_id=before.intent_id,
-        at=before.at,
-        by=before.by,
-        study=before.study,
-        database=before.database,
-        files=before.files | after.files,
-        num_images=after.num_images if before.num_images is None else before.num_images,
-        num_errors=after.num_errors if before.num_errors is None else before.num_errors,
-    )

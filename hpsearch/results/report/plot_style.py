@@ -14,8 +14,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from hpsearch import metric
 from hpsearch.study.space import ParameterValue
-from hpsearch.wording import value_label
+from hpsearch.wording import parameters_label, value_label
 
 INK = "#1f2933"
 GRID = "#e4e8ec"
@@ -30,9 +31,17 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 _LOG_SPAN = 5.0  # smallest ratio of largest to smallest value for a logarithmic axis
 
 
-def percent(fraction: float) -> float:
-    """A fraction in percent, rounded to 4 decimal places, which is finer than one image in 10,000."""
-    return round(100.0 * fraction, 4)
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A plot of a report.
+
+    Args:
+        caption: what the plot shows, or why there is none.
+        figure: None if there is nothing to plot.
+    """
+
+    caption: str
+    figure: go.Figure | None = None
 
 
 def distinct_labels(values: Sequence[float]) -> list[str]:
@@ -51,7 +60,7 @@ def plot_text(text: str) -> str:
 
 def point_text(parameters: Mapping[str, ParameterValue]) -> str:
     """Parameters as a hover text: `learning_rate 0.1, lambda_2 1e-5`."""
-    return plot_text(", ".join(f"{name} {value_label(value)}" for name, value in parameters.items()))
+    return plot_text(parameters_label(parameters))
 
 
 def styled(figure: go.Figure, *, height: int = 420, **layout: Any) -> go.Figure:
@@ -93,7 +102,7 @@ def counting_axis(title: str, first: int, last: int) -> dict[str, Any]:
 
 def error_axis(values: Iterable[float]) -> dict[str, Any]:
     """An axis for errors in percent. It is logarithmic if they differ much, to keep low errors distinguishable."""
-    return {"title": {"text": "validation error (%)"}, **number_axis(values)}
+    return {"title": {"text": f"{metric.NAME} (%)"}, **number_axis(values)}
 
 
 def number_axis(values: Iterable[float]) -> dict[str, Any]:

@@ -15,21 +15,21 @@ from typing import Any
 import plotly.graph_objects as go
 from optuna.trial import TrialState
 
-from hpsearch.results.report.figures import Panel
+from hpsearch.metric import in_percent
 from hpsearch.results.report.plot_style import (
     BEST,
     COMPLETE,
     PRUNED,
     ErrorColours,
+    Plot,
     distinct_labels,
     error_axis,
-    percent,
     plot_text,
     point_text,
     round_numbers,
     styled,
 )
-from hpsearch.results.summary import StudySummary
+from hpsearch.results.status import StudyStatus
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import Dimension
@@ -117,13 +117,13 @@ class MapAxis:
         return float(10.0 ** (math.floor(math.log10(self._positive[0])) - 1))
 
 
-def search_map(summary: StudySummary) -> Panel:
-    """The panel with the best value over the study's leading dimensions, two or one."""
-    definition = summary.study.definition
+def search_map(status: StudyStatus) -> Plot:
+    """The plot of the best value over the study's leading dimensions, two or one."""
+    definition = status.summary.study.definition
     chosen = leading_dimensions(definition)
     if not chosen:
-        return Panel(name="map", title="Search map", caption=f"No map: {_why_no_map(definition)}.")
-    trials = [trial for trial in summary.trials if _is_placed(trial, chosen)]
+        return Plot(caption=f"No map: {_why_no_map(definition)}.")
+    trials = [trial for trial in status.summary.trials if _is_placed(trial, chosen)]
     axes = [MapAxis.of(dimension, definition, trials) for dimension in chosen]
     if len(axes) == 1:
         caption, figure = _line(axes[0], trials)
@@ -133,9 +133,8 @@ def search_map(summary: StudySummary) -> Panel:
         caption, figure = _scatter(axes[0], axes[1], trials)
     others = [d.name for d in definition.search.dimensions if d not in chosen]
     if others:
-        caption += f" Searched too, and not drawn: {', '.join(others)}."
-    title = "Search map: " + " and ".join(axis.name for axis in axes)
-    return Panel(name="map", title=title, caption=caption, figure=figure)
+        caption += f" Also searched, but not drawn: {', '.join(others)}."
+    return Plot(caption=caption, figure=figure)
 
 
 def leading_dimensions(definition: StudyDefinition) -> list[Dimension]:
@@ -272,7 +271,7 @@ def _marks(
 def _error(trial: TrialSummary) -> float:
     """The value of a complete trial in percent."""
     assert trial.value is not None  # callers pass complete trials
-    return percent(trial.value)
+    return in_percent(trial.value)
 
 
 def _colour(trial: TrialSummary | None, colours: ErrorColours) -> float | None:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from hpsearch import metric
 from hpsearch.artifacts.best_parameters import Artifacts
 from hpsearch.data.catalog import DataLocations, DownloadProgress
 from hpsearch.data.held_out import HeldOutSplit, load_test_split
@@ -163,15 +164,8 @@ def open_vault(
         losses = _evaluate(candidate, held_out, selection, pinned.device)
         device = pinned.description
     finding = Finding(
-        reason=opening.attempt.reason,
-        definition_sha256=summary.study.definition.sha256,
         test_checksums=held_out.checksums,
-        chosen={
-            **opening.chosen,
-            "validation_error": candidate.validation.zero_one,
-            "device": device,
-            "intent": opening.attempt.intent_id,
-        },
+        chosen={**opening.chosen, "validation_error": candidate.validation.zero_one, "device": device},
         parameters_sha256=candidate.sha256,
         num_images=losses.num_images,
         num_errors=losses.num_errors,
@@ -271,7 +265,7 @@ def _trained_again(
     def on_epoch(report: EpochReport) -> None:
         pinned.keep()
         pinned.require()
-        tell(f"epoch {report.epoch}: validation error {100 * report.best.zero_one:.2f} %")
+        tell(f"epoch {report.epoch}: {metric.NAME} {metric.error_text(report.best.zero_one)}")
 
     retrained = retrain(settings, definition.stopping, data, pinned.device, on_epoch)
     arrays = {name: np.asarray(array, order="C") for name, array in retrained.parameters.items()}
@@ -308,26 +302,25 @@ def _check_reproduction(trial: TrialSummary, found: Losses) -> None:
         is_off |= not abs(found.nll - nll) <= NLL_TOLERANCE * (1 + abs(nll))
     if is_off:
         raise ArtifactError(
-            f"the stored parameters of trial {trial.number} do not reproduce its validation error: found "
-            f"{100 * found.zero_one:.2f} % and NLL {found.nll:.4f}, on record are {100 * trial.value:.2f} % and NLL "
-            f"{'none' if nll is None else f'{nll:.4f}'}; the test set was not opened",
+            f"the stored parameters of trial {trial.number} do not reproduce its {metric.NAME}: found "
+            f"{metric.error_text(found.zero_one)} and NLL {found.nll:.4f}, on record are "
+            f"{metric.error_text(trial.value)} and NLL {'none' if nll is None else f'{nll:.4f}'}; "
+            "the test set was not opened",
             hint="name the artifacts that the workers wrote with --artifacts, or train the point again with --retrain",
         )
 
 
 def _evaluate(candidate: _Candidate, held_out: HeldOutSplit, selection: SelectionData, device: torch.device) -> Losses:
-    num_pixels = selection.validation.images.shape[1]
-    if held_out.images.shape[1] != num_pixels:
+    num_pixels, found, misfit = selection.validation.images.shape[1], held_out.images.shape[1], None
+    if found != num_pixels:
+        misfit = f"the test images have {found} pixels, those of training and validation {num_pixels}"
+    elif held_out.labels.max() >= selection.num_classes:
+        classes = f"those of training and validation have 0..{selection.num_classes - 1}"
+        misfit = f"the test images have the class {held_out.labels.max()}, {classes}"
+    if misfit:
         raise DataError(
-            f"the test images have {held_out.images.shape[1]} pixels, those of training and validation {num_pixels}: "
-            f"{', '.join(held_out.checksums)} belong to another data set",
-            hint="put the test files of the study's own data set in their place",
-        )
-    if held_out.labels.max() >= selection.num_classes:
-        raise DataError(
-            f"the test images have the class {held_out.labels.max()}, those of training and validation have "
-            f"0..{selection.num_classes - 1}: {', '.join(held_out.checksums)} belong to another data set",
-            hint="put the test files of the study's own data set in their place",
+            f"{misfit}: {', '.join(held_out.checksums)} belong to another data set",
+            hint="replace them by the test files of the study's own data set",
         )
     return evaluate(candidate.network, candidate.parameters, *_on_device(held_out, device))
 

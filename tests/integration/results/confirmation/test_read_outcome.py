@@ -190,7 +190,7 @@ def test_status_and_export_tell_of_a_finished_confirmation(bench: Bench) -> None
     assert status.confirmation is not None
     (line,) = status.confirmation.brief()
     assert line == (
-        "confirmed over 5 seeds in small-confirm: learning_rate 0.001: 5.10% +- 0.42, tied with learning_rate 0.01"
+        "confirmed over 5 seeds in small-confirm: learning_rate 0.001: 5.10 % +- 0.42, tied with learning_rate 0.01"
     )
     content = status.as_json()["confirmation"]
     assert (content["companion"], content["points"]["complete"]) == ("small-confirm", 15)
@@ -224,7 +224,7 @@ def test_status_tells_how_far_a_confirmation_is(bench: Bench) -> None:
     assert status.confirmation is not None
     first, second = status.confirmation.brief()
     assert "not finished: 3 waiting" in first
-    assert second.startswith("confirmed over 2 seeds in small-confirm: learning_rate 0.01: 5.00% +- 0.00, tied with")
+    assert second.startswith("confirmed over 2 seeds in small-confirm: learning_rate 0.01: 5.00 % +- 0.00, tied with")
 
 
 def test_status_tells_of_points_that_were_left_out(bench: Bench) -> None:

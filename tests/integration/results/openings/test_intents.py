@@ -278,7 +278,7 @@ def test_a_machine_that_cannot_remember_says_so_and_opens(
     vault_file().mkdir(parents=True)  # no file can be written there, not even by root
     told: list[str] = []
     assert open_as(searched, "searched", told).opening == 1
-    assert any("cannot note this opening" in line for line in told)
+    assert any("cannot record this opening" in line for line in told)
 
 
 def open_as(searched: Searched, name: str, told: list[str]) -> Any:
