@@ -1,4 +1,4 @@
-"""Writes a result file completely or not at all: a crash leaves the previous content."""
+"""Writes files completely or not at all: a crash leaves the previous content."""
 
 from __future__ import annotations
 
@@ -7,21 +7,49 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from hpsearch.errors import ArtifactError
 
+TEMPORARY_PREFIX = ".writing-"  # of incomplete files
 _MOST_STEPS = 4000  # parts of a path and links followed: a loop of links would never end
 
 
 @contextmanager
-def replaced_file(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to write into; it replaces `path` in one step when the block ends without an error.
+def replacement_of(target: Path, *, is_synced: bool = True) -> Iterator[BinaryIO]:
+    """Yield a file to write into; it replaces `target` in one step when the block ends without an error.
 
-    The content is on the disk before it gets its name. A link is followed: the file that it points to is replaced. Of
-    several concurrent writers, the last one wins, with its complete content.
+    A reader sees the old content or the new content, never a part. A process that is killed in the block leaves a
+    file whose name begins with `TEMPORARY_PREFIX`.
+
+    Args:
+        is_synced: the content is on the disk before it gets its name, so that it also survives a power failure.
+    Raises:
+        OSError: the file cannot be written; the previous content is untouched.
+    """
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    try:
+        # 0o666 leaves the permissions to the user's umask; tempfile would lock out all other users.
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            yield file
+            file.flush()
+            if is_synced:
+                os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write into; it replaces a user's result file as `replacement_of` does.
+
+    A link is followed: the file that it points to is replaced. Of several concurrent writers, the last one wins, with
+    its complete content.
 
     Raises:
         ArtifactError: the file cannot be written, or its path contains a link that another user has put into a folder
@@ -32,21 +60,11 @@ def replaced_file(path: Path) -> Iterator[BinaryIO]:
         if target.exists() and not target.is_file():
             # Renaming over /dev/stdout or a folder would do harm or fail late.
             raise ArtifactError(f"cannot write {path}: it is not a regular file", hint="name another file")
-        temporary = target.with_name(f".writing-{uuid.uuid4().hex}")
-        try:
-            # 0o666 leaves the permissions to the user's umask; tempfile would lock out all other users.
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacement_of(target) as file:
+            yield file
     except OSError as error:
         raise ArtifactError(
-            f"cannot write {path}: {error.strerror}",
-            hint="nothing there was changed; name another place, or make room",
+            f"cannot write {path}: {error.strerror}", hint="nothing was changed; free disk space or name another place"
         ) from error
 
 

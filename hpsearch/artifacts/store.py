@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import BinaryIO, Protocol, final
@@ -17,11 +18,11 @@ from typing import BinaryIO, Protocol, final
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
+from hpsearch.atomic_file import replacement_of
 from hpsearch.errors import ArtifactError, InputError
 from hpsearch.home import artifact_folder, make_folder
 
 BUCKET_SCHEME = "s3://"
-TEMPORARY_PREFIX = ".writing-"  # of incomplete files in a folder
 # Names that S3 and compatible services allow; the server may refuse further ones.
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _PLACE_HINT = "name a folder, or s3://BUCKET/PREFIX, with --artifacts or HPSEARCH_ARTIFACTS"
@@ -84,11 +85,9 @@ class FolderStore(FileSystemArtifactStore):
 
     def path(self, artifact_id: str) -> Path:
         """Return the path of an artifact. Raises ArtifactNotFound for an id that is not a file name in this folder."""
-        return self._get_filepath(artifact_id)
-
-    def _get_filepath(self, artifact_id: str) -> Path:
-        """Overrides the method that Optuna's own methods use, so that they check the id, too."""
         return self.folder / check_artifact_id(artifact_id)
+
+    _get_filepath = path  # Optuna's own methods use this name; they check the id, too
 
     def read(self, artifact_id: str) -> bytes:
         try:
@@ -97,19 +96,9 @@ class FolderStore(FileSystemArtifactStore):
             raise ArtifactNotFound(f"{artifact_id} is not in {self.folder}") from error
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        target = self.path(artifact_id)
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=TEMPORARY_PREFIX)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                os.fchmod(handle, 0o644)  # mkstemp uses 0600, but a dashboard may run as another user
-                while chunk := content_body.read(1 << 20):
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacement_of(self.path(artifact_id)) as file:
+            os.fchmod(file.fileno(), 0o644)  # whatever the umask: a dashboard may run as another user
+            shutil.copyfileobj(content_body, file)
         self._sync_folder()
 
     def _sync_folder(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
@@ -18,19 +18,14 @@ from sqlalchemy import Connection, Row, text
 
 from hpsearch.artifacts.best_parameters import RECORD_PREFIX
 from hpsearch.store.checkpoints import RESUMED_AT_ATTRIBUTE
-from hpsearch.store.rows.foreign_endings import (
-    ENDED_OUTSIDE,
-    FOREIGN_VALUES,
-    foreign_attributes,
-)
+from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE, FOREIGN_VALUES, foreign_attributes
 from hpsearch.store.rows.points import NLL_ATTRIBUTE, POINT_ATTRIBUTE
 from hpsearch.stored_json import Kind, check_kind, external_value, parse_stored, parse_stored_distribution
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import ParameterValue, without_zero_switches
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochRecord:
+class EpochRecord(NamedTuple):
     """One epoch of a learning curve, as stored in the database.
 
     Args:
@@ -225,25 +220,10 @@ def _attributes(texts: Mapping[str, str] | None, what: str, table: str) -> dict[
     return found
 
 
-def _epoch_from(
-    what: str,
-    epoch: int,
-    zero_one: float,
-    train_nll: float,
-    validation_nll: float,
-    learning_rate: float,
-    seconds: float,
-) -> EpochRecord:
-    for value in (zero_one, train_nll, validation_nll, learning_rate, seconds):
-        check_kind(value, Kind.NUMBER, f"epoch {epoch} of {what}", "tables trial_intermediate_values, hpsearch_epochs")
-    return EpochRecord(
-        epoch=epoch,
-        zero_one=zero_one,
-        train_nll=train_nll,
-        validation_nll=validation_nll,
-        learning_rate=learning_rate,
-        seconds=seconds,
-    )
+def _epoch_from(what: str, epoch: int, *numbers: float) -> EpochRecord:
+    for number in numbers:
+        check_kind(number, Kind.NUMBER, f"epoch {epoch} of {what}", "tables trial_intermediate_values, hpsearch_epochs")
+    return EpochRecord(epoch, *numbers)
 
 
 def _utc(moment: datetime | None) -> datetime | None:
