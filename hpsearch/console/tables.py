@@ -64,11 +64,6 @@ def print_opening(record: VaultRecord, status: StudyStatus) -> None:
     data_console().print(Group(text_of(f"study {record.study_name}"), grid, *map(text_of, lines)))
 
 
-def print_studies(summaries: list[StudySummary]) -> None:
-    """Print a line per study."""
-    data_console().print(studies_view(summaries), crop=False)
-
-
 def status_view(status: StudyStatus) -> RenderableType:
     """The state of a study and its best trials, for printing or for a live display."""
     summary = status.summary

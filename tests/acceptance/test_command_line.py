@@ -396,7 +396,7 @@ def test_a_changed_definition_under_the_same_name_is_refused_with_its_difference
         (["run", "small.toml", "--storage", "sqlite:///x.db"], 2, "storage must be PostgreSQL"),
         (["run", "small.toml", "--artifacts", "small.toml/below"], 3, "is not writable for user"),
         (["dashboard", "--host", "0.0.0.0"], 2, "has no login"),
-        (["status", "--json", "--watch"], 2, "do not go together"),
+        (["status", "--json", "--watch"], 2, "exclude each other"),
         (["data", "verify", "minst"], 2, "minst"),
         (["nonsense"], 2, "nonsense"),
     ],
@@ -441,7 +441,7 @@ def test_taking_results_from_a_study_without_any_tells_the_counts(command: str, 
 def test_a_file_is_not_written_to_stdout(command: str, option: str, shell: Shell) -> None:
     done = shell.within(command, "small", option, "-")
     assert done.returncode == 2
-    assert "this is written to a file, not to stdout" in done.stderr
+    assert "this cannot be written to stdout" in done.stderr
     assert not (shell.folder / "-").exists()
 
 

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from hpsearch.metric import error_text
 from hpsearch.results.confirmation.companion_study import can_seeds_matter
-from hpsearch.results.confirmation.comparison import Comparison, Complexity, Difference, MeanError, simplest_of
+from hpsearch.results.confirmation.comparison import Comparison, Difference, MeanError, simplest_of
 from hpsearch.results.summary import StudySummary, counts_as_json, describe_counts
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.study.space import ParameterValue
-from hpsearch.wording import value_label
+from hpsearch.wording import counted, parameters_label
 
 V = TypeVar("V")
 _MOST_NAMED = 2  # tied points that one line names
@@ -55,7 +56,7 @@ class ConfirmedConfiguration:
     @property
     def label(self) -> str:
         """The parameters as text: `learning_rate 0.01, lambda_2 0`."""
-        return ", ".join(f"{n} {value_label(v)}" for n, v in self.parameters.items()) or "the study's only point"
+        return parameters_label(self.parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +129,9 @@ class Confirmation:
         """The simplest of the tied configurations; None without a comparison."""
         if self.comparison is None:
             return None
-        pick = simplest_of(self.comparison, [self._complexity(index) for index in self.compared])
-        configuration = self.configurations[self.compared[pick.index]]
-        return ChosenConfiguration(configuration=configuration, trial=configuration.trials[0], reason=pick.reason)
+        compared = [self.configurations[index] for index in self.compared]
+        picked, reason = simplest_of(self.comparison, [each.num_parameters for each in compared])
+        return ChosenConfiguration(configuration=compared[picked], trial=compared[picked].trials[0], reason=reason)
 
     @property
     def notes(self) -> list[str]:
@@ -140,15 +141,15 @@ class Confirmation:
             said.append(f"the confirmation is not finished: {describe_counts(self.companion.points)}")
         said += [f"left out: {c.label}: {c.left_out}" for c in self.configurations if c.left_out]
         if self.comparison is None:
-            said.append("no comparison yet: there is no seed that has ended for all configurations")
+            said.append("no comparison yet: no seed has ended for all points")
         elif len(self.seeds) < self.num_seeds:
-            said.append(f"compared on the {_seeds(len(self.seeds))} of {self.num_seeds} that all of them have")
+            said.append(f"compared on {len(self.seeds)} of {self.num_seeds} seeds, which have ended for all points")
         if not self.can_seeds_matter:
-            said.append("no seed can make a difference: all weights begin at 0, and nothing is shuffled")
+            said.append("the seed has no effect: all initial weights are 0, and nothing is shuffled")
         elif len(self.seeds) == 1:
-            said.append("one seed alone: how much seeds matter is unknown, the intervals tell of the images only")
+            said.append("only one seed: the effect of seeds is unknown, and the intervals are about the images alone")
         elif self.comparison is not None and not self.comparison.seeds_matter:
-            said.append("seeds make no difference here: all of a configuration's models agree on every image")
+            said.append("the seed had no effect here: all models of a point agree on every image")
         return said
 
     def order(self) -> list[int]:
@@ -174,19 +175,15 @@ class Confirmation:
             return None
         numbers = {index: place for place, index in enumerate(self.order(), start=1)}
         picked = numbers[self.configurations.index(chosen.configuration)]
-        tied = sorted(numbers[index] for index in self.tied)
-        with_it = (
-            f"tied are {', '.join(map(str, tied))}"
-            if len(tied) > 1
-            else "it is told apart from all others"
-            if len(self.compared) > 1
-            else "it was compared with no other"
-        )
-        return (
-            f"lowest mean error: {numbers[self.winner]}, {comparison.means[comparison.winner].mean:.2%}, "
-            f"or {comparison.corrected_error:.2%} corrected for its having been picked as the lowest; {with_it}; "
-            f"picked: {picked} ({chosen.configuration.label}): {chosen.reason}"
-        )
+        tied = sorted(numbers[index] for index in self.tied if index != self.winner)
+        if tied:
+            others = f"tied with it: {', '.join(map(str, tied))}"
+        else:
+            others = "all others are significantly worse" if len(self.compared) > 1 else "compared with no other"
+        lowest = f"point {numbers[self.winner]}, {error_text(comparison.means[comparison.winner].mean)}"
+        corrected = f"corrected for its selection as the lowest {error_text(comparison.corrected_error)}"
+        picked_point = f"point {picked} ({chosen.configuration.label}): {chosen.reason}"
+        return f"lowest mean error: {lowest}, {corrected}; {others}; chosen: {picked_point}"
 
     def brief(self) -> list[str]:
         """One or two lines for views of the confirmed study: the confirmation's progress and its result."""
@@ -198,14 +195,15 @@ class Confirmation:
             return lines or [f"its confirmation {companion.name} has nothing to compare: {'; '.join(self.notes)}"]
         picked = self.configurations.index(chosen.configuration)
         mean = comparison.means[self.compared.index(picked)]
-        deviation = "" if mean.deviation is None else f" +- {100 * mean.deviation:.2f}"
         others = [self.configurations[index].label for index in self.tied if index != picked]
         named = others if len(others) <= _MOST_NAMED else [*others[: _MOST_NAMED - 1], f"{len(others) - 1} others"]
         tied = f"tied with {' and '.join(named)}" if others else chosen.reason
-        left_out = len(self.configurations) - len(self.compared)
-        said = f"confirmed over {_seeds(len(self.seeds))} in {companion.name}: {chosen.configuration.label}: "
-        said += f"{mean.mean:.2%}{deviation}, {tied}" + (f"; left out: {left_out} more" if left_out else "")
-        return [*lines, said]
+        num_left_out = len(self.configurations) - len(self.compared)
+        left_out = f"; left out: {num_left_out} more" if num_left_out else ""
+        confirmed = (
+            f"confirmed over {counted(len(self.seeds), 'seed')} in {companion.name}: {chosen.configuration.label}"
+        )
+        return [*lines, f"{confirmed}: {error_text(mean.mean, mean.deviation)}, {tied}{left_out}"]
 
     def as_json(self) -> dict[str, Any]:
         """The confirmation as `hpsearch confirm --json` prints it; also the key `confirmation` of `status --json`.
@@ -275,11 +273,3 @@ class Confirmation:
 
     def _of_compared(self, index: int, values: Sequence[V]) -> V | None:
         return values[self.compared.index(index)] if index in self.compared else None
-
-    def _complexity(self, index: int) -> Complexity:
-        configuration = self.configurations[index]
-        return Complexity(num_parameters=configuration.num_parameters)
-
-
-def _seeds(number: int) -> str:
-    return "1 seed" if number == 1 else f"{number} seeds"

@@ -57,7 +57,11 @@ def confirmation_for(database: Database, search: StudySummary) -> Confirmation |
     correctness = {trial_id: each.unpacked() for trial_id, each in recorded.items()}
     if len(sizes := {len(each) for each in correctness.values()}) > 1:
         place = "table hpsearch_correctness, column num_images"
-        raise damaged(f"what study {found.name!r} is right on", place, f"trials differ: {sorted(sizes)} images")
+        raise damaged(
+            f"the correct images of study {found.name!r}",
+            place,
+            f"trials differ: {sorted(sizes)} images",
+        )
     return confirmation_of(search, companion, correctness, found.num_parameters)
 
 
@@ -131,12 +135,12 @@ def _objection(
     silent = [trial for trial in complete if trial.trial_id not in correctness]
     if lost:
         detail = lost[0].attributes.get("stop_detail") or "no reason recorded"
-        return f"{len(lost)} of {len(trials)} seeds came to nothing (trial {lost[0].number}: {detail})"
+        return f"{len(lost)} of {len(trials)} seeds gave no result (trial {lost[0].number}: {detail})"
     if failed:
         reason = failed[0].attributes.get("fail_reason") or "no reason recorded"
         return f"{len(failed)} of {len(trials)} seeds were given up (trial {failed[0].number}: {reason})"
     if silent:
-        return f"trial {silent[0].number} has no record of the images that it is right on: an older worker trained it"
+        return f"trial {silent[0].number} has no record of its correct images: an older version trained it"
     if not complete:
         return "no seed has ended yet"
     return None

@@ -233,7 +233,7 @@ def test_status_tells_of_points_that_were_left_out(bench: Bench) -> None:
     lost = {"learning_rate": 0.01, SEED: fresh_seeds(7, 2)[1]}
     bench.train("small-confirm", lambda p: None if p == lost else 0.05)
     (line,) = bench.read().brief()
-    assert line.endswith("no other is tied with it; left out: 1 more")
+    assert line.endswith("no other point is tied with it; left out: 1 more")
 
 
 def test_status_tells_of_a_confirmation_that_has_nothing_to_compare(bench: Bench) -> None:
@@ -273,7 +273,7 @@ def test_a_configuration_that_diverges_is_left_out_and_said(bench: Bench) -> Non
     confirmation = bench.read()
     assert rates(confirmation, confirmation.compared) == [0.001]
     (note,) = [note for note in confirmation.notes if note.startswith("left out")]
-    assert "learning_rate 0.01: 1 of 3 seeds came to nothing" in note
+    assert "learning_rate 0.01: 1 of 3 seeds gave no result" in note
     assert "a loss is not finite" in note
     assert confirmation.as_json()["configurations"][0]["mean"] is None
 
@@ -297,7 +297,7 @@ def test_while_some_seeds_are_missing_the_common_ones_are_compared(bench: Bench)
     assert confirmation.comparison is not None
     assert list(confirmation.seeds) == fresh_seeds(7, 2)
     assert any("not finished: 3 waiting" in note for note in confirmation.notes)
-    assert "compared on the 2 seeds of 4 that all of them have" in confirmation.notes
+    assert "compared on 2 of 4 seeds, which have ended for all points" in confirmation.notes
 
 
 def test_before_any_seed_has_ended_there_is_no_comparison(bench: Bench) -> None:
@@ -323,7 +323,7 @@ def test_a_trial_without_a_record_of_its_answers_leaves_its_configuration_out(
     silent = bench.read().configurations[0].trials[0]
     execute("DELETE FROM hpsearch_correctness WHERE trial_id = :trial", trial=silent.trial_id)
     (note,) = bench.read().notes
-    assert f"trial {silent.number} has no record of the images that it is right on" in note
+    assert f"trial {silent.number} has no record of its correct images" in note
 
 
 def test_one_seed_says_what_it_cannot_tell(bench: Bench) -> None:
@@ -331,7 +331,7 @@ def test_one_seed_says_what_it_cannot_tell(bench: Bench) -> None:
     bench.prepare(top=2, seeds=1)
     bench.train("small-confirm", lambda p: 0.05)
     (note,) = bench.read().notes
-    assert note.startswith("one seed alone")
+    assert note.startswith("only one seed")
 
 
 def test_seeds_that_make_no_difference_are_told_of(bench: Bench, execute: Callable[..., Any]) -> None:
@@ -340,7 +340,7 @@ def test_seeds_that_make_no_difference_are_told_of(bench: Bench, execute: Callab
     bench.train("small-confirm", lambda p: 0.05)
     execute("UPDATE hpsearch_correctness SET bits = (SELECT bits FROM hpsearch_correctness ORDER BY trial_id LIMIT 1)")
     (note,) = bench.read().notes
-    assert note.startswith("seeds make no difference here")
+    assert note.startswith("the seed had no effect here")
 
 
 def test_points_that_no_seed_can_change_are_trained_with_one(bench: Bench) -> None:
@@ -353,7 +353,7 @@ def test_points_that_no_seed_can_change_are_trained_with_one(bench: Bench) -> No
     confirmation = bench.read()
     assert confirmation.chosen is not None
     (note,) = confirmation.notes
-    assert note == "no seed can make a difference: all weights begin at 0, and nothing is shuffled"
+    assert note == "the seed has no effect: all initial weights are 0, and nothing is shuffled"
 
 
 def test_one_point_that_a_seed_can_change_gives_all_of_them_all_seeds(bench: Bench) -> None:

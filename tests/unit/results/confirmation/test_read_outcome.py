@@ -57,10 +57,10 @@ def _confirmation(make_summary: Any, make_trial: Any, errors: dict[float, float 
 def test_the_conclusion_is_one_line_with_the_pick_and_its_reason(confirmation: Confirmation) -> None:
     line = confirmation.conclusion()
     assert line is not None
-    assert line.startswith("lowest mean error: 1, ")
-    assert "tied are 1, 2" in line
-    assert "picked: " in line
-    assert "the fewest trainable parameters of the tied (1,000)" in line
+    assert line.startswith("lowest mean error: point 1, ")
+    assert "tied with it: 2" in line
+    assert "chosen: point " in line
+    assert "of the tied points it has the fewest trainable parameters (1,000)" in line
 
 
 def test_json_holds_every_number(confirmation: Confirmation) -> None:
@@ -90,7 +90,7 @@ def test_the_report_tells_of_a_confirmation_and_of_none(make_summary: Any, make_
     assert "Confirmation over fresh seeds" not in render_report(StudyStatus(summary=summary))
     page = render_report(StudyStatus(summary=summary, confirmation=confirmation))
     assert "Confirmation over fresh seeds" in page
-    assert "Left out: learning_rate 0.1: 1 of 3 seeds came to nothing" in page
+    assert "Left out: learning_rate 0.1: 1 of 3 seeds gave no result" in page
     assert "not compared" in page
     assert HOSTILE not in page
 
