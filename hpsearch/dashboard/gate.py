@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, final
+from wsgiref.headers import Headers
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 LOCAL_ADDRESS = "hpsearch.local_address"  # key in a request's environment: the address at which the request arrived
@@ -98,7 +99,7 @@ class DashboardGate:
         if host is None or not self._is_allowed(host, environ):
             return _Refusal(
                 status=HTTPStatus.FORBIDDEN,
-                reason=f"Host {environ.get('HTTP_HOST', '')!r} is not one by which this dashboard may be asked. "
+                reason=f"Host {environ.get('HTTP_HOST', '')!r} is not a known name of this dashboard. "
                 "hint: hpsearch dashboard --allowed-host NAME",
             )
         if not path.isascii():  # the application drops bytes that are not UTF-8 and would see another path
@@ -106,7 +107,7 @@ class DashboardGate:
         if path != HEALTH_PATH and not self._knows_password(environ):
             return _Refusal(
                 status=HTTPStatus.UNAUTHORIZED,
-                reason="a password is needed",
+                reason="a password is required",
                 headers=(("WWW-Authenticate", 'Basic realm="hpsearch dashboard", charset="UTF-8"'),),
             )
         if method in _READING:
@@ -174,11 +175,9 @@ class DashboardGate:
             return lambda data: None
 
         body = self._app(asked, note)
-        close = getattr(body, "close", None)
-        if close is not None:
-            close()
+        getattr(body, "close", lambda: None)()
         is_well = statuses[-1:] and statuses[-1].startswith("200")
-        status, text = (HTTPStatus.OK, "ok") if is_well else (HTTPStatus.SERVICE_UNAVAILABLE, "the database is away")
+        status, text = (HTTPStatus.OK, "ok") if is_well else (HTTPStatus.SERVICE_UNAVAILABLE, "no database")
         return _send(environ, start_response, status, "text/plain; charset=utf-8", text + "\n")
 
 
@@ -187,10 +186,8 @@ def host_of(netloc: str) -> str | None:
     found = _HOST.fullmatch(netloc)
     if found is None:
         return None
-    if found["v6"] is None:
-        return canonical_host(found["name"])
-    host = canonical_host(found["v6"])
-    return host if ":" in host or _is_address(host) else None
+    host = canonical_host(found["v6"] or found["name"])
+    return host if found["v6"] is None or _address_of(host) is not None else None
 
 
 def canonical_host(host: str) -> str:
@@ -198,48 +195,39 @@ def canonical_host(host: str) -> str:
 
     Zones and IPv4 mappings are removed from addresses.
     """
-    try:
-        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        return host.lower().removesuffix(".")
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return str(mapped or address)
+    return str(_address_of(host) or host.lower().removesuffix("."))
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can be reached by this name or address."""
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+    address = _address_of(host)
+    return host == "localhost" if address is None else address.is_loopback
 
 
-def _is_address(host: str) -> bool:
+def _address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
-        return False
-    return True
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _with_safe_headers(start_response: StartResponse, *, is_upload: bool) -> StartResponse:
     """Add headers that stop other sites from reading or framing an answer, and browsers from running an upload."""
 
     def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
-        content_type = next((value for name, value in headers if name.lower() == "content-type"), "")
-        replaced = {
-            "Access-Control-Allow-Origin": None,
-            "X-Content-Type-Options": "nosniff",
-            "X-Frame-Options": "SAMEORIGIN",
-            "Cross-Origin-Resource-Policy": "same-origin",
-        }
+        kept = Headers(list(headers))
+        content_type = kept.get("Content-Type") or ""
+        del kept["Access-Control-Allow-Origin"]
+        kept["X-Content-Type-Options"] = "nosniff"
+        kept["X-Frame-Options"] = "SAMEORIGIN"
+        kept["Cross-Origin-Resource-Policy"] = "same-origin"
         if is_upload:
             is_shown = content_type.lower().startswith(_SHOWN_TYPES)
-            replaced |= {
-                "Content-Type": content_type if is_shown else "application/octet-stream",
-                "Content-Disposition": "attachment",
-                "Content-Security-Policy": "sandbox",
-            }
-        names = {name.lower() for name in replaced}
-        kept = [(name, value) for name, value in headers if name.lower() not in names]
-        return start_response(status, [*kept, *((n, v) for n, v in replaced.items() if v is not None)], *error)
+            kept["Content-Type"] = content_type if is_shown else "application/octet-stream"
+            kept["Content-Disposition"] = "attachment"
+            kept["Content-Security-Policy"] = "sandbox"
+        return start_response(status, kept.items(), *error)
 
     return start
 

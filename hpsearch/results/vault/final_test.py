@@ -15,14 +15,13 @@ Source: docs/sources.md, section 6.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from torch import Tensor
 
@@ -86,21 +85,6 @@ class VaultRequest:
     threads: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """A network and its parameters on the device, ready to be evaluated.
-
-    Args:
-        sha256: SHA-256 of the safetensors file with the parameters.
-        validation: losses on the validation images, computed for this opening.
-    """
-
-    network: Network
-    parameters: Mapping[str, Tensor]
-    sha256: str
-    validation: Losses
-
-
 def open_vault(
     database: Database,
     name: str,
@@ -152,21 +136,24 @@ def open_vault(
     network = build_network(settings.model, selection.image_shape, selection.num_classes)
     content = None if request.is_retrained else _stored_parameters(chosen, artifacts)
     with _device(database, request, visible) as pinned:
+        device = pinned.device
         if content is None:
-            candidate = _trained_again(chosen.study.definition, network, settings, selection, pinned, tell)
-        else:
-            candidate = _restored(network, content, selection, pinned.device)
-            _check_reproduction(chosen.trial, candidate.validation)
-        opening = declare_opening(database, summary, described, candidate.sha256, reason, tell)
-        data_settings = summary.study.definition.data
+            content = _retrained(chosen.study.definition, settings, selection, pinned, tell)
+        parameters = _parameters_of(network, content, device)
+        validation = evaluate(network, parameters, *_on_device(selection.validation, device))
+        if not request.is_retrained:
+            _check_reproduction(chosen.trial, validation)
+        sha256 = hashlib.sha256(content).hexdigest()
+        opening = declare_opening(database, summary, described, sha256, reason, tell)
         with show_download() as progress:
-            held_out = load_test_split(data_settings, locations, opening.is_on_record, progress)
-        losses = _evaluate(candidate, held_out, selection, pinned.device)
-        device = pinned.description
+            held_out = load_test_split(summary.study.definition.data, locations, opening.is_on_record, progress)
+        _check_fit(held_out, selection)
+        losses = evaluate(network, parameters, *_on_device(held_out, device))
+        description = pinned.description
     finding = Finding(
         test_checksums=held_out.checksums,
-        chosen={**opening.chosen, "validation_error": candidate.validation.zero_one, "device": device},
-        parameters_sha256=candidate.sha256,
+        chosen={**opening.chosen, "validation_error": validation.zero_one, "device": description},
+        parameters_sha256=sha256,
         num_images=losses.num_images,
         num_errors=losses.num_errors,
     )
@@ -185,14 +172,14 @@ def _choose(database: Database, status: StudyStatus, selection: Selection | None
     confirms = confirmations(database).get(summary.name)
     if confirms is not None:
         raise InputError(
-            f"study {summary.name!r} is the confirmation of study {confirms['study']!r}, which has the test set",
+            f"study {summary.name!r} is the confirmation of study {confirms['study']!r}; test that study instead",
             hint=f"hpsearch test {confirms['study']}",
         )
     summary.require_best()
     if not summary.is_finished:
         raise InputError(
             f"study {summary.name!r} is not finished: {describe_counts(summary.points)}",
-            hint=f"let it finish first (hpsearch worker {summary.name}): it may still choose another point",
+            hint=f"finish it first (hpsearch worker {summary.name}): it may still choose another point",
         )
     return status.choose(selection)
 
@@ -201,8 +188,8 @@ def _stored_parameters(chosen: ChosenPoint, artifacts: Artifacts) -> bytes:
     try:
         return read_parameters(chosen.study, chosen.trial, artifacts)
     except ArtifactError as error:
-        hint = f"{error.hint}; or train" if error.hint else "train"
-        raise ArtifactError(str(error), hint=f"{hint} the point again with --retrain") from error
+        alternative = f"{error.hint}; or " if error.hint else ""
+        raise ArtifactError(str(error), hint=f"{alternative}train the point again with --retrain") from error
 
 
 @contextmanager
@@ -221,7 +208,7 @@ def _device(database: Database, request: VaultRequest, visible: VisibleDevices) 
         rules=request.pin_rules,
     )
     with pin as pinned:
-        assert pinned is not None, "nobody ends this wait but an exception"
+        assert pinned is not None, "only an exception ends the wait"
         make_current(pinned.device)
         try:
             yield pinned
@@ -234,8 +221,27 @@ def _device(database: Database, request: VaultRequest, visible: VisibleDevices) 
             ) from error
 
 
-def _restored(network: Network, content: bytes, selection: SelectionData, device: torch.device) -> _Candidate:
-    """The stored parameters on the device.
+def _retrained(
+    definition: StudyDefinition,
+    settings: TrialSettings,
+    selection: SelectionData,
+    pinned: PinnedDevice,
+    tell: Callable[[str], None],
+) -> bytes:
+    """The point's parameters after training it again, as a safetensors file."""
+    data = ResidentData.place(selection, pinned.device, max_resident_bytes=definition.data.max_resident_bytes)
+
+    def on_epoch(report: EpochReport) -> None:
+        pinned.keep()
+        pinned.require()
+        tell(f"epoch {report.epoch}: {metric.NAME} {metric.error_text(report.best.zero_one)}")
+
+    parameters = retrain(settings, definition.stopping, data, pinned.device, on_epoch)
+    return save({name: np.asarray(array, order="C") for name, array in parameters.items()})
+
+
+def _parameters_of(network: Network, content: bytes, device: torch.device) -> dict[str, Tensor]:
+    """The parameters of a safetensors file, on the device.
 
     Raises:
         ArtifactError: they do not fit the network.
@@ -248,44 +254,7 @@ def _restored(network: Network, content: bytes, selection: SelectionData, device
             f"the stored parameters do not fit the network: expected {expected}, found {found}",
             hint="train the point again with --retrain",
         )
-    return _candidate(network, arrays, content, selection, device)
-
-
-def _trained_again(
-    definition: StudyDefinition,
-    network: Network,
-    settings: TrialSettings,
-    selection: SelectionData,
-    pinned: PinnedDevice,
-    tell: Callable[[str], None],
-) -> _Candidate:
-    """The point's parameters after training it again."""
-    data = ResidentData.place(selection, pinned.device, max_resident_bytes=definition.data.max_resident_bytes)
-
-    def on_epoch(report: EpochReport) -> None:
-        pinned.keep()
-        pinned.require()
-        tell(f"epoch {report.epoch}: {metric.NAME} {metric.error_text(report.best.zero_one)}")
-
-    retrained = retrain(settings, definition.stopping, data, pinned.device, on_epoch)
-    arrays = {name: np.asarray(array, order="C") for name, array in retrained.parameters.items()}
-    return _candidate(network, arrays, save(arrays), selection, pinned.device)
-
-
-def _candidate(
-    network: Network,
-    arrays: Mapping[str, NDArray[np.generic]],
-    content: bytes,
-    selection: SelectionData,
-    device: torch.device,
-) -> _Candidate:
-    parameters = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-    return _Candidate(
-        network=network,
-        parameters=parameters,
-        sha256=hashlib.sha256(content).hexdigest(),
-        validation=evaluate(network, parameters, *_on_device(selection.validation, device)),
-    )
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 def _check_reproduction(trial: TrialSummary, found: Losses) -> None:
@@ -310,7 +279,8 @@ def _check_reproduction(trial: TrialSummary, found: Losses) -> None:
         )
 
 
-def _evaluate(candidate: _Candidate, held_out: HeldOutSplit, selection: SelectionData, device: torch.device) -> Losses:
+def _check_fit(held_out: HeldOutSplit, selection: SelectionData) -> None:
+    """Raise DataError if the test images are not of the data set that the study was trained on."""
     num_pixels, found, misfit = selection.validation.images.shape[1], held_out.images.shape[1], None
     if found != num_pixels:
         misfit = f"the test images have {found} pixels, those of training and validation {num_pixels}"
@@ -322,7 +292,6 @@ def _evaluate(candidate: _Candidate, held_out: HeldOutSplit, selection: Selectio
             f"{misfit}: {', '.join(held_out.checksums)} belong to another data set",
             hint="replace them by the test files of the study's own data set",
         )
-    return evaluate(candidate.network, candidate.parameters, *_on_device(held_out, device))
 
 
 def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:

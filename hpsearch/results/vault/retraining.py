@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hpsearch.data.resident import ResidentData
-from hpsearch.epoch_report import EpochReport, Validation
+from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import HpsearchError
 from hpsearch.search.stopping import decide, stopping_rule, validation_interval
 from hpsearch.study.settings import StoppingSettings, TrialSettings
@@ -20,26 +19,13 @@ from hpsearch.worker.cohorts import reference_test
 _KEY = "retrained"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Retrained:
-    """A point that was trained again.
-
-    Args:
-        parameters: parameters at the best validation, by name.
-        best: the best validation.
-    """
-
-    parameters: Mapping[str, NDArray[np.generic]]
-    best: Validation
-
-
 def retrain(
     settings: TrialSettings,
     stopping: StoppingSettings,
     data: ResidentData,
     device: torch.device,
     on_epoch: Callable[[EpochReport], object],
-) -> Retrained:
+) -> Mapping[str, NDArray[np.generic]]:
     """Train a point in a single lane until its stopping rule, its schedule or its epochs end it.
 
     The result equals that of the trial in the search bit for bit on the same kind of device with the same other lanes,
@@ -47,6 +33,8 @@ def retrain(
 
     Args:
         on_epoch: called after every epoch.
+    Returns:
+        The parameters at the best validation, by name.
     Raises:
         InputError: the batch size does not fit the training set.
         HpsearchError: no validation was finite.
@@ -62,7 +50,6 @@ def retrain(
         report = cohort.train_epoch()[_KEY]
         on_epoch(report)
         decision = decide(rule, report, settings.training.max_epochs)
-    best = cohort.best(_KEY)
-    if best is None:
+    if cohort.best(_KEY) is None:
         raise HpsearchError(f"the point cannot be trained again: it {decision.detail}")
-    return Retrained(parameters=cohort.best_parameters(_KEY), best=best)
+    return cohort.best_parameters(_KEY)
