@@ -69,10 +69,7 @@ class Artifacts:
             ) from error
         # As optuna.artifacts.upload_artifact records it, but after the file exists and not before.
         record = ArtifactMeta(
-            artifact_id=artifact_id,
-            filename=PARAMETERS_FILE,
-            mimetype="application/octet-stream",
-            encoding=None,
+            artifact_id=artifact_id, filename=PARAMETERS_FILE, mimetype="application/octet-stream", encoding=None
         )
         try:
             storage.set_trial_system_attr(trial_id, RECORD_PREFIX + artifact_id, json.dumps(asdict(record)))

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 STDOUT = Path("-")
 Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", show_default="stdout", help="Output file; - is stdout."),
+    Path | None, typer.Option("--output", "-o", metavar="FILE", show_default="stdout", help="Output file; - is stdout.")
 ]
 
 
@@ -33,8 +32,7 @@ def status(
     study: options.OptionalStudyName = None,
     watch: Annotated[bool, typer.Option("--watch", help="Update the display until everything is finished.")] = False,
     seconds: Annotated[
-        float,
-        typer.Option(min=0.1, max=MOST_SECONDS, callback=check_seconds, help="Interval of --watch."),
+        float, typer.Option(min=0.1, max=MOST_SECONDS, callback=check_seconds, help="Interval of --watch.")
     ] = 2.0,
     as_json: options.AsJson = False,
     storage: options.Storage = None,
@@ -88,8 +86,7 @@ def export(
     study: options.StudyName,
     output: Output = None,
     format_name: Annotated[
-        str | None,
-        typer.Option("--format", metavar="json|toml|yaml|env", show_default="by FILE's suffix, or json"),
+        str | None, typer.Option("--format", metavar="json|toml|yaml|env", show_default="by FILE's suffix, or json")
     ] = None,
     model: Annotated[
         Path | None,
@@ -139,8 +136,7 @@ def dashboard(
     host: Annotated[str, typer.Option(help="Host name or address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8080,
     allow_changes: Annotated[
-        bool,
-        typer.Option("--allow-changes", help="Allow pages to delete studies and change trials."),
+        bool, typer.Option("--allow-changes", help="Allow pages to delete studies and change trials.")
     ] = False,
     allowed_host: Annotated[
         list[str] | None,
@@ -160,8 +156,7 @@ def dashboard(
         ),
     ] = None,
     behind_proxy: Annotated[
-        bool,
-        typer.Option("--behind-proxy", help="Allow other machines to connect: a proxy in front checks the login."),
+        bool, typer.Option("--behind-proxy", help="Allow other machines to connect: a proxy in front checks the login.")
     ] = False,
     storage: options.Storage = None,
     artifacts: options.Artifacts = None,

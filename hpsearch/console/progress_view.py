@@ -70,11 +70,7 @@ def follow(study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
         yield _line_printer(say, rate)
         return
     bar = RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        expand=True,
+        TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), expand=True
     )
     task = bar.add_task(study.name, total=study.definition.num_points)
     with Live(bar, console=console, refresh_per_second=4) as live:
@@ -137,11 +133,7 @@ def download_progress() -> Iterator[DownloadProgress]:
     """Show a bar per downloaded file. Nothing is shown without a download, or if the log is JSON."""
     console = stderr_console(quiet=is_json_logging())
     bars = RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=console,
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console
     )
     tasks: dict[str, TaskID] = {}
 

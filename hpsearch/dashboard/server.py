@@ -37,13 +37,7 @@ class _Handler(WSGIRequestHandler):
 
 
 def serve_dashboard(
-    storage: RDBStorage,
-    artifacts: Artifacts,
-    host: str,
-    port: int,
-    access: Access,
-    *,
-    on_ready: Callable[[str], None],
+    storage: RDBStorage, artifacts: Artifacts, host: str, port: int, access: Access, *, on_ready: Callable[[str], None]
 ) -> None:
     """Serve until interrupted, in this process, so that the database URL appears on no command line.
 

@@ -83,12 +83,7 @@ class ExportDocument:
         return _RENDERERS[export_format](dict(self.content))
 
 
-def export_point(
-    chosen: ChosenPoint,
-    status: StudyStatus,
-    *,
-    now: datetime | None = None,
-) -> ExportDocument:
+def export_point(chosen: ChosenPoint, status: StudyStatus, *, now: datetime | None = None) -> ExportDocument:
     """Make the export document of the chosen trial.
 
     Args:

@@ -275,8 +275,7 @@ def _check_name_is_free(database: Database, study: StoredStudy, name: str) -> No
     if confirms is not None and confirms["study"] == study.name:
         what = "confirms a former study of this name, which had another definition or other data"
     raise InputError(
-        f"study {study.name!r} cannot be confirmed as {name!r}: that study {what}",
-        hint="take another name with --name",
+        f"study {study.name!r} cannot be confirmed as {name!r}: that study {what}", hint="take another name with --name"
     )
 
 

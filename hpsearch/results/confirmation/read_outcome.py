@@ -57,11 +57,7 @@ def confirmation_for(database: Database, search: StudySummary) -> Confirmation |
     correctness = {trial_id: each.unpacked() for trial_id, each in recorded.items()}
     if len(sizes := {len(each) for each in correctness.values()}) > 1:
         place = "table hpsearch_correctness, column num_images"
-        raise damaged(
-            f"the correct images of study {found.name!r}",
-            place,
-            f"trials differ: {sorted(sizes)} images",
-        )
+        raise damaged(f"the correct images of study {found.name!r}", place, f"trials differ: {sorted(sizes)} images")
     return confirmation_of(search, companion, correctness, found.num_parameters)
 
 
@@ -125,9 +121,7 @@ def _configuration(
 
 
 def _objection(
-    trials: Sequence[TrialSummary],
-    complete: Sequence[TrialSummary],
-    correctness: Mapping[int, NDArray[np.bool_]],
+    trials: Sequence[TrialSummary], complete: Sequence[TrialSummary], correctness: Mapping[int, NDArray[np.bool_]]
 ) -> str | None:
     """Why a configuration cannot be compared; None if it can be."""
     lost = [trial for trial in trials if trial.state is TrialState.PRUNED]

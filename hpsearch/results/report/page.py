@@ -20,12 +20,7 @@ from plotly.offline import get_plotlyjs
 from hpsearch.atomic_file import write_file
 from hpsearch.metric import error_text, interval_text
 from hpsearch.results.report.confirmed_errors import confirmed_errors
-from hpsearch.results.report.figures import (
-    best_trial_losses,
-    learning_curves,
-    parameter_importance,
-    search_history,
-)
+from hpsearch.results.report.figures import best_trial_losses, learning_curves, parameter_importance, search_history
 from hpsearch.results.report.plot_style import Plot
 from hpsearch.results.report.search_map import search_map
 from hpsearch.results.status import StudyStatus, describe_other_opening, openings_of_others, read_status

@@ -161,9 +161,4 @@ class ErrorColours:
             "outlinewidth": 0,
             "thickness": 14,
         }
-        return {
-            "colorscale": ERROR_SCALE,
-            "cmin": math.log10(self.low),
-            "cmax": math.log10(self.high),
-            "colorbar": bar,
-        }
+        return {"colorscale": ERROR_SCALE, "cmin": math.log10(self.low), "cmax": math.log10(self.high), "colorbar": bar}

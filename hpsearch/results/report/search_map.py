@@ -61,10 +61,7 @@ class MapAxis:
         is_anywhere = is_chosen and (dimension.is_log or dimension.is_continuous)
         values = {float(trial.point_parameters[dimension.name]) for trial in trials}
         return cls(
-            name=dimension.name,
-            is_listed=not is_anywhere,
-            has_log_grid=dimension.is_log,
-            values=tuple(sorted(values)),
+            name=dimension.name, is_listed=not is_anywhere, has_log_grid=dimension.is_log, values=tuple(sorted(values))
         )
 
     def value(self, trial: TrialSummary) -> float:
@@ -250,11 +247,7 @@ def _line(x: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
 
 
 def _marks(
-    name: str,
-    trials: Sequence[TrialSummary],
-    x: MapAxis,
-    y: Callable[[TrialSummary], float],
-    marker: dict[str, Any],
+    name: str, trials: Sequence[TrialSummary], x: MapAxis, y: Callable[[TrialSummary], float], marker: dict[str, Any]
 ) -> go.Scatter:
     return go.Scatter(
         x=[x.place(trial) for trial in trials],
