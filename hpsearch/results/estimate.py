@@ -83,17 +83,17 @@ def estimate_of(
             name=metric.TEST_NAME,
             remark=f"on images that no selection used{which}{retrained}",
         )
-    if chosen.selection is Selection.CONFIRMED and confirmation is not None and confirmation.chosen is not None:
-        mean = confirmation.mean_of(confirmation.configurations.index(confirmation.chosen.configuration))
-        if mean is not None and confirmation.comparison is not None:
-            return Estimate(
-                evidence=Evidence.CONFIRMED,
-                error=mean.mean,
-                interval=mean.interval,
-                num_images=confirmation.comparison.num_images,
-                name=f"confirmed {metric.NAME}",
-                remark=f"mean over {counted(len(confirmation.seeds), 'fresh seed')}, on the images of the selection",
-            )
+    confirmed = confirmation and confirmation.chosen
+    mean = confirmed and confirmed.configuration.mean
+    if chosen.selection is Selection.CONFIRMED and confirmation and confirmation.comparison and mean:
+        return Estimate(
+            evidence=Evidence.CONFIRMED,
+            error=mean.mean,
+            interval=mean.interval,
+            num_images=confirmation.comparison.num_images,
+            name=f"confirmed {metric.NAME}",
+            remark=f"mean over {counted(len(confirmation.seeds), 'fresh seed')}, on the images of the selection",
+        )
     value = chosen.trial.value
     assert value is not None, "a complete trial has a value"
     share = min(max(value, 0.0), 1.0)

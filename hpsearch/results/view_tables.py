@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hpsearch import metric
 from hpsearch.metric import error_text, interval_text
-from hpsearch.results.confirmation.outcome import Confirmation
+from hpsearch.results.confirmation.outcome import Confirmation, ConfirmedConfiguration
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.wording import format_seconds, value_label
 
@@ -61,14 +61,13 @@ def trials_table(trials: Sequence[TrialSummary], names: Iterable[str]) -> ViewTa
 
 def configurations_table(confirmation: Confirmation) -> ViewTable:
     """A row per confirmed configuration, lowest mean error first; the chosen one is emphasised."""
-    order, chosen = confirmation.order(), confirmation.chosen
-    rows = [confirmation.configurations[index] for index in order]
-    names = confirmation.parameter_names
+    names, chosen = confirmation.parameter_names, confirmation.chosen
+    rows = [confirmation.configurations[index] for index in confirmation.order()]
     columns = [
         _ranks(len(rows)),
         *(Column(name, [value_label(row.parameters.get(name)) for row in rows]) for name in names),
         Column("search", [error_text(row.search_error) for row in rows], leaves=2),
-        *_compared_columns(confirmation, order),
+        *_compared_columns(rows),
         Column("parameters", [f"{row.num_parameters:,}" for row in rows], leaves=4),
         Column("epochs", [_rounded(row.num_epochs, 1) for row in rows], leaves=1),
         Column("seeds", [f"{len(row.trials)} of {row.num_seeds}" for row in rows], leaves=3),
@@ -76,23 +75,17 @@ def configurations_table(confirmation: Confirmation) -> ViewTable:
     return ViewTable(columns=columns, best_row=None if chosen is None else rows.index(chosen.configuration))
 
 
-def _compared_columns(confirmation: Confirmation, order: Sequence[int]) -> Iterator[Column]:
-    """The columns that are empty for configurations that are not compared."""
+def _compared_columns(configurations: Sequence[ConfirmedConfiguration]) -> Iterator[Column]:
+    """The columns that are empty for configurations that are not compared. The first one has the lowest mean."""
     cells = []
-    for index in order:
-        mean, worse = confirmation.mean_of(index), confirmation.difference_of(index)
+    for place, configuration in enumerate(configurations):
+        mean, worse = configuration.mean, configuration.difference
         if mean is None or worse is None:
             cells.append(("not compared", "-", "-", "-"))
-            continue
-        difference = f"{error_text(worse.value)} ({interval_text(worse.interval)})"
-        cells.append(
-            (
-                error_text(mean.mean, mean.deviation),
-                interval_text(mean.interval),
-                "" if index == confirmation.winner else difference,
-                "yes" if index in confirmation.tied else "no",
-            )
-        )
+        else:
+            difference = f"{error_text(worse.value)} ({interval_text(worse.interval)})" if place else ""
+            error, interval = error_text(mean.mean, mean.deviation), interval_text(mean.interval)
+            cells.append((error, interval, difference, "yes" if configuration.is_tied else "no"))
     means, intervals, differences, tied = zip(*cells, strict=True)
     yield Column("mean +- sd", means)
     yield Column("95 % interval", intervals, leaves=5)

@@ -7,9 +7,9 @@ fewest trainable parameters. Ties are broken by the lowest mean error, then by t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from hpsearch.metric import error_text
 from hpsearch.results.confirmation.companion_study import can_seeds_matter
@@ -19,7 +19,6 @@ from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.study.space import ParameterValue
 from hpsearch.wording import counted, parameters_label
 
-V = TypeVar("V")
 _MOST_NAMED = 2  # tied points that one line names
 
 
@@ -34,6 +33,8 @@ class ConfirmedConfiguration:
         num_seeds: number of seeds requested.
         num_parameters: trainable parameters of its network.
         left_out: why it is excluded from the comparison; None if it is included.
+        mean: the error over the compared seeds; None if it is not compared.
+        difference: how much worse it is than the configuration with the lowest mean; None if it is not compared.
     """
 
     parameters: Mapping[str, ParameterValue]
@@ -42,6 +43,13 @@ class ConfirmedConfiguration:
     num_seeds: int
     num_parameters: int
     left_out: str | None = None
+    mean: MeanError | None = None
+    difference: Difference | None = None
+
+    @property
+    def is_tied(self) -> bool | None:
+        """Whether it does not differ significantly from the lowest mean (or is it); None if it is not compared."""
+        return None if self.difference is None else not self.difference.is_significant
 
     @property
     def search_error(self) -> float | None:
@@ -82,15 +90,13 @@ class Confirmation:
         study: name of the confirmed study.
         companion: summary of the companion study, which has the trials.
         configurations: in the order in which the search ranked them when they were requested.
-        compared: indices of the configurations in the comparison, in its order.
-        comparison: None while no seed has ended for all compared configurations.
+        comparison: of those that are not left out; None while no seed has ended for all of them.
         seeds: the compared seeds: those that have ended for every compared configuration.
     """
 
     study: str
     companion: StudySummary
     configurations: tuple[ConfirmedConfiguration, ...]
-    compared: tuple[int, ...]
     comparison: Comparison | None
     seeds: tuple[int, ...]
 
@@ -117,19 +123,19 @@ class Confirmation:
     @property
     def winner(self) -> int | None:
         """Index of the configuration with the lowest mean error; None without a comparison."""
-        return None if self.comparison is None else self.compared[self.comparison.winner]
+        return None if self.comparison is None else self.order()[0]
 
     @property
     def tied(self) -> tuple[int, ...]:
         """Indices of the configurations that do not differ significantly from the winner, the winner included."""
-        return () if self.comparison is None else tuple(self.compared[i] for i in self.comparison.tied)
+        return tuple(index for index, configuration in enumerate(self.configurations) if configuration.is_tied)
 
     @property
     def chosen(self) -> ChosenConfiguration | None:
         """The simplest of the tied configurations; None without a comparison."""
         if self.comparison is None:
             return None
-        compared = [self.configurations[index] for index in self.compared]
+        compared = [configuration for configuration in self.configurations if configuration.mean is not None]
         picked, reason = simplest_of(self.comparison, [each.num_parameters for each in compared])
         return ChosenConfiguration(configuration=compared[picked], trial=compared[picked].trials[0], reason=reason)
 
@@ -154,16 +160,8 @@ class Confirmation:
 
     def order(self) -> list[int]:
         """Indices of all configurations, lowest mean error first; configurations without a comparison come last."""
-        means = {} if self.comparison is None else dict(zip(self.compared, self.comparison.means, strict=True))
-        return sorted(range(len(self.configurations)), key=lambda i: (means[i].mean if i in means else math.inf, i))
-
-    def mean_of(self, index: int) -> MeanError | None:
-        """The error of a configuration; None if it is not compared."""
-        return None if self.comparison is None else self._of_compared(index, self.comparison.means)
-
-    def difference_of(self, index: int) -> Difference | None:
-        """How much worse a configuration is than the winner; None if it is not compared."""
-        return None if self.comparison is None else self._of_compared(index, self.comparison.from_winner)
+        means = [math.inf if each.mean is None else each.mean.mean for each in self.configurations]
+        return sorted(range(len(means)), key=lambda index: (means[index], index))
 
     def conclusion(self) -> str | None:
         """One line: the winner and its corrected error, which points are tied, which one is picked and why.
@@ -179,7 +177,7 @@ class Confirmation:
         if tied:
             others = f"tied with it: {', '.join(map(str, tied))}"
         else:
-            others = "all others are significantly worse" if len(self.compared) > 1 else "compared with no other"
+            others = "all others are significantly worse" if len(comparison.means) > 1 else "compared with no other"
         lowest = f"point {numbers[self.winner]}, {error_text(comparison.means[comparison.winner].mean)}"
         corrected = f"corrected for its selection as the lowest {error_text(comparison.corrected_error)}"
         picked_point = f"point {picked} ({chosen.configuration.label}): {chosen.reason}"
@@ -190,15 +188,13 @@ class Confirmation:
         lines, companion = [], self.companion
         if not self.is_finished:
             lines.append(f"its confirmation {companion.name} is not finished: {describe_counts(companion.points)}")
-        comparison, chosen = self.comparison, self.chosen
-        if comparison is None or chosen is None:
+        chosen = self.chosen
+        if chosen is None or (mean := chosen.configuration.mean) is None:
             return lines or [f"its confirmation {companion.name} has nothing to compare: {'; '.join(self.notes)}"]
-        picked = self.configurations.index(chosen.configuration)
-        mean = comparison.means[self.compared.index(picked)]
-        others = [self.configurations[index].label for index in self.tied if index != picked]
+        others = [each.label for each in self.configurations if each.is_tied and each is not chosen.configuration]
         named = others if len(others) <= _MOST_NAMED else [*others[: _MOST_NAMED - 1], f"{len(others) - 1} others"]
         tied = f"tied with {' and '.join(named)}" if others else chosen.reason
-        num_left_out = len(self.configurations) - len(self.compared)
+        num_left_out = sum(each.left_out is not None for each in self.configurations)
         left_out = f"; left out: {num_left_out} more" if num_left_out else ""
         confirmed = (
             f"confirmed over {counted(len(self.seeds), 'seed')} in {companion.name}: {chosen.configuration.label}"
@@ -240,7 +236,7 @@ class Confirmation:
             "num_seeds": self.num_seeds,
             "seeds": list(self.seeds),
             "num_images": comparison and comparison.num_images,
-            "configurations": [self._configuration_json(index) for index in range(len(self.configurations))],
+            "configurations": [_as_json(configuration) for configuration in self.configurations],
             "winner": self.winner,
             "corrected_error": comparison and comparison.corrected_error,
             "tied": list(self.tied),
@@ -252,24 +248,21 @@ class Confirmation:
             },
         }
 
-    def _configuration_json(self, index: int) -> dict[str, Any]:
-        configuration = self.configurations[index]
-        mean, difference = self.mean_of(index), self.difference_of(index)
-        return {
-            "params": dict(configuration.parameters),
-            "search_error": configuration.search_error,
-            "search_trial": configuration.search_trial and configuration.search_trial.number,
-            "seeds": len(configuration.trials),
-            "mean": mean and mean.mean,
-            "deviation": mean and mean.deviation,
-            "interval": mean and list(mean.interval),
-            "difference": difference and difference.value,
-            "difference_interval": difference and list(difference.interval),
-            "tied": index in self.tied if mean else None,
-            "num_parameters": configuration.num_parameters,
-            "epochs": configuration.num_epochs,
-            "left_out": configuration.left_out,
-        }
 
-    def _of_compared(self, index: int, values: Sequence[V]) -> V | None:
-        return values[self.compared.index(index)] if index in self.compared else None
+def _as_json(configuration: ConfirmedConfiguration) -> dict[str, Any]:
+    mean, difference = configuration.mean, configuration.difference
+    return {
+        "params": dict(configuration.parameters),
+        "search_error": configuration.search_error,
+        "search_trial": configuration.search_trial and configuration.search_trial.number,
+        "seeds": len(configuration.trials),
+        "mean": mean and mean.mean,
+        "deviation": mean and mean.deviation,
+        "interval": mean and list(mean.interval),
+        "difference": difference and difference.value,
+        "difference_interval": difference and list(difference.interval),
+        "tied": configuration.is_tied,
+        "num_parameters": configuration.num_parameters,
+        "epochs": configuration.num_epochs,
+        "left_out": configuration.left_out,
+    }

@@ -6,6 +6,7 @@ plan.py creates the points of the companion study; outcome.py interprets their r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,17 +79,18 @@ def confirmation_of(
         _configuration(search, companion, parameters, number, seeds_of(points), correctness)
         for parameters, number in zip(configurations_of(points), num_parameters, strict=False)
     ]
-    compared = tuple(i for i, configuration in enumerate(configurations) if configuration.left_out is None)
+    compared = [i for i, configuration in enumerate(configurations) if configuration.left_out is None]
     by_seed = [{int(t.point_parameters[SEED]): t.trial_id for t in configurations[i].trials} for i in compared]
     seeds = tuple(seed for seed in seeds_of(points) if by_seed and all(seed in trials for trials in by_seed))
     comparison = None
     if seeds:
         comparison = compare(np.array([[correctness[trials[seed]] for seed in seeds] for trials in by_seed]))
+        for i, mean, difference in zip(compared, comparison.means, comparison.from_winner, strict=True):
+            configurations[i] = replace(configurations[i], mean=mean, difference=difference)
     return Confirmation(
         study=search.name,
         companion=companion,
         configurations=tuple(configurations),
-        compared=compared,
         comparison=comparison,
         seeds=seeds,
     )

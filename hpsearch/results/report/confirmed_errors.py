@@ -18,14 +18,14 @@ def confirmed_errors(status: StudyStatus) -> Plot:
     confirmation = status.confirmation
     if confirmation is None or confirmation.comparison is None:
         return Plot(caption="There is nothing to compare yet.")
-    rows = [index for index in confirmation.order() if index in confirmation.compared]
-    configurations = [confirmation.configurations[index] for index in rows]
-    means = [mean for index in rows if (mean := confirmation.mean_of(index)) is not None]
+    ranked = [confirmation.configurations[index] for index in confirmation.order()]
+    configurations = [configuration for configuration in ranked if configuration.mean is not None]
+    means = [configuration.mean for configuration in configurations if configuration.mean is not None]
     seeds = [(t.value, row) for row, each in enumerate(configurations, start=1) for t in each.trials]
     searched = [(each.search_error, row) for row, each in enumerate(configurations, start=1)]
     pale = {"size": 7, "color": PRUNED, "opacity": 0.35}
     diamond = {"size": 10, "symbol": "diamond-open", "color": PRUNED, "line": {"width": 2}}
-    is_tied = [index in confirmation.tied for index in rows]
+    is_tied = [configuration.is_tied for configuration in configurations]
     bars = {
         "type": "data",
         "symmetric": False,
@@ -44,12 +44,12 @@ def confirmed_errors(status: StudyStatus) -> Plot:
     )
     figure = styled(
         go.Figure([_marks("one seed", seeds, pale), mean_marks, _marks("in the search", searched, diamond)]),
-        height=150 + 44 * len(rows),
+        height=150 + 44 * len(means),
         xaxis={"title": {"text": f"{metric.NAME} (%)"}},
         yaxis={
-            "tickvals": list(range(1, len(rows) + 1)),
+            "tickvals": list(range(1, len(means) + 1)),
             "ticktext": [f"{row}: {plot_text(each.label)}" for row, each in enumerate(configurations, start=1)],
-            "range": [len(rows) + 0.5, 0.5],  # reversed: the first row is on top
+            "range": [len(means) + 0.5, 0.5],  # reversed: the first row is on top
             "showgrid": False,
         },
     )

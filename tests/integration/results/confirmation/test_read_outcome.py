@@ -173,13 +173,13 @@ def test_a_confirmation_tells_means_ties_and_the_pick(bench: Bench) -> None:
     assert chosen.trial.value == min(errors)
     assert chosen.trial in confirmation.companion.trials
     assert chosen.configuration.search_error == 0.02
-    mean = confirmation.mean_of(confirmation.winner)
+    mean = confirmation.configurations[confirmation.winner or 0].mean
     assert mean is not None
     assert mean.mean == pytest.approx(np.mean(errors))
     assert mean.deviation == pytest.approx(np.std(errors, ddof=1))
     line = confirmation.conclusion()
     assert line is not None
-    assert "tied are 1, 2; picked: 1 (learning_rate 0.001)" in line
+    assert "tied with it: 2; chosen: point 1 (learning_rate 0.001)" in line
 
 
 def test_status_and_export_tell_of_a_finished_confirmation(bench: Bench) -> None:
@@ -271,7 +271,7 @@ def test_a_configuration_that_diverges_is_left_out_and_said(bench: Bench) -> Non
     lost = {"learning_rate": 0.01, SEED: fresh_seeds(7, 3)[1]}
     bench.train("small-confirm", lambda p: None if p == lost else 0.05)
     confirmation = bench.read()
-    assert rates(confirmation, confirmation.compared) == [0.001]
+    assert rates(confirmation, [i for i, c in enumerate(confirmation.configurations) if c.left_out is None]) == [0.001]
     (note,) = [note for note in confirmation.notes if note.startswith("left out")]
     assert "learning_rate 0.01: 1 of 3 seeds gave no result" in note
     assert "a loss is not finite" in note
