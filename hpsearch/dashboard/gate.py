@@ -9,7 +9,6 @@ here.
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import ipaddress
 import json
@@ -59,12 +58,12 @@ class Access:
     allows_changes: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Refusal:
     """An answer of the gate in place of the dashboard's; the dashboard's page shows the reason of a refused action."""
 
-    status: HTTPStatus
     reason: str
+    status: HTTPStatus = HTTPStatus.FORBIDDEN
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -86,7 +85,8 @@ class DashboardGate:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         refusal = self._refuse(environ)
         if refusal is not None:
-            return _answer(environ, start_response, refusal)
+            text = json.dumps({"reason": refusal.reason}) + "\n"
+            return _send(environ, start_response, refusal.status, "application/json", text, refusal.headers)
         path = environ["PATH_INFO"]
         if path == HEALTH_PATH:
             return self._show_health(environ, start_response)
@@ -98,41 +98,32 @@ class DashboardGate:
         host = host_of(environ.get("HTTP_HOST", ""))
         if host is None or not self._is_allowed(host, environ):
             return _Refusal(
-                status=HTTPStatus.FORBIDDEN,
-                reason=f"Host {environ.get('HTTP_HOST', '')!r} is not a known name of this dashboard. "
-                "hint: hpsearch dashboard --allowed-host NAME",
+                f"Host {environ.get('HTTP_HOST', '')!r} is not a known name of this dashboard. "
+                "hint: hpsearch dashboard --allowed-host NAME"
             )
         if not path.isascii():  # the application drops bytes that are not UTF-8 and would see another path
-            return _Refusal(status=HTTPStatus.NOT_FOUND, reason="no such page")
+            return _Refusal("no such page", HTTPStatus.NOT_FOUND)
         if path != HEALTH_PATH and not self._knows_password(environ):
-            return _Refusal(
-                status=HTTPStatus.UNAUTHORIZED,
-                reason="a password is required",
-                headers=(("WWW-Authenticate", 'Basic realm="hpsearch dashboard", charset="UTF-8"'),),
-            )
+            login = ("WWW-Authenticate", 'Basic realm="hpsearch dashboard", charset="UTF-8"')
+            return _Refusal("a password is required", HTTPStatus.UNAUTHORIZED, (login,))
         if method in _READING:
             return None
         return self._refuse_write(method, path, environ)
 
     def _refuse_write(self, method: str, path: str, environ: WSGIEnvironment) -> _Refusal | None:
         if not self._is_same_origin(environ):
-            return _Refusal(
-                status=HTTPStatus.FORBIDDEN,
-                reason=f"a page of {environ.get('HTTP_ORIGIN', 'another site')} may not change anything here",
-            )
+            return _Refusal(f"a page of {environ.get('HTTP_ORIGIN', 'another site')} may not change anything here")
         is_allowed = any(method == allowed and pattern.fullmatch(path) for allowed, pattern in _ALLOWED_WRITES)
         if not is_allowed and not self._access.allows_changes:
             return _Refusal(
-                status=HTTPStatus.FORBIDDEN,
-                reason="this dashboard changes no studies (notes and uploads are saved). "
-                "hint: hpsearch dashboard --allow-changes",
+                "this dashboard changes no studies (notes and uploads are saved). "
+                "hint: hpsearch dashboard --allow-changes"
             )
         rename = _RENAME.fullmatch(path)
         if rename is not None and self._is_hpsearch_study(int(rename["study"])):
             return _Refusal(
-                status=HTTPStatus.FORBIDDEN,
-                reason="optuna-dashboard renames a study by copying it and deleting the original, which loses the "
-                "points, epochs and checkpoints of a study of hpsearch",
+                "optuna-dashboard renames a study by copying it and deleting the original, which loses the points, "
+                "epochs and checkpoints of a study of hpsearch"
             )
         return None
 
@@ -143,13 +134,11 @@ class DashboardGate:
         if self._access.password is None:
             return True
         scheme, _, credentials = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        if scheme.lower() != "basic":
-            return False
         try:
             _, _, given = base64.b64decode(credentials.strip(), validate=True).partition(b":")
-        except (binascii.Error, ValueError):
+        except ValueError:
             return False
-        return hmac.compare_digest(given, self._access.password.encode())
+        return scheme.lower() == "basic" and hmac.compare_digest(given, self._access.password.encode())
 
     def _is_same_origin(self, environ: WSGIEnvironment) -> bool:
         """Whether the request comes from a page of the dashboard, or from no page.
@@ -176,7 +165,7 @@ class DashboardGate:
 
         body = self._app(asked, note)
         getattr(body, "close", lambda: None)()
-        is_well = statuses[-1:] and statuses[-1].startswith("200")
+        is_well = any(status.startswith("200") for status in statuses[-1:])
         status, text = (HTTPStatus.OK, "ok") if is_well else (HTTPStatus.SERVICE_UNAVAILABLE, "no database")
         return _send(environ, start_response, status, "text/plain; charset=utf-8", text + "\n")
 
@@ -230,11 +219,6 @@ def _with_safe_headers(start_response: StartResponse, *, is_upload: bool) -> Sta
         return start_response(status, kept.items(), *error)
 
     return start
-
-
-def _answer(environ: WSGIEnvironment, start_response: StartResponse, refusal: _Refusal) -> Iterable[bytes]:
-    text = json.dumps({"reason": refusal.reason}) + "\n"
-    return _send(environ, start_response, refusal.status, "application/json", text, refusal.headers)
 
 
 def _send(

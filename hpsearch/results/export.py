@@ -41,13 +41,7 @@ class ExportFormat(StrEnum):
     ENV = "env"
 
 
-_FORMAT_OF_SUFFIX = {
-    ".json": ExportFormat.JSON,
-    ".toml": ExportFormat.TOML,
-    ".yaml": ExportFormat.YAML,
-    ".yml": ExportFormat.YAML,
-    ".env": ExportFormat.ENV,
-}
+_FORMAT_OF_SUFFIX = {**{f".{each}": each for each in ExportFormat}, ".yml": ExportFormat.YAML}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +138,8 @@ def choose_format(name: str | None, path: Path | None) -> ExportFormat:
     chosen = by_name or by_suffix
     if chosen is None:
         raise InputError(
-            f"-o {path}: no format goes by the name {suffix!r}",
-            hint=f"name the format with --format, or end the name in {', '.join(_FORMAT_OF_SUFFIX)}",
+            f"-o {path}: no format has the suffix {suffix!r}",
+            hint=f"name the format with --format, or use a name that ends in {', '.join(_FORMAT_OF_SUFFIX)}",
         )
     return chosen
 

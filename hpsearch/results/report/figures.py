@@ -121,10 +121,8 @@ def best_trial_losses(status: StudyStatus) -> Plot:
     validation = [record.validation_nll for record in best.curve]
     mode = "lines" if len(epochs) > 1 else "markers"
     figure = go.Figure()
-    for name, losses, colour, dash in (
-        ("training", train, COMPLETE, "dash"),
-        ("validation", validation, BEST, "solid"),
-    ):
+    curves = (("training", train, COMPLETE, "dash"), ("validation", validation, BEST, "solid"))
+    for name, losses, colour, dash in curves:
         figure.add_trace(
             go.Scatter(
                 x=epochs,
@@ -137,16 +135,12 @@ def best_trial_losses(status: StudyStatus) -> Plot:
             )
         )
     if best.best_epoch:
-        figure.add_vline(x=best.best_epoch, line={"color": PRUNED, "dash": "dot", "width": 1})
-        figure.add_annotation(
-            text=f"best at epoch {best.best_epoch}",
+        side = "left" if 2 * best.best_epoch > len(epochs) else "right"
+        figure.add_vline(
             x=best.best_epoch,
-            xanchor="right" if 2 * best.best_epoch > len(epochs) else "left",
-            y=1,
-            yref="paper",
-            yanchor="top",
-            showarrow=False,
-            font={"color": PRUNED},
+            line={"color": PRUNED, "dash": "dot", "width": 1},
+            annotation={"text": f"best at epoch {best.best_epoch}", "font": {"color": PRUNED}},
+            annotation_position=f"top {side}",
         )
     y = {"title": {"text": "mean NLL (nats per image)"}, **number_axis([*train, *validation])}
     styled(figure, height=360, xaxis=counting_axis("epoch", 1, max(epochs)), yaxis=y)

@@ -167,7 +167,7 @@ def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[s
         x=x.labels,
         y=y.labels,
         z=[[_colour(cell, colours) for cell in row] for row in rows],
-        text=[[_cell_text(cell) for cell in row] for row in rows],
+        text=[["" if cell is None else _ending(cell) for cell in row] for row in rows],
         texttemplate="%{text}" if len(x.values) <= _MAX_WRITTEN_COLUMNS else None,
         customdata=[[_hover(cell) for cell in row] for row in rows],
         hovertemplate="%{customdata}<extra></extra>",
@@ -177,7 +177,14 @@ def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[s
     )
     figure = go.Figure(heat_map)
     if trials and trials[0].is_complete:
-        figure.add_shape(**_frame(x.values.index(x.value(trials[0])), y.values.index(y.value(trials[0]))))
+        column, row = x.values.index(x.value(trials[0])), y.values.index(y.value(trials[0]))
+        edges = {
+            "x0": column - 0.49,
+            "x1": column + 0.49,
+            "y0": row - 0.49,
+            "y1": row + 0.49,
+        }  # categories are 0, 1 ...
+        figure.add_shape(type="rect", line={"color": BEST, "width": 3}, **edges)
     styled(
         figure,
         height=140 + 44 * max(4, len(y.values)),
@@ -187,18 +194,6 @@ def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[s
         coloraxis=colours.layout,
     )
     return "The lowest validation error (%) of each pair of values; the best one is framed.", figure
-
-
-def _frame(column: int, row: int) -> dict[str, Any]:
-    """A frame around one cell; categories are at 0, 1, 2 ..."""
-    return {
-        "type": "rect",
-        "x0": column - 0.49,
-        "x1": column + 0.49,
-        "y0": row - 0.49,
-        "y1": row + 0.49,
-        "line": {"color": BEST, "width": 3},
-    }
 
 
 def _scatter(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
@@ -271,17 +266,15 @@ def _colour(trial: TrialSummary | None, colours: ErrorColours) -> float | None:
     return colours.place(_error(trial)) if trial is not None and trial.is_complete else None
 
 
-def _cell_text(trial: TrialSummary | None) -> str:
-    if trial is None:
-        return ""
+def _ending(trial: TrialSummary) -> str:
     return f"{_error(trial):.2f}" if trial.is_complete else trial.state.name.lower()
 
 
 def _hover(trial: TrialSummary | None) -> str:
     if trial is None:
         return "no trial"
-    ending = f"{_error(trial):.2f} %" if trial.is_complete else trial.state.name.lower()
-    return f"trial {trial.number}: {ending}<br>{point_text(trial.point_parameters)}"
+    unit = " %" if trial.is_complete else ""
+    return f"trial {trial.number}: {_ending(trial)}{unit}<br>{point_text(trial.point_parameters)}"
 
 
 def _first_by(trials: Sequence[TrialSummary], key: Callable[[TrialSummary], Any]) -> dict[Any, TrialSummary]:
