@@ -156,8 +156,8 @@ def test_the_format_follows_from_option_or_suffix(name: str | None, path: str | 
     ("name", "path", "said", "hint"),
     [
         ("xml", None, "unknown format 'xml'", "choose json, toml, yaml, env"),
-        (None, "best.xml", "no format goes by the name '.xml'", ".json, .toml, .yaml, .yml, .env"),
-        (None, "best", "no format goes by the name 'best'", "--format"),
+        (None, "best.xml", "no format has the suffix '.xml'", ".json, .toml, .yaml, .yml, .env"),
+        (None, "best", "no format has the suffix 'best'", "--format"),
         ("json", "best.toml", "--format json contradicts -o best.toml", "leave one of them out"),
     ],
 )

@@ -452,7 +452,7 @@ def test_numbers_below_one_are_refused(bench: Bench, top: int, seeds: int) -> No
 def test_the_name_of_another_study_is_refused(bench: Bench) -> None:
     bench.search()
     bench.create(name="other")
-    with pytest.raises(InputError, match="cannot be confirmed as 'other': that study is there already"):
+    with pytest.raises(InputError, match="cannot be confirmed as 'other': that study exists already"):
         bench.plan(name="other")
 
 
@@ -485,7 +485,7 @@ def test_a_name_that_is_no_study_name_is_refused(bench: Bench) -> None:
 def test_a_second_name_is_refused(bench: Bench) -> None:
     bench.search()
     bench.prepare()
-    with pytest.raises(InputError, match="is confirmed in study 'small-confirm' already"):
+    with pytest.raises(InputError, match="is already confirmed in study 'small-confirm'"):
         bench.plan(name="again")
 
 
@@ -511,7 +511,9 @@ def test_the_confirmation_of_a_deleted_namesake_is_none_of_this_one(
             json='{"digits": "other"}',
         )
     assert read_confirmation(bench.database, "small") is None
-    with pytest.raises(InputError, match="confirms a former study of this name, which had another definition or other"):
+    with pytest.raises(
+        InputError, match="confirms a deleted study of this name, which had another definition or other"
+    ):
         bench.plan()
 
 
