@@ -5,41 +5,29 @@ The columns are stable (docs/python-api.md); new columns may be added.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from optuna.trial import TrialState
-
 from hpsearch.results.summary import StudySummary
-from hpsearch.results.trial_summary import EpochRecord, TrialSummary
+from hpsearch.results.trial_summary import TRIAL_VALUES, EpochRecord
 
-
-def _attribute(name: str) -> Callable[[TrialSummary], Any]:
-    return lambda trial: trial.attributes.get(name)
-
-
-def _is_counted(trial: TrialSummary) -> bool:
-    return trial.is_current and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-# The columns other than the searched keys: pandas type and value. Times are UTC; missing values are <NA>, NaN or NaT.
-TRIAL_COLUMNS: Mapping[str, tuple[str, Callable[[TrialSummary], Any]]] = {
-    "number": ("int64", attrgetter("number")),
-    "point": ("Int64", attrgetter("point")),
-    "state": ("object", attrgetter("state.name")),
-    "value": ("float64", attrgetter("value")),
-    "best_epoch": ("Int64", attrgetter("best_epoch")),
-    "epochs": ("int64", attrgetter("num_epochs")),
-    "validation_nll": ("float64", attrgetter("best_validation_nll")),
-    "stop_reason": ("object", _attribute("stop_reason")),
-    "seconds": ("float64", _attribute("seconds")),
-    "started_at": ("datetime64[ns, UTC]", attrgetter("started_at")),
-    "ended_at": ("datetime64[ns, UTC]", attrgetter("ended_at")),
-    "worker": ("object", _attribute("worker")),
-    "device": ("object", _attribute("device")),
-    "is_counted": ("bool", _is_counted),
+# The columns other than the searched keys, with their pandas types. Times are UTC; missing values are <NA>, NaN or NaT.
+TRIAL_COLUMNS = {
+    "number": "int64",
+    "point": "Int64",
+    "state": "object",
+    "value": "float64",
+    "best_epoch": "Int64",
+    "epochs": "int64",
+    "validation_nll": "float64",
+    "stop_reason": "object",
+    "seconds": "float64",
+    "started_at": "datetime64[ns, UTC]",
+    "ended_at": "datetime64[ns, UTC]",
+    "worker": "object",
+    "device": "object",
+    "is_counted": "bool",
 }
 CURVE_COLUMNS = {"number": "int64", "point": "Int64", "epoch": "int64"} | {
     name: "float64" for name in EpochRecord._fields if name != "epoch"
@@ -56,10 +44,10 @@ def trials_frame(summary: StudySummary) -> Any:
         ImportError: pandas is not installed.
     """
     pandas = _require_pandas()
-    columns = {
-        name: pandas.Series([value(trial) for trial in summary.trials], dtype=kind)
-        for name, (kind, value) in TRIAL_COLUMNS.items()
-    }
+    columns = {}
+    for name, kind in TRIAL_COLUMNS.items():
+        value = TRIAL_VALUES["trial" if name == "number" else name]
+        columns[name] = pandas.Series(map(value, summary.trials), dtype=kind)
     frame = pandas.DataFrame(columns)
     place = frame.columns.get_loc(_KEYS_STAND_AFTER) + 1
     for offset, dimension in enumerate(summary.study.definition.search.dimensions):

@@ -25,6 +25,7 @@ from hpsearch.errors import InputError
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.status import StudyStatus, openings_of_others
 from hpsearch.results.stored_parameters import read_parameters
+from hpsearch.results.trial_summary import values_of
 from hpsearch.store.studies import current_versions
 from hpsearch.wording import format_time
 
@@ -94,14 +95,9 @@ def export_point(chosen: ChosenPoint, status: StudyStatus, *, now: datetime | No
     content = {
         "selection": chosen.selection.value,
         "study": chosen.study.name,
-        "trial": trial.number,
-        "point": trial.point,
-        "value": trial.value,
-        "validation_nll": trial.best_validation_nll,
+        **values_of(trial, "trial", "point", "value", "validation_nll"),
         "estimate": status.estimate(chosen).as_json(),
-        "best_epoch": trial.best_epoch,
-        "epochs": trial.num_epochs,
-        "stop_reason": trial.attributes.get("stop_reason"),
+        **values_of(trial, "best_epoch", "epochs", "stop_reason"),
         "parameters": trial.point_parameters,
         "settings": {"model": settings.model.model_dump(mode="json"), "training": training},
         "seed": definition.seed,

@@ -15,6 +15,7 @@ from hpsearch.results.estimate import Estimate, estimate_of
 from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary, read_summary
+from hpsearch.results.trial_summary import values_of
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.correct_images import read_num_images
 from hpsearch.wording import parameters_label
@@ -84,10 +85,7 @@ class StudyStatus:
             and {
                 "selection": chosen.selection.value,
                 "study": chosen.study.name,
-                "trial": chosen.trial.number,
-                "point": chosen.trial.point,
-                "params": chosen.trial.point_parameters,
-                "value": chosen.trial.value,
+                **values_of(chosen.trial, "trial", "point", "params", "value"),
                 "estimate": self.estimate(chosen).as_json(),
             },
             "confirmation": self.confirmation and self.confirmation.as_json(),

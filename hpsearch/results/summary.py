@@ -20,7 +20,7 @@ from hpsearch.errors import NothingCompleteError, UncountedPointsError
 from hpsearch.home import log_folder
 from hpsearch.results.openings.intents import Intents, VaultIntent, select_intents
 from hpsearch.results.openings.record import OpeningEntry, Openings, VaultRecord, select_openings
-from hpsearch.results.trial_summary import TrialRows, TrialSummary, select_trials, trials_from
+from hpsearch.results.trial_summary import TrialRows, TrialSummary, select_trials, trials_from, values_of
 from hpsearch.store.checkpoints import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.connection.database import Database
@@ -233,26 +233,10 @@ class StudySummary:
             "lost_points": self.num_lost_points,
             "foreign_trials": self.num_foreign,
             "running": [
-                {
-                    "trial": trial.number,
-                    "point": trial.point,
-                    "epochs": trial.num_epochs,
-                    "worker": trial.attributes.get("worker"),
-                    "device": trial.attributes.get("device"),
-                    "params": trial.point_parameters,
-                }
-                for trial in self.running
+                values_of(trial, "trial", "point", "epochs", "worker", "device", "params") for trial in self.running
             ],
             "best": best
-            and {
-                "trial": best.number,
-                "point": best.point,
-                "value": best.value,
-                "validation_nll": best.best_validation_nll,
-                "best_epoch": best.best_epoch,
-                "epochs": best.num_epochs,
-                "params": best.point_parameters,
-            },
+            and values_of(best, "trial", "point", "value", "validation_nll", "best_epoch", "epochs", "params"),
             **self.test_set_as_json(),
         }
 

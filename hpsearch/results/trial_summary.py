@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution
@@ -119,6 +120,39 @@ class TrialSummary:
             system_attrs=dict(self.artifact_records),
             intermediate_values={record.epoch: record.zero_one for record in self.curve},
         )
+
+
+def _attribute(name: str) -> Callable[[TrialSummary], Any]:
+    return lambda trial: trial.attributes.get(name)
+
+
+def _is_counted(trial: TrialSummary) -> bool:
+    return trial.is_current and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+# The values of a trial under their names in JSON documents, exports and data frames.
+TRIAL_VALUES: Mapping[str, Callable[[TrialSummary], Any]] = {
+    "trial": attrgetter("number"),
+    "point": attrgetter("point"),
+    "state": attrgetter("state.name"),
+    "value": attrgetter("value"),
+    "validation_nll": attrgetter("best_validation_nll"),
+    "best_epoch": attrgetter("best_epoch"),
+    "epochs": attrgetter("num_epochs"),
+    "stop_reason": _attribute("stop_reason"),
+    "seconds": _attribute("seconds"),
+    "started_at": attrgetter("started_at"),
+    "ended_at": attrgetter("ended_at"),
+    "worker": _attribute("worker"),
+    "device": _attribute("device"),
+    "is_counted": _is_counted,
+    "params": attrgetter("point_parameters"),
+}
+
+
+def values_of(trial: TrialSummary, *names: str) -> dict[str, Any]:
+    """The values of `TRIAL_VALUES` with these names, in this order."""
+    return {name: TRIAL_VALUES[name](trial) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from hpsearch.results.provenance import user_at_host
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy
-from hpsearch.wording import format_time, times
+from hpsearch.wording import times
 
 _CHOSEN_KEYS = ("selection", "study", "trial", "point", "params", "is_retrained")
 _NEXT_OPENING_ID = text("SELECT nextval(pg_get_serial_sequence('hpsearch_vault', 'opening_id'))")
@@ -49,6 +49,10 @@ class VaultIntent(OpeningEntry):
     """
 
     has_number = False
+    json_keys = (
+        *("opening", "reason", "declared_at", "declared_by", "attempts", "last_at", "last_by"),
+        *("parameters_sha256", "chosen"),
+    )
     intent_ids: tuple[str, ...]
     declared_at: datetime
     declared_by: str
@@ -56,27 +60,14 @@ class VaultIntent(OpeningEntry):
     last_by: str
 
     @property
-    def num_attempts(self) -> int:
+    def attempts(self) -> int:
+        """Number of attempts."""
         return len(self.intent_ids)
-
-    def as_json(self) -> dict[str, Any]:
-        """The intent in `status --json`, `test --json` and exports. These keys are stable; new keys may be added."""
-        return {
-            "opening": self.opening,
-            "reason": self.reason,
-            "declared_at": format_time(self.declared_at),
-            "declared_by": self.declared_by,
-            "attempts": self.num_attempts,
-            "last_at": format_time(self.last_at),
-            "last_by": self.last_by,
-            "parameters_sha256": self.parameters_sha256,
-            "chosen": dict(self.chosen),
-        }
 
     def describe(self) -> str:
         again = ""
-        if self.num_attempts > 1:
-            again = f", and {self.num_attempts - 1} more times, last {self.last_at:%Y-%m-%d %H:%M:%S} by {self.last_by}"
+        if self.attempts > 1:
+            again = f", and {self.attempts - 1} more times, last {self.last_at:%Y-%m-%d %H:%M:%S} by {self.last_by}"
         declared = f"{self.declared_at:%Y-%m-%d %H:%M:%S} UTC by {self.declared_by}"
         return f"{declared}{again}: no number on record, for {self.model}"
 
@@ -189,7 +180,7 @@ def declare_intent(
             attempt = Attempt(intent_id=intent_id, **place, reason=unfinished.reason)
         values = {
             **vars(attempt),
-            "attempt": 1 if unfinished is None else unfinished.num_attempts + 1,
+            "attempt": 1 if unfinished is None else unfinished.attempts + 1,
             "study_id": study.study_id,
             "study_name": study.name,
             "declared_at": func.now(),

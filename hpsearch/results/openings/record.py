@@ -101,6 +101,7 @@ class OpeningEntry(ABC):
     parameters_sha256: str
 
     has_number: ClassVar[bool]
+    json_keys: ClassVar[tuple[str, ...]]  # of `as_json`, which are attributes
 
     @property
     def model(self) -> str:
@@ -112,6 +113,12 @@ class OpeningEntry(ABC):
         """Lines for display: the opening with its number, and its reason."""
         again = [] if self.reason is None else [f"     again: {self.reason}"]
         return [f"  {self.opening}. {self.describe()}", *again]
+
+    def as_json(self) -> dict[str, Any]:
+        """The opening in `test --json`, `status --json` and exports. These keys are stable; new keys may be added."""
+        values = {name: getattr(self, name) for name in self.json_keys}
+        times = {name: format_time(value) for name, value in values.items() if isinstance(value, datetime)}
+        return values | times | {name: dict(value) for name, value in values.items() if isinstance(value, Mapping)}
 
     @abstractmethod
     def describe(self) -> str:
@@ -129,9 +136,23 @@ class VaultRecord(OpeningEntry):
         versions: of hpsearch and of the programs that its results depend on.
         chosen: as in `Finding`; also intent, the id of the committed attempt that gave the number.
         test_checksums, num_images, num_errors: as in `Finding`.
+
+    The keys of `as_json`:
+        opening             1, 2, 3 ...
+        reason              null for the first
+        opened_at (UTC), opened_by, code_commit (or null), versions, definition_sha256
+        test_checksums, parameters_sha256, chosen: as in `Finding`
+        num_images, num_errors
+        test_error          fraction of misclassified test images
+        test_error_interval its 95 % Wilson interval: [low, high]
     """
 
     has_number = True
+    json_keys = (
+        *("opening", "reason", "opened_at", "opened_by", "code_commit", "versions", "definition_sha256"),
+        *("test_checksums", "parameters_sha256", "chosen", "num_images", "num_errors"),
+        *("test_error", "test_error_interval"),
+    )
     opened_at: datetime
     opened_by: str
     code_commit: str | None
@@ -152,38 +173,14 @@ class VaultRecord(OpeningEntry):
         return wilson_interval(self.num_errors, self.num_images)
 
     @property
+    def test_error_interval(self) -> list[float]:
+        return list(self.interval)
+
+    @property
     def machine_openings(self) -> int:
         """Number of earlier openings of these test files, by other studies, on the machine of this opening."""
         number = self.chosen.get("machine_openings")  # missing in records of older versions
         return number if isinstance(number, int) else 0
-
-    def as_json(self) -> dict[str, Any]:
-        """The opening in `test --json`, `status --json` and exports. These keys are stable; new keys may be added.
-
-        opening             1, 2, 3 ...
-        reason              null for the first
-        opened_at (UTC), opened_by, code_commit (or null), versions, definition_sha256
-        test_checksums, parameters_sha256, chosen: as in `Finding`
-        num_images, num_errors
-        test_error          fraction of misclassified test images
-        test_error_interval its 95 % Wilson interval: [low, high]
-        """
-        return {
-            "opening": self.opening,
-            "reason": self.reason,
-            "opened_at": format_time(self.opened_at),
-            "opened_by": self.opened_by,
-            "code_commit": self.code_commit,
-            "versions": dict(self.versions),
-            "definition_sha256": self.definition_sha256,
-            "test_checksums": dict(self.test_checksums),
-            "parameters_sha256": self.parameters_sha256,
-            "chosen": dict(self.chosen),
-            "num_images": self.num_images,
-            "num_errors": self.num_errors,
-            "test_error": self.test_error,
-            "test_error_interval": list(self.interval),
-        }
 
     def describe_number(self) -> str:
         """The number as text: `8.20 % (21 of 256 images; 95 % interval 5.43 to 12.21 %)`."""

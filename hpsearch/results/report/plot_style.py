@@ -65,31 +65,18 @@ def point_text(parameters: Mapping[str, ParameterValue]) -> str:
 
 def styled(figure: go.Figure, *, height: int = 420, **layout: Any) -> go.Figure:
     """Give a figure the report's fonts, colours and margins, and return it."""
-    axis = {
-        "gridcolor": GRID,
-        "linecolor": PRUNED,
-        "showline": True,
-        "ticks": "outside",
-        "tickcolor": PRUNED,
-        "zeroline": False,
-        "automargin": True,
-        "title": {"standoff": 12},
-    }
     figure.update_layout(
-        template="none",
+        template="simple_white",
         title=None,
         font={"family": FONT, "size": 13, "color": INK},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
         height=height,
         margin={"l": 64, "r": 16, "t": 40, "b": 56},
         hoverlabel={"bgcolor": "white", "bordercolor": PRUNED, "font": {"color": INK, "family": FONT}},
         modebar={"bgcolor": "white", "color": PRUNED, "activecolor": INK},
-        hovermode="closest",
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
     )
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(**axis)
+    figure.update_xaxes(showgrid=True, gridcolor=GRID, linecolor=PRUNED, tickcolor=PRUNED)
+    figure.update_yaxes(showgrid=True, gridcolor=GRID, linecolor=PRUNED, tickcolor=PRUNED)
     figure.update_layout(**layout)
     return figure
 

@@ -178,12 +178,7 @@ def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[s
     figure = go.Figure(heat_map)
     if trials and trials[0].is_complete:
         column, row = x.values.index(x.value(trials[0])), y.values.index(y.value(trials[0]))
-        edges = {
-            "x0": column - 0.49,
-            "x1": column + 0.49,
-            "y0": row - 0.49,
-            "y1": row + 0.49,
-        }  # categories are 0, 1 ...
+        edges = {"x0": column - 0.49, "x1": column + 0.49, "y0": row - 0.49, "y1": row + 0.49}
         figure.add_shape(type="rect", line={"color": BEST, "width": 3}, **edges)
     styled(
         figure,

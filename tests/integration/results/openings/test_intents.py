@@ -82,7 +82,7 @@ def test_a_network_that_prints_and_raises_leaves_a_record_that_every_view_tells(
     assert "peeked" in capsys.readouterr().out
     assert searched.openings() == ()
     (intent,) = intents(searched)
-    assert (intent.opening, intent.reason, intent.num_attempts, intent.chosen["trial"]) == (1, None, 1, 0)
+    assert (intent.opening, intent.reason, intent.attempts, intent.chosen["trial"]) == (1, None, 1, 0)
     assert "@" in intent.declared_by
     assert len(intent.parameters_sha256) == 64
 
