@@ -14,7 +14,7 @@ from typing import BinaryIO
 from hpsearch.errors import ArtifactError
 
 TEMPORARY_PREFIX = ".writing-"  # of incomplete files
-_MOST_STEPS = 4000  # parts of a path and links followed: a loop of links would never end
+_MOST_LINKS = 40  # as in the kernel: a loop of links would never end
 
 
 @contextmanager
@@ -79,30 +79,21 @@ def _follow(path: Path) -> Path:
     Raises:
         OSError: a link that is not followed, or too many links.
     """
-    found = Path("/")
-    waiting = list(reversed(path.absolute().parts[1:]))
-    for _ in range(_MOST_STEPS):
-        if not waiting:
+    found = path.absolute()
+    for _ in range(_MOST_LINKS):
+        link = next((step for step in (*reversed(found.parents), found) if step.is_symlink()), None)
+        if link is None:
             return found
-        part = waiting.pop()
-        if part == "..":
-            found = found.parent
-            continue
-        step = found / part
-        if not step.is_symlink():
-            found = step
-            continue
-        _check_link(step)
-        link = step.readlink()
-        found = Path("/") if link.is_absolute() else found
-        waiting += reversed(link.parts[1:] if link.is_absolute() else link.parts)
+        _check_link(link)
+        found = link.parent / link.readlink() / found.relative_to(link)
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
 def _check_link(link: Path) -> None:
-    folder = link.parent.stat()
+    place = link.parent.resolve()
+    folder = place.stat()
     if not _is_followed(link.lstat().st_uid, folder.st_mode, folder.st_uid):
-        raise OSError(errno.EACCES, f"{link} is a link that another user has put into {link.parent}", str(link))
+        raise OSError(errno.EACCES, f"{place / link.name} is a link that another user has put into {place}", str(link))
 
 
 def _is_followed(link_owner: int, folder_mode: int, folder_owner: int) -> bool:

@@ -7,7 +7,6 @@ is stored completely or not at all, even if a process is killed. Nothing here op
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from hpsearch.atomic_file import replacement_of
 from hpsearch.errors import ArtifactError, InputError
-from hpsearch.home import artifact_folder, make_folder
+from hpsearch.home import artifact_folder, make_folder, user_name
 
 BUCKET_SCHEME = "s3://"
 # Names that S3 and compatible services allow; the server may refuse further ones.
@@ -79,7 +78,7 @@ class FolderStore(FileSystemArtifactStore):
                 pass
         except OSError as error:
             raise ArtifactError(
-                f"artifact folder {folder} is not writable for user {_user()}: {error.strerror or error}",
+                f"artifact folder {folder} is not writable for user {user_name()}: {error.strerror or error}",
                 hint="name another with --artifacts or HPSEARCH_ARTIFACTS",
             ) from error
 
@@ -200,10 +199,3 @@ def _open_bucket(bucket: str, prefix: str) -> ArtifactStore:
             hint="pip install 'hpsearch[s3]'",
         ) from error
     return BucketStore(bucket, prefix)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have only a number
-        return str(os.getuid())

@@ -95,9 +95,9 @@ def write_document(text: str) -> None:
 def data_console() -> Console:
     """A console for tables on stdout, as plain text. In a pipe or a file lines are not folded at 80 columns."""
     console = Console(file=_stdout(), highlight=False)
-    if console.is_terminal:
-        return console
-    return Console(file=_stdout(), highlight=False, width=NOT_A_TERMINAL_WIDTH)
+    if not console.is_terminal:
+        console.width = NOT_A_TERMINAL_WIDTH
+    return console
 
 
 def stderr() -> TextIO:

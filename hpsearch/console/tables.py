@@ -14,11 +14,12 @@ from hpsearch import metric
 from hpsearch.console.fitted_table import FittedTable
 from hpsearch.console.screen import data_console, text_of, write_line
 from hpsearch.metric import error_text
+from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, describe_point
 from hpsearch.results.summary import StudySummary
-from hpsearch.results.view_tables import Column, ViewTable, trials_table
+from hpsearch.results.view_tables import Column, ViewTable, configurations_table, trials_table
 from hpsearch.safe_text import masked
 from hpsearch.wording import counted, parameters_label, times
 
@@ -62,6 +63,16 @@ def print_opening(record: VaultRecord, status: StudyStatus) -> None:
     if status.chosen is not None and not status.chosen.is_of(record):
         lines.insert(0, f"this is not the chosen point; the chosen point is {describe_point(status.chosen)}")
     data_console().print(Group(text_of(f"study {record.study_name}"), grid, *map(text_of, lines)))
+
+
+def print_confirmation(confirmation: Confirmation) -> None:
+    """Print a table of the configurations, best first, the notes that qualify it, and the conclusion."""
+    console = data_console()
+    console.print(text_of(f"study {confirmation.study}, confirmed in {confirmation.companion.name}"))
+    console.print(FittedTable(configurations_table(confirmation)), crop=False)
+    for line in [*(f"note: {note}" for note in confirmation.notes), confirmation.conclusion()]:
+        if line:
+            console.print(text_of(line), soft_wrap=True)
 
 
 def status_view(status: StudyStatus) -> RenderableType:

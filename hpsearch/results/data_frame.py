@@ -5,6 +5,7 @@ The columns are stable (docs/python-api.md); new columns may be added.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -81,8 +82,6 @@ def _type_of(values: Sequence[Any]) -> str:
 
 def _require_pandas() -> ModuleType:
     try:
-        import pandas
+        return importlib.import_module("pandas")
     except ImportError as error:
         raise ImportError("DataFrames need pandas: pip install 'hpsearch[pandas]'") from error
-    module: ModuleType = pandas
-    return module

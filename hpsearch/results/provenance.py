@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import platform
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import hpsearch
 from hpsearch import environment
+from hpsearch.home import user_name
 from hpsearch.wording import printable
 
 _MOST_CHARACTERS = 200
@@ -18,10 +18,7 @@ _GIT_SECONDS = 10.0
 
 def user_at_host() -> str:
     """`user@host`. HPSEARCH_USER overrides the user's name; a user without a name is given by number."""
-    try:
-        user = os.environ.get(environment.USER, "").strip() or getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = str(os.getuid())
+    user = os.environ.get(environment.USER, "").strip() or user_name()
     return printable(f"{user}@{platform.node()}")[:_MOST_CHARACTERS]
 
 

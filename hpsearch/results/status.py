@@ -8,10 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from hpsearch.metric import error_text
-from hpsearch.results.choice import ChosenPoint, choose_point
+from hpsearch.results.choice import ChosenPoint, Estimate, choose_point, estimate_of
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.confirmation.read_outcome import confirmation_for
-from hpsearch.results.estimate import Estimate, estimate_of
 from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary, read_summary

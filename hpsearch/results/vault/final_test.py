@@ -33,8 +33,7 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.device.devices import VisibleDevices, make_current, use_full_float32, wanted_gpus
 from hpsearch.device.pin import PinnedDevice, PinRules, pin_device
-from hpsearch.epoch_report import EpochReport
-from hpsearch.errors import ArtifactError, DataError, DeviceError, InputError
+from hpsearch.errors import ArtifactError, DataError, DeviceError, HpsearchError, InputError
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.companion_study import confirmations
 from hpsearch.results.openings.intents import intent_to_finish
@@ -43,19 +42,23 @@ from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.stored_parameters import read_parameters
 from hpsearch.results.summary import describe_counts
-from hpsearch.results.trial_summary import TrialSummary
+from hpsearch.results.trial_summary import TrialSummary, values_of
 from hpsearch.results.vault.opening import declare_opening
-from hpsearch.results.vault.retraining import retrain
+from hpsearch.search.stopping import decide, stopping_rule, validation_interval
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.device_memory import describe_shortage, is_out_of_memory
 from hpsearch.training.evaluation import Losses, evaluate
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network
+from hpsearch.worker.cohorts import reference_test
 from hpsearch.worker.preparation import load_study_data
 from hpsearch.worker.process import worker_name
+
+_LANE = "retrained"  # key of the only trial of its cohort
 
 # How closely stored parameters must reproduce the validation losses in the database. The search computed these in
 # lanes and perhaps on another kind of device: rounding can change the class of an image or two, and the last digits of
@@ -228,16 +231,34 @@ def _retrained(
     pinned: PinnedDevice,
     tell: Callable[[str], None],
 ) -> bytes:
-    """The point's parameters after training it again, as a safetensors file."""
-    data = ResidentData.place(selection, pinned.device, max_resident_bytes=definition.data.max_resident_bytes)
+    """The point's parameters at its best validation after training it again, as a safetensors file.
 
-    def on_epoch(report: EpochReport) -> None:
+    It is trained in a single lane, with its own seed, until its stopping rule, its schedule or its epochs end it. The
+    result equals that of the trial in the search bit for bit on the same kind of device with the same other lanes, and
+    otherwise up to rounding, which long training amplifies.
+
+    Raises:
+        InputError: the batch size does not fit the training set.
+        HpsearchError: no validation was finite.
+    """
+    stopping = definition.stopping
+    data = ResidentData.place(selection, pinned.device, max_resident_bytes=definition.data.max_resident_bytes)
+    num_minibatches = data.num_minibatches(settings.training.batch_size)
+    rule = stopping_rule(stopping, num_minibatches=num_minibatches)
+    reference = reference_test(stopping, len(data.validation_labels))
+    interval = validation_interval(stopping, num_minibatches)
+    cohort = Cohort(CohortShape.of(settings), data, pinned.device, interval, reference)
+    cohort.admit(_LANE, settings)
+    decision = None
+    while decision is None:
+        report = cohort.train_epoch()[_LANE]
         pinned.keep()
         pinned.require()
         tell(f"epoch {report.epoch}: {metric.NAME} {metric.error_text(report.best.zero_one)}")
-
-    parameters = retrain(settings, definition.stopping, data, pinned.device, on_epoch)
-    return save({name: np.asarray(array, order="C") for name, array in parameters.items()})
+        decision = decide(rule, report, settings.training.max_epochs)
+    if cohort.best(_LANE) is None:
+        raise HpsearchError(f"the point cannot be trained again: it {decision.detail}")
+    return save({name: np.asarray(array, order="C") for name, array in cohort.best_parameters(_LANE).items()})
 
 
 def _parameters_of(network: Network, content: bytes, device: torch.device) -> dict[str, Tensor]:
@@ -303,13 +324,10 @@ def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _describe_point(chosen: ChosenPoint, *, is_retrained: bool) -> dict[str, Any]:
     """The keys of `Finding.chosen` that are known before the evaluation."""
-    trial = chosen.trial
     return {
         "selection": chosen.selection.value,
         "study": chosen.study.name,
-        "trial": trial.number,
-        "point": trial.point,
-        "params": trial.point_parameters,
-        "search_error": trial.value,
+        **values_of(chosen.trial, "trial", "point", "params"),
+        "search_error": chosen.trial.value,
         "is_retrained": is_retrained,
     }

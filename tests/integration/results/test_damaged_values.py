@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from hpsearch.console.confirmation_view import print_confirmation
-from hpsearch.console.tables import print_json, print_opening, print_status
+from hpsearch.console.tables import print_confirmation, print_json, print_opening, print_status
 from hpsearch.data import held_out
 from hpsearch.errors import HpsearchError
 from hpsearch.results.confirmation.plan import plan_confirmation
