@@ -105,7 +105,8 @@ def export(
 
     from hpsearch.artifacts.best_parameters import open_artifacts
     from hpsearch.artifacts.store import artifact_place
-    from hpsearch.results.export import choose_format, export_model, export_point, write_export
+    from hpsearch.atomic_file import write_file
+    from hpsearch.results.export import choose_format, export_model, export_point, render_export
     from hpsearch.results.selection import Selection
     from hpsearch.results.status import read_status
 
@@ -120,12 +121,12 @@ def export(
         if status.confirmation is not None and not status.confirmation.is_finished:
             for line in status.confirmation.brief():
                 say(line)
-        document = export_point(chosen, status)
+        document = render_export(export_point(chosen, status), export_format)
         if output is not None:
-            write_export(document, output, export_format)
+            write_file(output, document)
             say(f"wrote {output}")
         elif to_stdout or model is None or format_name is not None:
-            write_document(document.render(export_format))
+            write_document(document)
         if model is not None:
             kept = open_artifacts(artifact_place(artifacts), is_read_only=True)
             export_model(chosen, kept, model)

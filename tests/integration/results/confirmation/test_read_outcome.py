@@ -195,10 +195,10 @@ def test_status_and_export_tell_of_a_finished_confirmation(bench: Bench) -> None
     content = status.as_json()["confirmation"]
     assert (content["companion"], content["points"]["complete"]) == ("small-confirm", 15)
 
-    best = export_point(choose_point(status.summary, None), status).content
+    best = export_point(choose_point(status.summary, None), status)
     assert (best["selection"], best["study"], best["parameters"]) == ("best", "small", {"learning_rate": 0.01})
     chosen = status.choose(Selection.CONFIRMED)
-    confirmed = export_point(chosen, status).content
+    confirmed = export_point(chosen, status)
     assert (confirmed["selection"], confirmed["study"]) == ("confirmed", "small-confirm")
     assert confirmed["trial"] == content["chosen"]["trial"]
     assert confirmed["value"] == chosen.trial.value

@@ -18,7 +18,7 @@ from hpsearch.data import held_out
 from hpsearch.errors import DataError, VaultOpenedError
 from hpsearch.home import vault_file
 from hpsearch.results.choice import choose_point
-from hpsearch.results.export import ExportFormat, export_point
+from hpsearch.results.export import ExportFormat, export_point, render_export
 from hpsearch.results.openings.intents import declare_intent
 from hpsearch.results.report.page import render_report
 from hpsearch.results.selection import Selection
@@ -94,9 +94,9 @@ def test_a_network_that_prints_and_raises_leaves_a_record_that_every_view_tells(
     assert "The test set was opened without a number on record." in page
     assert intent.declared_by in page
     document = export_point(choose_point(status.summary, None), StudyStatus(summary=status.summary))
-    assert json.loads(document.render(ExportFormat.JSON))["test_intents"][0]["attempts"] == 1
+    assert json.loads(render_export(document, ExportFormat.JSON))["test_intents"][0]["attempts"] == 1
     for export_format in ExportFormat:
-        assert "test_intents" in document.render(export_format).lower()
+        assert "test_intents" in render_export(document, export_format).lower()
 
     monkeypatch.delenv("PEEK")
     record = searched.open()  # the same point with the same parameters: no reason is asked for

@@ -15,10 +15,11 @@ import optuna
 import pytest
 from sqlalchemy import Connection
 
+from hpsearch.atomic_file import write_file
 from hpsearch.console.tables import print_opening, print_status
 from hpsearch.errors import StorageError, StudyNotFoundError, VaultOpenedError
 from hpsearch.results.choice import choose_point
-from hpsearch.results.export import ExportFormat, export_point, write_export
+from hpsearch.results.export import ExportFormat, export_point, render_export
 from hpsearch.results.openings.intents import declare_intent
 from hpsearch.results.openings.record import (
     Attempt,
@@ -246,13 +247,13 @@ def test_every_view_tells_the_openings(learning_rates: Any, tmp_path: Path, caps
     assert "no part in this report" not in page
 
     exported = export_point(choose_point(summary, None), StudyStatus(summary=summary))
-    write_export(exported, tmp_path / "best.json", ExportFormat.JSON)
+    write_file(tmp_path / "best.json", render_export(exported, ExportFormat.JSON))
     document = json.loads((tmp_path / "best.json").read_text())
     assert "reason" not in document["test_openings"][0]  # what is absent has its default
     assert document["test_openings"][1]["reason"] == HOSTILE
     assert document["test_openings"][0]["num_errors"] == 21
     for export_format in ExportFormat:
-        assert "test_openings" in exported.render(export_format).lower()
+        assert "test_openings" in render_export(exported, export_format).lower()
 
 
 def test_a_record_without_a_commit_is_shown_all_the_same(
