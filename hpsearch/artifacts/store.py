@@ -79,7 +79,7 @@ class FolderStore(FileSystemArtifactStore):
         except OSError as error:
             raise ArtifactError(
                 f"artifact folder {folder} is not writable for user {user_name()}: {error.strerror or error}",
-                hint="name another with --artifacts or HPSEARCH_ARTIFACTS",
+                hint="name another folder with --artifacts or HPSEARCH_ARTIFACTS",
             ) from error
 
     def path(self, artifact_id: str) -> Path:
@@ -177,13 +177,13 @@ def parse_bucket(place: str) -> tuple[str, str]:
     parts = [part for part in prefix.split("/") if part]
     if "@" in bucket:
         raise InputError(
-            "artifacts: the address of a bucket must not hold credentials",
+            "artifacts: the address of a bucket must not contain credentials",
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         )
     if not _BUCKET_NAME.fullmatch(bucket):
-        raise InputError(f"artifacts: no bucket is called {bucket!r}, in {place!r}", hint=_PLACE_HINT)
+        raise InputError(f"artifacts: invalid bucket name {bucket!r} in {place!r}", hint=_PLACE_HINT)
     if not all(part.isprintable() and part not in (".", "..") for part in parts):
-        raise InputError(f"artifacts: no prefix is called {prefix!r}, in {place!r}", hint=_PLACE_HINT)
+        raise InputError(f"artifacts: invalid prefix {prefix!r} in {place!r}", hint=_PLACE_HINT)
     return bucket, "/".join(parts)
 
 

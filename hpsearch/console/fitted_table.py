@@ -46,7 +46,7 @@ class FittedTable:
                 yield from (*part, Segment.line())
         left_out = [column.heading for column in self._columns if column not in shown]
         if left_out:
-            yield Text(f"without room here: {', '.join(left_out)}")
+            yield Text(f"no space for: {', '.join(left_out)}")
 
     def _from_best_to_least(self) -> Iterator[tuple[list[Column], bool]]:
         """The sets of columns to try in order, each with whether its headings are folded."""

@@ -31,7 +31,7 @@ class TerminalListener(LaunchListener):
         say(f"study {study.name!r} is finished: all {counts.total} points are done{given_up}, nothing to run")
 
     def gpu_is_taken(self, description: str) -> None:
-        say(f"held by another worker: {description}")
+        say(f"in use by another worker: {description}")
 
     def download(self) -> AbstractContextManager[DownloadProgress | None]:
         return download_progress()

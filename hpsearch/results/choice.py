@@ -63,19 +63,19 @@ def _confirmed_point(summary: StudySummary, confirmation: Confirmation | None) -
     if confirmation is None:
         raise InputError(
             f"study {summary.name!r} has not been confirmed",
-            hint=f"hpsearch confirm {summary.name}, or take the search's best point with --point best",
+            hint=f"hpsearch confirm {summary.name}, or select the search's best point with --point best",
         )
     companion = confirmation.companion
     if not confirmation.is_finished:
         raise InputError(
             f"the confirmation of study {summary.name!r} is not finished: {describe_counts(companion.points)}",
-            hint=f"let it finish first (hpsearch worker {companion.name}), or --point best to do without it",
+            hint=f"finish it first (hpsearch worker {companion.name}), or select the best point with --point best",
         )
     chosen = confirmation.chosen
     if chosen is None:
         raise InputError(
             f"the confirmation of study {summary.name!r} could not choose: {'; '.join(confirmation.notes)}",
-            hint=f"hpsearch confirm {summary.name} --seeds with a larger number, or --point best to do without it",
+            hint=f"hpsearch confirm {summary.name} with a larger --seeds, or select the best point with --point best",
         )
     return ChosenPoint(selection=Selection.CONFIRMED, study=companion.study, trial=chosen.trial)
 

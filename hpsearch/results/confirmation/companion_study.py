@@ -81,7 +81,7 @@ def _parse_confirms(text: str, what: str, place: str) -> dict[str, Any]:
     for number in numbers if isinstance(numbers, list) else [numbers]:
         check_kind(number, Kind.WHOLE, what, f"{place}, num_parameters")
     if not isinstance(numbers, list):
-        raise damaged(what, f"{place}, num_parameters", "it is no list")
+        raise damaged(what, f"{place}, num_parameters", "expected a list")
     return found
 
 

@@ -202,7 +202,7 @@ def check_reason(reason: str) -> str:
         InputError: it is empty, too long, or not a single line of text.
     """
     reason = reason.strip()
-    hint = '--again "why the test set has to be looked at again"'
+    hint = '--again "the reason for opening the test set again"'
     if not reason:
         raise InputError("--again needs a reason, got nothing", hint=hint)
     if len(reason) > MAX_REASON_CHARACTERS:

@@ -167,7 +167,7 @@ def parameter_importance(status: StudyStatus) -> Plot:
     styled(
         figure,
         height=130 + 44 * len(bars.y),
-        xaxis_title="importance (share, all together 1)",
+        xaxis_title="importance (share; the sum is 1)",
         yaxis={"title": None, "showgrid": False},
         showlegend=False,
     )

@@ -212,7 +212,7 @@ def _scatter(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[st
         ]
     )
     styled(figure, height=480, xaxis=x.numeric_layout, yaxis=y.numeric_layout, coloraxis=colours.layout)
-    return "Each trial where its parameters lie; the darker, the lower the validation error.", figure
+    return "Each trial at its parameters; darker marks have a lower validation error.", figure
 
 
 def _line(x: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:

@@ -29,20 +29,20 @@ def shown(columns: list[Column], width: int, *, is_terminal: bool = True) -> str
 def test_with_room_every_column_is_there_under_an_unfolded_heading(is_terminal: bool) -> None:
     text = shown(COLUMNS, 80, is_terminal=is_terminal)
     assert "trial   validation error   learning_rate   ended" in text
-    assert "without room" not in text
+    assert "no space" not in text
 
 
 def test_headings_are_folded_before_a_column_is_left_out() -> None:
     text = shown(COLUMNS, 56)
     assert "validation error" not in text
     assert all(part in text for part in ("validation", "error", "no-improvement", "0.0003162", "[red]"))
-    assert "without room" not in text
+    assert "no space" not in text
 
 
 def test_columns_leave_in_their_order_and_are_named() -> None:
-    assert shown(COLUMNS, 40).endswith("without room here: ended\n")
+    assert shown(COLUMNS, 40).endswith("no space for: ended\n")
     text = shown(COLUMNS, 30)
-    assert " ".join(text.split()).endswith("without room here: trial, ended")
+    assert " ".join(text.split()).endswith("no space for: trial, ended")
     assert all(part in text for part in ("10.94 %", "8.59 %", "learning_rate", "0.0003162", "[red]"))
 
 
