@@ -37,7 +37,8 @@ class TerminalListener(LaunchListener):
         return download_progress()
 
     def prepared(self, prepared: PreparedStudy, num_workers: int, lanes: str) -> None:
-        workers = f"{counted(num_workers, 'worker')} with {_describe_lanes(lanes)}"
+        each = "the fastest number of lanes" if lanes == "auto" else f"{counted(int(lanes), 'lane')} each"
+        workers = f"{counted(num_workers, 'worker')} with {each}"
         say(describe_registration(prepared.registration, self._found, f", {workers}"))
 
     def training(self, study: StoredStudy) -> AbstractContextManager[Callable[[Progress], None]]:
@@ -65,7 +66,3 @@ def describe_registration(registration: Registration, found: str, more: str = ""
         state = f"changed: no new points, {registration.num_points} in all"
     lines = "".join(f"\n  {line}" for line in registration.changes)
     return f"study {registration.study.name!r} {state}{more}{lines}"
-
-
-def _describe_lanes(lanes: str) -> str:
-    return "the fastest number of lanes" if lanes == "auto" else f"{counted(int(lanes), 'lane')} each"

@@ -7,7 +7,7 @@ module only reads. Reading takes six SQL statements (seven with curves), whateve
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
@@ -102,8 +102,7 @@ class StudySummary:
     @property
     def running(self) -> tuple[TrialSummary, ...]:
         """The running trials, by number; their attributes `worker` and `device` say where they run."""
-        running = [trial for trial in self.trials if trial.is_current and trial.state is TrialState.RUNNING]
-        return tuple(sorted(running, key=lambda trial: trial.number))
+        return _by_number(t for t in self.trials if t.is_current and t.state is TrialState.RUNNING)
 
     @property
     def num_epochs(self) -> int:
@@ -116,8 +115,7 @@ class StudySummary:
 
         Their points were or will be queued again, or were given up.
         """
-        failed = [trial for trial in self.trials if trial.state is TrialState.FAIL]
-        return tuple(sorted(failed, key=lambda trial: trial.number))
+        return _by_number(trial for trial in self.trials if trial.state is TrialState.FAIL)
 
     @property
     def given_up(self) -> tuple[TrialSummary, ...]:
@@ -297,6 +295,10 @@ def read_summary(database: Database, name: str, *, with_curves: bool = False) ->
         round_rows=rounds,
         num_foreign=rows.num_foreign,
     )
+
+
+def _by_number(trials: Iterable[TrialSummary]) -> tuple[TrialSummary, ...]:
+    return tuple(sorted(trials, key=lambda trial: trial.number))
 
 
 def describe_counts(points: PointCounts) -> str:

@@ -119,7 +119,8 @@ def search_map(status: StudyStatus) -> Plot:
     definition = status.summary.study.definition
     chosen = leading_dimensions(definition)
     if not chosen:
-        return Plot(caption=f"No map: {_why_no_map(definition)}.")
+        kind = "is a number" if definition.search.dimensions else "exists: the study has a single point"
+        return Plot(caption=f"No map: no searched dimension {kind}.")
     trials = [trial for trial in status.summary.trials if _is_placed(trial, chosen)]
     axes = [MapAxis.of(dimension, definition, trials) for dimension in chosen]
     if len(axes) == 1:
@@ -141,12 +142,6 @@ def leading_dimensions(definition: StudyDefinition) -> list[Dimension]:
     if "learning_rate" in numeric and searched_lambda:
         return [numeric["learning_rate"], numeric[searched_lambda]]
     return list(numeric.values())[:2]
-
-
-def _why_no_map(definition: StudyDefinition) -> str:
-    if not definition.search.dimensions:
-        return "the study searches no dimension, it has a single point"
-    return "none of the searched dimensions is a number"
 
 
 def _is_number(value: object) -> bool:
@@ -220,16 +215,9 @@ def _line(x: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
     complete = [trial for trial in trials if trial.is_complete]
     figure = go.Figure()
     if x.is_listed:
-        best_of = _first_by(complete, x.place)
-        line = go.Scatter(
-            x=sorted(best_of),
-            y=[_error(best_of[place]) for place in sorted(best_of)],
-            name="best of each value",
-            mode="lines",
-            line={"color": COMPLETE, "width": 1.5},
-            hoverinfo="skip",
-        )
-        figure.add_trace(line)
+        best = sorted(_first_by(complete, x.place).values(), key=x.place)
+        line = {"mode": "lines", "line": {"color": COMPLETE, "width": 1.5}, "hoverinfo": "skip", "hovertemplate": None}
+        figure.add_trace(_marks("best of each value", best, x, _error, {}).update(line))
     figure.add_trace(_marks("complete", complete, x, _error, {"size": 9, "color": COMPLETE}))
     figure.add_trace(_marks("best", complete[:1], x, _error, _RING))
     styled(figure, xaxis=x.numeric_layout, yaxis=error_axis(map(_error, complete)))

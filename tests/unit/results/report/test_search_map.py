@@ -122,7 +122,7 @@ def test_one_dimension_is_a_line_over_its_values(make_summary: Any, make_trial: 
 
 @pytest.mark.parametrize(
     ("search", "reason"),
-    [({}, "it has a single point"), ({"activation": ["tanh", "relu"]}, "none of the searched dimensions")],
+    [({}, "the study has a single point"), ({"activation": ["tanh", "relu"]}, "no searched dimension is a number")],
 )
 def test_a_study_without_numbers_has_a_sentence_in_place_of_a_map(
     make_summary: Any, make_trial: Any, search: dict[str, Any], reason: str
