@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpsearch.results.confirmation.comparison import compare, critical_values
+from hpsearch.results.confirmation.comparison import compare
+from hpsearch.results.confirmation.critical_values import critical_values
 
 ERROR = 0.02
 WORSE = 0.003

@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hpsearch.artifacts.atomic_file import write_file
+from hpsearch.atomic_file import write_file
 from hpsearch.errors import ArtifactError, HpsearchError
-from hpsearch.results.summary import format_time
 from hpsearch.store.studies import current_versions
+from hpsearch.wording import format_time
 
 RESULTS = Path(__file__).parent / "results"
 _REPOSITORY = Path(__file__).parents[1]

@@ -40,7 +40,7 @@ from benchmarks.measurement import RESULTS, machine, run_script, say, write_resu
 from benchmarks.planted_surfaces import SURFACES, PlantedTrials, Surface, bits_differ, dimension_of
 from benchmarks.planted_worker import PlantedStudies, curve_of_value, planted_studies
 from benchmarks.recorded_trials import RECORDED, RecordedTrials, read_tables, worth
-from hpsearch.artifacts.atomic_file import write_file
+from hpsearch.atomic_file import write_file
 from hpsearch.errors import InputError
 from hpsearch.search.narrowing.closed_round import Finished, KnownPoint, Round
 from hpsearch.search.narrowing.ladder import Narrowing

@@ -26,6 +26,7 @@ from safetensors.numpy import load as load_safetensors
 from hpsearch import environment
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.artifacts.store import artifact_place
+from hpsearch.atomic_file import write_file
 from hpsearch.console.launch_view import TerminalListener
 from hpsearch.errors import InputError
 from hpsearch.launch.launcher import LaunchListener, LaunchOptions, check_launch, train_study
@@ -33,7 +34,7 @@ from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.confirmation.read_outcome import read_confirmation
 from hpsearch.results.data_frame import curves_frame, trials_frame
-from hpsearch.results.export import MODEL_SUFFIX, choose_format, export_model, export_point, write_export
+from hpsearch.results.export import MODEL_SUFFIX, choose_format, export_model, export_point, render_export
 from hpsearch.results.report.page import write_report
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
@@ -225,7 +226,7 @@ class Study:
             if is_model:
                 export_model(chosen, open_artifacts(self._artifacts, is_read_only=True), path)
         if export_format is not None:
-            write_export(export_point(chosen, status), path, export_format)
+            write_file(path, render_export(export_point(chosen, status), export_format))
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write the HTML report, one self-contained file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 from pathlib import Path
 
@@ -78,3 +79,11 @@ def lane_folder() -> Path:
 def vault_file() -> Path:
     """The file that lists this machine's openings of test sets, whatever database their studies are in."""
     return home_folder() / "vault.jsonl"
+
+
+def user_name() -> str:
+    """The name of the user who runs this process; the user's number if it has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

@@ -1,5 +1,5 @@
 """Files of a study that all its workers share, in a folder or in a bucket.
 
-Workers bring checkpoints and trained parameters; results read them back by their ids. `atomic_file` writes a user's
-result files. Code in this folder does not open a database.
+Workers bring checkpoints and trained parameters; results read them back by their ids. Code in this folder does not open
+a database.
 """

@@ -64,21 +64,18 @@ class Artifacts:
         except OSError as error:
             raise ArtifactError(
                 f"cannot write the best parameters into {self.place}: {error.strerror or error}",
-                hint="make room, or name another place with --artifacts; earlier artifacts are intact",
+                hint="free disk space, or name another place with --artifacts; earlier artifacts are intact",
             ) from error
         # As optuna.artifacts.upload_artifact records it, but after the file exists and not before.
         record = ArtifactMeta(
-            artifact_id=artifact_id,
-            filename=PARAMETERS_FILE,
-            mimetype="application/octet-stream",
-            encoding=None,
+            artifact_id=artifact_id, filename=PARAMETERS_FILE, mimetype="application/octet-stream", encoding=None
         )
         try:
             storage.set_trial_system_attr(trial_id, ARTIFACT_RECORD_PREFIX + artifact_id, json.dumps(asdict(record)))
         except (UpdateFinishedTrialError, KeyError) as error:  # KeyError: another program has deleted the trial
             with contextlib.suppress(OSError, ArtifactNotFound):
                 self.store.remove(artifact_id)  # no record names it
-            raise UpdateFinishedTrialError(f"trial id {trial_id} is not this worker's any more") from error
+            raise UpdateFinishedTrialError(f"trial id {trial_id} no longer belongs to this worker") from error
         return artifact_id
 
     def parameters_id(self, trial: FrozenTrial) -> str | None:

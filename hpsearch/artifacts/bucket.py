@@ -29,7 +29,7 @@ ATTEMPTS = 3  # per request, with increasing pauses
 _CHECK_ID = ".hpsearch-writable"  # always the same: where deletion is forbidden, one such object remains
 _SHORTEST_SECRET = 8  # S3 and MinIO accept no shorter ones; masking a word like "test" would damage messages
 _HINT = (
-    "check the bucket's name and its rights, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION, "
+    "check the bucket's name and permissions, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_DEFAULT_REGION, "
     "and AWS_ENDPOINT_URL if it is not Amazon's"
 )
 

@@ -7,9 +7,9 @@ is stored completely or not at all, even if a process is killed. Nothing here op
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import BinaryIO, Protocol, final
@@ -17,11 +17,11 @@ from typing import BinaryIO, Protocol, final
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
+from hpsearch.atomic_file import replacement_of
 from hpsearch.errors import ArtifactError, InputError
-from hpsearch.home import artifact_folder, make_folder
+from hpsearch.home import artifact_folder, make_folder, user_name
 
 BUCKET_SCHEME = "s3://"
-TEMPORARY_PREFIX = ".writing-"  # of incomplete files in a folder
 # Names that S3 and compatible services allow; the server may refuse further ones.
 _BUCKET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _PLACE_HINT = "name a folder, or s3://BUCKET/PREFIX, with --artifacts or HPSEARCH_ARTIFACTS"
@@ -78,17 +78,15 @@ class FolderStore(FileSystemArtifactStore):
                 pass
         except OSError as error:
             raise ArtifactError(
-                f"artifact folder {folder} is not writable for user {_user()}: {error.strerror or error}",
-                hint="name another with --artifacts or HPSEARCH_ARTIFACTS",
+                f"artifact folder {folder} is not writable for user {user_name()}: {error.strerror or error}",
+                hint="name another folder with --artifacts or HPSEARCH_ARTIFACTS",
             ) from error
 
     def path(self, artifact_id: str) -> Path:
         """Return the path of an artifact. Raises ArtifactNotFound for an id that is not a file name in this folder."""
-        return self._get_filepath(artifact_id)
-
-    def _get_filepath(self, artifact_id: str) -> Path:
-        """Overrides the method that Optuna's own methods use, so that they check the id, too."""
         return self.folder / check_artifact_id(artifact_id)
+
+    _get_filepath = path  # Optuna's own methods use this name; they check the id, too
 
     def read(self, artifact_id: str) -> bytes:
         try:
@@ -97,19 +95,9 @@ class FolderStore(FileSystemArtifactStore):
             raise ArtifactNotFound(f"{artifact_id} is not in {self.folder}") from error
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        target = self.path(artifact_id)
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=TEMPORARY_PREFIX)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                os.fchmod(handle, 0o644)  # mkstemp uses 0600, but a dashboard may run as another user
-                while chunk := content_body.read(1 << 20):
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacement_of(self.path(artifact_id)) as file:
+            os.fchmod(file.fileno(), 0o644)  # whatever the umask: a dashboard may run as another user
+            shutil.copyfileobj(content_body, file)
         self._sync_folder()
 
     def _sync_folder(self) -> None:
@@ -189,13 +177,13 @@ def parse_bucket(place: str) -> tuple[str, str]:
     parts = [part for part in prefix.split("/") if part]
     if "@" in bucket:
         raise InputError(
-            "artifacts: the address of a bucket must not hold credentials",
+            "artifacts: the address of a bucket must not contain credentials",
             hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
         )
     if not _BUCKET_NAME.fullmatch(bucket):
-        raise InputError(f"artifacts: no bucket is called {bucket!r}, in {place!r}", hint=_PLACE_HINT)
+        raise InputError(f"artifacts: invalid bucket name {bucket!r} in {place!r}", hint=_PLACE_HINT)
     if not all(part.isprintable() and part not in (".", "..") for part in parts):
-        raise InputError(f"artifacts: no prefix is called {prefix!r}, in {place!r}", hint=_PLACE_HINT)
+        raise InputError(f"artifacts: invalid prefix {prefix!r} in {place!r}", hint=_PLACE_HINT)
     return bucket, "/".join(parts)
 
 
@@ -211,10 +199,3 @@ def _open_bucket(bucket: str, prefix: str) -> ArtifactStore:
             hint="pip install 'hpsearch[s3]'",
         ) from error
     return BucketStore(bucket, prefix)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have only a number
-        return str(os.getuid())

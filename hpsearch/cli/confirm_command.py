@@ -56,9 +56,8 @@ def confirm(
         metrics=metrics,
     )
 
-    from hpsearch.console.confirmation_view import print_confirmation
     from hpsearch.console.launch_view import TerminalListener
-    from hpsearch.console.tables import print_json
+    from hpsearch.console.tables import print_confirmation, print_json
     from hpsearch.launch.launcher import LaunchOptions, check_launch, train_study
     from hpsearch.results.confirmation.plan import plan_confirmation
     from hpsearch.results.confirmation.read_outcome import read_confirmation

@@ -53,7 +53,7 @@ COMMANDS = (
     LazyCommand(
         "status",
         "hpsearch.cli.view_commands:status",
-        "Show how far a study is and its best trials, or a line for each study.",
+        "Show the progress of a study and its best trials, or a line per study.",
     ),
     LazyCommand(
         "confirm",
@@ -63,7 +63,7 @@ COMMANDS = (
     LazyCommand(
         "test",
         "hpsearch.cli.test_command:open_test_set",
-        "Open the test set, once per study: the chosen point's error on images that nothing was selected on.",
+        "Evaluate the chosen point on the test images, once per study, and record the number.",
     ),
     LazyCommand(
         "report",
@@ -73,12 +73,12 @@ COMMANDS = (
     LazyCommand(
         "export",
         "hpsearch.cli.view_commands:export",
-        "Write the chosen point with what it needs to be reproduced: settings, value, data, versions, seed.",
+        "Write the chosen point with everything that reproduces it: settings, value, data, versions, seed.",
     ),
     LazyCommand(
         "dashboard",
         "hpsearch.cli.view_commands:dashboard",
-        "Serve optuna-dashboard on this storage until Ctrl-C. It changes no study unless --allow-changes is given.",
+        "Serve optuna-dashboard for this storage until Ctrl-C. It changes no study without --allow-changes.",
     ),
     LazyCommand("data", "hpsearch.cli.data_commands:app", "Fetch and verify data sets."),
     LazyCommand(

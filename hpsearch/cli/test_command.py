@@ -1,4 +1,4 @@
-"""`hpsearch test STUDY`: open the vault, once, and tell the error on the test images."""
+"""`hpsearch test STUDY`: open the vault, once, and print the error on the test images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 from hpsearch.cli import options
 
 if TYPE_CHECKING:
+    from hpsearch.results.openings.record import VaultRecord
     from hpsearch.results.status import StudyStatus
-    from hpsearch.results.vault.record import VaultRecord
 
 
 def open_test_set(
@@ -18,14 +18,14 @@ def open_test_set(
     point: options.Point = None,
     retrain: Annotated[
         bool,
-        typer.Option("--retrain", help="Train the point again, with its own seed, in place of its stored parameters."),
+        typer.Option("--retrain", help="Train the point again with its own seed instead of loading its parameters."),
     ] = False,
     again: Annotated[
         str | None,
         typer.Option(
             metavar="REASON",
             show_default=False,
-            help="Open it once more; the reason and both numbers stand in every report from then on.",
+            help="Open the test set again for this reason, which reports show with all numbers.",
         ),
     ] = None,
     device: options.Device = "auto",
@@ -35,7 +35,7 @@ def open_test_set(
     share_gpu: options.ShareGpu = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Open the test set, once per study: the chosen point's error on images that nothing was selected on."""
+    """Evaluate the chosen point on the test images, once per study, and record the number."""
     from hpsearch.artifacts.best_parameters import open_artifacts
     from hpsearch.artifacts.store import artifact_place
     from hpsearch.console.notice import say
@@ -67,7 +67,7 @@ def open_test_set(
 def opening_as_json(record: VaultRecord, status: StudyStatus) -> dict[str, Any]:
     """What `hpsearch test --json` prints: the study's name, the opening, and all openings, this one included.
 
-    is_of_chosen_point  whether it was for the point that `status`, `export` and `report` take
+    is_of_chosen_point  whether it was for the chosen point of `status`, `export` and `report`
     """
     return {
         "study": record.study_name,

@@ -13,59 +13,52 @@ from hpsearch import environment
 from hpsearch.cli import options
 from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
 from hpsearch.console.notice import say, show_line
-from hpsearch.console.screen import NOT_A_TERMINAL_WIDTH, data_console, write_document, write_line
+from hpsearch.console.screen import data_console, write_document, write_line
 from hpsearch.dashboard.gate import Access, canonical_host, is_loopback
 from hpsearch.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from hpsearch.results.summary import StudySummary
     from hpsearch.store.connection.database import Database
 
 STDOUT = Path("-")
 Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", show_default="stdout", help="Where to write; - is stdout."),
+    Path | None, typer.Option("--output", "-o", metavar="FILE", show_default="stdout", help="Output file; - is stdout.")
 ]
 
 
 def status(
     study: options.OptionalStudyName = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until it is finished.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update the display until everything is finished.")] = False,
     seconds: Annotated[
-        float,
-        typer.Option(min=0.1, max=MOST_SECONDS, callback=check_seconds, help="Between two looks with --watch."),
+        float, typer.Option(min=0.1, max=MOST_SECONDS, callback=check_seconds, help="Interval of --watch.")
     ] = 2.0,
     as_json: options.AsJson = False,
     storage: options.Storage = None,
 ) -> None:
-    """Show how far a study is and its best trials, or a line for each study."""
+    """Show the progress of a study and its best trials, or a line per study."""
     if watch and as_json:
-        raise InputError("--watch and --json do not go together", hint="call status --json again and again")
+        raise InputError("--watch and --json exclude each other", hint="run status --json repeatedly")
 
-    from hpsearch.console.tables import print_json, print_status, print_studies
+    from hpsearch.console.tables import print_json
     from hpsearch.results.status import read_status
     from hpsearch.store.studies import copied_study_names, study_names
 
     with options.open_storage(storage) as database:
-        if watch:
+        names = study_names(database) if study is None else [study]
+        if as_json:
+            documents = [read_status(database, name).as_json() for name in names]
+            print_json(documents if study is None else documents[0])
+        elif watch:
             _watch(database, study, seconds)
-        elif study is not None:
-            told = read_status(database, study)
-            if as_json:
-                print_json(told.as_json())
-            else:
-                print_status(told)
-        elif as_json:
-            print_json([read_status(database, name).as_json() for name in study_names(database)])
-        elif summaries := _read_all(database):
-            print_studies(summaries)
+        elif names:
+            data_console().print(_look(database, study)[0], crop=False)
         else:
             say("there is no study yet: hpsearch run STUDY.toml")
         if study is None and not watch:
             for name in copied_study_names(database):
-                say(f"study {name!r} is not shown: a copy without points, made by another program")
+                say(f"study {name!r} is not shown: it is a copy without points, made by another program")
 
 
 def report(
@@ -86,25 +79,24 @@ def report(
 def refuse_stdout(option: str, path: Path) -> None:
     """Raises InputError for "-", which would become a file of that name."""
     if path == STDOUT:
-        raise InputError(f"{option} -: this is written to a file, not to stdout", hint="name a file")
+        raise InputError(f"{option} -: this cannot be written to stdout", hint="name a file")
 
 
 def export(
     study: options.StudyName,
     output: Output = None,
     format_name: Annotated[
-        str | None,
-        typer.Option("--format", metavar="json|toml|yaml|env", show_default="by FILE's suffix, or json"),
+        str | None, typer.Option("--format", metavar="json|toml|yaml|env", show_default="by FILE's suffix, or json")
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option("--model", metavar="FILE.safetensors", help="Also write the point's trained parameters."),
+        typer.Option("--model", metavar="FILE.safetensors", help="Also write the trained parameters of the point."),
     ] = None,
     point: options.Point = None,
     storage: options.Storage = None,
     artifacts: options.Artifacts = None,
 ) -> None:
-    """Write the chosen point with what it needs to be reproduced: settings, value, data, versions, seed."""
+    """Write the chosen point with everything that reproduces it: settings, value, data, versions, seed."""
     if model is not None:
         refuse_stdout("--model", model)
     to_stdout = output == STDOUT
@@ -113,7 +105,8 @@ def export(
 
     from hpsearch.artifacts.best_parameters import open_artifacts
     from hpsearch.artifacts.store import artifact_place
-    from hpsearch.results.export import choose_format, export_model, export_point, write_export
+    from hpsearch.atomic_file import write_file
+    from hpsearch.results.export import choose_format, export_model, export_point, render_export
     from hpsearch.results.selection import Selection
     from hpsearch.results.status import read_status
 
@@ -122,19 +115,18 @@ def export(
         status = read_status(database, study)
         chosen = status.choose(point)
         if status.best_is_another:
-            if chosen.selection is Selection.BEST:
-                say("this is the search's best point; the confirmation picked another one: --point confirmed")
-            else:
-                say("this is the confirmed point; the search's best is another one: --point best")
+            is_best = chosen.selection is Selection.BEST
+            which, other = ("best", "confirmed") if is_best else ("confirmed", "best")
+            say(f"this is the {which} point; --point {other} selects the {other} point, which is another one")
         if status.confirmation is not None and not status.confirmation.is_finished:
             for line in status.confirmation.brief():
                 say(line)
-        document = export_point(chosen, status)
+        document = render_export(export_point(chosen, status), export_format)
         if output is not None:
-            write_export(document, output, export_format)
+            write_file(output, document)
             say(f"wrote {output}")
         elif to_stdout or model is None or format_name is not None:
-            write_document(document.render(export_format))
+            write_document(document)
         if model is not None:
             kept = open_artifacts(artifact_place(artifacts), is_read_only=True)
             export_model(chosen, kept, model)
@@ -142,18 +134,17 @@ def export(
 
 
 def dashboard(
-    host: Annotated[str, typer.Option(help="Name or address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    host: Annotated[str, typer.Option(help="Host name or address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8080,
     allow_changes: Annotated[
-        bool,
-        typer.Option("--allow-changes", help="Let its pages delete studies and change trials; else they save notes."),
+        bool, typer.Option("--allow-changes", help="Allow pages to delete studies and change trials.")
     ] = False,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
             envvar=environment.ALLOWED_HOSTS,
-            help="Another name or address by which it may be asked, such as a proxy's; may be repeated.",
+            help="Another host name or address for requests, such as that of a proxy; may be repeated.",
         ),
     ] = None,
     password_file: Annotated[
@@ -162,27 +153,24 @@ def dashboard(
             metavar="FILE",
             envvar=environment.DASHBOARD_PASSWORD_FILE,
             show_default="no login",
-            help="Ask for the password in this file's first line; any user name will do.",
+            help="Require the password in the first line of this file; any user name is accepted.",
         ),
     ] = None,
     behind_proxy: Annotated[
-        bool,
-        typer.Option("--behind-proxy", help="Allow an address beyond this machine: a proxy asks for the login."),
+        bool, typer.Option("--behind-proxy", help="Allow other machines to connect: a proxy in front checks the login.")
     ] = False,
     storage: options.Storage = None,
     artifacts: options.Artifacts = None,
 ) -> None:
-    """Serve optuna-dashboard on this storage until Ctrl-C. It changes no study unless --allow-changes is given."""
+    """Serve optuna-dashboard for this storage until Ctrl-C. It changes no study without --allow-changes."""
     if not behind_proxy and password_file is None and not is_loopback(canonical_host(host)):
         raise InputError(
-            f"--host {host} would let others in, and the dashboard has no login",
-            hint="keep 127.0.0.1 and tunnel; or name a --password-file; or put an authenticating proxy in front and "
-            "add --behind-proxy",
+            f"--host {host} would admit other machines, and the dashboard has no login",
+            hint="keep 127.0.0.1 and use a tunnel, --password-file, or an authenticating proxy and --behind-proxy",
         )
     from hpsearch.store.connection.address import read_password
 
     hint = "--password-file names a file whose first line is the password"
-
     access = Access(
         hosts=options.parse_hosts(allowed_host or ()),
         password=None if password_file is None else read_password(password_file.expanduser(), hint),
@@ -198,15 +186,8 @@ def dashboard(
         serve_dashboard(database.storage, kept, host, port, access, on_ready=show_line)
 
 
-def _read_all(database: Database) -> list[StudySummary]:
-    from hpsearch.results.summary import read_summary
-    from hpsearch.store.studies import study_names
-
-    return [read_summary(database, name) for name in study_names(database)]
-
-
 def _watch(database: Database, study: str | None, seconds: float) -> None:
-    """Show it until every study shown is finished: redrawn on a terminal, else printed whenever it changed."""
+    """Show it until every study shown is finished: redrawn on a terminal, otherwise printed whenever it has changed."""
     from rich.live import Live
 
     console = data_console()
@@ -217,29 +198,25 @@ def _watch(database: Database, study: str | None, seconds: float) -> None:
             view, is_finished = _look(database, study)
             if live:
                 live.update(view, refresh=True)
-            elif shown != (shown := _as_text(view)):
-                write_line(shown.rstrip("\n"))
+            else:
+                with console.capture() as capture:
+                    console.print(view, crop=False)
+                if shown != (shown := capture.get()):
+                    write_line(shown.rstrip("\n"))
             if is_finished:
                 return
             time.sleep(seconds)
 
 
 def _look(database: Database, study: str | None) -> tuple[RenderableType, bool]:
-    """What there is to see, and whether all of it is finished."""
+    """The study, or a line per study, and whether all of it is finished."""
     from hpsearch.console.tables import status_view, studies_view
     from hpsearch.results.status import read_status
+    from hpsearch.results.summary import read_summary
+    from hpsearch.store.studies import study_names
 
     if study is not None:
         status = read_status(database, study)
         return status_view(status), status.summary.is_finished
-    summaries = _read_all(database)
+    summaries = [read_summary(database, name) for name in study_names(database)]
     return studies_view(summaries), all(summary.is_finished for summary in summaries)
-
-
-def _as_text(view: RenderableType) -> str:
-    from rich.console import Console
-
-    console = Console(highlight=False, width=NOT_A_TERMINAL_WIDTH)
-    with console.capture() as capture:
-        console.print(view, crop=False)
-    return capture.get()

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from hpsearch.results.view_tables import Column, ViewTable
 from hpsearch.safe_text import for_terminal
 
 _NO_LIMIT = 100_000  # characters
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableColumn:
-    """A heading and a cell per row.
-
-    Args:
-        leaves: order in which columns are omitted if there is no room, from 1; None: never omitted.
-    """
-
-    heading: str
-    cells: Sequence[str]
-    justify: JustifyMethod = "right"
-    leaves: int | None = None
 
 
 class FittedTable:
@@ -39,12 +26,13 @@ class FittedTable:
     table with `crop=False`, for output to a pipe.
     """
 
-    def __init__(self, columns: Sequence[TableColumn], *, bold_row: int | None = None) -> None:
-        self._columns = tuple(
+    def __init__(self, table: ViewTable) -> None:
+        self._columns = [
             replace(column, heading=_in_one_line(column.heading), cells=tuple(map(_in_one_line, column.cells)))
-            for column in columns
-        )
-        self._bold_row = bold_row
+            for column in table.columns
+            if not column.is_detail
+        ]
+        self._best_row = table.best_row
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         room = options.max_width if console.is_terminal else _NO_LIMIT
@@ -58,9 +46,9 @@ class FittedTable:
                 yield from (*part, Segment.line())
         left_out = [column.heading for column in self._columns if column not in shown]
         if left_out:
-            yield Text(f"without room here: {', '.join(left_out)}")
+            yield Text(f"no space for: {', '.join(left_out)}")
 
-    def _from_best_to_least(self) -> Iterator[tuple[list[TableColumn], bool]]:
+    def _from_best_to_least(self) -> Iterator[tuple[list[Column], bool]]:
         """The sets of columns to try in order, each with whether its headings are folded."""
         shown = list(self._columns)
         yield shown, False
@@ -70,14 +58,14 @@ class FittedTable:
             shown = [other for other in shown if other is not column]
             yield shown, True
 
-    def _table(self, columns: Sequence[TableColumn], *, is_folded: bool) -> Table:
+    def _table(self, columns: Sequence[Column], *, is_folded: bool) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=is_folded)
         for column in columns:
             parts = column.heading.split(" ") if is_folded else [column.heading]
             width = max(map(cell_len, [*parts, *column.cells]))
-            table.add_column(Text(column.heading), justify=column.justify, width=width)
+            table.add_column(Text(column.heading), justify="left" if column.is_text else "right", width=width)
         for row, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
-            table.add_row(*map(Text, cells), style="bold" if row == self._bold_row else None)
+            table.add_row(*map(Text, cells), style="bold" if row == self._best_row else None)
         return table
 
 

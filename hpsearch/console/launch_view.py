@@ -12,6 +12,7 @@ from hpsearch.launch.launcher import LaunchListener
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.progress import Progress
 from hpsearch.store.studies import Registration, StoredStudy
+from hpsearch.wording import counted
 
 
 class TerminalListener(LaunchListener):
@@ -29,13 +30,14 @@ class TerminalListener(LaunchListener):
         say(f"study {study.name!r} is finished: all {counts.total} points are done{given_up}, nothing to run")
 
     def gpu_is_taken(self, description: str) -> None:
-        say(f"held by another worker: {description}")
+        say(f"in use by another worker: {description}")
 
     def download(self) -> AbstractContextManager[DownloadProgress | None]:
         return download_progress()
 
     def prepared(self, registration: Registration, num_workers: int, lanes: str) -> None:
-        workers = f"{num_workers} {'worker' if num_workers == 1 else 'workers'} with {_describe_lanes(lanes)}"
+        each = "the fastest number of lanes" if lanes == "auto" else f"{counted(int(lanes), 'lane')} each"
+        workers = f"{counted(num_workers, 'worker')} with {each}"
         say(describe_registration(registration, self._found, f", {workers}"))
 
     def training(self, study: StoredStudy) -> AbstractContextManager[Callable[[Progress], None]]:
@@ -52,21 +54,14 @@ def describe_registration(registration: Registration, found: str, more: str = ""
         found: the word for an existing, unchanged study.
         more: text to append to the first line.
     """
-    points = _points(registration.num_points)
+    points = counted(registration.num_points, "point")
     state = f"{'created' if registration.is_new else found}: {points}"
     if registration.num_added:
-        state = f"widened: {_points(registration.num_added, 'new ')}, {registration.num_points} in all"
+        state = f"widened: {counted(registration.num_added, 'new point')}, {registration.num_points} in all"
     elif registration.num_restored:
-        state += f", {_points(registration.num_restored)} of them again: their trials were deleted by another program"
+        restored = counted(registration.num_restored, "point")
+        state += f", {restored} of them again: their trials were deleted by another program"
     elif registration.changes:
         state = f"changed: no new points, {registration.num_points} in all"
     lines = "".join(f"\n  {line}" for line in registration.changes)
     return f"study {registration.study.name!r} {state}{more}{lines}"
-
-
-def _points(number: int, kind: str = "") -> str:
-    return f"{number} {kind}{'point' if number == 1 else 'points'}"
-
-
-def _describe_lanes(lanes: str) -> str:
-    return "as many lanes as pay" if lanes == "auto" else f"{lanes} {'lane' if lanes == '1' else 'lanes'} each"

@@ -26,6 +26,8 @@ from hpsearch.console.notice import say
 from hpsearch.console.screen import stderr_console, text_of
 from hpsearch.data.download import DownloadProgress
 from hpsearch.logs import get_logger, is_json_logging
+from hpsearch.metric import error_text
+from hpsearch.wording import format_seconds
 
 if TYPE_CHECKING:
     from hpsearch.store.progress import Progress
@@ -68,11 +70,7 @@ def follow(study: StoredStudy) -> Iterator[Callable[[Progress], None]]:
         yield _line_printer(say, rate)
         return
     bar = RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        expand=True,
+        TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), expand=True
     )
     task = bar.add_task(study.name, total=study.definition.num_points)
     with Live(bar, console=console, refresh_per_second=4) as live:
@@ -95,7 +93,7 @@ def describe(progress: Progress, epochs_per_second: float) -> str:
     if counts.failed:
         parts.append(f"{counts.failed} FAILED")
     if progress.best_value is not None:
-        parts.append(f"best {progress.best_value:.2%} (trial {progress.best_trial})")
+        parts.append(f"best {error_text(progress.best_value)} (trial {progress.best_trial})")
     if epochs_per_second > 0:
         parts.append(f"{epochs_per_second:.2f} epochs/s")
     remaining = progress.remaining_seconds(epochs_per_second)
@@ -104,20 +102,9 @@ def describe(progress: Progress, epochs_per_second: float) -> str:
     return " · ".join(parts)
 
 
-def format_seconds(seconds: float) -> str:
-    """A duration as text: `42 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def _running_lines(progress: Progress, most: int = 8) -> Text:
     lines = [
-        f"  trial {trial.number:<4} epoch {trial.epoch:<4} "
-        + (f"{trial.value:7.2%}" if trial.value is not None else "")
+        f"  trial {trial.number:<4} epoch {trial.epoch:<4} {error_text(trial.value):>8}"
         for trial in progress.running[:most]
     ]
     if len(progress.running) > most:
@@ -146,11 +133,7 @@ def download_progress() -> Iterator[DownloadProgress]:
     """Show a bar per downloaded file. Nothing is shown without a download, or if the log is JSON."""
     console = stderr_console(quiet=is_json_logging())
     bars = RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=console,
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console
     )
     tasks: dict[str, TaskID] = {}
 

@@ -86,7 +86,7 @@ def write_document(text: str) -> None:
         stream.flush()
         return
     if isinstance(_raw(stream), _Unread):
-        raise OutputError("cannot write to standard output: it is closed", hint="-o FILE writes into a file")
+        raise OutputError("cannot write to standard output: it is closed", hint="write to a file with -o FILE")
     stream.flush()
     stream.buffer.write(text.encode())
     stream.buffer.flush()
@@ -95,9 +95,9 @@ def write_document(text: str) -> None:
 def data_console() -> Console:
     """A console for tables on stdout, as plain text. In a pipe or a file lines are not folded at 80 columns."""
     console = Console(file=_stdout(), highlight=False)
-    if console.is_terminal:
-        return console
-    return Console(file=_stdout(), highlight=False, width=NOT_A_TERMINAL_WIDTH)
+    if not console.is_terminal:
+        console.width = NOT_A_TERMINAL_WIDTH
+    return console
 
 
 def stderr() -> TextIO:
@@ -147,7 +147,7 @@ class _Data(_Guard):
             except OSError as error:
                 self._is_over = True
                 if self._is_reader_gone(error):
-                    raise ReaderGoneError("nobody reads standard output any more") from error
+                    raise ReaderGoneError("the reader of standard output has closed it") from error
                 raise OutputError(f"cannot write to standard output: {error.strerror}") from error
             if written is not None:
                 return written

@@ -9,7 +9,6 @@ here.
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import ipaddress
 import json
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, final
+from wsgiref.headers import Headers
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 LOCAL_ADDRESS = "hpsearch.local_address"  # key in a request's environment: the address at which the request arrived
@@ -58,12 +58,12 @@ class Access:
     allows_changes: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Refusal:
     """An answer of the gate in place of the dashboard's; the dashboard's page shows the reason of a refused action."""
 
-    status: HTTPStatus
     reason: str
+    status: HTTPStatus = HTTPStatus.FORBIDDEN
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -85,7 +85,8 @@ class DashboardGate:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         refusal = self._refuse(environ)
         if refusal is not None:
-            return _answer(environ, start_response, refusal)
+            text = json.dumps({"reason": refusal.reason}) + "\n"
+            return _send(environ, start_response, refusal.status, "application/json", text, refusal.headers)
         path = environ["PATH_INFO"]
         if path == HEALTH_PATH:
             return self._show_health(environ, start_response)
@@ -97,41 +98,32 @@ class DashboardGate:
         host = host_of(environ.get("HTTP_HOST", ""))
         if host is None or not self._is_allowed(host, environ):
             return _Refusal(
-                status=HTTPStatus.FORBIDDEN,
-                reason=f"Host {environ.get('HTTP_HOST', '')!r} is not one by which this dashboard may be asked. "
-                "hint: hpsearch dashboard --allowed-host NAME",
+                f"Host {environ.get('HTTP_HOST', '')!r} is not a known name of this dashboard. "
+                "hint: hpsearch dashboard --allowed-host NAME"
             )
         if not path.isascii():  # the application drops bytes that are not UTF-8 and would see another path
-            return _Refusal(status=HTTPStatus.NOT_FOUND, reason="no such page")
+            return _Refusal("no such page", HTTPStatus.NOT_FOUND)
         if path != HEALTH_PATH and not self._knows_password(environ):
-            return _Refusal(
-                status=HTTPStatus.UNAUTHORIZED,
-                reason="a password is needed",
-                headers=(("WWW-Authenticate", 'Basic realm="hpsearch dashboard", charset="UTF-8"'),),
-            )
+            login = ("WWW-Authenticate", 'Basic realm="hpsearch dashboard", charset="UTF-8"')
+            return _Refusal("a password is required", HTTPStatus.UNAUTHORIZED, (login,))
         if method in _READING:
             return None
         return self._refuse_write(method, path, environ)
 
     def _refuse_write(self, method: str, path: str, environ: WSGIEnvironment) -> _Refusal | None:
         if not self._is_same_origin(environ):
-            return _Refusal(
-                status=HTTPStatus.FORBIDDEN,
-                reason=f"a page of {environ.get('HTTP_ORIGIN', 'another site')} may not change anything here",
-            )
+            return _Refusal(f"a page of {environ.get('HTTP_ORIGIN', 'another site')} may not change anything here")
         is_allowed = any(method == allowed and pattern.fullmatch(path) for allowed, pattern in _ALLOWED_WRITES)
         if not is_allowed and not self._access.allows_changes:
             return _Refusal(
-                status=HTTPStatus.FORBIDDEN,
-                reason="this dashboard changes no studies (notes and uploads are saved). "
-                "hint: hpsearch dashboard --allow-changes",
+                "this dashboard changes no studies (notes and uploads are saved). "
+                "hint: hpsearch dashboard --allow-changes"
             )
         rename = _RENAME.fullmatch(path)
         if rename is not None and self._is_hpsearch_study(int(rename["study"])):
             return _Refusal(
-                status=HTTPStatus.FORBIDDEN,
-                reason="optuna-dashboard renames a study by copying it and deleting the original, which loses the "
-                "points, epochs and checkpoints of a study of hpsearch",
+                "optuna-dashboard renames a study by copying it and deleting the original, which loses the points, "
+                "epochs and checkpoints of a study of hpsearch"
             )
         return None
 
@@ -142,13 +134,11 @@ class DashboardGate:
         if self._access.password is None:
             return True
         scheme, _, credentials = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        if scheme.lower() != "basic":
-            return False
         try:
             _, _, given = base64.b64decode(credentials.strip(), validate=True).partition(b":")
-        except (binascii.Error, ValueError):
+        except ValueError:
             return False
-        return hmac.compare_digest(given, self._access.password.encode())
+        return scheme.lower() == "basic" and hmac.compare_digest(given, self._access.password.encode())
 
     def _is_same_origin(self, environ: WSGIEnvironment) -> bool:
         """Whether the request comes from a page of the dashboard, or from no page.
@@ -174,11 +164,9 @@ class DashboardGate:
             return lambda data: None
 
         body = self._app(asked, note)
-        close = getattr(body, "close", None)
-        if close is not None:
-            close()
-        is_well = statuses[-1:] and statuses[-1].startswith("200")
-        status, text = (HTTPStatus.OK, "ok") if is_well else (HTTPStatus.SERVICE_UNAVAILABLE, "the database is away")
+        getattr(body, "close", lambda: None)()
+        is_well = any(status.startswith("200") for status in statuses[-1:])
+        status, text = (HTTPStatus.OK, "ok") if is_well else (HTTPStatus.SERVICE_UNAVAILABLE, "no database")
         return _send(environ, start_response, status, "text/plain; charset=utf-8", text + "\n")
 
 
@@ -187,10 +175,8 @@ def host_of(netloc: str) -> str | None:
     found = _HOST.fullmatch(netloc)
     if found is None:
         return None
-    if found["v6"] is None:
-        return canonical_host(found["name"])
-    host = canonical_host(found["v6"])
-    return host if ":" in host or _is_address(host) else None
+    host = canonical_host(found["v6"] or found["name"])
+    return host if found["v6"] is None or _address_of(host) is not None else None
 
 
 def canonical_host(host: str) -> str:
@@ -198,55 +184,41 @@ def canonical_host(host: str) -> str:
 
     Zones and IPv4 mappings are removed from addresses.
     """
-    try:
-        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        return host.lower().removesuffix(".")
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return str(mapped or address)
+    return str(_address_of(host) or host.lower().removesuffix("."))
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can be reached by this name or address."""
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+    address = _address_of(host)
+    return host == "localhost" if address is None else address.is_loopback
 
 
-def _is_address(host: str) -> bool:
+def _address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
-        return False
-    return True
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _with_safe_headers(start_response: StartResponse, *, is_upload: bool) -> StartResponse:
     """Add headers that stop other sites from reading or framing an answer, and browsers from running an upload."""
 
     def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Callable[[bytes], object]:
-        content_type = next((value for name, value in headers if name.lower() == "content-type"), "")
-        replaced = {
-            "Access-Control-Allow-Origin": None,
-            "X-Content-Type-Options": "nosniff",
-            "X-Frame-Options": "SAMEORIGIN",
-            "Cross-Origin-Resource-Policy": "same-origin",
-        }
+        kept = Headers(list(headers))
+        content_type = kept.get("Content-Type") or ""
+        del kept["Access-Control-Allow-Origin"]
+        kept["X-Content-Type-Options"] = "nosniff"
+        kept["X-Frame-Options"] = "SAMEORIGIN"
+        kept["Cross-Origin-Resource-Policy"] = "same-origin"
         if is_upload:
             is_shown = content_type.lower().startswith(_SHOWN_TYPES)
-            replaced |= {
-                "Content-Type": content_type if is_shown else "application/octet-stream",
-                "Content-Disposition": "attachment",
-                "Content-Security-Policy": "sandbox",
-            }
-        names = {name.lower() for name in replaced}
-        kept = [(name, value) for name, value in headers if name.lower() not in names]
-        return start_response(status, [*kept, *((n, v) for n, v in replaced.items() if v is not None)], *error)
+            kept["Content-Type"] = content_type if is_shown else "application/octet-stream"
+            kept["Content-Disposition"] = "attachment"
+            kept["Content-Security-Policy"] = "sandbox"
+        return start_response(status, kept.items(), *error)
 
     return start
-
-
-def _answer(environ: WSGIEnvironment, start_response: StartResponse, refusal: _Refusal) -> Iterable[bytes]:
-    text = json.dumps({"reason": refusal.reason}) + "\n"
-    return _send(environ, start_response, refusal.status, "application/json", text, refusal.headers)
 
 
 def _send(

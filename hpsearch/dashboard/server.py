@@ -37,13 +37,7 @@ class _Handler(WSGIRequestHandler):
 
 
 def serve_dashboard(
-    storage: RDBStorage,
-    artifacts: Artifacts,
-    host: str,
-    port: int,
-    access: Access,
-    *,
-    on_ready: Callable[[str], None],
+    storage: RDBStorage, artifacts: Artifacts, host: str, port: int, access: Access, *, on_ready: Callable[[str], None]
 ) -> None:
     """Serve until interrupted, in this process, so that the database URL appears on no command line.
 
@@ -63,7 +57,7 @@ def serve_dashboard(
     except OSError as error:
         raise InputError(
             f"cannot listen on {shown_host}:{port}: {error.strerror}",
-            hint="take another port with --port, or an address of this machine with --host",
+            hint="use another --port, or an address of this machine as --host",
         ) from error
     with server:
         on_ready(f"http://{shown_host}:{server.server_port}/dashboard")

@@ -1,4 +1,4 @@
-"""Choose the point of a study. `test`, `export`, `report`, `status` and the Python API all use this choice.
+"""Choose the point of a study, and estimate its error. `test`, `export`, `report`, `status` and the Python API use it.
 
 It is the point that a finished confirmation picked. Without a confirmation, or before it is finished, it is the best
 point of the search.
@@ -7,14 +7,19 @@ point of the search.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
+from hpsearch import metric
 from hpsearch.errors import InputError
 from hpsearch.results.confirmation.outcome import Confirmation
+from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary, describe_counts
 from hpsearch.results.trial_summary import TrialSummary
-from hpsearch.results.vault.record import VaultRecord
+from hpsearch.search.significance import wilson_interval
 from hpsearch.store.studies import StoredStudy
+from hpsearch.wording import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +63,110 @@ def _confirmed_point(summary: StudySummary, confirmation: Confirmation | None) -
     if confirmation is None:
         raise InputError(
             f"study {summary.name!r} has not been confirmed",
-            hint=f"hpsearch confirm {summary.name}, or take the search's best point with --point best",
+            hint=f"hpsearch confirm {summary.name}, or select the search's best point with --point best",
         )
     companion = confirmation.companion
     if not confirmation.is_finished:
         raise InputError(
             f"the confirmation of study {summary.name!r} is not finished: {describe_counts(companion.points)}",
-            hint=f"let it finish first (hpsearch worker {companion.name}), or --point best to do without it",
+            hint=f"finish it first (hpsearch worker {companion.name}), or select the best point with --point best",
         )
     chosen = confirmation.chosen
     if chosen is None:
         raise InputError(
             f"the confirmation of study {summary.name!r} could not choose: {'; '.join(confirmation.notes)}",
-            hint=f"hpsearch confirm {summary.name} --seeds with a larger number, or --point best to do without it",
+            hint=f"hpsearch confirm {summary.name} with a larger --seeds, or select the best point with --point best",
         )
     return ChosenPoint(selection=Selection.CONFIRMED, study=companion.study, trial=chosen.trial)
+
+
+class Evidence(StrEnum):
+    """The source of an error estimate, the least biased first."""
+
+    TEST = "test"
+    CONFIRMED = "confirmed"
+    SEARCH = "search"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """An error estimate of the chosen point, with its interval and a remark about its reliability.
+
+    Args:
+        error: a fraction.
+        interval: 95 % interval: Wilson's over the images, or for a confirmed mean over other seeds and other images.
+            None: the number of images is not known.
+        num_images: size of the test set or validation set; None: not known.
+        name: what the error is, for display.
+        remark: how far it can be trusted, in a few words.
+    """
+
+    evidence: Evidence
+    error: float
+    interval: tuple[float, float] | None
+    num_images: int | None
+    name: str
+    remark: str
+
+    def describe(self) -> str:
+        """The estimate as text: `test error 5.07 % (95 % interval 4.66 to 5.52 %; 10,000 images; ...)`."""
+        told = []
+        if self.interval is not None:
+            told.append(f"95 % interval {metric.interval_text(self.interval)}")
+        if self.num_images is not None:
+            told.append(f"{self.num_images:,} images")
+        return f"{self.name} {metric.error_text(self.error)} ({'; '.join([*told, self.remark])})"
+
+    def as_json(self) -> dict[str, Any]:
+        """The estimate in `status --json` and exports. These keys are stable; new keys may be added."""
+        return {
+            "evidence": self.evidence.value,
+            "error": self.error,
+            "interval": None if self.interval is None else list(self.interval),
+            "num_images": self.num_images,
+        }
+
+
+def estimate_of(
+    chosen: ChosenPoint, summary: StudySummary, confirmation: Confirmation | None, num_images: int | None
+) -> Estimate:
+    """The least biased available estimate of this point's error.
+
+    Args:
+        summary: of the searched study.
+        num_images: size of its validation set; None: not known.
+    """
+    record = next((record for record in summary.openings if chosen.is_of(record)), None)
+    if record is not None:
+        which = "" if record.opening == 1 else f", opening {record.opening} of the test set"
+        retrained = ", retrained" if record.chosen["is_retrained"] else ""
+        return Estimate(
+            evidence=Evidence.TEST,
+            error=record.test_error,
+            interval=record.interval,
+            num_images=record.num_images,
+            name=metric.TEST_NAME,
+            remark=f"on images that no selection used{which}{retrained}",
+        )
+    confirmed = confirmation and confirmation.chosen
+    mean = confirmed and confirmed.configuration.mean
+    if chosen.selection is Selection.CONFIRMED and confirmation and confirmation.comparison and mean:
+        return Estimate(
+            evidence=Evidence.CONFIRMED,
+            error=mean.mean,
+            interval=mean.interval,
+            num_images=confirmation.comparison.num_images,
+            name=f"confirmed {metric.NAME}",
+            remark=f"mean over {counted(len(confirmation.seeds), 'fresh seed')}, on the images of the selection",
+        )
+    value = chosen.trial.value
+    assert value is not None, "a complete trial has a value"
+    share = min(max(value, 0.0), 1.0)
+    return Estimate(
+        evidence=Evidence.SEARCH,
+        error=value,
+        interval=None if num_images is None else wilson_interval(round(share * num_images), num_images),
+        num_images=num_images,
+        name=f"{metric.NAME} in the search",
+        remark="the lowest of many trials, so it tends to be too low",
+    )

@@ -5,14 +5,13 @@ The columns are stable (docs/python-api.md); new columns may be added.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from optuna.trial import TrialState
-
 from hpsearch.results.summary import StudySummary
-from hpsearch.results.trial_summary import TrialSummary
+from hpsearch.results.trial_summary import TRIAL_VALUES, EpochRecord
 
 # The columns other than the searched keys, with their pandas types. Times are UTC; missing values are <NA>, NaN or NaT.
 TRIAL_COLUMNS = {
@@ -31,15 +30,8 @@ TRIAL_COLUMNS = {
     "device": "object",
     "is_counted": "bool",
 }
-CURVE_COLUMNS = {
-    "number": "int64",
-    "point": "Int64",
-    "epoch": "int64",
-    "zero_one": "float64",
-    "train_nll": "float64",
-    "validation_nll": "float64",
-    "learning_rate": "float64",
-    "seconds": "float64",
+CURVE_COLUMNS = {"number": "int64", "point": "Int64", "epoch": "int64"} | {
+    name: "float64" for name in EpochRecord._fields if name != "epoch"
 }
 _KEYS_STAND_AFTER = "value"
 
@@ -53,13 +45,15 @@ def trials_frame(summary: StudySummary) -> Any:
         ImportError: pandas is not installed.
     """
     pandas = _require_pandas()
-    keys = [dimension.name for dimension in summary.study.definition.search.dimensions]
-    frame = _frame(pandas, [_trial_row(trial) for trial in summary.trials], TRIAL_COLUMNS)
+    columns = {}
+    for name, kind in TRIAL_COLUMNS.items():
+        value = TRIAL_VALUES["trial" if name == "number" else name]
+        columns[name] = pandas.Series(map(value, summary.trials), dtype=kind)
+    frame = pandas.DataFrame(columns)
     place = frame.columns.get_loc(_KEYS_STAND_AFTER) + 1
-    for offset, key in enumerate(keys):
-        frame.insert(
-            place + offset, key, _values(pandas, [trial.point_parameters.get(key) for trial in summary.trials])
-        )
+    for offset, dimension in enumerate(summary.study.definition.search.dimensions):
+        values = [trial.point_parameters.get(dimension.name) for trial in summary.trials]
+        frame.insert(place + offset, dimension.name, pandas.Series(values, dtype=_type_of(values)))
     return frame
 
 
@@ -73,67 +67,21 @@ def curves_frame(summary: StudySummary) -> Any:
     Raises:
         ImportError: pandas is not installed.
     """
-    rows = [
-        (
-            trial.number,
-            trial.point,
-            record.epoch,
-            record.zero_one,
-            record.train_nll,
-            record.validation_nll,
-            record.learning_rate,
-            record.seconds,
-        )
-        for trial in summary.trials
-        for record in trial.curve
-    ]
-    return _frame(_require_pandas(), rows, CURVE_COLUMNS)
+    rows = [(trial.number, trial.point, *record) for trial in summary.trials for record in trial.curve]
+    return _require_pandas().DataFrame(rows, columns=list(CURVE_COLUMNS)).astype(CURVE_COLUMNS)
 
 
-def _trial_row(trial: TrialSummary) -> tuple[Any, ...]:
-    attributes = trial.attributes
-    return (
-        trial.number,
-        trial.point,
-        trial.state.name,
-        trial.value,
-        trial.best_epoch,
-        trial.num_epochs,
-        trial.best_validation_nll,
-        attributes.get("stop_reason"),
-        attributes.get("seconds"),
-        trial.started_at,
-        trial.ended_at,
-        attributes.get("worker"),
-        attributes.get("device"),
-        trial.is_current and trial.state in (TrialState.COMPLETE, TrialState.PRUNED),
-    )
-
-
-def _frame(pandas: ModuleType, rows: Sequence[tuple[Any, ...]], types: dict[str, str]) -> Any:
-    columns = list(zip(*rows, strict=True)) or [()] * len(types)
-    series = {
-        name: pandas.Series(list(column), dtype=kind)
-        for (name, kind), column in zip(types.items(), columns, strict=True)
-    }
-    return pandas.DataFrame(series)
-
-
-def _values(pandas: ModuleType, values: Sequence[Any]) -> Any:
-    """A searched key's values: numeric if all present values are numbers (missing ones are NaN), otherwise objects."""
+def _type_of(values: Sequence[Any]) -> str:
+    """A searched key's type: numeric if all present values are numbers (missing ones are NaN), otherwise object."""
     there = [value for value in values if value is not None]
-    is_numeric = bool(there) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in there)
-    if not is_numeric:
-        return pandas.Series(list(values), dtype="object")
-    if len(there) == len(values) and all(isinstance(value, int) for value in there):
-        return pandas.Series(list(values), dtype="int64")
-    return pandas.Series(list(values), dtype="float64")
+    if not there or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in there):
+        return "object"
+    is_whole = len(there) == len(values) and all(isinstance(value, int) for value in there)
+    return "int64" if is_whole else "float64"
 
 
 def _require_pandas() -> ModuleType:
     try:
-        import pandas
+        return importlib.import_module("pandas")
     except ImportError as error:
         raise ImportError("DataFrames need pandas: pip install 'hpsearch[pandas]'") from error
-    module: ModuleType = pandas
-    return module

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -19,14 +18,15 @@ from typing import Any
 import tomli_w
 import yaml
 
-from hpsearch.artifacts.atomic_file import replaced_file, write_file
 from hpsearch.artifacts.best_parameters import Artifacts
+from hpsearch.atomic_file import replaced_file
 from hpsearch.errors import InputError
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.status import StudyStatus, openings_of_others
 from hpsearch.results.stored_parameters import read_parameters
-from hpsearch.results.summary import format_time
+from hpsearch.results.trial_summary import values_of
 from hpsearch.store.studies import current_versions
+from hpsearch.wording import format_time
 
 ENVIRONMENT_PREFIX = "HPSEARCH_"
 MODEL_SUFFIX = ".safetensors"
@@ -41,59 +41,35 @@ class ExportFormat(StrEnum):
     ENV = "env"
 
 
-_FORMAT_OF_SUFFIX = {
-    ".json": ExportFormat.JSON,
-    ".toml": ExportFormat.TOML,
-    ".yaml": ExportFormat.YAML,
-    ".yml": ExportFormat.YAML,
-    ".env": ExportFormat.ENV,
-}
+_FORMAT_OF_SUFFIX = {**{f".{each}": each for each in ExportFormat}, ".yml": ExportFormat.YAML}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportDocument:
-    """The chosen trial of a study, ready to be written.
-
-    Args:
-        content: plain values without null (TOML has none): absent keys have their defaults. The keys:
-            selection           best (of the search) or confirmed (over fresh seeds)
-            study, trial (number), point: for a confirmed point those of the companion study
-            value               fraction of misclassified validation images
-            validation_nll      nats, at the same validation
-            best_epoch, epochs, stop_reason
-            parameters          the searched keys with their values; for a confirmed point also its seed
-            settings            model and training, resolved; they include the parameters
-            seed                seed of the study
-            dataset, dataset_checksums (file name -> SHA-256 of the unpacked content)
-            definition_sha256, definition (the whole study, as in a study file)
-            versions            created: of the programs that created the study; exported: of the exporting programs
-            estimate            the least biased estimate of this point's error (`Estimate.as_json`)
-            test_openings       openings of the test set for this trial's model (`VaultRecord.as_json`)
-            other_test_openings openings for models of other points, which `chosen` of each names
-            earlier_test_openings   openings by deleted studies of this name
-            test_intents, earlier_test_intents   openings that were begun and have no number (`VaultIntent.as_json`)
-            confirmation        the confirmation (`Confirmation.as_json`); absent if there is none
-            exported_at         UTC
-    """
-
-    content: Mapping[str, Any]
-
-    def render(self, export_format: ExportFormat) -> str:
-        """The document as text that ends with a newline."""
-        return _RENDERERS[export_format](dict(self.content))
-
-
-def export_point(
-    chosen: ChosenPoint,
-    status: StudyStatus,
-    *,
-    now: datetime | None = None,
-) -> ExportDocument:
+def export_point(chosen: ChosenPoint, status: StudyStatus, *, now: datetime | None = None) -> dict[str, Any]:
     """Make the export document of the chosen trial.
 
     Args:
         status: of the searched study.
         now: the export time, timezone-aware; None: the current time.
+    Returns:
+        Plain values without null (TOML has none): absent keys have their defaults. The keys:
+        selection           best (of the search) or confirmed (over fresh seeds)
+        study, trial (number), point: for a confirmed point those of the companion study
+        value               fraction of misclassified validation images
+        validation_nll      nats, at the same validation
+        best_epoch, epochs, stop_reason
+        parameters          the searched keys with their values; for a confirmed point also its seed
+        settings            model and training, resolved; they include the parameters
+        seed                seed of the study
+        dataset, dataset_checksums (file name -> SHA-256 of the unpacked content)
+        definition_sha256, definition (the whole study, as in a study file)
+        versions            created: of the programs that created the study; exported: of the exporting programs
+        estimate            the least biased estimate of this point's error (`Estimate.as_json`)
+        test_openings       openings of the test set for this trial's model (`VaultRecord.as_json`)
+        other_test_openings openings for models of other points, which `chosen` of each names
+        earlier_test_openings   openings by deleted studies of this name
+        test_intents, earlier_test_intents   openings that were begun and have no number (`VaultIntent.as_json`)
+        confirmation        the confirmation (`Confirmation.as_json`); absent if there is none
+        exported_at         UTC
     """
     trial, summary, confirmation = chosen.trial, status.summary, status.confirmation
     others = openings_of_others(summary, chosen)
@@ -105,14 +81,9 @@ def export_point(
     content = {
         "selection": chosen.selection.value,
         "study": chosen.study.name,
-        "trial": trial.number,
-        "point": trial.point,
-        "value": trial.value,
-        "validation_nll": trial.best_validation_nll,
+        **values_of(trial, "trial", "point", "value", "validation_nll"),
         "estimate": status.estimate(chosen).as_json(),
-        "best_epoch": trial.best_epoch,
-        "epochs": trial.num_epochs,
-        "stop_reason": trial.attributes.get("stop_reason"),
+        **values_of(trial, "best_epoch", "epochs", "stop_reason"),
         "parameters": trial.point_parameters,
         "settings": {"model": settings.model.model_dump(mode="json"), "training": training},
         "seed": definition.seed,
@@ -127,7 +98,13 @@ def export_point(
         "confirmation": confirmation and confirmation.as_json(),
         "exported_at": format_time(now or datetime.now(UTC)),
     }
-    return ExportDocument(content=_without_nulls(content))
+    document: dict[str, Any] = _without_nulls(content)
+    return document
+
+
+def render_export(document: dict[str, Any], export_format: ExportFormat) -> str:
+    """The document as text that ends with a newline."""
+    return _RENDERERS[export_format](document)
 
 
 def choose_format(name: str | None, path: Path | None) -> ExportFormat:
@@ -149,19 +126,10 @@ def choose_format(name: str | None, path: Path | None) -> ExportFormat:
     chosen = by_name or by_suffix
     if chosen is None:
         raise InputError(
-            f"-o {path}: no format goes by the name {suffix!r}",
-            hint=f"name the format with --format, or end the name in {', '.join(_FORMAT_OF_SUFFIX)}",
+            f"-o {path}: no format has the suffix {suffix!r}",
+            hint=f"name the format with --format, or use a name that ends in {', '.join(_FORMAT_OF_SUFFIX)}",
         )
     return chosen
-
-
-def write_export(document: ExportDocument, path: Path, export_format: ExportFormat) -> None:
-    """Write the document atomically.
-
-    Raises:
-        ArtifactError: the file cannot be written; names it.
-    """
-    write_file(path, document.render(export_format))
 
 
 def export_model(chosen: ChosenPoint, artifacts: Artifacts, path: Path) -> None:

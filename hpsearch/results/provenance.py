@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import platform
 import subprocess
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import hpsearch
 from hpsearch import environment
+from hpsearch.home import user_name
+from hpsearch.wording import printable
 
 _MOST_CHARACTERS = 200
 _GIT_SECONDS = 10.0
@@ -17,11 +18,8 @@ _GIT_SECONDS = 10.0
 
 def user_at_host() -> str:
     """`user@host`. HPSEARCH_USER overrides the user's name; a user without a name is given by number."""
-    try:
-        user = os.environ.get(environment.USER, "").strip() or getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = str(os.getuid())
-    return _plain(f"{user}@{platform.node()}")
+    user = os.environ.get(environment.USER, "").strip() or user_name()
+    return printable(f"{user}@{platform.node()}")[:_MOST_CHARACTERS]
 
 
 def code_commit(package: Path | None = None) -> str | None:
@@ -34,7 +32,7 @@ def code_commit(package: Path | None = None) -> str | None:
     """
     named = os.environ.get(environment.COMMIT, "").strip()
     if named:
-        return _plain(named)
+        return printable(named)[:_MOST_CHARACTERS]
     folder = Path(hpsearch.__file__).parent if package is None else package
     # If the package is installed in an environment inside another project's checkout, git would report its commit.
     if not _git(folder, "ls-files", "--", "__init__.py"):
@@ -43,7 +41,7 @@ def code_commit(package: Path | None = None) -> str | None:
     if not commit:
         return None
     changed = _git(folder, "status", "--porcelain", "--", ".")
-    return _plain(f"{commit}-dirty" if changed else commit)
+    return f"{commit}-dirty" if changed else commit
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -59,8 +57,3 @@ def _git(folder: Path, *arguments: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
-
-
-def _plain(text: str) -> str:
-    """Replace control characters and limit the length, since the text comes from the environment."""
-    return "".join(character if character.isprintable() else "?" for character in text)[:_MOST_CHARACTERS]

@@ -10,3 +10,7 @@ class Selection(StrEnum):
 
     BEST = "best"
     CONFIRMED = "confirmed"
+
+    @property
+    def label(self) -> str:
+        return {Selection.BEST: "the best of the search", Selection.CONFIRMED: "confirmed over fresh seeds"}[self]

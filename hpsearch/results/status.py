@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from hpsearch.results.choice import ChosenPoint, choose_point
+from hpsearch.metric import error_text
+from hpsearch.results.choice import ChosenPoint, Estimate, choose_point, estimate_of
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.confirmation.read_outcome import confirmation_for
-from hpsearch.results.estimate import Estimate, estimate_of
+from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary, read_summary
-from hpsearch.results.vault.record import VaultRecord
+from hpsearch.results.trial_summary import values_of
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.correct_images import read_num_images
+from hpsearch.wording import parameters_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +61,9 @@ class StudyStatus:
         if chosen is None or best is None:
             return []
         lines = [f"chosen point: {describe_point(chosen)}: {self.estimate(chosen).describe()}"]
-        if self.best_is_another and best.value is not None:
-            lines.append(
-                f"the search's best is another point: trial {best.number}, {100 * best.value:.2f} % in the search: "
-                "--point best asks for it"
-            )
+        if self.best_is_another:
+            error = f"{error_text(best.value)} in the search"
+            lines.append(f"the search's best is another point: trial {best.number}, {error}; --point best selects it")
         return lines + [describe_other_opening(record) for record in openings_of_others(self.summary, chosen)]
 
     def as_json(self) -> dict[str, Any]:
@@ -84,10 +84,7 @@ class StudyStatus:
             and {
                 "selection": chosen.selection.value,
                 "study": chosen.study.name,
-                "trial": chosen.trial.number,
-                "point": chosen.trial.point,
-                "params": chosen.trial.point_parameters,
-                "value": chosen.trial.value,
+                **values_of(chosen.trial, "trial", "point", "params", "value"),
                 "estimate": self.estimate(chosen).as_json(),
             },
             "confirmation": self.confirmation and self.confirmation.as_json(),
@@ -101,33 +98,18 @@ def openings_of_others(summary: StudySummary, chosen: ChosenPoint) -> Sequence[V
 
 def describe_other_opening(record: VaultRecord) -> str:
     """One line: the test set was opened for another point, with its number."""
-    return (
-        f"the test set was opened for another point than the chosen one, trial {record.chosen['trial']} of "
-        f"{record.chosen['study']} ({record.chosen['selection']}): test error {record.describe_number()}"
-    )
+    evaluated = f"{record.model}: test error {record.describe_number()}"
+    return f"the test set was opened for another point than the chosen one, {evaluated}"
 
 
 def describe_point(chosen: ChosenPoint) -> str:
     """The point as text: `learning_rate 0.1 (trial 40 of small-confirm, confirmed over fresh seeds)`."""
-    values = [
-        f"{name} {f'{value:.4g}' if isinstance(value, float) else value}"
-        for name, value in chosen.trial.point_parameters.items()
-    ]
-    how = {Selection.BEST: "the best of the search", Selection.CONFIRMED: "confirmed over fresh seeds"}
-    point = ", ".join(values) or "the only one"
-    return f"{point} (trial {chosen.trial.number} of {chosen.study.name}, {how[chosen.selection]})"
+    trial = f"trial {chosen.trial.number} of {chosen.study.name}"
+    return f"{parameters_label(chosen.trial.point_parameters)} ({trial}, {chosen.selection.label})"
 
 
 def read_status(database: Database, name: str, *, with_curves: bool = False) -> StudyStatus:
-    """Read a study with all its trials, and the current results of its confirmation.
-
-    Args:
-        with_curves: also read every trial's epochs.
-    Raises:
-        StudyNotFoundError: no such study.
-        InputError: not a study of hpsearch.
-        StorageError: the database is not reachable, or its records of the study are damaged.
-    """
+    """Read a study as `read_summary` does, and the current results of its confirmation."""
     summary = read_summary(database, name, with_curves=with_curves)
     return StudyStatus(
         summary=summary,

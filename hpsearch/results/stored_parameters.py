@@ -18,7 +18,6 @@ from hpsearch.training.networks.build import build_network
 from hpsearch.training.tensor_file import CHECKSUM, Array, load_arrays, with_checksum
 
 _PLACE_HINT = "name the folder or bucket that the workers wrote to with --artifacts or HPSEARCH_ARTIFACTS"
-_DAMAGE_HINT = "restore it from a copy; `hpsearch test --retrain` trains the point again"
 
 
 def read_parameters(study: StoredStudy, trial: TrialSummary, artifacts: Artifacts) -> bytes:
@@ -33,7 +32,7 @@ def read_parameters(study: StoredStudy, trial: TrialSummary, artifacts: Artifact
     if artifact_id is None:
         raise ArtifactError(
             f"trial {trial.number} of study {study.name!r} has no {PARAMETERS_FILE} on record",
-            hint="a worker keeps those of trials that are the best so far when they end, and no others",
+            hint="a worker keeps the parameters only of trials that are the best of the study when they end",
         )
     found = f"artifact {artifact_id} ({PARAMETERS_FILE} of trial {trial.number})"
     try:
@@ -44,7 +43,7 @@ def read_parameters(study: StoredStudy, trial: TrialSummary, artifacts: Artifact
     except OSError as error:
         raise ArtifactError(f"{found} in {artifacts.place} cannot be read: {error.strerror}") from error
     except SafetensorError as error:
-        raise ArtifactError(f"{found} in {artifacts.place} is damaged: {error}", hint=_DAMAGE_HINT) from error
+        raise _damaged(found, artifacts, error) from error
     if not _is_of(metadata, study, trial):
         raise ArtifactError(
             f"{found} in {artifacts.place} says that it belongs to trial {metadata.get('trial')} of study "
@@ -53,8 +52,13 @@ def read_parameters(study: StoredStudy, trial: TrialSummary, artifacts: Artifact
         )
     damage = _damage(arrays, metadata, study.definition.resolve(trial.parameters).model)
     if damage is not None:
-        raise ArtifactError(f"{found} in {artifacts.place} is damaged: {damage}", hint=_DAMAGE_HINT)
+        raise _damaged(found, artifacts, damage)
     return content
+
+
+def _damaged(found: str, artifacts: Artifacts, reason: object) -> ArtifactError:
+    hint = "restore it from a copy, or train the point again with `hpsearch test --retrain`"
+    return ArtifactError(f"{found} in {artifacts.place} is damaged: {reason}", hint=hint)
 
 
 def _damage(arrays: Mapping[str, Array], metadata: Mapping[str, str], model: ModelSettings) -> str | None:

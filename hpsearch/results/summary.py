@@ -7,9 +7,10 @@ module only reads. Reading takes six SQL statements (seven with curves), whateve
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from optuna.trial import TrialState
@@ -17,9 +18,9 @@ from sqlalchemy import Connection
 
 from hpsearch.errors import NothingCompleteError, UncountedPointsError
 from hpsearch.home import log_folder
-from hpsearch.results.trial_summary import TrialRows, TrialSummary, select_trials, trials_from
-from hpsearch.results.vault.intents import Intents, VaultIntent, describe_intents, select_intents
-from hpsearch.results.vault.record import Openings, VaultRecord, describe_openings, select_openings
+from hpsearch.results.openings.intents import Intents, VaultIntent, select_intents
+from hpsearch.results.openings.record import OpeningEntry, Openings, VaultRecord, select_openings
+from hpsearch.results.trial_summary import TrialRows, TrialSummary, select_trials, trials_from, values_of
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.foreign_endings import FAIL_REASON_ATTRIBUTE, FOREIGN_STATE_ATTRIBUTE
@@ -27,6 +28,7 @@ from hpsearch.store.rows.points import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.rows.round_rows import StoredRound, has_ended, read_rounds
 from hpsearch.store.rows.widening import num_lost_points
 from hpsearch.store.studies import StoredStudy, load_study
+from hpsearch.wording import format_time, parameters_label, times
 
 _MOST_NAMED = 3  # points that an error message names
 
@@ -100,8 +102,7 @@ class StudySummary:
     @property
     def running(self) -> tuple[TrialSummary, ...]:
         """The running trials, by number; their attributes `worker` and `device` say where they run."""
-        running = [trial for trial in self.trials if trial.is_current and trial.state is TrialState.RUNNING]
-        return tuple(sorted(running, key=lambda trial: trial.number))
+        return _by_number(t for t in self.trials if t.is_current and t.state is TrialState.RUNNING)
 
     @property
     def num_epochs(self) -> int:
@@ -114,8 +115,7 @@ class StudySummary:
 
         Their points were or will be queued again, or were given up.
         """
-        failed = [trial for trial in self.trials if trial.state is TrialState.FAIL]
-        return tuple(sorted(failed, key=lambda trial: trial.number))
+        return _by_number(trial for trial in self.trials if trial.state is TrialState.FAIL)
 
     @property
     def given_up(self) -> tuple[TrialSummary, ...]:
@@ -167,10 +167,7 @@ class StudySummary:
         given_up = self.given_up
         if not given_up:
             return
-        named = "; ".join(
-            f"point {trial.point} ({', '.join(f'{k}={v}' for k, v in trial.point_parameters.items())})"
-            for trial in given_up[:_MOST_NAMED]
-        )
+        named = "; ".join(f"point {t.point} ({parameters_label(t.point_parameters)})" for t in given_up[:_MOST_NAMED])
         more = f" and {len(given_up) - _MOST_NAMED} more" if len(given_up) > _MOST_NAMED else ""
         raise UncountedPointsError(
             f"{len(given_up)} of {self.points.total} points could not be trained, their workers died or "
@@ -234,26 +231,10 @@ class StudySummary:
             "lost_points": self.num_lost_points,
             "foreign_trials": self.num_foreign,
             "running": [
-                {
-                    "trial": trial.number,
-                    "point": trial.point,
-                    "epochs": trial.num_epochs,
-                    "worker": trial.attributes.get("worker"),
-                    "device": trial.attributes.get("device"),
-                    "params": trial.point_parameters,
-                }
-                for trial in self.running
+                values_of(trial, "trial", "point", "epochs", "worker", "device", "params") for trial in self.running
             ],
             "best": best
-            and {
-                "trial": best.number,
-                "point": best.point,
-                "value": best.value,
-                "validation_nll": best.best_validation_nll,
-                "best_epoch": best.best_epoch,
-                "epochs": best.num_epochs,
-                "params": best.point_parameters,
-            },
+            and values_of(best, "trial", "point", "value", "validation_nll", "best_epoch", "epochs", "params"),
             **self.test_set_as_json(),
         }
 
@@ -266,10 +247,24 @@ class StudySummary:
             "earlier_test_intents": [intent.as_json() for intent in self.earlier_intents],
         }
 
+    @property
+    def test_set(self) -> Mapping[str, Sequence[OpeningEntry]]:
+        """All records about the test set under their headings; headings without records are left out."""
+        deleted = "an earlier study of this name, which was deleted, opened the test set"
+        records: dict[str, Sequence[OpeningEntry]] = {
+            f"the test set was opened {times(len(self.openings))}": self.openings,
+            deleted: self.earlier_openings,
+            "the test set was opened without a number on record": self.intents,
+            f"{deleted} without a number on record": self.earlier_intents,
+        }
+        return {heading: entries for heading, entries in records.items() if entries}
+
     def describe_test_set(self) -> list[str]:
         """Lines for display about all records of the test set; empty if there are none."""
-        numbers = describe_openings(self.openings, self.earlier_openings)
-        return numbers + describe_intents(self.intents, self.earlier_intents)
+        lines = []
+        for heading, entries in self.test_set.items():
+            lines += [f"{heading}:", *chain.from_iterable(entry.lines() for entry in entries)]
+        return lines
 
 
 def read_summary(database: Database, name: str, *, with_curves: bool = False) -> StudySummary:
@@ -302,6 +297,10 @@ def read_summary(database: Database, name: str, *, with_curves: bool = False) ->
     )
 
 
+def _by_number(trials: Iterable[TrialSummary]) -> tuple[TrialSummary, ...]:
+    return tuple(sorted(trials, key=lambda trial: trial.number))
+
+
 def describe_counts(points: PointCounts) -> str:
     """The counts as text: `3 waiting, 1 running, 0 complete, 2 pruned, 0 given up`."""
     return (
@@ -312,16 +311,4 @@ def describe_counts(points: PointCounts) -> str:
 
 def counts_as_json(points: PointCounts) -> dict[str, int]:
     """The number of points by the state of their current trial; `failed` counts points that were given up."""
-    return {
-        "total": points.total,
-        "waiting": points.waiting,
-        "running": points.running,
-        "complete": points.complete,
-        "pruned": points.pruned,
-        "failed": points.failed,
-    }
-
-
-def format_time(moment: datetime) -> str:
-    """A timezone-aware time in UTC, to the second: 2026-11-21T07:05:00Z."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"total": points.total, **asdict(points)}

@@ -10,17 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, partial
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Row, text
 
-from hpsearch.store.rows.foreign_endings import (
-    ENDED_OUTSIDE,
-    FOREIGN_VALUES,
-    foreign_attributes,
-)
+from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE, FOREIGN_VALUES, foreign_attributes
 from hpsearch.store.rows.points import NLL_ATTRIBUTE, POINT_ATTRIBUTE, RESUMED_AT_ATTRIBUTE
 from hpsearch.stored_json import (
     ARTIFACT_RECORD_PREFIX,
@@ -34,8 +31,7 @@ from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import ParameterValue, without_zero_switches
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochRecord:
+class EpochRecord(NamedTuple):
     """One epoch of a learning curve, as stored in the database.
 
     Args:
@@ -129,6 +125,39 @@ class TrialSummary:
             system_attrs=dict(self.artifact_records),
             intermediate_values={record.epoch: record.zero_one for record in self.curve},
         )
+
+
+def _attribute(name: str) -> Callable[[TrialSummary], Any]:
+    return lambda trial: trial.attributes.get(name)
+
+
+def _is_counted(trial: TrialSummary) -> bool:
+    return trial.is_current and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+# The values of a trial under their names in JSON documents, exports and data frames.
+TRIAL_VALUES: Mapping[str, Callable[[TrialSummary], Any]] = {
+    "trial": attrgetter("number"),
+    "point": attrgetter("point"),
+    "state": attrgetter("state.name"),
+    "value": attrgetter("value"),
+    "validation_nll": attrgetter("best_validation_nll"),
+    "best_epoch": attrgetter("best_epoch"),
+    "epochs": attrgetter("num_epochs"),
+    "stop_reason": _attribute("stop_reason"),
+    "seconds": _attribute("seconds"),
+    "started_at": attrgetter("started_at"),
+    "ended_at": attrgetter("ended_at"),
+    "worker": _attribute("worker"),
+    "device": _attribute("device"),
+    "is_counted": _is_counted,
+    "params": attrgetter("point_parameters"),
+}
+
+
+def values_of(trial: TrialSummary, *names: str) -> dict[str, Any]:
+    """The values of `TRIAL_VALUES` with these names, in this order."""
+    return {name: TRIAL_VALUES[name](trial) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,25 +259,10 @@ def _attributes(texts: Mapping[str, str] | None, what: str, table: str) -> dict[
     return found
 
 
-def _epoch_from(
-    what: str,
-    epoch: int,
-    zero_one: float,
-    train_nll: float,
-    validation_nll: float,
-    learning_rate: float,
-    seconds: float,
-) -> EpochRecord:
-    for value in (zero_one, train_nll, validation_nll, learning_rate, seconds):
-        check_kind(value, Kind.NUMBER, f"epoch {epoch} of {what}", "tables trial_intermediate_values, hpsearch_epochs")
-    return EpochRecord(
-        epoch=epoch,
-        zero_one=zero_one,
-        train_nll=train_nll,
-        validation_nll=validation_nll,
-        learning_rate=learning_rate,
-        seconds=seconds,
-    )
+def _epoch_from(what: str, epoch: int, *numbers: float) -> EpochRecord:
+    for number in numbers:
+        check_kind(number, Kind.NUMBER, f"epoch {epoch} of {what}", "tables trial_intermediate_values, hpsearch_epochs")
+    return EpochRecord(epoch, *numbers)
 
 
 def _utc(moment: datetime | None) -> datetime | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import platform
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,7 @@ import torch
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from hpsearch import __version__
+from hpsearch.atomic_file import replacement_of
 from hpsearch.data.resident import ResidentData
 from hpsearch.home import make_folder
 from hpsearch.logs import get_logger
@@ -116,15 +116,8 @@ class LaneMemory:
         path = self.path(LaneCase(words=known.case))
         try:
             make_folder(self.folder)
-            with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".writing-", delete=False) as file:
-                try:
-                    file.write(known.model_dump_json(indent=2) + "\n")
-                    file.close()
-                    Path(file.name).replace(path)
-                except BaseException:
-                    with contextlib.suppress(OSError):
-                        Path(file.name).unlink()
-                    raise
+            with replacement_of(path) as file:
+                file.write(known.model_dump_json(indent=2).encode() + b"\n")
         except OSError as error:
             _log.warning("cannot remember in %s how many lanes pay: %s", self.folder, error.strerror)
 

@@ -147,7 +147,7 @@ def test_run_trains_every_point_once_and_prints_the_best_table(shell: Shell) -> 
 
 def test_how_many_lanes_pay_is_measured_and_remembered(shell: Shell) -> None:
     done = shell("run", shell.study_file)
-    assert "1 worker with as many lanes as pay" in done.stderr
+    assert "1 worker with the fastest number of lanes" in done.stderr
     (case,) = (shell.folder / "home" / "lanes").glob("*.json")
     assert "1" in json.loads(case.read_text())["seconds"]  # on a busy machine there may be no time for more
     assert "s per trial-epoch" in (shell.folder / "home" / "logs" / "small-worker-0.log").read_text()
@@ -183,10 +183,10 @@ def test_the_views_tell_the_same_best_point(shell: Shell) -> None:
         "total": 9, "waiting": 0, "running": 0, "complete": 9, "pruned": 0, "failed": 0
     }  # fmt: skip
     assert status["best"]["value"] == best.value
-    assert f"{best.value:.2%}" in shell.told("status", "small")
+    assert f"{100 * best.value:.2f} %" in shell.told("status", "small")
     assert [line["name"] for line in json.loads(shell.told("status", "--json"))] == ["small"]
     assert "small" in shell.told("status")
-    assert f"{best.value:.2%}" in shell.told("status", "--watch")  # finished: shows it once
+    assert f"{100 * best.value:.2f} %" in shell.told("status", "--watch")  # finished: shows it once
 
     document = json.loads(shell.told("export", "small"))
     assert json.loads(shell.told("export", "small", "-o", "-"))["parameters"] == document["parameters"]
@@ -396,7 +396,7 @@ def test_a_changed_definition_under_the_same_name_is_refused_with_its_difference
         (["run", "small.toml", "--storage", "sqlite:///x.db"], 2, "storage must be PostgreSQL"),
         (["run", "small.toml", "--artifacts", "small.toml/below"], 3, "is not writable for user"),
         (["dashboard", "--host", "0.0.0.0"], 2, "has no login"),
-        (["status", "--json", "--watch"], 2, "do not go together"),
+        (["status", "--json", "--watch"], 2, "exclude each other"),
         (["data", "verify", "minst"], 2, "minst"),
         (["nonsense"], 2, "nonsense"),
     ],
@@ -441,7 +441,7 @@ def test_taking_results_from_a_study_without_any_tells_the_counts(command: str, 
 def test_a_file_is_not_written_to_stdout(command: str, option: str, shell: Shell) -> None:
     done = shell.within(command, "small", option, "-")
     assert done.returncode == 2
-    assert "this is written to a file, not to stdout" in done.stderr
+    assert "this cannot be written to stdout" in done.stderr
     assert not (shell.folder / "-").exists()
 
 

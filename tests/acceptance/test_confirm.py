@@ -61,7 +61,7 @@ def test_from_a_search_to_a_confirmed_point(shell: Shell, database_url: str, tmp
     assert "2 points with 2 seeds each, 4 of 4 trainings are new" in told.stderr
     assert "study 'small-confirm' created: 4 points, 1 worker" in told.stderr
     assert "study small, confirmed in small-confirm" in told.stdout
-    assert "corrected for its having been picked as the lowest" in told.stdout
+    assert "corrected for its selection as the lowest" in told.stdout
     companion = optuna.load_study(study_name="small-confirm", storage=database_url)
     assert [trial.state for trial in companion.trials] == [TrialState.COMPLETE] * 4
     assert len({trial.params["seed"] for trial in companion.trials}) == 2

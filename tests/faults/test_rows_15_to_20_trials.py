@@ -16,6 +16,7 @@ import tomli_w
 from optuna.trial import TrialState
 from safetensors.numpy import load_file
 
+from hpsearch.wording import value_label
 from tests.faults.arena import Arena, learning_rates, read_lines
 from tests.faults.driver import Faults
 from tests.faults.processes import wait_until
@@ -44,7 +45,7 @@ def test_row_15_poison_point(arena: Arena, tmp_path: Path) -> None:
     arena.num_points = 4
     assert run.wait(240) == 1, run.said
     assert "1 of 4 points could not be trained, their workers died or failed each time" in run.said
-    assert f"point 1 (learning_rate={rates[1]})" in run.said
+    assert f"point 1 (learning_rate {value_label(rates[1])})" in run.said
     arena.judge(given_up=[1])
     attempts = [trial for trial in arena.trials() if trial.user_attrs["point"] == 1]
     assert [trial.state for trial in attempts] == [TrialState.FAIL] * 3

@@ -17,11 +17,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hpsearch import logs, safe_text
-from hpsearch.console.fitted_table import FittedTable, TableColumn
+from hpsearch.console.fitted_table import FittedTable
 from hpsearch.console.notice import print_line, say
 from hpsearch.console.screen import text_of
 from hpsearch.console.tables import print_json
 from hpsearch.errors import InputError
+from hpsearch.results.view_tables import Column, ViewTable
 from hpsearch.safe_text import for_terminal, mask_passwords, masked, remember_passwords
 from hpsearch.store.connection.address import parse_url
 
@@ -100,7 +101,7 @@ def test_tables_and_live_lines_are_safe(capsys: pytest.CaptureFixture[str]) -> N
     from rich.console import Console
 
     console = Console()
-    console.print(FittedTable([TableColumn(heading=f"x{ESCAPE}", cells=[f"{ESCAPE}\n{ESCAPE}"])]), text_of(ESCAPE))
+    console.print(FittedTable(ViewTable(columns=[Column(f"x{ESCAPE}", [f"{ESCAPE}\n{ESCAPE}"])])), text_of(ESCAPE))
     shown = capsys.readouterr().out
     assert not set(shown) & {"\x1b", "\x07", "\x9b", "\r"}
     assert r"\x1b]0;owned\x07\x9b31m\x0d\n\x1b]0;owned" in shown

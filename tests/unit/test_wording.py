@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpsearch.wording import did_you_mean, first_line, value_label
+from hpsearch.wording import counted, did_you_mean, first_line, format_seconds, parameters_label, times, value_label
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,25 @@ def test_a_similar_name_is_suggested_and_no_other() -> None:
         (123456, "123456"),
         (True, "true"),
         ("tanh", "tanh"),
-        (None, "none"),
+        (None, "-"),
     ],
 )
 def test_values_read_as_in_a_study_file(value: float | str | None, label: str) -> None:
     assert value_label(value) == label
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.04 s"), (3.21, "3.2 s"), (42.4, "42 s"), (59.99, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
+)
+def test_durations_are_written_for_people(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_points_and_numbers_are_written_for_people() -> None:
+    assert parameters_label({"learning_rate": 0.1, "lambda_2": 1e-5, "shuffle": True}) == (
+        "learning_rate 0.1, lambda_2 1e-5, shuffle true"
+    )
+    assert parameters_label({}) == "the only point"
+    assert [counted(1, "point"), counted(3, "point")] == ["1 point", "3 points"]
+    assert [times(1), times(2)] == ["once", "2 times"]

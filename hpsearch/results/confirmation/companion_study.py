@@ -47,8 +47,9 @@ def find_companion(database: Database, study: StoredStudy) -> Companion | None:
 
     Ignores the confirmation of a deleted study with the same name but another definition or data.
     """
+    confirmed = study.name, study.definition.value_sha256, dict(study.dataset_checksums)
     for name, confirms in confirmations(database).items():
-        if _is_of(confirms, study):
+        if (confirms["study"], confirms["value_sha256"], confirms["dataset_checksums"]) == confirmed:
             return Companion(name=name, num_parameters=tuple(confirms["num_parameters"]))
     return None
 
@@ -80,7 +81,7 @@ def _parse_confirms(text: str, what: str, place: str) -> dict[str, Any]:
     for number in numbers if isinstance(numbers, list) else [numbers]:
         check_kind(number, Kind.WHOLE, what, f"{place}, num_parameters")
     if not isinstance(numbers, list):
-        raise damaged(what, f"{place}, num_parameters", "it is no list")
+        raise damaged(what, f"{place}, num_parameters", "expected a list")
     return found
 
 
@@ -114,9 +115,3 @@ def can_seeds_matter(definition: StudyDefinition, configurations: Points) -> boo
 
 def without_seed(point: Parameters) -> dict[str, ParameterValue]:
     return {name: value for name, value in point.items() if name != SEED}
-
-
-def _is_of(confirms: Mapping[str, Any], study: StoredStudy) -> bool:
-    """Whether the attribute is about this study, not about an earlier study of the same name."""
-    named = confirms["study"], confirms["value_sha256"], confirms["dataset_checksums"]
-    return named == (study.name, study.definition.value_sha256, dict(study.dataset_checksums))

@@ -37,22 +37,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-CONFIDENCE = 0.95  # of a single mean's interval
-# Of all pairs' intervals together. Slightly more than 95 %, so that equal configurations are found to differ in at most
-# 5 % of cases even if seed effects are not exactly normal, and although the simulation is finite.
-SIMULTANEOUS_CONFIDENCE = 0.96
-_NUM_DRAWS = 200_000  # gives a critical value to 0.3 %
-_LARGEST_TABLE = 10_000_000  # numbers drawn; limits the draws for many configurations to about a second
-_CHUNK = 4_000  # draws at a time
-_FEWEST_CHUNKS = 3
-_NUM_PICKS = 5_000  # simulated picks of a winner; each noise is used with both signs
+from hpsearch.results.confirmation.critical_values import (
+    CriticalValues,
+    Numbers,
+    at_least_usual,
+    critical_values,
+    generator,
+)
 
-Numbers = NDArray[np.float64]
+_NUM_PICKS = 5_000  # simulated picks of a winner; each noise is used with both signs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,25 +117,6 @@ class Comparison:
         return tuple(i for i, difference in enumerate(self.from_winner) if not difference.is_significant)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CriticalValues:
-    """The factors of the standard errors in an interval: for the seeds' part (t) and the images' part (z)."""
-
-    seeds: float
-    images: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Complexity:
-    """How complex a configuration is. Among tied configurations the one with the smallest value is picked.
-
-    Args:
-        num_parameters: trainable parameters of its network.
-    """
-
-    num_parameters: int
-
-
 def compare(correct: NDArray[np.bool_]) -> Comparison:
     """Compare configurations that were trained with the same seeds and evaluated on the same images.
 
@@ -155,18 +133,21 @@ def compare(correct: NDArray[np.bool_]) -> Comparison:
         raise ValueError(f"must be [configurations, seeds, images], at least [1, 1, 2], got {list(correct.shape)}")
     num_configurations, num_seeds, num_images = correct.shape
     layout = _CrossedLayout.of(~correct)
-    winner = int(layout.means.argmin())
     half_widths = layout.half_widths_of_differences(critical_values(num_configurations, num_seeds))
     differences = layout.means[:, None] - layout.means[None, :]
+    intervals = layout.intervals_of_means(critical_values(1, num_seeds), num_images)
     return Comparison(
-        means=_mean_errors(layout, num_seeds, num_images),
-        winner=winner,
+        means=tuple(
+            MeanError(mean=float(mean), deviation=float(deviation) if num_seeds > 1 else None, interval=interval)
+            for mean, deviation, interval in zip(layout.means, layout.deviations, intervals, strict=True)
+        ),
+        winner=int(layout.means.argmin()),
         differences=tuple(
             tuple(
-                _difference(float(value), float(half))
-                for value, half in zip(differences[i], half_widths[i], strict=True)
+                Difference(value=value, interval=(value - half, value + half))
+                for value, half in zip(values.tolist(), halves.tolist(), strict=True)
             )
-            for i in range(num_configurations)
+            for values, halves in zip(differences, half_widths, strict=True)
         ),
         corrected_error=_corrected_for_optimism(layout.means, layout.covariance),
         num_seeds=num_seeds,
@@ -175,34 +156,29 @@ def compare(correct: NDArray[np.bool_]) -> Comparison:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pick:
-    """The index of the picked configuration, and the reason in a few words."""
-
-    index: int
-    reason: str
-
-
-def simplest_of(comparison: Comparison, complexities: Sequence[Complexity]) -> Pick:
+def simplest_of(comparison: Comparison, num_parameters: Sequence[int]) -> tuple[int, str]:
     """Pick the simplest of the tied configurations.
 
     The one with the fewest parameters; if several have equally few, the one with the lowest mean error; if these are
     equal too, the first one.
 
     Args:
-        complexities: of all configurations, in the order of the comparison.
+        num_parameters: trainable parameters of all configurations, in the order of the comparison.
+    Returns:
+        The index of the picked configuration, and the reason in a few words.
     """
-    left = list(comparison.tied)
-    if len(left) == 1:
-        return Pick(index=left[0], reason="no other is tied with it")
-    fewest = min(complexities[i].num_parameters for i in left)
-    left = [i for i in left if complexities[i].num_parameters == fewest]
-    if len(left) == 1:
-        return Pick(index=left[0], reason=f"the fewest trainable parameters of the tied ({fewest:,})")
-    lowest = min(comparison.means[i].mean for i in left)
-    left = [i for i in left if comparison.means[i].mean == lowest]
-    equal = f"of the tied with the fewest trainable parameters ({fewest:,})"
-    return Pick(index=left[0], reason=f"{equal} the {'lowest mean error' if len(left) == 1 else 'one that came first'}")
+    ranks = {i: (num_parameters[i], comparison.means[i].mean) for i in comparison.tied}
+    picked = min(ranks, key=lambda i: (ranks[i], i))
+    fewest = f"the fewest trainable parameters ({num_parameters[picked]:,})"
+    if len(ranks) == 1:
+        reason = "no other point is tied with it"
+    elif [number for number, _ in ranks.values()].count(num_parameters[picked]) == 1:
+        reason = f"of the tied points it has {fewest}"
+    elif list(ranks.values()).count(ranks[picked]) == 1:
+        reason = f"of the tied points with {fewest} it has the lowest mean error"
+    else:
+        reason = f"of the tied points with {fewest} and the lowest mean error it is the first"
+    return picked, reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,15 +227,19 @@ class _CrossedLayout:
         return self.of_rest + _non_negative(self.of_seeds - self.of_rest) + _non_negative(self.of_images - self.of_rest)
 
     def half_widths_of_differences(self, critical: CriticalValues) -> Numbers:
-        """Half widths of the simultaneous intervals of all pairs, [k, k]."""
-        of_seeds = _of_differences(self.of_seeds)
+        """Half widths of the simultaneous intervals of all pairs by Banerjee's rule, [k, k]."""
+        of_seeds, of_rest = _of_differences(self.of_seeds), _of_differences(self.of_rest)
         k = len(of_seeds)
         if k > 1:
             pairs = np.triu_indices(k, 1)
             usual = np.zeros((k, k))
-            usual[pairs] = _at_least_usual(of_seeds[pairs])
+            usual[pairs] = at_least_usual(of_seeds[pairs])
             of_seeds = usual + usual.T
-        return _half_widths(of_seeds, _of_differences(self.of_images), _of_differences(self.of_rest), critical)
+        # By chance a few seeds can vary less than the residuals imply: the residual variance is the lower bound.
+        seeds = np.maximum(of_seeds, of_rest)
+        images = np.maximum(_of_differences(self.of_images) - of_rest, 0.0)
+        widths: Numbers = np.sqrt(critical.seeds**2 * seeds.clip(0.0) + critical.images**2 * images)
+        return widths
 
     def intervals_of_means(self, critical: CriticalValues, num_images: int) -> list[tuple[float, float]]:
         """The interval of each mean by itself, k of them."""
@@ -270,15 +250,6 @@ class _CrossedLayout:
             _interval_of_mean(float(mean), float(seed), float(image), critical.images, num_images)
             for mean, seed, image in zip(self.means, seeds, images, strict=True)
         ]
-
-
-def _half_widths(of_seeds: Numbers, of_images: Numbers, of_rest: Numbers, critical: CriticalValues) -> Numbers:
-    """Half widths by Banerjee's rule, from the three variance estimates."""
-    # By chance a few seeds can vary less than the residuals imply: the residual variance is the lower bound.
-    seeds = np.maximum(of_seeds, of_rest)
-    images = np.maximum(of_images - of_rest, 0.0)
-    widths: Numbers = np.sqrt(critical.seeds**2 * seeds.clip(0.0) + critical.images**2 * images)
-    return widths
 
 
 def _interval_of_mean(mean: float, seeds: float, images: float, z: float, num_images: int) -> tuple[float, float]:
@@ -316,86 +287,6 @@ def _non_negative(covariance: Numbers) -> Numbers:
     return nearest
 
 
-def _mean_errors(layout: _CrossedLayout, num_seeds: int, num_images: int) -> tuple[MeanError, ...]:
-    intervals = layout.intervals_of_means(critical_values(1, num_seeds), num_images)
-    return tuple(
-        MeanError(
-            mean=float(mean),
-            deviation=float(deviation) if num_seeds > 1 else None,
-            interval=interval,
-        )
-        for mean, deviation, interval in zip(layout.means, layout.deviations, intervals, strict=True)
-    )
-
-
-def _difference(value: float, half_width: float) -> Difference:
-    return Difference(value=value, interval=(value - half_width, value + half_width))
-
-
-@cache
-def critical_values(num_configurations: int, num_seeds: int) -> CriticalValues:
-    """Critical values for the simultaneous intervals of all pairs of configurations, or of a single mean.
-
-    They are simulated with independent normal seed effects of equal variance in all configurations.
-
-    Args:
-        num_configurations: 1 for the interval of a single mean.
-    """
-    confidence = CONFIDENCE if num_configurations == 1 else SIMULTANEOUS_CONFIDENCE
-    images = float(np.quantile(_largest_normal(num_configurations), confidence))
-    if num_seeds == 1:
-        return CriticalValues(seeds=0.0, images=images)
-    seeds = float(np.quantile(_largest_studentised(num_configurations, num_seeds), confidence))
-    if num_configurations > 2:
-        # With few seeds `_at_least_usual` lowers this value below the one of a single pair. That is right if all
-        # configurations' seeds vary equally. But the pairs of a configuration whose seeds vary more keep their own
-        # variances, and are then as uncertain as a single pair.
-        seeds = max(seeds, critical_values(2, num_seeds).seeds)
-    return CriticalValues(seeds=seeds, images=images)
-
-
-def _largest_normal(k: int) -> Numbers:
-    """Draws of the largest standardised difference of k normal means; for k = 1, of the absolute mean itself."""
-    draws = _generator(k, 0).standard_normal((_NUM_DRAWS, k))
-    largest: Numbers = np.abs(draws[:, 0]) if k == 1 else np.ptp(draws, axis=1) / np.sqrt(2)
-    return largest
-
-
-def _largest_studentised(k: int, num_seeds: int) -> Numbers:
-    """Draws of the largest difference of all pairs, divided by the standard errors that `compare` uses."""
-    generator = _generator(k, num_seeds)
-    num_chunks = max(_FEWEST_CHUNKS, min(_NUM_DRAWS, _LARGEST_TABLE // (k * max(k, num_seeds))) // _CHUNK)
-    chunks = (generator.standard_normal((_CHUNK, k, num_seeds)) for _ in range(num_chunks))
-    return np.concatenate([_largest_t(chunk) for chunk in chunks])
-
-
-def _largest_t(draws: Numbers) -> Numbers:
-    """The largest studentised difference of each draw: [draws, k, S] -> [draws]."""
-    k, num_seeds = draws.shape[1:]
-    means = draws.mean(axis=2)
-    centred = draws - means[:, :, None]
-    covariances = centred @ centred.transpose(0, 2, 1) / (num_seeds - 1) / num_seeds  # [draws, k, k]
-    variances = np.diagonal(covariances, axis1=1, axis2=2)
-    if k == 1:
-        alone: Numbers = np.abs(means[:, 0]) / np.sqrt(variances[:, 0])
-        return alone
-    pairs = np.triu_indices(k, 1)
-    of_pairs = (variances[:, :, None] + variances[:, None, :] - 2 * covariances)[:, *pairs]
-    differences = (means[:, :, None] - means[:, None, :])[:, *pairs]
-    largest: Numbers = (np.abs(differences) / np.sqrt(_at_least_usual(of_pairs))).max(axis=1)
-    return largest
-
-
-def _at_least_usual(of_pairs: Numbers) -> Numbers:
-    """Variances of pairs [..., pairs], raised to their median where they are lower.
-
-    A few seeds give a poor estimate of a single pair's variance. A pair whose seeds vary more keeps its own variance
-    and does not affect the others; a pooled variance would grow with it.
-    """
-    usual: Numbers = np.maximum(of_pairs, np.median(of_pairs, axis=-1, keepdims=True))
-    return usual
-
-
 def _corrected_for_optimism(means: Numbers, covariance: Numbers) -> float:
     """The expected error of the lowest configuration, estimated on numbers that were not used to pick it.
 
@@ -406,13 +297,8 @@ def _corrected_for_optimism(means: Numbers, covariance: Numbers) -> float:
     """
     values, vectors = np.linalg.eigh(covariance)
     roots = vectors * np.sqrt(np.maximum(values, 0.0))  # equal configurations make the covariance singular
-    draws = _generator(len(means), -1).standard_normal((_NUM_PICKS, len(means)))
+    draws = generator(len(means), -1).standard_normal((_NUM_PICKS, len(means)))
     noise = np.concatenate([draws, -draws]) @ roots.T
     picked = (means + noise).argmin(axis=1)
     judged = means[picked] - noise[np.arange(len(noise)), picked]
     return max(float(judged.mean()), float(means.min()))
-
-
-def _generator(*key: int) -> np.random.Generator:
-    """A generator with a stream of its own for each key, the same in every process."""
-    return np.random.default_rng([1940, *(part + 1 for part in key)])

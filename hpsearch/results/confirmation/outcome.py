@@ -7,18 +7,18 @@ fewest trainable parameters. Ties are broken by the lowest mean error, then by t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+from hpsearch.metric import error_text
 from hpsearch.results.confirmation.companion_study import can_seeds_matter
-from hpsearch.results.confirmation.comparison import Comparison, Complexity, Difference, MeanError, simplest_of
+from hpsearch.results.confirmation.comparison import Comparison, Difference, MeanError, simplest_of
 from hpsearch.results.summary import StudySummary, counts_as_json, describe_counts
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.study.space import ParameterValue
-from hpsearch.wording import value_label
+from hpsearch.wording import counted, parameters_label
 
-V = TypeVar("V")
 _MOST_NAMED = 2  # tied points that one line names
 
 
@@ -33,6 +33,8 @@ class ConfirmedConfiguration:
         num_seeds: number of seeds requested.
         num_parameters: trainable parameters of its network.
         left_out: why it is excluded from the comparison; None if it is included.
+        mean: the error over the compared seeds; None if it is not compared.
+        difference: how much worse it is than the configuration with the lowest mean; None if it is not compared.
     """
 
     parameters: Mapping[str, ParameterValue]
@@ -41,6 +43,13 @@ class ConfirmedConfiguration:
     num_seeds: int
     num_parameters: int
     left_out: str | None = None
+    mean: MeanError | None = None
+    difference: Difference | None = None
+
+    @property
+    def is_tied(self) -> bool | None:
+        """Whether it does not differ significantly from the lowest mean (or is it); None if it is not compared."""
+        return None if self.difference is None else not self.difference.is_significant
 
     @property
     def search_error(self) -> float | None:
@@ -55,7 +64,7 @@ class ConfirmedConfiguration:
     @property
     def label(self) -> str:
         """The parameters as text: `learning_rate 0.01, lambda_2 0`."""
-        return ", ".join(f"{n} {value_label(v)}" for n, v in self.parameters.items()) or "the study's only point"
+        return parameters_label(self.parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +90,13 @@ class Confirmation:
         study: name of the confirmed study.
         companion: summary of the companion study, which has the trials.
         configurations: in the order in which the search ranked them when they were requested.
-        compared: indices of the configurations in the comparison, in its order.
-        comparison: None while no seed has ended for all compared configurations.
+        comparison: of those that are not left out; None while no seed has ended for all of them.
         seeds: the compared seeds: those that have ended for every compared configuration.
     """
 
     study: str
     companion: StudySummary
     configurations: tuple[ConfirmedConfiguration, ...]
-    compared: tuple[int, ...]
     comparison: Comparison | None
     seeds: tuple[int, ...]
 
@@ -116,21 +123,21 @@ class Confirmation:
     @property
     def winner(self) -> int | None:
         """Index of the configuration with the lowest mean error; None without a comparison."""
-        return None if self.comparison is None else self.compared[self.comparison.winner]
+        return None if self.comparison is None else self.order()[0]
 
     @property
     def tied(self) -> tuple[int, ...]:
         """Indices of the configurations that do not differ significantly from the winner, the winner included."""
-        return () if self.comparison is None else tuple(self.compared[i] for i in self.comparison.tied)
+        return tuple(index for index, configuration in enumerate(self.configurations) if configuration.is_tied)
 
     @property
     def chosen(self) -> ChosenConfiguration | None:
         """The simplest of the tied configurations; None without a comparison."""
         if self.comparison is None:
             return None
-        pick = simplest_of(self.comparison, [self._complexity(index) for index in self.compared])
-        configuration = self.configurations[self.compared[pick.index]]
-        return ChosenConfiguration(configuration=configuration, trial=configuration.trials[0], reason=pick.reason)
+        compared = [configuration for configuration in self.configurations if configuration.mean is not None]
+        picked, reason = simplest_of(self.comparison, [each.num_parameters for each in compared])
+        return ChosenConfiguration(configuration=compared[picked], trial=compared[picked].trials[0], reason=reason)
 
     @property
     def notes(self) -> list[str]:
@@ -140,29 +147,21 @@ class Confirmation:
             said.append(f"the confirmation is not finished: {describe_counts(self.companion.points)}")
         said += [f"left out: {c.label}: {c.left_out}" for c in self.configurations if c.left_out]
         if self.comparison is None:
-            said.append("no comparison yet: there is no seed that has ended for all configurations")
+            said.append("no comparison yet: no seed has ended for all points")
         elif len(self.seeds) < self.num_seeds:
-            said.append(f"compared on the {_seeds(len(self.seeds))} of {self.num_seeds} that all of them have")
+            said.append(f"compared on {len(self.seeds)} of {self.num_seeds} seeds, which have ended for all points")
         if not self.can_seeds_matter:
-            said.append("no seed can make a difference: all weights begin at 0, and nothing is shuffled")
+            said.append("the seed has no effect: all initial weights are 0, and nothing is shuffled")
         elif len(self.seeds) == 1:
-            said.append("one seed alone: how much seeds matter is unknown, the intervals tell of the images only")
+            said.append("only one seed: the effect of seeds is unknown, and the intervals are about the images alone")
         elif self.comparison is not None and not self.comparison.seeds_matter:
-            said.append("seeds make no difference here: all of a configuration's models agree on every image")
+            said.append("the seed had no effect here: all models of a point agree on every image")
         return said
 
     def order(self) -> list[int]:
         """Indices of all configurations, lowest mean error first; configurations without a comparison come last."""
-        means = {} if self.comparison is None else dict(zip(self.compared, self.comparison.means, strict=True))
-        return sorted(range(len(self.configurations)), key=lambda i: (means[i].mean if i in means else math.inf, i))
-
-    def mean_of(self, index: int) -> MeanError | None:
-        """The error of a configuration; None if it is not compared."""
-        return None if self.comparison is None else self._of_compared(index, self.comparison.means)
-
-    def difference_of(self, index: int) -> Difference | None:
-        """How much worse a configuration is than the winner; None if it is not compared."""
-        return None if self.comparison is None else self._of_compared(index, self.comparison.from_winner)
+        means = [math.inf if each.mean is None else each.mean.mean for each in self.configurations]
+        return sorted(range(len(means)), key=lambda index: (means[index], index))
 
     def conclusion(self) -> str | None:
         """One line: the winner and its corrected error, which points are tied, which one is picked and why.
@@ -174,38 +173,33 @@ class Confirmation:
             return None
         numbers = {index: place for place, index in enumerate(self.order(), start=1)}
         picked = numbers[self.configurations.index(chosen.configuration)]
-        tied = sorted(numbers[index] for index in self.tied)
-        with_it = (
-            f"tied are {', '.join(map(str, tied))}"
-            if len(tied) > 1
-            else "it is told apart from all others"
-            if len(self.compared) > 1
-            else "it was compared with no other"
-        )
-        return (
-            f"lowest mean error: {numbers[self.winner]}, {comparison.means[comparison.winner].mean:.2%}, "
-            f"or {comparison.corrected_error:.2%} corrected for its having been picked as the lowest; {with_it}; "
-            f"picked: {picked} ({chosen.configuration.label}): {chosen.reason}"
-        )
+        tied = sorted(numbers[index] for index in self.tied if index != self.winner)
+        if tied:
+            others = f"tied with it: {', '.join(map(str, tied))}"
+        else:
+            others = "all others are significantly worse" if len(comparison.means) > 1 else "compared with no other"
+        lowest = f"point {numbers[self.winner]}, {error_text(comparison.means[comparison.winner].mean)}"
+        corrected = f"corrected for its selection as the lowest {error_text(comparison.corrected_error)}"
+        picked_point = f"point {picked} ({chosen.configuration.label}): {chosen.reason}"
+        return f"lowest mean error: {lowest}, {corrected}; {others}; chosen: {picked_point}"
 
     def brief(self) -> list[str]:
         """One or two lines for views of the confirmed study: the confirmation's progress and its result."""
         lines, companion = [], self.companion
         if not self.is_finished:
             lines.append(f"its confirmation {companion.name} is not finished: {describe_counts(companion.points)}")
-        comparison, chosen = self.comparison, self.chosen
-        if comparison is None or chosen is None:
+        chosen = self.chosen
+        if chosen is None or (mean := chosen.configuration.mean) is None:
             return lines or [f"its confirmation {companion.name} has nothing to compare: {'; '.join(self.notes)}"]
-        picked = self.configurations.index(chosen.configuration)
-        mean = comparison.means[self.compared.index(picked)]
-        deviation = "" if mean.deviation is None else f" +- {100 * mean.deviation:.2f}"
-        others = [self.configurations[index].label for index in self.tied if index != picked]
+        others = [each.label for each in self.configurations if each.is_tied and each is not chosen.configuration]
         named = others if len(others) <= _MOST_NAMED else [*others[: _MOST_NAMED - 1], f"{len(others) - 1} others"]
         tied = f"tied with {' and '.join(named)}" if others else chosen.reason
-        left_out = len(self.configurations) - len(self.compared)
-        said = f"confirmed over {_seeds(len(self.seeds))} in {companion.name}: {chosen.configuration.label}: "
-        said += f"{mean.mean:.2%}{deviation}, {tied}" + (f"; left out: {left_out} more" if left_out else "")
-        return [*lines, said]
+        num_left_out = sum(each.left_out is not None for each in self.configurations)
+        left_out = f"; left out: {num_left_out} more" if num_left_out else ""
+        confirmed = (
+            f"confirmed over {counted(len(self.seeds), 'seed')} in {companion.name}: {chosen.configuration.label}"
+        )
+        return [*lines, f"{confirmed}: {error_text(mean.mean, mean.deviation)}, {tied}{left_out}"]
 
     def as_json(self) -> dict[str, Any]:
         """The confirmation as `hpsearch confirm --json` prints it; also the key `confirmation` of `status --json`.
@@ -242,7 +236,7 @@ class Confirmation:
             "num_seeds": self.num_seeds,
             "seeds": list(self.seeds),
             "num_images": comparison and comparison.num_images,
-            "configurations": [self._configuration_json(index) for index in range(len(self.configurations))],
+            "configurations": [_as_json(configuration) for configuration in self.configurations],
             "winner": self.winner,
             "corrected_error": comparison and comparison.corrected_error,
             "tied": list(self.tied),
@@ -254,32 +248,21 @@ class Confirmation:
             },
         }
 
-    def _configuration_json(self, index: int) -> dict[str, Any]:
-        configuration = self.configurations[index]
-        mean, difference = self.mean_of(index), self.difference_of(index)
-        return {
-            "params": dict(configuration.parameters),
-            "search_error": configuration.search_error,
-            "search_trial": configuration.search_trial and configuration.search_trial.number,
-            "seeds": len(configuration.trials),
-            "mean": mean and mean.mean,
-            "deviation": mean and mean.deviation,
-            "interval": mean and list(mean.interval),
-            "difference": difference and difference.value,
-            "difference_interval": difference and list(difference.interval),
-            "tied": index in self.tied if mean else None,
-            "num_parameters": configuration.num_parameters,
-            "epochs": configuration.num_epochs,
-            "left_out": configuration.left_out,
-        }
 
-    def _of_compared(self, index: int, values: Sequence[V]) -> V | None:
-        return values[self.compared.index(index)] if index in self.compared else None
-
-    def _complexity(self, index: int) -> Complexity:
-        configuration = self.configurations[index]
-        return Complexity(num_parameters=configuration.num_parameters)
-
-
-def _seeds(number: int) -> str:
-    return "1 seed" if number == 1 else f"{number} seeds"
+def _as_json(configuration: ConfirmedConfiguration) -> dict[str, Any]:
+    mean, difference = configuration.mean, configuration.difference
+    return {
+        "params": dict(configuration.parameters),
+        "search_error": configuration.search_error,
+        "search_trial": configuration.search_trial and configuration.search_trial.number,
+        "seeds": len(configuration.trials),
+        "mean": mean and mean.mean,
+        "deviation": mean and mean.deviation,
+        "interval": mean and list(mean.interval),
+        "difference": difference and difference.value,
+        "difference_interval": difference and list(difference.interval),
+        "tied": configuration.is_tied,
+        "num_parameters": configuration.num_parameters,
+        "epochs": configuration.num_epochs,
+        "left_out": configuration.left_out,
+    }

@@ -12,7 +12,7 @@ seed is used: more seeds would give the same models, and the same comparison ove
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +106,8 @@ def plan_confirmation(
 
 def _plan(database: Database, search: StudySummary, companion: str, top: int, seeds: int) -> ConfirmPlan:
     """Plan the points that the companion study has already, and the requested best points and seeds."""
-    known = _stored_points(database, companion)
+    stored = _find_study(database, companion)
+    known = [dict(point) for point in stored.definition.search.points] if stored else []
     configurations = unique([*configurations_of(known), *best_configurations(search, top)])
     seeds_matter = can_seeds_matter(search.study.definition, configurations)
     num_seeds = max(seeds if seeds_matter else 1, len(seeds_of(known)))
@@ -149,33 +150,27 @@ def prepare_confirmation(
     name = plan.definition.name
     with _lock(database, name):
         plan = _plan(database, plan.search, name, plan.top, plan.seeds)
-        _carry_out(database, plan, data, locations, progress)
+        if plan.num_added or not plan.is_there:
+            mark = _mark(plan, data)
+            stored = _find_study(database, name)
+            if stored is not None:  # before the new points are added: `num_parameters` always covers all points
+                database.storage.set_study_user_attr(stored.study_id, CONFIRMS_ATTRIBUTE, mark)
+            prepared = prepare_study(database, plan.definition, locations=locations, progress=progress)
+            if stored is None:
+                database.storage.set_study_user_attr(prepared.study.study_id, CONFIRMS_ATTRIBUTE, mark)
     return plan
 
 
-def _carry_out(
-    database: Database,
-    plan: ConfirmPlan,
-    data: SelectionData,
-    locations: DataLocations,
-    progress: DownloadProgress | None,
-) -> None:
-    if plan.is_there and not plan.num_added:
-        return
+def _mark(plan: ConfirmPlan, data: SelectionData) -> dict[str, Any]:
+    """The `CONFIRMS_ATTRIBUTE` of the companion study."""
     study = plan.search.study
-    mark = {
+    return {
         "study": study.name,
         "definition_sha256": study.definition.sha256,
         "value_sha256": study.definition.value_sha256,
         "dataset_checksums": dict(study.dataset_checksums),
         "num_parameters": count_parameters(plan.definition, data),
     }
-    stored = _find_study(database, plan.definition.name)
-    if stored is not None:  # before the new points are added: `num_parameters` always covers all points
-        _set_mark(database, stored, mark)
-    prepared = prepare_study(database, plan.definition, locations=locations, progress=progress)
-    if stored is None:
-        _set_mark(database, prepared.study, mark)
 
 
 @contextmanager
@@ -236,10 +231,6 @@ def count_parameters(definition: StudyDefinition, data: SelectionData) -> list[i
     return [sum(math.prod(p.shape) for p in network.parameter_shapes.values()) for network in networks]
 
 
-def _set_mark(database: Database, companion: StoredStudy, mark: Mapping[str, Any]) -> None:
-    database.storage.set_study_user_attr(companion.study_id, CONFIRMS_ATTRIBUTE, mark)
-
-
 def _companion_name(database: Database, study: StoredStudy, name: str | None) -> str:
     """The name of the study's companion study, existing or new.
 
@@ -250,8 +241,8 @@ def _companion_name(database: Database, study: StoredStudy, name: str | None) ->
     if found is not None:
         if name not in (None, found.name):
             raise InputError(
-                f"--name {name}: study {study.name!r} is confirmed in study {found.name!r} already",
-                hint="leave --name out: what is there is taken up, and nothing is trained twice",
+                f"--name {name}: study {study.name!r} is already confirmed in study {found.name!r}",
+                hint="omit --name: the existing study is continued, and nothing is trained twice",
             )
         return found.name
     wanted = name or study.name + _DEFAULT_SUFFIX
@@ -268,12 +259,11 @@ def _check_name_is_free(database: Database, study: StoredStudy, name: str) -> No
     if stored is None or _is_unmarked_companion(stored, study):
         return
     confirms = confirmations(database).get(name)
-    what = "is there already, and is no confirmation of it"
+    what = "exists already and is not its confirmation"
     if confirms is not None and confirms["study"] == study.name:
-        what = "confirms a former study of this name, which had another definition or other data"
+        what = "confirms a deleted study of this name, which had another definition or other data"
     raise InputError(
-        f"study {study.name!r} cannot be confirmed as {name!r}: that study {what}",
-        hint="take another name with --name",
+        f"study {study.name!r} cannot be confirmed as {name!r}: that study {what}", hint="take another name with --name"
     )
 
 
@@ -295,13 +285,8 @@ def _check_is_no_confirmation(database: Database, study: StoredStudy) -> None:
     if confirms is not None:
         raise InputError(
             f"study {study.name!r} is itself the confirmation of study {confirms['study']!r}",
-            hint=f"more seeds: hpsearch confirm {confirms['study']} --seeds N",
+            hint=f"for more seeds: hpsearch confirm {confirms['study']} --seeds N",
         )
-
-
-def _stored_points(database: Database, name: str) -> list[dict[str, ParameterValue]]:
-    stored = _find_study(database, name)
-    return [] if stored is None else [dict(point) for point in stored.definition.search.points]
 
 
 def _find_study(database: Database, name: str) -> StoredStudy | None:

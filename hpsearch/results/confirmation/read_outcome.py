@@ -6,6 +6,7 @@ plan.py creates the points of the companion study; outcome.py interprets their r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ def confirmation_for(database: Database, search: StudySummary) -> Confirmation |
     correctness = {trial_id: each.unpacked() for trial_id, each in recorded.items()}
     if len(sizes := {len(each) for each in correctness.values()}) > 1:
         place = "table hpsearch_correctness, column num_images"
-        raise damaged(f"what study {found.name!r} is right on", place, f"trials differ: {sorted(sizes)} images")
+        raise damaged(f"the correct images of study {found.name!r}", place, f"trials differ: {sorted(sizes)} images")
     return confirmation_of(search, companion, correctness, found.num_parameters)
 
 
@@ -78,17 +79,18 @@ def confirmation_of(
         _configuration(search, companion, parameters, number, seeds_of(points), correctness)
         for parameters, number in zip(configurations_of(points), num_parameters, strict=False)
     ]
-    compared = tuple(i for i, configuration in enumerate(configurations) if configuration.left_out is None)
+    compared = [i for i, configuration in enumerate(configurations) if configuration.left_out is None]
     by_seed = [{int(t.point_parameters[SEED]): t.trial_id for t in configurations[i].trials} for i in compared]
     seeds = tuple(seed for seed in seeds_of(points) if by_seed and all(seed in trials for trials in by_seed))
     comparison = None
     if seeds:
         comparison = compare(np.array([[correctness[trials[seed]] for seed in seeds] for trials in by_seed]))
+        for i, mean, difference in zip(compared, comparison.means, comparison.from_winner, strict=True):
+            configurations[i] = replace(configurations[i], mean=mean, difference=difference)
     return Confirmation(
         study=search.name,
         companion=companion,
         configurations=tuple(configurations),
-        compared=compared,
         comparison=comparison,
         seeds=seeds,
     )
@@ -121,9 +123,7 @@ def _configuration(
 
 
 def _objection(
-    trials: Sequence[TrialSummary],
-    complete: Sequence[TrialSummary],
-    correctness: Mapping[int, NDArray[np.bool_]],
+    trials: Sequence[TrialSummary], complete: Sequence[TrialSummary], correctness: Mapping[int, NDArray[np.bool_]]
 ) -> str | None:
     """Why a configuration cannot be compared; None if it can be."""
     lost = [trial for trial in trials if trial.state is TrialState.PRUNED]
@@ -131,12 +131,12 @@ def _objection(
     silent = [trial for trial in complete if trial.trial_id not in correctness]
     if lost:
         detail = lost[0].attributes.get("stop_detail") or "no reason recorded"
-        return f"{len(lost)} of {len(trials)} seeds came to nothing (trial {lost[0].number}: {detail})"
+        return f"{len(lost)} of {len(trials)} seeds gave no result (trial {lost[0].number}: {detail})"
     if failed:
         reason = failed[0].attributes.get("fail_reason") or "no reason recorded"
         return f"{len(failed)} of {len(trials)} seeds were given up (trial {failed[0].number}: {reason})"
     if silent:
-        return f"trial {silent[0].number} has no record of the images that it is right on: an older worker trained it"
+        return f"trial {silent[0].number} has no record of its correct images: an older version trained it"
     if not complete:
         return "no seed has ended yet"
     return None

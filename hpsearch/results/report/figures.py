@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import accumulate
 
 import optuna
 import plotly.graph_objects as go
 from optuna.trial import TrialState
 
+from hpsearch import metric
 from hpsearch.logs import quieted_logger
+from hpsearch.metric import in_percent
 from hpsearch.results.report.plot_style import (
     BEST,
     COMPLETE,
     PRUNED,
     RUNNING,
+    Plot,
     counting_axis,
     error_axis,
     number_axis,
-    percent,
     plot_text,
     point_text,
     styled,
 )
+from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.study.space import ZERO_SUFFIX
@@ -34,54 +36,34 @@ _MANY_CURVES = 60  # above this number curves are fainter, so that the best ones
 _NUM_HIGHLIGHTED = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One section of a report.
-
-    Args:
-        name: unique in the report, valid as an HTML id.
-        caption: what the plot shows, or why there is none.
-        figure: None if there is nothing to plot.
-    """
-
-    name: str
-    title: str
-    caption: str
-    figure: go.Figure | None = None
-
-
-def optuna_study(summary: StudySummary) -> optuna.Study:
-    """An in-memory copy of the study as the summary has it, for Optuna's plots, so that all plots of a report agree."""
-    with quieted_logger("optuna.storages"):  # suppress "A new study created in memory"
-        study = optuna.create_study(study_name=summary.name, direction="minimize")
-    study.add_trials(trial.frozen() for trial in sorted(summary.trials, key=lambda trial: trial.number))
-    return study
-
-
-def search_history(summary: StudySummary, study: optuna.Study) -> Panel:
+def search_history(status: StudyStatus) -> Plot:
     """The value of every complete trial, and the best value so far, by trial number."""
-    figure = optuna.visualization.plot_optimization_history(study)
-    for trace in figure.data:
-        # Optuna's best value before the first complete trial is infinite.
-        trace.y = [percent(y) if math.isfinite(y) else None for y in trace.y]
-    markers, best = figure.data[0], figure.data[1]
-    markers.update(name="trial", marker={"color": COMPLETE, "size": 7})
-    markers.hovertemplate = "trial %{x}: %{y:.2f} %<extra></extra>"
-    best.update(name="best so far", line={"color": BEST, "width": 2, "shape": "hv"})
-    best.hovertemplate = "best of trials 0 to %{x}: %{y:.2f} %<extra></extra>"
-    errors = [percent(trial.value) for trial in summary.complete if trial.value is not None]
-    styled(figure, xaxis=counting_axis("trial", 0, len(summary.trials) - 1), yaxis=error_axis(errors))
-    return Panel(
-        name="history",
-        title="Search history",
-        caption="Each complete trial's lowest validation error, by trial number.",
-        figure=figure,
+    complete = sorted(status.summary.complete, key=lambda trial: trial.number)
+    numbers = [trial.number for trial in complete]
+    errors = [in_percent(trial.value) for trial in complete if trial.value is not None]
+    trials = go.Scatter(
+        x=numbers,
+        y=errors,
+        name="trial",
+        mode="markers",
+        marker={"color": COMPLETE, "size": 7},
+        hovertemplate="trial %{x}: %{y:.2f} %<extra></extra>",
     )
+    best = go.Scatter(
+        x=numbers,
+        y=list(accumulate(errors, min)),
+        name="best so far",
+        line={"color": BEST, "width": 2, "shape": "hv"},
+        hovertemplate="best of trials 0 to %{x}: %{y:.2f} %<extra></extra>",
+    )
+    last = len(status.summary.trials) - 1
+    figure = styled(go.Figure([trials, best]), xaxis=counting_axis("trial", 0, last), yaxis=error_axis(errors))
+    return Plot(caption=f"The lowest {metric.NAME} of each complete trial, by trial number.", figure=figure)
 
 
-def learning_curves(summary: StudySummary) -> Panel:
+def learning_curves(status: StudyStatus) -> Plot:
     """The validation error of every counted or running trial after each epoch; the best trials are highlighted."""
-    trials = [t for t in summary.trials if t.curve and t.is_current and t.state is not TrialState.FAIL]
+    trials = [t for t in status.summary.trials if t.curve and t.is_current and t.state is not TrialState.FAIL]
     shown = trials[:MAX_CURVES]
     highlighted = [trial for trial in shown if trial.is_complete][:_NUM_HIGHLIGHTED]
     background = [trial for trial in shown if trial not in highlighted]
@@ -90,13 +72,13 @@ def learning_curves(summary: StudySummary) -> Panel:
     figure = go.Figure([_curve(trial, highlighted, groups) for trial in background + highlighted[::-1]])
     if len(background) > _MANY_CURVES:
         figure.update_traces(opacity=0.15, selector={"name": "complete"})
-    errors = [percent(record.zero_one) for trial in shown for record in trial.curve]
+    errors = [in_percent(record.zero_one) for trial in shown for record in trial.curve]
     num_epochs = max(record.epoch for trial in shown for record in trial.curve)
     styled(figure, height=480, xaxis=counting_axis("epoch", 1, num_epochs), yaxis=error_axis(errors))
-    caption = "The lowest validation error within each epoch; point at a curve for its parameters."
+    caption = f"The lowest {metric.NAME} within each epoch; point at a curve for its parameters."
     if len(shown) < len(trials):
         caption += f" Only the first {len(shown):,} of {len(trials):,} trials are drawn, the best ones first."
-    return Panel(name="curves", title="Learning curves", caption=caption, figure=figure)
+    return Plot(caption=caption, figure=figure)
 
 
 def _curve(trial: TrialSummary, highlighted: Sequence[TrialSummary], groups: set[str]) -> go.Scatter:
@@ -105,7 +87,7 @@ def _curve(trial: TrialSummary, highlighted: Sequence[TrialSummary], groups: set
     groups.add(group)
     return go.Scatter(
         x=[record.epoch for record in trial.curve],
-        y=[percent(record.zero_one) for record in trial.curve],
+        y=[in_percent(record.zero_one) for record in trial.curve],
         name=group,
         legendgroup=group,
         showlegend=is_first,
@@ -131,17 +113,16 @@ def _curve_style(trial: TrialSummary, highlighted: Sequence[TrialSummary]) -> tu
     return "complete", {"color": COMPLETE, "width": 1}, 0.35
 
 
-def best_trial_losses(best: TrialSummary) -> Panel:
-    """Training and validation NLL of the best trial, which show where it begins to overfit."""
+def best_trial_losses(status: StudyStatus) -> Plot:
+    """Training and validation NLL of the search's best trial, which show where it begins to overfit."""
+    best = status.summary.require_best()
     epochs = [record.epoch for record in best.curve]
     train = [record.train_nll for record in best.curve]
     validation = [record.validation_nll for record in best.curve]
     mode = "lines" if len(epochs) > 1 else "markers"
     figure = go.Figure()
-    for name, losses, colour, dash in (
-        ("training", train, COMPLETE, "dash"),
-        ("validation", validation, BEST, "solid"),
-    ):
+    curves = (("training", train, COMPLETE, "dash"), ("validation", validation, BEST, "solid"))
+    for name, losses, colour, dash in curves:
         figure.add_trace(
             go.Scatter(
                 x=epochs,
@@ -154,37 +135,30 @@ def best_trial_losses(best: TrialSummary) -> Panel:
             )
         )
     if best.best_epoch:
-        figure.add_vline(x=best.best_epoch, line={"color": PRUNED, "dash": "dot", "width": 1})
-        figure.add_annotation(
-            text=f"best at epoch {best.best_epoch}",
+        side = "left" if 2 * best.best_epoch > len(epochs) else "right"
+        figure.add_vline(
             x=best.best_epoch,
-            xanchor="right" if 2 * best.best_epoch > len(epochs) else "left",
-            y=1,
-            yref="paper",
-            yanchor="top",
-            showarrow=False,
-            font={"color": PRUNED},
+            line={"color": PRUNED, "dash": "dot", "width": 1},
+            annotation={"text": f"best at epoch {best.best_epoch}", "font": {"color": PRUNED}},
+            annotation_position=f"top {side}",
         )
     y = {"title": {"text": "mean NLL (nats per image)"}, **number_axis([*train, *validation])}
     styled(figure, height=360, xaxis=counting_axis("epoch", 1, max(epochs)), yaxis=y)
-    return Panel(
-        name="losses",
-        title=f"Losses of the search's best trial ({best.number})",
-        caption="Mean negative log-likelihood, without the regularisation terms. Training: over each epoch's "
-        "minibatches, before their updates. Validation: at the epoch's lowest error.",
+    return Plot(
+        caption=f"Mean negative log-likelihood of trial {best.number}, without the regularisation terms. Training: "
+        "over each epoch's minibatches, before their updates. Validation: at the epoch's lowest error.",
         figure=figure,
     )
 
 
-def parameter_importance(summary: StudySummary, study: optuna.Study) -> Panel:
+def parameter_importance(status: StudyStatus) -> Plot:
     """The importance of each searched parameter for the value, estimated by Optuna (PED-ANOVA)."""
-    title = "Parameter importance"
-    reason = _why_no_importance(summary)
+    reason = _why_no_importance(status.summary)
     if reason:
-        return Panel(name="importance", title=title, caption=f"No importances: {reason}.")
+        return Plot(caption=f"No importances: {reason}.")
     with warnings.catch_warnings(record=True) as doubts:  # warnings such as "may be inaccurate" go into the caption
         warnings.simplefilter("always")
-        figure = optuna.visualization.plot_param_importances(study)
+        figure = optuna.visualization.plot_param_importances(optuna_study(status.summary))
     bars = figure.data[0]
     bars.update(marker={"color": COMPLETE}, hovertemplate="%{y}: %{x:.3f}<extra></extra>")
     bars.y = [
@@ -193,7 +167,7 @@ def parameter_importance(summary: StudySummary, study: optuna.Study) -> Panel:
     styled(
         figure,
         height=130 + 44 * len(bars.y),
-        xaxis_title="importance (share, all together 1)",
+        xaxis_title="importance (share; the sum is 1)",
         yaxis={"title": None, "showgrid": False},
         showlegend=False,
     )
@@ -202,7 +176,15 @@ def parameter_importance(summary: StudySummary, study: optuna.Study) -> Panel:
         "(PED-ANOVA, as in optuna-dashboard)."
     )
     said = dict.fromkeys(str(doubt.message) for doubt in doubts)
-    return Panel(name="importance", title=title, caption=" ".join([caption, *said]), figure=figure)
+    return Plot(caption=" ".join([caption, *said]), figure=figure)
+
+
+def optuna_study(summary: StudySummary) -> optuna.Study:
+    """An in-memory copy of the study as the summary has it, for Optuna's plot."""
+    with quieted_logger("optuna.storages"):  # suppress "A new study created in memory"
+        study = optuna.create_study(study_name=summary.name, direction=metric.DIRECTION)
+    study.add_trials(trial.frozen() for trial in sorted(summary.trials, key=lambda trial: trial.number))
+    return study
 
 
 def _why_no_importance(summary: StudySummary) -> str | None:

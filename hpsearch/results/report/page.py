@@ -8,38 +8,63 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Sequence
-from importlib.resources import files
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from hpsearch.artifacts.atomic_file import write_file
-from hpsearch.results.report.candidates_panel import confirmation_panel
-from hpsearch.results.report.figures import (
-    Panel,
-    best_trial_losses,
-    learning_curves,
-    optuna_study,
-    parameter_importance,
-    search_history,
-)
-from hpsearch.results.report.plot_style import percent
+from hpsearch.atomic_file import write_file
+from hpsearch.metric import error_text, interval_text
+from hpsearch.results.report.confirmed_errors import confirmed_errors
+from hpsearch.results.report.figures import best_trial_losses, learning_curves, parameter_importance, search_history
+from hpsearch.results.report.plot_style import Plot
 from hpsearch.results.report.search_map import search_map
-from hpsearch.results.status import StudyStatus, openings_of_others, read_status
-from hpsearch.results.summary import StudySummary, format_time
-from hpsearch.results.vault.intents import VaultIntent
-from hpsearch.results.vault.record import VaultRecord
+from hpsearch.results.status import StudyStatus, describe_other_opening, openings_of_others, read_status
+from hpsearch.results.view_tables import configurations_table, trials_table
 from hpsearch.safe_text import mask_passwords
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import current_versions
-from hpsearch.wording import value_label
+from hpsearch.wording import format_seconds, format_time, times, value_label
 
 BEST_TABLE_ROWS = 20
 FAILED_TABLE_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the report: the text of templates/sections/NAME.html.j2, if there is one, and a plot.
+
+    Args:
+        name: unique, valid as an HTML id.
+        draw: draws the plot; None: it has none.
+        is_shown: whether a report of this study has the section.
+    """
+
+    name: str
+    title: str
+    draw: Callable[[StudyStatus], Plot] | None = None
+    is_shown: Callable[[StudyStatus], object] = lambda status: True
+
+
+# In the order of the page. A new section is a function that draws it or a template, and a line here.
+SECTIONS = (
+    Section("chosen", "Chosen point"),
+    Section("confirmation", "Confirmation over fresh seeds", confirmed_errors, lambda status: status.confirmation),
+    Section("test_set", "Test set", is_shown=lambda status: status.summary.test_set),
+    Section("rounds", "Rounds", is_shown=lambda status: status.summary.rounds),
+    Section("map", "Search map", search_map),
+    Section("curves", "Learning curves", learning_curves),
+    Section("losses", "Losses of the search's best trial", best_trial_losses),
+    Section("history", "Search history", search_history),
+    Section("importance", "Parameter importance", parameter_importance),
+    Section("trials", "Best trials of the search"),
+    Section("failed", "Failed attempts", is_shown=lambda status: status.summary.failed_attempts),
+    Section("definition", "Definition, data and versions"),
+)
 
 
 def write_report(database: Database, name: str, path: Path) -> None:
@@ -62,68 +87,31 @@ def render_report(status: StudyStatus) -> str:
         NothingCompleteError: no trial is complete yet.
     """
     summary, confirmation = status.summary, status.confirmation
-    best, chosen = summary.require_best(), status.choose()
-    study = optuna_study(summary)
-    confirmed = confirmation and confirmation_panel(confirmation)
-    panels = [
-        search_map(summary),
-        learning_curves(summary),
-        best_trial_losses(best),
-        search_history(summary, study),
-        parameter_importance(summary, study),
-    ]
-    return (
-        _environment()
-        .from_string(_asset("report.html.j2"))
-        .render(
-            summary=summary,
-            definition=summary.study.definition,
-            definition_toml=tomli_w.dumps(summary.study.definition.document()),
-            best=best,
-            chosen=chosen,
-            estimate=status.estimate(chosen),
-            best_is_another=status.best_is_another,
-            other_openings=openings_of_others(summary, chosen),
-            best_trials=summary.complete[:BEST_TABLE_ROWS],
-            dimensions=[dimension.name for dimension in summary.study.definition.search.dimensions],
-            failed=summary.failed_attempts[:FAILED_TABLE_ROWS],
-            vault_tables=_vault_tables(summary),
-            unfinished_openings=_unfinished_openings(summary),
-            confirmation=confirmation,
-            confirmed=confirmed,
-            panels=panels,
-            plots=_script_json([confirmed, *panels] if confirmed else panels),
-            exporting_versions=current_versions(),
-            nonce=secrets.token_urlsafe(16),
-            style=Markup(_asset("report.css")),
-            script=Markup(_asset("report.js")),
-            plotly=Markup(get_plotlyjs()),
-        )
+    best, chosen, definition = summary.require_best(), status.choose(), summary.study.definition
+    sections = [section for section in SECTIONS if section.is_shown(status)]
+    plots = {section.name: section.draw(status) for section in sections if section.draw}
+    searched = (dimension.name for dimension in definition.search.dimensions)
+    template = _environment().get_template("page.html.j2")
+    return template.render(
+        sections=sections,
+        plots=plots,
+        figures=_script_json(plots),
+        summary=summary,
+        definition=definition,
+        definition_toml=tomli_w.dumps(definition.document()),
+        best=best,
+        chosen=chosen,
+        estimate=status.estimate(chosen),
+        best_is_another=status.best_is_another,
+        other_openings=openings_of_others(summary, chosen),
+        best_trials=trials_table(summary.complete[:BEST_TABLE_ROWS], searched),
+        failed=summary.failed_attempts[:FAILED_TABLE_ROWS],
+        confirmation=confirmation,
+        configurations=confirmation and configurations_table(confirmation),
+        exporting_versions=current_versions(),
+        nonce=secrets.token_urlsafe(16),
+        plotly=Markup(get_plotlyjs()),
     )
-
-
-def _vault_tables(summary: StudySummary) -> list[tuple[str, Sequence[VaultRecord]]]:
-    """Tables of openings of the test set, each with a heading."""
-    tables: list[tuple[str, Sequence[VaultRecord]]] = []
-    if summary.openings:
-        number = len(summary.openings)
-        tables.append((f"The test set was opened {'once' if number == 1 else f'{number} times'}.", summary.openings))
-    if summary.earlier_openings:
-        heading = "An earlier study of this name, which was deleted, opened the test set."
-        tables.append((heading, summary.earlier_openings))
-    return tables
-
-
-def _unfinished_openings(summary: StudySummary) -> list[tuple[str, Sequence[VaultIntent]]]:
-    """Lists of openings without a number, each with a heading."""
-    told = [
-        ("The test set was opened without a number on record.", summary.intents),
-        (
-            "An earlier study of this name, which was deleted, opened the test set without a number on record.",
-            summary.earlier_intents,
-        ),
-    ]
-    return [(heading, intents) for heading, intents in told if intents]
 
 
 def _environment() -> Environment:
@@ -132,6 +120,7 @@ def _environment() -> Environment:
     An undefined name in the template is an error.
     """
     environment = Environment(
+        loader=PackageLoader("hpsearch.results.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -139,41 +128,22 @@ def _environment() -> Environment:
         auto_reload=False,
         finalize=lambda value: mask_passwords(value) if type(value) is str else value,
     )
-    environment.filters["label"] = value_label
-    environment.filters["percent"] = _percent_label
-    environment.filters["number"] = _number_label
-    environment.filters["duration"] = _duration_label
-    environment.filters["time"] = format_time
+    environment.filters |= {
+        "capitalised": lambda text: text[:1].upper() + text[1:],
+        "duration": lambda seconds: "-" if seconds is None else format_seconds(seconds),
+        "error": error_text,
+        "interval": interval_text,
+        "label": value_label,
+        "other_opening": describe_other_opening,
+        "time": format_time,
+        "times": times,
+    }
     return environment
 
 
-def _asset(name: str) -> str:
-    return files("hpsearch.results.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _script_json(panels: Iterable[Panel]) -> Markup:
-    """Panel name -> plotly figure, as JSON that is safe inside a script element: it contains no "</script>"."""
-    figures = {panel.name: json.loads(panel.figure.to_json()) for panel in panels if panel.figure}
+def _script_json(plots: Mapping[str, Plot]) -> Markup:
+    """Section name -> plotly figure, as JSON that is safe inside a script element: it contains no "</script>"."""
+    figures = {name: json.loads(plot.figure.to_json()) for name, plot in plots.items() if plot.figure}
     # allow_nan=False: NaN is not valid JSON for a browser.
     text = json.dumps(figures, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c"))
-
-
-def _percent_label(fraction: float | None) -> str:
-    return "none" if fraction is None else f"{percent(fraction):.2f}"
-
-
-def _number_label(number: float | None, digits: int = 4) -> str:
-    return "none" if number is None else f"{number:.{digits}f}"
-
-
-def _duration_label(seconds: float | None) -> str:
-    """A duration as text: 3.2 s, 4 min 10 s, 2 h 5 min."""
-    if seconds is None:
-        return "none"
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {seconds} s"
-    return f"{minutes // 60} h {minutes % 60} min"

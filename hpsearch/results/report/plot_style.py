@@ -14,8 +14,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from hpsearch import metric
 from hpsearch.study.space import ParameterValue
-from hpsearch.wording import value_label
+from hpsearch.wording import parameters_label, value_label
 
 INK = "#1f2933"
 GRID = "#e4e8ec"
@@ -30,9 +31,17 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 _LOG_SPAN = 5.0  # smallest ratio of largest to smallest value for a logarithmic axis
 
 
-def percent(fraction: float) -> float:
-    """A fraction in percent, rounded to 4 decimal places, which is finer than one image in 10,000."""
-    return round(100.0 * fraction, 4)
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A plot of a report.
+
+    Args:
+        caption: what the plot shows, or why there is none.
+        figure: None if there is nothing to plot.
+    """
+
+    caption: str
+    figure: go.Figure | None = None
 
 
 def distinct_labels(values: Sequence[float]) -> list[str]:
@@ -51,36 +60,23 @@ def plot_text(text: str) -> str:
 
 def point_text(parameters: Mapping[str, ParameterValue]) -> str:
     """Parameters as a hover text: `learning_rate 0.1, lambda_2 1e-5`."""
-    return plot_text(", ".join(f"{name} {value_label(value)}" for name, value in parameters.items()))
+    return plot_text(parameters_label(parameters))
 
 
 def styled(figure: go.Figure, *, height: int = 420, **layout: Any) -> go.Figure:
     """Give a figure the report's fonts, colours and margins, and return it."""
-    axis = {
-        "gridcolor": GRID,
-        "linecolor": PRUNED,
-        "showline": True,
-        "ticks": "outside",
-        "tickcolor": PRUNED,
-        "zeroline": False,
-        "automargin": True,
-        "title": {"standoff": 12},
-    }
     figure.update_layout(
-        template="none",
+        template="simple_white",
         title=None,
         font={"family": FONT, "size": 13, "color": INK},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
         height=height,
         margin={"l": 64, "r": 16, "t": 40, "b": 56},
         hoverlabel={"bgcolor": "white", "bordercolor": PRUNED, "font": {"color": INK, "family": FONT}},
         modebar={"bgcolor": "white", "color": PRUNED, "activecolor": INK},
-        hovermode="closest",
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
     )
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(**axis)
+    figure.update_xaxes(showgrid=True, gridcolor=GRID, linecolor=PRUNED, tickcolor=PRUNED)
+    figure.update_yaxes(showgrid=True, gridcolor=GRID, linecolor=PRUNED, tickcolor=PRUNED)
     figure.update_layout(**layout)
     return figure
 
@@ -93,7 +89,7 @@ def counting_axis(title: str, first: int, last: int) -> dict[str, Any]:
 
 def error_axis(values: Iterable[float]) -> dict[str, Any]:
     """An axis for errors in percent. It is logarithmic if they differ much, to keep low errors distinguishable."""
-    return {"title": {"text": "validation error (%)"}, **number_axis(values)}
+    return {"title": {"text": f"{metric.NAME} (%)"}, **number_axis(values)}
 
 
 def number_axis(values: Iterable[float]) -> dict[str, Any]:
@@ -152,9 +148,4 @@ class ErrorColours:
             "outlinewidth": 0,
             "thickness": 14,
         }
-        return {
-            "colorscale": ERROR_SCALE,
-            "cmin": math.log10(self.low),
-            "cmax": math.log10(self.high),
-            "colorbar": bar,
-        }
+        return {"colorscale": ERROR_SCALE, "cmin": math.log10(self.low), "cmax": math.log10(self.high), "colorbar": bar}

@@ -15,21 +15,21 @@ from typing import Any
 import plotly.graph_objects as go
 from optuna.trial import TrialState
 
-from hpsearch.results.report.figures import Panel
+from hpsearch.metric import in_percent
 from hpsearch.results.report.plot_style import (
     BEST,
     COMPLETE,
     PRUNED,
     ErrorColours,
+    Plot,
     distinct_labels,
     error_axis,
-    percent,
     plot_text,
     point_text,
     round_numbers,
     styled,
 )
-from hpsearch.results.summary import StudySummary
+from hpsearch.results.status import StudyStatus
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import Dimension
@@ -61,10 +61,7 @@ class MapAxis:
         is_anywhere = is_chosen and (dimension.is_log or dimension.is_continuous)
         values = {float(trial.point_parameters[dimension.name]) for trial in trials}
         return cls(
-            name=dimension.name,
-            is_listed=not is_anywhere,
-            has_log_grid=dimension.is_log,
-            values=tuple(sorted(values)),
+            name=dimension.name, is_listed=not is_anywhere, has_log_grid=dimension.is_log, values=tuple(sorted(values))
         )
 
     def value(self, trial: TrialSummary) -> float:
@@ -117,13 +114,14 @@ class MapAxis:
         return float(10.0 ** (math.floor(math.log10(self._positive[0])) - 1))
 
 
-def search_map(summary: StudySummary) -> Panel:
-    """The panel with the best value over the study's leading dimensions, two or one."""
-    definition = summary.study.definition
+def search_map(status: StudyStatus) -> Plot:
+    """The plot of the best value over the study's leading dimensions, two or one."""
+    definition = status.summary.study.definition
     chosen = leading_dimensions(definition)
     if not chosen:
-        return Panel(name="map", title="Search map", caption=f"No map: {_why_no_map(definition)}.")
-    trials = [trial for trial in summary.trials if _is_placed(trial, chosen)]
+        kind = "is a number" if definition.search.dimensions else "exists: the study has a single point"
+        return Plot(caption=f"No map: no searched dimension {kind}.")
+    trials = [trial for trial in status.summary.trials if _is_placed(trial, chosen)]
     axes = [MapAxis.of(dimension, definition, trials) for dimension in chosen]
     if len(axes) == 1:
         caption, figure = _line(axes[0], trials)
@@ -133,9 +131,8 @@ def search_map(summary: StudySummary) -> Panel:
         caption, figure = _scatter(axes[0], axes[1], trials)
     others = [d.name for d in definition.search.dimensions if d not in chosen]
     if others:
-        caption += f" Searched too, and not drawn: {', '.join(others)}."
-    title = "Search map: " + " and ".join(axis.name for axis in axes)
-    return Panel(name="map", title=title, caption=caption, figure=figure)
+        caption += f" Also searched, but not drawn: {', '.join(others)}."
+    return Plot(caption=caption, figure=figure)
 
 
 def leading_dimensions(definition: StudyDefinition) -> list[Dimension]:
@@ -145,12 +142,6 @@ def leading_dimensions(definition: StudyDefinition) -> list[Dimension]:
     if "learning_rate" in numeric and searched_lambda:
         return [numeric["learning_rate"], numeric[searched_lambda]]
     return list(numeric.values())[:2]
-
-
-def _why_no_map(definition: StudyDefinition) -> str:
-    if not definition.search.dimensions:
-        return "the study searches no dimension, it has a single point"
-    return "none of the searched dimensions is a number"
 
 
 def _is_number(value: object) -> bool:
@@ -171,7 +162,7 @@ def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[s
         x=x.labels,
         y=y.labels,
         z=[[_colour(cell, colours) for cell in row] for row in rows],
-        text=[[_cell_text(cell) for cell in row] for row in rows],
+        text=[["" if cell is None else _ending(cell) for cell in row] for row in rows],
         texttemplate="%{text}" if len(x.values) <= _MAX_WRITTEN_COLUMNS else None,
         customdata=[[_hover(cell) for cell in row] for row in rows],
         hovertemplate="%{customdata}<extra></extra>",
@@ -181,7 +172,9 @@ def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[s
     )
     figure = go.Figure(heat_map)
     if trials and trials[0].is_complete:
-        figure.add_shape(**_frame(x.values.index(x.value(trials[0])), y.values.index(y.value(trials[0]))))
+        column, row = x.values.index(x.value(trials[0])), y.values.index(y.value(trials[0]))
+        edges = {"x0": column - 0.49, "x1": column + 0.49, "y0": row - 0.49, "y1": row + 0.49}
+        figure.add_shape(type="rect", line={"color": BEST, "width": 3}, **edges)
     styled(
         figure,
         height=140 + 44 * max(4, len(y.values)),
@@ -191,18 +184,6 @@ def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[s
         coloraxis=colours.layout,
     )
     return "The lowest validation error (%) of each pair of values; the best one is framed.", figure
-
-
-def _frame(column: int, row: int) -> dict[str, Any]:
-    """A frame around one cell; categories are at 0, 1, 2 ..."""
-    return {
-        "type": "rect",
-        "x0": column - 0.49,
-        "x1": column + 0.49,
-        "y0": row - 0.49,
-        "y1": row + 0.49,
-        "line": {"color": BEST, "width": 3},
-    }
 
 
 def _scatter(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
@@ -226,7 +207,7 @@ def _scatter(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[st
         ]
     )
     styled(figure, height=480, xaxis=x.numeric_layout, yaxis=y.numeric_layout, coloraxis=colours.layout)
-    return "Each trial where its parameters lie; the darker, the lower the validation error.", figure
+    return "Each trial at its parameters; darker marks have a lower validation error.", figure
 
 
 def _line(x: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
@@ -234,16 +215,9 @@ def _line(x: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
     complete = [trial for trial in trials if trial.is_complete]
     figure = go.Figure()
     if x.is_listed:
-        best_of = _first_by(complete, x.place)
-        line = go.Scatter(
-            x=sorted(best_of),
-            y=[_error(best_of[place]) for place in sorted(best_of)],
-            name="best of each value",
-            mode="lines",
-            line={"color": COMPLETE, "width": 1.5},
-            hoverinfo="skip",
-        )
-        figure.add_trace(line)
+        best = sorted(_first_by(complete, x.place).values(), key=x.place)
+        line = {"mode": "lines", "line": {"color": COMPLETE, "width": 1.5}, "hoverinfo": "skip", "hovertemplate": None}
+        figure.add_trace(_marks("best of each value", best, x, _error, {}).update(line))
     figure.add_trace(_marks("complete", complete, x, _error, {"size": 9, "color": COMPLETE}))
     figure.add_trace(_marks("best", complete[:1], x, _error, _RING))
     styled(figure, xaxis=x.numeric_layout, yaxis=error_axis(map(_error, complete)))
@@ -251,11 +225,7 @@ def _line(x: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
 
 
 def _marks(
-    name: str,
-    trials: Sequence[TrialSummary],
-    x: MapAxis,
-    y: Callable[[TrialSummary], float],
-    marker: dict[str, Any],
+    name: str, trials: Sequence[TrialSummary], x: MapAxis, y: Callable[[TrialSummary], float], marker: dict[str, Any]
 ) -> go.Scatter:
     return go.Scatter(
         x=[x.place(trial) for trial in trials],
@@ -272,24 +242,22 @@ def _marks(
 def _error(trial: TrialSummary) -> float:
     """The value of a complete trial in percent."""
     assert trial.value is not None  # callers pass complete trials
-    return percent(trial.value)
+    return in_percent(trial.value)
 
 
 def _colour(trial: TrialSummary | None, colours: ErrorColours) -> float | None:
     return colours.place(_error(trial)) if trial is not None and trial.is_complete else None
 
 
-def _cell_text(trial: TrialSummary | None) -> str:
-    if trial is None:
-        return ""
+def _ending(trial: TrialSummary) -> str:
     return f"{_error(trial):.2f}" if trial.is_complete else trial.state.name.lower()
 
 
 def _hover(trial: TrialSummary | None) -> str:
     if trial is None:
         return "no trial"
-    ending = f"{_error(trial):.2f} %" if trial.is_complete else trial.state.name.lower()
-    return f"trial {trial.number}: {ending}<br>{point_text(trial.point_parameters)}"
+    unit = " %" if trial.is_complete else ""
+    return f"trial {trial.number}: {_ending(trial)}{unit}<br>{point_text(trial.point_parameters)}"
 
 
 def _first_by(trials: Sequence[TrialSummary], key: Callable[[TrialSummary], Any]) -> dict[Any, TrialSummary]:

@@ -15,17 +15,17 @@ Source: docs/sources.md, section 6.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from torch import Tensor
 
+from hpsearch import metric
 from hpsearch.artifacts.best_parameters import Artifacts
 from hpsearch.data.catalog import DataLocations, DownloadProgress
 from hpsearch.data.held_out import HeldOutSplit, load_test_split
@@ -33,29 +33,32 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.device.devices import VisibleDevices, make_current, use_full_float32, wanted_gpus
 from hpsearch.device.pin import PinnedDevice, PinRules, pin_device
-from hpsearch.epoch_report import EpochReport
-from hpsearch.errors import ArtifactError, DataError, DeviceError, InputError
+from hpsearch.errors import ArtifactError, DataError, DeviceError, HpsearchError, InputError
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.companion_study import confirmations
+from hpsearch.results.openings.intents import intent_to_finish
+from hpsearch.results.openings.record import Finding, VaultRecord, check_reason
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.stored_parameters import read_parameters
 from hpsearch.results.summary import describe_counts
-from hpsearch.results.trial_summary import TrialSummary
-from hpsearch.results.vault.intents import intent_to_finish
+from hpsearch.results.trial_summary import TrialSummary, values_of
 from hpsearch.results.vault.opening import declare_opening
-from hpsearch.results.vault.record import Finding, VaultRecord, check_reason
-from hpsearch.results.vault.retraining import retrain
+from hpsearch.search.stopping import decide, stopping_rule, validation_interval
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.device_memory import describe_shortage, is_out_of_memory
 from hpsearch.training.evaluation import Losses, evaluate
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network
+from hpsearch.worker.cohorts import reference_test
 from hpsearch.worker.preparation import load_study_data
 from hpsearch.worker.process import worker_name
+
+_LANE = "retrained"  # key of the only trial of its cohort
 
 # How closely stored parameters must reproduce the validation losses in the database. The search computed these in
 # lanes and perhaps on another kind of device: rounding can change the class of an image or two, and the last digits of
@@ -83,21 +86,6 @@ class VaultRequest:
     device: str = "auto"
     pin_rules: PinRules = field(default_factory=PinRules)
     threads: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """A network and its parameters on the device, ready to be evaluated.
-
-    Args:
-        sha256: SHA-256 of the safetensors file with the parameters.
-        validation: losses on the validation images, computed for this opening.
-    """
-
-    network: Network
-    parameters: Mapping[str, Tensor]
-    sha256: str
-    validation: Losses
 
 
 def open_vault(
@@ -151,28 +139,24 @@ def open_vault(
     network = build_network(settings.model, selection.image_shape, selection.num_classes)
     content = None if request.is_retrained else _stored_parameters(chosen, artifacts)
     with _device(database, request, visible) as pinned:
+        device = pinned.device
         if content is None:
-            candidate = _trained_again(chosen.study.definition, network, settings, selection, pinned, tell)
-        else:
-            candidate = _restored(network, content, selection, pinned.device)
-            _check_reproduction(chosen.trial, candidate.validation)
-        opening = declare_opening(database, summary, described, candidate.sha256, reason, tell)
-        data_settings = summary.study.definition.data
+            content = _retrained(chosen.study.definition, settings, selection, pinned, tell)
+        parameters = _parameters_of(network, content, device)
+        validation = evaluate(network, parameters, *_on_device(selection.validation, device))
+        if not request.is_retrained:
+            _check_reproduction(chosen.trial, validation)
+        sha256 = hashlib.sha256(content).hexdigest()
+        opening = declare_opening(database, summary, described, sha256, reason, tell)
         with show_download() as progress:
-            held_out = load_test_split(data_settings, locations, opening.is_on_record, progress)
-        losses = _evaluate(candidate, held_out, selection, pinned.device)
-        device = pinned.description
+            held_out = load_test_split(summary.study.definition.data, locations, opening.is_on_record, progress)
+        _check_fit(held_out, selection)
+        losses = evaluate(network, parameters, *_on_device(held_out, device))
+        description = pinned.description
     finding = Finding(
-        reason=opening.attempt.reason,
-        definition_sha256=summary.study.definition.sha256,
         test_checksums=held_out.checksums,
-        chosen={
-            **opening.chosen,
-            "validation_error": candidate.validation.zero_one,
-            "device": device,
-            "intent": opening.attempt.intent_id,
-        },
-        parameters_sha256=candidate.sha256,
+        chosen={**opening.chosen, "validation_error": validation.zero_one, "device": description},
+        parameters_sha256=sha256,
         num_images=losses.num_images,
         num_errors=losses.num_errors,
     )
@@ -191,14 +175,14 @@ def _choose(database: Database, status: StudyStatus, selection: Selection | None
     confirms = confirmations(database).get(summary.name)
     if confirms is not None:
         raise InputError(
-            f"study {summary.name!r} is the confirmation of study {confirms['study']!r}, which has the test set",
+            f"study {summary.name!r} is the confirmation of study {confirms['study']!r}; test that study instead",
             hint=f"hpsearch test {confirms['study']}",
         )
     summary.require_best()
     if not summary.is_finished:
         raise InputError(
             f"study {summary.name!r} is not finished: {describe_counts(summary.points)}",
-            hint=f"let it finish first (hpsearch worker {summary.name}): it may still choose another point",
+            hint=f"finish it first (hpsearch worker {summary.name}): it may still choose another point",
         )
     return status.choose(selection)
 
@@ -207,8 +191,8 @@ def _stored_parameters(chosen: ChosenPoint, artifacts: Artifacts) -> bytes:
     try:
         return read_parameters(chosen.study, chosen.trial, artifacts)
     except ArtifactError as error:
-        hint = f"{error.hint}; or train" if error.hint else "train"
-        raise ArtifactError(str(error), hint=f"{hint} the point again with --retrain") from error
+        alternative = f"{error.hint}; or " if error.hint else ""
+        raise ArtifactError(str(error), hint=f"{alternative}train the point again with --retrain") from error
 
 
 @contextmanager
@@ -227,7 +211,7 @@ def _device(database: Database, request: VaultRequest, visible: VisibleDevices) 
         rules=request.pin_rules,
     )
     with pin as pinned:
-        assert pinned is not None, "nobody ends this wait but an exception"
+        assert pinned is not None, "only an exception ends the wait"
         make_current(pinned.device)
         try:
             yield pinned
@@ -240,8 +224,45 @@ def _device(database: Database, request: VaultRequest, visible: VisibleDevices) 
             ) from error
 
 
-def _restored(network: Network, content: bytes, selection: SelectionData, device: torch.device) -> _Candidate:
-    """The stored parameters on the device.
+def _retrained(
+    definition: StudyDefinition,
+    settings: TrialSettings,
+    selection: SelectionData,
+    pinned: PinnedDevice,
+    tell: Callable[[str], None],
+) -> bytes:
+    """The point's parameters at its best validation after training it again, as a safetensors file.
+
+    It is trained in a single lane, with its own seed, until its stopping rule, its schedule or its epochs end it. The
+    result equals that of the trial in the search bit for bit on the same kind of device with the same other lanes, and
+    otherwise up to rounding, which long training amplifies.
+
+    Raises:
+        InputError: the batch size does not fit the training set.
+        HpsearchError: no validation was finite.
+    """
+    stopping = definition.stopping
+    data = ResidentData.place(selection, pinned.device, max_resident_bytes=definition.data.max_resident_bytes)
+    num_minibatches = data.num_minibatches(settings.training.batch_size)
+    rule = stopping_rule(stopping, num_minibatches=num_minibatches)
+    reference = reference_test(stopping, len(data.validation_labels))
+    interval = validation_interval(stopping, num_minibatches)
+    cohort = Cohort(CohortShape.of(settings), data, pinned.device, interval, reference)
+    cohort.admit(_LANE, settings)
+    decision = None
+    while decision is None:
+        report = cohort.train_epoch()[_LANE]
+        pinned.keep()
+        pinned.require()
+        tell(f"epoch {report.epoch}: {metric.NAME} {metric.error_text(report.best.zero_one)}")
+        decision = decide(rule, report, settings.training.max_epochs)
+    if cohort.best(_LANE) is None:
+        raise HpsearchError(f"the point cannot be trained again: it {decision.detail}")
+    return save({name: np.asarray(array, order="C") for name, array in cohort.best_parameters(_LANE).items()})
+
+
+def _parameters_of(network: Network, content: bytes, device: torch.device) -> dict[str, Tensor]:
+    """The parameters of a safetensors file, on the device.
 
     Raises:
         ArtifactError: they do not fit the network.
@@ -254,44 +275,7 @@ def _restored(network: Network, content: bytes, selection: SelectionData, device
             f"the stored parameters do not fit the network: expected {expected}, found {found}",
             hint="train the point again with --retrain",
         )
-    return _candidate(network, arrays, content, selection, device)
-
-
-def _trained_again(
-    definition: StudyDefinition,
-    network: Network,
-    settings: TrialSettings,
-    selection: SelectionData,
-    pinned: PinnedDevice,
-    tell: Callable[[str], None],
-) -> _Candidate:
-    """The point's parameters after training it again."""
-    data = ResidentData.place(selection, pinned.device, max_resident_bytes=definition.data.max_resident_bytes)
-
-    def on_epoch(report: EpochReport) -> None:
-        pinned.keep()
-        pinned.require()
-        tell(f"epoch {report.epoch}: validation error {100 * report.best.zero_one:.2f} %")
-
-    retrained = retrain(settings, definition.stopping, data, pinned.device, on_epoch)
-    arrays = {name: np.asarray(array, order="C") for name, array in retrained.parameters.items()}
-    return _candidate(network, arrays, save(arrays), selection, pinned.device)
-
-
-def _candidate(
-    network: Network,
-    arrays: Mapping[str, NDArray[np.generic]],
-    content: bytes,
-    selection: SelectionData,
-    device: torch.device,
-) -> _Candidate:
-    parameters = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-    return _Candidate(
-        network=network,
-        parameters=parameters,
-        sha256=hashlib.sha256(content).hexdigest(),
-        validation=evaluate(network, parameters, *_on_device(selection.validation, device)),
-    )
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 def _check_reproduction(trial: TrialSummary, found: Losses) -> None:
@@ -308,28 +292,27 @@ def _check_reproduction(trial: TrialSummary, found: Losses) -> None:
         is_off |= not abs(found.nll - nll) <= NLL_TOLERANCE * (1 + abs(nll))
     if is_off:
         raise ArtifactError(
-            f"the stored parameters of trial {trial.number} do not reproduce its validation error: found "
-            f"{100 * found.zero_one:.2f} % and NLL {found.nll:.4f}, on record are {100 * trial.value:.2f} % and NLL "
-            f"{'none' if nll is None else f'{nll:.4f}'}; the test set was not opened",
+            f"the stored parameters of trial {trial.number} do not reproduce its {metric.NAME}: found "
+            f"{metric.error_text(found.zero_one)} and NLL {found.nll:.4f}, on record are "
+            f"{metric.error_text(trial.value)} and NLL {'none' if nll is None else f'{nll:.4f}'}; "
+            "the test set was not opened",
             hint="name the artifacts that the workers wrote with --artifacts, or train the point again with --retrain",
         )
 
 
-def _evaluate(candidate: _Candidate, held_out: HeldOutSplit, selection: SelectionData, device: torch.device) -> Losses:
-    num_pixels = selection.validation.images.shape[1]
-    if held_out.images.shape[1] != num_pixels:
+def _check_fit(held_out: HeldOutSplit, selection: SelectionData) -> None:
+    """Raise DataError if the test images are not of the data set that the study was trained on."""
+    num_pixels, found, misfit = selection.validation.images.shape[1], held_out.images.shape[1], None
+    if found != num_pixels:
+        misfit = f"the test images have {found} pixels, those of training and validation {num_pixels}"
+    elif held_out.labels.max() >= selection.num_classes:
+        classes = f"those of training and validation have 0..{selection.num_classes - 1}"
+        misfit = f"the test images have the class {held_out.labels.max()}, {classes}"
+    if misfit:
         raise DataError(
-            f"the test images have {held_out.images.shape[1]} pixels, those of training and validation {num_pixels}: "
-            f"{', '.join(held_out.checksums)} belong to another data set",
-            hint="put the test files of the study's own data set in their place",
+            f"{misfit}: {', '.join(held_out.checksums)} belong to another data set",
+            hint="replace them by the test files of the study's own data set",
         )
-    if held_out.labels.max() >= selection.num_classes:
-        raise DataError(
-            f"the test images have the class {held_out.labels.max()}, those of training and validation have "
-            f"0..{selection.num_classes - 1}: {', '.join(held_out.checksums)} belong to another data set",
-            hint="put the test files of the study's own data set in their place",
-        )
-    return evaluate(candidate.network, candidate.parameters, *_on_device(held_out, device))
 
 
 def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -341,13 +324,10 @@ def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _describe_point(chosen: ChosenPoint, *, is_retrained: bool) -> dict[str, Any]:
     """The keys of `Finding.chosen` that are known before the evaluation."""
-    trial = chosen.trial
     return {
         "selection": chosen.selection.value,
         "study": chosen.study.name,
-        "trial": trial.number,
-        "point": trial.point,
-        "params": trial.point_parameters,
-        "search_error": trial.value,
+        **values_of(chosen.trial, "trial", "point", "params"),
+        "search_error": chosen.trial.value,
         "is_retrained": is_retrained,
     }

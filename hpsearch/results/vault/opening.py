@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from hpsearch.data.test_files import marks_of_content, marks_of_test_files
 from hpsearch.home import vault_file
+from hpsearch.results.openings.intents import declare_intent, is_declared, opened_before, read_intent_ids
+from hpsearch.results.openings.machine_openings import (
+    MachineOpening,
+    append_machine_opening,
+    describe_machine_openings,
+    read_machine_openings,
+)
+from hpsearch.results.openings.record import Attempt, Finding, VaultRecord, record_opening
 from hpsearch.results.provenance import user_at_host
 from hpsearch.results.summary import StudySummary
-from hpsearch.results.vault.intents import Attempt, declare_intent, is_declared, opened_before, read_intent_ids
-from hpsearch.results.vault.machine_openings import MachineLedger, MachineOpening, describe_machine_openings, moment
-from hpsearch.results.vault.record import Finding, VaultRecord, record_opening
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy
+from hpsearch.wording import format_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +53,16 @@ class Opening:
         Raises:
             VaultOpenedError: another process recorded a number for this opening first; the message has that number.
         """
-        place = {"opening_id": self.attempt.opening_id, "opening": self.attempt.opening}
-        record, is_ours = record_opening(self.database, self.study, finding, **place)
+        record, is_ours = record_opening(self.database, self.study, self.attempt, finding)
         if not is_ours:
             raise opened_before(self.study.name, [record])
-        noted = replace(
-            self.noted,
-            at=moment(),
-            files=self.noted.files | marks_of_content(finding.test_checksums),
-            num_images=finding.num_images,
-            num_errors=finding.num_errors,
-        )
-        for line in MachineLedger(path=vault_file()).append(noted):
+        number = {
+            "at": format_time(datetime.now(UTC)),
+            "files": self.noted.files | marks_of_content(finding.test_checksums),
+            "num_images": finding.num_images,
+            "num_errors": finding.num_errors,
+        }
+        for line in append_machine_opening(vault_file(), self.noted.model_copy(update=number)):
             tell(line)
         return record
 
@@ -81,27 +86,21 @@ def declare_opening(
     """
     study = summary.study
     marks = marks_of_test_files(study.definition.data, study.dataset_checksums)
-    machine = MachineLedger(path=vault_file())
-    earlier, problems = machine.openings(marks, without=read_intent_ids(database, study))
+    earlier, problems = read_machine_openings(vault_file(), marks, without=read_intent_ids(database, study))
     chosen = {**described, "machine_openings": len(earlier)}
     intent_id = uuid.uuid4().hex
     attempt = declare_intent(
-        database,
-        study,
-        intent_id=intent_id,
-        chosen=chosen,
-        parameters_sha256=parameters_sha256,
-        reason=reason,
+        database, study, intent_id=intent_id, chosen=chosen, parameters_sha256=parameters_sha256, reason=reason
     )
     noted = MachineOpening(
         intent_id=intent_id,
-        at=moment(),
+        at=format_time(datetime.now(UTC)),
         by=user_at_host(),
         study=study.name,
         database=database.address,
         files=marks,
     )
-    problems += machine.append(noted)
+    problems += append_machine_opening(vault_file(), noted)
     for line in (*describe_machine_openings(earlier), *problems):
         tell(line)
     return Opening(database=database, study=study, attempt=attempt, noted=noted, chosen=chosen)

@@ -15,6 +15,8 @@ from sqlalchemy import Connection, text
 from hpsearch.store.rows.columns import as_columns, unnest
 from hpsearch.study.space import ParameterValue
 
+LockStrength = Literal["UPDATE", "NO KEY UPDATE", "KEY SHARE"]
+
 _LOCK = {
     strength: text(f"SELECT 1 FROM studies WHERE study_id = :study FOR {strength}")
     for strength in ("UPDATE", "NO KEY UPDATE", "KEY SHARE")
@@ -45,9 +47,7 @@ _SET_ATTRIBUTES = text(f"""
 """)
 
 
-def lock_study(
-    connection: Connection, study_id: int, strength: Literal["UPDATE", "NO KEY UPDATE", "KEY SHARE"] = "UPDATE"
-) -> bool:
+def lock_study(connection: Connection, study_id: int, strength: LockStrength = "UPDATE") -> bool:
     """Lock the study's row until the transaction ends, and return whether the study exists.
 
     Args:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from hpsearch import environment
+from hpsearch.atomic_file import replacement_of
 from hpsearch.errors import ArtifactError, HpsearchError, InputError
 from hpsearch.logs import get_logger
 from hpsearch.worker.options import DEFAULT_STALL_SECONDS
@@ -168,14 +169,8 @@ class LifeSign:
             "detail": sign.detail,
             "max_age_seconds": sign.max_age_seconds,
         }
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps(document) + "\n", encoding="ascii")
-            temporary.replace(self._path)  # a reader sees the old file or the new one, never a part
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        with replacement_of(self._path, is_synced=False) as file:
+            file.write(json.dumps(document).encode() + b"\n")
 
 
 @dataclass(frozen=True, kw_only=True)

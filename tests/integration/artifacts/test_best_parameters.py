@@ -23,7 +23,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from hpsearch.artifacts import store as store_module
+from hpsearch import atomic_file, home
 from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
 from hpsearch.artifacts.store import FolderStore
 from hpsearch.errors import ArtifactError
@@ -187,7 +187,7 @@ def test_full_disk_is_named(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.
 
     folder = open_artifacts(tmp_path)
     (claim,) = ledger.claim(1)
-    monkeypatch.setattr(store_module.os, "fsync", fsync)
+    monkeypatch.setattr(atomic_file.os, "fsync", fsync)
     with pytest.raises(ArtifactError, match=f"into {tmp_path}: No space left on device"):
         save(folder, ledger, claim.trial_id)
     assert list(tmp_path.iterdir()) == []
@@ -218,7 +218,7 @@ def test_folder_that_cannot_be_made_is_named_with_the_user(
             raise KeyError("getpwuid(): uid not found")
         return "somebody"
 
-    monkeypatch.setattr(store_module.getpass, "getuser", getuser)
+    monkeypatch.setattr(home.getpass, "getuser", getuser)
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "artifacts"
     with pytest.raises(ArtifactError) as caught:

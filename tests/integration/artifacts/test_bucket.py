@@ -337,11 +337,11 @@ def test_anything_without_a_scheme_is_a_folder(place: str) -> None:
         ("s3:/b/p", "the address of a bucket begins with s3://"),
         ("gs://b/p", "gs:// is neither a folder nor s3://"),
         ("https://b.s3.amazonaws.com/p", "https:// is neither a folder nor s3://"),
-        ("s3://", "no bucket is called ''"),
-        ("s3:///p", "no bucket is called ''"),
-        ("s3://a b/p", "no bucket is called 'a b'"),
-        ("s3://b/a/../c", "no prefix is called 'a/../c'"),
-        ("s3://b/a\x00c", "no prefix is called"),
+        ("s3://", "invalid bucket name ''"),
+        ("s3:///p", "invalid bucket name ''"),
+        ("s3://a b/p", "invalid bucket name 'a b'"),
+        ("s3://b/a/../c", "invalid prefix 'a/../c'"),
+        ("s3://b/a\x00c", "invalid prefix"),
     ],
 )
 def test_what_is_no_place_is_bad_input_and_makes_no_folder(
@@ -357,7 +357,7 @@ def test_what_is_no_place_is_bad_input_and_makes_no_folder(
 def test_credentials_in_an_address_are_refused_and_not_shown() -> None:
     with pytest.raises(InputError) as caught:
         open_store("s3://AKIA:s3cr3t@bucket/p")
-    assert str(caught.value) == "artifacts: the address of a bucket must not hold credentials"
+    assert str(caught.value) == "artifacts: the address of a bucket must not contain credentials"
 
 
 def _is_a_store(store: BucketStore) -> ArtifactStore:

@@ -314,7 +314,7 @@ def test_a_run_says_which_gpus_are_taken_and_by_whom(
     process = hpsearch("run", study_file, "--no-wait-for-gpu")
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 3
-    assert f"held by another worker: {GPU.description} by node7:4711\n" in errors
+    assert f"in use by another worker: {GPU.description} by node7:4711\n" in errors
     assert f"error: worker 0 cannot work: no GPU is free for this worker: {GPU.description} by node7:4711\n" in errors
 
 

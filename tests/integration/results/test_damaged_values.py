@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from hpsearch.console.confirmation_view import print_confirmation
-from hpsearch.console.tables import print_json, print_opening, print_status
+from hpsearch.console.tables import print_confirmation, print_json, print_opening, print_status
 from hpsearch.data import held_out
 from hpsearch.errors import HpsearchError
 from hpsearch.results.confirmation.plan import plan_confirmation
 from hpsearch.results.data_frame import curves_frame, trials_frame
-from hpsearch.results.export import ExportFormat, export_model, export_point
+from hpsearch.results.export import ExportFormat, export_model, export_point, render_export
 from hpsearch.results.report.page import render_report
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import read_status
@@ -67,7 +66,7 @@ def views(searched: Searched) -> Iterator[Callable[[], object]]:
     for selection in (None, Selection.BEST):
         document = export_point(status.choose(selection), status)
         for export_format in ExportFormat:
-            yield lambda document=document, form=export_format: document.render(form)
+            yield lambda document=document, form=export_format: render_export(document, form)
     yield lambda: export_model(status.choose(), searched.artifacts, Path("/dev/null/x.safetensors"))
     yield lambda: trials_frame(status.summary)
     yield lambda: curves_frame(status.summary)

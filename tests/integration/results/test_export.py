@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
+from hpsearch.atomic_file import write_file
 from hpsearch.errors import ArtifactError, InputError, NothingCompleteError
 from hpsearch.results.choice import choose_point
-from hpsearch.results.export import ExportDocument, ExportFormat, export_model, export_point, write_export
+from hpsearch.results.export import ExportFormat, export_model, export_point, render_export
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary, read_summary
 from hpsearch.store.claims.ledger import Claim
@@ -38,7 +39,7 @@ def trained(learning_rates: Any, artifacts: Artifacts) -> StudySummary:
     return read_summary(learning_rates.database, "made-up")
 
 
-def exported(summary: StudySummary) -> ExportDocument:
+def exported(summary: StudySummary) -> dict[str, Any]:
     return export_point(choose_point(summary, None), StudyStatus(summary=summary))
 
 
@@ -65,7 +66,7 @@ def test_the_document_of_a_drawn_study_names_its_point_without_switches(
     claim = study.claim()
     study.complete(claim, [0.5, 0.25])
     path = tmp_path / "best.json"
-    write_export(exported(read_summary(study.database, "made-up")), path, ExportFormat.JSON)
+    write_file(path, render_export(exported(read_summary(study.database, "made-up")), ExportFormat.JSON))
     content = json.loads(path.read_text())
     assert set(content["parameters"]) == {"lambda_1"}
     assert content["settings"]["training"]["lambda_1"] == content["parameters"]["lambda_1"]
@@ -79,16 +80,16 @@ def test_a_trials_own_seed_stands_beside_the_studys(make_study: Callable[..., An
     study = make_study({"seed": [8]}, seed=3)
     study.complete(study.claim(), [0.5])
     document = exported(read_summary(study.database, "made-up"))
-    content = json.loads(document.render(ExportFormat.JSON))
+    content = json.loads(render_export(document, ExportFormat.JSON))
     assert (content["seed"], content["settings"]["training"]["seed"]) == (3, 8)
-    lines = document.render(ExportFormat.ENV).splitlines()
+    lines = render_export(document, ExportFormat.ENV).splitlines()
     assert [line for line in lines if "SEED=" in line] == ["HPSEARCH_TRAINING_SEED=8", "HPSEARCH_SEED=3"]
 
 
 def test_a_write_that_fails_leaves_the_old_export(trained: StudySummary, tmp_path: Path) -> None:
     folder = tmp_path / "exports"
     with pytest.raises(ArtifactError, match=f"cannot write {folder}/best.toml"):
-        write_export(exported(trained), folder / "best.toml", ExportFormat.TOML)
+        write_file(folder / "best.toml", render_export(exported(trained), ExportFormat.TOML))
     assert not folder.exists()
 
 

@@ -19,8 +19,8 @@ from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.results.confirmation.plan import plan_confirmation, prepare_confirmation
+from hpsearch.results.openings.record import VaultRecord, select_openings
 from hpsearch.results.vault.final_test import VaultRequest, open_vault
-from hpsearch.results.vault.record import VaultRecord, read_openings
 from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
@@ -134,6 +134,16 @@ class Searched:
     def artifact(self) -> Path:
         (path,) = Path(self.artifacts.place).iterdir()
         return path
+
+
+def read_openings(database: Database, study: StoredStudy) -> tuple[VaultRecord, ...]:
+    """All openings of this study's test set, in order."""
+    return database.transaction(lambda connection: select_openings(connection, study)[0])
+
+
+def read_earlier_openings(database: Database, study: StoredStudy) -> tuple[VaultRecord, ...]:
+    """Openings by deleted studies of the same name, in order of time."""
+    return database.transaction(lambda connection: select_openings(connection, study)[1])
 
 
 Search = Callable[..., Searched]

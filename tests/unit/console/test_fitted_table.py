@@ -8,19 +8,20 @@ import pytest
 from rich.console import Console, Group
 from rich.live import Live
 
-from hpsearch.console.fitted_table import FittedTable, TableColumn
+from hpsearch.console.fitted_table import FittedTable
+from hpsearch.results.view_tables import Column, ViewTable
 
 COLUMNS = [
-    TableColumn(heading="trial", cells=["0", "1"], leaves=2),
-    TableColumn(heading="validation error", cells=["10.94%", "8.59%"]),
-    TableColumn(heading="learning_rate", cells=["0.0003162", "[red]"]),
-    TableColumn(heading="ended", cells=["max-epochs", "no-improvement"], justify="left", leaves=1),
+    Column("trial", ["0", "1"], leaves=2),
+    Column("validation error", ["10.94 %", "8.59 %"]),
+    Column("learning_rate", ["0.0003162", "[red]"]),
+    Column("ended", ["max-epochs", "no-improvement"], is_text=True, leaves=1),
 ]
 
 
-def shown(columns: list[TableColumn], width: int, *, is_terminal: bool = True) -> str:
+def shown(columns: list[Column], width: int, *, is_terminal: bool = True) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=is_terminal, color_system=None)
-    console.print(Group(FittedTable(columns, bold_row=0)), crop=False)
+    console.print(Group(FittedTable(ViewTable(columns=columns, best_row=0))), crop=False)
     return str(console.file.getvalue())  # type: ignore[attr-defined]
 
 
@@ -28,21 +29,21 @@ def shown(columns: list[TableColumn], width: int, *, is_terminal: bool = True) -
 def test_with_room_every_column_is_there_under_an_unfolded_heading(is_terminal: bool) -> None:
     text = shown(COLUMNS, 80, is_terminal=is_terminal)
     assert "trial   validation error   learning_rate   ended" in text
-    assert "without room" not in text
+    assert "no space" not in text
 
 
 def test_headings_are_folded_before_a_column_is_left_out() -> None:
     text = shown(COLUMNS, 56)
     assert "validation error" not in text
     assert all(part in text for part in ("validation", "error", "no-improvement", "0.0003162", "[red]"))
-    assert "without room" not in text
+    assert "no space" not in text
 
 
 def test_columns_leave_in_their_order_and_are_named() -> None:
-    assert shown(COLUMNS, 40).endswith("without room here: ended\n")
+    assert shown(COLUMNS, 40).endswith("no space for: ended\n")
     text = shown(COLUMNS, 30)
-    assert " ".join(text.split()).endswith("without room here: trial, ended")
-    assert all(part in text for part in ("10.94%", "8.59%", "learning_rate", "0.0003162", "[red]"))
+    assert " ".join(text.split()).endswith("no space for: trial, ended")
+    assert all(part in text for part in ("10.94 %", "8.59 %", "learning_rate", "0.0003162", "[red]"))
 
 
 def test_what_cannot_leave_is_folded_rather_than_cut() -> None:
@@ -54,17 +55,17 @@ def test_what_cannot_leave_is_folded_rather_than_cut() -> None:
 
 def test_a_live_view_cuts_nothing_either() -> None:
     console = Console(file=io.StringIO(), width=20, force_terminal=True, color_system=None)
-    with Live(FittedTable(COLUMNS[1:3]), console=console, auto_refresh=False):
+    with Live(FittedTable(ViewTable(columns=COLUMNS[1:3])), console=console, auto_refresh=False):
         pass
     assert "0.0003162" in str(console.file.getvalue()).replace("\n", "")  # type: ignore[attr-defined]
 
 
 def test_into_a_pipe_goes_everything_however_wide() -> None:
-    many = [TableColumn(heading=f"parameter_{number}", cells=["0.0003162"], leaves=number) for number in range(1, 31)]
+    many = [Column(f"parameter_{number}", ["0.0003162"], leaves=number) for number in range(1, 31)]
     header = shown(many, 160, is_terminal=False).splitlines()[1]
     assert header.split() == [column.heading for column in many]
 
 
 def test_a_table_without_rows_has_its_headings() -> None:
-    empty = [TableColumn(heading="study", cells=[]), TableColumn(heading="points", cells=[])]
+    empty = [Column("study", []), Column("points", [])]
     assert "study   points" in shown(empty, 80)

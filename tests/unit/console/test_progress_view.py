@@ -31,7 +31,7 @@ def test_progress_of_a_study_is_a_log_line(capsys: pytest.CaptureFixture[str]) -
         show(progress)
     line = json.loads(capsys.readouterr().err)
     assert line["logger"] == "hpsearch.progress"
-    assert line["message"] == "3 complete, 0 pruned, 0 running, 0 waiting · best 12.50% (trial 2)"
+    assert line["message"] == "3 complete, 0 pruned, 0 running, 0 waiting · best 12.50 % (trial 2)"
 
 
 def test_progress_of_a_search_in_rounds_names_the_round() -> None:

@@ -16,14 +16,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpsearch.atomic_file import write_file
 from hpsearch.errors import InputError, NothingCompleteError
 from hpsearch.results.choice import choose_point
 from hpsearch.results.export import (
-    ExportDocument,
     ExportFormat,
     choose_format,
     export_point,
-    write_export,
+    render_export,
 )
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary
@@ -39,7 +39,7 @@ READERS: dict[ExportFormat, Callable[[str], Any]] = {
 
 
 def test_a_document_holds_the_configuration_and_its_evidence(summary: StudySummary) -> None:
-    content = dict(exported(summary, now=NOON).content)
+    content = dict(exported(summary, now=NOON))
     definition = summary.study.definition
     settings = content.pop("settings")
     assert parse_definition(content.pop("definition"), source="best.json") == definition
@@ -78,7 +78,7 @@ def test_settings_are_resolved(make_summary: Any, make_trial: Any) -> None:
     trial = make_trial(0, 0.1, {"lambda_2_is_zero": True, "hidden_units": 50}, nll=0.3)
     search = {"strategy": "random", "num_points": 1, "hidden_units": [50, 100]}
     search["lambda_2"] = {"log10": [-2, -4], "zero": True}
-    content = exported(_without_distributions(make_summary, trial, search)).content
+    content = exported(_without_distributions(make_summary, trial, search))
     assert content["parameters"] == {"lambda_2": 0.0, "hidden_units": 50}
     assert content["settings"]["model"]["hidden_units"] == 50
     assert content["settings"]["training"]["lambda_2"] == 0.0
@@ -94,8 +94,8 @@ def test_nothing_complete_is_an_error(make_summary: Any) -> None:
 @pytest.mark.parametrize("export_format", READERS)
 def test_every_format_reads_back_as_the_same_content(summary: StudySummary, export_format: ExportFormat) -> None:
     document = exported(summary)
-    text = document.render(export_format)
-    assert READERS[export_format](text) == document.content
+    text = render_export(document, export_format)
+    assert READERS[export_format](text) == document
     assert text.endswith("\n")
 
 
@@ -107,14 +107,14 @@ def test_every_format_reads_back_as_the_same_content(summary: StudySummary, expo
 def test_values_survive_every_format(value: float, text: str, number: int) -> None:
     content = {"value": value, "parameters": {"text": text, "number": number, "switch": True}}
     for export_format, read in READERS.items():
-        assert read(ExportDocument(content=content).render(export_format)) == content
+        assert read(render_export(content, export_format)) == content
 
 
 def test_a_shell_reads_the_environment_format(summary: StudySummary, tmp_path: Path) -> None:
     document = exported(summary, now=NOON)
-    content = {**document.content, "dataset": 'it\'s $(touch harm) `here`;\n"two" lines'}
+    content = {**document, "dataset": 'it\'s $(touch harm) `here`;\n"two" lines'}
     path = tmp_path / "best.env"
-    write_export(ExportDocument(content=content), path, ExportFormat.ENV)
+    write_file(path, render_export(content, ExportFormat.ENV))
     seen = _variables_of_a_shell_that_reads(path)
     assert seen["HPSEARCH_LEARNING_RATE"] == "0.01"
     assert seen["HPSEARCH_KERNELS"] == "[20,50]"
@@ -126,7 +126,7 @@ def test_a_shell_reads_the_environment_format(summary: StudySummary, tmp_path: P
 
 
 def test_the_environment_format_sets_no_variable_that_hpsearch_itself_reads(summary: StudySummary) -> None:
-    text = exported(summary).render(ExportFormat.ENV)
+    text = render_export(exported(summary), ExportFormat.ENV)
     names = {line.partition("=")[0].removeprefix("HPSEARCH_") for line in text.splitlines()}
     assert names.isdisjoint(
         {"STORAGE", "DATA", "HOME", "ARTIFACTS", "LOG_LEVEL", "DEVICE", "WORKERS", "LANES", "REQUIRE_BROWSER"}
@@ -156,8 +156,8 @@ def test_the_format_follows_from_option_or_suffix(name: str | None, path: str | 
     ("name", "path", "said", "hint"),
     [
         ("xml", None, "unknown format 'xml'", "choose json, toml, yaml, env"),
-        (None, "best.xml", "no format goes by the name '.xml'", ".json, .toml, .yaml, .yml, .env"),
-        (None, "best", "no format goes by the name 'best'", "--format"),
+        (None, "best.xml", "no format has the suffix '.xml'", ".json, .toml, .yaml, .yml, .env"),
+        (None, "best", "no format has the suffix 'best'", "--format"),
         ("json", "best.toml", "--format json contradicts -o best.toml", "leave one of them out"),
     ],
 )
@@ -167,7 +167,7 @@ def test_an_unclear_format_is_an_input_error(name: str | None, path: str | None,
     assert hint in str(caught.value.hint)
 
 
-def exported(summary: StudySummary, *, now: datetime | None = None) -> ExportDocument:
+def exported(summary: StudySummary, *, now: datetime | None = None) -> dict[str, Any]:
     return export_point(choose_point(summary, None), StudyStatus(summary=summary), now=now)
 
 

@@ -10,7 +10,8 @@ import pytest
 from optuna.trial import TrialState
 
 from hpsearch.errors import NothingCompleteError
-from hpsearch.results.summary import StudySummary, format_time
+from hpsearch.results.summary import StudySummary
+from hpsearch.wording import format_time
 
 
 def test_json_has_the_documented_keys(summary: StudySummary) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from hpsearch.console.progress_view import EpochRate, describe, format_seconds
+from hpsearch.console.progress_view import EpochRate, describe
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.progress import Progress, RunningTrial
 
@@ -46,11 +44,6 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
 def test_the_line_tells_states_best_speed_and_time_left() -> None:
     line = describe(progress(PointCounts(waiting=1, complete=3, pruned=1, failed=1)), 2.0)
     assert line == (
-        "3 complete, 1 pruned, 0 running, 1 waiting · 1 FAILED · best 1.98% (trial 7) · 2.00 epochs/s · about 5 s left"
+        "3 complete, 1 pruned, 0 running, 1 waiting · 1 FAILED · best 1.98 % (trial 7) · 2.00 epochs/s · about 5 s left"
     )
     assert "left" not in describe(progress(PointCounts(complete=4)), 2.0)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(42.4, "42 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
-def test_durations_are_written_for_people(seconds: float, text: str) -> None:
-    assert format_seconds(seconds) == text

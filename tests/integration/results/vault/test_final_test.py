@@ -34,11 +34,11 @@ from hpsearch.errors import (
 )
 from hpsearch.postgres.embedded import EmbeddedPostgres
 from hpsearch.results.confirmation.read_outcome import read_confirmation
+from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import read_summary
 from hpsearch.results.vault import final_test as vault
 from hpsearch.results.vault.final_test import VaultRequest, open_vault
-from hpsearch.results.vault.record import VaultRecord
 from hpsearch.training.tensor_file import CHECKSUM
 from tests.integration.results.vault_studies import TEST, TRAIN, Search, Searched, confirm, images_of, write_part
 

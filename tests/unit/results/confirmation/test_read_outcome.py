@@ -13,9 +13,10 @@ from hpsearch.results.confirmation.companion_study import can_seeds_matter, conf
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.confirmation.plan import companion_definition
 from hpsearch.results.confirmation.read_outcome import confirmation_of
-from hpsearch.results.report.candidates_panel import confirmation_panel
+from hpsearch.results.report.confirmed_errors import confirmed_errors
 from hpsearch.results.report.page import render_report
 from hpsearch.results.status import StudyStatus
+from hpsearch.results.summary import StudySummary
 from hpsearch.study.definition import parse_definition
 from hpsearch.training.networks.build import build_network
 
@@ -56,10 +57,10 @@ def _confirmation(make_summary: Any, make_trial: Any, errors: dict[float, float 
 def test_the_conclusion_is_one_line_with_the_pick_and_its_reason(confirmation: Confirmation) -> None:
     line = confirmation.conclusion()
     assert line is not None
-    assert line.startswith("lowest mean error: 1, ")
-    assert "tied are 1, 2" in line
-    assert "picked: " in line
-    assert "the fewest trainable parameters of the tied (1,000)" in line
+    assert line.startswith("lowest mean error: point 1, ")
+    assert "tied with it: 2" in line
+    assert "chosen: point " in line
+    assert "of the tied points it has the fewest trainable parameters (1,000)" in line
 
 
 def test_json_holds_every_number(confirmation: Confirmation) -> None:
@@ -89,13 +90,13 @@ def test_the_report_tells_of_a_confirmation_and_of_none(make_summary: Any, make_
     assert "Confirmation over fresh seeds" not in render_report(StudyStatus(summary=summary))
     page = render_report(StudyStatus(summary=summary, confirmation=confirmation))
     assert "Confirmation over fresh seeds" in page
-    assert "Left out: learning_rate 0.1: 1 of 3 seeds came to nothing" in page
+    assert "Left out: learning_rate 0.1: 1 of 3 seeds gave no result" in page
     assert "not compared" in page
     assert HOSTILE not in page
 
 
-def test_the_plot_has_a_row_for_each_compared_point(confirmation: Confirmation) -> None:
-    figure = confirmation_panel(confirmation).figure
+def test_the_plot_has_a_row_for_each_compared_point(confirmation: Confirmation, summary: StudySummary) -> None:
+    figure = confirmed_errors(StudyStatus(summary=summary, confirmation=confirmation)).figure
     assert figure is not None
     seeds, means, search = figure.data
     assert list(means.y) == [1, 2, 3]
@@ -107,7 +108,7 @@ def test_the_plot_has_a_row_for_each_compared_point(confirmation: Confirmation) 
 def test_without_a_comparison_there_is_no_plot(make_summary: Any, make_trial: Any) -> None:
     confirmation = _confirmation(make_summary, make_trial, {0.01: None})
     assert confirmation.chosen is None
-    panel = confirmation_panel(confirmation)
+    panel = confirmed_errors(StudyStatus(summary=make_summary([]), confirmation=confirmation))
     assert panel.figure is None
     assert "nothing to compare" in panel.caption
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpsearch.metric import in_percent
 from hpsearch.results.report import plot_style
 from hpsearch.results.report.plot_style import (
     ErrorColours,
     counting_axis,
     distinct_labels,
     number_axis,
-    percent,
     plot_text,
     round_numbers,
 )
@@ -58,7 +58,7 @@ def test_few_epochs_are_counted_one_by_one() -> None:
     assert "dtick" not in counting_axis("epoch", 1, 200)
 
 
-@given(st.lists(st.floats(min_value=0, max_value=100).map(percent), min_size=1))
+@given(st.lists(st.floats(min_value=0, max_value=100).map(in_percent), min_size=1))
 def test_every_error_lies_on_the_colour_scale(errors: list[float]) -> None:
     colours = ErrorColours.of(errors)
     low, high = colours.layout["cmin"], colours.layout["cmax"]
@@ -82,7 +82,7 @@ def test_every_colour_can_be_read_on_white(name: str) -> None:
 
 @pytest.mark.parametrize("name", COLOURS)
 def test_page_and_plots_have_the_same_colours(name: str) -> None:
-    style = files("hpsearch.results.report").joinpath("report.css").read_text()
+    style = files("hpsearch.results.report").joinpath("templates/report.css").read_text()
     (colour,) = re.findall(rf"--{name.lower()}: (#\w+);", style)
     assert colour == getattr(plot_style, name)
 

@@ -8,6 +8,7 @@ import pytest
 from optuna.trial import TrialState
 
 from hpsearch.results.report.search_map import leading_dimensions, search_map
+from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary
 from hpsearch.study.definition import parse_definition
 
@@ -59,7 +60,7 @@ def grid(make_summary: Any, make_trial: Any) -> StudySummary:
 
 
 def test_a_heat_map_shows_the_best_of_each_pair(grid: StudySummary) -> None:
-    (cells,) = search_map(grid).figure.data
+    (cells,) = search_map(StudyStatus(summary=grid)).figure.data
     assert list(cells.x) == ["0.01", "0.1"]
     assert list(cells.y) == ["0", "0.0001", "0.001"]
     assert [list(row) for row in cells.text] == [["waiting", "2.00"], ["pruned", "3.00"], ["90.00", ""]]
@@ -67,20 +68,20 @@ def test_a_heat_map_shows_the_best_of_each_pair(grid: StudySummary) -> None:
 
 
 def test_a_heat_map_has_words_for_axes_numbers_would_misplace(grid: StudySummary) -> None:
-    layout = search_map(grid).figure.layout
+    layout = search_map(StudyStatus(summary=grid)).figure.layout
     assert layout.xaxis.type == layout.yaxis.type == "category"
     assert layout.xaxis.title.text == "learning_rate"
     assert layout.yaxis.title.text == "lambda_1"
 
 
 def test_the_best_cell_is_framed(grid: StudySummary) -> None:
-    (frame,) = search_map(grid).figure.layout.shapes
+    (frame,) = search_map(StudyStatus(summary=grid)).figure.layout.shapes
     assert (frame.x0, frame.x1) == pytest.approx((0.51, 1.49))
     assert (frame.y0, frame.y1) == pytest.approx((-0.49, 0.49))
 
 
 def test_dimensions_that_are_not_drawn_are_named(grid: StudySummary) -> None:
-    assert "Searched too, and not drawn: activation." in search_map(grid).caption
+    assert "Also searched, but not drawn: activation." in search_map(StudyStatus(summary=grid)).caption
 
 
 def test_drawn_values_are_scattered_with_zero_beside_the_logarithmic_axis(make_summary: Any, make_trial: Any) -> None:
@@ -93,7 +94,7 @@ def test_drawn_values_are_scattered_with_zero_beside_the_logarithmic_axis(make_s
         make_trial(2, 0.9, {"learning_rate": 2e-4, "lambda_2_is_zero": True}, state=TrialState.PRUNED),
         make_trial(3, None, {}, state=TrialState.WAITING),
     )
-    figure = search_map(StudySummary(study=summary.study, trials=trials)).figure
+    figure = search_map(StudyStatus(summary=StudySummary(study=summary.study, trials=trials))).figure
     marks = {trace.name: list(zip(trace.x, trace.y, strict=True)) for trace in figure.data}
     assert marks == {
         "pruned": [(2e-4, 1e-5)],
@@ -111,7 +112,7 @@ def test_one_dimension_is_a_line_over_its_values(make_summary: Any, make_trial: 
         make_trial(number, value, {"hidden_units": units, "activation": name}) for number, value, units, name in points
     ]
     search = {"hidden_units": [25, 400], "activation": ["tanh", "relu"]}
-    panel = search_map(make_summary(trials, search))
+    panel = search_map(StudyStatus(summary=make_summary(trials, search)))
     line, complete, best = panel.figure.data
     assert (list(line.x), list(line.y)) == ([25.0, 400.0], [3.0, 2.0])
     assert len(complete.x) == 3
@@ -121,11 +122,11 @@ def test_one_dimension_is_a_line_over_its_values(make_summary: Any, make_trial: 
 
 @pytest.mark.parametrize(
     ("search", "reason"),
-    [({}, "it has a single point"), ({"activation": ["tanh", "relu"]}, "none of the searched dimensions")],
+    [({}, "the study has a single point"), ({"activation": ["tanh", "relu"]}, "no searched dimension is a number")],
 )
 def test_a_study_without_numbers_has_a_sentence_in_place_of_a_map(
     make_summary: Any, make_trial: Any, search: dict[str, Any], reason: str
 ) -> None:
-    panel = search_map(make_summary([make_trial(0, 0.1)], search))
+    panel = search_map(StudyStatus(summary=make_summary([make_trial(0, 0.1)], search)))
     assert panel.figure is None
     assert reason in panel.caption

@@ -7,17 +7,17 @@ import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import hpsearch
 from hpsearch.errors import InputError
-from hpsearch.results.vault.record import (
+from hpsearch.results.openings.record import (
     MAX_REASON_CHARACTERS,
     Finding,
     VaultRecord,
     check_reason,
-    describe_openings,
 )
 
 PACKAGE = Path(hpsearch.__file__).parent
@@ -54,13 +54,14 @@ def test_a_record_tells_the_error_with_its_interval(record: VaultRecord) -> None
     assert set(Finding.__dataclass_fields__) <= set(document)
 
 
-def test_people_are_told_who_when_and_the_number(record: VaultRecord) -> None:
+def test_people_are_told_who_when_and_the_number(record: VaultRecord, make_summary: Any) -> None:
     second = replace(record, opening=2, reason="a reviewer asked", num_errors=163)
-    number = "test error 1.64 % (164 of 10,000 images; 95 % interval 1.41 % to 1.91 %)"
+    number = "test error 1.64 % (164 of 10,000 images; 95 % interval 1.41 to 1.91 %)"
     assert record.describe() == f"2026-11-21 07:05:00 UTC by anna@node7: {number} of trial 3 of by-hand (best)"
-    assert describe_openings((), ()) == []
-    assert describe_openings((record,), ())[0] == "the test set was opened once:"
-    lines = describe_openings((record, second), (record,))
+    summary = make_summary([])
+    assert summary.describe_test_set() == []
+    assert replace(summary, openings=(record,)).describe_test_set()[0] == "the test set was opened once:"
+    lines = replace(summary, openings=(record, second), earlier_openings=(record,)).describe_test_set()
     assert lines[0] == "the test set was opened 2 times:"
     assert lines[2:4] == [f"  2. {second.describe()}", "     again: a reviewer asked"]
     assert lines[4] == "an earlier study of this name, which was deleted, opened the test set:"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hpsearch.results.vault.machine_openings import MachineLedger, MachineOpening, describe_machine_openings
+from hpsearch.results.openings.machine_openings import (
+    MachineOpening,
+    append_machine_opening,
+    describe_machine_openings,
+    read_machine_openings,
+)
 
 OPENING = MachineOpening(
     intent_id="a" * 32,
@@ -22,20 +27,24 @@ OPENING = MachineOpening(
 
 
 def test_an_opening_is_known_by_any_mark_of_its_files_and_by_no_other(tmp_path: Path) -> None:
-    ledger = MachineLedger(path=tmp_path / "home" / "vault.jsonl")
-    assert ledger.openings({"sha256:1"}) == ([], [])
-    assert ledger.append(OPENING) == []
-    assert ledger.append(replace(OPENING, num_images=40, num_errors=10, at="2026-11-28T07:06:00Z")) == []
-    whole = replace(OPENING, num_images=40, num_errors=10)
+    path = tmp_path / "home" / "vault.jsonl"
+    assert read_machine_openings(path, {"sha256:1"}) == ([], [])
+    assert append_machine_opening(path, OPENING) == []
+    assert append_machine_opening(path, with_values(num_images=40, num_errors=10, at="2026-11-28T07:06:00Z")) == []
+    whole = with_values(num_images=40, num_errors=10)
     for mark in OPENING.files:
-        assert ledger.openings({mark, "other"}) == ([whole], [])
-    assert ledger.openings({"other"}) == ([], [])
-    assert ledger.openings(OPENING.files, without={OPENING.intent_id}) == ([], [])
+        assert read_machine_openings(path, {mark, "other"}) == ([whole], [])
+    assert read_machine_openings(path, {"other"}) == ([], [])
+    assert read_machine_openings(path, OPENING.files, without={OPENING.intent_id}) == ([], [])
     (_, line) = describe_machine_openings([whole])
     assert line == "  2026-11-28T07:05:00Z by anna@node7 for study 'small' in node7:5432/studies: test error 25.00 %"
 
 
-GOOD = {**OPENING.as_json(), "intent_id": "b", "files": ["sha256:1"]}
+def with_values(**values: Any) -> MachineOpening:
+    return OPENING.model_copy(update=values)
+
+
+GOOD = {**OPENING.model_dump(), "intent_id": "b", "files": ["sha256:1"]}
 
 
 @pytest.mark.parametrize(
@@ -60,17 +69,16 @@ GOOD = {**OPENING.as_json(), "intent_id": "b", "files": ["sha256:1"]}
 def test_a_damaged_line_is_told_and_hides_no_other(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "vault.jsonl"
     path.write_bytes(line)  # and no line break after it: half a line at the end
-    ledger = MachineLedger(path=path)
-    assert ledger.append(OPENING) == []
-    openings, problems = ledger.openings({"sha256:1"})
+    assert append_machine_opening(path, OPENING) == []
+    openings, problems = read_machine_openings(path, {"sha256:1"})
     assert openings == [OPENING]
-    assert problems == [f"1 of 2 lines of {path} cannot be read and are passed over"]
+    assert problems == [f"ignored 1 of 2 lines of {path}, which cannot be read"]
 
 
 def test_what_others_wrote_is_shown_without_control_characters(tmp_path: Path) -> None:
-    ledger = MachineLedger(path=tmp_path / "vault.jsonl")
-    ledger.append(replace(OPENING, by="\x1b[2Janna\u202e"))
-    (opening,), _ = ledger.openings(OPENING.files)
+    path = tmp_path / "vault.jsonl"
+    append_machine_opening(path, with_values(by="\x1b[2Janna\u202e"))
+    (opening,), _ = read_machine_openings(path, OPENING.files)
     assert opening.by == "?[2Janna?"
 
 
@@ -83,22 +91,22 @@ def test_lines_that_are_written_at_once_are_all_whole(tmp_path: Path) -> None:
         barrier.wait()
         for each in range(10):
             long = frozenset({"sha256:1", "x" * 5000})
-            assert MachineLedger(path=path).append(replace(OPENING, intent_id=f"{number}-{each}", files=long)) == []
+            assert append_machine_opening(path, with_values(intent_id=f"{number}-{each}", files=long)) == []
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    openings, problems = MachineLedger(path=path).openings({"sha256:1"})
+    openings, problems = read_machine_openings(path, {"sha256:1"})
     assert len(openings) == 80
-    assert problems == [f"1 of 81 lines of {path} cannot be read and are passed over"]
+    assert problems == [f"ignored 1 of 81 lines of {path}, which cannot be read"]
 
 
 def test_a_file_that_cannot_be_read_or_written_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    blocked = MachineLedger(path=tmp_path / "file" / "vault.jsonl")
-    assert blocked.openings({"sha256:1"})[0] == []
-    (problem,) = blocked.append(OPENING)
-    assert "cannot note this opening" in problem
-    assert len(MachineLedger(path=tmp_path).openings({"x"})[1]) == 1
+    blocked = tmp_path / "file" / "vault.jsonl"
+    assert read_machine_openings(blocked, {"sha256:1"})[0] == []
+    (problem,) = append_machine_opening(blocked, OPENING)
+    assert "cannot record this opening" in problem
+    assert len(read_machine_openings(tmp_path, {"x"})[1]) == 1

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hpsearch.artifacts import atomic_file
-from hpsearch.artifacts.atomic_file import replaced_file, write_file
+from hpsearch import atomic_file
+from hpsearch.atomic_file import replaced_file, write_file
 from hpsearch.errors import ArtifactError
 
 
@@ -64,7 +64,7 @@ def test_the_old_file_stays_when_the_writer_fails(old_file: Path) -> None:
 def test_the_old_file_stays_when_the_writer_is_killed_before_the_rename(old_file: Path) -> None:
     program = (
         "import os, pathlib, signal, sys\n"
-        "from hpsearch.artifacts.atomic_file import write_file\n"
+        "from hpsearch.atomic_file import write_file\n"
         "pathlib.Path.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_file(pathlib.Path(sys.argv[1]), 'new')\n"
     )

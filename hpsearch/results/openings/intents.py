@@ -15,74 +15,61 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, or_, select, text
+from sqlalchemy import Connection, Row, func, insert, select, text
 
-from hpsearch.errors import InputError, StudyNotFoundError, VaultOpenedError
+from hpsearch.errors import InputError, VaultOpenedError
+from hpsearch.results.openings.record import (
+    Attempt,
+    OpeningEntry,
+    VaultRecord,
+    is_about,
+    lock_opening,
+    parse_chosen,
+    select_openings,
+)
 from hpsearch.results.provenance import user_at_host
-from hpsearch.results.vault.record import VaultRecord, parse_chosen, select_openings
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
-from hpsearch.store.rows.trial_rows import lock_study
 from hpsearch.store.studies import StoredStudy
+from hpsearch.wording import times
 
 _CHOSEN_KEYS = ("selection", "study", "trial", "point", "params", "is_retrained")
 _NEXT_OPENING_ID = text("SELECT nextval(pg_get_serial_sequence('hpsearch_vault', 'opening_id'))")
-AGAIN_HINT = 'test images that are looked at again and again are selected on; --again "reason" does it on the record'
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaultIntent:
+class VaultIntent(OpeningEntry):
     """An opening that was begun and has no number: its evaluation is still running, failed, or was killed.
 
     Args:
         intent_ids: ids of its attempts, in order; also in the vault.jsonl of their machines.
-        opening: 1: the one that counts; 2, 3 ...: further openings, each with a reason.
         chosen: what was to be evaluated, as in `Finding.chosen`, without validation_error, device and intent.
-        parameters_sha256: SHA-256 of the safetensors file that was to be evaluated.
         declared_at, declared_by: time (UTC, the database's clock) and user@host of the first attempt.
         last_at, last_by: time and user@host of the latest attempt.
     """
 
+    has_number = False
+    json_keys = (
+        *("opening", "reason", "declared_at", "declared_by", "attempts", "last_at", "last_by"),
+        *("parameters_sha256", "chosen"),
+    )
     intent_ids: tuple[str, ...]
-    opening_id: int
-    study_name: str
-    opening: int
-    reason: str | None
-    chosen: Mapping[str, Any]
-    parameters_sha256: str
     declared_at: datetime
     declared_by: str
     last_at: datetime
     last_by: str
 
     @property
-    def num_attempts(self) -> int:
+    def attempts(self) -> int:
+        """Number of attempts."""
         return len(self.intent_ids)
 
-    def as_json(self) -> dict[str, Any]:
-        """The intent in `status --json`, `test --json` and exports. These keys are stable; new keys may be added."""
-        return {
-            "opening": self.opening,
-            "reason": self.reason,
-            "declared_at": _utc(self.declared_at),
-            "declared_by": self.declared_by,
-            "attempts": self.num_attempts,
-            "last_at": _utc(self.last_at),
-            "last_by": self.last_by,
-            "parameters_sha256": self.parameters_sha256,
-            "chosen": dict(self.chosen),
-        }
-
     def describe(self) -> str:
-        """One line: when, by whom, for which point, and that there is no number."""
-        retrained = ", retrained" if self.chosen["is_retrained"] else ""
         again = ""
-        if self.num_attempts > 1:
-            again = f", and {self.num_attempts - 1} more times, last {self.last_at:%Y-%m-%d %H:%M:%S} by {self.last_by}"
-        return (
-            f"{self.declared_at:%Y-%m-%d %H:%M:%S} UTC by {self.declared_by}{again}: no number on record, "
-            f"for trial {self.chosen['trial']} of {self.chosen['study']} ({self.chosen['selection']}{retrained})"
-        )
+        if self.attempts > 1:
+            again = f", and {self.attempts - 1} more times, last {self.last_at:%Y-%m-%d %H:%M:%S} by {self.last_by}"
+        declared = f"{self.declared_at:%Y-%m-%d %H:%M:%S} UTC by {self.declared_by}"
+        return f"{declared}{again}: no number on record, for {self.model}"
 
     def is_of(self, chosen: Mapping[str, Any]) -> bool:
         """Whether the intent is for this point of this study."""
@@ -90,34 +77,6 @@ class VaultIntent:
 
 
 Intents = tuple[tuple[VaultIntent, ...], tuple[VaultIntent, ...]]  # of a study, and of deleted studies of its name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attempt:
-    """One committed attempt at an opening.
-
-    Args:
-        opening_id: id that the row with the number will have.
-    """
-
-    intent_id: str
-    opening_id: int
-    opening: int
-    reason: str | None
-
-
-def describe_intents(intents: Sequence[VaultIntent], earlier: Sequence[VaultIntent]) -> list[str]:
-    """Lines for display about openings that have no number; empty if there are none."""
-    lines = []
-    for heading, found in (
-        ("the test set was opened without a number on record:", intents),
-        ("an earlier study of this name, which was deleted, opened the test set without a number on record:", earlier),
-    ):
-        lines += [heading] if found else []
-        for intent in found:
-            lines.append(f"  {intent.opening}. {intent.describe()}")
-            lines += [f"     again: {intent.reason}"] if intent.reason is not None else []
-    return lines
 
 
 def intent_to_finish(
@@ -149,9 +108,9 @@ def intent_to_finish(
         return None
     last_number = max((record.opening for record in openings), default=0)
     pending = intents[-1] if intents and intents[-1].opening > last_number else None
-    if pending is None and openings:
-        raise opened_before(name, openings)
     if pending is None:
+        if openings:
+            raise opened_before(name, openings)
         return None
     if chosen is not None and not pending.is_of(chosen):
         raise _begun_for_another(name, pending, "another point")
@@ -165,17 +124,19 @@ def intent_to_finish(
 def opened_before(name: str, openings: Sequence[VaultRecord]) -> VaultOpenedError:
     """The error for a test set that has a number on record already; its message has all numbers."""
     told = [f"{r.describe()}, again: {r.reason}" if r.reason else r.describe() for r in openings]
-    times = "" if len(told) == 1 else f" {len(told)} times"
+    often = "" if len(told) == 1 else f" {times(len(told))}"
     return VaultOpenedError(
-        f"the test set of study {name!r} was opened before{times}: {'; '.join(told)}", hint=AGAIN_HINT
+        f"the test set of study {name!r} was opened before{often}: {'; '.join(told)}",
+        hint='results that are chosen by repeated looks at the test images are biased; --again "reason" opens the test '
+        "set once more and records the reason",
     )
 
 
 def _begun_for_another(name: str, pending: VaultIntent, what: str) -> VaultOpenedError:
     return VaultOpenedError(
         f"the test set of study {name!r} was opened before for {what}: {pending.describe()}",
-        hint=f"--point {pending.chosen['selection']} finishes it if it is that very point with those parameters; "
-        '--again "reason" opens the test set once more, on the record',
+        hint=f"--point {pending.chosen['selection']} finishes that opening if it selects the same parameters; "
+        '--again "reason" opens the test set once more and records the reason',
     )
 
 
@@ -203,28 +164,23 @@ def declare_intent(
         columns = tables.vault_intents.c
         row = connection.execute(select(tables.vault_intents).where(columns.intent_id == intent_id)).one_or_none()
         if row is not None:  # an earlier call committed it, but the answer was lost
-            return _attempt_from(row)
-        if not lock_study(connection, study.study_id, "NO KEY UPDATE"):
-            raise StudyNotFoundError(f"study {study.name!r} was deleted meanwhile; the test set was not opened")
+            return Attempt(intent_id=intent_id, opening_id=row.opening_id, opening=row.opening, reason=row.reason)
+        lock_opening(connection, study, "NO KEY UPDATE", "the test set was not opened")
         intents, _ = select_intents(connection, study)
         openings, _ = select_openings(connection, study)
         unfinished = intent_to_finish(
             study.name, openings, intents, reason=reason, chosen=chosen, parameters_sha256=parameters_sha256
         )
-        if unfinished is not None:
-            place = {
-                "opening_id": unfinished.opening_id,
-                "opening": unfinished.opening,
-                "attempt": unfinished.num_attempts + 1,
-                "reason": unfinished.reason,
-            }
-        else:
-            latest = max([0, *(each.opening for each in openings), *(each.opening for each in intents)])
+        if unfinished is None:
+            latest = max([0, *(each.opening for each in (*openings, *intents))])
             opening_id = connection.execute(_NEXT_OPENING_ID).scalar_one()
-            place = {"opening_id": opening_id, "opening": latest + 1, "attempt": 1, "reason": reason}
+            attempt = Attempt(intent_id=intent_id, opening_id=opening_id, opening=latest + 1, reason=reason)
+        else:
+            place = {"opening_id": unfinished.opening_id, "opening": unfinished.opening}
+            attempt = Attempt(intent_id=intent_id, **place, reason=unfinished.reason)
         values = {
-            **place,
-            "intent_id": intent_id,
+            **vars(attempt),
+            "attempt": 1 if unfinished is None else unfinished.attempts + 1,
             "study_id": study.study_id,
             "study_name": study.name,
             "declared_at": func.now(),
@@ -232,8 +188,8 @@ def declare_intent(
             "chosen": json.dumps(dict(chosen)),
             "parameters_sha256": parameters_sha256,
         }
-        written = connection.execute(insert(tables.vault_intents).values(**values).returning(tables.vault_intents))
-        return _attempt_from(written.one())
+        connection.execute(insert(tables.vault_intents).values(**values))
+        return attempt
 
     return database.transaction(work)
 
@@ -258,10 +214,8 @@ def select_intents(connection: Connection, study: StoredStudy) -> Intents:
     the two statements then appears in both results instead of in neither.
     """
     columns, numbers = tables.vault_intents.c, tables.vault.c
-    ours = columns.study_id == study.study_id
-    deleted = columns.study_id.is_(None) & (columns.study_name == study.name)
     has_number = select(numbers.opening_id).where(numbers.opening_id == columns.opening_id).exists()
-    query = select(tables.vault_intents).where(or_(ours, deleted), ~has_number)
+    query = select(tables.vault_intents).where(is_about(columns, study), ~has_number)
     rows = connection.execute(query.order_by(columns.opening_id, columns.attempt)).all()
     found = [(own, _intent_from(list(group))) for (_, own), group in groupby(rows, _by_opening)]
     return tuple(intent for own, intent in found if own), tuple(intent for own, intent in found if not own)
@@ -289,11 +243,3 @@ def _intent_from(rows: Sequence[Row[Any]]) -> VaultIntent:
         last_at=last.declared_at.astimezone(UTC),
         last_by=last.declared_by,
     )
-
-
-def _attempt_from(row: Row[Any]) -> Attempt:
-    return Attempt(intent_id=row.intent_id, opening_id=row.opening_id, opening=row.opening, reason=row.reason)
-
-
-def _utc(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

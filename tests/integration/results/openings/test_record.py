@@ -15,31 +15,30 @@ import optuna
 import pytest
 from sqlalchemy import Connection
 
+from hpsearch.atomic_file import write_file
 from hpsearch.console.tables import print_opening, print_status
 from hpsearch.errors import StorageError, StudyNotFoundError, VaultOpenedError
 from hpsearch.results.choice import choose_point
-from hpsearch.results.export import ExportFormat, export_point, write_export
+from hpsearch.results.export import ExportFormat, export_point, render_export
+from hpsearch.results.openings.intents import declare_intent
+from hpsearch.results.openings.record import (
+    Attempt,
+    Finding,
+    VaultRecord,
+    record_opening,
+)
 from hpsearch.results.report.page import write_report
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.summary import read_summary
-from hpsearch.results.vault.intents import declare_intent
-from hpsearch.results.vault.record import (
-    Finding,
-    VaultRecord,
-    read_earlier_openings,
-    read_openings,
-    record_opening,
-)
 from hpsearch.store.connection.database import Database, DatabaseOperation
 from hpsearch.store.studies import StoredStudy
+from tests.integration.results.vault_studies import read_earlier_openings, read_openings
 
 HOSTILE = "<script>alert('x')</script>"
 
 
-def finding(num_errors: int = 21, *, reason: str | None = None) -> Finding:
+def finding(num_errors: int = 21) -> Finding:
     return Finding(
-        reason=reason,
-        definition_sha256="d" * 64,
         test_checksums={"t10k-images-idx3-ubyte": "0fa7" * 16},
         chosen={
             "selection": "best",
@@ -58,7 +57,9 @@ def finding(num_errors: int = 21, *, reason: str | None = None) -> Finding:
     )
 
 
-def record_number(database: Database, study: StoredStudy, found: Finding) -> tuple[VaultRecord, bool]:
+def record_number(
+    database: Database, study: StoredStudy, found: Finding, reason: str | None = None
+) -> tuple[VaultRecord, bool]:
     """An intent and then the number, as `hpsearch test` writes them."""
     intent_id = uuid.uuid4().hex
     attempt = declare_intent(
@@ -67,12 +68,9 @@ def record_number(database: Database, study: StoredStudy, found: Finding) -> tup
         intent_id=intent_id,
         chosen=found.chosen,
         parameters_sha256=found.parameters_sha256,
-        reason=found.reason,
+        reason=reason,
     )
-    chosen = {**found.chosen, "intent": intent_id}
-    return record_opening(
-        database, study, replace(found, chosen=chosen), opening_id=attempt.opening_id, opening=attempt.opening
-    )
+    return record_opening(database, study, attempt, found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +107,7 @@ def test_of_attempts_at_one_opening_the_first_number_stays_and_is_given_to_the_o
     def record(number: int) -> None:
         barrier.wait()
         attempt = attempts[number]
-        found = replace(finding(number), chosen={**finding().chosen, "intent": attempt.intent_id})
-        place = {"opening_id": attempt.opening_id, "opening": attempt.opening}
-        results.append(record_opening(database, study, found, **place))
+        results.append(record_opening(database, study, attempt, finding(number)))
 
     run_at_once(record, 8)
     (opening,) = read_openings(database, study)
@@ -126,7 +122,7 @@ def test_openings_at_once_with_a_reason_are_all_counted(learning_rates: Any) -> 
 
     def open_it(number: int) -> None:
         barrier.wait()
-        assert record_number(database, study, finding(number, reason="a look again"))[1]
+        assert record_number(database, study, finding(number), "a look again")[1]
 
     run_at_once(open_it, 8)
     openings = read_openings(database, study)
@@ -139,15 +135,13 @@ def test_a_number_that_an_older_hpsearch_wrote_without_an_intent_stays(learning_
     database, study = learning_rates.database, learning_rates.study
     known = {"chosen": finding().chosen, "parameters_sha256": "a" * 64, "reason": None}
     attempt = declare_intent(database, study, intent_id="ours", **known)
-    first, _ = record_opening(database, study, finding(3), opening_id=attempt.opening_id + 1, opening=1)
-    found, is_ours = record_opening(
-        database,
-        study,
-        replace(finding(21), chosen={**finding().chosen, "intent": "ours"}),
-        opening_id=attempt.opening_id,
-        opening=1,
-    )
-    assert (found, is_ours) == (first, False)
+    older = replace(attempt, intent_id="none", opening_id=attempt.opening_id + 1)
+    record_opening(database, study, older, finding(3))
+    execute("UPDATE hpsearch_vault SET chosen = (chosen::jsonb - 'intent')::text")
+    found, is_ours = record_opening(database, study, attempt, finding(21))
+    assert not is_ours
+    assert (found,) == read_openings(database, study)
+    assert found.num_errors == 3
     with pytest.raises(VaultOpenedError, match="was opened before: "):
         declare_intent(database, study, intent_id="again", **known)
 
@@ -166,7 +160,7 @@ def test_a_commit_whose_answer_was_lost_is_one_opening_and_ours(learning_rates: 
     if reason:
         record_number(database, study, finding())
     unlucky = AnswerLost(engine=database.engine, storage=database.storage, url=database.url)
-    record, is_ours = record_number(unlucky, study, finding(5, reason=reason))
+    record, is_ours = record_number(unlucky, study, finding(5), reason)
     assert is_ours
     assert record.num_errors == 5
     assert read_openings(database, study)[-1] == record
@@ -175,8 +169,13 @@ def test_a_commit_whose_answer_was_lost_is_one_opening_and_ours(learning_rates: 
 
 def test_a_study_that_is_deleted_meanwhile_gets_no_record(learning_rates: Any, execute: Any) -> None:
     optuna.delete_study(study_name="made-up", storage=learning_rates.database.storage)
-    with pytest.raises(StudyNotFoundError, match="deleted while its test set was evaluated"):
-        record_opening(learning_rates.database, learning_rates.study, finding(), opening_id=1, opening=1)
+    with pytest.raises(StudyNotFoundError, match="deleted in the meantime: nothing is recorded"):
+        record_opening(
+            learning_rates.database,
+            learning_rates.study,
+            Attempt(intent_id="none", opening_id=1, opening=1, reason=None),
+            finding(),
+        )
     with pytest.raises(StudyNotFoundError, match="the test set was not opened"):
         record_number(learning_rates.database, learning_rates.study, finding())
     assert execute("SELECT (SELECT count(*) FROM hpsearch_vault) + (SELECT count(*) FROM hpsearch_vault_intents)") == [
@@ -228,13 +227,13 @@ def test_every_view_tells_the_openings(learning_rates: Any, tmp_path: Path, caps
     write_report(database, "made-up", tmp_path / "before.html")
     assert "the test images have no part in this report" in (tmp_path / "before.html").read_text()
     record_number(database, learning_rates.study, finding())
-    record_number(database, learning_rates.study, finding(reason=HOSTILE))
+    record_number(database, learning_rates.study, finding(), HOSTILE)
     summary = read_summary(database, "made-up")
 
     print_status(read_status(database, "made-up"))
     shown = capsys.readouterr().out
     assert "the test set was opened 2 times:" in shown
-    assert "test error 8.20 % (21 of 256 images; 95 % interval 5.43 % to 12.21 %)" in shown
+    assert "test error 8.20 % (21 of 256 images; 95 % interval 5.43 to 12.21 %)" in shown
     assert HOSTILE in shown
     print_opening(summary.openings[0], StudyStatus(summary=summary))
     assert "the test set was opened 2 times:" in capsys.readouterr().out
@@ -248,13 +247,13 @@ def test_every_view_tells_the_openings(learning_rates: Any, tmp_path: Path, caps
     assert "no part in this report" not in page
 
     exported = export_point(choose_point(summary, None), StudyStatus(summary=summary))
-    write_export(exported, tmp_path / "best.json", ExportFormat.JSON)
+    write_file(tmp_path / "best.json", render_export(exported, ExportFormat.JSON))
     document = json.loads((tmp_path / "best.json").read_text())
     assert "reason" not in document["test_openings"][0]  # what is absent has its default
     assert document["test_openings"][1]["reason"] == HOSTILE
     assert document["test_openings"][0]["num_errors"] == 21
     for export_format in ExportFormat:
-        assert "test_openings" in exported.render(export_format).lower()
+        assert "test_openings" in render_export(exported, export_format).lower()
 
 
 def test_a_record_without_a_commit_is_shown_all_the_same(

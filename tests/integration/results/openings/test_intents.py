@@ -18,14 +18,14 @@ from hpsearch.data import held_out
 from hpsearch.errors import DataError, VaultOpenedError
 from hpsearch.home import vault_file
 from hpsearch.results.choice import choose_point
-from hpsearch.results.export import ExportFormat, export_point
+from hpsearch.results.export import ExportFormat, export_point, render_export
+from hpsearch.results.openings.intents import declare_intent
 from hpsearch.results.report.page import render_report
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.summary import read_summary
 from hpsearch.results.vault.final_test import VaultRequest, open_vault
-from hpsearch.results.vault.intents import declare_intent
-from tests.integration.results.vault.test_record import AnswerLost
+from tests.integration.results.openings.test_record import AnswerLost
 from tests.integration.results.vault_studies import TEST, Search, Searched, confirm, images_of, write_part
 
 PEEKER = """
@@ -82,7 +82,7 @@ def test_a_network_that_prints_and_raises_leaves_a_record_that_every_view_tells(
     assert "peeked" in capsys.readouterr().out
     assert searched.openings() == ()
     (intent,) = intents(searched)
-    assert (intent.opening, intent.reason, intent.num_attempts, intent.chosen["trial"]) == (1, None, 1, 0)
+    assert (intent.opening, intent.reason, intent.attempts, intent.chosen["trial"]) == (1, None, 1, 0)
     assert "@" in intent.declared_by
     assert len(intent.parameters_sha256) == 64
 
@@ -94,9 +94,9 @@ def test_a_network_that_prints_and_raises_leaves_a_record_that_every_view_tells(
     assert "The test set was opened without a number on record." in page
     assert intent.declared_by in page
     document = export_point(choose_point(status.summary, None), StudyStatus(summary=status.summary))
-    assert json.loads(document.render(ExportFormat.JSON))["test_intents"][0]["attempts"] == 1
+    assert json.loads(render_export(document, ExportFormat.JSON))["test_intents"][0]["attempts"] == 1
     for export_format in ExportFormat:
-        assert "test_intents" in document.render(export_format).lower()
+        assert "test_intents" in render_export(document, export_format).lower()
 
     monkeypatch.delenv("PEEK")
     record = searched.open()  # the same point with the same parameters: no reason is asked for
@@ -278,7 +278,7 @@ def test_a_machine_that_cannot_remember_says_so_and_opens(
     vault_file().mkdir(parents=True)  # no file can be written there, not even by root
     told: list[str] = []
     assert open_as(searched, "searched", told).opening == 1
-    assert any("cannot note this opening" in line for line in told)
+    assert any("cannot record this opening" in line for line in told)
 
 
 def open_as(searched: Searched, name: str, told: list[str]) -> Any:

@@ -1,0 +1,29 @@
+"""The metric that a study is judged by: the validation zero-one loss, stored as a fraction and shown in percent.
+
+Messages, tables and plots take its name, direction and format from here.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+NAME = "validation error"
+TEST_NAME = "test error"
+DIRECTION: Final[Literal["minimize"]] = "minimize"
+
+
+def in_percent(fraction: float) -> float:
+    """Return the fraction in percent, rounded to 4 decimal places, which is finer than one image in 10,000."""
+    return round(100.0 * fraction, 4)
+
+
+def error_text(fraction: float | None, deviation: float | None = None) -> str:
+    """Return an error as text: `8.20 %`, with a standard deviation `8.20 % +- 0.42`; `-` if there is none."""
+    if fraction is None:
+        return "-"
+    return f"{in_percent(fraction):.2f} %" + ("" if deviation is None else f" +- {in_percent(deviation):.2f}")
+
+
+def interval_text(interval: tuple[float, float]) -> str:
+    """Return an interval of errors as text: `5.43 to 12.21 %`."""
+    return f"{in_percent(interval[0]):.2f} to {in_percent(interval[1]):.2f} %"
