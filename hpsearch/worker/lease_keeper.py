@@ -14,9 +14,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from types import TracebackType
 
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -54,9 +53,8 @@ class Presence:
     """Context manager: while it is open, this worker counts as alive. `ledger` acts in its name.
 
     Args:
-        watchdog: None for a worker whose device is not watched.
-        keep: called by the thread with each renewal, for other things that a worker holds in the database; must not
-            raise.
+        watchdog: says whether the worker has stalled.
+        keep: called by the thread with each renewal, for what else the worker holds in the database; must not raise.
         leave: ends the process of a stalled worker; injected in tests.
     Raises:
         StorageError: the database did not come back in time.
@@ -67,11 +65,11 @@ class Presence:
         ledger: Ledger,
         *,
         watchdog: Watchdog | None = None,
-        keep: Sequence[Callable[[], object]] = (),
+        keep: Callable[[], object] = lambda: None,
         leave: Callable[[], None] = leave_at_once,
     ) -> None:
         self._database = ledger.database
-        self._watchdog = watchdog
+        self._watchdog = watchdog or Watchdog()
         self._keep = keep
         self._leave = leave
         self._renewed_at = time.monotonic()
@@ -85,12 +83,7 @@ class Presence:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._thread.join(timeout=_UNLOCK_SECONDS)
         self._is_given_up = self._thread.is_alive()
@@ -132,8 +125,8 @@ class Presence:
         brief = replace(self.ledger, database=replace(self._database, patience_seconds=interval / 2))
         was_told = False
         while not self._stopped.wait(interval):
-            if self._watchdog is not None and self._watchdog.turn(interval):
-                self._leave_stalled(self._watchdog)
+            if self._watchdog.turn(interval):
+                self._leave_stalled()
                 return
             try:
                 self._renew_with(brief)
@@ -148,13 +141,13 @@ class Presence:
                         "cut off from the database for longer than a lease: what others have taken over meanwhile "
                         "is theirs; nothing of it will be written here"
                     )
-            for keep in self._keep:
-                keep()
+            self._keep()
 
-    def _leave_stalled(self, watchdog: Watchdog) -> None:
+    def _leave_stalled(self) -> None:
         """Give the points back on behalf of the training thread, which does not respond, and end the process."""
-        seconds = watchdog.quiet_seconds
-        what = f"no progress for {seconds:.0f} s (--stall-seconds): its device or its network hangs"
+        what = (
+            f"no progress for {self._watchdog.quiet_seconds:.0f} s (--stall-seconds): its device or its network hangs"
+        )
         _log.error("%s; this worker gives its trials back and ends", what)
         brief = replace(self.ledger, database=replace(self._database, patience_seconds=_GOODBYE_SECONDS))
         try:

@@ -96,6 +96,23 @@ class WorkerOptions:
         ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What a worker's process tells its worker, beside objects.
+
+    Args:
+        name: name of the worker in trials and logs.
+        num_siblings: number of workers that were started together, including this one; they share the points.
+        poll_seconds: how often an idle worker looks for points that other workers dropped.
+        checkpoint_seconds: between two checkpoints of all lanes; 0 takes only the last one, when the worker is stopped.
+    """
+
+    name: str
+    num_siblings: int = 1
+    poll_seconds: float = 1.0
+    checkpoint_seconds: float = DEFAULT_CHECKPOINT_SECONDS
+
+
 def parse_lanes(text: str) -> int | None:
     """Parse `8`, or `auto` (None). Raises InputError."""
     if text == "auto":

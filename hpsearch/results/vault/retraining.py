@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import HpsearchError
-from hpsearch.search.stopping import decide, stopping_rule, validation_interval
+from hpsearch.search.stopping import decide
 from hpsearch.study.settings import StoppingSettings, TrialSettings
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
-from hpsearch.worker.cohorts import reference_test
+from hpsearch.worker.cohorts import Cohorts
 
 _KEY = "retrained"
 
@@ -51,11 +50,8 @@ def retrain(
         InputError: the batch size does not fit the training set.
         HpsearchError: no validation was finite.
     """
-    num_minibatches = data.num_minibatches(settings.training.batch_size)
-    rule = stopping_rule(stopping, num_minibatches=num_minibatches)
-    reference = reference_test(stopping, len(data.validation_labels))
-    interval = validation_interval(stopping, num_minibatches)
-    cohort = Cohort(CohortShape.of(settings), data, device, interval, reference)
+    cohorts = Cohorts(stopping, data, device)
+    rule, cohort = cohorts.stopping_rule(settings), cohorts.open(settings)
     cohort.admit(_KEY, settings)
     decision = None
     while decision is None:

@@ -310,7 +310,7 @@ def test_a_worker_that_gets_on_is_renewed(ledger: Ledger) -> None:
 def test_what_else_a_worker_holds_is_kept_with_each_renewal_whatever_becomes_of_it(ledger: Ledger) -> None:
     watching = watched(ledger, StorageError("away"))
     kept = threading.Semaphore(0)
-    with Presence(watching, keep=[kept.release]):
+    with Presence(watching, keep=kept.release):
         for _ in range(2):
             assert kept.acquire(timeout=240)
 
