@@ -140,7 +140,7 @@ def train_study(
         return _train(database, definition, command, launch.num_workers, listener)
     asked = launch.options.workers
     with ray_workers(launch.options.on, command, num_workers=asked, url=database.url) as launcher:
-        return _train(database, definition, launcher, launcher.num_workers, listener)
+        return _train(database, definition, launcher, launcher.command.num_workers, listener)
 
 
 def _worker_command(database: Database, definition: StudyDefinition, launch: Launch) -> WorkerCommand:

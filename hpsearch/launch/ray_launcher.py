@@ -21,7 +21,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import sqlalchemy
@@ -177,28 +177,21 @@ class RayProcess:
         self._ray.kill(self._actor, no_restart=True)
 
 
-class WorkerShare(NamedTuple):
-    """The number of workers and the resources that each of them requests from Ray."""
-
-    num_workers: int
-    num_cpus: int
-    num_gpus: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class RayLauncher:
     """Starts workers as actors.
 
     Args:
         ray: Ray's module.
-        command: how a node starts its worker. Its URL goes to the actors as an argument, which Ray does not show;
-            `runtime_env` would show it on Ray's dashboard.
+        command: how a node starts its worker; each worker requests its `threads` as CPUs. Its URL goes to the actors as
+            an argument, which Ray does not show; `runtime_env` would show it on Ray's dashboard.
+        num_gpus: GPUs that each worker requests.
         variables: HPSEARCH_ variables for the workers.
     """
 
     ray: Any
     command: WorkerCommand
-    share: WorkerShare
+    num_gpus: int
     variables: Mapping[str, str]
     _processes: dict[int, RayProcess] = field(default_factory=dict)  # the latest process of each worker index
 
@@ -206,22 +199,18 @@ class RayLauncher:
     def lanes(self) -> str:
         return self.command.lanes
 
-    @property
-    def num_workers(self) -> int:
-        return self.share.num_workers
-
     def start(self, index: int) -> RayProcess:
         """Start worker number `index` (0, 1, ...) as an actor, on a node that Ray chooses."""
         actor_class = self.ray.remote(RayWorker).options(
-            num_cpus=self.share.num_cpus,
-            num_gpus=self.share.num_gpus,
+            num_cpus=self.command.threads,
+            num_gpus=self.num_gpus,
             max_concurrency=2,  # one call waits for the worker's end, another one sends it a signal
             max_restarts=-1,  # bounded by the point: one that kills its workers is given up
             max_task_retries=-1,
             scheduling_strategy="SPREAD",
         )
         actor = actor_class.remote(self.command, index, self.variables)
-        name = f"worker {index} ({self.share.num_cpus} CPUs, {self.share.num_gpus} GPUs)"
+        name = f"worker {index} ({self.command.threads} CPUs, {self.num_gpus} GPUs)"
         self._processes[index] = RayProcess(self.ray, actor, name)
         return self._processes[index]
 
@@ -248,7 +237,7 @@ def check_placement(address: str, device: str) -> None:
     if not _ADDRESS.fullmatch(address):
         raise InputError(
             f"--on must be ray or ray://HOST:PORT, got {address!r}",
-            hint="ray: the cluster of RAY_ADDRESS, one that runs here, or one of this machine's own",
+            hint="ray means the cluster of RAY_ADDRESS, one that runs on this machine, or a new one",
         )
     if device not in ("auto", "cpu"):
         raise InputError(f"--device {device} cannot be used with --on {address}", hint="Ray gives each worker its GPU")
@@ -270,11 +259,11 @@ def ray_workers(
     with connect(address) as ray:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         check_reachable(nodes, url, is_embedded=command.storage_url is None)
-        share = share_of(nodes, command.options.device, num_workers)
-        device = command.options.device if share.num_gpus else "cpu"  # use only GPUs that Ray has assigned
-        options = replace(command.options, device=device)
-        command = replace(command, options=options, num_workers=share.num_workers, threads=share.num_cpus)
-        yield RayLauncher(ray=ray, command=command, share=share, variables=_variables(nodes))
+        options = command.options
+        number, num_cpus, num_gpus = share_of(nodes, options.device, num_workers)
+        options = replace(options, device=options.device if num_gpus else "cpu")  # use only GPUs that Ray has assigned
+        command = replace(command, options=options, num_workers=number, threads=num_cpus)
+        yield RayLauncher(ray=ray, command=command, num_gpus=num_gpus, variables=_variables(nodes))
 
 
 def check_reachable(nodes: Sequence[RayNode], url: sqlalchemy.URL, *, is_embedded: bool) -> None:
@@ -300,8 +289,8 @@ def is_this_machine(nodes: Sequence[RayNode]) -> bool:
     return all(n["NodeManagerHostname"] == platform.node() and n["NodeManagerAddress"] in own for n in nodes)
 
 
-def share_of(nodes: Sequence[RayNode], device: str, num_workers: int | None) -> WorkerShare:
-    """Return what each worker gets: a GPU if the cluster has any, else its part of the processors.
+def share_of(nodes: Sequence[RayNode], device: str, num_workers: int | None) -> tuple[int, int, int]:
+    """Return the number of workers, and the CPUs and GPUs of each: a GPU if there are any, else its part of the CPUs.
 
     Args:
         device: `auto` or `cpu`.
@@ -309,11 +298,11 @@ def share_of(nodes: Sequence[RayNode], device: str, num_workers: int | None) -> 
     """
     gpus, cpus = ([int(node["Resources"].get(kind, 0)) for node in nodes] for kind in ("GPU", "CPU"))
     if device == "auto" and any(gpus):
-        return WorkerShare(num_workers or sum(gpus), num_cpus=1, num_gpus=1)
+        return num_workers or sum(gpus), 1, 1
     number = num_workers or sum(cpu > 0 for cpu in cpus) or 1
     # The largest number of processors per worker with which all workers can be placed at once.
     fitting = (n for n in range(max(cpus), 0, -1) if sum(cpu // n for cpu in cpus) >= number)
-    return WorkerShare(number, num_cpus=next(fitting, 1), num_gpus=0)
+    return number, next(fitting, 1), 0
 
 
 def _variables(nodes: Sequence[RayNode]) -> dict[str, str]:
@@ -365,8 +354,8 @@ def _initialize(ray: Any, named: str | None) -> None:
         if named or not isinstance(error, ConnectionError):
             raise SurroundingsError(
                 f"no Ray cluster answers at {named or 'this machine'}: {first_line(error)}",
-                hint="is it running (ray status), with the Ray, the Python and the token (RAY_AUTH_TOKEN_PATH) of "
-                "this machine?",
+                hint="check that it runs (ray status), and that its versions of Ray and Python and its token "
+                "(RAY_AUTH_TOKEN_PATH) are those of this machine",
             ) from error
         _log.info("no Ray cluster is running: starting one on this machine")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sends no usage statistics

@@ -41,7 +41,7 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
         name: name of the worker, for the log.
     """
 
-    def __init__(self, checkpoints: Checkpoints, *, interval_seconds: float, name: str, metrics: WorkerMetrics) -> None:
+    def __init__(self, checkpoints: Checkpoints, interval_seconds: float, name: str, metrics: WorkerMetrics) -> None:
         self._checkpoints = checkpoints
         self._metrics = metrics
         self._interval_seconds = interval_seconds
@@ -78,7 +78,7 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
             job = self._begin(cohort, lanes, None)
             if job is None or wait([job], timeout=max(0.0, deadline - time.monotonic())).done:
                 return
-        _log.warning("%s: the last checkpoint took too long; trials go on from the one before", self._name)
+        _log.warning("%s: the last checkpoint took too long; the trials will resume from the previous one", self._name)
 
     def discard(self, trial_ids: Collection[int]) -> None:
         """Remove the checkpoints of counted trials, in the background."""
@@ -129,8 +129,12 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
         except ArtifactError as error:
             self._log_new_beginning(lane, str(error))
             return None, lane
+        checkpoints = self._checkpoints.brief() if is_brief else self._checkpoints
         try:
-            outcome = self._record(resumed, stored, is_brief=is_brief)
+            outcome = checkpoints.resume(claim.trial_id, stored)
+            if outcome is ResumeOutcome.RESUMED and resumed.rungs:
+                rungs = [(claim.trial_id, key, value) for key, value in resumed.rungs.items()]
+                checkpoints.ledger.record({}, rungs)
         except DatabaseAwayError:
             cohort.release(claim.trial_id)
             self._found[claim.trial_id] = stored
@@ -138,7 +142,7 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
         if outcome is ResumeOutcome.RESUMED:
             self._metrics.checkpoints["restored"].inc()
             fields = {"trial": claim.number, "epoch": resumed.num_epochs}
-            _log.info("%s: trial %d goes on after epoch %d", self._name, *fields.values(), extra=fields)
+            _log.info("%s: trial %d resumes after epoch %d", self._name, *fields.values(), extra=fields)
             return outcome, resumed
         cohort.release(claim.trial_id)
         if outcome is ResumeOutcome.INCOMPLETE:
@@ -149,14 +153,6 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
     def _log_new_beginning(self, lane: TrialInTraining, reason: str) -> None:
         number = lane.claim.number
         _log.warning("%s: trial %d begins anew: %s", self._name, number, reason, extra={"trial": number})
-
-    def _record(self, lane: TrialInTraining, stored: StoredCheckpoint, *, is_brief: bool) -> ResumeOutcome:
-        trial_id = lane.claim.trial_id
-        checkpoints = self._checkpoints.brief() if is_brief else self._checkpoints
-        outcome = checkpoints.resume(trial_id, stored)
-        if outcome is ResumeOutcome.RESUMED and lane.rungs:
-            checkpoints.ledger.record({}, [(trial_id, key, value) for key, value in lane.rungs.items()])
-        return outcome
 
     def _begin(
         self, cohort: Cohort, lanes: Mapping[int, TrialInTraining], written: Future[Any] | None
@@ -169,7 +165,7 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            _log.warning("%s: no checkpoint: the device has no memory left for a copy of the lanes", self._name)
+            _log.warning("%s: checkpoint skipped: the device has no memory for a copy of the lanes", self._name)
             return None
         self._job = self._thread.submit(self._write, pending, states, written)
         return self._job
@@ -196,7 +192,7 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
             self._save(items)
         except Exception as error:
             # If the trouble lasts, the worker's own writes fail and end it.
-            _log.warning("%s: a checkpoint was not taken: %s", self._name, first_line(error))
+            _log.warning("%s: a checkpoint failed: %s", self._name, first_line(error))
             self._metrics.checkpoints["failed"].inc()
 
     def _save(self, items: Mapping[int, tuple[int, bytes]]) -> None:
@@ -207,13 +203,12 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
         try:
             self._checkpoints.discard(trial_ids)
         except Exception as error:
-            _log.info("%s: checkpoints of finished trials are left over: %s", self._name, first_line(error))
+            _log.info("%s: checkpoints of finished trials could not be removed: %s", self._name, first_line(error))
 
 
 def _check_epoch(checkpoint: TrialCheckpoint, lane: TrialInTraining, stored: StoredCheckpoint) -> None:
     """Require that tensors, history and row are of the same epoch."""
     epochs = {checkpoint.progress.num_epochs, lane.num_epochs, stored.epoch}
     if len(epochs) > 1:
-        raise ArtifactError(
-            f"the checkpoint {stored.artifact_id} is of several epochs: {sorted(epochs)}", hint="the trial begins anew"
-        )
+        what = f"the parts of checkpoint {stored.artifact_id} are from different epochs: {sorted(epochs)}"
+        raise ArtifactError(what, hint="the trial begins anew")

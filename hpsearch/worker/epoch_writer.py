@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -89,33 +89,17 @@ class Written:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Outstanding:
-    """An entry that was handed over, and the number of reports that it keeps in memory."""
-
-    write: Future[Written]
-    num_reports: int
-
-
 class EpochWriter(AbstractContextManager["EpochWriter"]):
     """Context manager: the thread that writes one worker's epochs. Its methods are for one thread.
 
     Args:
         ledger: in the worker's name.
         name: name of the worker, for the log.
-        discard: called with the trials that were counted, whose checkpoints are no longer needed.
         keeps_all: keep the parameters even if another trial is better.
     """
 
     def __init__(
-        self,
-        ledger: Ledger,
-        artifacts: Artifacts,
-        stop: StopSignal,
-        name: str,
-        *,
-        discard: Callable[[Collection[int]], object] = lambda trial_ids: None,
-        keeps_all: bool = False,
+        self, ledger: Ledger, artifacts: Artifacts, stop: StopSignal, name: str, *, keeps_all: bool = False
     ) -> None:
         # An event of its own, so that the thread can be made to give up after its worker has left.
         self._abandoned = threading.Event()
@@ -123,10 +107,10 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
         self._artifacts = artifacts
         self._stop = stop
         self._name = name
-        self._discard = discard
         self._keeps_all = keeps_all
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="epoch writer")
-        self._queue: deque[_Outstanding] = deque()
+        # Entries that were handed over, with the number of reports that each of them keeps in memory.
+        self._queue: deque[tuple[Future[Written], int]] = deque()
         self._is_behind = False
         self._failure: BaseException | None = None  # of an entry; no later entry is written
 
@@ -134,7 +118,7 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
         # Does not wait here for a write that hangs; a write that waits for the database gives up. Python waits for the
         # thread before the process ends, unless the process is killed first.
         self._abandoned.set()
-        self._thread.shutdown(wait=all(entry.write.done() for entry in self._queue), cancel_futures=True)
+        self._thread.shutdown(wait=all(write.done() for write, _ in self._queue), cancel_futures=True)
 
     @property
     def is_outstanding(self) -> bool:
@@ -149,17 +133,16 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
     @property
     def num_buffered(self) -> int:
         """The number of reports that have not been written."""
-        return sum(entry.num_reports for entry in self._queue)
+        return sum(num_reports for _, num_reports in self._queue)
 
     @property
     def last_write(self) -> Future[Written] | None:
         """A future that is done when everything handed over so far has been written; None if nothing is outstanding."""
-        return self._queue[-1].write if self._queue else None
+        return self._queue[-1][0] if self._queue else None
 
     def hand_over(self, entry: EpochEntry) -> None:
         """Write this entry in the background, after all entries that were handed over before."""
-        write = self._thread.submit(self._write, entry)
-        self._queue.append(_Outstanding(write=write, num_reports=len(entry.reports or ())))
+        self._queue.append((self._thread.submit(self._write, entry), len(entry.reports or ())))
 
     def collect(self) -> Written:
         """Return the outcome of the written entries, after a short wait for outstanding ones.
@@ -170,7 +153,7 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
         """
         # Do not wait for a database that is away. Wait for one that answers: otherwise a single slow moment would never
         # end.
-        is_answering = not self._is_behind or not self._queue or self._queue[0].write.done()
+        is_answering = not self._is_behind or not self._queue or self._queue[0][0].done()
         self._await(SLOW_SECONDS if is_answering else 0.0)
         written = self._take()
         while self.num_buffered > MAX_BUFFERED_REPORTS and not self._stop.is_set():
@@ -198,29 +181,29 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
         The wait is shorter if the database is known to be away.
         """
         if not self._await(min(SLOW_SECONDS, FLUSH_SECONDS) if self._is_behind else FLUSH_SECONDS):
-            _log.warning("%s: the database does not answer: its last epochs may not be recorded", self._name)
+            _log.warning("%s: the database does not answer: the last epochs may not be recorded", self._name)
         return self._take()
 
     def _await(self, seconds: float) -> bool:
         """Wait for all entries for at most `seconds`; return whether they are written."""
-        return not self._queue or bool(wait([self._queue[-1].write], timeout=seconds).done)
+        return self.last_write is None or bool(wait([self.last_write], timeout=seconds).done)
 
     def _note_behind(self, is_behind: bool) -> None:
         if is_behind and not self._is_behind:
-            what = "the database, or the artifact store, does not answer: training goes on, its reports are kept"
+            what = "the database or the artifact store does not answer: training continues, reports are kept in memory"
             _log.warning("%s: %s", self._name, what)
         elif self._is_behind and not is_behind:
-            _log.info("%s: all epochs are written again", self._name)
+            _log.info("%s: all outstanding epochs are written", self._name)
         self._is_behind = is_behind
 
     def _take(self) -> Written:
         """Return the outcome of the finished entries, in order. After an error, all later entries are dropped."""
         written = Written()
-        while self._queue and self._queue[0].write.done():
+        while self._queue and self._queue[0][0].done():
             try:
-                written = written.followed_by(self._queue.popleft().write.result())
+                written = written.followed_by(self._queue.popleft()[0].result())
             except BaseException:
-                wait([entry.write for entry in self._queue if not entry.write.cancel()])
+                wait([write for write, _ in self._queue if not write.cancel()])
                 self._queue.clear()
                 self._failure = None
                 raise
@@ -245,7 +228,6 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
         if entry.num_restarts != self._ledger.holdings.num_restarts:
             results = self._without_lost_bests(results, entry.parameters)
         counted, best_value = self._finish(results, entry.parameters)
-        self._discard(counted)
         held -= {result.trial_id for result in entry.results} - counted
         lost = frozenset(hold for hold in entry.held if hold[0] not in held)
         self._ledger.holdings.drop(lost)  # a refused end ends the hold, too: others train the point

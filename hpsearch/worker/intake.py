@@ -31,6 +31,7 @@ from hpsearch.worker.trial import TrialInTraining
 
 _log = get_logger("worker")
 T = TypeVar("T")
+D = TypeVar("D")
 
 ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there is something to train
 
@@ -95,8 +96,13 @@ class Intake:
 
     def _admit_all(self, claims: Sequence[Claim]) -> None:
         self._unadmitted = list(claims)
-        if self._must_learn and not self._has_written_endings():
-            return
+        definition = self.study.definition
+        if definition.is_drawn and learns(definition.search.strategy):
+            # The sampler must see the trials that ended here: they are written first. With lanes in training, the wait
+            # is only a moment, and the claims may be left to a later turn.
+            self.note(self.writer.collect() if self.lanes else self.writer.drain())
+            if self.writer.is_outstanding:
+                return
         while self._unadmitted:
             claim = self._unadmitted.pop(0)
             try:
@@ -109,25 +115,8 @@ class Intake:
                 self.note_absence()
                 return
 
-    @property
-    def _must_learn(self) -> bool:
-        """Whether the sampler uses ended trials to draw a point's parameters."""
-        definition = self.study.definition
-        return definition.is_drawn and learns(definition.search.strategy)
-
-    def _has_written_endings(self) -> bool:
-        """Wait until the trials that ended here are written, before a sampler draws.
-
-        With lanes in training, the wait is only a moment.
-
-        Returns False if the claims must wait for a later turn, because the sampler would not see these trials.
-        """
-        self.note(self.writer.collect() if self.lanes else self.writer.drain())
-        return not self.writer.is_outstanding
-
     def _claim(self, number: int) -> list[Claim]:
-        nothing: list[Claim] = []
-        claims = self.ask(lambda ledger: self._claim_from(ledger, number), nothing)
+        claims = self.ask(lambda ledger: self._claim_from(ledger, number), None) or []
         if not claims and not self.lanes and self.writer.is_outstanding:
             # A point on its last attempt is given only to a worker that holds nothing else: its ended trials must be
             # written first.
@@ -177,11 +166,12 @@ class Intake:
         elif outcome is None:
             cohort.admit(claim.trial_id, settings)
             values = self.worker.name, claim.number, dict(claim.parameters)
-            _log.debug("%s: trial %d begins: %s", *values, extra={"trial": claim.number})
+            _log.debug("%s: trial %d starts: %s", *values, extra={"trial": claim.number})
 
     def _tell_lost(self, claim: Claim) -> None:
         self.ledger.holdings.drop([claim.hold])
-        _log.warning("%s: lost trial %d before it began", self.worker.name, claim.number, extra={"trial": claim.number})
+        number = claim.number
+        _log.warning("%s: lost trial %d before it started", self.worker.name, number, extra={"trial": number})
 
     def _open_cohort(self, settings: TrialSettings) -> Cohort:
         self.cohort = None  # the measurement may need its memory
@@ -216,7 +206,7 @@ class Intake:
         claims = (*(lane.claim for lane in self.lanes.values()), *self._held_over, *self._unadmitted)
         return frozenset(claim.hold for claim in claims)
 
-    def ask(self, question: Callable[[Ledger], T], default: T) -> T:
+    def ask(self, question: Callable[[Ledger], T], default: D) -> T | D:
         """Ask the ledger. With trials in training, do not wait: return the default if the database is away."""
         if not self.lanes:
             return question(self.ledger)

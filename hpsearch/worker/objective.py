@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import optuna
 import torch
@@ -52,9 +53,9 @@ class Objective:
         self._of_thread = threading.local()
         self._turn = threading.Lock()  # on a GPU, one thread at a time captures and replays graphs
 
-    def __reduce__(self) -> tuple[Callable[..., Objective], tuple[StudyDefinition, str]]:
+    def __reduce__(self) -> tuple[Callable[..., Objective], tuple[StudyDefinition]]:
         """For joblib and multiprocessing: the process that receives the objective reads the data itself."""
-        return _made_again, (self.definition, self._asked)
+        return partial(Objective, device=self._asked), (self.definition,)
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Train one trial and report every epoch, as steps 1, 2, ...
@@ -99,10 +100,6 @@ class Objective:
             return cohort.train_epoch()[key]
         with self._turn:
             return cohort.train_epoch()[key]
-
-
-def _made_again(definition: StudyDefinition, device: str) -> Objective:
-    return Objective(definition, device=device)
 
 
 def _end(trial: optuna.Trial, result: Result) -> float:

@@ -36,7 +36,7 @@ class MetricsAddress:
         if not host or not host.isascii() or not is_port:
             raise InputError(
                 f"--metrics must be [HOST:]PORT with a port from 0 to 65535, got {text!r:.60}",
-                hint=f"9100 serves this machine only, 0.0.0.0:9100 others, too; {environment.METRICS} means the same",
+                hint=f"9100 serves only this machine, 0.0.0.0:9100 also others; or set {environment.METRICS}",
             )
         return cls(host=host, port=int(port))
 

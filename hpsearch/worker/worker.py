@@ -119,20 +119,11 @@ class Worker:
         ledger = replace(ledger, database=database)
         with Presence(ledger, watchdog=self.watchdog, keep=self.pinned.keep) as presence:
             self._ledger = presence.ledger
-            checkpoints = Checkpoints(self._ledger, self.artifacts)
-            interval = self.settings.checkpoint_seconds
+            checkpoints, interval = Checkpoints(self._ledger, self.artifacts), self.settings.checkpoint_seconds
+            keeps_all = self.study.definition.keeps_all_parameters
             with (
-                Checkpointer(
-                    checkpoints, interval_seconds=interval, name=self.name, metrics=self.metrics
-                ) as self._checkpointer,
-                EpochWriter(
-                    self._ledger,
-                    self.artifacts,
-                    self.stop,
-                    self.name,
-                    discard=self._checkpointer.discard,
-                    keeps_all=self.study.definition.keeps_all_parameters,
-                ) as self._writer,
+                Checkpointer(checkpoints, interval, self.name, self.metrics) as self._checkpointer,
+                EpochWriter(self._ledger, self.artifacts, self.stop, self.name, keeps_all=keeps_all) as self._writer,
             ):
                 self._intake = Intake(
                     study=self.study,
@@ -197,7 +188,7 @@ class Worker:
         try:
             num_released = replace(self._ledger, database=database).release(reason, is_crash=is_crash)
         except StorageError as error:
-            _log.warning("%s: its trials could not be given back, their leases will run out: %s", self.name, error)
+            _log.warning("%s: its trials could not be given back; their leases will expire: %s", self.name, error)
             return
         if num_released:
             _log.info("%s: %s; %s given back", self.name, reason, _trials(num_released))
@@ -242,8 +233,8 @@ class Worker:
         self._num_restarts = num_restarts
         if definition.value_sha256 != self.study.definition.value_sha256:
             raise StorageError(
-                f"the database has gone back to older data: study number {self.study.study_id} is another one now",
-                hint=f"start the workers of study {self.study.name} again",
+                f"the database was restored to older data: study number {self.study.study_id} is another study now",
+                hint=f"restart the workers of study {self.study.name}",
             )
 
     def _look_around(self) -> bool:
@@ -328,7 +319,7 @@ class Worker:
             return False
         held = self._intake.held()
         try:
-            recorded = self._competition.record(reports)
+            recorded = self._intake.brief_ledger.record(reports)  # before any trial is judged by it
         except DatabaseAwayError:
             self._intake.note_absence()
             return False
@@ -364,15 +355,9 @@ class Worker:
             self._ended[trial_id] = lane, result
             self._intake.drop(trial_id)
         if reports is not None or results:
-            self._writer.hand_over(
-                EpochEntry(
-                    held=held,
-                    reports=reports,
-                    results=results,
-                    parameters=parameters,
-                    num_restarts=self._num_restarts,
-                )
-            )
+            known = self._num_restarts
+            entry = EpochEntry(held=held, reports=reports, results=results, parameters=parameters, num_restarts=known)
+            self._writer.hand_over(entry)
 
     def _may_be_kept(self, result: Result) -> bool:
         """Whether the parameters of a COMPLETE trial are to be kept, unless a trial that is being written is better."""
@@ -382,6 +367,7 @@ class Worker:
     def _note(self, written: Written) -> None:
         """Process the outcome of written epochs; trials that no longer belong to this worker are dropped."""
         self.num_finished += len(written.counted)
+        self._checkpointer.discard(written.counted)
         self.metrics.fenced_writes.inc(len(written.lost))
         if written.best_value is not None:
             self._best_value = written.best_value

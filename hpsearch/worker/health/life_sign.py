@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
+import psutil
+
 from hpsearch import environment
 from hpsearch.errors import ArtifactError, HpsearchError, InputError
 from hpsearch.logs import get_logger
@@ -183,12 +185,12 @@ def check_life_sign(path: Path, *, max_age_seconds: float | None = None) -> Sign
         UnhealthyError: missing, unreadable, stale, or its process is gone.
     """
     seen = _read(path)
-    if not _is_process_there(seen.pid):
+    if not psutil.pid_exists(seen.pid):
         raise UnhealthyError(f"the worker is gone (pid {seen.pid}); it was last {seen.describe()}")
     limit = seen.max_age_seconds if max_age_seconds is None else max_age_seconds
     if seen.age_seconds > limit:
         raise UnhealthyError(
-            f"the worker has done nothing for {seen.age_seconds:.0f} s (at most {limit:.0f} s are allowed); "
+            f"the worker has made no progress for {seen.age_seconds:.0f} s (the limit is {limit:.0f} s); "
             f"it was last {seen.describe()}",
             hint=f"if its epochs take that long, set {environment.LIFE_SIGN_MAX_AGE}",
         )
@@ -210,20 +212,10 @@ def _read(path: Path) -> Sign:
     except OSError as error:
         raise UnhealthyError(f"cannot read the life sign {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise UnhealthyError(f"{path} is no life sign of a worker") from error
+        raise UnhealthyError(f"{path} is not a worker's life sign") from error
     if seen.age_seconds < 0:  # the monotonic clock was reset
-        raise UnhealthyError(f"the life sign {path} is from before this machine was started")
+        raise UnhealthyError(f"the life sign {path} was written before this machine was started")
     return seen
-
-
-def _is_process_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # another user's process
-    return True
 
 
 def _parse_seconds(text: str) -> float:

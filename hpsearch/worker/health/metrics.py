@@ -60,15 +60,15 @@ class WorkerMetrics:
         ProcessCollector(registry=self.registry)
         self._names = {"study": study, "worker": worker}
         self._info = gauge(
-            "hpsearch_worker_info", "Always 1; its labels say who this is.", ("study", "worker", "device")
+            "hpsearch_worker_info", "Always 1; the labels identify the worker.", ("study", "worker", "device")
         )
         self.set_device("")
-        states = gauge("hpsearch_worker_state", "1 for what the worker is doing, else 0.", ("state",))
+        states = gauge("hpsearch_worker_state", "1 for the worker's current state, else 0.", ("state",))
         for state in WorkerState:
             states.labels(state=state).set_function(partial(_is_in, sign, state))
         gauge(
             "hpsearch_life_sign_timestamp_seconds",
-            "Unix time at which the worker last did something: trained, looked around, began to wait.",
+            "Unix time of the worker's last progress: an epoch, a look at the study, the start of a wait.",
         ).set_function(lambda: sign.latest.unix_seconds)
         self.lanes = gauge("hpsearch_lanes", "Lanes of the current cohort.")
         self.lanes_busy = gauge("hpsearch_lanes_busy", "Lanes that train a trial.")
@@ -80,17 +80,17 @@ class WorkerMetrics:
         self.trials_ended = {outcome: trials.labels(outcome=outcome.name.lower()) for outcome in Outcome}
         results = counter(
             "hpsearch_checkpoints_total",
-            "Checkpoints of trials that were written, could not be written, or were taken up.",
+            "Checkpoints of trials that were written, failed, or were restored.",
             ("result",),
         )
         self.checkpoints = {name: results.labels(result=name) for name in ("written", "failed", "restored")}
-        self.reports_buffered = gauge("hpsearch_reports_buffered", "Epoch reports that the database does not have yet.")
+        self.reports_buffered = gauge("hpsearch_reports_buffered", "Epoch reports that are not in the database yet.")
         self.fenced_writes = counter(
             "hpsearch_fenced_writes_total",
-            "Trials whose reports or ends were refused because another worker has taken them over.",
+            "Trials whose reports or results were refused because another worker had taken them over.",
         )
         self.database_retries = counter(
-            "hpsearch_database_retries_total", "Database calls made again after a lost connection."
+            "hpsearch_database_retries_total", "Database calls that were repeated after a lost connection."
         )
         calls = histogram(
             "hpsearch_database_seconds",
@@ -155,7 +155,7 @@ class _Handler(MetricsHandler):
         elif path == "/healthz":
             self._show_health()
         else:
-            self.send_error(HTTPStatus.NOT_FOUND, "only /metrics and /healthz are here")
+            self.send_error(HTTPStatus.NOT_FOUND, "only /metrics and /healthz exist")
 
     def _show_health(self) -> None:
         sign = self.life_sign.latest

@@ -47,7 +47,7 @@ class OutOfMemory:
             limit_lanes(num_lanes // 2)
             num_released = ledger.release(f"{where} with {num_lanes} lanes")
             _log.warning(
-                "%s: %s with %d lanes (%s): %d trials are taken up again, in %d lanes at most",
+                "%s: %s with %d lanes (%s): %d trials will be trained again, in at most %d lanes",
                 *(self._name, where, num_lanes, request, num_released, num_lanes // 2),
             )
             return

@@ -235,7 +235,7 @@ def test_a_worker_that_cannot_work_ends_the_run_with_its_error_and_its_code(
     monkeypatch.setattr("hpsearch.launch.supervisor.read_progress", lambda *_: progress)
     handler = signal.getsignal(signal.SIGTERM)
     with ray_workers("ray", command(tmp_path, database_url), num_workers=1, url=database.url) as launcher:
-        supervisor = Supervisor(database=database, study=study, command=launcher, num_workers=launcher.num_workers)
+        supervisor = Supervisor(database=database, study=study, command=launcher, num_workers=1)
         with pytest.raises(WorkersFailedError, match=r"worker 0 cannot work: .*nobody-created-it") as caught:
             supervisor.run(lambda _: None)
     assert caught.value.exit_code == InputError.exit_code

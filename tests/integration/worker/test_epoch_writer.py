@@ -147,8 +147,8 @@ def test_training_goes_on_while_the_database_does_not_answer_and_that_is_said_on
             writer.collect()
     writer.drain()
     assert caplog.messages == [
-        "tester: the database, or the artifact store, does not answer: training goes on, its reports are kept",
-        "tester: all epochs are written again",
+        "tester: the database or the artifact store does not answer: training continues, reports are kept in memory",
+        "tester: all outstanding epochs are written",
     ]
 
 
@@ -192,15 +192,6 @@ def test_what_became_of_two_entries_is_told_together() -> None:
         lost=frozenset({(1, 7), (3, 7)}), counted=frozenset({2, 4}), best_value=0.5
     )
     assert first.followed_by(Written(best_value=0.25)).best_value == 0.25
-
-
-def test_checkpoints_of_counted_trials_are_discarded(ledger: Ledger, artifacts: Artifacts, stop: StopSignal) -> None:
-    claims = ledger.claim(2)
-    discarded: list[set[int]] = []
-    with EpochWriter(ledger, artifacts, stop, "tester", discard=lambda ids: discarded.append(set(ids))) as writer:
-        writer.hand_over(entry(claims, None, complete(claims[0])))
-        writer.collect()
-    assert discarded == [{claims[0].trial_id}]
 
 
 def test_the_hand_over_does_not_wait_for_the_database(
@@ -462,7 +453,7 @@ def test_the_last_flush_waits_but_not_for_ever(
         with EpochWriter(ledger, artifacts, stop, "tester") as writer:
             writer.hand_over(entry([claim], {claim.trial_id: epoch(1)}))
             assert writer.flush() == Written()
-        assert caplog.messages == ["tester: the database does not answer: its last epochs may not be recorded"]
+        assert caplog.messages == ["tester: the database does not answer: the last epochs may not be recorded"]
     writer._thread.shutdown(wait=True)
     assert trials_of(ledger)[0].intermediate_values == {1: 0.5}
 

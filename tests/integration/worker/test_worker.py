@@ -304,7 +304,7 @@ def test_a_worker_leaves_a_study_whose_number_is_another_studys_now(
         worker._ledger.holdings.note_server(datetime(2020, 1, 1, tzinfo=UTC))
 
     worker.stop = BeforeEpoch(2, replace_study)
-    with pytest.raises(StorageError, match="is another one now") as caught:
+    with pytest.raises(StorageError, match="is another study now") as caught:
         worker.run()
     assert caught.value.exit_code == 3
     assert study.ledger.counts().running == 0
@@ -793,7 +793,7 @@ def test_out_of_memory_halves_the_lanes_and_loses_no_trial(
     num_lanes = 4 if fails_in_admission else 6
     assert caplog.messages == [
         f"tester: out of memory on cpu with {num_lanes} lanes ({tried}): "
-        f"6 trials are taken up again, in {num_lanes // 2} lanes at most"
+        f"6 trials will be trained again, in at most {num_lanes // 2} lanes"
     ]
     failed = [t for t in study.study.trials if t.state is TrialState.FAIL]
     assert {t.user_attrs["fail_reason"] for t in failed} == {f"out of memory on cpu with {num_lanes} lanes"}
@@ -1081,7 +1081,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_training(
     study = bench()
     study.worker(lanes=2, checkpoint_seconds=1e-9).run()
     study.counted()
-    assert "tester: a checkpoint was not taken: no room" in caplog.messages
+    assert "tester: a checkpoint failed: no room" in caplog.messages
 
 
 def test_a_device_without_room_for_a_copy_goes_without_a_checkpoint(
@@ -1094,7 +1094,7 @@ def test_a_device_without_room_for_a_copy_goes_without_a_checkpoint(
     study = bench()
     study.worker(lanes=2, checkpoint_seconds=1e-9, build_cohort=NoRoom).run()
     study.counted()
-    assert "tester: no checkpoint: the device has no memory left for a copy of the lanes" in caplog.messages
+    assert "tester: checkpoint skipped: the device has no memory for a copy of the lanes" in caplog.messages
 
 
 def test_a_trial_says_from_the_start_where_it_is_trained(bench: Callable[..., Bench]) -> None:
