@@ -377,8 +377,9 @@ class Worker:
             values = self.name, lane.claim.number, result.outcome.name, result.attributes
             _log.debug("%s: trial %d %s: %s", *values, extra={"trial": lane.claim.number})
         refused = [lane for lane, _ in self._ended.values() if lane.claim.hold in written.lost]
+        for lane in refused:
+            del self._ended[lane.claim.trial_id]
         for lane in refused + self._intake.forget(written.lost):
-            self._ended.pop(lane.claim.trial_id, None)
             number = lane.claim.number
             _log.warning("%s: lost trial %d to another worker", self.name, number, extra={"trial": number})
 
