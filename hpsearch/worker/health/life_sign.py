@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-import psutil
-
 from hpsearch import environment
 from hpsearch.errors import ArtifactError, HpsearchError, InputError
 from hpsearch.logs import get_logger
@@ -185,7 +183,7 @@ def check_life_sign(path: Path, *, max_age_seconds: float | None = None) -> Sign
         UnhealthyError: missing, unreadable, stale, or its process is gone.
     """
     seen = _read(path)
-    if not psutil.pid_exists(seen.pid):
+    if not _is_process_there(seen.pid):
         raise UnhealthyError(f"the worker is gone (pid {seen.pid}); it was last {seen.describe()}")
     limit = seen.max_age_seconds if max_age_seconds is None else max_age_seconds
     if seen.age_seconds > limit:
@@ -216,6 +214,14 @@ def _read(path: Path) -> Sign:
     if seen.age_seconds < 0:  # the monotonic clock was reset
         raise UnhealthyError(f"the life sign {path} was written before this machine was started")
     return seen
+
+
+def _is_process_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)  # it is another user's
+    return True
 
 
 def _parse_seconds(text: str) -> float:
