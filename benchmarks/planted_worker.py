@@ -22,6 +22,7 @@ from benchmarks.scratch import scratch_folder, scratch_postgres
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.resident import ResidentData
+from hpsearch.device.pin import PinnedDevice
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database, open_database
@@ -32,9 +33,9 @@ from hpsearch.study.settings import DataSettings, TrialSettings
 from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoint, copy_to_host
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.training.lanes.stack import TrialTensors
-from hpsearch.worker.cohorts import cohort_name
-from hpsearch.worker.intake import BuildCohort
+from hpsearch.worker.cohorts import BuildCohort, Cohorts, cohort_name
 from hpsearch.worker.lane_count import FixedLanes
+from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.worker import Worker
 
 _SECTIONS: Mapping[str, Any] = {
@@ -133,15 +134,12 @@ class PlantedStudies:
         return Worker(
             database=self.database,
             study=study,
-            data=self._data,
-            device=CPU,
+            cohorts=Cohorts(study.definition.stopping, self._data, CPU, planting(curve)),
+            pinned=PinnedDevice(None),
             lanes=FixedLanes(lanes),
             artifacts=self._artifacts,
             stop=stop or StopSignal(),
-            name="planted",
-            poll_seconds=0.01,
-            checkpoint_seconds=0,
-            build_cohort=planting(curve),
+            settings=WorkerSettings(name="planted", poll_seconds=0.01, checkpoint_seconds=0),
         )
 
     def trials(self, study: StoredStudy) -> list[FrozenTrial]:

@@ -36,12 +36,15 @@ from benchmarks.scratch import scratch_folder, scratch_postgres
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.data.catalog import DataLocations
 from hpsearch.data.resident import ResidentData
+from hpsearch.device.pin import PinnedDevice
 from hpsearch.search.pruners import build_pruner
 from hpsearch.signals import StopSignal
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.worker.cohorts import Cohorts
 from hpsearch.worker.lane_count import FixedLanes
+from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.preparation import prepare_study
 from hpsearch.worker.worker import Worker
 
@@ -223,15 +226,16 @@ def count_statements(database: Database, definition: StudyDefinition, lanes: int
     prepared = prepare_study(database, named, locations=DataLocations.from_environment())
     log = StatementLog()
     marks = EpochMarks(log)
+    cpu = torch.device("cpu")
     marks.worker = Worker(
         database=database,
         study=prepared.study,
-        data=ResidentData.place(prepared.data, torch.device("cpu")),
-        device=torch.device("cpu"),
+        cohorts=Cohorts(definition.stopping, ResidentData.place(prepared.data, cpu), cpu),
+        pinned=PinnedDevice(None),
         lanes=FixedLanes(lanes),
         artifacts=open_artifacts(folder / "artifacts"),
         stop=marks,
-        name="benchmark",
+        settings=WorkerSettings(name="benchmark"),
     )
     ledger = Ledger(database=database, study_id=prepared.study.study_id, lease_seconds=LEASE_SECONDS)
     with log.listening(database):

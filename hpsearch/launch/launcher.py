@@ -163,7 +163,7 @@ def train_study(
     url = database.url.render_as_string(hide_password=False)
     command = replace(launch.command(definition.name), storage_url=url if launch.options.storage else None)
     with ray_workers(launch.options.on, command, num_workers=launch.options.workers, url=database.url) as launcher:
-        return _train(database, registration, launcher, launcher.num_workers, listener)
+        return _train(database, registration, launcher, launcher.command.num_workers, listener)
 
 
 def _train(

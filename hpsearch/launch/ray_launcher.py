@@ -1,33 +1,47 @@
-"""Workers as Ray actors, for the same Supervisor that manages local processes.
+"""Workers on a Ray cluster, for the same Supervisor that manages local processes.
 
-Ray places the actors and recreates those that die with their process or their node. Everything else works as on one
-machine: the workers coordinate through the database alone, and the supervisor restarts a worker whose program ends with
-an error, a limited number of times.
+Each worker is an actor that runs an ordinary worker process on its node. Ray places the actors, and creates an actor
+again, possibly on another node, when its process or its node dies; the points that its worker held become free when
+their leases expire. Everything else works as on one machine: the workers coordinate through the database alone, and the
+supervisor restarts a worker whose program ends with an error, a limited number of times.
+
+Ray is an optional dependency, imported only when a cluster is requested.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import platform
+import re
+import signal
+import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import psutil
 import sqlalchemy
 
 from hpsearch import environment
-from hpsearch.errors import InputError, SurroundingsError
-from hpsearch.home import home_folder
-from hpsearch.launch.ray_cluster import RayCluster, WorkerShare, check_address, connect
-from hpsearch.launch.ray_worker import RayWorker, RayWorkerState
+from hpsearch.errors import HpsearchError, InputError, SurroundingsError
+from hpsearch.home import home_folder, log_folder
 from hpsearch.launch.supervisor import WorkerCommand
 from hpsearch.logs import get_logger
+from hpsearch.wording import first_line
 
 _log = get_logger("ray")
+_ADDRESS = re.compile(r"ray|ray://[^/\s]+:\d+")
+RayNode = Mapping[str, Any]  # an element of `ray.nodes()`
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # hpsearch stores nothing in it; Ray would take 30 % of the memory
+_ANSWER_SECONDS = 10.0
 _PLACE_SECONDS = 30.0  # how long a worker may wait for a place before a warning is logged
 _KILL_SECONDS = 5.0
+_LOOK_SECONDS = 1.0  # between two looks at the size of a worker's log
 # Useless for a worker on another node: the storage URL is complete, and the rest describes how `run` itself runs.
 _NOT_PASSED_ON = {
     environment.STORAGE_PASSWORD_FILE,
@@ -37,71 +51,129 @@ _NOT_PASSED_ON = {
 }
 
 
-class RayProcess:
-    """An actor and its worker, with the interface of a process. Only `wait` and `kill` wait for the actor."""
+# On the nodes
 
-    def __init__(self, ray: Any, actor: Any, index: int, needs: str) -> None:
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerEnd:
+    """How a worker has ended.
+
+    Args:
+        code: its exit code, negative for a signal.
+        last_words: the end of its log.
+        final_error: the error message with which it ended, if any.
+        log: HOST:PATH of the log.
+    """
+
+    code: int
+    last_words: str
+    final_error: str | None = None
+    log: str = "(none)"
+
+
+class RayWorker:
+    """The actor. It starts worker number `index` immediately, and does not import Ray.
+
+    Args:
+        variables: HPSEARCH_ variables of the machine on which `run` was started; they override the node's own.
+    """
+
+    def __init__(self, command: WorkerCommand, index: int, variables: Mapping[str, str]) -> None:
+        os.environ.update(variables)
+        self._command = replace(command, log_folder=log_folder())  # of this node
+        self._index = index
+        self._process: subprocess.Popen[bytes] | HpsearchError
+        try:
+            self._process = self._command.start(index)
+        except HpsearchError as error:  # raised through Ray, the error would lose its exit code
+            self._process = error
+
+    def is_placed(self) -> bool:
+        """Answer, which an actor without a place in the cluster does not."""
+        return True
+
+    def wait_for_end(self) -> WorkerEnd:
+        """Wait until the worker has ended, and keep its log short."""
+        command, index = self._command, self._index
+        log = f"{platform.node()}:{command.log_file(index)}"
+        if isinstance(self._process, HpsearchError):
+            words = str(self._process)
+            return WorkerEnd(code=self._process.exit_code, last_words=words, final_error=words, log=log)
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(timeout=_LOOK_SECONDS)
+                words, error = command.last_words(index), command.final_error(index)
+                return WorkerEnd(code=code, last_words=words, final_error=error, log=log)
+            command.shorten_log(index)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the worker, if it runs."""
+        if isinstance(self._process, subprocess.Popen):
+            self._process.send_signal(number)
+
+
+# Where `run` was started
+
+
+class RayProcess:
+    """A worker in its actor, with the interface of a process.
+
+    Args:
+        actor: a handle of a RayWorker.
+        name: of the worker and what it needs, for the log.
+    """
+
+    def __init__(self, ray: Any, actor: Any, name: str) -> None:
         self._ray = ray
         self._actor = actor
-        self._index = index
-        self._needs = needs
-        self._started = time.monotonic()
-        self._is_placed = False
-        self._pending: Any = actor.look.remote()
-        self.state = RayWorkerState(code=None, last_words="it has not started", log="(none)")
+        self._name = name
+        self._placed = actor.is_placed.remote()
+        self._ended = actor.wait_for_end.remote()
+        self._waits_since = time.monotonic()
+        self.end: WorkerEnd | None = None
 
     def poll(self) -> int | None:
         """Return the worker's exit code, or None while it runs, waits for a place, or is created again."""
-        if self.state.code is None:
-            ready, _ = self._ray.wait([self._pending], timeout=0)
-            if ready:
-                self._take_in(self._pending)
-                self._pending = self._actor.look.remote()
-            elif not self._is_placed and time.monotonic() - self._started > _PLACE_SECONDS:
-                _log.warning("worker %d still waits for a place in the cluster: %s", self._index, self._needs)
-                self._started = time.monotonic()
-        return self.state.code
-
-    def send_signal(self, _number: int, /) -> None:
-        """Ask the worker to stop. Only SIGTERM is ever sent.
-
-        An actor that has never answered holds no trial yet and is removed.
-        """
-        if self._is_placed:
-            self._actor.terminate.remote()
-        else:
-            self._end(code=0)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(timeout=0.0)
+        if time.monotonic() - self._waits_since > _PLACE_SECONDS and not self._is_ready(self._placed):
+            _log.warning("%s still waits for a place in the cluster", self._name)
+            self._waits_since = time.monotonic()
+        return None
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the worker's end. Raises subprocess.TimeoutExpired."""
-        if self.state.code is None and timeout is not None:
-            answer = self._actor.wait.remote(timeout)
-            ready, _ = self._ray.wait([answer], timeout=timeout + 1.0)  # the actor's own wait ends first
-            if ready:
-                self._take_in(answer)
-        if self.state.code is None:
-            raise subprocess.TimeoutExpired("worker", timeout or 0.0)
-        return self.state.code
+        if self.end is None:
+            if not self._is_ready(self._ended, timeout):
+                raise subprocess.TimeoutExpired(self._name, timeout or 0.0)
+            try:
+                self._finish(self._ray.get(self._ended))
+            except (self._ray.exceptions.RayError, ConnectionError) as error:  # the actor cannot live at all
+                words = str(error).strip().splitlines() or [type(error).__name__]
+                code = SurroundingsError.exit_code
+                self._finish(WorkerEnd(code=code, last_words=words[-1], final_error=words[-1], log="Ray's own"))
+        assert self.end is not None
+        return self.end.code
+
+    def send_signal(self, number: int, /) -> None:
+        """Send a signal to the worker; remove an actor that has no place yet, and thus no worker."""
+        if self._is_ready(self._placed):
+            self._actor.send_signal.remote(number)
+        else:
+            self._finish(WorkerEnd(code=0, last_words="it has not started"))
 
     def kill(self) -> None:
-        """Kill the worker, and wait for the actor for at most _KILL_SECONDS."""
-        self._ray.wait([self._actor.kill.remote()], timeout=_KILL_SECONDS)
-        self._end(code=-9)
+        """Kill the worker. Waits for an actor that does not answer for at most _KILL_SECONDS."""
+        self._is_ready(self._actor.send_signal.remote(signal.SIGKILL), _KILL_SECONDS)
+        self._finish(WorkerEnd(code=-signal.SIGKILL, last_words="it was killed"))
 
-    def _take_in(self, answer: Any) -> None:
-        """Update the state from an answer. An actor that cannot live at all ends with SurroundingsError's exit code."""
-        try:
-            self.state = self._ray.get(answer)
-            self._is_placed = True
-        except (self._ray.exceptions.RayError, ConnectionError) as error:
-            words = _last_line(error)
-            self.state = RayWorkerState(code=SurroundingsError.exit_code, last_words=words, log="Ray's own")
-        if self.state.code is not None:
-            self._end(self.state.code)
+    def _is_ready(self, answer: Any, timeout: float | None = 0.0) -> bool:
+        ready, _ = self._ray.wait([answer], timeout=timeout)
+        return bool(ready)
 
-    def _end(self, code: int) -> None:
-        """Release the actor's place in the cluster."""
-        self.state = RayWorkerState(code=code, last_words=self.state.last_words, log=self.state.log)
+    def _finish(self, end: WorkerEnd) -> None:
+        """Note the worker's end, and release the actor's place in the cluster."""
+        self.end = end
         self._ray.kill(self._actor, no_restart=True)
 
 
@@ -110,67 +182,65 @@ class RayLauncher:
     """Starts workers as actors.
 
     Args:
-        command: how a node starts its worker. Its URL goes to the actors as an argument, which Ray does not show;
-            `runtime_env` would show it on Ray's dashboard.
-        share: the number of workers and the resources of each.
+        ray: Ray's module.
+        command: how a node starts its worker; each worker requests its `threads` as CPUs. Its URL goes to the actors as
+            an argument, which Ray does not show; `runtime_env` would show it on Ray's dashboard.
+        num_gpus: GPUs that each worker requests.
+        variables: HPSEARCH_ variables for the workers.
     """
 
-    cluster: RayCluster
+    ray: Any
     command: WorkerCommand
-    share: WorkerShare
+    num_gpus: int
+    variables: Mapping[str, str]
     _processes: dict[int, RayProcess] = field(default_factory=dict)  # the latest process of each worker index
 
     @property
     def lanes(self) -> str:
         return self.command.lanes
 
-    @property
-    def num_workers(self) -> int:
-        return self.share.num_workers
-
     def start(self, index: int) -> RayProcess:
         """Start worker number `index` (0, 1, ...) as an actor, on a node that Ray chooses."""
-        ray = self.cluster.ray
-        actor = ray.remote(RayWorker).options(
-            num_cpus=self.share.num_cpus,
-            num_gpus=self.share.num_gpus,
+        actor_class = self.ray.remote(RayWorker).options(
+            num_cpus=self.command.threads,
+            num_gpus=self.num_gpus,
+            max_concurrency=2,  # one call waits for the worker's end, another one sends it a signal
             max_restarts=-1,  # bounded by the point: one that kills its workers is given up
             max_task_retries=-1,
             scheduling_strategy="SPREAD",
         )
-        handle = actor.remote(self.command, index, self._environment())
-        self._processes[index] = RayProcess(ray, handle, index, f"it needs {self.share.describe()}")
+        actor = actor_class.remote(self.command, index, self.variables)
+        name = f"worker {index} ({self.command.threads} CPUs, {self.num_gpus} GPUs)"
+        self._processes[index] = RayProcess(self.ray, actor, name)
         return self._processes[index]
 
-    def _environment(self) -> dict[str, str]:
-        """Return the HPSEARCH_ variables of this process that a worker needs."""
-        here = {key: value for key, value in os.environ.items() if key.startswith(environment.PREFIX)}
-        if self.cluster.is_this_machine:
-            here[environment.HOME] = str(home_folder())  # the embedded PostgreSQL is there
-        return {key: value for key, value in here.items() if key not in _NOT_PASSED_ON}
-
     def last_words(self, index: int) -> str:
-        return self._processes[index].state.last_words
+        return self._end(index).last_words
 
-    def final_error(self, index: int) -> str:
-        """Return the last words.
+    def final_error(self, index: int) -> str | None:
+        return self._end(index).final_error
 
-        A worker's exit code is that of an hpsearch error only if they are its message (ray_worker.py).
-        """
-        return self.last_words(index)
+    def log_file(self, index: int) -> str:
+        return self._end(index).log
 
     def shorten_log(self, index: int) -> None:
         """Does nothing: an actor shortens the log on its own node."""
 
-    def log_file(self, index: int) -> str:
-        return self._processes[index].state.log
+    def _end(self, index: int) -> WorkerEnd:
+        end = self._processes[index].end
+        assert end is not None  # asked only about workers that have ended
+        return end
 
 
 def check_placement(address: str, device: str) -> None:
     """Raise InputError if the address is not that of a cluster, or a cluster cannot give a worker this device."""
-    check_address(address)
+    if not _ADDRESS.fullmatch(address):
+        raise InputError(
+            f"--on must be ray or ray://HOST:PORT, got {address!r}",
+            hint="ray means the cluster of RAY_ADDRESS, one that runs on this machine, or a new one",
+        )
     if device not in ("auto", "cpu"):
-        raise InputError(f"--device {device} cannot be had with --on {address}", hint="Ray gives each worker its GPU")
+        raise InputError(f"--device {device} cannot be used with --on {address}", hint="Ray gives each worker its GPU")
 
 
 @contextlib.contextmanager
@@ -186,15 +256,114 @@ def ray_workers(
         InputError: Ray is not installed, or the cluster's nodes cannot reach the database.
         SurroundingsError: no cluster answers.
     """
-    with connect(address) as cluster:
-        cluster.check_reachable(url, is_embedded=command.storage_url is None)
-        share = cluster.share(command.options.device, num_workers)
-        device = command.options.device if share.num_gpus else "cpu"  # use only GPUs that Ray has assigned
-        options = replace(command.options, device=device)
-        command = replace(command, options=options, num_workers=share.num_workers, threads=share.num_cpus)
-        yield RayLauncher(cluster=cluster, command=command, share=share)
+    with connect(address) as ray:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        check_reachable(nodes, url, is_embedded=command.storage_url is None)
+        options = command.options
+        number, num_cpus, num_gpus = share_of(nodes, options.device, num_workers)
+        options = replace(options, device=options.device if num_gpus else "cpu")  # use only GPUs that Ray has assigned
+        command = replace(command, options=options, num_workers=number, threads=num_cpus)
+        yield RayLauncher(ray=ray, command=command, num_gpus=num_gpus, variables=_variables(nodes))
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def check_reachable(nodes: Sequence[RayNode], url: sqlalchemy.URL, *, is_embedded: bool) -> None:
+    """Refuse a database that workers on other machines cannot reach.
+
+    Raises:
+        InputError: the embedded one, a local socket or a loopback address, while the cluster has other machines.
+    """
+    host = str(url.host or url.query.get("host") or "a local socket")
+    is_local = is_embedded or host in ("a local socket", *_LOOPBACK) or host.startswith("/")
+    if is_local and not is_this_machine(nodes):
+        what = "the embedded PostgreSQL" if is_embedded else f"a PostgreSQL at {host}"
+        hosts = ", ".join(sorted({node["NodeManagerHostname"] for node in nodes}))
+        raise InputError(
+            f"the nodes of the Ray cluster ({hosts}) cannot reach {what}",
+            hint="name a server that they reach: --storage postgresql://USER:PASSWORD@HOST:5432/DATABASE",
+        )
+
+
+def is_this_machine(nodes: Sequence[RayNode]) -> bool:
+    """Whether every node is this machine: only then can workers use its files and its sockets."""
+    own = {found.address for addresses in psutil.net_if_addrs().values() for found in addresses}
+    return all(n["NodeManagerHostname"] == platform.node() and n["NodeManagerAddress"] in own for n in nodes)
+
+
+def share_of(nodes: Sequence[RayNode], device: str, num_workers: int | None) -> tuple[int, int, int]:
+    """Return the number of workers, and the CPUs and GPUs of each: a GPU if there are any, else its part of the CPUs.
+
+    Args:
+        device: `auto` or `cpu`.
+        num_workers: None: one per GPU, or one per node with processors.
+    """
+    gpus, cpus = ([int(node["Resources"].get(kind, 0)) for node in nodes] for kind in ("GPU", "CPU"))
+    if device == "auto" and any(gpus):
+        return num_workers or sum(gpus), 1, 1
+    number = num_workers or sum(cpu > 0 for cpu in cpus) or 1
+    # The largest number of processors per worker with which all workers can be placed at once.
+    fitting = (n for n in range(max(cpus), 0, -1) if sum(cpu // n for cpu in cpus) >= number)
+    return number, next(fitting, 1), 0
+
+
+def _variables(nodes: Sequence[RayNode]) -> dict[str, str]:
+    """Return the HPSEARCH_ variables of this process that a worker needs."""
+    here = {key: value for key, value in os.environ.items() if key.startswith(environment.PREFIX)}
+    if is_this_machine(nodes):
+        here[environment.HOME] = str(home_folder())  # the embedded PostgreSQL is there
+    return {key: value for key, value in here.items() if key not in _NOT_PASSED_ON}
+
+
+@contextlib.contextmanager
+def connect(address: str) -> Iterator[Any]:
+    """Connect to a cluster for the duration of the context, and yield Ray's module.
+
+    Args:
+        address: `ray://HOST:PORT`, or `ray`: the cluster that RAY_ADDRESS names or that this machine is part of; if
+            there is none, one is started on this machine and stopped at the end.
+    Raises:
+        InputError: Ray is not installed.
+        SurroundingsError: no cluster answers.
+    """
+    named = os.environ.get("RAY_ADDRESS") if address == "ray" else address
+    try:
+        import ray
+
+        if named and named.startswith("ray://"):
+            importlib.import_module("grpc")  # used by Ray's client, but not installed by plain `ray`
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"--on {address} needs {error.name}, which is not installed", hint="pip install 'hpsearch[ray]'"
+        ) from error
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        _initialize(ray, named)
+        signal.signal(signal.SIGTERM, handler)  # Ray installs its own handler, which ends the process abruptly
+        yield ray
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _initialize(ray: Any, named: str | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}  # stderr belongs to the progress display
+    try:
+        if named:
+            _check_answers(named)
+        ray.init(address=named or "auto", **quiet)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        if named or not isinstance(error, ConnectionError):
+            raise SurroundingsError(
+                f"no Ray cluster answers at {named or 'this machine'}: {first_line(error)}",
+                hint="check that it runs (ray status), and that its versions of Ray and Python and its token "
+                "(RAY_AUTH_TOKEN_PATH) are those of this machine",
+            ) from error
+        _log.info("no Ray cluster is running: starting one on this machine")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # sends no usage statistics
+        ray.init(address="local", include_dashboard=False, object_store_memory=_LOCAL_OBJECT_STORE_BYTES, **quiet)
+
+
+def _check_answers(address: str) -> None:
+    """Fail early if nothing listens at the address: Ray itself would retry for minutes, and in one case for ever."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():  # not `auto` or `local`
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, final
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import ArtifactError
@@ -21,16 +21,17 @@ from hpsearch.study.settings import StoppingSettings
 
 
 class StopReason(StrEnum):
-    """Why a trial ended, other than by pruning."""
+    """Why a trial ended."""
 
     PATIENCE_EXHAUSTED = "patience-exhausted"
     NO_IMPROVEMENT = "no-improvement"
     SCHEDULE_EXHAUSTED = "schedule-exhausted"
     MAX_EPOCHS = "max-epochs"
     DIVERGED = "diverged"
+    PRUNED = "pruned"  # the pruner found it worse than other trials
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class StopDecision:
     """The decision to end a trial: the reason, and one sentence for display."""
 
@@ -60,20 +61,6 @@ class StoppingRule(ABC):
     def state(self) -> dict[str, Any]:
         """The rule with its history as JSON-serialisable values, exact; `rule_from_state` restores it."""
         return {"rule": self.name, **asdict(self)}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """Restore the rule that returned `state`. It makes the same further decisions.
-
-        Raises:
-            ArtifactError: the state is not a state of this rule.
-        """
-        fields = {key: value for key, value in state.items() if key != "rule"}
-        try:
-            best = fields.pop("best")
-            return cls(**fields, best=None if best is None else Validation(**best))
-        except (KeyError, TypeError) as error:
-            raise _damaged_state(f"fields {sorted(state)} for the rule {cls.name}") from error
 
     def _improves_on_best(self, validation: Validation) -> bool:
         return self.best is None or validation.zero_one < self.best.zero_one
@@ -138,7 +125,7 @@ class _Patience(StoppingRule):
 
     def _stop(self) -> StopDecision:
         detail = f"patience ran out after {self.patience:.12g} minibatches; {self._describe_best()}"
-        return StopDecision(reason=StopReason.PATIENCE_EXHAUSTED, detail=detail)
+        return StopDecision(StopReason.PATIENCE_EXHAUSTED, detail)
 
 
 @final
@@ -217,7 +204,7 @@ class NoImprovementInN(StoppingRule):
         if self.num_epochs_without_best < self.n:
             return None
         detail = f"no new best in {self.num_epochs_without_best} epochs; {self._describe_best()}"
-        return StopDecision(reason=StopReason.NO_IMPROVEMENT, detail=detail)
+        return StopDecision(StopReason.NO_IMPROVEMENT, detail)
 
 
 @final
@@ -235,25 +222,18 @@ class NeverStops(StoppingRule):
 
 def stopping_rule(settings: StoppingSettings, *, num_minibatches: int) -> StoppingRule:
     """A fresh rule for one trial whose epochs have `num_minibatches` minibatches."""
-    match settings.rule:
-        case "geometric-patience":
-            return GeometricPatience(
-                patience=float(settings.patience),
-                increase=settings.patience_increase,
-                threshold=settings.improvement_threshold,
-                validations_every=validation_interval(settings, num_minibatches),
-            )
-        case "significance":
-            return SignificancePatience(
-                patience=float(settings.patience),
-                increase=settings.patience_increase,
-                level=settings.significance_level,
-                validations_every=validation_interval(settings, num_minibatches),
-            )
-        case "no-improvement-in-n":
-            return NoImprovementInN(n=settings.n)
-        case "none":
-            return NeverStops()
+    if settings.rule == "none":
+        return NeverStops()
+    if settings.rule == "no-improvement-in-n":
+        return NoImprovementInN(n=settings.n)
+    common: dict[str, Any] = {
+        "patience": float(settings.patience),
+        "increase": settings.patience_increase,
+        "validations_every": validation_interval(settings, num_minibatches),
+    }
+    if settings.rule == "significance":
+        return SignificancePatience(level=settings.significance_level, **common)
+    return GeometricPatience(threshold=settings.improvement_threshold, **common)
 
 
 def validation_interval(settings: StoppingSettings, num_minibatches: int) -> int:
@@ -273,10 +253,20 @@ def rule_from_state(state: Mapping[str, Any]) -> StoppingRule:
     Raises:
         ArtifactError: the state names an unknown rule, or lacks fields.
     """
-    for rule in (GeometricPatience, SignificancePatience, NoImprovementInN, NeverStops):
-        if state.get("rule") == rule.name:
-            return rule.from_state(state)
-    raise _damaged_state(f"the rule {state.get('rule')!r}")
+    fields = dict(state)
+    try:
+        rule, best = _RULES[fields.pop("rule")], fields.pop("best")
+        return rule(best=None if best is None else Validation(**best), **fields)
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"the saved state of a trial's stopping rule cannot be read: {error!r}",
+            hint="the checkpoint is damaged or from another version; let the trial start again",
+        ) from error
+
+
+_RULES: Mapping[str, type[StoppingRule]] = {
+    rule.name: rule for rule in (GeometricPatience, SignificancePatience, NoImprovementInN, NeverStops)
+}
 
 
 def decide(rule: StoppingRule, report: EpochReport, max_epochs: int) -> StopDecision | None:
@@ -286,21 +276,11 @@ def decide(rule: StoppingRule, report: EpochReport, max_epochs: int) -> StopDeci
     finite), the end of the learning-rate schedule, the stopping rule, the last epoch. Call it once per epoch, in order.
     """
     if report.has_diverged:
-        detail = f"diverged at epoch {report.epoch}: a loss is not finite"
-        return StopDecision(reason=StopReason.DIVERGED, detail=detail)
+        return StopDecision(StopReason.DIVERGED, f"diverged at epoch {report.epoch}: a loss is not finite")
     by_rule = rule.observe(report)  # before the other checks: the last epoch may be the best one
     if report.is_schedule_exhausted:
         detail = f"the schedule ended at epoch {report.epoch}, after the rate {report.learning_rate:.6g}"
-        return StopDecision(reason=StopReason.SCHEDULE_EXHAUSTED, detail=detail)
-    if by_rule is not None:
-        return by_rule
-    if report.epoch >= max_epochs:
-        return StopDecision(reason=StopReason.MAX_EPOCHS, detail=f"all {max_epochs} epochs are trained")
-    return None
-
-
-def _damaged_state(found: str) -> ArtifactError:
-    return ArtifactError(
-        f"the saved state of a trial's stopping rule cannot be read: it has {found}",
-        hint="the checkpoint is damaged or from another version; let the trial start again",
-    )
+        return StopDecision(StopReason.SCHEDULE_EXHAUSTED, detail)
+    if by_rule is None and report.epoch >= max_epochs:
+        return StopDecision(StopReason.MAX_EPOCHS, f"all {max_epochs} epochs are trained")
+    return by_rule

@@ -11,8 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, cast
 
 from hpsearch.errors import ArtifactError
@@ -33,7 +33,7 @@ _log = get_logger("checkpoints")
 _FILES_AT_ONCE = 16  # trials whose files are held in memory at once, and recorded by one statement
 
 
-class Checkpointer:
+class Checkpointer(AbstractContextManager["Checkpointer"]):
     """Context manager: one worker's checkpoints. For use by one thread.
 
     Args:
@@ -41,7 +41,7 @@ class Checkpointer:
         name: name of the worker, for the log.
     """
 
-    def __init__(self, checkpoints: Checkpoints, *, interval_seconds: float, name: str, metrics: WorkerMetrics) -> None:
+    def __init__(self, checkpoints: Checkpoints, interval_seconds: float, name: str, metrics: WorkerMetrics) -> None:
         self._checkpoints = checkpoints
         self._metrics = metrics
         self._interval_seconds = interval_seconds
@@ -53,15 +53,7 @@ class Checkpointer:
         self._known: set[int] = set()  # trials that may have a checkpoint
         self._found: dict[int, StoredCheckpoint] = {}  # checkpoints from which newly claimed trials may resume
 
-    def __enter__(self) -> Checkpointer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         outstanding = [job for job in (self._job, self._discarded) if job is not None]
         is_idle = not wait(outstanding, timeout=LAST_CHECKPOINT_SECONDS).not_done
         self._thread.shutdown(wait=is_idle, cancel_futures=True)
@@ -86,7 +78,7 @@ class Checkpointer:
             job = self._begin(cohort, lanes, None)
             if job is None or wait([job], timeout=max(0.0, deadline - time.monotonic())).done:
                 return
-        _log.warning("%s: the last checkpoint took too long; trials go on from the one before", self._name)
+        _log.warning("%s: the last checkpoint took too long; the trials will resume from the previous one", self._name)
 
     def discard(self, trial_ids: Collection[int]) -> None:
         """Remove the checkpoints of counted trials, in the background."""
@@ -109,58 +101,58 @@ class Checkpointer:
         if again:
             self._found.update((self._checkpoints.brief() if is_brief else self._checkpoints).find(again))
 
-    def resume(self, lane: TrialInTraining, cohort: Cohort, *, is_brief: bool) -> ResumeOutcome | None:
+    def resume(
+        self, lane: TrialInTraining, cohort: Cohort, *, is_brief: bool
+    ) -> tuple[ResumeOutcome | None, TrialInTraining]:
         """Admit a trial to the cohort at an earlier attempt's checkpoint, and give it that attempt's curve.
 
         Args:
-            lane: of a newly claimed trial; it takes over the earlier attempt's history.
+            lane: of a newly claimed trial.
             is_brief: do not wait for a database that is away.
         Returns:
-            RESUMED: it is in the cohort. Otherwise neither lane nor cohort has changed: LOST, or None for a trial that
-                must start from its first epoch.
+            RESUMED, and the trial with the earlier attempt's history: it is in the cohort. Otherwise the cohort has not
+                changed: LOST, or None for a trial that must start from its first epoch.
         Raises:
-            DatabaseAwayError: neither has changed, and the call can be repeated.
+            DatabaseAwayError: the cohort has not changed, and the call can be repeated.
         """
         claim = lane.claim
         stored = self._found.pop(claim.trial_id, None)
         content = None if stored is None else self._checkpoints.load(stored)
         if stored is None or content is None:
-            return None
+            return None, lane
         self._known.add(claim.trial_id)
-        resumed = replace(lane)
         try:
             checkpoint = TrialCheckpoint.from_bytes(content)
-            resumed.restore(checkpoint.extra)
+            resumed = lane.resumed(checkpoint.extra)
             _check_epoch(checkpoint, resumed, stored)
             cohort.admit(claim.trial_id, lane.settings, checkpoint)
         except ArtifactError as error:
-            _log.warning("%s: trial %d begins anew: %s", self._name, claim.number, error, extra={"trial": claim.number})
-            return None
+            self._log_new_beginning(lane, str(error))
+            return None, lane
+        checkpoints = self._checkpoints.brief() if is_brief else self._checkpoints
         try:
-            outcome = self._record(resumed, stored, is_brief=is_brief)
+            outcome = checkpoints.resume(claim.trial_id, stored)
+            if outcome is ResumeOutcome.RESUMED and resumed.rungs:
+                rungs = [(claim.trial_id, key, value) for key, value in resumed.rungs.items()]
+                checkpoints.ledger.record({}, rungs)
         except DatabaseAwayError:
             cohort.release(claim.trial_id)
             self._found[claim.trial_id] = stored
             raise
-        if outcome is not ResumeOutcome.RESUMED:
-            cohort.release(claim.trial_id)
-            if outcome is ResumeOutcome.INCOMPLETE:
-                _log.warning("%s: trial %d begins anew: its curve was not recorded", self._name, claim.number)
-                return None
-            return outcome
-        lane.take_over(resumed)
-        self._metrics.checkpoint("restored")
-        fields = {"trial": claim.number, "epoch": lane.num_epochs}
-        _log.info("%s: trial %d goes on after epoch %d", self._name, *fields.values(), extra=fields)
-        return outcome
+        if outcome is ResumeOutcome.RESUMED:
+            self._metrics.checkpoints["restored"].inc()
+            fields = {"trial": claim.number, "epoch": resumed.num_epochs}
+            _log.info("%s: trial %d resumes after epoch %d", self._name, *fields.values(), extra=fields)
+            return outcome, resumed
+        cohort.release(claim.trial_id)
+        if outcome is ResumeOutcome.INCOMPLETE:
+            self._log_new_beginning(lane, "its curve was not recorded")
+            return None, lane
+        return outcome, lane
 
-    def _record(self, lane: TrialInTraining, stored: StoredCheckpoint, *, is_brief: bool) -> ResumeOutcome:
-        trial_id = lane.claim.trial_id
-        checkpoints = self._checkpoints.brief() if is_brief else self._checkpoints
-        outcome = checkpoints.resume(trial_id, stored)
-        if outcome is ResumeOutcome.RESUMED and lane.rungs:
-            checkpoints.ledger.record({}, [(trial_id, key, value) for key, value in lane.rungs.items()])
-        return outcome
+    def _log_new_beginning(self, lane: TrialInTraining, reason: str) -> None:
+        number = lane.claim.number
+        _log.warning("%s: trial %d begins anew: %s", self._name, number, reason, extra={"trial": number})
 
     def _begin(
         self, cohort: Cohort, lanes: Mapping[int, TrialInTraining], written: Future[Any] | None
@@ -173,7 +165,7 @@ class Checkpointer:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            _log.warning("%s: no checkpoint: the device has no memory left for a copy of the lanes", self._name)
+            _log.warning("%s: checkpoint skipped: the device has no memory for a copy of the lanes", self._name)
             return None
         self._job = self._thread.submit(self._write, pending, states, written)
         return self._job
@@ -200,25 +192,23 @@ class Checkpointer:
             self._save(items)
         except Exception as error:
             # If the trouble lasts, the worker's own writes fail and end it.
-            _log.warning("%s: a checkpoint was not taken: %s", self._name, first_line(error))
-            self._metrics.checkpoint("failed")
+            _log.warning("%s: a checkpoint failed: %s", self._name, first_line(error))
+            self._metrics.checkpoints["failed"].inc()
 
     def _save(self, items: Mapping[int, tuple[int, bytes]]) -> None:
         """Save checkpoints. A trial that has ended meanwhile is no failure; `save` logs a store that refuses a file."""
-        for _ in self._checkpoints.save(items):
-            self._metrics.checkpoint("written")
+        self._metrics.checkpoints["written"].inc(len(self._checkpoints.save(items)))
 
     def _discard(self, trial_ids: Collection[int] | None) -> None:
         try:
             self._checkpoints.discard(trial_ids)
         except Exception as error:
-            _log.info("%s: checkpoints of finished trials are left over: %s", self._name, first_line(error))
+            _log.info("%s: checkpoints of finished trials could not be removed: %s", self._name, first_line(error))
 
 
 def _check_epoch(checkpoint: TrialCheckpoint, lane: TrialInTraining, stored: StoredCheckpoint) -> None:
     """Require that tensors, history and row are of the same epoch."""
     epochs = {checkpoint.progress.num_epochs, lane.num_epochs, stored.epoch}
     if len(epochs) > 1:
-        raise ArtifactError(
-            f"the checkpoint {stored.artifact_id} is of several epochs: {sorted(epochs)}", hint="the trial begins anew"
-        )
+        what = f"the parts of checkpoint {stored.artifact_id} are from different epochs: {sorted(epochs)}"
+        raise ArtifactError(what, hint="the trial begins anew")

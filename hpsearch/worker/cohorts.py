@@ -1,17 +1,23 @@
-"""Cohorts of a study: which points can be trained, which of them side by side, and which test a cohort applies."""
+"""Cohorts of a study: which points can be trained, which of them side by side, and how a cohort is opened."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import final
+
+import torch
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.errors import InputError
 from hpsearch.search.significance import critical_gains
+from hpsearch.search.stopping import StoppingRule, stopping_rule, validation_interval
 from hpsearch.study.settings import ModelSettings, StoppingSettings, TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
-from hpsearch.training.lanes.cohort import CohortShape
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.training.networks.build import build_network
+
+BuildCohort = Callable[[CohortShape, ResidentData, torch.device, int, ReferenceTest | None], Cohort]
 
 
 def cohort_name(settings: TrialSettings) -> str:
@@ -22,36 +28,55 @@ def cohort_name(settings: TrialSettings) -> str:
     return hashlib.sha256(repr(CohortShape.of(settings)).encode()).hexdigest()[:16]
 
 
-def reference_test(stopping: StoppingSettings, num_images: int) -> ReferenceTest | None:
-    """Return the test that a cohort applies for a rule that compares validations with each other; None for other rules.
+@final
+class Cohorts:
+    """Opens the cohorts of one study, on one device.
 
     Args:
-        num_images: size of the validation set.
-    """
-    if stopping.rule != "significance":
-        return None
-    level = stopping.significance_level
-    return ReferenceTest(level=level, critical_gains=critical_gains(num_images, level))
-
-
-@final
-class Trainability:
-    """Whether the data suits a trial's settings. Results are cached.
-
-    A growing search may, for example, ask for a batch of more images than there are.
+        data: resident on `device`; it does not include the test set.
+        build: makes a cohort; `Cohort` itself, except where minibatches are counted or nothing is trained.
     """
 
-    def __init__(self, data: ResidentData) -> None:
+    def __init__(
+        self, stopping: StoppingSettings, data: ResidentData, device: torch.device, build: BuildCohort = Cohort
+    ) -> None:
+        self._stopping = stopping
         self._data = data
-        self._known: dict[tuple[int, ModelSettings], bool] = {}  # by batch size and model
+        self._build = build
+        self._trainable: dict[tuple[int, ModelSettings], bool] = {}  # by batch size and model
+        self.device = device
 
-    def __call__(self, settings: TrialSettings) -> bool:
+    def open(self, settings: TrialSettings) -> Cohort:
+        """Return a cohort without trials, which this trial may join. It validates as often as the stopping rule needs.
+
+        If the rule compares validations with each other, the cohort applies the rule's test to them.
+        """
+        test = None
+        if self._stopping.rule == "significance":
+            level = self._stopping.significance_level
+            gains = critical_gains(len(self._data.validation_labels), level)
+            test = ReferenceTest(level=level, critical_gains=gains)
+        interval = validation_interval(self._stopping, self._num_minibatches(settings))
+        return self._build(CohortShape.of(settings), self._data, self.device, interval, test)
+
+    def stopping_rule(self, settings: TrialSettings) -> StoppingRule:
+        """Return a new stopping rule for a trial with these settings."""
+        return stopping_rule(self._stopping, num_minibatches=self._num_minibatches(settings))
+
+    def is_trainable(self, settings: TrialSettings) -> bool:
+        """Whether the data suits a trial's settings. Results are cached.
+
+        A growing search may, for example, ask for a batch of more images than there are.
+        """
         key = settings.training.batch_size, settings.model
-        if key not in self._known:
+        if key not in self._trainable:
             try:
-                self._data.num_minibatches(settings.training.batch_size)
+                self._num_minibatches(settings)
                 build_network(settings.model, self._data.image_shape, self._data.num_classes)
-                self._known[key] = True
+                self._trainable[key] = True
             except InputError:
-                self._known[key] = False
-        return self._known[key]
+                self._trainable[key] = False
+        return self._trainable[key]
+
+    def _num_minibatches(self, settings: TrialSettings) -> int:
+        return self._data.num_minibatches(settings.training.batch_size)

@@ -14,10 +14,10 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
-from types import TracebackType
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,47 +41,28 @@ _LOOK_SECONDS = 0.5  # between two checks of the stop signal while the database 
 
 @dataclass(frozen=True, kw_only=True)
 class BestParameters:
-    """A COMPLETE trial's parameters, to be kept if no trial is better, or in any case.
-
-    Args:
-        arrays: name -> array.
-        metadata: stored in the same file.
-        is_always_kept: keep them even if another trial is better.
-    """
+    """A COMPLETE trial's best parameters, by name, and what is stored in the same file."""
 
     arrays: Mapping[str, NDArray[np.generic]]
     metadata: Mapping[str, str]
-    is_always_kept: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """The end of a trial.
-
-    Args:
-        number: number of the trial, for the log.
-        best: None if it cannot be the study's best trial and is not kept otherwise.
-    """
-
-    number: int
-    result: Result
-    best: BestParameters | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochEntry:
-    """The results of one epoch of all lanes.
+    """What is to be written after one epoch of all lanes.
 
     Args:
         held: all holds of the worker after the epoch.
         reports: trial id -> its epoch, without diverged ones; None if they are already recorded.
-        endings: of trials that are among `held`.
+        results: of the trials that have ended; they are among `held`.
+        parameters: trial id -> its best parameters, for each of these trials that may be the study's best.
         num_restarts: number of server restarts known when the worker decided whose parameters to keep (holdings.py).
     """
 
     held: frozenset[Hold]
     reports: Mapping[int, EpochReport] | None
-    endings: Sequence[Ending]
+    results: Sequence[Result] = ()
+    parameters: Mapping[int, BestParameters] = field(default_factory=dict)
     num_restarts: int = 0
 
 
@@ -108,31 +89,17 @@ class Written:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Outstanding:
-    """An entry that was handed over, and the number of reports that it keeps in memory."""
-
-    write: Future[Written]
-    num_reports: int
-
-
-class EpochWriter:
+class EpochWriter(AbstractContextManager["EpochWriter"]):
     """Context manager: the thread that writes one worker's epochs. Its methods are for one thread.
 
     Args:
         ledger: in the worker's name.
         name: name of the worker, for the log.
-        discard: called with the trials that were counted, whose checkpoints are no longer needed.
+        keeps_all: keep the parameters even if another trial is better.
     """
 
     def __init__(
-        self,
-        ledger: Ledger,
-        artifacts: Artifacts,
-        stop: StopSignal,
-        name: str,
-        *,
-        discard: Callable[[Collection[int]], object] = lambda trial_ids: None,
+        self, ledger: Ledger, artifacts: Artifacts, stop: StopSignal, name: str, *, keeps_all: bool = False
     ) -> None:
         # An event of its own, so that the thread can be made to give up after its worker has left.
         self._abandoned = threading.Event()
@@ -140,25 +107,18 @@ class EpochWriter:
         self._artifacts = artifacts
         self._stop = stop
         self._name = name
-        self._discard = discard
+        self._keeps_all = keeps_all
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="epoch writer")
-        self._queue: deque[_Outstanding] = deque()
+        # Entries that were handed over, with the number of reports that each of them keeps in memory.
+        self._queue: deque[tuple[Future[Written], int]] = deque()
         self._is_behind = False
         self._failure: BaseException | None = None  # of an entry; no later entry is written
 
-    def __enter__(self) -> EpochWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # Does not wait here for a write that hangs; a write that waits for the database gives up. Python waits for the
         # thread before the process ends, unless the process is killed first.
         self._abandoned.set()
-        self._thread.shutdown(wait=all(entry.write.done() for entry in self._queue), cancel_futures=True)
+        self._thread.shutdown(wait=all(write.done() for write, _ in self._queue), cancel_futures=True)
 
     @property
     def is_outstanding(self) -> bool:
@@ -173,17 +133,16 @@ class EpochWriter:
     @property
     def num_buffered(self) -> int:
         """The number of reports that have not been written."""
-        return sum(entry.num_reports for entry in self._queue)
+        return sum(num_reports for _, num_reports in self._queue)
 
     @property
     def last_write(self) -> Future[Written] | None:
         """A future that is done when everything handed over so far has been written; None if nothing is outstanding."""
-        return self._queue[-1].write if self._queue else None
+        return self._queue[-1][0] if self._queue else None
 
     def hand_over(self, entry: EpochEntry) -> None:
         """Write this entry in the background, after all entries that were handed over before."""
-        write = self._thread.submit(self._write, entry)
-        self._queue.append(_Outstanding(write=write, num_reports=len(entry.reports or ())))
+        self._queue.append((self._thread.submit(self._write, entry), len(entry.reports or ())))
 
     def collect(self) -> Written:
         """Return the outcome of the written entries, after a short wait for outstanding ones.
@@ -194,7 +153,7 @@ class EpochWriter:
         """
         # Do not wait for a database that is away. Wait for one that answers: otherwise a single slow moment would never
         # end.
-        is_answering = not self._is_behind or not self._queue or self._queue[0].write.done()
+        is_answering = not self._is_behind or not self._queue or self._queue[0][0].done()
         self._await(SLOW_SECONDS if is_answering else 0.0)
         written = self._take()
         while self.num_buffered > MAX_BUFFERED_REPORTS and not self._stop.is_set():
@@ -222,29 +181,29 @@ class EpochWriter:
         The wait is shorter if the database is known to be away.
         """
         if not self._await(min(SLOW_SECONDS, FLUSH_SECONDS) if self._is_behind else FLUSH_SECONDS):
-            _log.warning("%s: the database does not answer: its last epochs may not be recorded", self._name)
+            _log.warning("%s: the database does not answer: the last epochs may not be recorded", self._name)
         return self._take()
 
     def _await(self, seconds: float) -> bool:
         """Wait for all entries for at most `seconds`; return whether they are written."""
-        return not self._queue or bool(wait([self._queue[-1].write], timeout=seconds).done)
+        return self.last_write is None or bool(wait([self.last_write], timeout=seconds).done)
 
     def _note_behind(self, is_behind: bool) -> None:
         if is_behind and not self._is_behind:
-            what = "the database, or the artifact store, does not answer: training goes on, its reports are kept"
+            what = "the database or the artifact store does not answer: training continues, reports are kept in memory"
             _log.warning("%s: %s", self._name, what)
         elif self._is_behind and not is_behind:
-            _log.info("%s: all epochs are written again", self._name)
+            _log.info("%s: all outstanding epochs are written", self._name)
         self._is_behind = is_behind
 
     def _take(self) -> Written:
         """Return the outcome of the finished entries, in order. After an error, all later entries are dropped."""
         written = Written()
-        while self._queue and self._queue[0].write.done():
+        while self._queue and self._queue[0][0].done():
             try:
-                written = written.followed_by(self._queue.popleft().write.result())
+                written = written.followed_by(self._queue.popleft()[0].result())
             except BaseException:
-                wait([entry.write for entry in self._queue if not entry.write.cancel()])
+                wait([write for write, _ in self._queue if not write.cancel()])
                 self._queue.clear()
                 self._failure = None
                 raise
@@ -265,18 +224,16 @@ class EpochWriter:
         held = {trial_id for trial_id, _ in entry.held}
         if entry.reports is not None:
             held = self._ledger.record(entry.reports, held=entry.held)
-        endings = [ending for ending in entry.endings if ending.result.trial_id in held]
+        results = [result for result in entry.results if result.trial_id in held]
         if entry.num_restarts != self._ledger.holdings.num_restarts:
-            endings = self._without_lost_bests(endings)
-        counted, best_value = self._finish(endings)
-        held -= {ending.result.trial_id for ending in entry.endings} - counted
-        self._discard(counted)
-        self._tell(entry.endings, counted)
+            results = self._without_lost_bests(results, entry.parameters)
+        counted, best_value = self._finish(results, entry.parameters)
+        held -= {result.trial_id for result in entry.results} - counted
         lost = frozenset(hold for hold in entry.held if hold[0] not in held)
         self._ledger.holdings.drop(lost)  # a refused end ends the hold, too: others train the point
         return Written(lost=lost, counted=frozenset(counted), best_value=best_value)
 
-    def _without_lost_bests(self, endings: Sequence[Ending]) -> list[Ending]:
+    def _without_lost_bests(self, results: Sequence[Result], parameters: Mapping[int, BestParameters]) -> list[Result]:
         """Leave out trials that are now the study's best but come without parameters.
 
         This happens when the database has lost a better result.
@@ -284,40 +241,38 @@ class EpochWriter:
         They count as lost and are given back with the next renewal.
         """
         best = self._ledger.best_value()
+        return [
+            result
+            for result in results
+            if result.outcome is not Outcome.COMPLETE
+            or result.trial_id in parameters
+            or (best is not None and _value(result) >= best)
+        ]
 
-        def is_lost(ending: Ending) -> bool:
-            is_complete = ending.result.outcome is Outcome.COMPLETE
-            return ending.best is None and is_complete and (best is None or _value(ending) < best)
-
-        lost = {ending.result.trial_id for ending in endings if is_lost(ending)}
-        return [ending for ending in endings if ending.result.trial_id not in lost]
-
-    def _finish(self, endings: Sequence[Ending]) -> tuple[set[int], float | None]:
+    def _finish(
+        self, results: Sequence[Result], parameters: Mapping[int, BestParameters]
+    ) -> tuple[set[int], float | None]:
         """Count the trials, the best ones first: once one is counted, the parameters of worse trials are not needed."""
-        candidates = [ending for ending in endings if ending.best is not None]
-        others = [ending for ending in endings if ending.best is None]
+        candidates = [result for result in results if result.trial_id in parameters]
+        others = [result for result in results if result.trial_id not in parameters]
         best_value = self._ledger.best_value() if candidates else None
         counted: set[int] = set()
         for value, equals in itertools.groupby(sorted(candidates, key=_value), key=_value):
             is_worse = best_value is not None and value > best_value
-            wanted: list[Ending] = []
-            for ending in equals:
-                (others if is_worse and not _is_always_kept(ending) else wanted).append(ending)
+            if is_worse and not self._keeps_all:
+                others += equals
+                continue
             # The file and its record must exist before the trials are finished: Optuna accepts no attributes
             # afterwards.
-            accepted = self._count(ending for ending in wanted if self._keep(ending))
+            accepted = self._ledger.finish([r for r in equals if self._keep(r.trial_id, parameters[r.trial_id])])
             counted |= accepted
             if accepted and not is_worse:
                 best_value = value
-        return counted | self._count(others), best_value
+        return counted | self._ledger.finish(others), best_value
 
-    def _count(self, endings: Iterable[Ending]) -> set[int]:
-        return self._ledger.finish([ending.result for ending in endings])
-
-    def _keep(self, ending: Ending) -> bool:
+    def _keep(self, trial_id: int, best: BestParameters) -> bool:
         """Save a trial's parameters. Return False if the trial no longer belongs to this worker."""
-        assert ending.best is not None
-        database, trial_id, best = self._ledger.database, ending.result.trial_id, ending.best
+        database = self._ledger.database
         try:
             database.patiently(
                 lambda: self._artifacts.save_parameters(database.storage, trial_id, best.arrays, best.metadata)
@@ -326,22 +281,7 @@ class EpochWriter:
             return False
         return True
 
-    def _tell(self, endings: Sequence[Ending], counted: set[int]) -> None:
-        for ending in endings:
-            if ending.result.trial_id in counted:
-                result = ending.result
-                message = "%s: trial %d %s: %s"
-                values = self._name, ending.number, result.outcome.name, result.attributes
-                _log.debug(message, *values, extra={"trial": ending.number})
-            else:
-                number = ending.number
-                _log.warning("%s: lost trial %d to another worker", self._name, number, extra={"trial": number})
 
-
-def _is_always_kept(ending: Ending) -> bool:
-    return ending.best is not None and ending.best.is_always_kept
-
-
-def _value(ending: Ending) -> float:
-    assert ending.result.value is not None  # only a diverged trial has none, and it is not a candidate
-    return ending.result.value
+def _value(result: Result) -> float:
+    assert result.value is not None  # only a diverged trial has none, and it is not COMPLETE
+    return result.value

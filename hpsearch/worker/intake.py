@@ -11,32 +11,29 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-import torch
-
-from hpsearch.data.resident import ResidentData
 from hpsearch.logs import get_logger
 from hpsearch.search.samplers import learns
-from hpsearch.search.stopping import stopping_rule, validation_interval
 from hpsearch.store.checkpoints import ResumeOutcome
 from hpsearch.store.claims.holdings import Hold
 from hpsearch.store.claims.ledger import Claim, Ledger, new_claim_token
 from hpsearch.store.connection.database import DatabaseAwayError
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.settings import TrialSettings
-from hpsearch.training.correct_images import ReferenceTest
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.worker.checkpointer import Checkpointer
-from hpsearch.worker.cohorts import cohort_name, reference_test
+from hpsearch.worker.cohorts import Cohorts, cohort_name
 from hpsearch.worker.drawing import Drawing
 from hpsearch.worker.epoch_writer import EpochWriter, Written
+from hpsearch.worker.health.watchdog import Watchdog
 from hpsearch.worker.lane_count import LaneChoice
+from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.trial import TrialInTraining
 
 _log = get_logger("worker")
 T = TypeVar("T")
+D = TypeVar("D")
 
 ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there is something to train
-BuildCohort = Callable[[CohortShape, ResidentData, torch.device, int, ReferenceTest | None], Cohort]
 
 
 @dataclass(kw_only=True)
@@ -46,41 +43,33 @@ class Intake:
     Args:
         ledger: in the worker's name.
         choice: decides how many lanes a cohort has.
-        name: name of the worker, for the log.
         origin: attributes that a trial has from the start: where it is trained.
-        num_siblings: number of workers that were started together, including this one.
+        watchdog: notified of each claim before it is admitted.
         note: called with the outcome of written epochs, before a sampler draws or a lone point is claimed.
-        note_progress: called for each claim before it is admitted.
-        lanes: the trials in training, by trial id.
-        cohort: None before the first trial.
-        num_lanes: number of lanes of the current cohort.
     """
 
     study: StoredStudy
-    data: ResidentData
-    device: torch.device
+    cohorts: Cohorts
     ledger: Ledger
     writer: EpochWriter
     checkpointer: Checkpointer
     choice: LaneChoice
-    build_cohort: BuildCohort
-    name: str
+    worker: WorkerSettings
     origin: Mapping[str, str]
-    num_siblings: int
+    watchdog: Watchdog
     note: Callable[[Written], None]
-    note_progress: Callable[[], None]
-    lanes: dict[int, TrialInTraining] = field(default_factory=dict)
-    cohort: Cohort | None = None
-    num_lanes: int = 1
-    _cohort_name: str | None = None
-    _held_over: list[Claim] = field(default_factory=list)  # claimed, but of another cohort than the current one
-    _unadmitted: list[Claim] = field(default_factory=list)  # claimed and not yet processed: an outage may interrupt it
-    _ask_again_at: float = 0.0  # the database did not answer: not before this time.monotonic()
-    _claim_token: int | None = None  # token of a claim whose answer was lost
+    lanes: dict[int, TrialInTraining] = field(default_factory=dict, init=False)  # the trials in training, by trial id
+    cohort: Cohort | None = field(default=None, init=False)  # None before the first trial
+    num_lanes: int = field(default=1, init=False)  # of the current cohort
 
     def __post_init__(self) -> None:
         self.brief_ledger = replace(self.ledger, database=self.ledger.database.brief())
         self._drawing = Drawing(self.study)
+        self._cohort_name: str | None = None
+        self._held_over: list[Claim] = []  # claimed, but of another cohort than the current one
+        self._unadmitted: list[Claim] = []  # claimed and not yet processed: an outage may interrupt it
+        self._ask_again_at = 0.0  # the database did not answer: not before this time.monotonic()
+        self._claim_token: int | None = None  # token of a claim whose answer was lost
 
     def fill(self) -> None:
         """Claim points until all lanes are busy or no point of the current cohort is left."""
@@ -107,12 +96,17 @@ class Intake:
 
     def _admit_all(self, claims: Sequence[Claim]) -> None:
         self._unadmitted = list(claims)
-        if self._must_learn and not self._has_written_endings():
-            return
+        definition = self.study.definition
+        if definition.is_drawn and learns(definition.search.strategy):
+            # The sampler must see the trials that ended here: they are written first. With lanes in training, the wait
+            # is only a moment, and the claims may be left to a later turn.
+            self.note(self.writer.collect() if self.lanes else self.writer.drain())
+            if self.writer.is_outstanding:
+                return
         while self._unadmitted:
             claim = self._unadmitted.pop(0)
             try:
-                self.note_progress()
+                self.watchdog.note_progress()
                 self._admit(claim)
             except DatabaseAwayError:
                 self._unadmitted.insert(0, claim)
@@ -121,25 +115,8 @@ class Intake:
                 self.note_absence()
                 return
 
-    @property
-    def _must_learn(self) -> bool:
-        """Whether the sampler uses ended trials to draw a point's parameters."""
-        definition = self.study.definition
-        return definition.is_drawn and learns(definition.search.strategy)
-
-    def _has_written_endings(self) -> bool:
-        """Wait until the trials that ended here are written, before a sampler draws.
-
-        With lanes in training, the wait is only a moment.
-
-        Returns False if the claims must wait for a later turn, because the sampler would not see these trials.
-        """
-        self.note(self.writer.collect() if self.lanes else self.writer.drain())
-        return not self.writer.is_outstanding
-
     def _claim(self, number: int) -> list[Claim]:
-        nothing: list[Claim] = []
-        claims = self.ask(lambda ledger: self._claim_from(ledger, number), nothing)
+        claims = self.ask(lambda ledger: self._claim_from(ledger, number), None) or []
         if not claims and not self.lanes and self.writer.is_outstanding:
             # A suspect point is given only to a worker that holds nothing else: its ended trials must be
             # written first.
@@ -175,13 +152,11 @@ class Intake:
         if not is_first and (cohort_name(settings) != self._cohort_name or len(self.lanes) >= self.num_lanes):
             self._held_over.append(claim)
             return
-        rule = stopping_rule(definition.stopping, num_minibatches=self._num_minibatches(settings))
+        rule = self.cohorts.stopping_rule(settings)
         lane = self.lanes[claim.trial_id] = TrialInTraining(claim=claim, settings=settings, rule=rule)
         try:
-            if is_first:
-                self._open_cohort(settings)
-            assert self.cohort is not None
-            outcome = self.checkpointer.resume(lane, self.cohort, is_brief=not is_first)
+            cohort = self._open_cohort(settings) if is_first or self.cohort is None else self.cohort
+            outcome, self.lanes[claim.trial_id] = self.checkpointer.resume(lane, cohort, is_brief=not is_first)
         except DatabaseAwayError:
             del self.lanes[claim.trial_id]
             raise
@@ -189,22 +164,21 @@ class Intake:
             del self.lanes[claim.trial_id]
             self._tell_lost(claim)
         elif outcome is None:
-            self.cohort.admit(claim.trial_id, settings)
-            values = self.name, claim.number, dict(claim.parameters)
-            _log.debug("%s: trial %d begins: %s", *values, extra={"trial": claim.number})
+            cohort.admit(claim.trial_id, settings)
+            values = self.worker.name, claim.number, dict(claim.parameters)
+            _log.debug("%s: trial %d starts: %s", *values, extra={"trial": claim.number})
 
     def _tell_lost(self, claim: Claim) -> None:
         self.ledger.holdings.drop([claim.hold])
-        _log.warning("%s: lost trial %d before it began", self.name, claim.number, extra={"trial": claim.number})
+        number = claim.number
+        _log.warning("%s: lost trial %d before it started", self.worker.name, number, extra={"trial": number})
 
-    def _open_cohort(self, settings: TrialSettings) -> None:
+    def _open_cohort(self, settings: TrialSettings) -> Cohort:
         self.cohort = None  # the measurement may need its memory
         self._cohort_name = cohort_name(settings)
         self.num_lanes = self.choice.num_lanes(settings, self._share)
-        stopping = self.study.definition.stopping
-        interval = validation_interval(stopping, self._num_minibatches(settings))
-        test = reference_test(stopping, len(self.data.validation_labels))
-        self.cohort = self.build_cohort(CohortShape.of(settings), self.data, self.device, interval, test)
+        self.cohort = self.cohorts.open(settings)
+        return self.cohort
 
     def _share(self) -> int:
         """Return how many points of the cohort this worker may take, at least 1.
@@ -212,13 +186,10 @@ class Intake:
         The unfinished points of the study are divided equally among the workers.
         """
         assert self._cohort_name is not None
-        num_workers = max(1, self.num_siblings, self.ledger.num_workers())
+        num_workers = max(1, self.worker.num_siblings, self.ledger.num_workers())
         share = -(-self.ledger.counts().unfinished // num_workers)
         num_ours = len(self.held())
         return max(1, min(share, num_ours + self.ledger.num_waiting(self._cohort_name)))
-
-    def _num_minibatches(self, settings: TrialSettings) -> int:
-        return self.data.num_minibatches(settings.training.batch_size)
 
     def forget_history(self) -> None:
         """Make the sampler read all trials again."""
@@ -235,7 +206,7 @@ class Intake:
         claims = (*(lane.claim for lane in self.lanes.values()), *self._held_over, *self._unadmitted)
         return frozenset(claim.hold for claim in claims)
 
-    def ask(self, question: Callable[[Ledger], T], default: T) -> T:
+    def ask(self, question: Callable[[Ledger], T], default: D) -> T | D:
         """Ask the ledger. With trials in training, do not wait: return the default if the database is away."""
         if not self.lanes:
             return question(self.ledger)

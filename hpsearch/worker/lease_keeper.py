@@ -14,9 +14,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from types import TracebackType
 
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -39,25 +38,17 @@ _HAS_LOCK = text("""
 """)
 
 
-STALLED_EXIT_CODE = 1  # the supervisor or the container runtime restarts the worker
 _LOCK_ANSWER_SECONDS = 5.0  # for a session that may hang while others do not
 _UNLOCK_SECONDS = 1.0  # at the end; a session that hangs is cut instead
 _GOODBYE_SECONDS = 10.0  # the longest that a stalled worker's last statement may take
-
-
-def leave_at_once() -> None:
-    """End the process without waiting for the thread that hangs."""
-    os._exit(STALLED_EXIT_CODE)
 
 
 class Presence:
     """Context manager: while it is open, this worker counts as alive. `ledger` acts in its name.
 
     Args:
-        watchdog: None for a worker whose device is not watched.
-        keep: called by the thread with each renewal, for other things that a worker holds in the database; must not
-            raise.
-        leave: ends the process of a stalled worker; injected in tests.
+        watchdog: says whether the worker has stalled.
+        keep: called by the thread with each renewal, for what else the worker holds in the database; must not raise.
     Raises:
         StorageError: the database did not come back in time.
     """
@@ -67,13 +58,11 @@ class Presence:
         ledger: Ledger,
         *,
         watchdog: Watchdog | None = None,
-        keep: Sequence[Callable[[], object]] = (),
-        leave: Callable[[], None] = leave_at_once,
+        keep: Callable[[], object] = lambda: None,
     ) -> None:
         self._database = ledger.database
-        self._watchdog = watchdog
+        self._watchdog = watchdog or Watchdog()
         self._keep = keep
-        self._leave = leave
         self._renewed_at = time.monotonic()
         self._connection: Connection | None = None
         self._stopped = threading.Event()
@@ -85,12 +74,7 @@ class Presence:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._thread.join(timeout=_UNLOCK_SECONDS)
         self._is_given_up = self._thread.is_alive()
@@ -99,15 +83,14 @@ class Presence:
                 self._ask(_UNLOCK, self.ledger.owner)
         self._close()
 
-    def renew(self) -> None:
+    def renew(self, ledger: Ledger) -> None:
         """Renew the leases, and take the lock again if its session was cut.
 
+        Args:
+            ledger: in the worker's name.
         Raises:
-            StorageError: the database was away for too long.
+            StorageError: the database was away for longer than the ledger waits.
         """
-        self._renew_with(self.ledger)
-
-    def _renew_with(self, ledger: Ledger) -> None:
         ledger.renew()  # first, because the lock's session may take a while
         self._renewed_at = time.monotonic()
         ledger.watch_leases()
@@ -115,7 +98,7 @@ class Presence:
             try:
                 self._keep_lock()
             except SQLAlchemyError as error:
-                _log.info("lost the session that shows this worker's presence: %s", first_line(error))
+                _log.info("lost the database session that holds this worker's lock: %s", first_line(error))
                 with contextlib.suppress(SQLAlchemyError):
                     self._keep_lock()  # in a new session, at once: without one, others consider this worker dead
 
@@ -132,11 +115,11 @@ class Presence:
         brief = replace(self.ledger, database=replace(self._database, patience_seconds=interval / 2))
         was_told = False
         while not self._stopped.wait(interval):
-            if self._watchdog is not None and self._watchdog.turn(interval):
-                self._leave_stalled(self._watchdog)
+            if self._watchdog.turn(interval):
+                self._leave_stalled()
                 return
             try:
-                self._renew_with(brief)
+                self.renew(brief)
                 was_told = False
             except Exception as error:
                 # Any error is caught here: a lasting outage makes the worker's own writes fail and end it, while the
@@ -145,24 +128,23 @@ class Presence:
                 if not was_told and time.monotonic() - self._renewed_at > self.ledger.lease_seconds:
                     was_told = True
                     _log.warning(
-                        "cut off from the database for longer than a lease: what others have taken over meanwhile "
-                        "is theirs; nothing of it will be written here"
+                        "cut off from the database for longer than a lease: other workers may have taken over "
+                        "trials of this one, of which it will write nothing more"
                     )
-            for keep in self._keep:
-                keep()
+            self._keep()
 
-    def _leave_stalled(self, watchdog: Watchdog) -> None:
+    def _leave_stalled(self) -> None:
         """Give the points back on behalf of the training thread, which does not respond, and end the process."""
-        seconds = watchdog.quiet_seconds
+        seconds = self._watchdog.quiet_seconds
         what = f"no progress for {seconds:.0f} s (--stall-seconds): its device or its network hangs"
         _log.error("%s; this worker gives its trials back and ends", what)
         brief = replace(self.ledger, database=replace(self._database, patience_seconds=_GOODBYE_SECONDS))
         try:
             brief.release(what, is_crash=True)
         except Exception as error:
-            _log.error("could not give the trials back, their leases will run out: %s", first_line(error))
+            _log.error("could not give the trials back; their leases will expire: %s", first_line(error))
         finally:
-            self._leave()
+            os._exit(1)  # does not wait for the thread that hangs; whoever started the worker restarts it
 
     def _take_number(self) -> int:
         """Draw numbers until one is free: the lock proves that no live worker has it.

@@ -7,7 +7,8 @@ equals a worker's trial of the same point: same curve, same end, same attributes
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 
 import optuna
 import torch
@@ -16,13 +17,10 @@ from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.resident import ResidentData
 from hpsearch.device.devices import VisibleDevices, describe_device, make_current, use_full_float32, wanted_gpus
 from hpsearch.epoch_report import EpochReport
-from hpsearch.search.stopping import stopping_rule, validation_interval
 from hpsearch.store.claims.ledger import Claim, Outcome, Result
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.study.settings import TrialSettings
-from hpsearch.study.space import ParameterValue
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
-from hpsearch.worker.cohorts import reference_test
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.worker.cohorts import Cohorts
 from hpsearch.worker.preparation import check_points
 from hpsearch.worker.process import worker_name
 from hpsearch.worker.trial import TrialInTraining
@@ -55,9 +53,9 @@ class Objective:
         self._of_thread = threading.local()
         self._turn = threading.Lock()  # on a GPU, one thread at a time captures and replays graphs
 
-    def __reduce__(self) -> tuple[Callable[..., Objective], tuple[StudyDefinition, str]]:
+    def __reduce__(self) -> tuple[Callable[..., Objective], tuple[StudyDefinition]]:
         """For joblib and multiprocessing: the process that receives the objective reads the data itself."""
-        return _made_again, (self.definition, self._asked)
+        return partial(Objective, device=self._asked), (self.definition,)
 
     def __call__(self, trial: optuna.Trial) -> float:
         """Train one trial and report every epoch, as steps 1, 2, ...
@@ -68,19 +66,22 @@ class Objective:
         """
         parameters = self.definition.draw(trial)
         settings = self.definition.resolve(parameters)
-        data = self._data()
-        lane = self._lane(trial, parameters, settings, data)
-        cohort = self._cohort(settings, data)
-        cohort.admit(trial.number, settings)
+        cohorts = Cohorts(self.definition.stopping, self._data(), self.device)
+        # FixedTrial has no id but its number, and nothing is stored here.
+        number = trial.number
+        claim = Claim(trial_id=number, number=number, point=number, attempt=1, parameters=parameters)
+        lane = TrialInTraining(claim=claim, settings=settings, rule=cohorts.stopping_rule(settings))
+        cohort = cohorts.open(settings)
+        cohort.admit(number, settings)
         while True:
-            report = self._train_epoch(cohort, trial.number)
+            report = self._train_epoch(cohort, number)
             decision = lane.take_in(report)
             if not report.has_diverged:
                 trial.report(report.best.zero_one, report.epoch)
+            if decision is None and trial.should_prune():
+                decision = lane.pruned_by(type(trial.study.pruner).__name__)
             if decision is not None:
                 return _end(trial, lane.result(decision, self._origin))
-            if trial.should_prune():
-                return _end(trial, lane.pruned_result(type(trial.study.pruner).__name__, self._origin))
 
     def _data(self) -> ResidentData:
         """Return this thread's data, because its buffers serve one epoch at a time.
@@ -94,42 +95,11 @@ class Objective:
         data: ResidentData = self._of_thread.data
         return data
 
-    def _lane(
-        self,
-        trial: optuna.Trial,
-        parameters: Mapping[str, ParameterValue],
-        settings: TrialSettings,
-        data: ResidentData,
-    ) -> TrialInTraining:
-        num_minibatches = data.num_minibatches(settings.training.batch_size)
-        return TrialInTraining(
-            claim=Claim(
-                trial_id=trial.number,  # FixedTrial has no other id, and nothing is stored here
-                number=trial.number,
-                point=trial.number,
-                attempt=1,
-                parameters=parameters,
-            ),
-            settings=settings,
-            rule=stopping_rule(self.definition.stopping, num_minibatches=num_minibatches),
-        )
-
-    def _cohort(self, settings: TrialSettings, data: ResidentData) -> Cohort:
-        num_minibatches = data.num_minibatches(settings.training.batch_size)
-        stopping = self.definition.stopping
-        interval = validation_interval(stopping, num_minibatches)
-        test = reference_test(stopping, len(data.validation_labels))
-        return Cohort(CohortShape.of(settings), data, self.device, interval, test)
-
     def _train_epoch(self, cohort: Cohort, key: int) -> EpochReport:
         if self.device.type == "cpu":
             return cohort.train_epoch()[key]
         with self._turn:
             return cohort.train_epoch()[key]
-
-
-def _made_again(definition: StudyDefinition, device: str) -> Objective:
-    return Objective(definition, device=device)
 
 
 def _end(trial: optuna.Trial, result: Result) -> float:

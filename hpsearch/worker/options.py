@@ -36,7 +36,7 @@ class MetricsAddress:
         if not host or not host.isascii() or not is_port:
             raise InputError(
                 f"--metrics must be [HOST:]PORT with a port from 0 to 65535, got {text!r:.60}",
-                hint=f"9100 serves this machine only, 0.0.0.0:9100 others, too; {environment.METRICS} means the same",
+                hint=f"9100 serves only this machine, 0.0.0.0:9100 also others; or set {environment.METRICS}",
             )
         return cls(host=host, port=int(port))
 
@@ -94,6 +94,23 @@ class WorkerOptions:
             f"--checkpoint-seconds={self.checkpoint_seconds:g}",
             f"--stall-seconds={self.stall_seconds:g}",
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """What a worker's process tells its worker, beside objects.
+
+    Args:
+        name: name of the worker in trials and logs.
+        num_siblings: number of workers that were started together, including this one; they share the points.
+        poll_seconds: how often an idle worker looks for points that other workers dropped.
+        checkpoint_seconds: between two checkpoints of all lanes; 0 takes only the last one, when the worker is stopped.
+    """
+
+    name: str
+    num_siblings: int = 1
+    poll_seconds: float = 1.0
+    checkpoint_seconds: float = DEFAULT_CHECKPOINT_SECONDS
 
 
 def parse_lanes(text: str) -> int | None:

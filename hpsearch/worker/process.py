@@ -32,12 +32,13 @@ from hpsearch.store.studies import StoredStudy, load_study
 from hpsearch.training.host_memory import keep_freed_memory
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.pulse import Pulse
+from hpsearch.worker.cohorts import Cohorts
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.health.watchdog import Watchdog
 from hpsearch.worker.lane_count import FixedLanes, LaneChoice, MeasuredLanes
 from hpsearch.worker.measured_lane_counts import LaneMemory
-from hpsearch.worker.options import WorkerOptions
+from hpsearch.worker.options import WorkerOptions, WorkerSettings
 from hpsearch.worker.preparation import check_networks, load_study_data, prepare_study
 from hpsearch.worker.preparation_request import PreparationRequest, WorkerPipe
 from hpsearch.worker.worker import Worker
@@ -201,19 +202,14 @@ def _build_worker(found: Surroundings, pinned: PinnedDevice, metrics: WorkerMetr
     return Worker(
         database=found.database,
         study=study,
-        data=data,
-        device=device,
-        device_name=pinned.description,
+        cohorts=Cohorts(study.definition.stopping, data, device, build_cohort),
+        pinned=pinned,
         lanes=lanes,
         artifacts=found.artifacts,
         stop=found.stop,
-        name=worker_name(),
-        num_siblings=num_siblings,
-        checkpoint_seconds=options.checkpoint_seconds,
-        keep=[pinned.keep],
-        is_device_lost=lambda: pinned.is_lost,
+        settings=WorkerSettings(
+            name=worker_name(), num_siblings=num_siblings, checkpoint_seconds=options.checkpoint_seconds
+        ),
         watchdog=watchdog,
-        build_cohort=build_cohort,
-        life_sign=found.life_sign,
         metrics=metrics,
     )

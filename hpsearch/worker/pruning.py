@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from hpsearch.epoch_report import EpochReport
 from hpsearch.search.pruners import build_pruner
 from hpsearch.search.snapshot import StudySnapshot
 from hpsearch.store.claims.ledger import Ledger
@@ -26,14 +25,6 @@ class Competition:
         self._snapshot = StudySnapshot(study_name=definition.name, study_id=study.study_id, pruner=pruner)
         self._curves = CurveReader(ledger.database, study.study_id)
         self._ledger = ledger
-
-    def record(self, reports: Mapping[int, EpochReport]) -> frozenset[int]:
-        """Record an epoch before any trial is judged by it, and return the trials whose leases the worker still holds.
-
-        Raises:
-            DatabaseAwayError: nothing may have been recorded.
-        """
-        return frozenset(self._ledger.record(reports))
 
     def losers(self, undecided: Collection[int], lanes: Mapping[int, TrialInTraining]) -> list[int]:
         """Return those of these trials that the pruner gives up.

@@ -8,6 +8,7 @@ was read. A round is therefore opened exactly once, whichever process fails, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import Enum, auto
 from functools import partial
 from typing import Any, final
@@ -81,92 +82,64 @@ def advance(
         return Advance.ENDED
     definition = _definition_from(situation.definition, study_id)
     if num_lost_points(definition, situation.num_points):
-        return _restore(database, study_id, definition, cohort_of)
+        restore = partial(restore_lost_points, study_id=study_id, definition=definition, cohort_of=cohort_of)
+        number = database.transaction(restore)
+        if number:
+            message = "study %s: %d points were deleted by another program and are queued again"
+            _log.warning(message, definition.name, number)
+        return Advance.OPENED if number else Advance.UNFINISHED
     if has_ended(0, situation.rounds):
         return Advance.ENDED
-    following = _Decision(database, study_id, definition, situation, is_trainable).following()
+    following = _following(database, study_id, definition, situation, is_trainable)
+    number = situation.rounds[-1].number + 1
+    points = following.points if isinstance(following, Round) else ()
+    reason = following.reason if isinstance(following, Round) else following.detail
 
-    def work(connection: Connection) -> bool:
+    def write(connection: Connection) -> bool:
         lock_study(connection, study_id)
         if read_situation(connection, study_id) != situation:
             return False
-        _write(connection, study_id, definition, situation, following, cohort_of)
+        state = following.state.as_json() if isinstance(following, Round) else read_last_state(connection, study_id)
+        insert_round(connection, study_id, number, num_points=len(points), state=state, reason=reason)
+        if points:
+            add_points(connection, study_id, definition, points, cohort_of, round_number=number)
         return True
 
-    if not database.transaction(work):
+    if not database.transaction(write):
         return Advance.UNFINISHED
-    number = situation.rounds[-1].number + 1
     if isinstance(following, Finished):
-        _log.info("study %s: the search has ended: %s", definition.name, following.detail)
+        _log.info("study %s: the search has ended: %s", definition.name, reason)
         return Advance.ENDED
-    _log.info("study %s, round %d of %d points: %s", definition.name, number, len(following.points), following.reason)
+    _log.info("study %s, round %d of %d points: %s", definition.name, number, len(points), reason)
     return Advance.OPENED
 
 
-def _restore(database: Database, study_id: int, definition: StudyDefinition, cohort_of: CohortOf) -> Advance:
-    """Queue points again that another program has deleted."""
-    work = partial(restore_lost_points, study_id=study_id, definition=definition, cohort_of=cohort_of)
-    number = database.transaction(work)
-    if number:
-        _log.warning("study %s: %d points were deleted by another program; they wait again", definition.name, number)
-    return Advance.OPENED if number else Advance.UNFINISHED
-
-
-def _write(
-    connection: Connection,
+def _following(
+    database: Database,
     study_id: int,
     definition: StudyDefinition,
     situation: Situation,
-    following: Round | Finished,
-    cohort_of: CohortOf,
-) -> None:
-    number = situation.rounds[-1].number + 1
+    is_trainable: Callable[[TrialSettings], bool] | None,
+) -> Round | Finished:
+    """Return what follows a trained round. Reads the study and changes nothing."""
+    points = database.transaction(lambda connection: read_points(connection, study_id))
+    state = database.transaction(lambda connection: read_last_state(connection, study_id))
+    differ = TrialComparison(database, study_id)
+    room = num_allowed(definition) - situation.num_points
+    following = narrowing_of(definition, is_trainable, points).next_round(
+        _state_from(state, study_id), map(_known, points), differ, room=max(1, room)
+    )
+    note = f" ({differ.note})" if differ.note else ""
     if isinstance(following, Finished):
-        state = read_last_state(connection, study_id)
-        insert_round(connection, study_id, number, num_points=0, state=state, reason=following.detail)
-        return
-    points, state = following.points, following.state.as_json()
-    insert_round(connection, study_id, number, num_points=len(points), state=state, reason=following.reason)
-    add_points(connection, study_id, definition, points, cohort_of, round_number=number)
-
-
-@final
-class _Decision:
-    """What follows a trained round. Reads the study and changes nothing."""
-
-    def __init__(
-        self,
-        database: Database,
-        study_id: int,
-        definition: StudyDefinition,
-        situation: Situation,
-        is_trainable: Callable[[TrialSettings], bool] | None,
-    ) -> None:
-        self._database = database
-        self._study_id = study_id
-        self._definition = definition
-        self._situation = situation
-        self._is_trainable = is_trainable
-
-    def following(self) -> Round | Finished:
-        database, study_id = self._database, self._study_id
-        points = database.transaction(lambda connection: read_points(connection, study_id))
-        state = database.transaction(lambda connection: read_last_state(connection, study_id))
-        differ = TrialComparison(database, study_id)
-        room = num_allowed(self._definition) - self._situation.num_points
-        following = narrowing_of(self._definition, self._is_trainable, points).next_round(
-            _state_from(state, study_id), map(_known, points), differ, room=max(1, room)
-        )
-        if isinstance(following, Round) and (spent := self._spent_budget(room)):
-            return Finished(reason=FinishReason.BUDGET, detail=spent)
-        return _with_note(following, differ.note)
-
-    def _spent_budget(self, room: int) -> str | None:
-        search, values = self._definition.search, {"study": self._study_id, "resumed": RESUMED_AT_ATTRIBUTE}
-        trained = self._database.transaction(lambda connection: connection.execute(_TRAINED, values).one())
-        return describe_spent_budget(
-            search, num_points=self._situation.num_points, epochs=trained.epochs, seconds=trained.seconds
-        )
+        return replace(following, detail=following.detail + note)
+    values = {"study": study_id, "resumed": RESUMED_AT_ATTRIBUTE}
+    trained = database.transaction(lambda connection: connection.execute(_TRAINED, values).one())
+    spent = describe_spent_budget(
+        definition.search, num_points=situation.num_points, epochs=trained.epochs, seconds=trained.seconds
+    )
+    if spent is not None:
+        return Finished(reason=FinishReason.BUDGET, detail=spent)
+    return replace(following, reason=following.reason + note)
 
 
 def describe_spent_budget(search: SearchSettings, *, num_points: int, epochs: int, seconds: float) -> str | None:
@@ -194,7 +167,7 @@ def _definition_from(text: str, study_id: int) -> StudyDefinition:
         raise StorageError(
             f"the definition of study number {study_id} was changed into one that hpsearch {hpsearch.__version__} "
             "cannot read",
-            hint="a newer version has changed it: go on with that one; what is trained is on record",
+            hint="a newer version has probably changed it: use that version; all results so far are stored",
         ) from error
 
 
@@ -214,14 +187,6 @@ def _state_from(document: Mapping[str, Any], study_id: int) -> NarrowingState:
 def _known(point: StoredPoint) -> KnownPoint:
     is_complete = point.state is TrialState.COMPLETE
     return KnownPoint(point.values, point.value if is_complete else None, point.nll, point.trial_id)
-
-
-def _with_note(following: Round | Finished, note: str) -> Round | Finished:
-    if not note:
-        return following
-    if isinstance(following, Finished):
-        return Finished(reason=following.reason, detail=f"{following.detail} ({note})")
-    return Round(points=following.points, state=following.state, reason=f"{following.reason} ({note})")
 
 
 @final
@@ -249,7 +214,7 @@ class TrialComparison:
         bits_one, bits_other = self._read(one.key), self._read(other.key)
         if bits_one is not None and bits_other is not None and len(bits_one) == len(bits_other):
             return mcnemar_p_value(*discordant(bits_one, bits_other)) < SIGNIFICANCE_LEVEL
-        self.note = "compared without a record of their images: trials that hpsearch has not trained"
+        self.note = "trials that hpsearch has not trained were compared without a record of their images"
         num_images = self._num_images()
         if num_images is None or not (0 <= one.value <= 1 and 0 <= other.value <= 1):
             return one.value != other.value
@@ -264,9 +229,7 @@ class TrialComparison:
 
     def _num_images(self) -> int | None:
         values = {"study": self._study_id}
-        number: int | None = self._database.transaction(
-            lambda connection: connection.execute(_NUM_IMAGES, values).scalar_one()
-        )
+        number: int | None = self._database.transaction(lambda connection: connection.scalar(_NUM_IMAGES, values))
         return number
 
 

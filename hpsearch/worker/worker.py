@@ -19,45 +19,43 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar, cast
-
-import torch
+from functools import partial
+from typing import cast
 
 from hpsearch.artifacts.best_parameters import Artifacts
-from hpsearch.data.resident import ResidentData
-from hpsearch.device.devices import describe_device
+from hpsearch.device.pin import PinnedDevice
 from hpsearch.epoch_report import EpochReport
-from hpsearch.errors import DeviceError, StorageError
+from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import is_competitive
 from hpsearch.search.stopping import StopDecision
 from hpsearch.signals import RELEASE_SECONDS, StopSignal, WorkerStopped
 from hpsearch.store.checkpoints import Checkpoints
-from hpsearch.store.claims.ledger import Ledger, Outcome
-from hpsearch.store.claims.requeue import MAX_CRASHES
+from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database, DatabaseAwayError
+from hpsearch.store.rows.correct_images import Correctness
 from hpsearch.store.studies import StoredStudy, stored_definition
 from hpsearch.training.device_memory import describe_shortage, is_out_of_memory, release_cached_memory
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.worker.checkpointer import Checkpointer
-from hpsearch.worker.cohorts import Trainability
-from hpsearch.worker.epoch_writer import EpochEntry, EpochWriter, Written
+from hpsearch.worker.cohorts import Cohorts
+from hpsearch.worker.epoch_writer import BestParameters, EpochEntry, EpochWriter, Written
 from hpsearch.worker.health.failures import describe_failure
-from hpsearch.worker.health.life_sign import LifeSign, WorkerState
+from hpsearch.worker.health.life_sign import WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
+from hpsearch.worker.health.out_of_memory import OutOfMemory
 from hpsearch.worker.health.watchdog import Watchdog
-from hpsearch.worker.intake import BuildCohort, Intake
+from hpsearch.worker.intake import Intake
 from hpsearch.worker.lane_count import LaneChoice
 from hpsearch.worker.lease_keeper import Presence
-from hpsearch.worker.options import DEFAULT_CHECKPOINT_SECONDS
+from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.pruning import Competition
 from hpsearch.worker.rounds import Advance, advance
 from hpsearch.worker.trial import TrialInTraining
 
 _log = get_logger("worker")
-T = TypeVar("T")
 
 _LONGEST_EPOCHS = 10.0  # a life sign allows an epoch to take this many times as long as the last one
 
@@ -67,51 +65,40 @@ class Worker:
     """One process, one device, many lanes, one study.
 
     Args:
-        data: resident on `device`; it does not include the test set.
+        cohorts: opens cohorts on the device.
+        pinned: the device. Another worker that takes it ends this one like a stop.
         lanes: decides how many trials are trained at once at most.
         stop: ends the worker when it is set.
-        name: name of the worker in trials and logs.
-        num_siblings: number of workers that were started together, including this one; they share the points.
-        poll_seconds: how often an idle worker looks for points that other workers dropped.
-        checkpoint_seconds: between two checkpoints of all lanes; 0 takes only the last one, when the worker is stopped.
-        device_name: name of the device in trials; None: `describe_device`.
-        is_device_lost: whether another worker has taken the device (device/pin.py); ends the worker like a stop.
-        keep: called with each renewal of the leases (worker/lease_keeper.py).
-        watchdog: ends the process if the device hangs; None: the device is not watched.
-        metrics: None: metrics are collected but not served.
-        build_cohort: injected in tests.
+        watchdog: ends the process if the device hangs.
         num_finished: number of trials that this worker has ended and that are counted.
     """
 
     database: Database
     study: StoredStudy
-    data: ResidentData
-    device: torch.device
+    cohorts: Cohorts
+    pinned: PinnedDevice
     lanes: LaneChoice
     artifacts: Artifacts
     stop: StopSignal
-    name: str
-    num_siblings: int = 1
-    poll_seconds: float = 1.0
-    checkpoint_seconds: float = DEFAULT_CHECKPOINT_SECONDS
-    device_name: str | None = None
-    is_device_lost: Callable[[], bool] = lambda: False
-    keep: Sequence[Callable[[], object]] = ()
-    watchdog: Watchdog | None = None
-    life_sign: LifeSign = field(default_factory=LifeSign)
-    metrics: WorkerMetrics | None = None
-    build_cohort: BuildCohort = Cohort
-    num_finished: int = 0
-    _outcomes: dict[int, Outcome] = field(default_factory=dict)  # of trials whose ends are being written
-    _num_lone_shortages: int = 0  # consecutive trials that ran out of memory alone
-    _best_value: float | None = None  # lowest known value of the study's COMPLETE trials
-    _num_restarts: int = 0  # restarts of the server that this worker has handled
-    _last_reap: float = 0.0
-    _last_outside_look: float = -math.inf
-    _outside_look_seconds: float = 0.0  # how long the last look took
-    _lane_epoch_seconds: float | None = None  # of the last epoch, per lane
-    _timed_cohort: Cohort | None = None  # the cohort that trained that epoch
-    _is_mid_epoch: bool = False  # an epoch was begun and not finished: the lanes' tensors match no epoch
+    settings: WorkerSettings
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+
+    def __post_init__(self) -> None:
+        self.name = self.settings.name
+        self.num_finished = 0
+        # Attributes that say where a trial was trained.
+        self._origin = {"worker": self.name, "device": self.pinned.description}
+        self._out_of_memory = OutOfMemory(self.name, self.pinned.description)
+        self._ended: dict[int, tuple[TrialInTraining, Result]] = {}  # trials whose ends are being written
+        self._best_value: float | None = None  # lowest known value of the study's COMPLETE trials
+        self._num_restarts = 0  # restarts of the server that this worker has handled
+        self._last_reap = 0.0
+        self._last_outside_look = -math.inf
+        self._outside_look_seconds = 0.0  # how long the last look took
+        self._lane_epoch_seconds: float | None = None  # of the last epoch, per lane
+        self._timed_cohort: Cohort | None = None  # the cohort that trained that epoch
+        self._is_mid_epoch = False  # an epoch was begun and not finished: the lanes' tensors match no epoch
 
     def run(self, ledger: Ledger | None = None) -> int:
         """Work until the study is finished or the worker is asked to stop. Return the number of its finished trials.
@@ -122,48 +109,37 @@ class Worker:
             StorageError: the database was away for too long.
             DeviceError: the device has not enough memory for a single trial, whichever it is.
         """
-        definition = self.study.definition
-        metrics = self.metrics or WorkerMetrics(study=definition.name, worker=self.name, life_sign=self.life_sign)
-        self._metrics = metrics
-        self._is_trainable = Trainability(self.data)
-        # Once the worker is asked to stop, it waits only for the answers to its last writes.
-        self.database = replace(_observed(self.database, metrics), abandoned=self.stop.event)
         ledger = ledger or Ledger(database=self.database, study_id=self.study.study_id)
-        database = replace(_observed(ledger.database, metrics), abandoned=self.stop.event)
+        database = replace(
+            ledger.database,
+            on_call=self.metrics.database_called,
+            on_retry=self.metrics.database_retries.inc,
+            abandoned=self.stop.event,  # a worker that was asked to stop waits only for the answers to its last writes
+        )
         ledger = replace(ledger, database=database)
-        with Presence(ledger, watchdog=self.watchdog, keep=self.keep) as presence:
+        with Presence(ledger, watchdog=self.watchdog, keep=self.pinned.keep) as presence:
             self._ledger = presence.ledger
-            checkpoints = Checkpoints(self._ledger, self.artifacts)
+            checkpoints, interval = Checkpoints(self._ledger, self.artifacts), self.settings.checkpoint_seconds
+            keeps_all = self.study.definition.keeps_all_parameters
             with (
-                Checkpointer(
-                    checkpoints, interval_seconds=self.checkpoint_seconds, name=self.name, metrics=metrics
-                ) as checkpointer,
-                EpochWriter(
-                    self._ledger, self.artifacts, self.stop, self.name, discard=checkpointer.discard
-                ) as self._writer,
+                Checkpointer(checkpoints, interval, self.name, self.metrics) as self._checkpointer,
+                EpochWriter(self._ledger, self.artifacts, self.stop, self.name, keeps_all=keeps_all) as self._writer,
             ):
-                self._checkpointer = checkpointer
-                self._intake = self._build_intake()
+                self._intake = Intake(
+                    study=self.study,
+                    cohorts=self.cohorts,
+                    ledger=self._ledger,
+                    writer=self._writer,
+                    checkpointer=self._checkpointer,
+                    choice=self.lanes,
+                    worker=self.settings,
+                    origin=self._origin,
+                    watchdog=self.watchdog,
+                    note=self._note,
+                )
                 self._competition = Competition(self.study, self._intake.brief_ledger)
                 self._work()
         return self.num_finished
-
-    def _build_intake(self) -> Intake:
-        return Intake(
-            study=self.study,
-            data=self.data,
-            device=self.device,
-            ledger=self._ledger,
-            writer=self._writer,
-            checkpointer=self._checkpointer,
-            choice=self.lanes,
-            build_cohort=self.build_cohort,
-            name=self.name,
-            origin=self._origin,
-            num_siblings=self.num_siblings,
-            note=self._note,
-            note_progress=self._note_progress,
-        )
 
     @property
     def _lanes(self) -> dict[int, TrialInTraining]:
@@ -212,15 +188,15 @@ class Worker:
         try:
             num_released = replace(self._ledger, database=database).release(reason, is_crash=is_crash)
         except StorageError as error:
-            _log.warning("%s: its trials could not be given back, their leases will run out: %s", self.name, error)
+            _log.warning("%s: its trials could not be given back; their leases will expire: %s", self.name, error)
             return
         if num_released:
             _log.info("%s: %s; %s given back", self.name, reason, _trials(num_released))
 
     def _turn(self) -> bool:
         """Train one epoch, or look around if there is nothing to train. Return False if the study is finished."""
-        self._note_progress()
-        if self.is_device_lost():
+        self.watchdog.note_progress()
+        if self.pinned.is_lost:
             return False
         if self._ledger.holdings.num_restarts != self._num_restarts:
             self._note_restart()
@@ -236,7 +212,7 @@ class Worker:
                 raise
             shortage = describe_shortage(error)
         else:
-            self.life_sign.renew(WorkerState.IDLE)
+            self.metrics.life_sign.renew(WorkerState.IDLE)
             return self._look_around()
         self._make_room(shortage)  # not in the handler: the error's traceback keeps tensors alive
         return True
@@ -257,17 +233,17 @@ class Worker:
         self._num_restarts = num_restarts
         if definition.value_sha256 != self.study.definition.value_sha256:
             raise StorageError(
-                f"the database has gone back to older data: study number {self.study.study_id} is another one now",
-                hint=f"start the workers of study {self.study.name} again",
+                f"the database was restored to older data: study number {self.study.study_id} is another study now",
+                hint=f"restart the workers of study {self.study.name}",
             )
 
     def _look_around(self) -> bool:
         """Open the next round if it is due, or wait. Return False if the study is finished."""
-        found = advance(self._ledger.database, self.study.study_id, is_trainable=self._is_trainable)
+        found = advance(self._ledger.database, self.study.study_id, is_trainable=self.cohorts.is_trainable)
         if found is Advance.ENDED:
             self._checkpointer.discard_left_over()
         elif found is Advance.UNFINISHED:
-            self.stop.wait(self.poll_seconds)
+            self.stop.wait(self.settings.poll_seconds)
         return found is not Advance.ENDED
 
     def _reap_now_and_then(self) -> None:
@@ -294,41 +270,14 @@ class Worker:
         if num_given_back:
             _log.warning("%s: %s ended outside hpsearch queued again", self.name, _trials(num_given_back))
 
-    def _note_progress(self) -> None:
-        if self.watchdog is not None:
-            self.watchdog.note_progress()
-
-    def _make_room(self, shortage: str) -> None:
-        """Handle a shortage of memory: give all trials back.
-
-        An interrupted epoch leaves no lane in a known state.
-
-        If more than one lane was in use, the cohort gets at most half as many lanes from now on.
-
-        Raises:
-            DeviceError: single trials have run out of memory more than MAX_CRASHES times in a row.
-        """
-        num_lanes = len(self._lanes)
-        settings = next(iter(self._lanes.values())).settings
+    def _make_room(self, request: str) -> None:
+        """Handle a shortage of memory: an interrupted epoch leaves no lane in a known state."""
+        num_lanes, settings = len(self._lanes), next(iter(self._lanes.values())).settings
         self._intake.clear()
         self._note(self._writer.drain())  # epochs that were completed before still count
-        release_cached_memory(self.device)
-        where = self._origin["device"]
-        if num_lanes > 1:
-            self.lanes.note_shortage(settings, num_lanes // 2)
-            num_released = self._ledger.release(f"out of memory on {where} with {num_lanes} lanes")
-            _log.warning(
-                "%s: out of memory on %s with %d lanes (%s): %d trials are taken up again, in %d lanes at most",
-                *(self.name, where, num_lanes, shortage, num_released, num_lanes // 2),
-            )
-            return
-        reason = f"out of memory on {where} with one lane: {shortage}"
-        hint = "choose a smaller network or training.batch_size, or free the device"
-        _log.error("%s: %s; %s", self.name, reason, hint)
-        self._ledger.release(f"{reason}; {hint}", is_crash=True)
-        self._num_lone_shortages += 1
-        if self._num_lone_shortages > MAX_CRASHES:  # then the points are not the cause
-            raise DeviceError(f"{reason}, {self._num_lone_shortages} times in a row", hint=hint)
+        release_cached_memory(self.cohorts.device)
+        limit_lanes = partial(self.lanes.note_shortage, settings)
+        self._out_of_memory.give_back(self._ledger, num_lanes, request, limit_lanes)
 
     # One epoch
 
@@ -342,90 +291,97 @@ class Worker:
             self._is_mid_epoch = True
             by_trial = cast("dict[int, EpochReport]", cohort.train_epoch())  # the keys are our trial ids
         self._note_epoch(num_lanes, time.monotonic() - started)
-        self._num_lone_shortages = 0
+        self._out_of_memory.num_alone = 0
         decisions = {trial_id: self._lanes[trial_id].take_in(report) for trial_id, report in by_trial.items()}
         self._is_mid_epoch = False  # from here on, the lanes' history and tensors are of the same epoch
         self._note(self._writer.collect())  # of the previous epoch
         reports = {i: r for i, r in by_trial.items() if i in self._lanes and not r.has_diverged}
-        losers = self._losers(reports, decisions)
-        if losers is None:
-            self._hand_over(reports, decisions)
-        else:
-            self._hand_over(None, decisions, losers)
+        is_recorded = self._prune(reports, decisions)
+        self._hand_over(None if is_recorded else reports, decisions, cohort)
         if self._lanes:
             self._checkpointer.take_if_due(cohort, self._lanes, self._writer.last_write)
 
     def _note_epoch(self, num_lanes: int, seconds: float) -> None:
         self._lane_epoch_seconds = seconds / num_lanes
-        self._note_progress()
+        self.watchdog.note_progress()
+        metrics = self.metrics
         state = WorkerState.DATABASE_AWAY if self._writer.is_behind else WorkerState.TRAINING
-        self.life_sign.renew(state, f"{num_lanes} lanes", allowed_seconds=_LONGEST_EPOCHS * seconds)
-        self._metrics.epoch_trained(num_lanes, seconds)
-        self._metrics.set_lanes(busy=num_lanes, total=max(self._intake.num_lanes, num_lanes))
-        self._metrics.set_reports_buffered(self._writer.num_buffered)
+        metrics.life_sign.renew(state, f"{num_lanes} lanes", allowed_seconds=_LONGEST_EPOCHS * seconds)
+        metrics.trial_epochs.inc(num_lanes)
+        metrics.epoch_seconds.observe(seconds)
+        metrics.lanes_busy.set(num_lanes)
+        metrics.lanes.set(max(self._intake.num_lanes, num_lanes))
+        metrics.reports_buffered.set(self._writer.num_buffered)
 
-    def _losers(
-        self, reports: Mapping[int, EpochReport], decisions: Mapping[int, StopDecision | None]
-    ) -> list[int] | None:
-        """Record the epoch and ask a competitive pruner. None: the epoch was neither recorded nor judged."""
+    def _prune(self, reports: Mapping[int, EpochReport], decisions: dict[int, StopDecision | None]) -> bool:
+        """Ask a competitive pruner, and add its decisions. Return whether the epoch was recorded for that."""
         if not is_competitive(self.study.definition.pruning) or self._intake.is_database_away():
-            return None
+            return False
         held = self._intake.held()
         try:
-            recorded = self._competition.record(reports)
+            recorded = self._intake.brief_ledger.record(reports)  # before any trial is judged by it
         except DatabaseAwayError:
             self._intake.note_absence()
-            return None
+            return False
         self._note(Written(lost=frozenset(hold for hold in held if hold[0] not in recorded)))
         try:
             undecided = [i for i in decisions if i in self._lanes and decisions[i] is None]
-            return self._competition.losers(undecided, self._lanes)
+            for trial_id in self._competition.losers(undecided, self._lanes):
+                decisions[trial_id] = self._lanes[trial_id].pruned_by(self.study.definition.pruning.pruner)
         except DatabaseAwayError:
             self._intake.note_absence()
-            return []
-
-    @property
-    def _origin(self) -> dict[str, str]:
-        """Attributes that say where a trial was trained."""
-        return {"worker": self.name, "device": self.device_name or describe_device(self.device)}
+        return True
 
     def _hand_over(
         self,
         reports: Mapping[int, EpochReport] | None,
         decisions: Mapping[int, StopDecision | None],
-        losers: Sequence[int] = (),
+        cohort: Cohort,
     ) -> None:
         """Hand the epoch over for writing and remove ended trials from their lanes immediately."""
-        held = self._intake.held()
-        origin = self._origin
-        ended = [(i, self._lanes[i].result(d, origin)) for i, d in decisions.items() if d and i in self._lanes]
-        pruner = self.study.definition.pruning.pruner
-        ended += [(i, self._lanes[i].pruned_result(pruner, origin)) for i in losers]
-        self._outcomes.update({i: result.outcome for i, result in ended})
-        cohort = self._intake.cohort
-        assert cohort is not None
-        endings = [self._lanes[i].ending(result, self.study, cohort, self._best_value) for i, result in ended]
-        for trial_id, _ in ended:
+        held, results = self._intake.held(), []
+        parameters: dict[int, BestParameters] = {}
+        for trial_id, decision in decisions.items():
+            lane = self._lanes.get(trial_id)
+            if decision is None or lane is None:
+                continue
+            result = lane.result(decision, self._origin)
+            if result.outcome is Outcome.COMPLETE:
+                result = replace(result, correct=Correctness.of(cohort.best_correct(trial_id)))
+                if self._may_be_kept(result):
+                    arrays = cohort.best_parameters(trial_id)
+                    parameters[trial_id] = BestParameters(arrays=arrays, metadata=lane.metadata(self.study))
+            results.append(result)
+            self._ended[trial_id] = lane, result
             self._intake.drop(trial_id)
-        if reports is not None or endings:
-            entry = EpochEntry(held=held, reports=reports, endings=endings, num_restarts=self._num_restarts)
+        if reports is not None or results:
+            known = self._num_restarts
+            entry = EpochEntry(held=held, reports=reports, results=results, parameters=parameters, num_restarts=known)
             self._writer.hand_over(entry)
+
+    def _may_be_kept(self, result: Result) -> bool:
+        """Whether the parameters of a COMPLETE trial are to be kept, unless a trial that is being written is better."""
+        is_worse = self._best_value is not None and result.value is not None and result.value > self._best_value
+        return self.study.definition.keeps_all_parameters or not is_worse
 
     def _note(self, written: Written) -> None:
         """Process the outcome of written epochs; trials that no longer belong to this worker are dropped."""
         self.num_finished += len(written.counted)
-        self._metrics.writes_fenced(len(written.lost))
-        for trial_id in written.counted:
-            self._metrics.trial_ended(self._outcomes.pop(trial_id))
+        self._checkpointer.discard(written.counted)
+        self.metrics.fenced_writes.inc(len(written.lost))
         if written.best_value is not None:
             self._best_value = written.best_value
-        for lane in self._intake.forget(written.lost):
+        for trial_id in written.counted:
+            lane, result = self._ended.pop(trial_id)
+            self.metrics.trials_ended[result.outcome].inc()
+            values = self.name, lane.claim.number, result.outcome.name, result.attributes
+            _log.debug("%s: trial %d %s: %s", *values, extra={"trial": lane.claim.number})
+        refused = [lane for lane, _ in self._ended.values() if lane.claim.hold in written.lost]
+        for lane in refused:
+            del self._ended[lane.claim.trial_id]
+        for lane in refused + self._intake.forget(written.lost):
             number = lane.claim.number
             _log.warning("%s: lost trial %d to another worker", self.name, number, extra={"trial": number})
-
-
-def _observed(database: Database, metrics: WorkerMetrics) -> Database:
-    return replace(database, on_call=metrics.database_called, on_retry=metrics.database_retried)
 
 
 def _trials(number: int) -> str:

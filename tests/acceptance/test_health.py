@@ -54,7 +54,7 @@ def test_a_worker_that_hangs_is_not(tmp_path: Path) -> None:
         assert hpsearch("health", "--life-sign", str(path)).returncode == 0
         done = hpsearch("health", "--max-age", "60", HPSEARCH_LIFE_SIGN=str(path))
         assert done.returncode == 1
-        assert re.search(r"the worker has done nothing for 1\d\d s", done.stderr)
+        assert re.search(r"the worker has made no progress for 1\d\d s", done.stderr)
 
 
 def test_the_environment_of_a_container_does_not_cut_what_its_worker_allows_itself(tmp_path: Path) -> None:

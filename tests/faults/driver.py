@@ -35,7 +35,7 @@ from hpsearch.store.connection.answer_limit import ANSWER_SECONDS
 from hpsearch.store.connection.database import Database
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes.cohort import Cohort
-from hpsearch.worker.worker import Worker
+from hpsearch.worker.options import WorkerSettings
 
 _CLONE_NEWNET = 0x40000000
 _LONGEST_PAUSE_SECONDS = 1.0  # between two tries to reach a database, in place of 5: in keeping with the leases
@@ -128,7 +128,9 @@ def _shorten_limits(faults: Faults) -> None:
     _put_in_place_of_defaults(
         Database, outage_seconds=faults.outage_seconds, answer_seconds=faults.answer_seconds or ANSWER_SECONDS
     )
-    _put_in_place_of_defaults(Worker, poll_seconds=faults.poll_seconds, checkpoint_seconds=faults.checkpoint_seconds)
+    _put_in_place_of_defaults(
+        WorkerSettings, poll_seconds=faults.poll_seconds, checkpoint_seconds=faults.checkpoint_seconds
+    )
     pause = database_module.wait_random_exponential
     database_module.wait_random_exponential = lambda multiplier, max: pause(  # type: ignore[assignment, misc]
         multiplier=multiplier, max=min(max, _LONGEST_PAUSE_SECONDS)

@@ -44,17 +44,16 @@ from hpsearch.results.stored_parameters import read_parameters
 from hpsearch.results.summary import describe_counts
 from hpsearch.results.trial_summary import TrialSummary, values_of
 from hpsearch.results.vault.opening import declare_opening
-from hpsearch.search.stopping import decide, stopping_rule, validation_interval
+from hpsearch.search.stopping import decide
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.device_memory import describe_shortage, is_out_of_memory
 from hpsearch.training.evaluation import Losses, evaluate
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network
-from hpsearch.worker.cohorts import reference_test
+from hpsearch.worker.cohorts import Cohorts
 from hpsearch.worker.preparation import load_study_data
 from hpsearch.worker.process import worker_name
 
@@ -243,11 +242,8 @@ def _retrained(
     """
     stopping = definition.stopping
     data = ResidentData.place(selection, pinned.device, max_resident_bytes=definition.data.max_resident_bytes)
-    num_minibatches = data.num_minibatches(settings.training.batch_size)
-    rule = stopping_rule(stopping, num_minibatches=num_minibatches)
-    reference = reference_test(stopping, len(data.validation_labels))
-    interval = validation_interval(stopping, num_minibatches)
-    cohort = Cohort(CohortShape.of(settings), data, pinned.device, interval, reference)
+    cohorts = Cohorts(stopping, data, pinned.device)
+    rule, cohort = cohorts.stopping_rule(settings), cohorts.open(settings)
     cohort.admit(_LANE, settings)
     decision = None
     while decision is None:

@@ -13,11 +13,11 @@ import json
 import os
 import threading
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
 
 from hpsearch import environment
 from hpsearch.atomic_file import replacement_of
@@ -31,7 +31,7 @@ DEFAULT_MAX_AGE_SECONDS = DEFAULT_STALL_SECONDS  # a smaller one would kill work
 _WRITE_EVERY_SECONDS = 1.0
 
 
-class WorkerState(Enum):
+class WorkerState(StrEnum):
     """What a worker is doing."""
 
     STARTING = "starting"
@@ -45,10 +45,36 @@ class UnhealthyError(HpsearchError):
     """The worker is gone, or has made no progress for too long."""
 
 
-class LifeSign:
+@dataclass(frozen=True, kw_only=True)
+class Sign:
+    """One renewal of a life sign, as its worker notes it or as another process on the same machine reads it."""
+
+    state: str  # a WorkerState; a newer version may have written another one
+    max_age_seconds: float
+    detail: str = ""
+    pid: int = field(default_factory=os.getpid)
+    unix_seconds: float = field(default_factory=lambda: time.time())
+    monotonic_seconds: float = field(default_factory=lambda: time.monotonic())
+
+    @property
+    def age_seconds(self) -> float:
+        return time.monotonic() - self.monotonic_seconds
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the renewal is recent enough for a healthy worker."""
+        return self.age_seconds <= self.max_age_seconds
+
+    def describe(self) -> str:
+        """Return `training (8 lanes), 2 s ago`."""
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.state}{detail}, {self.age_seconds:.0f} s ago"
+
+
+class LifeSign(AbstractContextManager["LifeSign"]):
     """Context manager: one worker's life sign. Its file exists while the context is open.
 
-    Any thread may renew it if it knows that the training thread makes progress; any thread may read it.
+    Any thread may renew it if it knows that the training thread makes progress; any thread may read `latest`.
 
     Args:
         path: of the file, on this machine; None: kept in memory only, for the metrics.
@@ -56,11 +82,11 @@ class LifeSign:
     """
 
     def __init__(self, path: Path | None = None, *, max_age_seconds: float = DEFAULT_MAX_AGE_SECONDS) -> None:
+        self.latest = Sign(state=WorkerState.STARTING, max_age_seconds=max_age_seconds)
         self._max_age_seconds = max_age_seconds
         self._path = path
         self._lock = threading.Lock()
-        self._latest = _Sign(state=WorkerState.STARTING, max_age_seconds=max_age_seconds)
-        self._written: _Sign | None = None
+        self._written = ("", 0.0)  # the state that is in the file, and when it was written
         self._is_writable = True
 
     @classmethod
@@ -83,9 +109,8 @@ class LifeSign:
         Raises:
             ArtifactError: it cannot be written.
         """
-        self._latest = _Sign(state=WorkerState.STARTING, max_age_seconds=self._max_age_seconds)
         try:
-            self._write(self._latest)
+            self._write(self.latest)
         except OSError as error:
             raise ArtifactError(
                 f"cannot write the life sign {self._path}: {error.strerror}",
@@ -93,12 +118,7 @@ class LifeSign:
             ) from error
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._path is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink()
@@ -112,13 +132,11 @@ class LifeSign:
             detail: shown beside the state.
             allowed_seconds: until the next renewal, if that may take longer than `max_age_seconds`.
         """
-        allowed = max(self._max_age_seconds, allowed_seconds)
-        sign = _Sign(state=state, detail=detail, max_age_seconds=allowed)
+        sign = Sign(state=state, detail=detail, max_age_seconds=max(self._max_age_seconds, allowed_seconds))
         with self._lock:
-            self._latest = sign
-            written = self._written
-            is_due = written is None or sign.monotonic - written.monotonic >= _WRITE_EVERY_SECONDS
-            if not is_due and written is not None and written.state is state:
+            self.latest = sign
+            written_state, written_at = self._written
+            if state == written_state and sign.monotonic_seconds - written_at < _WRITE_EVERY_SECONDS:
                 return
             try:
                 self._write(sign)
@@ -130,42 +148,20 @@ class LifeSign:
 
     def renew_unchanged(self) -> None:
         """Report, from another thread, that the worker still makes progress in its last state."""
-        sign = self._latest
-        self.renew(sign.state, sign.detail, allowed_seconds=sign.max_age_seconds)
+        sign = self.latest
+        self.renew(WorkerState(sign.state), sign.detail, allowed_seconds=sign.max_age_seconds)
 
-    @property
-    def state(self) -> WorkerState:
-        return self._latest.state
-
-    @property
-    def detail(self) -> str:
-        return self._latest.detail
-
-    @property
-    def unix_seconds(self) -> float:
-        """Unix time of the last renewal."""
-        return self._latest.unix
-
-    @property
-    def age_seconds(self) -> float:
-        """Seconds since the last renewal."""
-        return time.monotonic() - self._latest.monotonic
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether the last renewal is recent enough for a healthy worker."""
-        sign = self._latest
-        return time.monotonic() - sign.monotonic <= sign.max_age_seconds
-
-    def _write(self, sign: _Sign) -> None:
+    def _write(self, sign: Sign) -> None:
         if self._path is None:
             return
-        self._written = sign  # set even if writing fails, so that a full disk is not tried more than once a second
+        # Set even if writing fails, so that a full disk is not tried more than once a second.
+        self._written = sign.state, sign.monotonic_seconds
+        when = datetime.fromtimestamp(sign.unix_seconds, UTC)
         document = {
-            "time": datetime.fromtimestamp(sign.unix, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "monotonic_seconds": sign.monotonic,
-            "pid": os.getpid(),
-            "state": sign.state.value,
+            "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "monotonic_seconds": sign.monotonic_seconds,
+            "pid": sign.pid,
+            "state": sign.state,
             "detail": sign.detail,
             "max_age_seconds": sign.max_age_seconds,
         }
@@ -173,32 +169,7 @@ class LifeSign:
             file.write(json.dumps(document).encode() + b"\n")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sign:
-    state: WorkerState
-    max_age_seconds: float
-    detail: str = ""
-    unix: float = field(default_factory=lambda: time.time())
-    monotonic: float = field(default_factory=lambda: time.monotonic())
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeenLifeSign:
-    """A worker's life sign as another process on the same machine reads it."""
-
-    state: str
-    detail: str
-    pid: int
-    age_seconds: float
-    max_age_seconds: float
-
-    def describe(self) -> str:
-        """Return `training (8 lanes), 2 s ago`."""
-        detail = f" ({self.detail})" if self.detail else ""
-        return f"{self.state}{detail}, {self.age_seconds:.0f} s ago"
-
-
-def check_life_sign(path: Path, *, max_age_seconds: float | None = None) -> SeenLifeSign:
+def check_life_sign(path: Path, *, max_age_seconds: float | None = None) -> Sign:
     """Read a worker's life sign and require that it is fresh and that its process exists.
 
     Args:
@@ -212,22 +183,21 @@ def check_life_sign(path: Path, *, max_age_seconds: float | None = None) -> Seen
     limit = seen.max_age_seconds if max_age_seconds is None else max_age_seconds
     if seen.age_seconds > limit:
         raise UnhealthyError(
-            f"the worker has done nothing for {seen.age_seconds:.0f} s (at most {limit:.0f} s are allowed); "
+            f"the worker has made no progress for {seen.age_seconds:.0f} s (the limit is {limit:.0f} s); "
             f"it was last {seen.describe()}",
             hint=f"if its epochs take that long, set {environment.LIFE_SIGN_MAX_AGE}",
         )
     return seen
 
 
-def _read(path: Path) -> SeenLifeSign:
+def _read(path: Path) -> Sign:
     try:
         document = json.loads(path.read_bytes())
-        age = time.monotonic() - float(document["monotonic_seconds"])
-        seen = SeenLifeSign(
+        seen = Sign(
             state=str(document["state"]),
             detail=str(document["detail"]),
             pid=int(document["pid"]),
-            age_seconds=age,
+            monotonic_seconds=float(document["monotonic_seconds"]),
             max_age_seconds=float(document["max_age_seconds"]),
         )
     except FileNotFoundError as error:
@@ -235,19 +205,17 @@ def _read(path: Path) -> SeenLifeSign:
     except OSError as error:
         raise UnhealthyError(f"cannot read the life sign {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise UnhealthyError(f"{path} is no life sign of a worker") from error
-    if age < 0:  # the monotonic clock was reset
-        raise UnhealthyError(f"the life sign {path} is from before this machine was started")
+        raise UnhealthyError(f"{path} is not a worker's life sign") from error
+    if seen.age_seconds < 0:  # the monotonic clock was reset
+        raise UnhealthyError(f"the life sign {path} was written before this machine was started")
     return seen
 
 
 def _is_process_there(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # another user's process
+    except OSError as error:
+        return isinstance(error, PermissionError)  # it is another user's
     return True
 
 

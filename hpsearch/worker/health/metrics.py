@@ -1,8 +1,8 @@
 """A worker's counters and timings, and the small HTTP server that shows them: /metrics for Prometheus, /healthz.
 
 Each worker is a separate scrape target. Study, worker and device therefore appear once, on hpsearch_worker_info, and
-not on every series. docs/observability.md has the table of metrics, how to scrape them, and alert rules. Updates are
-cheap enough to be made whether or not metrics are served.
+not on every series. docs/observability.md has the table of metrics, how to scrape them, and alert rules. Metrics
+are cheap enough to be updated whether or not they are served.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
-from typing import Literal, get_args
+from typing import get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -38,8 +38,6 @@ from hpsearch.worker.options import MetricsAddress
 
 _log = get_logger("metrics")
 
-CheckpointResult = Literal["written", "failed", "restored"]
-
 # A round trip takes a millisecond or two; with a database in trouble, seconds.
 _DATABASE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 # From captured lanes of a small network on a GPU to many lanes of a convolutional network on a few cores.
@@ -47,73 +45,58 @@ _EPOCH_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000
 
 
 class WorkerMetrics:
-    """One worker's metrics. Any thread may call any method.
+    """One worker's metrics, each of which any thread may update.
 
     Args:
         life_sign: says what the worker is doing, and when it last made progress.
     """
 
-    def __init__(self, *, study: str, worker: str, life_sign: LifeSign) -> None:
-        self.registry = registry = CollectorRegistry()
-        self._life_sign = life_sign
-        ProcessCollector(registry=registry)
-        self._info = Gauge(
-            "hpsearch_worker_info",
-            "Always 1; its labels say who this is.",
-            ("study", "worker", "device"),
-            registry=registry,
-        )
+    def __init__(self, *, study: str = "", worker: str = "", life_sign: LifeSign | None = None) -> None:
+        self.life_sign = sign = life_sign or LifeSign()
+        self.registry = CollectorRegistry()
+        gauge = partial(Gauge, registry=self.registry)
+        counter = partial(Counter, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        ProcessCollector(registry=self.registry)
         self._names = {"study": study, "worker": worker}
+        self._info = gauge(
+            "hpsearch_worker_info", "Always 1; the labels identify the worker.", ("study", "worker", "device")
+        )
         self.set_device("")
-        states = Gauge(
-            "hpsearch_worker_state", "1 for what the worker is doing, else 0.", ("state",), registry=registry
-        )
+        states = gauge("hpsearch_worker_state", "1 for the worker's current state, else 0.", ("state",))
         for state in WorkerState:
-            states.labels(state=state.value).set_function(partial(_is_in, life_sign, state))
-        Gauge(
+            states.labels(state=state).set_function(partial(_is_in, sign, state))
+        gauge(
             "hpsearch_life_sign_timestamp_seconds",
-            "Unix time at which the worker last did something: trained, looked around, began to wait.",
-            registry=registry,
-        ).set_function(lambda: life_sign.unix_seconds)
-        self._lanes = Gauge("hpsearch_lanes", "Lanes of the current cohort.", registry=registry)
-        self._lanes_busy = Gauge("hpsearch_lanes_busy", "Lanes that train a trial.", registry=registry)
-        self._trial_epochs = Counter(
-            "hpsearch_trial_epochs_total", "Epochs trained, summed over all lanes.", registry=registry
+            "Unix time of the worker's last progress: an epoch, a look at the study, the start of a wait.",
+        ).set_function(lambda: sign.latest.unix_seconds)
+        self.lanes = gauge("hpsearch_lanes", "Lanes of the current cohort.")
+        self.lanes_busy = gauge("hpsearch_lanes_busy", "Lanes that train a trial.")
+        self.trial_epochs = counter("hpsearch_trial_epochs_total", "Epochs trained, summed over all lanes.")
+        self.epoch_seconds = histogram(
+            "hpsearch_epoch_seconds", "Wall time of one epoch of all lanes together.", buckets=_EPOCH_BUCKETS
         )
-        self._epoch_seconds = Histogram(
-            "hpsearch_epoch_seconds",
-            "Wall time of one epoch of all lanes together.",
-            buckets=_EPOCH_BUCKETS,
-            registry=registry,
-        )
-        trials = Counter(
-            "hpsearch_trials_ended_total", "Trials that this worker has counted.", ("outcome",), registry=registry
-        )
-        self._trials_ended = {outcome: trials.labels(outcome=outcome.name.lower()) for outcome in Outcome}
-        checkpoints = Counter(
+        trials = counter("hpsearch_trials_ended_total", "Trials that this worker has counted.", ("outcome",))
+        self.trials_ended = {outcome: trials.labels(outcome=outcome.name.lower()) for outcome in Outcome}
+        results = counter(
             "hpsearch_checkpoints_total",
-            "Checkpoints of trials that were written, could not be written, or were taken up.",
+            "Checkpoints of trials that were written, failed, or were restored.",
             ("result",),
-            registry=registry,
         )
-        self._checkpoints = {result: checkpoints.labels(result=result) for result in get_args(CheckpointResult)}
-        self._reports_buffered = Gauge(
-            "hpsearch_reports_buffered", "Epoch reports that the database does not have yet.", registry=registry
-        )
-        self._fenced_writes = Counter(
+        self.checkpoints = {name: results.labels(result=name) for name in ("written", "failed", "restored")}
+        self.reports_buffered = gauge("hpsearch_reports_buffered", "Epoch reports that are not in the database yet.")
+        self.fenced_writes = counter(
             "hpsearch_fenced_writes_total",
-            "Trials whose reports or ends were refused because another worker has taken them over.",
-            registry=registry,
+            "Trials whose reports or results were refused because another worker had taken them over.",
         )
-        self._database_retries = Counter(
-            "hpsearch_database_retries_total", "Database calls made again after a lost connection.", registry=registry
+        self.database_retries = counter(
+            "hpsearch_database_retries_total", "Database calls that were repeated after a lost connection."
         )
-        calls = Histogram(
+        calls = histogram(
             "hpsearch_database_seconds",
             "Time of one attempt at a database call.",
             ("operation",),
             buckets=_DATABASE_BUCKETS,
-            registry=registry,
         )
         self._database_seconds = {name: calls.labels(operation=name) for name in get_args(DatabaseOperation)}
 
@@ -121,32 +104,6 @@ class WorkerMetrics:
         """Set the device that this worker trains on; an empty description before it has a device."""
         self._info.clear()
         self._info.labels(**self._names, device=description).set(1)
-
-    def epoch_trained(self, num_trials: int, seconds: float) -> None:
-        """Record the duration of one epoch of all busy lanes."""
-        self._trial_epochs.inc(num_trials)
-        self._epoch_seconds.observe(seconds)
-
-    def set_lanes(self, *, busy: int, total: int) -> None:
-        self._lanes_busy.set(busy)
-        self._lanes.set(total)
-
-    def trial_ended(self, outcome: Outcome) -> None:
-        """Count a trial whose end this worker has written to the database."""
-        self._trials_ended[outcome].inc()
-
-    def checkpoint(self, result: CheckpointResult) -> None:
-        self._checkpoints[result].inc()
-
-    def set_reports_buffered(self, number: int) -> None:
-        self._reports_buffered.set(number)
-
-    def writes_fenced(self, num_trials: int) -> None:
-        """Count trials that turned out to belong to another worker when something was to be written for them."""
-        self._fenced_writes.inc(num_trials)
-
-    def database_retried(self) -> None:
-        self._database_retries.inc()
 
     def database_called(self, seconds: float, operation: DatabaseOperation = "other") -> None:
         """Record the duration of one attempt at a database call, successful or not."""
@@ -164,7 +121,7 @@ class WorkerMetrics:
             return
         # Otherwise each counter has a second series, which is not used.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # only sets a flag
-        server = _open_server(address, _handler_of(self.registry, self._life_sign))
+        server = _open_server(address, _handler_of(self.registry, self.life_sign))
         thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
         thread.start()
         url = f"http://{replace(address, port=server.server_address[1])}"
@@ -198,14 +155,14 @@ class _Handler(MetricsHandler):
         elif path == "/healthz":
             self._show_health()
         else:
-            self.send_error(HTTPStatus.NOT_FOUND, "only /metrics and /healthz are here")
+            self.send_error(HTTPStatus.NOT_FOUND, "only /metrics and /healthz exist")
 
     def _show_health(self) -> None:
-        sign = self.life_sign
+        sign = self.life_sign.latest
         is_fresh = sign.is_fresh
         document = {
             "status": "ok" if is_fresh else "stale",
-            "state": sign.state.value,
+            "state": sign.state,
             "detail": sign.detail,
             "age_seconds": round(sign.age_seconds, 1),
         }
@@ -218,7 +175,7 @@ class _Handler(MetricsHandler):
 
 
 def _is_in(life_sign: LifeSign, state: WorkerState) -> float:
-    return float(life_sign.state is state)
+    return float(life_sign.latest.state == state)
 
 
 def _handler_of(registry: CollectorRegistry, life_sign: LifeSign) -> type[_Handler]:

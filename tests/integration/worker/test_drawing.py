@@ -18,14 +18,17 @@ from optuna.trial import FrozenTrial, TrialState
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.data.catalog import DataLocations
 from hpsearch.data.resident import ResidentData
+from hpsearch.device.pin import PinnedDevice
 from hpsearch.search.samplers import build_sampler, explore
 from hpsearch.signals import StopSignal
 from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database
 from hpsearch.study.definition import parse_definition
 from hpsearch.worker import epoch_writer as epoch_writer_module
+from hpsearch.worker.cohorts import Cohorts
 from hpsearch.worker.drawing import Drawing
 from hpsearch.worker.lane_count import FixedLanes
+from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.preparation import PreparedStudy, prepare_study
 from hpsearch.worker.worker import Worker
 
@@ -71,13 +74,12 @@ class Bench:
         return Worker(
             database=self.database,
             study=self.study,
-            data=ResidentData.place(self.prepared.data, CPU),
-            device=CPU,
+            cohorts=Cohorts(self.study.definition.stopping, ResidentData.place(self.prepared.data, CPU), CPU),
+            pinned=PinnedDevice(None),
             lanes=FixedLanes(lanes),
             artifacts=open_artifacts(self.folder / "artifacts"),
             stop=stop or StopSignal(),
-            name="tester",
-            poll_seconds=0.01,
+            settings=WorkerSettings(name="tester", poll_seconds=0.01),
         )
 
     def ledger(self, owner: int) -> Ledger:

@@ -28,7 +28,7 @@ from hpsearch.store.rows.trial_rows import lock_study
 from hpsearch.store.studies import StoredStudy
 from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX
 from hpsearch.worker import epoch_writer as module
-from hpsearch.worker.epoch_writer import BestParameters, Ending, EpochEntry, EpochWriter, Written
+from hpsearch.worker.epoch_writer import BestParameters, EpochEntry, EpochWriter, Written
 
 Epoch = Callable[..., EpochReport]
 Statements = Callable[[], AbstractContextManager[list[str]]]
@@ -70,14 +70,22 @@ def locked_points(database: Database) -> Iterator[Connection]:
         yield connection
 
 
+Ending = tuple[Result, BestParameters | None]  # a trial's end, with its parameters if it is a candidate
+
+
 def entry(claims: list[Claim], reports: dict[int, EpochReport] | None = None, *endings: Ending) -> EpochEntry:
-    return EpochEntry(held=frozenset(claim.hold for claim in claims), reports=reports, endings=endings)
+    return EpochEntry(
+        held=frozenset(claim.hold for claim in claims),
+        reports=reports,
+        results=[result for result, _ in endings],
+        parameters={result.trial_id: best for result, best in endings if best is not None},
+    )
 
 
 def complete(claim: Claim, value: float = 0.25, *, is_candidate: bool = True) -> Ending:
     best = BestParameters(arrays={"w": np.full(2, value)}, metadata={"trial": str(claim.number)})
     result = Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=value, attributes={"epochs": 1})
-    return Ending(number=claim.number, result=result, best=best if is_candidate else None)
+    return result, best if is_candidate else None
 
 
 def trials_of(ledger: Ledger) -> list[FrozenTrial]:
@@ -144,8 +152,8 @@ def test_training_goes_on_while_the_database_does_not_answer_and_that_is_said_on
             writer.collect()
     writer.drain()
     assert caplog.messages == [
-        "tester: the database, or the artifact store, does not answer: training goes on, its reports are kept",
-        "tester: all epochs are written again",
+        "tester: the database or the artifact store does not answer: training continues, reports are kept in memory",
+        "tester: all outstanding epochs are written",
     ]
 
 
@@ -189,15 +197,6 @@ def test_what_became_of_two_entries_is_told_together() -> None:
         lost=frozenset({(1, 7), (3, 7)}), counted=frozenset({2, 4}), best_value=0.5
     )
     assert first.followed_by(Written(best_value=0.25)).best_value == 0.25
-
-
-def test_checkpoints_of_counted_trials_are_discarded(ledger: Ledger, artifacts: Artifacts, stop: StopSignal) -> None:
-    claims = ledger.claim(2)
-    discarded: list[set[int]] = []
-    with EpochWriter(ledger, artifacts, stop, "tester", discard=lambda ids: discarded.append(set(ids))) as writer:
-        writer.hand_over(entry(claims, None, complete(claims[0])))
-        writer.collect()
-    assert discarded == [{claims[0].trial_id}]
 
 
 def test_the_hand_over_does_not_wait_for_the_database(
@@ -264,8 +263,7 @@ def test_the_best_of_an_epoch_are_kept_and_nothing_that_is_worse(ledger: Ledger,
 def test_a_trial_that_is_no_candidate_is_counted_without_its_parameters(ledger: Ledger, writer: EpochWriter) -> None:
     claims = ledger.claim(2)
     pruned = Result(trial_id=claims[1].trial_id, outcome=Outcome.PRUNED, value=None)
-    endings = [complete(claims[0], is_candidate=False), Ending(number=claims[1].number, result=pruned)]
-    writer.hand_over(entry(claims, None, *endings))
+    writer.hand_over(entry(claims, None, complete(claims[0], is_candidate=False), (pruned, None)))
     written = writer.collect()
     assert (len(written.counted), written.best_value) == (2, None)
     assert kept(ledger) == set()
@@ -312,12 +310,7 @@ def take_away(connection: Connection, ledger: Ledger) -> None:
 
 
 def test_a_worker_that_loses_its_leases_while_its_write_is_outstanding_writes_nothing(
-    ledger: Ledger,
-    writer: EpochWriter,
-    database: Database,
-    epoch: Epoch,
-    execute: Any,
-    caplog: pytest.LogCaptureFixture,
+    ledger: Ledger, writer: EpochWriter, database: Database, epoch: Epoch, execute: Any
 ) -> None:
     claims = ledger.claim(2)
     with locked_points(database) as connection:
@@ -328,7 +321,6 @@ def test_a_worker_that_loses_its_leases_while_its_write_is_outstanding_writes_no
     assert [trial.intermediate_values for trial in trials_of(ledger)] == [{}] * 8
     assert ledger.counts() == PointCounts(waiting=6)
     assert kept(ledger) == set()
-    assert caplog.messages == [f"tester: lost trial {claims[0].number} to another worker"]
 
 
 def test_a_trial_that_finished_elsewhere_keeps_no_parameters_of_ours(
@@ -466,7 +458,7 @@ def test_the_last_flush_waits_but_not_for_ever(
         with EpochWriter(ledger, artifacts, stop, "tester") as writer:
             writer.hand_over(entry([claim], {claim.trial_id: epoch(1)}))
             assert writer.flush() == Written()
-        assert caplog.messages == ["tester: the database does not answer: its last epochs may not be recorded"]
+        assert caplog.messages == ["tester: the database does not answer: the last epochs may not be recorded"]
     writer._thread.shutdown(wait=True)
     assert trials_of(ledger)[0].intermediate_values == {1: 0.5}
 

@@ -132,11 +132,11 @@ def test_cut_session_is_replaced_and_the_leases_are_renewed_in_the_same_turn(
         before = execute(RENEWALS, owner=owner)
         kill_session(execute, pid)
         assert holders(owner) == []
-        presence.renew()
+        presence.renew(presence.ledger)
         (other_pid,) = holders(owner)
         assert other_pid != pid
         assert execute(RENEWALS, owner=owner) != before
-        presence.renew()
+        presence.renew(presence.ledger)
         assert holders(owner) == [other_pid]
     assert holders(owner) == []
 
@@ -150,7 +150,7 @@ def test_lock_that_an_old_session_still_holds_does_not_keep_the_leases_from_bein
         presence.ledger.claim(1)
         old = presence._connection
         presence._connection = None
-        presence.renew()
+        presence.renew(presence.ledger)
         assert "old session is still open" in caplog.text
         assert execute("SELECT owner FROM hpsearch_points WHERE owner IS NOT NULL") == [(owner,)]
         assert old is not None
@@ -269,15 +269,18 @@ class Hung(Watchdog):
         return True
 
 
-def leaving(ledger: Ledger, **options: Any) -> tuple[Presence, threading.Event]:
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when the process of a hung worker would end."""
     left = threading.Event()
-    return Presence(ledger, watchdog=Hung(0.0), leave=left.set, **options), left
+    monkeypatch.setattr(presence_module.os, "_exit", lambda code: left.set())
+    return left
 
 
 def test_a_hung_worker_gives_its_points_back_as_a_crash_and_ends(
-    ledger: Ledger, execute: Any, caplog: pytest.LogCaptureFixture
+    ledger: Ledger, left: threading.Event, execute: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    presence, left = leaving(replace(ledger, lease_seconds=0.3))
+    presence = Presence(replace(ledger, lease_seconds=0.3), watchdog=Hung(0.0))
     presence.ledger.claim(2)
     with presence:
         assert left.wait(240)
@@ -289,16 +292,15 @@ def test_a_hung_worker_gives_its_points_back_as_a_crash_and_ends(
 
 
 def test_a_hung_worker_ends_even_if_the_database_takes_nothing_back(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ledger: Ledger, left: threading.Event, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object, **__: object) -> int:
         raise StorageError("away")
 
     monkeypatch.setattr(Ledger, "release", fail)
-    presence, left = leaving(replace(ledger, lease_seconds=0.03))
-    with presence:
+    with Presence(replace(ledger, lease_seconds=0.03), watchdog=Hung(0.0)):
         assert left.wait(240)
-    assert "could not give the trials back, their leases will run out: away" in caplog.text
+    assert "could not give the trials back; their leases will expire: away" in caplog.text
 
 
 def test_a_worker_that_gets_on_is_renewed(ledger: Ledger) -> None:
@@ -311,7 +313,7 @@ def test_a_worker_that_gets_on_is_renewed(ledger: Ledger) -> None:
 def test_what_else_a_worker_holds_is_kept_with_each_renewal_whatever_becomes_of_it(ledger: Ledger) -> None:
     watching = watched(ledger, StorageError("away"))
     kept = threading.Semaphore(0)
-    with Presence(watching, keep=[kept.release]):
+    with Presence(watching, keep=kept.release):
         for _ in range(2):
             assert kept.acquire(timeout=240)
 

@@ -200,7 +200,7 @@ def test_a_draw_waits_for_the_endings_of_its_own_worker(
     hand_over, draw = EpochWriter.hand_over, Drawing.draw
 
     def noted_ending(writer: EpochWriter, entry: EpochEntry) -> None:
-        ended.update(ending.result.trial_id for ending in entry.endings)
+        ended.update(result.trial_id for result in entry.results)
         hand_over(writer, entry)
 
     def noted_draw(drawing: Drawing, where: Any, claim: Any) -> Any:

@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.data.catalog import DataLocations
 from hpsearch.data.resident import ResidentData
+from hpsearch.device.pin import PinnedDevice
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import ArtifactError, DeviceError, StorageError
 from hpsearch.results.summary import read_summary
@@ -44,12 +45,14 @@ from hpsearch.worker import epoch_writer as epoch_writer_module
 from hpsearch.worker import intake as intake_module
 from hpsearch.worker import lane_count as lane_choice_module
 from hpsearch.worker import worker as worker_module
+from hpsearch.worker.cohorts import BuildCohort, Cohorts
 from hpsearch.worker.epoch_writer import EpochEntry, EpochWriter, Written
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.lane_count import FixedLanes, LaneChoice, MeasuredLanes
 from hpsearch.worker.lease_keeper import Presence
 from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
+from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.preparation import PreparedStudy, prepare_study
 from hpsearch.worker.worker import Worker
 from tests.integration.lost_commits import Backup
@@ -97,18 +100,27 @@ class Bench:
         self.data = ResidentData.place(self.prepared.data, CPU)
         self.ledger = Ledger(database=database, study_id=self.prepared.study.study_id)
 
-    def worker(self, *, lanes: int | LaneChoice = 4, stop: StopSignal | None = None, **options: Any) -> Worker:
+    def worker(
+        self,
+        *,
+        lanes: int | LaneChoice = 4,
+        stop: StopSignal | None = None,
+        build_cohort: BuildCohort = Cohort,
+        pinned: PinnedDevice | None = None,
+        metrics: WorkerMetrics | None = None,
+        **settings: Any,
+    ) -> Worker:
+        stopping = self.prepared.study.definition.stopping
         return Worker(
             database=self.database,
             study=self.prepared.study,
-            data=self.data,
-            device=CPU,
+            cohorts=Cohorts(stopping, self.data, CPU, build_cohort),
+            pinned=pinned or PinnedDevice(None),
             lanes=FixedLanes(lanes) if isinstance(lanes, int) else lanes,
             artifacts=open_artifacts(self.folder / "artifacts"),
             stop=stop or StopSignal(),
-            name="tester",
-            poll_seconds=0.01,
-            **options,
+            settings=WorkerSettings(name="tester", poll_seconds=0.01, **settings),
+            metrics=metrics or WorkerMetrics(),
         )
 
     @property
@@ -293,7 +305,7 @@ def test_a_worker_leaves_a_study_whose_number_is_another_studys_now(
         worker._ledger.holdings.note_server(datetime(2020, 1, 1, tzinfo=UTC))
 
     worker.stop = BeforeEpoch(2, replace_study)
-    with pytest.raises(StorageError, match="is another one now") as caught:
+    with pytest.raises(StorageError, match="is another study now") as caught:
         worker.run()
     assert caught.value.exit_code == 3
     assert study.ledger.counts().running == 0
@@ -782,7 +794,7 @@ def test_out_of_memory_halves_the_lanes_and_loses_no_trial(
     num_lanes = 4 if fails_in_admission else 6
     assert caplog.messages == [
         f"tester: out of memory on cpu with {num_lanes} lanes ({tried}): "
-        f"6 trials are taken up again, in {num_lanes // 2} lanes at most"
+        f"6 trials will be trained again, in at most {num_lanes // 2} lanes"
     ]
     failed = [t for t in study.study.trials if t.state is TrialState.FAIL]
     assert {t.user_attrs["fail_reason"] for t in failed} == {f"out of memory on cpu with {num_lanes} lanes"}
@@ -1070,7 +1082,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_stop_the_training(
     study = bench()
     study.worker(lanes=2, checkpoint_seconds=1e-9).run()
     study.counted()
-    assert "tester: a checkpoint was not taken: no room" in caplog.messages
+    assert "tester: a checkpoint failed: no room" in caplog.messages
 
 
 def test_a_device_without_room_for_a_copy_goes_without_a_checkpoint(
@@ -1083,7 +1095,7 @@ def test_a_device_without_room_for_a_copy_goes_without_a_checkpoint(
     study = bench()
     study.worker(lanes=2, checkpoint_seconds=1e-9, build_cohort=NoRoom).run()
     study.counted()
-    assert "tester: no checkpoint: the device has no memory left for a copy of the lanes" in caplog.messages
+    assert "tester: checkpoint skipped: the device has no memory for a copy of the lanes" in caplog.messages
 
 
 def test_a_trial_says_from_the_start_where_it_is_trained(bench: Callable[..., Bench]) -> None:
@@ -1093,7 +1105,9 @@ def test_a_trial_says_from_the_start_where_it_is_trained(bench: Callable[..., Be
     def look() -> None:
         seen.extend(t.user_attrs for t in study.study.get_trials(states=[TrialState.RUNNING]))
 
-    study.worker(lanes=2, stop=BeforeEpoch(1, look), device_name="cuda:0 (test)").run()
+    pinned = PinnedDevice(None)
+    pinned.description = "cuda:0 (test)"
+    study.worker(lanes=2, stop=BeforeEpoch(1, look), pinned=pinned).run()
     assert [(attributes["worker"], attributes["device"]) for attributes in seen] == [("tester", "cuda:0 (test)")] * 2
 
 
@@ -1319,7 +1333,13 @@ def test_a_worker_whose_device_was_taken_gives_its_trials_back_without_a_crash(
 ) -> None:
     study = bench()
     lost = threading.Event()
-    study.worker(lanes=2, stop=BeforeEpoch(2, lost.set), is_device_lost=lost.is_set).run()
+
+    class Taken(PinnedDevice):
+        @property
+        def is_lost(self) -> bool:
+            return lost.is_set()
+
+    study.worker(lanes=2, stop=BeforeEpoch(2, lost.set), pinned=Taken(None)).run()
     assert study.ledger.counts() == PointCounts(waiting=6)
     with database.engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT sum(crashes) FROM hpsearch_points").scalar_one() == 0
@@ -1330,9 +1350,9 @@ def test_what_a_worker_does_is_counted(bench: Callable[..., Bench], tmp_path: Pa
     life_sign = LifeSign(tmp_path / "alive")
     metrics = WorkerMetrics(study="s", worker="w", life_sign=life_sign)
     states: list[WorkerState] = []
-    stop = WatchedStop(lambda: states.append(life_sign.state))
+    stop = WatchedStop(lambda: states.append(life_sign.latest.state))
     with life_sign:
-        study.worker(lanes=2, stop=stop, metrics=metrics, life_sign=life_sign, checkpoint_seconds=1e-9).run()
+        study.worker(lanes=2, stop=stop, metrics=metrics, checkpoint_seconds=1e-9).run()
     sample = metrics.registry.get_sample_value
     assert sample("hpsearch_trial_epochs_total") == 24
     assert sample("hpsearch_trials_ended_total", {"outcome": "complete"}) == 6
@@ -1341,4 +1361,4 @@ def test_what_a_worker_does_is_counted(bench: Callable[..., Bench], tmp_path: Pa
     assert sample("hpsearch_database_seconds_count", {"operation": "record"}) == 12
     assert (sample("hpsearch_checkpoints_total", {"result": "written"}) or 0) > 0
     assert states == [WorkerState.STARTING] + [WorkerState.TRAINING] * 11
-    assert life_sign.state is WorkerState.IDLE
+    assert life_sign.latest.state == WorkerState.IDLE

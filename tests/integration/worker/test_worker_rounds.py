@@ -17,13 +17,16 @@ from optuna.trial import FrozenTrial, TrialState
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.data.catalog import DataLocations
 from hpsearch.data.resident import ResidentData
+from hpsearch.device.pin import PinnedDevice
 from hpsearch.results.summary import read_summary
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.progress import is_finished
 from hpsearch.store.rows.correct_images import read_correctness
 from hpsearch.study.definition import parse_definition
+from hpsearch.worker.cohorts import Cohorts
 from hpsearch.worker.lane_count import FixedLanes
+from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.preparation import PreparedStudy, prepare_study
 from hpsearch.worker.rounds import Advance, advance
 from hpsearch.worker.worker import Worker
@@ -60,16 +63,17 @@ class Bench:
     def worker(
         self, prepared: PreparedStudy, database: Database | None = None, stop: StopSignal | None = None
     ) -> Worker:
+        cpu = torch.device("cpu")
+        data = ResidentData.place(prepared.data, cpu)
         return Worker(
             database=database or self.database,
             study=prepared.study,
-            data=ResidentData.place(prepared.data, torch.device("cpu")),
-            device=torch.device("cpu"),
+            cohorts=Cohorts(prepared.study.definition.stopping, data, cpu),
+            pinned=PinnedDevice(None),
             lanes=FixedLanes(2),
             artifacts=open_artifacts(self.folder / "artifacts"),
             stop=stop or StopSignal(),
-            name="tester",
-            poll_seconds=0.01,
+            settings=WorkerSettings(name="tester", poll_seconds=0.01),
         )
 
     def trials(self) -> list[FrozenTrial]:

@@ -36,17 +36,11 @@ def trained(*zero_ones: float) -> TrialInTraining:
 
 @pytest.mark.parametrize("zero_ones", [(), (0.1 + 0.2,), (0.5, 0.25, 0.25, 0.75)])
 def test_a_restored_lane_equals_the_one_that_was_saved(zero_ones: tuple[float, ...]) -> None:
-    lane, restored = trained(*zero_ones), fresh(number=8)
-    restored.restore(json.loads(json.dumps(lane.state(), allow_nan=False)))
+    lane = trained(*zero_ones)
+    restored = fresh(number=8).resumed(json.loads(json.dumps(lane.state(), allow_nan=False)))
     assert restored.state() == lane.state()
     assert restored.rule == lane.rule
     assert restored.claim.number == 8
-
-
-def test_a_history_is_taken_over_whole() -> None:
-    lane, other = fresh(), trained(0.5, 0.25)
-    lane.take_over(other)
-    assert lane == other
 
 
 def without(key: str) -> dict[str, Any]:
@@ -72,5 +66,5 @@ def without(key: str) -> dict[str, Any]:
 def test_a_damaged_history_is_refused_and_changes_nothing(state: dict[str, Any]) -> None:
     lane = fresh()
     with pytest.raises(ArtifactError):
-        lane.restore(state)
+        lane.resumed(state)
     assert lane == fresh()

@@ -63,7 +63,9 @@ def test_the_file_is_there_while_the_worker_is_and_says_what_it_does(path: Path,
         life_sign.renew(WorkerState.TRAINING, "trial 7, epoch 3")
         seen = document(path)
         assert (seen["state"], seen["detail"], seen["pid"]) == ("training", "trial 7, epoch 3", os.getpid())
-        assert datetime.fromisoformat(seen["time"]).timestamp() == pytest.approx(life_sign.unix_seconds, abs=0.001)
+        assert datetime.fromisoformat(seen["time"]).timestamp() == pytest.approx(
+            life_sign.latest.unix_seconds, abs=0.001
+        )
         assert check_life_sign(path).describe() == "training (trial 7, epoch 3), 0 s ago"
         assert [file.name for file in path.parent.iterdir()] == ["alive"]  # nothing is left of how it was written
     assert not path.exists()
@@ -75,8 +77,8 @@ def test_within_a_second_only_another_state_is_written(path: Path, clock: Clock)
         clock.now += 0.5
         life_sign.renew(WorkerState.TRAINING, "epoch 2")
         assert document(path)["detail"] == "epoch 1"
-        assert life_sign.detail == "epoch 2"
-        assert life_sign.age_seconds == 0
+        assert life_sign.latest.detail == "epoch 2"
+        assert life_sign.latest.age_seconds == 0
         life_sign.renew(WorkerState.IDLE)
         assert document(path)["state"] == "idle"
         clock.now += 1.0
@@ -88,20 +90,18 @@ def test_a_sign_grows_old_unless_more_time_was_asked_for(path: Path, clock: Cloc
     with LifeSign(path, max_age_seconds=60) as life_sign:
         life_sign.renew(WorkerState.TRAINING)
         clock.now += 59
-        assert life_sign.is_fresh
+        assert life_sign.latest.is_fresh
         check_life_sign(path)
         clock.now += 2
-        assert not life_sign.is_fresh
-        with pytest.raises(
-            UnhealthyError, match=r"done nothing for 61 s \(at most 60 s are allowed\); .*training"
-        ) as bad:
+        assert not life_sign.latest.is_fresh
+        with pytest.raises(UnhealthyError, match=r"no progress for 61 s \(the limit is 60 s\); .*training") as bad:
             check_life_sign(path)
         assert bad.value.exit_code == 1
         life_sign.renew(WorkerState.TRAINING, allowed_seconds=500)
         clock.now += 499
-        assert life_sign.is_fresh
+        assert life_sign.latest.is_fresh
         check_life_sign(path)
-        with pytest.raises(UnhealthyError, match="at most 30 s"):
+        with pytest.raises(UnhealthyError, match="the limit is 30 s"):
             check_life_sign(path, max_age_seconds=30)
         check_life_sign(path, max_age_seconds=499)
 
@@ -145,7 +145,7 @@ def test_no_file_no_worker(path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"state": 1', b"\xff", b'{"monotonic_seconds": "x"}'])
 def test_what_is_no_life_sign_is_unhealthy(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(UnhealthyError, match="is no life sign"):
+    with pytest.raises(UnhealthyError, match="is not a worker's life sign"):
         check_life_sign(path)
 
 
@@ -185,7 +185,7 @@ def test_without_a_path_it_is_kept_in_memory(clock: Clock) -> None:
     with LifeSign() as life_sign:
         life_sign.renew(WorkerState.WAITING_FOR_GPU, "4 are taken")
         clock.now += 5
-        assert (life_sign.state, life_sign.detail, life_sign.age_seconds) == (
+        assert (life_sign.latest.state, life_sign.latest.detail, life_sign.latest.age_seconds) == (
             WorkerState.WAITING_FOR_GPU,
             "4 are taken",
             5,
@@ -198,12 +198,12 @@ def test_the_environment_names_file_and_age(path: Path, monkeypatch: pytest.Monk
     with LifeSign.from_environment() as life_sign:
         assert document(path)["max_age_seconds"] == 2.5
         clock.now += 3
-        assert not life_sign.is_fresh
+        assert not life_sign.latest.is_fresh
     monkeypatch.delenv("HPSEARCH_LIFE_SIGN")
     monkeypatch.delenv("HPSEARCH_LIFE_SIGN_MAX_AGE")
     with LifeSign.from_environment() as life_sign:
         clock.now += DEFAULT_MAX_AGE_SECONDS
-        assert life_sign.is_fresh
+        assert life_sign.latest.is_fresh
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "nan", "inf"])

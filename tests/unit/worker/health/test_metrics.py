@@ -33,14 +33,16 @@ with LifeSign() as life_sign:
     with metrics.serve(MetricsAddress.parse("0")) as url:
         life_sign.renew(WorkerState.TRAINING, "3 lanes")
         metrics.set_device("cpu")
-        metrics.set_lanes(busy=3, total=8)
-        metrics.epoch_trained(3, 0.5)
-        metrics.epoch_trained(3, 20.0)
-        metrics.trial_ended(Outcome.PRUNED)
-        metrics.checkpoint("written")
-        metrics.set_reports_buffered(6)
-        metrics.writes_fenced(2)
-        metrics.database_retried()
+        metrics.lanes_busy.set(3)
+        metrics.lanes.set(8)
+        metrics.trial_epochs.inc(6)
+        metrics.epoch_seconds.observe(0.5)
+        metrics.epoch_seconds.observe(20.0)
+        metrics.trials_ended[Outcome.PRUNED].inc()
+        metrics.checkpoints["written"].inc()
+        metrics.reports_buffered.set(6)
+        metrics.fenced_writes.inc(2)
+        metrics.database_retries.inc()
         metrics.database_called(0.004, "record")
         metrics.database_called(0.1)
         print(url, flush=True)
@@ -199,7 +201,7 @@ def test_the_port_is_free_again_afterwards() -> None:
 def test_without_an_address_nothing_is_served_and_counting_works_all_the_same() -> None:
     metrics = worker_metrics()
     with metrics.serve(None) as url:
-        metrics.trial_ended(Outcome.COMPLETE)
+        metrics.trials_ended[Outcome.COMPLETE].inc()
     assert url is None
     assert metrics.registry.get_sample_value("hpsearch_trials_ended_total", {"outcome": "complete"}) == 1
 
