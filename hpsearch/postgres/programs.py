@@ -56,7 +56,7 @@ class PostgresPrograms:
             distribution = importlib.metadata.distribution(_PACKAGE)
         except importlib.metadata.PackageNotFoundError:
             raise StorageError(
-                f"no storage is given, and the package {_PACKAGE} that contains PostgreSQL is not installed",
+                f"no storage is given, and the package {_PACKAGE}, which contains PostgreSQL, is not installed",
                 hint=f"pip install {_PACKAGE}, {_OTHER_DATABASE}",
             ) from None
         site_packages = Path(str(distribution.locate_file(""))).resolve()

@@ -432,7 +432,7 @@ def test_server_that_cannot_start_is_an_error_with_the_end_of_its_log(folder: Pa
 def test_data_of_another_postgres_version_is_refused(folder: Path) -> None:
     version = folder / "data" / "PG_VERSION"
     version.write_text("16\n")
-    with pytest.raises(StorageError, match="made by PostgreSQL 16, this hpsearch brings version 18"):
+    with pytest.raises(StorageError, match="created by PostgreSQL 16, but this hpsearch uses version 18"):
         EmbeddedPostgres.start(folder)
     version.write_text("18\n")
 
@@ -449,7 +449,7 @@ def test_folder_with_something_else_in_it_is_left_alone(new_folder: Path) -> Non
     new_folder.mkdir(mode=0o700)
     (new_folder / "thesis.tex").write_text("years of work")
     before = new_folder.stat()
-    with pytest.raises(StorageError, match="something else than a database"):
+    with pytest.raises(StorageError, match="something other than a database"):
         EmbeddedPostgres.start(new_folder)
     assert [path.name for path in new_folder.iterdir()] == ["thesis.tex"]
     assert (new_folder.stat().st_uid, new_folder.stat().st_mode) == (before.st_uid, before.st_mode)
@@ -457,7 +457,7 @@ def test_folder_with_something_else_in_it_is_left_alone(new_folder: Path) -> Non
 
 def test_file_in_place_of_the_folder_is_refused(new_folder: Path) -> None:
     new_folder.touch()
-    with pytest.raises(StorageError, match="something else than a database"):
+    with pytest.raises(StorageError, match="something other than a database"):
         EmbeddedPostgres.start(new_folder)
     new_folder.unlink()
 
@@ -520,7 +520,7 @@ def test_a_disk_that_is_full_is_told(open_folder: Path) -> None:
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m,mode=755", "tmpfs", str(disk)], check=True)
     try:
-        with pytest.raises(StorageError, match="cannot make a database in") as caught:
+        with pytest.raises(StorageError, match="cannot create a database in") as caught:
             EmbeddedPostgres.start(disk / "postgres")
         assert "No space left on device" in str(caught.value.hint)
     finally:

@@ -60,7 +60,7 @@ def test_programs_that_do_not_run_are_an_error(
 
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_programs, "_PACKAGE", "no-such-postgres")
-    with pytest.raises(StorageError, match="no-such-postgres that holds a PostgreSQL") as caught:
+    with pytest.raises(StorageError, match="no-such-postgres, which contains PostgreSQL") as caught:
         PostgresPrograms.find(tmp_path)
     assert "--storage" in str(caught.value.hint)
 
@@ -70,7 +70,7 @@ def test_server_user_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch
     monkeypatch.setattr(postgres_programs, "SERVER_USER", "nobody-of-this-name")
     monkeypatch.setenv("PATH", str(tmp_path))  # no useradd here
     monkeypatch.setattr(postgres_programs, "_ADMIN_FOLDERS", str(tmp_path))
-    with pytest.raises(StorageError, match="the user nobody-of-this-name cannot be made") as caught:
+    with pytest.raises(StorageError, match="the user nobody-of-this-name cannot be created") as caught:
         PostgresPrograms.find(tmp_path)
     assert "run hpsearch as another user" in str(caught.value.hint)
     with pytest.raises(KeyError):
@@ -90,7 +90,7 @@ def test_useradd_is_found_where_cron_does_not_look(
     monkeypatch.setattr(postgres_programs, "_ADMIN_FOLDERS", str(admin_folder))
     monkeypatch.setattr(postgres_programs, "_USER_ATTEMPTS", 1)
     monkeypatch.setenv("PATH", "/bin")
-    with pytest.raises(StorageError, match="cannot be made: asked for --system"):
+    with pytest.raises(StorageError, match="cannot be created: asked for --system"):
         PostgresPrograms.find(open_folder)
 
 

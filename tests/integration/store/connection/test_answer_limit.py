@@ -135,7 +135,7 @@ def test_a_state_that_psycopg2_does_not_document_is_an_error() -> None:
         def fileno(self) -> int:
             return 0
 
-    with pytest.raises(psycopg2.OperationalError, match="state that we do not know: 99"):
+    with pytest.raises(psycopg2.OperationalError, match="unknown state: 99"):
         module._wait(Strange())
 
 
