@@ -159,15 +159,6 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _as_json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
-
-
-def _as_yaml(content: dict[str, Any]) -> str:
-    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    return text
-
-
 def _as_environment(content: dict[str, Any]) -> str:
     """One assignment per line, for a POSIX shell to read with `.` (or `set -a; . best.env`)."""
     lines = [
@@ -192,8 +183,8 @@ def _as_word(value: Any) -> str:
 
 
 _RENDERERS: dict[ExportFormat, Callable[[dict[str, Any]], str]] = {
-    ExportFormat.JSON: _as_json,
+    ExportFormat.JSON: lambda document: json.dumps(document, indent=2, allow_nan=False) + "\n",
     ExportFormat.TOML: tomli_w.dumps,
-    ExportFormat.YAML: _as_yaml,
+    ExportFormat.YAML: lambda document: str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True)),
     ExportFormat.ENV: _as_environment,
 }

@@ -44,6 +44,7 @@ class ViewTable:
 def trials_table(trials: Sequence[TrialSummary], names: Iterable[str]) -> ViewTable:
     """A row per trial, best first, with the searched keys of these names."""
     seconds = [trial.attributes.get("seconds") for trial in trials]
+    ends = [str(trial.attributes.get("stop_reason") or trial.state.name.lower()) for trial in trials]
     columns = [
         _ranks(len(trials)),
         Column(metric.NAME, [error_text(trial.value) for trial in trials]),
@@ -52,9 +53,7 @@ def trials_table(trials: Sequence[TrialSummary], names: Iterable[str]) -> ViewTa
         Column("trial", [str(trial.number) for trial in trials], leaves=4),
         *(Column(name, [value_label(trial.point_parameters.get(name)) for trial in trials]) for name in names),
         Column("time", ["-" if s is None else format_seconds(s) for s in seconds], is_detail=True),
-        Column(
-            "ended", [t.attributes.get("stop_reason", t.state.name.lower()) for t in trials], is_text=True, leaves=2
-        ),
+        Column("ended", ends, is_text=True, leaves=2),
     ]
     return ViewTable(columns=columns, best_row=0)
 

@@ -217,12 +217,9 @@ def select_intents(connection: Connection, study: StoredStudy) -> Intents:
     has_number = select(numbers.opening_id).where(numbers.opening_id == columns.opening_id).exists()
     query = select(tables.vault_intents).where(is_about(columns, study), ~has_number)
     rows = connection.execute(query.order_by(columns.opening_id, columns.attempt)).all()
-    found = [(own, _intent_from(list(group))) for (_, own), group in groupby(rows, _by_opening)]
+    openings = groupby(rows, lambda row: (row.opening_id, row.study_id is not None))
+    found = [(own, _intent_from(list(group))) for (_, own), group in openings]
     return tuple(intent for own, intent in found if own), tuple(intent for own, intent in found if not own)
-
-
-def _by_opening(row: Row[Any]) -> tuple[int, bool]:
-    return row.opening_id, row.study_id is not None
 
 
 def _intent_from(rows: Sequence[Row[Any]]) -> VaultIntent:

@@ -53,6 +53,7 @@ def search_history(status: StudyStatus) -> Plot:
         x=numbers,
         y=list(accumulate(errors, min)),
         name="best so far",
+        mode="lines",
         line={"color": BEST, "width": 2, "shape": "hv"},
         hovertemplate="best of trials 0 to %{x}: %{y:.2f} %<extra></extra>",
     )

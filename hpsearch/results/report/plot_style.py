@@ -66,7 +66,7 @@ def point_text(parameters: Mapping[str, ParameterValue]) -> str:
 def styled(figure: go.Figure, *, height: int = 420, **layout: Any) -> go.Figure:
     """Give a figure the report's fonts, colours and margins, and return it."""
     figure.update_layout(
-        template="simple_white",
+        template="plotly_white",
         title=None,
         font={"family": FONT, "size": 13, "color": INK},
         height=height,
@@ -75,8 +75,10 @@ def styled(figure: go.Figure, *, height: int = 420, **layout: Any) -> go.Figure:
         modebar={"bgcolor": "white", "color": PRUNED, "activecolor": INK},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
     )
-    figure.update_xaxes(showgrid=True, gridcolor=GRID, linecolor=PRUNED, tickcolor=PRUNED)
-    figure.update_yaxes(showgrid=True, gridcolor=GRID, linecolor=PRUNED, tickcolor=PRUNED)
+    axis = {"showline": True, "ticks": "outside", "zeroline": False}
+    axis |= {"gridcolor": GRID, "linecolor": PRUNED, "tickcolor": PRUNED}
+    figure.update_xaxes(axis)
+    figure.update_yaxes(axis)
     figure.update_layout(**layout)
     return figure
 

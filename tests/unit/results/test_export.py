@@ -156,7 +156,7 @@ def test_the_format_follows_from_option_or_suffix(name: str | None, path: str | 
     ("name", "path", "said", "hint"),
     [
         ("xml", None, "unknown format 'xml'", "choose json, toml, yaml, env"),
-        (None, "best.xml", "no format has the suffix '.xml'", ".json, .toml, .yaml, .yml, .env"),
+        (None, "best.xml", "no format has the suffix '.xml'", ".json, .toml, .yaml, .env, .yml"),
         (None, "best", "no format has the suffix 'best'", "--format"),
         ("json", "best.toml", "--format json contradicts -o best.toml", "leave one of them out"),
     ],
