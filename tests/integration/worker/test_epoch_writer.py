@@ -385,7 +385,7 @@ def test_a_single_slow_moment_ends(
             writer.collect()
         assert writer.is_behind
     monkeypatch.setattr(module, "SLOW_SECONDS", 30.0)
-    futures.wait([writer._queue[0].write])
+    futures.wait([writer._queue[0][0]])
     writer.hand_over(entry([claim], {claim.trial_id: epoch(4)}))
     writer.collect()
     assert not writer.is_behind
