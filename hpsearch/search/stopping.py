@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self, final
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import ArtifactError
 from hpsearch.search.significance import is_significant_gain
+from hpsearch.study.kinds import STOPPING_RULES
 from hpsearch.study.settings import StoppingSettings
 
 
@@ -52,6 +53,11 @@ class StoppingRule(ABC):
     name: ClassVar[str]
 
     best: Validation | None = None
+
+    @classmethod
+    @abstractmethod
+    def fresh(cls, settings: StoppingSettings, num_minibatches: int) -> Self:
+        """The rule before the first epoch of a trial whose epochs have `num_minibatches` minibatches."""
 
     @abstractmethod
     def observe(self, report: EpochReport) -> StopDecision | None:
@@ -155,6 +161,15 @@ class GeometricPatience(_Patience):
 
     threshold: float
 
+    @classmethod
+    def fresh(cls, settings: StoppingSettings, num_minibatches: int) -> Self:
+        return cls(
+            patience=float(settings.patience),
+            increase=settings.patience_increase,
+            threshold=settings.improvement_threshold,
+            validations_every=validation_interval(settings, num_minibatches),
+        )
+
     def _is_significant(self, new_best: Validation) -> bool:
         best_loss = math.inf if self.best is None else self.best.zero_one
         return new_best.zero_one < best_loss * self.threshold
@@ -183,6 +198,15 @@ class SignificancePatience(_Patience):
     level: float
     reference_iteration: int = 0
 
+    @classmethod
+    def fresh(cls, settings: StoppingSettings, num_minibatches: int) -> Self:
+        return cls(
+            patience=float(settings.patience),
+            increase=settings.patience_increase,
+            level=settings.significance_level,
+            validations_every=validation_interval(settings, num_minibatches),
+        )
+
     def _is_significant(self, new_best: Validation) -> bool:
         if new_best.gained is None or new_best.lost is None:
             raise ValueError(f"the validation at minibatch {new_best.iteration} was not compared with a reference")
@@ -208,6 +232,10 @@ class NoImprovementInN(StoppingRule):
     n: int
     num_epochs_without_best: int = 0
 
+    @classmethod
+    def fresh(cls, settings: StoppingSettings, num_minibatches: int) -> Self:
+        return cls(n=settings.n)
+
     def observe(self, report: EpochReport) -> StopDecision | None:
         if self._improves_on_best(report.best):
             self.best = report.best
@@ -227,6 +255,10 @@ class NeverStops(StoppingRule):
 
     name: ClassVar[str] = "none"
 
+    @classmethod
+    def fresh(cls, settings: StoppingSettings, num_minibatches: int) -> Self:
+        return cls()
+
     def observe(self, report: EpochReport) -> StopDecision | None:
         if self._improves_on_best(report.best):
             self.best = report.best
@@ -235,25 +267,8 @@ class NeverStops(StoppingRule):
 
 def stopping_rule(settings: StoppingSettings, *, num_minibatches: int) -> StoppingRule:
     """A fresh rule for one trial whose epochs have `num_minibatches` minibatches."""
-    match settings.rule:
-        case "geometric-patience":
-            return GeometricPatience(
-                patience=float(settings.patience),
-                increase=settings.patience_increase,
-                threshold=settings.improvement_threshold,
-                validations_every=validation_interval(settings, num_minibatches),
-            )
-        case "significance":
-            return SignificancePatience(
-                patience=float(settings.patience),
-                increase=settings.patience_increase,
-                level=settings.significance_level,
-                validations_every=validation_interval(settings, num_minibatches),
-            )
-        case "no-improvement-in-n":
-            return NoImprovementInN(n=settings.n)
-        case "none":
-            return NeverStops()
+    rule: type[StoppingRule] = STOPPING_RULES[settings.rule].implementation
+    return rule.fresh(settings, num_minibatches)
 
 
 def validation_interval(settings: StoppingSettings, num_minibatches: int) -> int:
@@ -262,7 +277,7 @@ def validation_interval(settings: StoppingSettings, num_minibatches: int) -> int
     With a patience rule at most half of the patience, so that a trial is validated before its patience can run out
     (docs/sources.md, section 5); otherwise once per epoch.
     """
-    if settings.rule not in ("geometric-patience", "significance"):
+    if "patience" not in STOPPING_RULES[settings.rule].keys:
         return num_minibatches
     return max(1, min(num_minibatches, settings.patience // 2))
 
@@ -273,10 +288,11 @@ def rule_from_state(state: Mapping[str, Any]) -> StoppingRule:
     Raises:
         ArtifactError: the state names an unknown rule, or lacks fields.
     """
-    for rule in (GeometricPatience, SignificancePatience, NoImprovementInN, NeverStops):
-        if state.get("rule") == rule.name:
-            return rule.from_state(state)
-    raise _damaged_state(f"the rule {state.get('rule')!r}")
+    named = STOPPING_RULES.get(str(state.get("rule")))
+    if named is None:
+        raise _damaged_state(f"the rule {state.get('rule')!r}")
+    rule: type[StoppingRule] = named.implementation
+    return rule.from_state(state)
 
 
 def decide(rule: StoppingRule, report: EpochReport, max_epochs: int) -> StopDecision | None:

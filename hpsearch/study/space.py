@@ -27,12 +27,13 @@ from pydantic import (
     model_validator,
 )
 
-from hpsearch.study.settings import LongCount, Number, PointCount, PositiveNumber, Settings
+from hpsearch.study.kinds import STRATEGIES
+from hpsearch.study.settings import LongCount, Number, PointCount, PositiveNumber, Settings, named_in
 
 ParameterValue = float | int | str | bool
 Point = Mapping[str, ParameterValue]
-Strategy = Literal["grid", "listed", "coarse-to-fine", "random", "qmc", "tpe", "gp", "cmaes"]
-DRAWN: Final = ("random", "qmc", "tpe", "gp", "cmaes")  # a sampler draws a point's parameters when it is claimed
+# A sampler draws a point's parameters when it is claimed.
+DRAWN: Final = tuple(name for name, strategy in STRATEGIES.items() if strategy.place)
 KeptParameters = Literal["best", "all"]
 
 # Turns -0.0 into 0.0: the values are equal, so the definitions' texts and hashes must be equal as well.
@@ -270,7 +271,7 @@ class SearchSettings(Settings):
         finest_per_decade: `coarse-to-fine`: maximum number of log-spaced values per decade.
     """
 
-    strategy: Strategy = "grid"
+    strategy: Annotated[str, named_in(STRATEGIES)] = "grid"
     num_points: PointCount | None = None
     max_points: PointCount = 10_000
     points: Annotated[tuple[ListedPoint, ...], Field(strict=False)] = ()

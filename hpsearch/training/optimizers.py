@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hpsearch.study.settings import Optimizer as OptimizerName
+from hpsearch.study.kinds import OPTIMIZERS
 from hpsearch.study.settings import TrainingSettings
 from hpsearch.training.losses import lanes_first
 
@@ -90,14 +90,9 @@ class Optimizer(ABC):
         self.finish_(parameters, state, rates, targets)
 
 
-def build_optimizer(name: OptimizerName) -> Optimizer:
-    match name:
-        case "sgd":
-            return Sgd()
-        case "momentum":
-            return Momentum()
-        case "adam":
-            return Adam()
+def build_optimizer(name: str) -> Optimizer:
+    optimizer: Optimizer = OPTIMIZERS[name].implementation()
+    return optimizer
 
 
 @final

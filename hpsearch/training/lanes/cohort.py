@@ -18,7 +18,6 @@ from torch import Tensor
 from hpsearch.data.resident import ResidentData, minibatch_order
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.study.settings import ModelSettings, Precision, TrialSettings
-from hpsearch.study.settings import Optimizer as OptimizerName
 from hpsearch.training.correct_images import ReferenceTest
 from hpsearch.training.evaluation import validate_lanes, validation_of
 from hpsearch.training.lanes.capture import CapturedValidation, CudaCapture
@@ -50,7 +49,7 @@ class CohortShape:
     """
 
     model: ModelSettings
-    optimizer: OptimizerName
+    optimizer: str
     batch_size: int
     shuffle: bool
     precision: Precision

@@ -26,7 +26,6 @@ from torch import Tensor
 from hpsearch.study.settings import Precision, TrainingSettings
 from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.losses import ScaledPenalties, lanes_first
-from hpsearch.training.networks.activations import activate_, multiply_slope
 from hpsearch.training.networks.dense import DenseLayer, DenseNetwork
 from hpsearch.training.optimizers import Optimizer
 from hpsearch.training.precision import Products
@@ -201,8 +200,8 @@ class _Lanes:
             self._update(layer, prepared, deltas, inputs, targets)
             assert below.activation is not None  # only the last layer has none
             # The first layer's deltas are collected for the whole block.
-            out = block.deltas[:, rows] if below is self._first else deltas_below
-            deltas = multiply_slope(below.activation, deltas_below, inputs, out=out)
+            deltas = block.deltas[:, rows] if below is self._first else deltas_below
+            below.activation.multiply_slope(deltas_below, inputs, out=deltas)
         targets[self._first.bias].add_(deltas.sum(dim=1))
         if block.gram is not None and self.stack.penalties.has_l2:
             # Cancels in advance the shrinking that is applied to the whole sum when it is used.
@@ -227,7 +226,7 @@ class _Lanes:
 
     def _activated_(self, layer: DenseLayer, sums: Tensor) -> Tensor:
         bias = self.stack.parameters[layer.bias].unsqueeze(1)
-        return sums.add_(bias) if layer.activation is None else activate_(layer.activation, sums, bias=bias)
+        return sums.add_(bias) if layer.activation is None else layer.activation.apply_(sums, bias=bias)
 
     def _update(
         self, layer: DenseLayer, prepared: Tensor, deltas: Tensor, inputs: Tensor, targets: Mapping[str, Tensor]

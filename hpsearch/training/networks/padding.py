@@ -14,13 +14,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from hpsearch.study.kinds import FAMILIES, choices_by_key
 from hpsearch.study.settings import ModelSettings
+from hpsearch.training.networks.activations import activation_of
 from hpsearch.training.networks.network import Network
 
-PADDED_FAMILIES = ("mlp", "cnn")
+PADDED_FAMILIES = choices_by_key(FAMILIES)["hidden_units"]
 SMALLEST_CLASS = 32  # units; narrower layers are bound by kernel launches, not by arithmetic
 CLASS_RATIO = 4  # a lane costs at most this many times the arithmetic of its own network
-SIGMOID_OFF = -1e30  # sigmoid of this is 0 exactly, in every precision
 
 
 def cohort_model(model: ModelSettings) -> ModelSettings:
@@ -56,8 +57,8 @@ def _resized(name: str, value: Tensor, network: Network) -> Tensor:
     shape = lead + torch.Size(parameter.shape)
     if value.shape == shape:
         return value
-    is_sigmoid_bias = name == "hidden.bias" and network.model.activation == "sigmoid"
-    result = value.new_full(shape, SIGMOID_OFF if is_sigmoid_bias else 0.0)
+    padding = activation_of(network.model).padding_bias if name == "hidden.bias" else 0.0
+    result = value.new_full(shape, padding)
     common = tuple(slice(min(old, new)) for old, new in zip(value.shape, shape, strict=True))
     result[common] = value[common]
     return result
