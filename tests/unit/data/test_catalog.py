@@ -152,8 +152,8 @@ def test_a_path_that_may_not_be_looked_at_says_so(monkeypatch: pytest.MonkeyPatc
     def refuse(_: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "is_dir", refuse)
-    with pytest.raises(DataError, match="'/locked/data' cannot be looked at: Permission denied"):
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(DataError, match="'/locked/data' cannot be accessed: Permission denied"):
         load_selection_data(DataSettings(dataset="/locked/data"), locations=locations)
 
 
