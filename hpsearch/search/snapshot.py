@@ -8,7 +8,7 @@ it, and writes the pruner's attributes together with its own rows. The decisions
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from typing import Any, Never, final
 
 import optuna
@@ -20,6 +20,15 @@ from optuna.study._frozen import FrozenStudy  # BaseStorage's own signature need
 from optuna.trial import FrozenTrial, TrialState
 
 SystemAttr = tuple[int, str, Any]  # trial id, key, JSON value
+
+
+def _refused(method: str) -> Any:
+    """A method of `SnapshotStorage` that refuses to write."""
+
+    def refuse(self: SnapshotStorage, *args: object, **kwargs: object) -> Never:
+        raise RuntimeError(f"{method} on a snapshot of {self._study_name!r}: call it on the study's own storage")
+
+    return refuse
 
 
 @final
@@ -112,15 +121,8 @@ class SnapshotStorage(BaseStorage):
         return {}
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        return [
-            FrozenStudy(
-                study_name=self._study_name,
-                direction=self._direction,
-                user_attrs={},
-                system_attrs={},
-                study_id=self._study_id,
-            )
-        ]
+        study = FrozenStudy(self._study_name, self._direction, {}, {}, self._study_id)
+        return [study]
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         if trial_id not in self._trials:
@@ -145,34 +147,14 @@ class SnapshotStorage(BaseStorage):
         if study_id != self._study_id:
             raise KeyError(f"this snapshot holds the study with the id {self._study_id}, not {study_id}")
 
-    # All other writes are refused.
-
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        self._refuse("create_new_study")
-
-    def delete_study(self, study_id: int) -> None:
-        self._refuse("delete_study")
-
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._refuse("set_study_user_attr")
-
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._refuse("set_study_system_attr")
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        self._refuse("create_new_trial")
-
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        self._refuse("set_trial_state_values")
-
-    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        self._refuse("set_trial_intermediate_value")
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._refuse("set_trial_user_attr")
-
-    def _refuse(self, method: str) -> Never:
-        raise RuntimeError(f"{method} on a snapshot of {self._study_name!r}: it must go to the study's own storage")
+    create_new_study = _refused("create_new_study")
+    delete_study = _refused("delete_study")
+    set_study_user_attr = _refused("set_study_user_attr")
+    set_study_system_attr = _refused("set_study_system_attr")
+    create_new_trial = _refused("create_new_trial")
+    set_trial_state_values = _refused("set_trial_state_values")
+    set_trial_intermediate_value = _refused("set_trial_intermediate_value")
+    set_trial_user_attr = _refused("set_trial_user_attr")
 
 
 @final

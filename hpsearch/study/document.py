@@ -100,15 +100,8 @@ def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_value
         raw = shape.listed(is_integer=is_integer, limit=max_values)
     except ValueError as error:
         raise InputError(f"{source}: search.{name} {error}") from None
-    return Dimension(
-        name=name,
-        values=_checked_values(name, raw, sections[section], shape, section, source),
-        is_integer=is_integer,
-        is_continuous=isinstance(shape, Range),
-        is_log=isinstance(shape, LogGrid) or (isinstance(shape, Range) and shape.log),
-        has_zero=isinstance(shape, LogGrid) and shape.zero,
-        log_grid=shape if isinstance(shape, LogGrid) else None,
-    )
+    values = _checked_values(name, raw, sections[section], shape, section, source)
+    return Dimension.of(shape, name=name, values=values, is_integer=is_integer)
 
 
 def listed_dimensions(
@@ -131,10 +124,11 @@ def listed_dimensions(
         )
     values: dict[str, dict[Any, None]] = {}  # ordered sets
     for number, point in enumerate(points, start=1):
-        for name, value in point.items():
-            if isinstance(kernels_text(value), list | dict):
+        for name, given in point.items():
+            value = kernels_text(given) if name == _KERNELS else given
+            if isinstance(value, list | dict):
                 raise InputError(f"{source}: search.points: point {number}: {name} must be a plain value")
-            values.setdefault(name, {})[kernels_text(value) if name == _KERNELS else value] = None
+            values.setdefault(name, {})[value] = None
     place = f"{source}: search.points"
     return tuple(parse_dimension(name, list(v), sections, max_points, place) for name, v in values.items())
 
@@ -176,14 +170,6 @@ def value_in(section: Mapping[str, Any], name: str) -> Any:
     if not name.startswith(OPTION_PREFIX):
         return section[name]
     return section["options"].get(name.removeprefix(OPTION_PREFIX))
-
-
-def _value_in(settings: Settings, name: str) -> Any:
-    if name == _KERNELS:
-        return kernels_text(getattr(settings, name))
-    if not name.startswith(OPTION_PREFIX):
-        return getattr(settings, name)
-    return settings.model_dump()["options"][name.removeprefix(OPTION_PREFIX)]
 
 
 def written_dimension(dimension: Dimension) -> dict[str, Any] | list[ParameterValue]:
@@ -268,7 +254,9 @@ def _checked_values(
     values: dict[ParameterValue, None] = {}  # an ordered set
     for entry in map(kernels_text, raw) if name == _KERNELS else raw:
         settings = validated(_SECTIONS[section], with_value(own, name, entry), source=source, section="search")
-        value = _value_in(settings, name)  # as the section reads it, for example 1 as 1.0 for a rate
+        value = kernels_text(
+            value_in(settings.model_dump(), name)
+        )  # as the section reads it, for example 1 as 1.0 for a rate
         if value in values:
             is_rounded = isinstance(shape, LogGrid)  # in a LogGrid only rounded whole numbers can be equal
             raise InputError(

@@ -176,6 +176,22 @@ class Dimension(Settings):
     has_zero: bool = False
     log_grid: LogGrid | None = None
 
+    @classmethod
+    def of(
+        cls, shape: LogGrid | Range | Choice, *, name: str, values: tuple[ParameterValue, ...], is_integer: bool
+    ) -> Dimension:
+        """The dimension of these values, which `shape` has listed."""
+        grid = shape if isinstance(shape, LogGrid) else None
+        return cls(
+            name=name,
+            values=values,
+            is_integer=is_integer,
+            is_continuous=isinstance(shape, Range),
+            is_log=grid is not None or (isinstance(shape, Range) and shape.log),
+            has_zero=grid is not None and grid.zero,
+            log_grid=grid,
+        )
+
     @property
     def _bounds(self) -> tuple[float, float]:
         numbers = [float(v) for v in self.values if not (self.has_zero and v == 0)]

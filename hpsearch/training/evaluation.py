@@ -47,20 +47,15 @@ def evaluate(network: Network, parameters: Mapping[str, Tensor], images: Tensor,
     return _evaluate(network, parameters, images, labels)[0]
 
 
-def validate(network: Network, parameters: Mapping[str, Tensor], data: ResidentData, *, iteration: int) -> Validation:
-    """Losses of one trial on the whole validation set.
+@torch.no_grad()
+def validate(
+    network: Network, parameters: Mapping[str, Tensor], data: ResidentData, *, iteration: int
+) -> tuple[Validation, Tensor]:
+    """Losses of one trial on the whole validation set; and which images are right, bool [N], on the device.
 
     Args:
         iteration: minibatches that the trial has trained on so far.
     """
-    return validate_images(network, parameters, data, iteration=iteration)[0]
-
-
-@torch.no_grad()
-def validate_images(
-    network: Network, parameters: Mapping[str, Tensor], data: ResidentData, *, iteration: int
-) -> tuple[Validation, Tensor]:
-    """As `validate`, and also which images are classified correctly: bool [N], on the device."""
     losses, correct = _evaluate(network, parameters, data.validation_images, data.validation_labels)
     return Validation(iteration=iteration, zero_one=losses.zero_one, nll=losses.nll), correct
 
@@ -92,17 +87,14 @@ def validate_lanes(
     return num_errors.double() / num_images, total_nll / num_images, correct
 
 
-def validation_of(
-    iteration: int, zero_one: float, nll: float, gained: float | None = None, lost: float | None = None
-) -> Validation:
-    """Make a `Validation` from one lane's numbers, which come from the device as floats."""
-    return Validation(
-        iteration=iteration,
-        zero_one=zero_one,
-        nll=nll,
-        gained=None if gained is None else int(gained),
-        lost=None if lost is None else int(lost),
-    )
+def validation_of(iteration: int, zero_one: float, nll: float, *compared: float) -> Validation:
+    """Make a `Validation` from one lane's numbers, which come from the device as floats.
+
+    Args:
+        compared: images gained and lost, if the validation was compared with a reference.
+    """
+    gained, lost = map(int, compared) if compared else (None, None)
+    return Validation(iteration=iteration, zero_one=zero_one, nll=nll, gained=gained, lost=lost)
 
 
 def _evaluate(

@@ -13,6 +13,7 @@ trial's point, and the bounds limit the growth of the grid. hpsearch's own worke
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -125,20 +126,8 @@ class CoarseToFineSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Stop `study.optimize` if this was the last trial."""
         # Optuna writes the trial's state after this call.
-        ended = FrozenTrial(
-            number=trial.number,
-            trial_id=trial._trial_id,
-            state=state,
-            value=None,
-            values=values,
-            datetime_start=trial.datetime_start,
-            datetime_complete=None,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs=trial.user_attrs,
-            system_attrs=trial.system_attrs,
-            intermediate_values=trial.intermediate_values,
-        )
+        ended = copy.copy(trial)
+        ended.state, ended.values = state, values
         trials = [ended if one.number == trial.number else one for one in _trials(study)]
         if not self._plan(study, trials).open:
             with contextlib.suppress(RuntimeError):  # raised outside study.optimize, where there is nothing to stop
@@ -238,17 +227,9 @@ class CoarseToFineSampler(BaseSampler):
 
 def _dimension(name: str, shape: Shape, is_integer: bool) -> Dimension:
     if not isinstance(shape, LogGrid | Range):
-        values = shape.values if isinstance(shape, Choice) else tuple(shape)
-        return Dimension(name=name, values=values)
-    return Dimension(
-        name=name,
-        values=shape.listed(is_integer=is_integer, limit=_MAX_POINTS),
-        is_integer=is_integer,
-        is_continuous=isinstance(shape, Range),
-        is_log=isinstance(shape, LogGrid) or shape.log,
-        has_zero=isinstance(shape, LogGrid) and shape.zero,
-        log_grid=shape if isinstance(shape, LogGrid) else None,
-    )
+        return Dimension(name=name, values=shape.values if isinstance(shape, Choice) else tuple(shape))
+    values = shape.listed(is_integer=is_integer, limit=_MAX_POINTS)
+    return Dimension.of(shape, name=name, values=values, is_integer=is_integer)
 
 
 def _check_objectives(study: Study) -> None:

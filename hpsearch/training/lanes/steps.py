@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from hpsearch.study.settings import Precision
-from hpsearch.training.lanes.capture import CapturedStep, CudaCapture
+from hpsearch.training.lanes.capture import CapturedStep, CudaCapture, LaneStep
 from hpsearch.training.lanes.dense_step import BLOCK_ROWS, DenseStep
 from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.losses import mean_nll, nll_per_image
@@ -27,22 +27,6 @@ from hpsearch.training.precision import computing, multiplying
 # minibatches of 500 images (docs/sources.md, section 1) are one slice: smaller slices were slower
 # (docs/performance.md).
 TRAINING_SLICE_FLOATS = 2**23
-
-
-class LaneStep(Protocol):
-    """Trains every lane on consecutive minibatches."""
-
-    def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
-        """Train on consecutive minibatches: updates the stack's parameters and optimizer state in place.
-
-        There is no host sync.
-
-        Args:
-            images: [N, pixels] shared by the lanes, or [L, N, pixels]; N is a multiple of the batch size.
-            labels: [N] or [L, N] int64.
-        Returns:
-            Sum over the minibatches of the mean NLL before the update, in nats, [L] float64.
-        """
 
 
 def build_step(

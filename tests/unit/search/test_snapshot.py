@@ -316,7 +316,7 @@ def test_every_other_write_is_refused_and_changes_nothing(
 ) -> None:
     held = make_trial(0)
     snapshot = make_snapshot(copy.deepcopy(held))
-    with pytest.raises(RuntimeError, match="must go to the study's own storage"):
+    with pytest.raises(RuntimeError, match="call it on the study's own storage"):
         write(snapshot.study._storage)
     assert snapshot.study.trials == [held]
     assert snapshot.drain_system_attrs() == []
