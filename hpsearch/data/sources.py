@@ -49,8 +49,7 @@ def resolve_dataset(dataset: str) -> DataForm:
         found = next((found for form in FORMS if (found := form.at(path)) is not None), None) if is_there else None
     except PermissionError as error:
         raise DataError(
-            f"data.dataset: {dataset!r} cannot be accessed: {error.strerror}",
-            hint="check the path and its permissions",
+            f"data.dataset: {dataset!r} cannot be accessed: {error.strerror}", hint="check the path and its permissions"
         ) from error
     except (OSError, RuntimeError) as error:  # too long for a path, or "~" of an unknown user
         raise unknown_dataset(dataset) from error

@@ -257,8 +257,7 @@ def _tell(taken: Sequence[str], rules: PinRules) -> None:
         _log.warning("%s; it waits until one is free or the study is finished", reason)
         return
     raise DeviceError(
-        reason,
-        hint="--wait-for-gpu waits for one; --share-gpu shares one with workers that were started with it, too",
+        reason, hint="--wait-for-gpu waits for one; --share-gpu shares one with workers that were started with it, too"
     )
 
 

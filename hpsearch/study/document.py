@@ -237,12 +237,7 @@ def _is_integer(section: str, name: str, own: Mapping[str, Any]) -> bool:
 
 
 def _checked_values(
-    name: str,
-    raw: Sequence[Any],
-    own: Mapping[str, Any],
-    shape: LogGrid | Range | Choice,
-    section: str,
-    source: str,
+    name: str, raw: Sequence[Any], own: Mapping[str, Any], shape: LogGrid | Range | Choice, section: str, source: str
 ) -> tuple[ParameterValue, ...]:
     """The values as their section reads them.
 

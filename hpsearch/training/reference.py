@@ -146,12 +146,7 @@ def train_trial(
 
 
 def _train_epoch(
-    trial: _Trial,
-    settings: TrialSettings,
-    data: ResidentData,
-    epoch: int,
-    rates: Rates,
-    validations_every: int,
+    trial: _Trial, settings: TrialSettings, data: ResidentData, epoch: int, rates: Rates, validations_every: int
 ) -> tuple[float, list[Validation]]:
     """Train one epoch; returns the mean training NLL and the validations of the epoch."""
     training, network, parameters = settings.training, trial.network, trial.parameters

@@ -84,8 +84,7 @@ def _read_pairs(file: DataFile) -> tuple[Pair, Pair, Pair]:
         ) from error
     if not (isinstance(parts, tuple | list) and len(parts) == 3 and all(_is_pair(part) for part in parts)):
         raise DataError(
-            f"{file.source}: expected three (images, labels) pairs of arrays: train, valid, test",
-            hint=DOWNLOAD_AGAIN,
+            f"{file.source}: expected three (images, labels) pairs of arrays: train, valid, test", hint=DOWNLOAD_AGAIN
         )
     train, validation, test = ((images, labels) for images, labels in parts)
     return train, validation, test

@@ -14,12 +14,7 @@ from hpsearch.study.kinds import STRATEGIES, Strategy
 
 
 def build_sampler(
-    strategy: str,
-    *,
-    study_seed: int,
-    trial_number: int,
-    point: int | None = None,
-    space: SearchSpace | None = None,
+    strategy: str, *, study_seed: int, trial_number: int, point: int | None = None, space: SearchSpace | None = None
 ) -> BaseSampler:
     """The sampler for one trial.
 
@@ -69,9 +64,5 @@ def tpe_sampler(request: DrawRequest) -> BaseSampler:
         if is_conditional:
             warnings.simplefilter("ignore", ExperimentalWarning)  # `group`, since Optuna 2.8
         return TPESampler(
-            seed=request.trial_seed,
-            n_startup_trials=10,
-            multivariate=True,
-            constant_liar=True,
-            group=is_conditional,
+            seed=request.trial_seed, n_startup_trials=10, multivariate=True, constant_liar=True, group=is_conditional
         )

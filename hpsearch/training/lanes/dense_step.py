@@ -15,7 +15,7 @@ is one minibatch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import final
@@ -29,6 +29,7 @@ from hpsearch.training.losses import ScaledPenalties, lanes_first
 from hpsearch.training.networks.dense import DenseLayer, DenseNetwork
 from hpsearch.training.optimizers import Optimizer
 from hpsearch.training.precision import Products
+from hpsearch.training.tensors import Tensors
 
 # Images per block. On a CPU products reach their full rate at about 100 rows, and the corrections within a block grow
 # with the square of its rows. On a GPU the memory traffic of the weights costs more.
@@ -181,7 +182,7 @@ class _Lanes:
             targets[name].mul_(self._shrinking(num_rows // self.batch_size))
         optimizer.finish_(stack.parameters, stack.optimizer_state, stack.rates, targets)
 
-    def _train_minibatch(self, block: _Block, rows: slice, targets: Mapping[str, Tensor]) -> None:
+    def _train_minibatch(self, block: _Block, rows: slice, targets: Tensors) -> None:
         """Forward and backward pass of one minibatch, and every update except the one of the first layer's weights."""
         outputs = [self._first_outputs(block, rows)]
         for layer in self._layers[1:]:
@@ -228,9 +229,7 @@ class _Lanes:
         bias = self.stack.parameters[layer.bias].unsqueeze(1)
         return sums.add_(bias) if layer.activation is None else layer.activation.apply_(sums, bias=bias)
 
-    def _update(
-        self, layer: DenseLayer, prepared: Tensor, deltas: Tensor, inputs: Tensor, targets: Mapping[str, Tensor]
-    ) -> None:
+    def _update(self, layer: DenseLayer, prepared: Tensor, deltas: Tensor, inputs: Tensor, targets: Tensors) -> None:
         self._penalties.add_gradient_(targets[layer.weight], self.stack.parameters[layer.weight])
         self.step.products.add_product_(
             targets[layer.weight], prepared.transpose(1, 2), self.step.products.prepared(inputs)

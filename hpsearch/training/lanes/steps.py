@@ -6,7 +6,7 @@ same numbers up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -22,6 +22,7 @@ from hpsearch.training.networks.dense import DenseNetwork
 from hpsearch.training.networks.network import Network
 from hpsearch.training.optimizers import Optimizer
 from hpsearch.training.precision import computing, multiplying
+from hpsearch.training.tensors import Tensors
 
 # Floats of a slice's widest intermediate result, 32 MiB of float32: bounds the memory of large minibatches. LeNet's
 # minibatches of 500 images (docs/sources.md, section 1) are one slice: smaller slices were slower
@@ -109,7 +110,7 @@ class AutogradStep:
         return losses
 
     def _all_at_once(
-        self, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor, scale: Tensor
+        self, parameters: Tensors, images: Tensor, labels: Tensor, scale: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean NLL [L], and its scaled gradients [L, ...] by parameter name."""
         leaves = {name: value.detach().requires_grad_(True) for name, value in parameters.items()}
@@ -125,7 +126,7 @@ class AutogradStep:
         return losses.detach(), dict(zip(leaves, gradients, strict=True))
 
     def _lane_by_lane(
-        self, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor, scale: Tensor
+        self, parameters: Tensors, images: Tensor, labels: Tensor, scale: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As `_all_at_once`, but processes one slice of one lane's images at a time."""
         losses = torch.zeros(len(scale), dtype=_dtype_of(parameters), device=images.device)
@@ -154,5 +155,5 @@ def _even_slices(num_rows: int, limit: int) -> list[slice]:
     return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
-def _dtype_of(parameters: Mapping[str, Tensor]) -> torch.dtype:
+def _dtype_of(parameters: Tensors) -> torch.dtype:
     return next(iter(parameters.values())).dtype

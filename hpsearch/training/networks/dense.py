@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -16,6 +15,7 @@ from hpsearch.study.settings import ModelSettings
 from hpsearch.training.networks.activations import Activation, activation_of
 from hpsearch.training.networks.initialization import ParameterShape, weight_bound
 from hpsearch.training.networks.network import Network
+from hpsearch.training.tensors import Tensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +71,7 @@ class DenseNetwork(Network):
     def widest_activation(self) -> int:
         return max(layer.num_outputs for layer in self.layers)
 
-    def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         outputs = images
         for layer in self.layers:
             outputs = functional.linear(outputs, parameters[layer.weight], parameters[layer.bias])
@@ -79,7 +79,7 @@ class DenseNetwork(Network):
                 outputs = layer.activation(outputs)
         return outputs
 
-    def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def lane_logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         num_lanes = parameters[self.layers[0].weight].shape[0]
         # Shared images are expanded, not copied: all lanes' products read the same minibatch.
         outputs = images if images.dim() == 3 else images.expand(num_lanes, *images.shape)

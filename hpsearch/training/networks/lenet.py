@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -16,6 +15,7 @@ from hpsearch.training.networks.activations import activation_of
 from hpsearch.training.networks.dense import DenseLayer, lane_linear
 from hpsearch.training.networks.initialization import ParameterShape, weight_bound
 from hpsearch.training.networks.network import Network
+from hpsearch.training.tensors import Tensors
 
 KERNEL_SIZE = 5  # both convolutions are 5x5
 POOL_SIZE = 2  # both max-pools are 2x2
@@ -111,7 +111,7 @@ class LeNet(Network):
         """True on a CPU: many lanes together are no faster than one, whose results stay in the cache."""
         return device.type == "cpu"
 
-    def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         maps = _fast_layout(images.reshape(-1, 1, *self.image_shape))
         for name in ("conv1", "conv2"):
             pooled = max_pool(convolve(maps, parameters[f"{name}.weight"]))
@@ -124,7 +124,7 @@ class LeNet(Network):
         units = activation_of(self.model)(units)
         return functional.linear(units, parameters[scores.weight], parameters[scores.bias])
 
-    def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def lane_logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         num_lanes = parameters["conv1.weight"].shape[0]
         # The lanes' feature maps are concatenated. On shared images the first convolution is one ordinary convolution
         # with the kernels of all lanes. The second one is grouped: each lane's kernels see only that lane's maps.
@@ -141,7 +141,7 @@ class LeNet(Network):
         units = activation_of(self.model)(units)
         return lane_linear(units, parameters[scores.weight], parameters[scores.bias])
 
-    def _lane_maps(self, name: str, parameters: Mapping[str, Tensor], maps: Tensor, *, groups: int) -> Tensor:
+    def _lane_maps(self, name: str, parameters: Tensors, maps: Tensor, *, groups: int) -> Tensor:
         kernels = _fast_layout(parameters[f"{name}.weight"].flatten(end_dim=1))  # [L * kernels, maps, 5, 5]
         biases = parameters[f"{name}.bias"].reshape(1, -1, 1, 1)
         pooled = max_pool(convolve(maps, kernels, groups=groups))

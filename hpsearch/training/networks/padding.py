@@ -9,8 +9,6 @@ as without padding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from hpsearch.study.kinds import FAMILIES, choices_by_key
 from hpsearch.study.settings import ModelSettings
 from hpsearch.training.networks.activations import activation_of
 from hpsearch.training.networks.network import Network
+from hpsearch.training.tensors import Tensors
 
 PADDED_FAMILIES = choices_by_key(FAMILIES)["hidden_units"]
 SMALLEST_CLASS = 32  # units; narrower layers are bound by kernel launches, not by arithmetic
@@ -38,7 +37,7 @@ def cohort_model(model: ModelSettings) -> ModelSettings:
     return model.model_copy(update={"hidden_units": widest, "initialization": "glorot"})
 
 
-def fit(tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
+def fit(tensors: Tensors, network: Network) -> dict[str, Tensor]:
     """Resize parameters or optimizer state, of one trial or stacked, to the widths of another network.
 
     Narrower tensors are padded, wider ones are cut; cutting loses nothing as long as it removes only padding.
