@@ -19,6 +19,8 @@ from hpsearch.training.tensors import Tensors
 
 # The numbers that are sent to the device for each lane at the start of an epoch.
 NUMBERS = ("learning_rate", "momentum", "beta_1", "beta_2", "epsilon", "lambda_1", "lambda_2")
+# First part of a tensor's name in a checkpoint -> field of `TrialTensors`.
+_PARTS = {"parameters": "parameters", "optimizer": "optimizer_state", "best": "best_parameters", "correct": "correct"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,30 +40,22 @@ class TrialTensors:
         """Resize all tensors to the widths of another network (`padding.fit`)."""
         if network.model.family not in PADDED_FAMILIES:
             return self  # networks of these families are never padded
-        return TrialTensors(
+        return replace(
+            self,
             parameters=fit(self.parameters, network),
             optimizer_state=fit(self.optimizer_state, network),
             best_parameters=fit(self.best_parameters, network),
-            correct=self.correct,
         )
 
     def named(self) -> dict[str, Tensor]:
         """All tensors by unique names: parameters/..., optimizer/..., best/..., correct/..."""
-        parts = {
-            "parameters": self.parameters,
-            "optimizer": self.optimizer_state,
-            "best": self.best_parameters,
-            "correct": self.correct,
-        }
-        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return {f"{part}/{name}": tensor for part, key in _PARTS.items() for name, tensor in getattr(self, key).items()}
 
     def replaced(self, named: Tensors) -> TrialTensors:
         """A copy with other tensors, under the names that `named` gives."""
+        parts = _PARTS.items()
         return TrialTensors(
-            parameters={name: named[f"parameters/{name}"] for name in self.parameters},
-            optimizer_state={name: named[f"optimizer/{name}"] for name in self.optimizer_state},
-            best_parameters={name: named[f"best/{name}"] for name in self.best_parameters},
-            correct={name: named[f"correct/{name}"] for name in self.correct},
+            **{key: {name: named[f"{part}/{name}"] for name in getattr(self, key)} for part, key in parts}
         )
 
 
