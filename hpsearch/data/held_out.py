@@ -46,7 +46,7 @@ def load_test_split(
     """
     if not is_declared():
         raise DataError(
-            "the test images are not read: nobody has put on record that they are opened",
+            "the test images are not read: their opening is not on record",
             hint="hpsearch test STUDY does both",
         )
     source = resolve_dataset(settings.dataset)

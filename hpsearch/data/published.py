@@ -123,7 +123,7 @@ def check_published(file: DataFile, published: PublishedSet, file_name: str) -> 
     comparison = _choose_comparison(file, published, file_name)
     if comparison is None:
         _logger.warning(
-            "%s: not verified: nobody published a checksum of %s's unpacked %s (SHA-256 %s)",
+            "%s: not verified: no checksum of %s's unpacked %s is published (SHA-256 %s)",
             *(file.source, published.name, file_name, file.sha256),
         )
         return False
@@ -180,7 +180,7 @@ def _grey_levels(images: NDArray[np.uint8] | NDArray[np.float32]) -> Iterator[ND
 
 def _is_a_test_set(source: str, name: str, file_name: str) -> DataError:
     return DataError(
-        f"{source}: these are {name}'s test images or labels ({file_name}), and nothing is trained or selected on them",
+        f"{source}: these are {name}'s test images or labels ({file_name}), not for training or selection",
         hint=f"put the training files of {name} there, or name {name} as the dataset",
     )
 
@@ -204,7 +204,7 @@ def _explain_wrong_checksum(file: DataFile, published: PublishedSet, file_name: 
         return f"delete the file, then run: hpsearch data fetch {published.name}"
     owner_name, owner_file_name = owner
     if owner_name == published.name:
-        return f"this is {owner_file_name} of the same set: the files' names are exchanged"
+        return f"this is {owner_file_name} of the same set: the files' names are swapped"
     return (
         f"this is {owner_file_name} of {owner_name}: name {owner_name} as the dataset, "
         f"or put {published.name}'s files into HPSEARCH_DATA/{published.name}/"

@@ -108,5 +108,5 @@ def _check_first_rung(settings: PruningSettings, max_epochs: int) -> None:
         raise InputError(
             f"pruning.min_epochs must be at most training.max_epochs ({max_epochs}) with the pruner "
             f"{settings.pruner}, got {settings.min_epochs}",
-            hint="lower pruning.min_epochs, raise training.max_epochs, or take the pruner none",
+            hint="lower pruning.min_epochs, raise training.max_epochs, or use the pruner none",
         )

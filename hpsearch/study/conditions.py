@@ -59,7 +59,7 @@ def check_effects(sections: Sections, search: SearchSettings, set_keys: Collecti
             where = f"search.points: point {number}: " if search.points else ""
             raise InputError(
                 f"{source}: {where}{_EXCLUSIVE[0]} stands in place of {_EXCLUSIVE[1]}: give one of them",
-                hint="the rate falls to the target once, or by the factor again and again",
+                hint="the rate falls to the target once, or repeatedly by the factor",
             )
     for key, because in idle_keys(sections, search).items():
         owner, values = EFFECTS[key]

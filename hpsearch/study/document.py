@@ -56,7 +56,7 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source}: not valid TOML: {error}", hint="https://toml.io shows the syntax") from error
     except RecursionError:
-        raise InputError(f"{source}: {_TOO_DEEP}", hint="a study file needs four") from None
+        raise InputError(f"{source}: {_TOO_DEEP}", hint="a study file needs four levels") from None
     except ValueError:  # Python's limit on the digits of an int
         raise InputError(f"{source}: a number of more than 4,300 digits: {_WHOLE_NUMBERS}") from None
 
@@ -72,16 +72,16 @@ def check_document(document: Mapping[str, Any], source: str) -> None:
         path, value = left.pop()
         key = ".".join(path[:_DEEPEST])
         if len(path) > _DEEPEST:
-            raise InputError(f"{source}: {key}: {_TOO_DEEP}", hint="a study file needs four")
+            raise InputError(f"{source}: {key}: {_TOO_DEEP}", hint="a study file needs four levels")
         if isinstance(value, Mapping):
             left += [((*path, str(name)), inner) for name, inner in value.items()]
         elif isinstance(value, list | tuple):
             left += [((*path, str(place)), inner) for place, inner in enumerate(value)]
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise InputError(f"{source}: {key}: {_WHOLE_NUMBERS}, got one of {value.bit_length():,} bits")
+            raise InputError(f"{source}: {key}: {_WHOLE_NUMBERS}, got one with {value.bit_length():,} bits")
         for text in (value, *path[-1:]):
             if isinstance(text, str) and _NO_TEXT.search(text) and path != ("name",):  # the name has its own rule
-                raise InputError(f"{source}: {key!a}: a text must be Unicode without NUL, got {text!a:.60}")
+                raise InputError(f"{source}: {key!a}: text must be Unicode without NUL, got {text!a:.60}")
 
 
 def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_values: int, source: str) -> Dimension:
@@ -114,7 +114,7 @@ def listed_dimensions(
     """
     if not points:
         raise InputError(
-            f"{source}: search.points is missing: strategy listed trains the points that it lists",
+            f"{source}: search.points is missing: strategy listed needs the points to train",
             hint="points = [{ learning_rate = 0.1 }, { learning_rate = 0.01, seed = 1 }]",
         )
     if len(points) > max_points:
@@ -147,7 +147,7 @@ def flat_search(search: Mapping[str, Any], source: str) -> dict[str, Any]:
         entries = {OPTION_PREFIX + option: inner for option, inner in options.items()}
         flat.update(entries if name == "options" else {name: spec})
     if len(flat) < len(search) - 1 + len(options):
-        raise InputError(f"{source}: an option of [search] stands there twice", hint="write options.NAME once")
+        raise InputError(f"{source}: [search] sets an option twice", hint="write options.NAME once")
     return flat
 
 

@@ -79,7 +79,7 @@ def _read_pairs(file: DataFile) -> tuple[Pair, Pair, Pair]:
         parts = unpickle_arrays(file.content)
     except RefusedPickleError as error:
         raise DataError(
-            f"{file.source}: refused to unpickle {error}; nothing of it was run",
+            f"{file.source}: refused to unpickle {error}; none of its code was run",
             hint="only numpy arrays are admitted: get the file from a source that you trust",
         ) from error
     if not (isinstance(parts, tuple | list) and len(parts) == 3 and all(_is_pair(part) for part in parts)):

@@ -152,13 +152,13 @@ class CoarseToFineSampler(BaseSampler):
         _check_objectives(study)
         listed = self._narrowing({}).listed
         if param_name not in listed:
-            raise ValueError(f"the search space of coarse to fine has no parameter {param_name!r}, only {list(listed)}")
+            raise ValueError(f"the search space has no parameter {param_name!r}, only {list(listed)}")
         # Read from the storage: Optuna's copy of the trial may be older than `before_trial`.
         point = study._storage.get_trial_system_attrs(trial._trial_id).get(COARSE_POINT_ATTRIBUTE, {})
         value = point.get(param_name, listed[param_name][0])
         if not _is_within(value, param_distribution):
             raise ValueError(
-                f"{param_name} = {value!r} is outside of what the objective suggests: {param_distribution}"
+                f"{param_name} = {value!r} is outside the distribution of the objective: {param_distribution}"
             )
         return value
 
@@ -234,7 +234,7 @@ def _dimension(name: str, shape: Shape, is_integer: bool) -> Dimension:
 
 def _check_objectives(study: Study) -> None:
     if study._is_multi_objective():
-        raise ValueError("coarse to fine compares single values: the study has several objectives")
+        raise ValueError("coarse-to-fine needs a single objective: the study has several objectives")
 
 
 def _trials(study: Study) -> list[FrozenTrial]:

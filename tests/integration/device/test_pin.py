@@ -324,5 +324,5 @@ def test_a_run_of_more_workers_than_gpus_is_bad_input(
     process = hpsearch("run", study_file, "--workers", "2")
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 2
-    assert "error: 2 workers were asked for, but 1 GPU is there for --device auto, one for each\n" in errors
+    assert "error: 2 workers were requested, but 1 GPU is available for --device auto, one for each worker\n" in errors
     assert "hint: --workers 1, or --share-gpu" in errors

@@ -61,8 +61,8 @@ def test_a_missing_file_is_downloaded_into_the_cache_once(tmp_path: Path, synthe
 @pytest.mark.parametrize(
     ("served", "reason"),
     [
-        (b"<html>Please log in</html>", "an HTML page in place of the data file"),
-        (b"\x1f\x8b\x08", "the gzip file is cut short"),
+        (b"<html>Please log in</html>", "an HTML page instead of a data file"),
+        (b"\x1f\x8b\x08", "the gzip file is truncated"),
         (b"", "not a gzip file"),
     ],
 )

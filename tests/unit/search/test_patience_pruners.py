@@ -240,7 +240,7 @@ def test_a_step_that_is_told_again_changes_nothing() -> None:
 def test_reports_without_correctness_are_refused() -> None:
     trial = optuna.create_study(pruner=SignificancePatiencePruner(patience=5)).ask()
     trial.report(0.5, 3)
-    with pytest.raises(InputError, match="trial 0 has reported step 3 without saying which images are right") as caught:
+    with pytest.raises(InputError, match="trial 0 has reported step 3 without its correct images") as caught:
         trial.should_prune()
     assert "report_correctness" in str(caught.value.hint)
 

@@ -133,7 +133,7 @@ def test_test_images_are_not_read_without_an_intent_on_record(
     """Also not through our own functions."""
     searched = search(str(folder))
     monkeypatch.setattr(held_out, "read_data_file", lambda path: pytest.fail("it was read"))
-    with pytest.raises(DataError, match="nobody has put on record"):
+    with pytest.raises(DataError, match="their opening is not on record"):
         held_out.load_test_split(searched.study.definition.data, searched.locations, lambda: False)
 
 

@@ -111,7 +111,7 @@ def test_a_hostile_pickle_runs_nothing_and_the_error_says_what_was_refused(tmp_p
     path = write(tmp_path, tuple(parts))
     with pytest.raises(DataError) as caught:
         load(path, None)
-    assert str(caught.value) == (f"{path}: refused to unpickle the name 'posix.mkdir'; nothing of it was run")
+    assert str(caught.value) == (f"{path}: refused to unpickle the name 'posix.mkdir'; none of its code was run")
     assert caught.value.hint is not None
     assert "only numpy arrays are admitted" in caught.value.hint
     assert not witness.exists()
