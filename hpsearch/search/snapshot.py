@@ -40,13 +40,12 @@ class SnapshotStorage(BaseStorage):
     to the list. In-place changes would count it twice.) For use by one thread.
 
     Args:
-        study_id, study_name, direction: as in the database. Hyperband's brackets depend on the name.
+        study_id, study_name: as in the database. Hyperband's brackets depend on the name.
     """
 
-    def __init__(self, *, study_name: str, study_id: int, direction: StudyDirection) -> None:
+    def __init__(self, *, study_name: str, study_id: int) -> None:
         self._study_name = study_name
         self._study_id = study_id
-        self._direction = direction
         self._trials: dict[int, FrozenTrial] = {}  # by trial id, in the order of numbers, as samplers expect
         self._pending_attrs: list[SystemAttr] = []
 
@@ -108,7 +107,7 @@ class SnapshotStorage(BaseStorage):
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         self._check_study_id(study_id)
-        return [self._direction]
+        return [StudyDirection.MINIMIZE]  # hpsearch always minimises the validation zero-one loss
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Always empty: no pruner or sampler reads them."""
@@ -121,8 +120,7 @@ class SnapshotStorage(BaseStorage):
         return {}
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        study = FrozenStudy(self._study_name, self._direction, {}, {}, self._study_id)
-        return [study]
+        return [FrozenStudy(self._study_name, StudyDirection.MINIMIZE, {}, {}, self._study_id)]
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         if trial_id not in self._trials:
@@ -166,21 +164,12 @@ class StudySnapshot:
     `drain_system_attrs` in the next transaction. For use by one thread.
 
     Args:
-        study_name: as in the database.
+        study_name, study_id: as in the database.
         pruner: from `pruners.build_pruner`; the same object for all epochs.
-        study_id: as in the database.
-        direction: hpsearch always minimises (the validation zero-one loss).
     """
 
-    def __init__(
-        self,
-        *,
-        study_name: str,
-        pruner: BasePruner,
-        study_id: int = 0,
-        direction: StudyDirection = StudyDirection.MINIMIZE,
-    ) -> None:
-        self._storage = SnapshotStorage(study_name=study_name, study_id=study_id, direction=direction)
+    def __init__(self, *, study_name: str, pruner: BasePruner, study_id: int = 0) -> None:
+        self._storage = SnapshotStorage(study_name=study_name, study_id=study_id)
         self._study_name = study_name
         self._pruner = pruner
 

@@ -79,7 +79,7 @@ class DenseStep:
         parts = [(0, cut), (cut, stack.num_lanes)] if 0 < cut < stack.num_lanes else [(0, stack.num_lanes)]
         losses = []
         for start, stop in parts:
-            lanes = _Lanes(step=self, stack=stack.part(start, stop), batch_size=batch_size)
+            lanes = _LaneGroup(step=self, stack=stack.part(start, stop), batch_size=batch_size)
             if images.dim() == 3:
                 losses.append(lanes.train(images[start:stop], labels[start:stop]))
             else:
@@ -113,7 +113,7 @@ class _Block:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Lanes:
+class _LaneGroup:
     """A group of lanes, all linear or all non-linear, that trains on consecutive minibatches."""
 
     step: DenseStep

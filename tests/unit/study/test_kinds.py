@@ -35,7 +35,7 @@ def test_every_name_is_accepted_and_a_misspelt_one_gets_a_hint(owner: str, name:
     key = owner.partition(".")[2]
     assert getattr(section(owner).model_validate({key: name}), key) == name
     with pytest.raises(InputError) as caught:
-        parse_definition({"name": "a", owner.partition(".")[0]: {key: f"{name}x"}}, source="study.toml")
+        parse_definition({"name": "a", owner.partition(".")[0]: {key: f"{name}?"}}, source="study.toml")
     assert str(caught.value).startswith(f"study.toml: {owner} must be one of {', '.join(TABLES[owner])}, got ")
     assert caught.value.hint is not None
     assert name in caught.value.hint
