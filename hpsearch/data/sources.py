@@ -17,7 +17,7 @@ FORMS: Final[tuple[type[DataForm], ...]] = (PublishedData, BundledDigits, IdxFol
 
 def catalog_names() -> tuple[str, ...]:
     """The data sets that are referred to by name."""
-    return tuple(name for form in FORMS for name in form.names())
+    return tuple(name for form in FORMS for name in form.named())
 
 
 def absolute_dataset(dataset: str) -> str:
@@ -39,8 +39,8 @@ def resolve_dataset(dataset: str) -> DataForm:
         DataError: the path does not exist, or may not be accessed.
     """
     for form in FORMS:
-        if dataset in form.names():
-            return form.named(dataset)
+        if (named := form.named().get(dataset)) is not None:
+            return named
     if not dataset.strip():  # Path("") would be the working directory
         raise unknown_dataset(dataset)
     try:

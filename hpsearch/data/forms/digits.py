@@ -7,7 +7,7 @@ last seventh is the test part, and the last sixth of the rest is for validation.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, final
 
@@ -36,12 +36,8 @@ class BundledDigits(DataForm):
     """
 
     @classmethod
-    def names(cls) -> Collection[str]:
-        return (DIGITS,)
-
-    @classmethod
-    def named(cls, name: str) -> Self:
-        return cls()
+    def named(cls) -> Mapping[str, Self]:
+        return {DIGITS: cls()}
 
     def load_selection(self, train_samples: int | None, locations: DataLocations) -> SelectionData:
         images, labels = read_bundled_digits()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self, final
@@ -30,14 +30,9 @@ class DataForm(ABC):
     endings: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def names(cls) -> Collection[str]:
+    def named(cls) -> Mapping[str, Self]:
         """The data sets of this form that are referred to by name."""
-        return ()
-
-    @classmethod
-    def named(cls, name: str) -> Self:
-        """The data set of a name in `names`."""
-        raise NotImplementedError
+        return {}
 
     @classmethod
     def at(cls, path: Path) -> Self | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, final
@@ -69,12 +69,8 @@ class PublishedData(_IdxFiles):
     published_set: published.PublishedSet
 
     @classmethod
-    def names(cls) -> Collection[str]:
-        return published.PUBLISHED_SETS.keys()
-
-    @classmethod
-    def named(cls, name: str) -> Self:
-        return cls(published.PUBLISHED_SETS[name])
+    def named(cls) -> Mapping[str, Self]:
+        return {name: cls(entry) for name, entry in published.PUBLISHED_SETS.items()}
 
     @property
     def _name(self) -> str:
