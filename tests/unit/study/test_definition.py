@@ -822,6 +822,7 @@ def test_budget_below_the_first_grid_is_told_of(caplog: pytest.LogCaptureFixture
         (listed("{ learning_rat = 0.1 }"), "search.points: search.learning_rat: no such key"),
         (listed("{ learning_rate = -1 }"), "search.learning_rate must be finite and > 0, got -1"),
         (listed("{ learning_rate = [0.1] }"), "point 1: learning_rate must be a plain value"),
+        (listed("{ learning_rate = [0.1, 0.2] }"), "point 1: learning_rate must be a plain value"),
         (listed("3"), "must be a table of names and values"),
         (
             listed("{ seed = 1 }, { seed = 2 }, { seed = 3 }") + "max_points = 2\n",
