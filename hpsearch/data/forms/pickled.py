@@ -1,7 +1,7 @@
 """mnist.pkl.gz: a gzipped pickle of three (images, labels) pairs: train, valid, test.
 
 One file has all three pairs, so reading the first two also loads the test pair into memory. It stays a record of
-undecoded bytes (`restricted_pickle`) and is dropped; only `PickledFile.read_test_part` builds its arrays.
+undecoded bytes (`restricted_pickle`) and is dropped; its arrays are built only when the test part is read.
 Source: docs/sources.md, section 1.
 """
 

@@ -254,7 +254,7 @@ def test_correctness_is_one_truth_value_per_image(wrong: np.ndarray) -> None:
 def test_another_number_of_images_is_refused() -> None:
     trial = optuna.create_study().ask()
     report_correctness(trial, 1, correct(5))
-    with pytest.raises(InputError, match="correct is of 7 images at step 2, and was of 100 before"):
+    with pytest.raises(InputError, match="correct has 7 images at step 2, and had 100 before"):
         report_correctness(trial, 2, np.ones(7))
 
 

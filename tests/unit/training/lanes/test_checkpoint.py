@@ -574,8 +574,8 @@ def _with_other_images_right(arrays: dict[str, Any]) -> None:
             _with("parameters/hidden.bias", np.nan),
             "parameters/hidden.bias has numbers that are not finite: the trial had diverged",
         ),
-        (_with("parameters/hidden.bias", np.inf), "parameters/hidden.bias has numbers in it that are not finite"),
-        (_with("best/hidden.weight", -np.inf), "best/hidden.weight has numbers in it that are not finite"),
+        (_with("parameters/hidden.bias", np.inf), "parameters/hidden.bias has numbers that are not finite"),
+        (_with("best/hidden.weight", -np.inf), "best/hidden.weight has numbers that are not finite"),
         (_with_other_images_right, "its best validation does not match its correct images"),
     ],
 )
