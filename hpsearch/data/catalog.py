@@ -1,41 +1,24 @@
 """The catalogue of data sets: load the training and validation data of a study, fetch and verify the files.
 
-The data sets are mnist, fashion-mnist, kmnist, digits, a folder of IDX files, or an mnist.pkl.gz (`sources`). Of the
-functions here only `fetch_dataset` and `verify_dataset` open test files (t10k-*), and only to compute their checksums.
+`sources.FORMS` lists the forms in which data sets come. Of the functions here only `fetch_dataset` and `verify_dataset`
+open test files (t10k-*), and only to compute their checksums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from hpsearch.data.classes import count_classes
+from hpsearch.data import published
 from hpsearch.data.data_file import read_data_file
-from hpsearch.data.digits import DIGITS, load_digits_selection
 from hpsearch.data.download import DownloadProgress
-from hpsearch.data.idx import parse_pair
+from hpsearch.data.forms.digits import DIGITS, BundledDigits
 from hpsearch.data.lookup import DataLocations, download_published, find_file
-from hpsearch.data.pickled import load_pickled_selection
-from hpsearch.data.published import (
-    FILE_NAMES,
-    TRAIN_IMAGES,
-    TRAIN_LABELS,
-    PublishedSet,
-    check_published,
-    refuse_test_images,
-)
-from hpsearch.data.sources import (
-    BundledDigits,
-    IdxFolder,
-    PickledFile,
-    catalog_names,
-    read_training_file,
-    resolve_dataset,
-    unknown_dataset,
-)
-from hpsearch.data.splits import SelectionData, Split, scaled_split, selection_slices
+from hpsearch.data.published import FILE_NAMES, PublishedSet, check_published
+from hpsearch.data.sources import catalog_names, resolve_dataset, unknown_dataset
+from hpsearch.data.splits import SelectionData, Split
 from hpsearch.errors import DataError
 from hpsearch.study.settings import DataSettings
 
@@ -93,14 +76,9 @@ def load_selection_data(
         InputError: no such data set, or `train_samples` exceeds the number of training images.
         DataError: files are missing, damaged, or do not match their checksums.
     """
-    source = resolve_dataset(settings.dataset)
-    match source:
-        case BundledDigits():
-            return load_digits_selection(settings.train_samples)
-        case PickledFile(path):
-            return load_pickled_selection(path, settings.train_samples)
-        case PublishedSet() | IdxFolder():
-            return _load_idx_selection(source, settings.train_samples, locations, progress)
+    return resolve_dataset(settings.dataset).load_selection(
+        settings.train_samples, replace(locations, progress=progress)
+    )
 
 
 def fetch_dataset(name: str, locations: DataLocations, progress: DownloadProgress | None = None) -> tuple[Path, ...]:
@@ -118,7 +96,8 @@ def fetch_dataset(name: str, locations: DataLocations, progress: DownloadProgres
     published = _find_published(name)
     if published is None:
         return ()
-    return tuple(_fetch_file(published, file_name, locations, progress) for file_name in FILE_NAMES)
+    locations = replace(locations, progress=progress)
+    return tuple(_fetch_file(published, file_name, locations) for file_name in FILE_NAMES)
 
 
 def verify_dataset(name: str, locations: DataLocations) -> tuple[FileCheck, ...]:
@@ -130,47 +109,19 @@ def verify_dataset(name: str, locations: DataLocations) -> tuple[FileCheck, ...]
     """
     published = _find_published(name)
     if published is None:
-        (checksum,) = load_digits_selection(None).checksums.values()
+        (checksum,) = BundledDigits().load_selection(None, locations).checksums.values()
         return (FileCheck(file_name=DIGITS, path=None, state=FileState.UNVERIFIED, sha256=checksum),)
     return tuple(_verify_file(published, file_name, locations.folders(name)) for file_name in FILE_NAMES)
-
-
-def _load_idx_selection(
-    source: PublishedSet | IdxFolder,
-    train_samples: int | None,
-    locations: DataLocations,
-    progress: DownloadProgress | None,
-) -> SelectionData:
-    images_file = read_training_file(source, TRAIN_IMAGES, locations, progress=progress)
-    labels_file = read_training_file(source, TRAIN_LABELS, locations, progress=progress)
-    images, labels = parse_pair(images_file, labels_file)
-    if isinstance(source, IdxFolder):
-        refuse_test_images(images, images_file.source)
-    train, validation = selection_slices(len(images), train_samples, source=images_file.source)
-    all_train = labels[: validation.start]  # before `train_samples` limits them
-    num_classes = count_classes(all_train, labels[validation], labels_file.source)
-    _, rows, columns = images.shape
-    return SelectionData(
-        name=source.name if isinstance(source, PublishedSet) else source.path.resolve().name,
-        train=scaled_split(images[train], labels[train]),
-        validation=scaled_split(images[validation], labels[validation]),
-        image_shape=(rows, columns),
-        num_classes=num_classes,
-        checksums={TRAIN_IMAGES: images_file.sha256, TRAIN_LABELS: labels_file.sha256},
-    )
 
 
 def _find_published(name: str) -> PublishedSet | None:
     """The published set of this name; None for digits."""
     if name not in catalog_names():  # a folder or a pickle has neither checksums nor mirrors
         raise unknown_dataset(name)
-    source = resolve_dataset(name)
-    return source if isinstance(source, PublishedSet) else None
+    return published.PUBLISHED_SETS.get(name)
 
 
-def _fetch_file(
-    published: PublishedSet, file_name: str, locations: DataLocations, progress: DownloadProgress | None
-) -> Path:
+def _fetch_file(published: PublishedSet, file_name: str, locations: DataLocations) -> Path:
     folders = locations.folders(published.name)
     path = find_file(file_name, *folders)
     if path is not None:
@@ -181,7 +132,7 @@ def _fetch_file(
                 raise  # the user's own file is never replaced
         else:
             return path
-    return download_published(published, file_name, locations, progress=progress)
+    return download_published(published, file_name, locations)
 
 
 def _verify_file(published: PublishedSet, file_name: str, folders: Iterable[Path]) -> FileCheck:

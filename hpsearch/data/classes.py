@@ -63,10 +63,10 @@ def count_classes(train: Labels, validation: Labels, source: str) -> int:
         )
         raise DataError(
             f"{source}: {what}",
-            hint="images sorted by class? Shuffle images and labels together: validation takes those at the end",
+            hint="validation uses the last images: if they are sorted by class, shuffle images and labels together",
         )
     if len(in_train | in_validation) < 2:
-        raise DataError(f"{source}: all images have {_names(in_train)}", hint="there is nothing to tell apart")
+        raise DataError(f"{source}: all images have {_names(in_train)}", hint="there is nothing to classify")
     return int(both.max()) + 1
 
 

@@ -89,9 +89,7 @@ def _read_bytes(path: Path, source: str, max_bytes: int) -> bytes:
 def _refuse_what_is_no_data(content: bytes, source: str, *, must_be_packed: bool) -> None:
     first = show_first_bytes(content)
     if content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):  # maybe after a UTF-8 byte order mark
-        raise DataError(
-            f"{source}: an HTML page in place of the data file: it begins with {first}", hint=DOWNLOAD_AGAIN
-        )
+        raise DataError(f"{source}: an HTML page instead of a data file: it begins with {first}", hint=DOWNLOAD_AGAIN)
     if must_be_packed:
         raise DataError(f"{source}: not a gzip file: it begins with {first}", hint=DOWNLOAD_AGAIN)
 
@@ -107,7 +105,7 @@ def _unpack(packed: bytes, source: str, max_bytes: int) -> bytes:
                     raise _too_large(source, max_bytes)
     except EOFError as error:
         raise DataError(
-            f"{source}: the gzip file is cut short: {len(packed)} bytes, beginning with {first}, "
+            f"{source}: the gzip file is truncated: {len(packed)} bytes, beginning with {first}, "
             f"unpack to {unpacked.tell()} bytes and end too early",
             hint=DOWNLOAD_AGAIN,
         ) from error

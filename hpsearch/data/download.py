@@ -6,6 +6,7 @@ target is therefore never partial, and any number of processes can download the 
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import http.client
 import logging
@@ -13,7 +14,7 @@ import os
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -87,7 +88,10 @@ def _download_from(
 ) -> Path:
     # The name keeps the suffix (.gz) and is unique, so that concurrent downloads never share a file.
     partial = target.with_name(f".{uuid.uuid4().hex}-{target.name}")
-    with _open_address(address, timeout_seconds) as response:
+    request = urllib.request.Request(address, headers={"User-Agent": f"hpsearch/{__version__}"})
+    with _network_errors(address):
+        response = urllib.request.urlopen(request, timeout=timeout_seconds)
+    with response:
         _make_folder(target.parent)  # not earlier: a failed download leaves no empty folder behind
         try:
             with partial.open("xb") as stream:
@@ -111,11 +115,13 @@ def _copy(
     file_name: str,
     progress: DownloadProgress | None,
 ) -> None:
-    bytes_done, bytes_total = 0, _read_length(response)
+    length = response.headers.get("Content-Length", "")
+    bytes_done, bytes_total = 0, int(length) if length.isdecimal() else None
     while True:
         if progress is not None:
             progress(file_name, bytes_done, bytes_total)
-        block = _read_block(response, address)
+        with _network_errors(address):
+            block = response.read(_BLOCK_BYTES)
         if not block:
             break
         target.write(block)
@@ -126,10 +132,11 @@ def _copy(
         raise _MirrorError(f"{address}: cut short: {bytes_done} of {bytes_total} bytes")
 
 
-def _open_address(address: str, timeout_seconds: float) -> http.client.HTTPResponse:
-    request = urllib.request.Request(address, headers={"User-Agent": f"hpsearch/{__version__}"})
+@contextlib.contextmanager
+def _network_errors(address: str) -> Iterator[None]:
+    """Raise network errors as `_MirrorError`."""
     try:
-        response = urllib.request.urlopen(request, timeout=timeout_seconds)
+        yield
     except urllib.error.HTTPError as error:
         error.close()
         raise _MirrorError(f"{address}: HTTP status {error.code} ({error.reason})") from error
@@ -137,20 +144,6 @@ def _open_address(address: str, timeout_seconds: float) -> http.client.HTTPRespo
         raise _MirrorError(f"{address}: {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:  # a timeout, or an answer that is not HTTP
         raise _MirrorError(f"{address}: {str(error) or type(error).__name__}") from error
-    assert isinstance(response, http.client.HTTPResponse), "mirrors are http or https addresses"
-    return response
-
-
-def _read_block(response: http.client.HTTPResponse, address: str) -> bytes:
-    try:
-        return response.read(_BLOCK_BYTES)
-    except (OSError, http.client.HTTPException) as error:
-        raise _MirrorError(f"{address}: the connection broke: {str(error) or type(error).__name__}") from error
-
-
-def _read_length(response: http.client.HTTPResponse) -> int | None:
-    length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
 
 
 def _make_folder(folder: Path) -> None:

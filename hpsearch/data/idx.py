@@ -64,7 +64,7 @@ def _parse_header(file: DataFile, expected_magic: int, kind: str, *, num_dimensi
         raise DataError(
             f"{file.source}: not {kind}: expected magic number {expected_magic}, found {magic} "
             f"(it begins with {file.first_bytes})",
-            hint="image and label files may be exchanged; else " + DOWNLOAD_AGAIN,
+            hint="the image and label files may be swapped; otherwise " + DOWNLOAD_AGAIN,
         )
     if len(file.content) < header_bytes:
         raise DataError(

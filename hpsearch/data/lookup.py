@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
@@ -29,11 +29,13 @@ class DataLocations:
         local: the user's own folder (HPSEARCH_DATA); never written.
         cache: folder for downloads, with a subfolder per data set.
         allow_download: False: the network is not used.
+        progress: called during downloads.
     """
 
     local: Path | None
     cache: Path
     allow_download: bool = True
+    progress: DownloadProgress | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_environment(cls) -> DataLocations:
@@ -43,10 +45,7 @@ class DataLocations:
             DataError: the user has no home folder, and no environment variable names one.
         """
         local = os.environ.get(environment.DATA)
-        return cls(
-            local=Path(local).expanduser() if local else None,
-            cache=_cache() / "data",
-        )
+        return cls(local=Path(local).expanduser() if local else None, cache=_cache() / "data")
 
     def folders(self, name: str) -> tuple[Path, ...]:
         """The folders to search for files of the published set `name`, in order.
@@ -81,20 +80,13 @@ def find_file(file_name: str, *folders: Path) -> Path | None:
                 continue
             except OSError as error:  # an inaccessible file is not a missing file
                 raise DataError(
-                    f"{candidate}: cannot be looked at: {error.strerror}",
-                    hint="check the path and its permissions",
+                    f"{candidate}: cannot be accessed: {error.strerror}", hint="check the path and its permissions"
                 ) from error
             return candidate
     return None
 
 
-def obtain_file(
-    published: PublishedSet,
-    file_name: str,
-    locations: DataLocations,
-    *,
-    progress: DownloadProgress | None = None,
-) -> DataFile:
+def obtain_file(published: PublishedSet, file_name: str, locations: DataLocations) -> DataFile:
     """Find or download one file of a published set, and verify it.
 
     Raises:
@@ -102,43 +94,34 @@ def obtain_file(
     """
     path = find_file(file_name, *locations.folders(published.name))
     if path is None:
-        path = download_published(published, file_name, locations, progress=progress)
+        path = download_published(published, file_name, locations)
     file = read_data_file(path)
     check_published(file, published, file_name)
     return file
 
 
-def download_published(
-    published: PublishedSet,
-    file_name: str,
-    locations: DataLocations,
-    *,
-    progress: DownloadProgress | None = None,
-) -> Path:
+def download_published(published: PublishedSet, file_name: str, locations: DataLocations) -> Path:
     """Download one file of a published set into the cache and verify it. Replaces an existing file.
 
     Raises:
         DataError: downloading is not allowed, no mirror has the correct file, or the cache cannot be written.
     """
-    looked_at = ", ".join(map(str, locations.folders(published.name)))
+    missing = f"{published.name}: no {file_name} (looked in {', '.join(map(str, locations.folders(published.name)))})"
     hint = (
         f"run where there is a network: hpsearch data fetch {published.name}; "
         f"or set {environment.DATA} to a folder that holds {file_name}.gz"
     )
     if not locations.allow_download:
-        raise DataError(
-            f"{published.name}: no {file_name} (looked in {looked_at}); downloading is switched off",
-            hint=hint,
-        )
+        raise DataError(f"{missing}; downloading is switched off", hint=hint)
 
     def verify(path: Path, address: str) -> None:
         check_published(read_data_file(path, source=address), published, file_name)
 
-    cache_folder = locations.cache_folder(published.name)
+    folder = locations.cache_folder(published.name)
     try:
-        return download_file(f"{file_name}.gz", published.mirrors, cache_folder, verify=verify, progress=progress)
+        return download_file(f"{file_name}.gz", published.mirrors, folder, verify=verify, progress=locations.progress)
     except MirrorsFailedError as error:
-        raise DataError(f"{published.name}: no {file_name} (looked in {looked_at}); {error}", hint=hint) from error
+        raise DataError(f"{missing}; {error}", hint=hint) from error
 
 
 def _cache() -> Path:

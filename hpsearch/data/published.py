@@ -57,61 +57,55 @@ class PublishedSet:
     files: Mapping[str, PublishedFile]
 
 
-PUBLISHED_SETS: Mapping[str, PublishedSet] = MappingProxyType(
-    {
-        "mnist": PublishedSet(
-            name="mnist",
-            mirrors=(
-                "https://ossci-datasets.s3.amazonaws.com/mnist/",
-                "https://storage.googleapis.com/cvdf-datasets/mnist/",
-            ),
-            files=MappingProxyType(
-                {
-                    TRAIN_IMAGES: PublishedFile(
-                        packed_md5="f68b3c2dcbeaaa9fbdd348bbdeb94873",
-                        sha256="ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-                    ),
-                    TRAIN_LABELS: PublishedFile(
-                        packed_md5="d53e105ee54ea40749a09fcbcd1e9432",
-                        sha256="65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-                    ),
-                    TEST_IMAGES: PublishedFile(
-                        packed_md5="9fb629c4189551a2d022fa330f9573f3",
-                        sha256="0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-                    ),
-                    TEST_LABELS: PublishedFile(
-                        packed_md5="ec29112dd5afa0611ce80d1b7f02629c",
-                        sha256="ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-                    ),
-                }
-            ),
+def _published(
+    name: str, *mirrors: str, md5: tuple[str, ...], sha256: tuple[str | None, ...] = (None,) * 4
+) -> PublishedSet:
+    """A set with its checksums in the order of FILE_NAMES."""
+    checksums = zip(FILE_NAMES, md5, sha256, strict=True)
+    files = {file_name: PublishedFile(packed_md5=md5, sha256=sha256) for file_name, md5, sha256 in checksums}
+    return PublishedSet(name=name, mirrors=mirrors, files=MappingProxyType(files))
+
+
+_SETS = (
+    _published(
+        "mnist",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        md5=(
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "d53e105ee54ea40749a09fcbcd1e9432",
+            "9fb629c4189551a2d022fa330f9573f3",
+            "ec29112dd5afa0611ce80d1b7f02629c",
         ),
-        "fashion-mnist": PublishedSet(
-            name="fashion-mnist",
-            mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
-            files=MappingProxyType(
-                {
-                    TRAIN_IMAGES: PublishedFile(packed_md5="8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-                    TRAIN_LABELS: PublishedFile(packed_md5="25c81989df183df01b3e8a0aad5dffbe"),
-                    TEST_IMAGES: PublishedFile(packed_md5="bef4ecab320f06d8554ea6380940ec79"),
-                    TEST_LABELS: PublishedFile(packed_md5="bb300cfdad3c16e7a12a480ee83cd310"),
-                }
-            ),
+        sha256=(
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
-        "kmnist": PublishedSet(
-            name="kmnist",
-            mirrors=("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
-            files=MappingProxyType(
-                {
-                    TRAIN_IMAGES: PublishedFile(packed_md5="bdb82020997e1d708af4cf47b453dcf7"),
-                    TRAIN_LABELS: PublishedFile(packed_md5="e144d726b3acfaa3e44228e80efcd344"),
-                    TEST_IMAGES: PublishedFile(packed_md5="5c965bf0a639b31b8f53240b1b52f4d7"),
-                    TEST_LABELS: PublishedFile(packed_md5="7320c461ea6c1c855c0b718fb2a4b134"),
-                }
-            ),
+    ),
+    _published(
+        "fashion-mnist",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        md5=(
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bef4ecab320f06d8554ea6380940ec79",
+            "bb300cfdad3c16e7a12a480ee83cd310",
         ),
-    }
+    ),
+    _published(
+        "kmnist",
+        "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
+        md5=(
+            "bdb82020997e1d708af4cf47b453dcf7",
+            "e144d726b3acfaa3e44228e80efcd344",
+            "5c965bf0a639b31b8f53240b1b52f4d7",
+            "7320c461ea6c1c855c0b718fb2a4b134",
+        ),
+    ),
 )
+PUBLISHED_SETS: Mapping[str, PublishedSet] = MappingProxyType({entry.name: entry for entry in _SETS})
 
 
 def check_published(file: DataFile, published: PublishedSet, file_name: str) -> bool:
@@ -129,7 +123,7 @@ def check_published(file: DataFile, published: PublishedSet, file_name: str) -> 
     comparison = _choose_comparison(file, published, file_name)
     if comparison is None:
         _logger.warning(
-            "%s: not verified: nobody published a checksum of %s's unpacked %s (SHA-256 %s)",
+            "%s: not verified: no checksum of %s's unpacked %s is published (SHA-256 %s)",
             *(file.source, published.name, file_name, file.sha256),
         )
         return False
@@ -186,7 +180,7 @@ def _grey_levels(images: NDArray[np.uint8] | NDArray[np.float32]) -> Iterator[ND
 
 def _is_a_test_set(source: str, name: str, file_name: str) -> DataError:
     return DataError(
-        f"{source}: these are {name}'s test images or labels ({file_name}), and nothing is trained or selected on them",
+        f"{source}: these are {name}'s test images or labels ({file_name}), not for training or selection",
         hint=f"put the training files of {name} there, or name {name} as the dataset",
     )
 
@@ -210,7 +204,7 @@ def _explain_wrong_checksum(file: DataFile, published: PublishedSet, file_name: 
         return f"delete the file, then run: hpsearch data fetch {published.name}"
     owner_name, owner_file_name = owner
     if owner_name == published.name:
-        return f"this is {owner_file_name} of the same set: the files' names are exchanged"
+        return f"this is {owner_file_name} of the same set: the files' names are swapped"
     return (
         f"this is {owner_file_name} of {owner_name}: name {owner_name} as the dataset, "
         f"or put {published.name}'s files into HPSEARCH_DATA/{published.name}/"

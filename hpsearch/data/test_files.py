@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hpsearch.data.published import TEST_IMAGES, TEST_LABELS, PublishedSet
-from hpsearch.data.sources import IdxFolder, find_in_folder, resolve_dataset
+from hpsearch.data.published import TEST_LABELS
+from hpsearch.data.sources import resolve_dataset
 from hpsearch.study.settings import DataSettings
 
 
@@ -22,18 +22,7 @@ def marks_of_test_files(settings: DataSettings, dataset_checksums: Mapping[str, 
         DataError: test files in a user's own folder are missing.
     """
     marks = {f"trained-on:{sha}" for name, sha in dataset_checksums.items() if "labels" not in name}
-    source = resolve_dataset(settings.dataset)
-    match source:
-        case PublishedSet():
-            published = source.files[TEST_IMAGES]
-            marks.add(f"md5:{published.packed_md5}")
-            marks |= {f"sha256:{published.sha256}"} if published.sha256 else set()
-        case IdxFolder():
-            for file_name in (TEST_IMAGES, TEST_LABELS):
-                path = find_in_folder(source, file_name).resolve()
-                found = path.stat()
-                marks.add(f"file:{path}:{found.st_size}:{found.st_mtime_ns}")
-    return frozenset(marks)
+    return frozenset(marks | resolve_dataset(settings.dataset).test_file_marks())
 
 
 def marks_of_content(checksums: Mapping[str, str]) -> frozenset[str]:

@@ -103,13 +103,13 @@ def wanted_gpus(wanted: str, visible: VisibleDevices) -> tuple[Gpu, ...]:
         raise InputError(f"unknown device {wanted!r:.60}", hint=f"auto, cpu or cuda:N; {visible.describe()}")
     if not visible.has_cuda_build:
         raise DeviceError(
-            f"device {wanted} was asked for, but this torch ({torch_build()['__version__']}) is built for the CPU only",
+            f"device {wanted} was requested, but this torch ({torch_build()['__version__']}) is built for the CPU only",
             hint="install a CUDA build of torch, or --device cpu",
         )
     index = match.group(1)
     gpus = visible.gpus if index is None else visible.gpus[int(index) :][:1]
     if not gpus:
-        raise DeviceError(f"device {wanted} is not there", hint=visible.describe())
+        raise DeviceError(f"device {wanted} does not exist", hint=visible.describe())
     return gpus
 
 
@@ -127,9 +127,9 @@ def num_local_workers(asked: int | None, wanted: str, visible: VisibleDevices, *
     if asked is None:
         return max(1, len(gpus))
     if gpus and asked > len(gpus) and not is_shared:
-        there = "1 GPU is" if len(gpus) == 1 else f"{len(gpus)} GPUs are"
+        available = "1 GPU is" if len(gpus) == 1 else f"{len(gpus)} GPUs are"
         raise InputError(
-            f"{asked} workers were asked for, but {there} there for --device {wanted}, one for each",
+            f"{asked} workers were requested, but {available} available for --device {wanted}, one for each worker",
             hint=f"--workers {len(gpus)}, or --share-gpu to let workers share a GPU",
         )
     return asked
@@ -217,5 +217,5 @@ def _uuid_from(properties: Any) -> str | None:
     if None in address or not _BOOT_ID.exists():
         return None
     place = ":".join(f"{part:x}" for part in address if part is not None)
-    _log.warning("%s tells no UUID: it is known by this machine and its place on the PCI bus", properties.name)
+    _log.warning("%s has no UUID: it is identified by this machine and its place on the PCI bus", properties.name)
     return f"PCI-{_BOOT_ID.read_text().strip()}-{place}"

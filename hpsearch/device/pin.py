@@ -90,7 +90,7 @@ class PinnedDevice:
                     break
                 except SQLAlchemyError as error:
                     if attempt == 2:
-                        _log.warning("could not look after the lock on %s: %s", self.description, first_line(error))
+                        _log.warning("could not check the lock on %s: %s", self.description, first_line(error))
         if self._is_lost:
             _log.error("another worker has taken %s while the database was away", self.description)
         return not self._is_lost
@@ -192,7 +192,7 @@ def _require_identity(gpus: Sequence[Gpu]) -> None:
     for gpu in gpus:
         if gpu.uuid is None:
             raise DeviceError(
-                f"{gpu.device} ({gpu.name}) tells neither a UUID nor its place on the PCI bus: it cannot be pinned",
+                f"{gpu.device} ({gpu.name}) has neither a UUID nor a known place on the PCI bus: it cannot be pinned",
                 hint="update the driver or torch, or choose another device with --device",
             )
 
@@ -257,8 +257,7 @@ def _tell(taken: Sequence[str], rules: PinRules) -> None:
         _log.warning("%s; it waits until one is free or the study is finished", reason)
         return
     raise DeviceError(
-        reason,
-        hint="--wait-for-gpu waits for one; --share-gpu shares one with workers that were started with it, too",
+        reason, hint="--wait-for-gpu waits for one; --share-gpu shares one with workers that were started with it, too"
     )
 
 

@@ -135,8 +135,8 @@ class SignificancePatiencePruner(_ReplayedRule):
         steps = sorted({*bits, *trial.intermediate_values})
         if steps and (not bits or min(bits) > steps[0]):
             raise InputError(
-                f"trial {trial.number} has reported step {steps[0]} without saying which images are right",
-                hint="call report_correctness(trial, step, correct) beside trial.report, before trial.should_prune",
+                f"trial {trial.number} has reported step {steps[0]} without its correct images",
+                hint="call report_correctness(trial, step, correct) with each trial.report, before trial.should_prune",
             )
         return self._compared(steps, bits, trial.user_attrs[_NUM_IMAGES] if steps else 0)
 
@@ -173,7 +173,7 @@ def report_correctness(trial: BaseTrial, step: int, correct: ArrayLike) -> None:
     attributes = trial.user_attrs
     num_images = attributes.get(_NUM_IMAGES, len(array))
     if num_images != len(array):
-        raise InputError(f"correct is of {len(array)} images at step {step}, and was of {num_images} before")
+        raise InputError(f"correct has {len(array)} images at step {step}, and had {num_images} before")
     earlier = _decoded(attributes)
     packed = np.packbits(array).tobytes()
     fewest = min((_num_wrong(bits, num_images) for bits in earlier.values()), default=num_images + 1)

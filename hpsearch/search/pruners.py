@@ -7,6 +7,8 @@ stopping rules as pruners, for such studies, are in patience_pruners.py and can 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from optuna.pruners import (
     BasePruner,
     HyperbandPruner,
@@ -23,6 +25,7 @@ from hpsearch.search.patience_pruners import (
     SignificancePatiencePruner,
     report_correctness,
 )
+from hpsearch.study.kinds import PRUNERS
 from hpsearch.study.settings import PruningSettings
 
 __all__ = [
@@ -43,49 +46,60 @@ def is_competitive(settings: PruningSettings) -> bool:
 def build_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
     """Optuna's pruner for these settings; it expects values at the steps 1 to `max_epochs`.
 
-    The pruners in Optuna's terms (all compare validation zero-one losses; lower is better):
-
-    - `none`: never prunes.
-    - `median`, `percentile`: after every epoch, prunes a trial whose *best value so far* is worse than the
-      median (or the given percentile) of the values that COMPLETE trials had *at that same epoch*. PRUNED and
-      RUNNING trials do not count. Off until `startup_trials` (Optuna: n_startup_trials) are COMPLETE and
-      during the first `warmup_epochs` of each trial (Optuna prunes from step n_warmup_steps on, so that is
-      one epoch more).
-    - `successive-halving`: asynchronous (ASHA). Rung k is at epoch `min_epochs * reduction_factor**k`
-      (Optuna: min_resource). A trial passes it if its value there is among the best 1/`reduction_factor` of
-      all trials that have reached the rung, whatever their state. If fewer than `reduction_factor` trials have
-      reached it, the trial must be the best one. Values at the rungs are stored in the trials' system attributes
-      `completed_rung_k`.
-    - `hyperband`: floor(log_factor(max_epochs / min_epochs)) + 1 brackets of successive halving, bracket b
-      with its first rung at `min_epochs * reduction_factor**b`. A trial's bracket follows from the study's
-      name and its number, and it competes within its bracket only. Optuna's max_resource is `max_epochs`, not
-      "auto", which would take it from the first complete trial. That would be too small if this trial stopped
-      by its own patience.
+    All pruners compare validation zero-one losses; lower is better. `study.kinds.PRUNERS` names the function of each.
 
     Raises:
         InputError: the first rung is after the last epoch, so that no trial could be pruned.
     """
-    match settings.pruner:
-        case "none":
-            return NopPruner()
-        case "median":
-            return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs + 1)
-        case "percentile":
-            return PercentilePruner(
-                settings.percentile,
-                n_startup_trials=settings.startup_trials,
-                n_warmup_steps=settings.warmup_epochs + 1,
-            )
-        case "successive-halving":
-            _check_first_rung(settings, max_epochs)
-            return SuccessiveHalvingPruner(min_resource=settings.min_epochs, reduction_factor=settings.reduction_factor)
-        case "hyperband":
-            _check_first_rung(settings, max_epochs)
-            return HyperbandPruner(
-                min_resource=settings.min_epochs,
-                max_resource=max_epochs,
-                reduction_factor=settings.reduction_factor,
-            )
+    build: Callable[[PruningSettings, int], BasePruner] = PRUNERS[settings.pruner].implementation
+    return build(settings, max_epochs)
+
+
+def no_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
+    return NopPruner()
+
+
+def median_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
+    """As `percentile_pruner`, with the median."""
+    return MedianPruner(n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs + 1)
+
+
+def percentile_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
+    """Prune, after every epoch, a trial whose best value so far is worse than this percentile of the others.
+
+    The others' values are those that COMPLETE trials had at that same epoch; PRUNED and RUNNING trials do not count.
+    Off until `startup_trials` (Optuna: n_startup_trials) are COMPLETE and during the first `warmup_epochs` of each
+    trial (Optuna prunes from step n_warmup_steps on, so that is one epoch more).
+    """
+    return PercentilePruner(
+        settings.percentile, n_startup_trials=settings.startup_trials, n_warmup_steps=settings.warmup_epochs + 1
+    )
+
+
+def successive_halving_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
+    """Asynchronous successive halving (ASHA).
+
+    Rung k is at epoch `min_epochs * reduction_factor**k` (Optuna: min_resource). A trial passes it if its value there
+    is among the best 1/`reduction_factor` of all trials that have reached the rung, whatever their state. If fewer
+    than `reduction_factor` trials have reached it, the trial must be the best one. Values at the rungs are stored in
+    the trials' system attributes `completed_rung_k`.
+    """
+    _check_first_rung(settings, max_epochs)
+    return SuccessiveHalvingPruner(min_resource=settings.min_epochs, reduction_factor=settings.reduction_factor)
+
+
+def hyperband_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
+    """floor(log_factor(max_epochs / min_epochs)) + 1 brackets of successive halving.
+
+    The first rung of bracket b is at `min_epochs * reduction_factor**b`. A trial's bracket follows from the study's
+    name and its number, and it competes within its bracket only. Optuna's max_resource is `max_epochs`, not "auto",
+    which would take it from the first complete trial. That would be too small if this trial stopped by its own
+    patience.
+    """
+    _check_first_rung(settings, max_epochs)
+    return HyperbandPruner(
+        min_resource=settings.min_epochs, max_resource=max_epochs, reduction_factor=settings.reduction_factor
+    )
 
 
 def _check_first_rung(settings: PruningSettings, max_epochs: int) -> None:
@@ -94,5 +108,5 @@ def _check_first_rung(settings: PruningSettings, max_epochs: int) -> None:
         raise InputError(
             f"pruning.min_epochs must be at most training.max_epochs ({max_epochs}) with the pruner "
             f"{settings.pruner}, got {settings.min_epochs}",
-            hint="lower pruning.min_epochs, raise training.max_epochs, or take the pruner none",
+            hint="lower pruning.min_epochs, raise training.max_epochs, or use the pruner none",
         )

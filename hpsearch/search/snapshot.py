@@ -8,7 +8,7 @@ it, and writes the pruner's attributes together with its own rows. The decisions
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from typing import Any, Never, final
 
 import optuna
@@ -22,6 +22,15 @@ from optuna.trial import FrozenTrial, TrialState
 SystemAttr = tuple[int, str, Any]  # trial id, key, JSON value
 
 
+def _refused(method: str) -> Any:
+    """A method of `SnapshotStorage` that refuses to write."""
+
+    def refuse(self: SnapshotStorage, *args: object, **kwargs: object) -> Never:
+        raise RuntimeError(f"{method} on a snapshot of {self._study_name!r}: call it on the study's own storage")
+
+    return refuse
+
+
 @final
 class SnapshotStorage(BaseStorage):
     """An in-memory Optuna storage of one study. Only trials' parameters and system attributes can be written.
@@ -31,13 +40,12 @@ class SnapshotStorage(BaseStorage):
     to the list. In-place changes would count it twice.) For use by one thread.
 
     Args:
-        study_id, study_name, direction: as in the database. Hyperband's brackets depend on the name.
+        study_id, study_name: as in the database. Hyperband's brackets depend on the name.
     """
 
-    def __init__(self, *, study_name: str, study_id: int, direction: StudyDirection) -> None:
+    def __init__(self, *, study_name: str, study_id: int) -> None:
         self._study_name = study_name
         self._study_id = study_id
-        self._direction = direction
         self._trials: dict[int, FrozenTrial] = {}  # by trial id, in the order of numbers, as samplers expect
         self._pending_attrs: list[SystemAttr] = []
 
@@ -99,7 +107,7 @@ class SnapshotStorage(BaseStorage):
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         self._check_study_id(study_id)
-        return [self._direction]
+        return [StudyDirection.MINIMIZE]  # hpsearch always minimises the validation zero-one loss
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Always empty: no pruner or sampler reads them."""
@@ -112,15 +120,7 @@ class SnapshotStorage(BaseStorage):
         return {}
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        return [
-            FrozenStudy(
-                study_name=self._study_name,
-                direction=self._direction,
-                user_attrs={},
-                system_attrs={},
-                study_id=self._study_id,
-            )
-        ]
+        return [FrozenStudy(self._study_name, StudyDirection.MINIMIZE, {}, {}, self._study_id)]
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         if trial_id not in self._trials:
@@ -145,34 +145,14 @@ class SnapshotStorage(BaseStorage):
         if study_id != self._study_id:
             raise KeyError(f"this snapshot holds the study with the id {self._study_id}, not {study_id}")
 
-    # All other writes are refused.
-
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        self._refuse("create_new_study")
-
-    def delete_study(self, study_id: int) -> None:
-        self._refuse("delete_study")
-
-    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._refuse("set_study_user_attr")
-
-    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        self._refuse("set_study_system_attr")
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        self._refuse("create_new_trial")
-
-    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        self._refuse("set_trial_state_values")
-
-    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
-        self._refuse("set_trial_intermediate_value")
-
-    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._refuse("set_trial_user_attr")
-
-    def _refuse(self, method: str) -> Never:
-        raise RuntimeError(f"{method} on a snapshot of {self._study_name!r}: it must go to the study's own storage")
+    create_new_study = _refused("create_new_study")
+    delete_study = _refused("delete_study")
+    set_study_user_attr = _refused("set_study_user_attr")
+    set_study_system_attr = _refused("set_study_system_attr")
+    create_new_trial = _refused("create_new_trial")
+    set_trial_state_values = _refused("set_trial_state_values")
+    set_trial_intermediate_value = _refused("set_trial_intermediate_value")
+    set_trial_user_attr = _refused("set_trial_user_attr")
 
 
 @final
@@ -184,21 +164,12 @@ class StudySnapshot:
     `drain_system_attrs` in the next transaction. For use by one thread.
 
     Args:
-        study_name: as in the database.
+        study_name, study_id: as in the database.
         pruner: from `pruners.build_pruner`; the same object for all epochs.
-        study_id: as in the database.
-        direction: hpsearch always minimises (the validation zero-one loss).
     """
 
-    def __init__(
-        self,
-        *,
-        study_name: str,
-        pruner: BasePruner,
-        study_id: int = 0,
-        direction: StudyDirection = StudyDirection.MINIMIZE,
-    ) -> None:
-        self._storage = SnapshotStorage(study_name=study_name, study_id=study_id, direction=direction)
+    def __init__(self, *, study_name: str, pruner: BasePruner, study_id: int = 0) -> None:
+        self._storage = SnapshotStorage(study_name=study_name, study_id=study_id)
         self._study_name = study_name
         self._pruner = pruner
 

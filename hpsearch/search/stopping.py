@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Self, final
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import ArtifactError
 from hpsearch.search.significance import is_significant_gain
+from hpsearch.study.kinds import STOPPING_RULES
 from hpsearch.study.settings import StoppingSettings
 
 
@@ -53,6 +54,11 @@ class StoppingRule(ABC):
     name: ClassVar[str]
 
     best: Validation | None = None
+
+    @classmethod
+    @abstractmethod
+    def fresh(cls, settings: StoppingSettings, num_minibatches: int) -> Self:
+        """The rule before the first epoch of a trial whose epochs have `num_minibatches` minibatches."""
 
     @abstractmethod
     def observe(self, report: EpochReport) -> StopDecision | None:
@@ -142,6 +148,15 @@ class GeometricPatience(_Patience):
 
     threshold: float
 
+    @classmethod
+    def fresh(cls, settings: StoppingSettings, num_minibatches: int) -> Self:
+        return cls(
+            patience=float(settings.patience),
+            increase=settings.patience_increase,
+            threshold=settings.improvement_threshold,
+            validations_every=validation_interval(settings, num_minibatches),
+        )
+
     def _is_significant(self, new_best: Validation) -> bool:
         best_loss = math.inf if self.best is None else self.best.zero_one
         return new_best.zero_one < best_loss * self.threshold
@@ -170,6 +185,15 @@ class SignificancePatience(_Patience):
     level: float
     reference_iteration: int = 0
 
+    @classmethod
+    def fresh(cls, settings: StoppingSettings, num_minibatches: int) -> Self:
+        return cls(
+            patience=float(settings.patience),
+            increase=settings.patience_increase,
+            level=settings.significance_level,
+            validations_every=validation_interval(settings, num_minibatches),
+        )
+
     def _is_significant(self, new_best: Validation) -> bool:
         if new_best.gained is None or new_best.lost is None:
             raise ValueError(f"the validation at minibatch {new_best.iteration} was not compared with a reference")
@@ -195,6 +219,10 @@ class NoImprovementInN(StoppingRule):
     n: int
     num_epochs_without_best: int = 0
 
+    @classmethod
+    def fresh(cls, settings: StoppingSettings, num_minibatches: int) -> Self:
+        return cls(n=settings.n)
+
     def observe(self, report: EpochReport) -> StopDecision | None:
         if self._improves_on_best(report.best):
             self.best = report.best
@@ -214,6 +242,10 @@ class NeverStops(StoppingRule):
 
     name: ClassVar[str] = "none"
 
+    @classmethod
+    def fresh(cls, settings: StoppingSettings, num_minibatches: int) -> Self:
+        return cls()
+
     def observe(self, report: EpochReport) -> StopDecision | None:
         if self._improves_on_best(report.best):
             self.best = report.best
@@ -222,18 +254,8 @@ class NeverStops(StoppingRule):
 
 def stopping_rule(settings: StoppingSettings, *, num_minibatches: int) -> StoppingRule:
     """A fresh rule for one trial whose epochs have `num_minibatches` minibatches."""
-    if settings.rule == "none":
-        return NeverStops()
-    if settings.rule == "no-improvement-in-n":
-        return NoImprovementInN(n=settings.n)
-    common: dict[str, Any] = {
-        "patience": float(settings.patience),
-        "increase": settings.patience_increase,
-        "validations_every": validation_interval(settings, num_minibatches),
-    }
-    if settings.rule == "significance":
-        return SignificancePatience(level=settings.significance_level, **common)
-    return GeometricPatience(threshold=settings.improvement_threshold, **common)
+    rule: type[StoppingRule] = STOPPING_RULES[settings.rule].implementation
+    return rule.fresh(settings, num_minibatches)
 
 
 def validation_interval(settings: StoppingSettings, num_minibatches: int) -> int:
@@ -242,7 +264,7 @@ def validation_interval(settings: StoppingSettings, num_minibatches: int) -> int
     With a patience rule at most half of the patience, so that a trial is validated before its patience can run out
     (docs/sources.md, section 5); otherwise once per epoch.
     """
-    if settings.rule not in ("geometric-patience", "significance"):
+    if "patience" not in STOPPING_RULES[settings.rule].keys:
         return num_minibatches
     return max(1, min(num_minibatches, settings.patience // 2))
 
@@ -255,18 +277,14 @@ def rule_from_state(state: Mapping[str, Any]) -> StoppingRule:
     """
     fields = dict(state)
     try:
-        rule, best = _RULES[fields.pop("rule")], fields.pop("best")
+        rule: type[StoppingRule] = STOPPING_RULES[fields.pop("rule")].implementation
+        best = fields.pop("best")
         return rule(best=None if best is None else Validation(**best), **fields)
     except (KeyError, TypeError) as error:
         raise ArtifactError(
             f"the saved state of a trial's stopping rule cannot be read: {error!r}",
             hint="the checkpoint is damaged or from another version; let the trial start again",
         ) from error
-
-
-_RULES: Mapping[str, type[StoppingRule]] = {
-    rule.name: rule for rule in (GeometricPatience, SignificancePatience, NoImprovementInN, NeverStops)
-}
 
 
 def decide(rule: StoppingRule, report: EpochReport, max_epochs: int) -> StopDecision | None:

@@ -13,50 +13,22 @@ from typing import Any, Final
 
 from hpsearch.errors import InputError
 from hpsearch.logs import get_logger
-from hpsearch.study.settings import CUSTOM_FAMILY, OPTION_PREFIX, is_custom_family
+from hpsearch.study.kinds import CUSTOM_FAMILY, OWNERS, choices_by_key
+from hpsearch.study.settings import OPTION_PREFIX, is_custom_family
 from hpsearch.study.space import Dimension, ParameterValue, Point, SearchSettings, grid_points
 
 _log = get_logger("study")
 
 Sections = Mapping[str, Any]  # section -> key -> value, as `StudyDefinition.model_dump` gives them
 
-_HIDDEN: Final = ("model.family", ("mlp", "cnn"))
-_ADAM: Final = ("training.optimizer", ("adam",))
-_STEP: Final = ("training.schedule", ("step",))
-_PATIENCE: Final = ("stopping.rule", ("geometric-patience", "significance"))
-_AGAINST_OTHERS: Final = ("pruning.pruner", ("median", "percentile"))
-_RUNGS: Final = ("pruning.pruner", ("successive-halving", "hyperband"))
-
 # key -> its owner, and the owner's values for which the key has an effect. A key that is not here always has one.
 EFFECTS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
-    "model.hidden_units": _HIDDEN,
-    "model.kernels": ("model.family", ("cnn",)),
-    "model.activation": _HIDDEN,
-    "model.initialization": _HIDDEN,
-    "model.options": ("model.family", (CUSTOM_FAMILY,)),
-    "training.momentum": ("training.optimizer", ("momentum",)),
-    "training.beta_1": _ADAM,
-    "training.beta_2": _ADAM,
-    "training.epsilon": _ADAM,
-    "training.schedule_decay": ("training.schedule", ("inverse-time",)),
-    "training.schedule_factor": ("training.schedule", ("step", "plateau", "halving", "exponential")),
-    "training.schedule_every": _STEP,
-    "training.schedule_target": _STEP,
-    "training.schedule_patience": ("training.schedule", ("plateau", "halving")),
-    "training.schedule_stop_ratio": ("training.schedule", ("halving",)),
-    "stopping.patience": _PATIENCE,
-    "stopping.patience_increase": _PATIENCE,
-    "stopping.improvement_threshold": ("stopping.rule", ("geometric-patience",)),
-    "stopping.significance_level": ("stopping.rule", ("significance",)),
-    "stopping.n": ("stopping.rule", ("no-improvement-in-n",)),
-    "pruning.warmup_epochs": _AGAINST_OTHERS,
-    "pruning.startup_trials": _AGAINST_OTHERS,
-    "pruning.percentile": ("pruning.pruner", ("percentile",)),
-    "pruning.min_epochs": _RUNGS,
-    "pruning.reduction_factor": _RUNGS,
+    f"{owner.partition('.')[0]}.{key}": (owner, names)
+    for owner, table in OWNERS.items()
+    for key, names in choices_by_key(table).items()
 }
 _KEY_OF: Final = {key.rpartition(".")[2]: key for key in EFFECTS if key.startswith(("model.", "training."))}
-_OWNERS: Final = {owner.rpartition(".")[2] for owner, _ in EFFECTS.values()}
+_OWNER_NAMES: Final = {owner.rpartition(".")[2] for owner in OWNERS}
 _EXCLUSIVE: Final = ("training.schedule_target", "training.schedule_factor")
 
 
@@ -87,7 +59,7 @@ def check_effects(sections: Sections, search: SearchSettings, set_keys: Collecti
             where = f"search.points: point {number}: " if search.points else ""
             raise InputError(
                 f"{source}: {where}{_EXCLUSIVE[0]} stands in place of {_EXCLUSIVE[1]}: give one of them",
-                hint="the rate falls to the target once, or by the factor again and again",
+                hint="the rate falls to the target once, or repeatedly by the factor",
             )
     for key, because in idle_keys(sections, search).items():
         owner, values = EFFECTS[key]
@@ -161,7 +133,7 @@ def _are_conditional(dimensions: tuple[Dimension, ...]) -> bool:
 
 
 def _is_owner(name: str) -> bool:
-    return _key(name) in _OWNERS
+    return _key(name) in _OWNER_NAMES
 
 
 def _key(name: str) -> str:

@@ -38,6 +38,7 @@ from hpsearch.study.document import (
     with_value,
     written_dimension,
 )
+from hpsearch.study.kinds import STRATEGIES, choices_by_key
 from hpsearch.study.listed_points import values_left_to_study, with_listed_points
 from hpsearch.study.messages import shown
 from hpsearch.study.settings import (
@@ -51,7 +52,6 @@ from hpsearch.study.settings import (
     TrialSettings,
 )
 from hpsearch.study.space import (
-    DRAWN,
     Dimension,
     KeptParameters,
     ParameterValue,
@@ -71,15 +71,7 @@ _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 _POINTS: Final = "search.points"
 
-# Keys of [search] that only some strategies have.
-_OWN_KEYS: Final = {
-    "num_points": DRAWN,
-    "points": ("listed",),
-    "budget_points": ("coarse-to-fine",),
-    "budget_epochs": ("coarse-to-fine",),
-    "budget_hours": ("coarse-to-fine",),
-    "finest_per_decade": ("coarse-to-fine",),
-}
+_OWN_KEYS: Final = choices_by_key(STRATEGIES)  # keys of [search] that only some strategies have
 
 
 def check_study_name(name: str) -> str:

@@ -56,7 +56,7 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{source}: not valid TOML: {error}", hint="https://toml.io shows the syntax") from error
     except RecursionError:
-        raise InputError(f"{source}: {_TOO_DEEP}", hint="a study file needs four") from None
+        raise InputError(f"{source}: {_TOO_DEEP}", hint="a study file needs four levels") from None
     except ValueError:  # Python's limit on the digits of an int
         raise InputError(f"{source}: a number of more than 4,300 digits: {_WHOLE_NUMBERS}") from None
 
@@ -72,16 +72,16 @@ def check_document(document: Mapping[str, Any], source: str) -> None:
         path, value = left.pop()
         key = ".".join(path[:_DEEPEST])
         if len(path) > _DEEPEST:
-            raise InputError(f"{source}: {key}: {_TOO_DEEP}", hint="a study file needs four")
+            raise InputError(f"{source}: {key}: {_TOO_DEEP}", hint="a study file needs four levels")
         if isinstance(value, Mapping):
             left += [((*path, str(name)), inner) for name, inner in value.items()]
         elif isinstance(value, list | tuple):
             left += [((*path, str(place)), inner) for place, inner in enumerate(value)]
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise InputError(f"{source}: {key}: {_WHOLE_NUMBERS}, got one of {value.bit_length():,} bits")
+            raise InputError(f"{source}: {key}: {_WHOLE_NUMBERS}, got one with {value.bit_length():,} bits")
         for text in (value, *path[-1:]):
             if isinstance(text, str) and _NO_TEXT.search(text) and path != ("name",):  # the name has its own rule
-                raise InputError(f"{source}: {key!a}: a text must be Unicode without NUL, got {text!a:.60}")
+                raise InputError(f"{source}: {key!a}: text must be Unicode without NUL, got {text!a:.60}")
 
 
 def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_values: int, source: str) -> Dimension:
@@ -100,15 +100,8 @@ def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_value
         raw = shape.listed(is_integer=is_integer, limit=max_values)
     except ValueError as error:
         raise InputError(f"{source}: search.{name} {error}") from None
-    return Dimension(
-        name=name,
-        values=_checked_values(name, raw, sections[section], shape, section, source),
-        is_integer=is_integer,
-        is_continuous=isinstance(shape, Range),
-        is_log=isinstance(shape, LogGrid) or (isinstance(shape, Range) and shape.log),
-        has_zero=isinstance(shape, LogGrid) and shape.zero,
-        log_grid=shape if isinstance(shape, LogGrid) else None,
-    )
+    values = _checked_values(name, raw, sections[section], shape, section, source)
+    return Dimension.of(shape, name=name, values=values, is_integer=is_integer)
 
 
 def listed_dimensions(
@@ -121,7 +114,7 @@ def listed_dimensions(
     """
     if not points:
         raise InputError(
-            f"{source}: search.points is missing: strategy listed trains the points that it lists",
+            f"{source}: search.points is missing: strategy listed needs the points to train",
             hint="points = [{ learning_rate = 0.1 }, { learning_rate = 0.01, seed = 1 }]",
         )
     if len(points) > max_points:
@@ -131,10 +124,11 @@ def listed_dimensions(
         )
     values: dict[str, dict[Any, None]] = {}  # ordered sets
     for number, point in enumerate(points, start=1):
-        for name, value in point.items():
-            if isinstance(kernels_text(value), list | dict):
+        for name, given in point.items():
+            value = kernels_text(given) if name == _KERNELS else given
+            if isinstance(value, list | dict):
                 raise InputError(f"{source}: search.points: point {number}: {name} must be a plain value")
-            values.setdefault(name, {})[kernels_text(value) if name == _KERNELS else value] = None
+            values.setdefault(name, {})[value] = None
     place = f"{source}: search.points"
     return tuple(parse_dimension(name, list(v), sections, max_points, place) for name, v in values.items())
 
@@ -153,7 +147,7 @@ def flat_search(search: Mapping[str, Any], source: str) -> dict[str, Any]:
         entries = {OPTION_PREFIX + option: inner for option, inner in options.items()}
         flat.update(entries if name == "options" else {name: spec})
     if len(flat) < len(search) - 1 + len(options):
-        raise InputError(f"{source}: an option of [search] stands there twice", hint="write options.NAME once")
+        raise InputError(f"{source}: [search] sets an option twice", hint="write options.NAME once")
     return flat
 
 
@@ -176,14 +170,6 @@ def value_in(section: Mapping[str, Any], name: str) -> Any:
     if not name.startswith(OPTION_PREFIX):
         return section[name]
     return section["options"].get(name.removeprefix(OPTION_PREFIX))
-
-
-def _value_in(settings: Settings, name: str) -> Any:
-    if name == _KERNELS:
-        return kernels_text(getattr(settings, name))
-    if not name.startswith(OPTION_PREFIX):
-        return getattr(settings, name)
-    return settings.model_dump()["options"][name.removeprefix(OPTION_PREFIX)]
 
 
 def written_dimension(dimension: Dimension) -> dict[str, Any] | list[ParameterValue]:
@@ -251,12 +237,7 @@ def _is_integer(section: str, name: str, own: Mapping[str, Any]) -> bool:
 
 
 def _checked_values(
-    name: str,
-    raw: Sequence[Any],
-    own: Mapping[str, Any],
-    shape: LogGrid | Range | Choice,
-    section: str,
-    source: str,
+    name: str, raw: Sequence[Any], own: Mapping[str, Any], shape: LogGrid | Range | Choice, section: str, source: str
 ) -> tuple[ParameterValue, ...]:
     """The values as their section reads them.
 
@@ -268,7 +249,9 @@ def _checked_values(
     values: dict[ParameterValue, None] = {}  # an ordered set
     for entry in map(kernels_text, raw) if name == _KERNELS else raw:
         settings = validated(_SECTIONS[section], with_value(own, name, entry), source=source, section="search")
-        value = _value_in(settings, name)  # as the section reads it, for example 1 as 1.0 for a rate
+        value = kernels_text(
+            value_in(settings.model_dump(), name)
+        )  # as the section reads it, for example 1 as 1.0 for a rate
         if value in values:
             is_rounded = isinstance(shape, LogGrid)  # in a LogGrid only rounded whole numbers can be equal
             raise InputError(

@@ -24,8 +24,8 @@ def with_listed_points(
     """
     if others:
         raise InputError(
-            f"{source}: search.{next(iter(others))} does not go with strategy listed: its points say all",
-            hint="put the key into the points, or take strategy grid",
+            f"{source}: search.{next(iter(others))} cannot be combined with strategy listed",
+            hint="put the key into the points, or use strategy grid",
         )
     dimensions = listed_dimensions(list(map(dict, settings.points)), sections, settings.max_points, source)
     as_read = {d.name: {value: value for value in d.values} for d in dimensions}
@@ -38,8 +38,8 @@ def with_listed_points(
         first = numbers.setdefault(frozenset(meaning.items()), number)
         if first != number:
             raise InputError(
-                f"{source}: search.points: point {number} says the same as point {first}",
-                hint="each point is counted once; another seed makes another point",
+                f"{source}: search.points: point {number} is equivalent to point {first}",
+                hint="each point is counted once; a different seed makes a different point",
             )
         points.append(tuple(sorted(point.items())))
     return settings.model_copy(update={"points": tuple(points), "dimensions": dimensions})

@@ -58,7 +58,7 @@ def _describe(detail: Any, kind: type[BaseModel], section: str) -> tuple[str, st
         case "model_type":
             return f"{key} must be a section, got {given}", f"write [{key}]"
         case "literal_error":
-            # For model.family the check itself gives the choices, since a custom family is not a Literal.
+            # `settings.named_in` gives the choices; a Literal does not.
             choices = detail["ctx"].get("choices") or _literal_choices(_annotation_at(kind, location))
             hint = did_you_mean(str(detail["input"]), choices) or _tell_default(kind, location)
             return f"{key} must be one of {', '.join(choices)}, got {given}", hint

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -22,6 +22,8 @@ from pydantic import (
     ValidationInfo,
 )
 from pydantic_core import PydanticCustomError
+
+from hpsearch.study.kinds import ACTIVATIONS, FAMILIES, OPTIMIZERS, PRUNERS, SCHEDULES, STOPPING_RULES
 
 
 def _refuse_bool(value: object) -> object:
@@ -67,8 +69,6 @@ Units = Annotated[_Whole, Field(ge=1), _at_most(MOST_UNITS)]
 Kernels = Annotated[_Whole, Field(ge=1), _at_most(MOST_KERNELS)]
 Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**63)]
 
-BUILT_IN_FAMILIES: Final = ("logistic", "mlp", "cnn")
-CUSTOM_FAMILY: Final = "package.module:factory"  # the form of a custom family, and the placeholder for all of them
 _CUSTOM_FAMILY_RULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 OPTION_PREFIX: Final = "options."  # `options.width` is the dimension that searches the option `width`
 _FACTORY_ARGUMENTS = ("image_shape", "num_classes")
@@ -79,12 +79,16 @@ def is_custom_family(family: str) -> bool:
     return _CUSTOM_FAMILY_RULE.fullmatch(family) is not None
 
 
-def _check_family(family: object) -> object:
-    if isinstance(family, str) and (family in BUILT_IN_FAMILIES or is_custom_family(family)):
-        return family
-    # The error type of a Literal, so that the message names the choices.
-    choices = [*BUILT_IN_FAMILIES, CUSTOM_FAMILY]
-    raise PydanticCustomError("literal_error", "no such family", {"choices": choices})
+def named_in(table: Collection[str], is_another: Callable[[str], bool] = lambda name: False) -> BeforeValidator:
+    """Accept the names in the table, and those that `is_another` accepts."""
+
+    def check(name: object) -> object:
+        if isinstance(name, str) and (name in table or is_another(name)):
+            return name
+        # The error type of a Literal, so that the message lists the choices.
+        raise PydanticCustomError("literal_error", "no such name", {"choices": list(table)})
+
+    return BeforeValidator(check)
 
 
 OptionValue = str | bool | int | float
@@ -123,17 +127,11 @@ def kernels_text(kernels: Any) -> Any:
     return "x".join(map(str, kernels)) if is_pair else kernels
 
 
-Family = Annotated[str, BeforeValidator(_check_family)]
 OptionTable = Annotated[
     Options, BeforeValidator(_parse_options), PlainSerializer(dict, return_type=dict[str, OptionValue])
 ]
-Activation = Literal["tanh", "sigmoid", "relu"]
 Initialization = Literal["glorot", "lecun"]
-Optimizer = Literal["sgd", "momentum", "adam"]
 Precision = Literal["float32", "tf32", "bfloat16"]
-ScheduleName = Literal["constant", "inverse-time", "halving", "step", "plateau", "exponential"]
-StoppingRule = Literal["geometric-patience", "significance", "no-improvement-in-n", "none"]
-PrunerName = Literal["none", "median", "percentile", "successive-halving", "hyperband"]
 
 
 class Settings(BaseModel):
@@ -167,10 +165,10 @@ class ModelSettings(Settings):
     Source: docs/sources.md, section 2.
     """
 
-    family: Family = "mlp"
+    family: Annotated[str, named_in(FAMILIES, is_custom_family)] = "mlp"
     hidden_units: Units = 500
     kernels: Annotated[tuple[Kernels, Kernels], Field(strict=False), BeforeValidator(_parse_kernels)] = (20, 50)
-    activation: Activation = "tanh"
+    activation: Annotated[str, named_in(ACTIVATIONS)] = "tanh"
     initialization: Initialization = "glorot"
     options: OptionTable = ()
 
@@ -198,7 +196,7 @@ class TrainingSettings(Settings):
 
     batch_size: Count = 20
     max_epochs: Count = 200
-    optimizer: Optimizer = "sgd"
+    optimizer: Annotated[str, named_in(OPTIMIZERS)] = "sgd"
     learning_rate: PositiveNumber = 0.01
     lambda_1: NonNegativeNumber = 0.0
     lambda_2: NonNegativeNumber = 0.0
@@ -206,7 +204,7 @@ class TrainingSettings(Settings):
     beta_1: UnitFraction = 0.9
     beta_2: UnitFraction = 0.999
     epsilon: PositiveNumber = 1e-8
-    schedule: ScheduleName = "constant"
+    schedule: Annotated[str, named_in(SCHEDULES)] = "constant"
     schedule_decay: PositiveNumber = 0.001
     schedule_factor: Annotated[Number, Field(gt=0, lt=1)] | None = None
     schedule_every: Count = 10
@@ -232,7 +230,7 @@ class StoppingSettings(Settings):
     Source: docs/sources.md, section 5.
     """
 
-    rule: StoppingRule = "geometric-patience"
+    rule: Annotated[str, named_in(STOPPING_RULES)] = "geometric-patience"
     patience: LongCount = 10_000
     patience_increase: Annotated[Number, Field(ge=1), _at_most(LARGEST)] = 2.0
     improvement_threshold: Annotated[Number, Field(gt=0, le=1)] = 0.995
@@ -251,7 +249,7 @@ class PruningSettings(Settings):
         reduction_factor: `successive-halving`, `hyperband`: one trial in this many continues at each rung.
     """
 
-    pruner: PrunerName = "none"
+    pruner: Annotated[str, named_in(PRUNERS)] = "none"
     warmup_epochs: Annotated[_Whole, Field(ge=0), _at_most(MOST)] = 0
     startup_trials: Annotated[_Whole, Field(ge=0), _at_most(MOST)] = 5
     percentile: Annotated[Number, Field(ge=0, le=100)] = 25.0

@@ -27,12 +27,13 @@ from pydantic import (
     model_validator,
 )
 
-from hpsearch.study.settings import LongCount, Number, PointCount, PositiveNumber, Settings
+from hpsearch.study.kinds import STRATEGIES
+from hpsearch.study.settings import LongCount, Number, PointCount, PositiveNumber, Settings, named_in
 
 ParameterValue = float | int | str | bool
 Point = Mapping[str, ParameterValue]
-Strategy = Literal["grid", "listed", "coarse-to-fine", "random", "qmc", "tpe", "gp", "cmaes"]
-DRAWN: Final = ("random", "qmc", "tpe", "gp", "cmaes")  # a sampler draws a point's parameters when it is claimed
+# A sampler draws a point's parameters when it is claimed.
+DRAWN: Final = tuple(name for name, strategy in STRATEGIES.items() if strategy.place)
 KeptParameters = Literal["best", "all"]
 
 # Turns -0.0 into 0.0: the values are equal, so the definitions' texts and hashes must be equal as well.
@@ -175,6 +176,22 @@ class Dimension(Settings):
     has_zero: bool = False
     log_grid: LogGrid | None = None
 
+    @classmethod
+    def of(
+        cls, shape: LogGrid | Range | Choice, *, name: str, values: tuple[ParameterValue, ...], is_integer: bool
+    ) -> Dimension:
+        """The dimension of these values, which `shape` has listed."""
+        grid = shape if isinstance(shape, LogGrid) else None
+        return cls(
+            name=name,
+            values=values,
+            is_integer=is_integer,
+            is_continuous=isinstance(shape, Range),
+            is_log=grid is not None or (isinstance(shape, Range) and shape.log),
+            has_zero=grid is not None and grid.zero,
+            log_grid=grid,
+        )
+
     @property
     def _bounds(self) -> tuple[float, float]:
         numbers = [float(v) for v in self.values if not (self.has_zero and v == 0)]
@@ -270,7 +287,7 @@ class SearchSettings(Settings):
         finest_per_decade: `coarse-to-fine`: maximum number of log-spaced values per decade.
     """
 
-    strategy: Strategy = "grid"
+    strategy: Annotated[str, named_in(STRATEGIES)] = "grid"
     num_points: PointCount | None = None
     max_points: PointCount = 10_000
     points: Annotated[tuple[ListedPoint, ...], Field(strict=False)] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import Validation
 from hpsearch.training.losses import is_correct, sum_nll
 from hpsearch.training.networks.network import Network
+from hpsearch.training.tensors import Tensors
 
 # Floats of the widest intermediate result per slice and lane: 4 MiB of float32. It does not depend on the number of
 # lanes, so that a lane's losses are summed in the same order whatever trials run beside it.
@@ -37,7 +38,7 @@ class Losses:
 
 
 @torch.no_grad()
-def evaluate(network: Network, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor) -> Losses:
+def evaluate(network: Network, parameters: Tensors, images: Tensor, labels: Tensor) -> Losses:
     """Losses of one trial on these images.
 
     Args:
@@ -47,27 +48,20 @@ def evaluate(network: Network, parameters: Mapping[str, Tensor], images: Tensor,
     return _evaluate(network, parameters, images, labels)[0]
 
 
-def validate(network: Network, parameters: Mapping[str, Tensor], data: ResidentData, *, iteration: int) -> Validation:
-    """Losses of one trial on the whole validation set.
+@torch.no_grad()
+def validate(network: Network, parameters: Tensors, data: ResidentData, *, iteration: int) -> tuple[Validation, Tensor]:
+    """Losses of one trial on the whole validation set; and which images are right, bool [N], on the device.
 
     Args:
         iteration: minibatches that the trial has trained on so far.
     """
-    return validate_images(network, parameters, data, iteration=iteration)[0]
-
-
-@torch.no_grad()
-def validate_images(
-    network: Network, parameters: Mapping[str, Tensor], data: ResidentData, *, iteration: int
-) -> tuple[Validation, Tensor]:
-    """As `validate`, and also which images are classified correctly: bool [N], on the device."""
     losses, correct = _evaluate(network, parameters, data.validation_images, data.validation_labels)
     return Validation(iteration=iteration, zero_one=losses.zero_one, nll=losses.nll), correct
 
 
 @torch.no_grad()
 def validate_lanes(
-    network: Network, parameters: Mapping[str, Tensor], data: ResidentData, beat: Callable[[], None] = lambda: None
+    network: Network, parameters: Tensors, data: ResidentData, beat: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses of every lane on the whole validation set, as tensors on the device; no host sync.
 
@@ -92,22 +86,17 @@ def validate_lanes(
     return num_errors.double() / num_images, total_nll / num_images, correct
 
 
-def validation_of(
-    iteration: int, zero_one: float, nll: float, gained: float | None = None, lost: float | None = None
-) -> Validation:
-    """Make a `Validation` from one lane's numbers, which come from the device as floats."""
-    return Validation(
-        iteration=iteration,
-        zero_one=zero_one,
-        nll=nll,
-        gained=None if gained is None else int(gained),
-        lost=None if lost is None else int(lost),
-    )
+def validation_of(iteration: int, zero_one: float, nll: float, *compared: float) -> Validation:
+    """Make a `Validation` from one lane's numbers, which come from the device as floats.
+
+    Args:
+        compared: images gained and lost, if the validation was compared with a reference.
+    """
+    gained, lost = map(int, compared) if compared else (None, None)
+    return Validation(iteration=iteration, zero_one=zero_one, nll=nll, gained=gained, lost=lost)
 
 
-def _evaluate(
-    network: Network, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor
-) -> tuple[Losses, Tensor]:
+def _evaluate(network: Network, parameters: Tensors, images: Tensor, labels: Tensor) -> tuple[Losses, Tensor]:
     """Losses, and which images are classified correctly, bool [N]."""
     slices, total_nll = [], 0.0
     dtype = next(iter(parameters.values())).dtype
@@ -120,7 +109,7 @@ def _evaluate(
     return Losses(num_images=len(correct), num_errors=num_errors, nll=total_nll / len(correct)), correct
 
 
-def _lane_logits(network: Network, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+def _lane_logits(network: Network, parameters: Tensors, images: Tensor) -> Tensor:
     """Scores of all lanes on the same images, [L, B, classes]."""
     if not network.prefers_single_lanes(images.device):
         return network.lane_logits(parameters, images)

@@ -38,16 +38,6 @@ def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.argmax(dim=-1) == labels
 
 
-def zero_one_count(logits: Tensor, labels: Tensor) -> Tensor:
-    """Number of images whose most probable class is not their label, int64 [...]."""
-    return logits.shape[-2] - is_correct(logits, labels).sum(dim=-1)
-
-
-def zero_one_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Fraction of images whose most probable class is not their label, float64 [...]."""
-    return zero_one_count(logits, labels).double() / logits.shape[-2]
-
-
 def l1_norm(weights: Iterable[Tensor]) -> Tensor:
     """sum |w| over all weights of one trial."""
     return torch.stack([weight.abs().sum() for weight in weights]).sum()
@@ -91,17 +81,6 @@ class LanePenalties:
     def part(self, lanes: slice) -> LanePenalties:
         """The penalties of some lanes, as views of the same memory."""
         return replace(self, lambda_1=self.lambda_1[lanes], lambda_2=self.lambda_2[lanes])
-
-    def regularised(self, nll: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """nll + lambda_1 * sum |w| + lambda_2 * sum w^2 of every lane, [L]; weights are stacked, [L, ...]."""
-        loss = nll
-        for weight in weights:
-            flat = weight.flatten(start_dim=1)
-            if self.has_l1:
-                loss = loss + self.lambda_1.to(weight.dtype) * flat.abs().sum(dim=1)
-            if self.has_l2:
-                loss = loss + self.lambda_2.to(weight.dtype) * flat.square().sum(dim=1)
-        return loss
 
     def scaled(self, scale: Tensor, dtype: torch.dtype) -> ScaledPenalties:
         """The penalties' terms for gradients that are multiplied by `scale`, [L]."""

@@ -10,16 +10,16 @@ Source: docs/sources.md, section 4.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import final
 
 import torch
 from torch import Tensor
 
-from hpsearch.study.settings import Optimizer as OptimizerName
+from hpsearch.study.kinds import OPTIMIZERS
 from hpsearch.study.settings import TrainingSettings
 from hpsearch.training.losses import lanes_first
+from hpsearch.training.tensors import Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Optimizer(ABC):
     """Updates parameters from gradients, in place."""
 
     @abstractmethod
-    def initial_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def initial_state(self, parameters: Tensors) -> dict[str, Tensor]:
         """One trial's state before its first update."""
 
     @abstractmethod
@@ -59,29 +59,15 @@ class Optimizer(ABC):
         """The factor by which a gradient is multiplied before it is added to its target, 0-d or [L] float64."""
 
     @abstractmethod
-    def targets_(
-        self, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], rates: Rates
-    ) -> Mapping[str, Tensor]:
+    def targets_(self, parameters: Tensors, state: Tensors, rates: Rates) -> Tensors:
         """The tensors to which scaled gradients must be added, by parameter name; may be the parameters themselves."""
 
     @abstractmethod
-    def finish_(
-        self,
-        parameters: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-        rates: Rates,
-        targets: Mapping[str, Tensor],
-    ) -> None:
+    def finish_(self, parameters: Tensors, state: Tensors, rates: Rates, targets: Tensors) -> None:
         """Update the parameters after every target has received its gradient."""
 
     @torch.no_grad()
-    def update_(
-        self,
-        parameters: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-        rates: Rates,
-    ) -> None:
+    def update_(self, parameters: Tensors, gradients: Tensors, state: Tensors, rates: Rates) -> None:
         """Make one step with given gradients. Modifies `parameters` and `state`."""
         targets = self.targets_(parameters, state, rates)
         scale = self.gradient_scale(rates)
@@ -90,38 +76,25 @@ class Optimizer(ABC):
         self.finish_(parameters, state, rates, targets)
 
 
-def build_optimizer(name: OptimizerName) -> Optimizer:
-    match name:
-        case "sgd":
-            return Sgd()
-        case "momentum":
-            return Momentum()
-        case "adam":
-            return Adam()
+def build_optimizer(name: str) -> Optimizer:
+    optimizer: Optimizer = OPTIMIZERS[name].implementation()
+    return optimizer
 
 
 @final
 class Sgd(Optimizer):
     """w -= learning_rate * gradient. The target is the weight itself: no gradient is ever stored."""
 
-    def initial_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def initial_state(self, parameters: Tensors) -> dict[str, Tensor]:
         return {}
 
     def gradient_scale(self, rates: Rates) -> Tensor:
         return -rates.learning_rate
 
-    def targets_(
-        self, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], rates: Rates
-    ) -> Mapping[str, Tensor]:
+    def targets_(self, parameters: Tensors, state: Tensors, rates: Rates) -> Tensors:
         return parameters
 
-    def finish_(
-        self,
-        parameters: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-        rates: Rates,
-        targets: Mapping[str, Tensor],
-    ) -> None:
+    def finish_(self, parameters: Tensors, state: Tensors, rates: Rates, targets: Tensors) -> None:
         """Nothing to do: the gradients were added to the parameters."""
 
 
@@ -133,27 +106,19 @@ class Momentum(Optimizer):
     rate affects later gradients only, not the accumulated velocity (Sutskever et al. 2013).
     """
 
-    def initial_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def initial_state(self, parameters: Tensors) -> dict[str, Tensor]:
         return {f"{name}/velocity": torch.zeros_like(parameter) for name, parameter in parameters.items()}
 
     def gradient_scale(self, rates: Rates) -> Tensor:
         return -rates.learning_rate
 
-    def targets_(
-        self, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], rates: Rates
-    ) -> Mapping[str, Tensor]:
+    def targets_(self, parameters: Tensors, state: Tensors, rates: Rates) -> Tensors:
         targets = {name: state[f"{name}/velocity"] for name in parameters}
         for velocity in targets.values():
             velocity.mul_(lanes_first(rates.momentum, velocity))
         return targets
 
-    def finish_(
-        self,
-        parameters: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-        rates: Rates,
-        targets: Mapping[str, Tensor],
-    ) -> None:
+    def finish_(self, parameters: Tensors, state: Tensors, rates: Rates, targets: Tensors) -> None:
         for name, parameter in parameters.items():
             parameter.add_(targets[name])
 
@@ -165,7 +130,7 @@ class Adam(Optimizer):
     Every lane counts its own steps, so lanes that were admitted later have larger bias corrections.
     """
 
-    def initial_state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def initial_state(self, parameters: Tensors) -> dict[str, Tensor]:
         state = {}
         for name, parameter in parameters.items():
             state[f"{name}/mean"] = torch.zeros_like(parameter)
@@ -177,18 +142,10 @@ class Adam(Optimizer):
     def gradient_scale(self, rates: Rates) -> Tensor:
         return torch.ones_like(rates.learning_rate)
 
-    def targets_(
-        self, parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], rates: Rates
-    ) -> Mapping[str, Tensor]:
+    def targets_(self, parameters: Tensors, state: Tensors, rates: Rates) -> Tensors:
         return {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
 
-    def finish_(
-        self,
-        parameters: Mapping[str, Tensor],
-        state: Mapping[str, Tensor],
-        rates: Rates,
-        targets: Mapping[str, Tensor],
-    ) -> None:
+    def finish_(self, parameters: Tensors, state: Tensors, rates: Rates, targets: Tensors) -> None:
         num_steps = state["num_steps"].add_(1.0)
         step_size = rates.learning_rate / (1.0 - rates.beta_1**num_steps)
         root_correction = (1.0 - rates.beta_2**num_steps).sqrt()

@@ -19,7 +19,7 @@ from hpsearch.data.resident import ResidentData, minibatch_order
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.correct_images import ReferenceTest, gained_and_lost
-from hpsearch.training.evaluation import validate_images
+from hpsearch.training.evaluation import validate
 from hpsearch.training.losses import mean_nll, regularised_loss
 from hpsearch.training.minibatches import is_validation_due, minibatches
 from hpsearch.training.networks.build import build_network
@@ -66,7 +66,7 @@ class _Trial:
 
         A validation that is not finite is never the best.
         """
-        validation, correct = validate_images(self.network, self.parameters, data, iteration=self.iteration)
+        validation, correct = validate(self.network, self.parameters, data, iteration=self.iteration)
         if self.reference_test is not None:
             validation = self._compared(validation, correct, self.reference_test)
         if validation.is_finite and validation.is_better_than(self.best):
@@ -146,12 +146,7 @@ def train_trial(
 
 
 def _train_epoch(
-    trial: _Trial,
-    settings: TrialSettings,
-    data: ResidentData,
-    epoch: int,
-    rates: Rates,
-    validations_every: int,
+    trial: _Trial, settings: TrialSettings, data: ResidentData, epoch: int, rates: Rates, validations_every: int
 ) -> tuple[float, list[Validation]]:
     """Train one epoch; returns the mean training NLL and the validations of the epoch."""
     training, network, parameters = settings.training, trial.network, trial.parameters

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
+from hpsearch.study.kinds import SCHEDULES
 from hpsearch.study.settings import TrainingSettings
-
-DEFAULT_FACTOR = 0.5
-DEFAULT_EXPONENTIAL_FACTOR = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +36,8 @@ class ScheduleState:
 class LearningRateSchedule(ABC):
     """The learning rate of each epoch of one trial."""
 
+    default_factor: ClassVar[float] = 0.5
+
     def __init__(self, training: TrainingSettings, state: ScheduleState | None = None) -> None:
         self.training = training
         self.state = ScheduleState() if state is None else state
@@ -55,7 +55,7 @@ class LearningRateSchedule(ABC):
     def factor(self) -> float:
         """The factor by which the rate is multiplied when it falls."""
         factor = self.training.schedule_factor
-        return DEFAULT_FACTOR if factor is None else factor
+        return self.default_factor if factor is None else factor
 
     def finish_epoch(self, zero_one: float) -> None:
         """Record the lowest validation zero-one loss of an epoch."""
@@ -70,19 +70,8 @@ class LearningRateSchedule(ABC):
 
 def build_schedule(training: TrainingSettings, state: ScheduleState | None = None) -> LearningRateSchedule:
     """Make the schedule that the settings name: fresh, or with the state from a checkpoint."""
-    match training.schedule:
-        case "constant":
-            return ConstantSchedule(training, state)
-        case "inverse-time":
-            return InverseTimeSchedule(training, state)
-        case "step":
-            return StepSchedule(training, state)
-        case "exponential":
-            return ExponentialSchedule(training, state)
-        case "plateau":
-            return PlateauSchedule(training, state)
-        case "halving":
-            return HalvingSchedule(training, state)
+    schedule: type[LearningRateSchedule] = SCHEDULES[training.schedule].implementation
+    return schedule(training, state)
 
 
 @final
@@ -123,10 +112,7 @@ class StepSchedule(LearningRateSchedule):
 class ExponentialSchedule(LearningRateSchedule):
     """eta0 * factor^epoch, counting epochs from 0 (docs/sources.md, section 4)."""
 
-    @property
-    def factor(self) -> float:
-        factor = self.training.schedule_factor
-        return DEFAULT_EXPONENTIAL_FACTOR if factor is None else factor
+    default_factor = 0.95
 
     @property
     def learning_rate(self) -> float:

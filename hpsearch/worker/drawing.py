@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from sqlalchemy import Connection, text
 
@@ -50,9 +49,7 @@ class Drawing:
         trials = self._history.read(ledger.database, only=None if learns(strategy) else claim.trial_id)
         if not any(trial._trial_id == claim.trial_id for trial in trials):
             return None
-        storage = SnapshotStorage(
-            study_name=self._study.name, study_id=self._study.study_id, direction=StudyDirection.MINIMIZE
-        )
+        storage = SnapshotStorage(study_name=self._study.name, study_id=self._study.study_id)
         storage.replace_trials(trials)
         sampler = build_sampler(
             strategy,

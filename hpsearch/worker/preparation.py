@@ -20,12 +20,11 @@ from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.points import point_key
 from hpsearch.store.studies import Registration, StoredStudy, register_study
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.study.settings import OPTION_PREFIX, TrialSettings
+from hpsearch.study.document import section_of
+from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import Point, grid_points
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker.cohorts import cohort_name
-
-_SHAPING = ("family", "hidden_units", "kernels", "batch_size")  # keys whose values determine the shapes of tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +120,12 @@ def _corner_settings(definition: StudyDefinition) -> list[TrialSettings]:
 
 
 def _corner_points(definition: StudyDefinition) -> list[Point]:
-    """Return points with every value of the dimensions that determine tensor shapes. Others do not matter here.
+    """Return points with every value of the dimensions that may determine tensor shapes. Others do not matter here.
 
     A range contributes its two ends. As in the study's own points, parameters without effect are left out.
     """
-    names = {d.name for d in definition.search.dimensions if d.name in _SHAPING or d.name.startswith(OPTION_PREFIX)}
+    searched = (dimension.name for dimension in definition.search.dimensions)
+    names = {name for name in searched if section_of(name) == "model" or name == "batch_size"}
     if definition.search.strategy == "listed":
         corners = ({name: point[name] for name in point if name in names} for point in definition.points())
     else:

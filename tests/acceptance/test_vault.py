@@ -185,7 +185,7 @@ def test_damaged_test_files_are_an_error_of_the_surroundings_and_leave_an_openin
     done = shell("test", "small")
     assert done.returncode == 3
     assert done.stdout == ""
-    assert "an HTML page in place of the data file" in done.stderr
+    assert "an HTML page instead of a data file" in done.stderr
     status = json.loads(shell.ok("status", "small", "--json"))
     assert (status["test_openings"], len(status["test_intents"])) == ([], 1)
     path.write_bytes(content)

@@ -18,6 +18,7 @@ from hpsearch.store.rows.points import point_key
 from hpsearch.store.studies import HAS_POINTS, StoredStudy, attribute_place
 from hpsearch.stored_json import Kind, check_kind, damaged, parse_stored_object
 from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.kinds import FAMILIES
 from hpsearch.study.space import ParameterValue
 
 # An attribute of the companion study: study, definition_sha256, value_sha256 and dataset_checksums of the confirmed
@@ -106,11 +107,12 @@ def unique(points: Points) -> list[dict[str, ParameterValue]]:
 def can_seeds_matter(definition: StudyDefinition, configurations: Points) -> bool:
     """Whether another seed can change the training of any of these configurations.
 
-    The seed determines the initial weights, which are all 0 in logistic regression, and the order of the images, if
-    they are shuffled.
+    The seed determines the initial weights, unless the family's are all 0, and the order of the images, if they are
+    shuffled.
     """
     trained = [definition.resolve(point) for point in configurations]
-    return any(settings.model.family != "logistic" or settings.training.shuffle for settings in trained)
+    zeros = [name for name, family in FAMILIES.items() if family.starts_at_zero]
+    return any(settings.model.family not in zeros or settings.training.shuffle for settings in trained)
 
 
 def without_seed(point: Parameters) -> dict[str, ParameterValue]:

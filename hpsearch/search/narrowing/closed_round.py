@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, final
 
@@ -53,13 +53,7 @@ class NarrowingState:
     missing: tuple[Point, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "round": self.round,
-            "levels": dict(self.levels),
-            "settled": list(self.settled),
-            "given": [dict(point) for point in self.given],
-            "missing": [dict(point) for point in self.missing],
-        }
+        return {**asdict(self), "levels": dict(self.levels)}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> NarrowingState:

@@ -23,56 +23,30 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
-from hpsearch.search.narrowing.axes import DEFAULT_FINEST, Axis, axis_of
+from hpsearch.search.narrowing.axes import Axis
 from hpsearch.search.narrowing.closed_round import (
     Differ,
     Finished,
     FinishReason,
     KnownPoint,
     NarrowingState,
-    PointKey,
     Round,
     rounded_key,
 )
-from hpsearch.study.space import Dimension, ParameterValue, Point
+from hpsearch.search.narrowing.grid import SearchGrid
+from hpsearch.search.narrowing.neighbourhood import Neighbourhood, rank
+from hpsearch.study.space import ParameterValue, Point
 
 MAX_RIVALS: Final = 3  # combinations of listed values that are narrowed in addition to the best point's
 
 
 @final
-class Narrowing:
-    """The rounds of one search space.
-
-    Args:
-        dimensions: a log-spaced grid can grow beyond its ends by `Dimension.growth_decades`; a range never does; the
-            values of a list are compared, but not narrowed.
-        reduce: removes the keys that have no effect given the others (momentum with plain SGD), so that equivalent
-            points are equal.
-        is_admissible: False for points that cannot be tried; they are left out.
-        finest: smallest spacing after halving, in decades; for a linear range in units of half its length.
-    """
-
-    def __init__(
-        self,
-        dimensions: Sequence[Dimension],
-        *,
-        reduce: Callable[[Point], Point] = dict,
-        is_admissible: Callable[[Point], bool] = lambda point: True,
-        finest: float = DEFAULT_FINEST,
-    ) -> None:
-        self.dimensions = tuple(dimensions)
-        axes = [axis_of(dimension, finest) for dimension in dimensions]
-        self.axes: tuple[Axis, ...] = tuple(axis for axis in axes if axis is not None)
-        self.listed: dict[str, tuple[ParameterValue, ...]] = {
-            dimension.name: dimension.values if axis is None else axis.listed
-            for dimension, axis in zip(dimensions, axes, strict=True)
-        }
-        self._reduce = reduce
-        self._is_admissible = is_admissible
+class Narrowing(SearchGrid):
+    """The rounds of one search space."""
 
     def first_round(self, *, room: int | None = None) -> Round:
         """The grid in the study file; the last dimension varies fastest.
@@ -80,7 +54,7 @@ class Narrowing:
         Args:
             room: maximum number of points; None: no limit.
         """
-        points = tuple(self.grid())
+        points = tuple(self.points())
         given = points[:room]
         total = f"the grid's {len(points):,} points"
         reason = total if len(given) == len(points) else f"{len(given):,} of {total}"
@@ -104,80 +78,39 @@ class Narrowing:
             raise ValueError(f"room must be at least 1, got {room}")
         return _Step(self, state, list(known), differ, room).next_round()
 
-    def point(self, values: Mapping[str, ParameterValue]) -> dict[str, ParameterValue] | None:
-        """These values without the keys that have no effect; None if the point cannot be tried."""
-        point = self.reduced(values)
-        return point if self._is_admissible(point) else None
-
-    def reduced(self, values: Mapping[str, ParameterValue]) -> dict[str, ParameterValue]:
-        """These values without the keys that have no effect."""
-        return dict(self._reduce(values))
-
-    def grid(self) -> Iterator[dict[str, ParameterValue]]:
-        """The distinct points of the product of all listed values."""
-        seen = set()
-        for values in itertools.product(*self.listed.values()):
-            point = self.point(dict(zip(self.listed, values, strict=True)))
-            if point is not None and (key := rounded_key(point)) not in seen:
-                seen.add(key)
-                yield point
-
 
 @dataclass
-class _Step:
-    """One call of `next_round`: a table of the known points, best first, and the computation of the next round."""
+class _Step(Neighbourhood):
+    """One call of `next_round`."""
 
-    narrowing: Narrowing
-    state: NarrowingState
-    known: list[KnownPoint]
-    differ: Differ
     room: int | None
 
-    def __post_init__(self) -> None:
-        self.table: dict[PointKey, KnownPoint] = {}
-        for known in sorted(self.known, key=_rank):  # stable: the first of equal points
-            self.table.setdefault(rounded_key(known.point), known)
-        lost = {rounded_key(point): point for point in (*self.state.missing, *self.state.given)}
-        self.missing = {key: point for key, point in lost.items() if key not in self.table}
-        self.levels = dict(self.state.levels)
-        self.settled = set(self.state.settled)
-
     def next_round(self) -> Round | Finished:
-        if points := self._unknown(self.narrowing.grid()):
+        if points := self.unknown(self.grid.points()):
             return self._round(points, self._describe_rest_of_grid)
         if not self.table or self.best.value is None:
             return Finished(reason=FinishReason.NO_RESULT, detail="no point has a result")
         while True:
-            moving = [axis for axis in self._axes() if axis.name not in self.settled]
-            if points := self._unknown(self._neighbours(self.best, moving)) or self._unknown(self._corner(moving)):
+            moving = [axis for axis in self.axes() if axis.name not in self.settled]
+            if points := self.unknown(self.neighbours(self.best, moving)) or self.unknown(self._corner(moving)):
                 return self._round(points, self._reason)
             if moving:
                 for axis in moving:
                     self._judge(axis)
                 continue
             # The best point may have moved since an axis was settled.
-            points = self._unknown([*self._neighbours(self.best, self._axes()), *self._other_choices()])
-            if points := points or self._unknown(self._corner(self._axes())):
+            points = self.unknown([*self.neighbours(self.best, self.axes()), *self._other_choices()])
+            if points := points or self.unknown(self._corner(self.axes())):
                 return self._round(points, lambda given: f"the best compared once more; {self._reason(given)}")
-            if points := self._unknown(itertools.chain.from_iterable(map(self._beside_rival, self._rivals()))):
+            if points := self.unknown(itertools.chain.from_iterable(map(self._beside_rival, self._rivals()))):
                 return self._round(points, self._describe_rivals)
-            num_halved = sum(self._judge(axis) for axis in self._axes())
+            num_halved = sum(self._judge(axis) for axis in self.axes())
             if num_halved == 0:
                 return Finished(reason=FinishReason.SETTLED, detail=self._conclusion())
 
     @property
-    def best(self) -> KnownPoint:
-        return next(iter(self.table.values()))
-
-    @property
     def _finest_level(self) -> int:
         return max(self.levels.values(), default=0)
-
-    def _axes(self) -> list[Axis]:
-        return self._axes_of(self.best)
-
-    def _axes_of(self, known: KnownPoint) -> list[Axis]:
-        return [axis for axis in self.narrowing.axes if axis.name in known.point]
 
     def _judge(self, axis: Axis) -> bool:
         """Halve the axis's spacing if a neighbour differs significantly from the best; otherwise settle the axis.
@@ -194,48 +127,11 @@ class _Step:
         return is_halved
 
     def _has_different_neighbour(self, axis: Axis) -> bool:
-        return any(self._differs(point) for point in self._neighbours(self.best, [axis]))
+        return any(self.differs(point) for point in self.neighbours(self.best, [axis]))
 
     def _can_halve(self, axis: Axis) -> bool:
         is_zero = axis.is_log and self.best.point[axis.name] == 0  # a logarithmic scale has no midpoint with 0
         return axis.can_halve(self.levels.get(axis.name, 0)) and not is_zero
-
-    def _differs(self, point: Point, center: KnownPoint | None = None) -> bool:
-        """Whether the point is known and differs significantly from the center, by default the best point."""
-        known = self.table.get(rounded_key(point))
-        return known is not None and (known.value is None or self.differ(center or self.best, known))
-
-    def _neighbours(
-        self, center: KnownPoint, axes: Sequence[Axis], levels: Mapping[str, int] | None = None
-    ) -> list[dict[str, ParameterValue]]:
-        """The points one spacing from the center along each axis.
-
-        If there is only one along an axis, the point two spacings from the center is included.
-        """
-        levels = self.levels if levels is None else levels
-        found = []
-        for axis in axes:
-            level = levels.get(axis.name, 0)
-            values = self._neighbour_values(center, axis, level)
-            points = [point for value in values if (point := self._with(center, axis.name, value)) is not None]
-            second = self._second_on_one_side(center, axis, level, points)
-            found += points if second is None else [*points, second]
-        return found
-
-    def _second_on_one_side(
-        self, center: KnownPoint, axis: Axis, level: int, neighbours: Sequence[Point]
-    ) -> dict[str, ParameterValue] | None:
-        """The point two spacings from the center, if there is exactly one neighbour that is not missing."""
-        sides = [point for point in neighbours if rounded_key(point) not in self.missing]
-        if len(sides) != 1:
-            return None
-        value, nearest = center.point[axis.name], sides[0][axis.name]
-        assert isinstance(value, int | float)
-        assert isinstance(nearest, int | float)
-        if axis.is_log and min(value, nearest) <= 0:
-            return None  # a logarithmic scale has no spacing at zero
-        second = axis.neighbour(nearest, 1 if nearest > value else -1, level)
-        return None if second is None else self._with(center, axis.name, second)
 
     def _corner(self, axes: Sequence[Axis]) -> list[dict[str, ParameterValue]]:
         """The point one spacing from the best along several axes at once, since a valley may run diagonally to them.
@@ -244,45 +140,16 @@ class _Step:
         """
         values: dict[str, ParameterValue] = {}
         for axis in axes:
-            keys = map(rounded_key, self._neighbours(self.best, [axis]))
-            better = min((self.table[key] for key in keys if key in self.table), key=_rank, default=None)
-            if better is not None and not self._differs(better.point):
+            keys = map(rounded_key, self.neighbours(self.best, [axis]))
+            better = min((self.table[key] for key in keys if key in self.table), key=rank, default=None)
+            if better is not None and not self.differs(better.point):
                 values[axis.name] = better.point[axis.name]
-        point = self.narrowing.point({**self.best.point, **values}) if len(values) > 1 else None
+        point = self.grid.point({**self.best.point, **values}) if len(values) > 1 else None
         return [] if point is None else [point]
 
-    def _neighbour_values(self, center: KnownPoint, axis: Axis, level: int) -> list[ParameterValue]:
-        value = center.point[axis.name]
-        assert isinstance(value, int | float)
-        if axis.is_log and value <= 0:
-            return [self._above_zero(center, axis)]
-        below, above = (axis.neighbour(value, direction, level) for direction in (-1, 1))
-        if axis.has_zero and value <= self._smallest_positive(axis):
-            zero = self._with(center, axis.name, 0 if axis.is_integer else 0.0)
-            if zero is not None and not self._differs(zero, center) and rounded_key(zero) not in self.missing:
-                below = zero[axis.name]
-        return [value for value in (below, above) if value is not None]
-
-    def _above_zero(self, center: KnownPoint, axis: Axis) -> ParameterValue:
-        """The positive neighbour of zero: the smallest positive value so far, or one below it.
-
-        The latter if the smallest positive value is significantly worse than zero.
-        """
-        smallest = self._smallest_positive(axis)
-        nearest = self._with(center, axis.name, smallest)
-        grown = axis.neighbour(smallest, -1, 0)
-        return grown if grown is not None and nearest is not None and self._differs(nearest, center) else smallest
-
-    def _smallest_positive(self, axis: Axis) -> float:
-        values = (*axis.listed, *self._tried(axis))
-        return min(value for value in values if isinstance(value, int | float) and value > 0)
-
-    def _tried(self, axis: Axis) -> list[ParameterValue]:
-        return [known.point[axis.name] for known in self.table.values() if axis.name in known.point]
-
     def _lists(self) -> list[str]:
-        numbers = {axis.name for axis in self.narrowing.axes}
-        return [name for name in self.narrowing.listed if name not in numbers and name in self.best.point]
+        numbers = {axis.name for axis in self.grid.axes}
+        return [name for name in self.grid.listed if name not in numbers and name in self.best.point]
 
     def _other_choices(self) -> list[dict[str, ParameterValue]]:
         """The best point with another value of a list.
@@ -292,8 +159,8 @@ class _Step:
         return [
             point
             for name in self._lists()
-            for value in self.narrowing.listed[name]
-            if (point := self._with(self.best, name, value)) is not None
+            for value in self.grid.listed[name]
+            if (point := self.with_value(self.best, name, value)) is not None
         ]
 
     def _rivals(self) -> list[KnownPoint]:
@@ -312,10 +179,10 @@ class _Step:
         """
         if rival.value is None:
             return False
-        if not self._differs(rival.point):
+        if not self.differs(rival.point):
             return True
         assert self.best.value is not None
-        return rival.value - sum(self._largest_gain(rival, axis) for axis in self._axes_of(rival)) <= self.best.value
+        return rival.value - sum(self._largest_gain(rival, axis) for axis in self.axes_of(rival)) <= self.best.value
 
     def _largest_gain(self, center: KnownPoint, axis: Axis) -> float:
         """How far a parabola through the center and two neighbours can fall below the center; infinite if not known.
@@ -325,7 +192,7 @@ class _Step:
         """
         assert center.value is not None
         for level in reversed(range(self._finest_level + 1)):
-            points = self._neighbours(center, [axis], {axis.name: level})
+            points = self.neighbours(center, [axis], {axis.name: level})
             found = [self.table[key].value for key in map(rounded_key, points) if key in self.table]
             rises = [value - center.value for value in found if value is not None]
             if len(rises) > 1:
@@ -338,7 +205,7 @@ class _Step:
         Axes that the best point also has are not narrowed further than for the best point. No axis is narrowed beyond
         the finest level of the best point's axes.
         """
-        axes = self._axes_of(rival)
+        axes = self.axes_of(rival)
         for level in range(self._finest_level + 1):
             levels = {
                 axis.name: min(level, self.levels.get(axis.name, 0))
@@ -346,21 +213,9 @@ class _Step:
                 else axis.allowed(level)
                 for axis in axes
             }
-            if points := self._unknown(self._neighbours(rival, axes, levels)):
+            if points := self.unknown(self.neighbours(rival, axes, levels)):
                 return points
         return []
-
-    def _with(self, center: KnownPoint, name: str, value: ParameterValue) -> dict[str, ParameterValue] | None:
-        """The center with another value of one key; None if that is the same point, or cannot be tried."""
-        like_it = (known.point for known in self.table.values() if known.point.get(name) == value)
-        like = next(like_it, {})
-        filled = {other: like.get(other, values[0]) for other, values in self.narrowing.listed.items()}
-        point = self.narrowing.point({**filled, **center.point, name: value})
-        return None if point is None or rounded_key(point) == rounded_key(center.point) else point
-
-    def _unknown(self, points: Iterable[dict[str, ParameterValue]]) -> list[dict[str, ParameterValue]]:
-        unknown = {rounded_key(point): point for point in points}
-        return [point for key, point in unknown.items() if key not in self.table and key not in self.missing]
 
     def _round(self, points: list[dict[str, ParameterValue]], describe: Callable[[Sequence[Point]], str]) -> Round:
         """A round of these points, up to `room`; the reason describes only the points of the round."""
@@ -395,7 +250,7 @@ class _Step:
     def _reason(self, points: Sequence[Point]) -> str:
         """For each key: the values that are tried, or why no more are."""
         parts = []
-        for axis in self._axes():
+        for axis in self.axes():
             best = self.best.point[axis.name]
             if tried := self._tried_instead(axis.name, points):
                 parts.append(f"{axis.name}: {self._describe(axis, best, tried)}")
@@ -409,9 +264,9 @@ class _Step:
     def _conclusion(self) -> str:
         """For each key: the value at which the search ended, and values that do not differ significantly from it."""
         parts = []
-        for axis in self._axes():
-            neighbours = [point for point in self._neighbours(self.best, [axis]) if rounded_key(point) in self.table]
-            tied = [point[axis.name] for point in neighbours if not self._differs(point)]
+        for axis in self.axes():
+            neighbours = [point for point in self.neighbours(self.best, [axis]) if rounded_key(point) in self.table]
+            tied = [point[axis.name] for point in neighbours if not self.differs(point)]
             text = self._reason_of_settled(axis)
             if tied:
                 verb = "does" if len(tied) == 1 else "do"
@@ -429,17 +284,12 @@ class _Step:
         return list(dict.fromkeys(point[name] for point in points if point.get(name, best) != best))
 
     def _describe(self, axis: Axis, best: ParameterValue, tried: list[ParameterValue]) -> str:
-        known = [float(value) for value in self._tried(axis)]
+        known = [float(value) for value in self.tried_values(axis)]
         low, high = min(known), max(known)
         texts = " and ".join(map(_text, tried))
         if float(best) in (low, high) and all(not low <= float(value) <= high for value in tried):
             return f"best {_text(best)} on the edge, grown to {texts}"
         return f"{texts} beside {_text(best)}"
-
-
-def _rank(known: KnownPoint) -> tuple[bool, float, float]:
-    nll = math.inf if known.nll is None or math.isnan(known.nll) else known.nll
-    return (True, 0.0, 0.0) if known.value is None else (False, known.value, nll)
 
 
 def _text(value: ParameterValue) -> str:

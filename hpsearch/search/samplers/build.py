@@ -1,41 +1,20 @@
-"""Build the sampler of a strategy that draws points, by name. Each sampler is for one trial."""
+"""Build the sampler of a strategy that draws points, by its name in `study.kinds.STRATEGIES`: one for each trial."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from hpsearch.errors import InputError
-from hpsearch.search.samplers.cma import CmaSampler
-from hpsearch.search.samplers.gaussian_process import PrunedAwareGPSampler
-from hpsearch.search.samplers.search_space import SearchSpace
-from hpsearch.search.samplers.seeds import trial_seed
-from hpsearch.search.samplers.sobol import SobolSampler
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Request:
-    study_seed: int
-    trial_number: int
-    point: int | None
-    space: SearchSpace | None
-
-    @property
-    def trial_seed(self) -> int:
-        return trial_seed(self.study_seed, self.trial_number)
+from hpsearch.search.samplers.search_space import DrawRequest, SearchSpace
+from hpsearch.study.kinds import STRATEGIES, Strategy
 
 
 def build_sampler(
-    strategy: str,
-    *,
-    study_seed: int,
-    trial_number: int,
-    point: int | None = None,
-    space: SearchSpace | None = None,
+    strategy: str, *, study_seed: int, trial_number: int, point: int | None = None, space: SearchSpace | None = None
 ) -> BaseSampler:
     """The sampler for one trial.
 
@@ -49,8 +28,8 @@ def build_sampler(
     Raises:
         InputError: no sampler of this name.
     """
-    request = _Request(study_seed=study_seed, trial_number=trial_number, point=point, space=space)
-    return _kind(strategy).build(request)
+    build: Callable[[DrawRequest], BaseSampler] = _drawing(strategy).implementation
+    return build(DrawRequest(study_seed=study_seed, trial_number=trial_number, point=point, space=space))
 
 
 def learns(strategy: str) -> bool:
@@ -59,34 +38,21 @@ def learns(strategy: str) -> bool:
     Raises:
         InputError: no sampler of this name.
     """
-    return _kind(strategy).learns
+    return _drawing(strategy).learns
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Kind:
-    build: Callable[[_Request], BaseSampler]
-    learns: bool
+def _drawing(strategy: str) -> Strategy:
+    drawn = {name: entry for name, entry in STRATEGIES.items() if entry.place}
+    if strategy not in drawn:
+        raise InputError(f"unknown sampler {strategy!r}", hint=f"choose one of: {', '.join(drawn)}")
+    return drawn[strategy]
 
 
-def _kind(strategy: str) -> _Kind:
-    try:
-        return _KINDS[strategy]
-    except KeyError:
-        choices = ", ".join(_KINDS)
-        raise InputError(f"unknown sampler {strategy!r}", hint=f"choose one of: {choices}") from None
-
-
-def _build_random(request: _Request) -> BaseSampler:
+def random_sampler(request: DrawRequest) -> BaseSampler:
     return RandomSampler(seed=request.trial_seed)
 
 
-def _build_qmc(request: _Request) -> BaseSampler:
-    # Conditional parameters have coordinates as well; a trial without them leaves theirs unused.
-    space = request.space.all if request.space else None
-    return SobolSampler(seed=request.study_seed, search_space=space, index=request.point)
-
-
-def _build_tpe(request: _Request) -> BaseSampler:
+def tpe_sampler(request: DrawRequest) -> BaseSampler:
     """TPE with the defaults of Optuna 5, set explicitly so that they do not change with Optuna.
 
     Multivariate (parameters are drawn jointly), with constant liar (RUNNING trials count as bad, so that workers that
@@ -98,26 +64,5 @@ def _build_tpe(request: _Request) -> BaseSampler:
         if is_conditional:
             warnings.simplefilter("ignore", ExperimentalWarning)  # `group`, since Optuna 2.8
         return TPESampler(
-            seed=request.trial_seed,
-            n_startup_trials=10,
-            multivariate=True,
-            constant_liar=True,
-            group=is_conditional,
+            seed=request.trial_seed, n_startup_trials=10, multivariate=True, constant_liar=True, group=is_conditional
         )
-
-
-def _build_gp(request: _Request) -> BaseSampler:
-    return PrunedAwareGPSampler(seed=request.study_seed, search_space=request.space.always if request.space else None)
-
-
-def _build_cmaes(request: _Request) -> BaseSampler:
-    return CmaSampler(seed=request.study_seed, search_space=request.space.always if request.space else None)
-
-
-_KINDS: dict[str, _Kind] = {
-    "random": _Kind(build=_build_random, learns=False),
-    "qmc": _Kind(build=_build_qmc, learns=False),
-    "tpe": _Kind(build=_build_tpe, learns=True),
-    "gp": _Kind(build=_build_gp, learns=True),
-    "cmaes": _Kind(build=_build_cmaes, learns=True),
-}

@@ -13,6 +13,7 @@ trial's point, and the bounds limit the growth of the grid. hpsearch's own worke
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -125,20 +126,8 @@ class CoarseToFineSampler(BaseSampler):
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Stop `study.optimize` if this was the last trial."""
         # Optuna writes the trial's state after this call.
-        ended = FrozenTrial(
-            number=trial.number,
-            trial_id=trial._trial_id,
-            state=state,
-            value=None,
-            values=values,
-            datetime_start=trial.datetime_start,
-            datetime_complete=None,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs=trial.user_attrs,
-            system_attrs=trial.system_attrs,
-            intermediate_values=trial.intermediate_values,
-        )
+        ended = copy.copy(trial)
+        ended.state, ended.values = state, values
         trials = [ended if one.number == trial.number else one for one in _trials(study)]
         if not self._plan(study, trials).open:
             with contextlib.suppress(RuntimeError):  # raised outside study.optimize, where there is nothing to stop
@@ -163,13 +152,13 @@ class CoarseToFineSampler(BaseSampler):
         _check_objectives(study)
         listed = self._narrowing({}).listed
         if param_name not in listed:
-            raise ValueError(f"the search space of coarse to fine has no parameter {param_name!r}, only {list(listed)}")
+            raise ValueError(f"the search space has no parameter {param_name!r}, only {list(listed)}")
         # Read from the storage: Optuna's copy of the trial may be older than `before_trial`.
         point = study._storage.get_trial_system_attrs(trial._trial_id).get(COARSE_POINT_ATTRIBUTE, {})
         value = point.get(param_name, listed[param_name][0])
         if not _is_within(value, param_distribution):
             raise ValueError(
-                f"{param_name} = {value!r} is outside of what the objective suggests: {param_distribution}"
+                f"{param_name} = {value!r} is outside the distribution of the objective: {param_distribution}"
             )
         return value
 
@@ -238,22 +227,14 @@ class CoarseToFineSampler(BaseSampler):
 
 def _dimension(name: str, shape: Shape, is_integer: bool) -> Dimension:
     if not isinstance(shape, LogGrid | Range):
-        values = shape.values if isinstance(shape, Choice) else tuple(shape)
-        return Dimension(name=name, values=values)
-    return Dimension(
-        name=name,
-        values=shape.listed(is_integer=is_integer, limit=_MAX_POINTS),
-        is_integer=is_integer,
-        is_continuous=isinstance(shape, Range),
-        is_log=isinstance(shape, LogGrid) or shape.log,
-        has_zero=isinstance(shape, LogGrid) and shape.zero,
-        log_grid=shape if isinstance(shape, LogGrid) else None,
-    )
+        return Dimension(name=name, values=shape.values if isinstance(shape, Choice) else tuple(shape))
+    values = shape.listed(is_integer=is_integer, limit=_MAX_POINTS)
+    return Dimension.of(shape, name=name, values=values, is_integer=is_integer)
 
 
 def _check_objectives(study: Study) -> None:
     if study._is_multi_objective():
-        raise ValueError("coarse to fine compares single values: the study has several objectives")
+        raise ValueError("coarse-to-fine needs a single objective: the study has several objectives")
 
 
 def _trials(study: Study) -> list[FrozenTrial]:

@@ -64,10 +64,7 @@ class _PrunedCount(Study):
         self._names = search_space.keys()
 
     def _get_trials(
-        self,
-        deepcopy: bool = True,
-        states: Container[TrialState] | None = None,
-        use_cache: bool = False,
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         trials = self._shown.get_trials(deepcopy=False)
         values = [trial.value for trial in trials if _is_finite(trial)]

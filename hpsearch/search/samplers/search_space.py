@@ -6,13 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from hpsearch.search.samplers.seeds import trial_seed
 from hpsearch.study.space import ZERO_SUFFIX, Suggester
 
 
@@ -31,6 +27,25 @@ class SearchSpace:
     @property
     def all(self) -> dict[str, BaseDistribution]:
         return {**self.always, **self.sometimes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawRequest:
+    """The trial for which a sampler is built.
+
+    Args:
+        point: number of the trial's point; None: points are not numbered separately from trials.
+        space: None: the sampler infers it from finished trials.
+    """
+
+    study_seed: int
+    trial_number: int
+    point: int | None
+    space: SearchSpace | None
+
+    @property
+    def trial_seed(self) -> int:
+        return trial_seed(self.study_seed, self.trial_number)
 
 
 def explore(suggest_all: Callable[[Suggester], object]) -> SearchSpace:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
@@ -18,6 +18,7 @@ from optuna.search_space import intersection_search_space
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from hpsearch.search.samplers.search_space import DrawRequest
 from hpsearch.search.samplers.seeds import name_seed, trial_seed
 
 
@@ -37,6 +38,11 @@ class SeededSampler(BaseSampler):
     def __init__(self, *, seed: int | None = None, search_space: Mapping[str, BaseDistribution] | None = None) -> None:
         self._seed = seed
         self._search_space = search_space
+
+    @classmethod
+    def for_trial(cls, request: DrawRequest) -> Self:
+        """The sampler that draws the parameters of one trial."""
+        return cls(seed=request.study_seed, search_space=request.space.always if request.space else None)
 
     def study_seed(self, study: Study) -> int:
         return name_seed(study.study_name) if self._seed is None else self._seed

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Self, final
 
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from hpsearch.search.samplers.search_space import DrawRequest
 from hpsearch.search.samplers.seeded import SeededSampler
 from hpsearch.search.samplers.unit_cube import UnitCube
 
@@ -52,6 +53,12 @@ class SobolSampler(SeededSampler):
     ) -> None:
         super().__init__(seed=seed, search_space=search_space)
         self._index = index
+
+    @classmethod
+    def for_trial(cls, request: DrawRequest) -> Self:
+        # Conditional parameters have coordinates as well; a trial without them leaves theirs unused.
+        space = request.space.all if request.space else None
+        return cls(seed=request.study_seed, search_space=space, index=request.point)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

@@ -78,7 +78,7 @@ def _lacking_points(connection: Connection, study_id: int, given: StudyDefinitio
         return list(itertools.islice(given.points(), max(0, given.num_points - len(stored))))
     known = {point_key(point.values) for point in stored}
     is_narrowed = given.search.strategy == "coarse-to-fine"
-    wanted = narrowing_of(given, stored=stored).grid() if is_narrowed else given.points()
+    wanted = narrowing_of(given, stored=stored).points() if is_narrowed else given.points()
     lacking = [point for point in wanted if point_key(point) not in known]
     room = num_allowed(given) - len(stored) if is_narrowed else len(lacking)
     return list(lacking[: max(0, room)])

@@ -25,11 +25,20 @@ GRAPH_MINIBATCHES = 50
 Work = Callable[[], Tensor]
 
 
-class InnerStep(Protocol):
-    """A `LaneStep` whose operations depend only on the stack's version and the shapes of its inputs."""
+class LaneStep(Protocol):
+    """Trains every lane on consecutive minibatches."""
 
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
-        """See `LaneStep.train`."""
+        """Train on consecutive minibatches: updates the stack's parameters and optimizer state in place.
+
+        There is no host sync.
+
+        Args:
+            images: [N, pixels] shared by the lanes, or [L, N, pixels]; N is a multiple of the batch size.
+            labels: [N] or [L, N] int64.
+        Returns:
+            Sum over the minibatches of the mean NLL before the update, in nats, [L] float64.
+        """
 
 
 Capture = Callable[[Work], Work]
@@ -88,12 +97,12 @@ class CapturedStep:
     """A step that captures another step once per shape and replays it afterwards.
 
     Args:
-        step: the step to capture.
+        step: the step to capture; its operations depend only on the stack's version and the shapes of its inputs.
         capture: records work and returns its replay.
         beat: called after each run of minibatches.
     """
 
-    step: InnerStep
+    step: LaneStep
     capture: Capture
     beat: Callable[[], None] = lambda: None
     _version: int = -1

@@ -134,7 +134,7 @@ class TrialCheckpoint:
             arrays, metadata = load_arrays(content)
             version = metadata.get("checkpoint_version")
             if version != CHECKPOINT_VERSION:
-                raise _damaged(f"it is of version {version!r:.20}, and we read {CHECKPOINT_VERSION!r}")
+                raise _damaged(f"its version is {version!r:.20}, expected {CHECKPOINT_VERSION!r}")
             if metadata[CHECKSUM] != checksum(metadata["state"], arrays):
                 raise _damaged("its checksum is wrong")
             json.loads(metadata["state"], parse_constant=_finite, parse_float=_finite)
@@ -151,7 +151,7 @@ class TrialCheckpoint:
         """
         differences = self.progress.differences(trial)
         if differences:
-            raise _misfit(self, "it is of another trial: " + "; ".join(differences[:3]))
+            raise _misfit(self, "it belongs to another trial: " + "; ".join(differences[:3]))
 
     def tensors(self, like: TrialTensors) -> TrialTensors:
         """The arrays as tensors, with the devices and memory layouts of a fresh trial's tensors.
@@ -165,12 +165,12 @@ class TrialCheckpoint:
         expected = like.named()
         missing, unknown = expected.keys() - self.arrays.keys(), self.arrays.keys() - expected.keys()
         if missing or unknown:
-            what = f"lacks {min(missing)}" if missing else f"has {min(unknown)}, which the trial has not"
+            what = f"lacks {min(missing)}" if missing else f"has {min(unknown)}, which the trial does not have"
             raise _misfit(self, f"it {what}")
         tensors = like.replaced({name: self._tensor(name, tensor) for name, tensor in expected.items()})
         best, correct = self.progress.best, tensors.correct["best"]
         if best is not None and round(best.zero_one * len(correct)) != len(correct) - int(correct.sum()):
-            raise _misfit(self, "its best validation is another than that whose correct images it has")
+            raise _misfit(self, "its best validation does not match its correct images")
         return tensors
 
     def _tensor(self, name: str, like: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class TrialCheckpoint:
         # A trial with finite losses has infinities only in a saturated unit or, for one step, in Adam's mean square.
         # The cost of refusing such a checkpoint is that the trial starts again from its first epoch.
         if not values.isfinite().all():
-            raise _misfit(self, f"{name} has numbers in it that are not finite: the trial had diverged")
+            raise _misfit(self, f"{name} has numbers that are not finite: the trial had diverged")
         return torch.empty_like(like).copy_(values)
 
 
@@ -297,12 +297,12 @@ def _describe_error(error: Exception) -> str:
 def _damaged(why: str) -> ArtifactError:
     return ArtifactError(
         f"the checkpoint of a trial cannot be read: {why}",
-        hint="it is damaged or from another version of hpsearch; let the trial start again",
+        hint="it is damaged or from another version of hpsearch; start the trial again",
     )
 
 
 def _misfit(checkpoint: TrialCheckpoint, why: str) -> ArtifactError:
     return ArtifactError(
         f"the checkpoint after epoch {checkpoint.progress.num_epochs} does not fit the trial: {why}",
-        hint="let the trial start again, or give it the checkpoint that was taken of it",
+        hint="start the trial again, or use its own checkpoint",
     )

@@ -18,10 +18,9 @@ from torch import Tensor
 from hpsearch.data.resident import ResidentData, minibatch_order
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.study.settings import ModelSettings, Precision, TrialSettings
-from hpsearch.study.settings import Optimizer as OptimizerName
 from hpsearch.training.correct_images import ReferenceTest
 from hpsearch.training.evaluation import validate_lanes, validation_of
-from hpsearch.training.lanes.capture import CapturedValidation, CudaCapture
+from hpsearch.training.lanes.capture import CapturedValidation, CudaCapture, LaneStep
 from hpsearch.training.lanes.checkpoint import (
     CudaToHost,
     PendingCheckpoint,
@@ -31,7 +30,7 @@ from hpsearch.training.lanes.checkpoint import (
 )
 from hpsearch.training.lanes.dense_step import is_linear
 from hpsearch.training.lanes.stack import LaneStack, TrialTensors
-from hpsearch.training.lanes.steps import LaneStep, build_step
+from hpsearch.training.lanes.steps import build_step
 from hpsearch.training.minibatches import is_validation_due, lane_stretches
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.dense import DenseNetwork
@@ -50,7 +49,7 @@ class CohortShape:
     """
 
     model: ModelSettings
-    optimizer: OptimizerName
+    optimizer: str
     batch_size: int
     shuffle: bool
     precision: Precision

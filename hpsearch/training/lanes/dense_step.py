@@ -15,7 +15,7 @@ is one minibatch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import final
@@ -26,10 +26,10 @@ from torch import Tensor
 from hpsearch.study.settings import Precision, TrainingSettings
 from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.losses import ScaledPenalties, lanes_first
-from hpsearch.training.networks.activations import activate_, multiply_slope
 from hpsearch.training.networks.dense import DenseLayer, DenseNetwork
 from hpsearch.training.optimizers import Optimizer
 from hpsearch.training.precision import Products
+from hpsearch.training.tensors import Tensors
 
 # Images per block. On a CPU products reach their full rate at about 100 rows, and the corrections within a block grow
 # with the square of its rows. On a GPU the memory traffic of the weights costs more.
@@ -79,7 +79,7 @@ class DenseStep:
         parts = [(0, cut), (cut, stack.num_lanes)] if 0 < cut < stack.num_lanes else [(0, stack.num_lanes)]
         losses = []
         for start, stop in parts:
-            lanes = _Lanes(step=self, stack=stack.part(start, stop), batch_size=batch_size)
+            lanes = _LaneGroup(step=self, stack=stack.part(start, stop), batch_size=batch_size)
             if images.dim() == 3:
                 losses.append(lanes.train(images[start:stop], labels[start:stop]))
             else:
@@ -113,7 +113,7 @@ class _Block:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class _Lanes:
+class _LaneGroup:
     """A group of lanes, all linear or all non-linear, that trains on consecutive minibatches."""
 
     step: DenseStep
@@ -182,7 +182,7 @@ class _Lanes:
             targets[name].mul_(self._shrinking(num_rows // self.batch_size))
         optimizer.finish_(stack.parameters, stack.optimizer_state, stack.rates, targets)
 
-    def _train_minibatch(self, block: _Block, rows: slice, targets: Mapping[str, Tensor]) -> None:
+    def _train_minibatch(self, block: _Block, rows: slice, targets: Tensors) -> None:
         """Forward and backward pass of one minibatch, and every update except the one of the first layer's weights."""
         outputs = [self._first_outputs(block, rows)]
         for layer in self._layers[1:]:
@@ -201,8 +201,8 @@ class _Lanes:
             self._update(layer, prepared, deltas, inputs, targets)
             assert below.activation is not None  # only the last layer has none
             # The first layer's deltas are collected for the whole block.
-            out = block.deltas[:, rows] if below is self._first else deltas_below
-            deltas = multiply_slope(below.activation, deltas_below, inputs, out=out)
+            deltas = block.deltas[:, rows] if below is self._first else deltas_below
+            below.activation.multiply_slope(deltas_below, inputs, out=deltas)
         targets[self._first.bias].add_(deltas.sum(dim=1))
         if block.gram is not None and self.stack.penalties.has_l2:
             # Cancels in advance the shrinking that is applied to the whole sum when it is used.
@@ -227,11 +227,9 @@ class _Lanes:
 
     def _activated_(self, layer: DenseLayer, sums: Tensor) -> Tensor:
         bias = self.stack.parameters[layer.bias].unsqueeze(1)
-        return sums.add_(bias) if layer.activation is None else activate_(layer.activation, sums, bias=bias)
+        return sums.add_(bias) if layer.activation is None else layer.activation.apply_(sums, bias=bias)
 
-    def _update(
-        self, layer: DenseLayer, prepared: Tensor, deltas: Tensor, inputs: Tensor, targets: Mapping[str, Tensor]
-    ) -> None:
+    def _update(self, layer: DenseLayer, prepared: Tensor, deltas: Tensor, inputs: Tensor, targets: Tensors) -> None:
         self._penalties.add_gradient_(targets[layer.weight], self.stack.parameters[layer.weight])
         self.step.products.add_product_(
             targets[layer.weight], prepared.transpose(1, 2), self.step.products.prepared(inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,19 +15,22 @@ from hpsearch.training.losses import LanePenalties
 from hpsearch.training.networks.network import Network
 from hpsearch.training.networks.padding import PADDED_FAMILIES, fit
 from hpsearch.training.optimizers import Rates
+from hpsearch.training.tensors import Tensors
 
 # The numbers that are sent to the device for each lane at the start of an epoch.
 NUMBERS = ("learning_rate", "momentum", "beta_1", "beta_2", "epsilon", "lambda_1", "lambda_2")
+# First part of a tensor's name in a checkpoint -> field of `TrialTensors`.
+_PARTS = {"parameters": "parameters", "optimizer": "optimizer_state", "best": "best_parameters", "correct": "correct"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialTensors:
     """All tensors from which a trial's training continues; of one trial, or stacked, of several trials."""
 
-    parameters: Mapping[str, Tensor]
-    optimizer_state: Mapping[str, Tensor]
-    best_parameters: Mapping[str, Tensor]
-    correct: Mapping[str, Tensor]  # correctly classified images at the best validation and at the reference: bool [N]
+    parameters: Tensors
+    optimizer_state: Tensors
+    best_parameters: Tensors
+    correct: Tensors  # correctly classified images at the best validation and at the reference: bool [N]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TrialTensors:
         """Apply a function to every tensor."""
@@ -37,30 +40,22 @@ class TrialTensors:
         """Resize all tensors to the widths of another network (`padding.fit`)."""
         if network.model.family not in PADDED_FAMILIES:
             return self  # networks of these families are never padded
-        return TrialTensors(
+        return replace(
+            self,
             parameters=fit(self.parameters, network),
             optimizer_state=fit(self.optimizer_state, network),
             best_parameters=fit(self.best_parameters, network),
-            correct=self.correct,
         )
 
     def named(self) -> dict[str, Tensor]:
         """All tensors by unique names: parameters/..., optimizer/..., best/..., correct/..."""
-        parts = {
-            "parameters": self.parameters,
-            "optimizer": self.optimizer_state,
-            "best": self.best_parameters,
-            "correct": self.correct,
-        }
-        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return {f"{part}/{name}": tensor for part, key in _PARTS.items() for name, tensor in getattr(self, key).items()}
 
-    def replaced(self, named: Mapping[str, Tensor]) -> TrialTensors:
+    def replaced(self, named: Tensors) -> TrialTensors:
         """A copy with other tensors, under the names that `named` gives."""
+        parts = _PARTS.items()
         return TrialTensors(
-            parameters={name: named[f"parameters/{name}"] for name in self.parameters},
-            optimizer_state={name: named[f"optimizer/{name}"] for name in self.optimizer_state},
-            best_parameters={name: named[f"best/{name}"] for name in self.best_parameters},
-            correct={name: named[f"correct/{name}"] for name in self.correct},
+            **{key: {name: named[f"{part}/{name}"] for name in getattr(self, key)} for part, key in parts}
         )
 
 
@@ -100,7 +95,7 @@ class LaneStack:
     def num_lanes(self) -> int:
         return len(self.best_losses["nll"]) if self.best_losses else 0
 
-    def insert(self, lane: int, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
+    def insert(self, lane: int, parameters: Tensors, optimizer_state: Tensors) -> None:
         """Insert one trial's tensors before a lane, or after the last one. They are copied."""
         self.version += 1
         for stacked, single in self._pairs(parameters, optimizer_state):
@@ -108,7 +103,7 @@ class LaneStack:
                 behind = stacked.get(name, value.new_empty(0, *value.shape))
                 stacked[name] = torch.cat([behind[:lane], value.unsqueeze(0), behind[lane:]])
 
-    def replace(self, lane: int, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]) -> None:
+    def replace(self, lane: int, parameters: Tensors, optimizer_state: Tensors) -> None:
         """Give a lane to another trial; the tensors keep their memory."""
         for stacked, single in self._pairs(parameters, optimizer_state):
             for name, value in single.items():
@@ -131,7 +126,7 @@ class LaneStack:
     def copied(self, lanes: Sequence[int]) -> TrialTensors:
         """A copy of some lanes' tensors, stacked in this order, on the device; no host sync."""
 
-        def copy(stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        def copy(stacked: Tensors) -> dict[str, Tensor]:
             # Not index_select, which would transfer an index to the device.
             return {name: torch.stack([value[lane] for lane in lanes]) for name, value in stacked.items() if lanes}
 
@@ -246,9 +241,7 @@ class LaneStack:
         torch.where(moves, correct, reference, out=reference)
         return gained.double(), lost.double()
 
-    def _pairs(
-        self, parameters: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor]
-    ) -> list[tuple[dict[str, Tensor], Mapping[str, Tensor]]]:
+    def _pairs(self, parameters: Tensors, optimizer_state: Tensors) -> list[tuple[dict[str, Tensor], Tensors]]:
         """Each group of stacked tensors with the tensors of a fresh trial for it."""
         worst = torch.tensor(math.inf, dtype=torch.float64, device=self.device)
         losses = {"zero_one": worst, "nll": worst}

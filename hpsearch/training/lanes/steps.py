@@ -6,15 +6,15 @@ same numbers up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from hpsearch.study.settings import Precision
-from hpsearch.training.lanes.capture import CapturedStep, CudaCapture
+from hpsearch.training.lanes.capture import CapturedStep, CudaCapture, LaneStep
 from hpsearch.training.lanes.dense_step import BLOCK_ROWS, DenseStep
 from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.losses import mean_nll, nll_per_image
@@ -22,27 +22,12 @@ from hpsearch.training.networks.dense import DenseNetwork
 from hpsearch.training.networks.network import Network
 from hpsearch.training.optimizers import Optimizer
 from hpsearch.training.precision import computing, multiplying
+from hpsearch.training.tensors import Tensors
 
 # Floats of a slice's widest intermediate result, 32 MiB of float32: bounds the memory of large minibatches. LeNet's
 # minibatches of 500 images (docs/sources.md, section 1) are one slice: smaller slices were slower
 # (docs/performance.md).
 TRAINING_SLICE_FLOATS = 2**23
-
-
-class LaneStep(Protocol):
-    """Trains every lane on consecutive minibatches."""
-
-    def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
-        """Train on consecutive minibatches: updates the stack's parameters and optimizer state in place.
-
-        There is no host sync.
-
-        Args:
-            images: [N, pixels] shared by the lanes, or [L, N, pixels]; N is a multiple of the batch size.
-            labels: [N] or [L, N] int64.
-        Returns:
-            Sum over the minibatches of the mean NLL before the update, in nats, [L] float64.
-        """
 
 
 def build_step(
@@ -125,7 +110,7 @@ class AutogradStep:
         return losses
 
     def _all_at_once(
-        self, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor, scale: Tensor
+        self, parameters: Tensors, images: Tensor, labels: Tensor, scale: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean NLL [L], and its scaled gradients [L, ...] by parameter name."""
         leaves = {name: value.detach().requires_grad_(True) for name, value in parameters.items()}
@@ -141,7 +126,7 @@ class AutogradStep:
         return losses.detach(), dict(zip(leaves, gradients, strict=True))
 
     def _lane_by_lane(
-        self, parameters: Mapping[str, Tensor], images: Tensor, labels: Tensor, scale: Tensor
+        self, parameters: Tensors, images: Tensor, labels: Tensor, scale: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As `_all_at_once`, but processes one slice of one lane's images at a time."""
         losses = torch.zeros(len(scale), dtype=_dtype_of(parameters), device=images.device)
@@ -170,5 +155,5 @@ def _even_slices(num_rows: int, limit: int) -> list[slice]:
     return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
-def _dtype_of(parameters: Mapping[str, Tensor]) -> torch.dtype:
+def _dtype_of(parameters: Tensors) -> torch.dtype:
     return next(iter(parameters.values())).dtype

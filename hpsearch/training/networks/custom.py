@@ -6,7 +6,7 @@ Otherwise a trial would depend on the trials in other lanes. Source: torch.func,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, final
@@ -17,17 +17,11 @@ from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
 from hpsearch.study.settings import ModelSettings
-from hpsearch.training.networks.custom_module import (
-    ModuleFactory,
-    Tensors,
-    constants,
-    difference,
-    trainable,
-    weight_names,
-)
+from hpsearch.training.networks.custom_module import ModuleFactory, constants, difference, trainable, weight_names
 from hpsearch.training.networks.foreign_code import foreign_code, no_exit
 from hpsearch.training.networks.initialization import ParameterShape
 from hpsearch.training.networks.network import Network
+from hpsearch.training.tensors import Tensors
 
 NUM_TRIED_IMAGES = 11  # images in the check; a size that layers hardly ever have
 DISTURBANCE = 0.1  # standard deviation of the noise added to initial parameters: scores that are all 0 show nothing
@@ -65,7 +59,7 @@ class CustomNetwork(Network):
 
     def initial_parameters(
         self, *, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
-    ) -> Tensors:
+    ) -> dict[str, Tensor]:
         """The parameters that the factory draws with this seed, on the CPU.
 
         Raises:
@@ -76,22 +70,22 @@ class CustomNetwork(Network):
         # Copied, because a factory may return the same module object at every call.
         return {name: value.to(device=device, dtype=dtype, copy=True) for name, value in trainable(module).items()}
 
-    def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         return self._scores(self._constants_beside(parameters), parameters, images)
 
-    def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def lane_logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         in_dims = (None, 0, 0 if images.dim() == 3 else None)
         stacked = vmap(self._scores, in_dims=in_dims)
         scores: Tensor = stacked(self._constants_beside(parameters), dict(parameters), images)
         return scores
 
-    def _scores(self, constants: Tensors, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def _scores(self, constants: Tensors, parameters: Tensors, images: Tensor) -> Tensor:
         maps = images.reshape(-1, 1, *self.image_shape)
         with no_exit():
             scores: Tensor = functional_call(self.module, {**constants, **parameters}, (maps,))
         return scores
 
-    def _constants_beside(self, parameters: Mapping[str, Tensor]) -> Tensors:
+    def _constants_beside(self, parameters: Tensors) -> Tensors:
         """Constants on the parameters' device; floating-point constants also have the parameters' type."""
         like = next(iter(parameters.values()))
         place = (like.device, like.dtype)
@@ -244,8 +238,7 @@ def _checked_scores(factory: ModuleFactory, run: Callable[[], Any], shape: list[
     if not isinstance(scores, Tensor) or list(scores.shape) != expected:
         found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise factory.refusal(
-            f"forward({shape}) returned {found}, expected {expected}",
-            "return one score per class, before any softmax",
+            f"forward({shape}) returned {found}, expected {expected}", "return one score per class, before any softmax"
         )
     return scores
 

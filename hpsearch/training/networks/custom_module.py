@@ -24,12 +24,11 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from hpsearch.errors import InputError
 from hpsearch.study.settings import ModelSettings
 from hpsearch.training.networks.foreign_code import ForeignExit, foreign_code
+from hpsearch.training.tensors import Tensors
 from hpsearch.wording import did_you_mean
 
 # A child of the package's logger: hpsearch.logs imports Optuna, which this package must not import.
 _log = logging.getLogger(__name__)
-
-Tensors = dict[str, Tensor]
 
 
 @final
@@ -142,12 +141,12 @@ def constants(module: nn.Module) -> Tensors:
     return {**dict(module.named_buffers()), **frozen}
 
 
-def weight_names(parameters: Mapping[str, Tensor]) -> list[str]:
+def weight_names(parameters: Tensors) -> list[str]:
     """The parameters that lambda_1 and lambda_2 regularise: those of two or more dimensions, so no biases or scales."""
     return [name for name, value in parameters.items() if value.dim() >= 2]
 
 
-def difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str | None:
+def difference(ours: Tensors, theirs: Tensors) -> str | None:
     """The first name whose tensor differs or exists in only one of the two; None if there is none."""
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         if name not in ours or name not in theirs or not torch.equal(ours[name], theirs[name]):

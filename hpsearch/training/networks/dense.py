@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -12,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpsearch.study.settings import Activation, ModelSettings
-from hpsearch.training.networks.activations import activate, activate_
+from hpsearch.study.settings import ModelSettings
+from hpsearch.training.networks.activations import Activation, activation_of
 from hpsearch.training.networks.initialization import ParameterShape, weight_bound
 from hpsearch.training.networks.network import Network
+from hpsearch.training.tensors import Tensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +47,7 @@ class DenseLayer:
         """
         bound = 0.0
         if self.activation is not None:
-            fans = {"fan_in": self.num_inputs, "fan_out": self.num_outputs}
-            bound = weight_bound(self.activation, model.initialization, **fans)
+            bound = weight_bound(model, fan_in=self.num_inputs, fan_out=self.num_outputs)
         return {
             self.weight: ParameterShape(shape=(self.num_outputs, self.num_inputs), bound=bound, is_weight=True),
             self.bias: ParameterShape(shape=(self.num_outputs,), bound=0.0, is_weight=False),
@@ -72,15 +71,15 @@ class DenseNetwork(Network):
     def widest_activation(self) -> int:
         return max(layer.num_outputs for layer in self.layers)
 
-    def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         outputs = images
         for layer in self.layers:
             outputs = functional.linear(outputs, parameters[layer.weight], parameters[layer.bias])
             if layer.activation is not None:
-                outputs = activate(layer.activation, outputs)
+                outputs = layer.activation(outputs)
         return outputs
 
-    def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def lane_logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         num_lanes = parameters[self.layers[0].weight].shape[0]
         # Shared images are expanded, not copied: all lanes' products read the same minibatch.
         outputs = images if images.dim() == 3 else images.expand(num_lanes, *images.shape)
@@ -89,10 +88,10 @@ class DenseNetwork(Network):
             if layer.activation is None:
                 outputs = lane_linear(outputs, weights, bias)
             elif torch.is_grad_enabled():
-                outputs = activate(layer.activation, lane_linear(outputs, weights, bias))
+                outputs = layer.activation(lane_linear(outputs, weights, bias))
             else:  # autograd needs its own copies; without it, in-place operations save passes over memory
                 outputs = torch.bmm(outputs, weights.transpose(1, 2))
-                outputs = activate_(layer.activation, outputs, bias=bias.unsqueeze(1))
+                outputs = layer.activation.apply_(outputs, bias=bias.unsqueeze(1))
         return outputs
 
 
@@ -126,8 +125,7 @@ class Mlp(DenseNetwork):
     @cached_property
     def layers(self) -> tuple[DenseLayer, ...]:
         width = self.model.hidden_units
-        hidden = DenseLayer(
-            name="hidden", num_inputs=self.num_pixels, num_outputs=width, activation=self.model.activation
-        )
+        activation = activation_of(self.model)
+        hidden = DenseLayer(name="hidden", num_inputs=self.num_pixels, num_outputs=width, activation=activation)
         scores = DenseLayer(name="output", num_inputs=width, num_outputs=self.num_classes, activation=None)
         return (hidden, scores)

@@ -14,12 +14,21 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 _CUDNN = ("benchmark", "deterministic", "allow_tf32")
+_TORCH_DEFAULTS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_default_device, torch.set_default_device),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+)
 
 
 class ForeignExit(Exception):  # noqa: N818  # not an error of hpsearch
@@ -105,23 +114,16 @@ def _logging() -> Callable[[], None]:
 
 
 def _torch_defaults() -> Callable[[], None]:
-    dtype, device, threads = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()
-    precision, has_gradients = torch.get_float32_matmul_precision(), torch.is_grad_enabled()
-    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    saved = [(put, get, get()) for get, put in _TORCH_DEFAULTS]
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    detects_anomalies = torch.is_anomaly_enabled()
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
     cudnn = {name: getattr(torch.backends.cudnn, name) for name in _CUDNN}
 
     def put_back() -> None:
-        torch.set_default_dtype(dtype)
-        if torch.get_default_device() != device:
-            torch.set_default_device(device)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
-        torch.set_grad_enabled(has_gradients)
+        for put, get, value in saved:
+            if get() != value:
+                put(value)
         torch.use_deterministic_algorithms(is_deterministic, warn_only=only_warns)
-        torch.autograd.set_detect_anomaly(detects_anomalies)
         for name, value in cudnn.items():
             if getattr(torch.backends.cudnn, name) != value:
                 setattr(torch.backends.cudnn, name, value)

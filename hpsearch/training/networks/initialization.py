@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpsearch.study.settings import Activation, Initialization
-
-SIGMOID_GAIN = 4.0  # sigmoid needs 4 times tanh's interval (Glorot & Bengio 2010; docs/sources.md, section 2)
+from hpsearch.study.settings import ModelSettings
+from hpsearch.training.networks.activations import activation_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,23 +30,15 @@ class ParameterShape:
     is_weight: bool
 
 
-def weight_bound(activation: Activation, initialization: Initialization, *, fan_in: float, fan_out: float) -> float:
+def weight_bound(model: ModelSettings, *, fan_in: float, fan_out: float) -> float:
     """Half the width of the interval from which a layer's initial weights are drawn.
 
-    tanh: sqrt(6 / (fan_in + fan_out)) (Glorot & Bengio 2010); sigmoid: 4 times this value. ReLU: sqrt(6 / fan_in)
-    (He et al. 2015), since the sources give no rule for it and Glorot's loses half the variance with ReLU.
-    "lecun" is 1 / sqrt(fan_in) for every activation (LeCun 1998).
-    Source: docs/sources.md, section 2.
+    "glorot" is the activation's own rule (`Activation.weight_bound`). "lecun" is 1 / sqrt(fan_in) for every activation
+    (LeCun 1998). Source: docs/sources.md, section 2.
     """
-    if initialization == "lecun":
+    if model.initialization == "lecun":
         return 1.0 / math.sqrt(fan_in)
-    match activation:
-        case "tanh":
-            return math.sqrt(6.0 / (fan_in + fan_out))
-        case "sigmoid":
-            return SIGMOID_GAIN * math.sqrt(6.0 / (fan_in + fan_out))
-        case "relu":
-            return math.sqrt(6.0 / fan_in)
+    return activation_of(model).weight_bound(fan_in, fan_out)
 
 
 def draw_parameters(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -12,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from hpsearch.errors import InputError
-from hpsearch.training.networks.activations import activate
+from hpsearch.training.networks.activations import activation_of
 from hpsearch.training.networks.dense import DenseLayer, lane_linear
 from hpsearch.training.networks.initialization import ParameterShape, weight_bound
 from hpsearch.training.networks.network import Network
+from hpsearch.training.tensors import Tensors
 
 KERNEL_SIZE = 5  # both convolutions are 5x5
 POOL_SIZE = 2  # both max-pools are 2x2
@@ -74,7 +74,8 @@ class LeNet(Network):
         height, width = self.pooled_shapes[1]
         num_features = self.model.kernels[1] * height * width  # 50 * 4 * 4 = 800 in the deeplearning.net tutorial
         units = self.model.hidden_units
-        hidden = DenseLayer(name="hidden", num_inputs=num_features, num_outputs=units, activation=self.model.activation)
+        activation = activation_of(self.model)
+        hidden = DenseLayer(name="hidden", num_inputs=num_features, num_outputs=units, activation=activation)
         scores = DenseLayer(name="output", num_inputs=units, num_outputs=self.num_classes, activation=None)
         return hidden, scores
 
@@ -90,8 +91,7 @@ class LeNet(Network):
     def _convolution_shapes(self, name: str, *, num_maps: int, num_kernels: int) -> dict[str, ParameterShape]:
         area = KERNEL_SIZE * KERNEL_SIZE
         bound = weight_bound(
-            self.model.activation,
-            self.model.initialization,
+            self.model,
             fan_in=num_maps * area,
             fan_out=num_kernels * area / POOL_SIZE**2,  # divided by the pool's size: docs/sources.md, section 2
         )
@@ -111,20 +111,20 @@ class LeNet(Network):
         """True on a CPU: many lanes together are no faster than one, whose results stay in the cache."""
         return device.type == "cpu"
 
-    def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         maps = _fast_layout(images.reshape(-1, 1, *self.image_shape))
         for name in ("conv1", "conv2"):
             pooled = max_pool(convolve(maps, parameters[f"{name}.weight"]))
             biases = parameters[f"{name}.bias"].reshape(1, -1, 1, 1)
             # Cast the biases to the maps' type: under autocast a sum with float32 would make all later maps float32.
-            maps = activate(self.model.activation, pooled + biases.to(pooled.dtype))
+            maps = activation_of(self.model)(pooled + biases.to(pooled.dtype))
         hidden, scores = self.dense_layers
         features = maps.flatten(start_dim=1)  # [B, 800]
         units = functional.linear(features, parameters[hidden.weight], parameters[hidden.bias])
-        units = activate(self.model.activation, units)
+        units = activation_of(self.model)(units)
         return functional.linear(units, parameters[scores.weight], parameters[scores.bias])
 
-    def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def lane_logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         num_lanes = parameters["conv1.weight"].shape[0]
         # The lanes' feature maps are concatenated. On shared images the first convolution is one ordinary convolution
         # with the kernels of all lanes. The second one is grouped: each lane's kernels see only that lane's maps.
@@ -138,14 +138,14 @@ class LeNet(Network):
         features = maps.reshape(maps.shape[0], num_lanes, -1).transpose(0, 1)  # [L, B, 800]
         hidden, scores = self.dense_layers
         units = lane_linear(features, parameters[hidden.weight], parameters[hidden.bias])
-        units = activate(self.model.activation, units)
+        units = activation_of(self.model)(units)
         return lane_linear(units, parameters[scores.weight], parameters[scores.bias])
 
-    def _lane_maps(self, name: str, parameters: Mapping[str, Tensor], maps: Tensor, *, groups: int) -> Tensor:
+    def _lane_maps(self, name: str, parameters: Tensors, maps: Tensor, *, groups: int) -> Tensor:
         kernels = _fast_layout(parameters[f"{name}.weight"].flatten(end_dim=1))  # [L * kernels, maps, 5, 5]
         biases = parameters[f"{name}.bias"].reshape(1, -1, 1, 1)
         pooled = max_pool(convolve(maps, kernels, groups=groups))
-        return activate(self.model.activation, pooled + biases.to(pooled.dtype))
+        return activation_of(self.model)(pooled + biases.to(pooled.dtype))
 
 
 def _fast_layout(maps: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ parameters are stacked: [L, ...].
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from hpsearch.study.settings import ModelSettings
 from hpsearch.training.networks.initialization import ParameterShape, draw_parameters
+from hpsearch.training.tensors import Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class Network(ABC):
         """Floats per image of the largest intermediate result; determines how many images are evaluated at once."""
 
     @abstractmethod
-    def logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of one trial: [B, pixels] -> [B, classes]."""
 
     @abstractmethod
-    def lane_logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def lane_logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         """Unnormalised log-probabilities of L lanes.
 
         Args:

@@ -9,18 +9,18 @@ as without padding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
+from hpsearch.study.kinds import FAMILIES, choices_by_key
 from hpsearch.study.settings import ModelSettings
+from hpsearch.training.networks.activations import activation_of
 from hpsearch.training.networks.network import Network
+from hpsearch.training.tensors import Tensors
 
-PADDED_FAMILIES = ("mlp", "cnn")
+PADDED_FAMILIES = choices_by_key(FAMILIES)["hidden_units"]
 SMALLEST_CLASS = 32  # units; narrower layers are bound by kernel launches, not by arithmetic
 CLASS_RATIO = 4  # a lane costs at most this many times the arithmetic of its own network
-SIGMOID_OFF = -1e30  # sigmoid of this is 0 exactly, in every precision
 
 
 def cohort_model(model: ModelSettings) -> ModelSettings:
@@ -37,7 +37,7 @@ def cohort_model(model: ModelSettings) -> ModelSettings:
     return model.model_copy(update={"hidden_units": widest, "initialization": "glorot"})
 
 
-def fit(tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor]:
+def fit(tensors: Tensors, network: Network) -> dict[str, Tensor]:
     """Resize parameters or optimizer state, of one trial or stacked, to the widths of another network.
 
     Narrower tensors are padded, wider ones are cut; cutting loses nothing as long as it removes only padding.
@@ -56,8 +56,8 @@ def _resized(name: str, value: Tensor, network: Network) -> Tensor:
     shape = lead + torch.Size(parameter.shape)
     if value.shape == shape:
         return value
-    is_sigmoid_bias = name == "hidden.bias" and network.model.activation == "sigmoid"
-    result = value.new_full(shape, SIGMOID_OFF if is_sigmoid_bias else 0.0)
+    padding = activation_of(network.model).padding_bias if name == "hidden.bias" else 0.0
+    result = value.new_full(shape, padding)
     common = tuple(slice(min(old, new)) for old, new in zip(value.shape, shape, strict=True))
     result[common] = value[common]
     return result

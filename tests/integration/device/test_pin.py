@@ -139,7 +139,7 @@ def test_keeping_outlives_a_database_that_is_away(
         with monkeypatch.context() as away:
             away.setattr(type(database.engine), "connect", refuse)
             assert pinned.keep()
-        assert "could not look after the lock on cuda:0" in caplog.text
+        assert "could not check the lock on cuda:0" in caplog.text
         assert pinned.keep()
 
 
@@ -211,7 +211,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_locked(
 def test_a_gpu_that_cannot_be_told_from_others_is_not_used(database: Database) -> None:
     unknown = VisibleDevices(gpus=(replace(GPU, uuid=None),), has_cuda_build=True)
     with (
-        pytest.raises(DeviceError, match="tells neither a UUID nor its place on the PCI bus") as caught,
+        pytest.raises(DeviceError, match="has neither a UUID nor a known place on the PCI bus") as caught,
         pin(database, unknown),
     ):
         pass
@@ -324,5 +324,5 @@ def test_a_run_of_more_workers_than_gpus_is_bad_input(
     process = hpsearch("run", study_file, "--workers", "2")
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 2
-    assert "error: 2 workers were asked for, but 1 GPU is there for --device auto, one for each\n" in errors
+    assert "error: 2 workers were requested, but 1 GPU is available for --device auto, one for each worker\n" in errors
     assert "hint: --workers 1, or --share-gpu" in errors

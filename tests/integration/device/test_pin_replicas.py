@@ -283,7 +283,7 @@ def test_locks_are_taken_again_after_the_server_was_restarted(open_folder: Path,
             assert server.postmaster_pid is not None
             os.kill(server.postmaster_pid, signal.SIGQUIT)  # as a crash: every connection is cut
             replicas.wait_until(
-                lambda: all(any("could not look after" in m for m in replicas.logged(pid)) for pid in holders)
+                lambda: all(any("could not check the lock" in m for m in replicas.logged(pid)) for pid in holders)
             )
             with EmbeddedPostgres.start(folder):
                 replicas.wait_until(

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from hpsearch.console.tables import print_confirmation, print_json, print_opening, print_status
-from hpsearch.data import held_out
+from hpsearch.data.forms.idx_files import IdxFolder
 from hpsearch.errors import HpsearchError
 from hpsearch.results.confirmation.plan import plan_confirmation
 from hpsearch.results.data_frame import curves_frame, trials_frame
@@ -120,7 +120,7 @@ def whole(search: Search, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Sear
         connection.execute(text("INSERT INTO hpsearch_rounds VALUES (:study, 1, 2, '{}', 'why', now())"), values)
     searched.open()
     with monkeypatch.context() as power_cut:
-        power_cut.setattr(held_out, "read_data_file", lambda path: pytest.fail("cut"))
+        power_cut.setattr(IdxFolder, "read_test_part", lambda *_: pytest.fail("cut"))
         with pytest.raises(pytest.fail.Exception):
             searched.open(reason="again")
     assert look(searched) == []

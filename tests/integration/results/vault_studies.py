@@ -26,7 +26,7 @@ from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy, load_study, register_study
 from hpsearch.study.definition import parse_definition
-from hpsearch.training.evaluation import validate_images
+from hpsearch.training.evaluation import validate
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker.cohorts import cohort_name
 
@@ -97,7 +97,7 @@ class Searched:
             for name, initial in network.initial_parameters(seed=seed).items()
         }
         resident = ResidentData.place(data, torch.device("cpu"))
-        losses, correct = validate_images(network, parameters, resident, iteration=1)
+        losses, correct = validate(network, parameters, resident, iteration=1)
         value = losses.zero_one if value is None else value
         best = replace(losses, zero_one=value)
         report = EpochReport(epoch=1, validations=(best,), train_nll=1.0, learning_rate=0.1, seconds=1.0)

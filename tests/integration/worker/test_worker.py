@@ -38,7 +38,7 @@ from hpsearch.store.rows.correct_images import Correctness, read_correctness
 from hpsearch.store.studies import _store_definition
 from hpsearch.study.definition import StudyDefinition, parse_definition
 from hpsearch.study.settings import TrialSettings
-from hpsearch.training.evaluation import validate_images
+from hpsearch.training.evaluation import validate
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker import epoch_writer as epoch_writer_module
@@ -934,7 +934,7 @@ def test_the_bits_are_those_of_the_parameters_that_are_kept(bench: Callable[...,
     assert artifact_id is not None
     kept = load_file(Path(worker.artifacts.place) / artifact_id)
     parameters = {name: torch.from_numpy(value) for name, value in kept.items()}
-    _, correct = validate_images(network, parameters, study.data, iteration=1)
+    _, correct = validate(network, parameters, study.data, iteration=1)
     assert read_correctness(study.database, [best._trial_id]) == {best._trial_id: Correctness.of(correct.numpy())}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,16 +13,18 @@ from benchmarks.usual_loop import UsualData, build_network, check_settings, trai
 from benchmarks.usual_optuna import check_exit_codes
 from benchmarks.usual_study import StudyResult, load_usual_definition
 from benchmarks.whole_study import STUDY_FILE
-from hpsearch.data.digits import load_digits_selection
+from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.resident import ResidentData
 from hpsearch.errors import HpsearchError, InputError
 from hpsearch.study.definition import load_definition
-from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
+from hpsearch.study.settings import DataSettings, ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.training.networks.build import build_network as build_own_network
 from hpsearch.training.reference import train_trial
 
 CPU = torch.device("cpu")
-DIGITS = load_digits_selection(400)
+DIGITS = load_selection_data(
+    DataSettings(dataset="digits", train_samples=400), locations=DataLocations(local=None, cache=Path("not used"))
+)
 NEVER = 10**9  # validate at the epoch's end only
 
 

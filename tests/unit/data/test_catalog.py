@@ -152,8 +152,8 @@ def test_a_path_that_may_not_be_looked_at_says_so(monkeypatch: pytest.MonkeyPatc
     def refuse(_: Path) -> bool:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "is_dir", refuse)
-    with pytest.raises(DataError, match="'/locked/data' cannot be looked at: Permission denied"):
+    monkeypatch.setattr(Path, "exists", refuse)
+    with pytest.raises(DataError, match="'/locked/data' cannot be accessed: Permission denied"):
         load_selection_data(DataSettings(dataset="/locked/data"), locations=locations)
 
 
@@ -162,7 +162,7 @@ def test_a_file_of_another_kind_is_refused_with_what_helps(tmp_path: Path, locat
     path.touch()
     with pytest.raises(InputError, match=r"expected a name that ends in \.pkl\.gz") as caught:
         load_selection_data(DataSettings(dataset=str(path)), locations=locations)
-    assert caught.value.hint == "for IDX files name the folder that holds them"
+    assert caught.value.hint == "for IDX files give the folder that contains them"
 
 
 def test_a_folder_without_the_files_names_the_missing_one(tmp_path: Path, locations: DataLocations) -> None:

@@ -47,7 +47,7 @@ def test_a_truncated_gzip_file_says_so_with_its_first_bytes(tmp_path: Path, kept
     path.write_bytes(packed[: 2 + kept])
     with pytest.raises(DataError) as caught:
         read_data_file(path)
-    assert f"{path}: the gzip file is cut short" in str(caught.value)
+    assert f"{path}: the gzip file is truncated" in str(caught.value)
     assert r"b'\x1f\x8b" in str(caught.value)
     assert caught.value.hint == "download the file again"
 
@@ -71,7 +71,7 @@ def test_an_html_page_in_place_of_the_file_is_named_with_its_first_bytes(
     path.write_bytes(page)
     with pytest.raises(DataError) as caught:
         read_data_file(path)
-    assert f"{path}: an HTML page in place of the data file" in str(caught.value)
+    assert f"{path}: an HTML page instead of a data file" in str(caught.value)
     assert repr(page[:16]) in str(caught.value)
     assert caught.value.hint == "download the file again"
 

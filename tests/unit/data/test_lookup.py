@@ -61,8 +61,8 @@ def test_a_missing_file_is_downloaded_into_the_cache_once(tmp_path: Path, synthe
 @pytest.mark.parametrize(
     ("served", "reason"),
     [
-        (b"<html>Please log in</html>", "an HTML page in place of the data file"),
-        (b"\x1f\x8b\x08", "the gzip file is cut short"),
+        (b"<html>Please log in</html>", "an HTML page instead of a data file"),
+        (b"\x1f\x8b\x08", "the gzip file is truncated"),
         (b"", "not a gzip file"),
     ],
 )
@@ -120,7 +120,7 @@ def test_a_local_folder_that_is_no_folder_is_an_error_and_not_passed_over(tmp_pa
 
 
 def test_a_folder_that_cannot_be_searched_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be looked at: File name too long"):
+    with pytest.raises(DataError, match="cannot be accessed: File name too long"):
         find_file("x" * 300, tmp_path)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import hpsearch
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.published import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
-from hpsearch.data.sources import read_training_file, resolve_dataset
+from hpsearch.data.sources import resolve_dataset
 from hpsearch.data.test_files import marks_of_content, marks_of_test_files
 from hpsearch.errors import DataError
 from hpsearch.study.settings import DataSettings
@@ -102,8 +102,8 @@ def test_test_images_in_a_pickle_are_found(
 def test_no_test_file_is_read_as_a_training_file(locations: DataLocations, synthetic_set, tmp_path: Path) -> None:
     source: Any = resolve_dataset(str(synthetic_set.write(tmp_path / "mine")))
     for name in (TEST_IMAGES, TEST_LABELS):
-        with pytest.raises(DataError, match="is no training file"):
-            read_training_file(source, name, locations)
+        with pytest.raises(DataError, match="is not a training file"):
+            source.read_training_file(name, locations)
 
 
 def test_test_files_are_known_again_without_being_opened(

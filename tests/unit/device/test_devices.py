@@ -49,8 +49,8 @@ def test_a_worker_may_take_what_was_asked_for(wanted: str, visible: VisibleDevic
 @pytest.mark.parametrize(
     ("wanted", "visible", "message", "hint"),
     [
-        ("cuda:2", TWO_GPUS, "device cuda:2 is not there", "visible: cpu, cuda:0, cuda:1"),
-        ("cuda", NO_GPU, "device cuda is not there", "visible: cpu only"),
+        ("cuda:2", TWO_GPUS, "device cuda:2 does not exist", "visible: cpu, cuda:0, cuda:1"),
+        ("cuda", NO_GPU, "device cuda does not exist", "visible: cpu only"),
         ("cuda:0", CPU_BUILD, "built for the CPU only", "install a CUDA build of torch, or --device cpu"),
     ],
 )
@@ -113,8 +113,8 @@ def test_local_workers_are_as_many_as_asked_for_or_one_per_gpu(
 @pytest.mark.parametrize(
     ("wanted", "message", "hint"),
     [
-        ("auto", "3 workers were asked for, but 2 GPUs are there for --device auto", "--workers 2"),
-        ("cuda:1", "3 workers were asked for, but 1 GPU is there for --device cuda:1", "--workers 1"),
+        ("auto", "3 workers were requested, but 2 GPUs are available for --device auto", "--workers 2"),
+        ("cuda:1", "3 workers were requested, but 1 GPU is available for --device cuda:1", "--workers 1"),
     ],
 )
 def test_more_workers_than_gpus_never_double_up_silently(wanted: str, message: str, hint: str) -> None:
@@ -171,7 +171,7 @@ def test_a_gpu_without_a_uuid_is_known_by_its_machine_and_its_place(caplog: pyte
         first, second = gpus_from_torch(2, places, "")
     boot_id = module._BOOT_ID.read_text().strip()
     assert (first.uuid, second.uuid) == (f"PCI-{boot_id}-0:1b:0", f"PCI-{boot_id}-0:43:0")
-    assert caplog.messages[0] == "Fake 0 tells no UUID: it is known by this machine and its place on the PCI bus"
+    assert caplog.messages[0] == "Fake 0 has no UUID: it is identified by this machine and its place on the PCI bus"
 
 
 def test_a_gpu_that_tells_nothing_has_no_identity() -> None:

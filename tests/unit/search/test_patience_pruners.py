@@ -240,7 +240,7 @@ def test_a_step_that_is_told_again_changes_nothing() -> None:
 def test_reports_without_correctness_are_refused() -> None:
     trial = optuna.create_study(pruner=SignificancePatiencePruner(patience=5)).ask()
     trial.report(0.5, 3)
-    with pytest.raises(InputError, match="trial 0 has reported step 3 without saying which images are right") as caught:
+    with pytest.raises(InputError, match="trial 0 has reported step 3 without its correct images") as caught:
         trial.should_prune()
     assert "report_correctness" in str(caught.value.hint)
 
@@ -254,7 +254,7 @@ def test_correctness_is_one_truth_value_per_image(wrong: np.ndarray) -> None:
 def test_another_number_of_images_is_refused() -> None:
     trial = optuna.create_study().ask()
     report_correctness(trial, 1, correct(5))
-    with pytest.raises(InputError, match="correct is of 7 images at step 2, and was of 100 before"):
+    with pytest.raises(InputError, match="correct has 7 images at step 2, and had 100 before"):
         report_correctness(trial, 2, np.ones(7))
 
 

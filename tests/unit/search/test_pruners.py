@@ -10,9 +10,8 @@ from optuna.trial import TrialState, create_trial
 from hpsearch.errors import InputError
 from hpsearch.search.pruners import build_pruner, is_competitive
 from hpsearch.search.snapshot import StudySnapshot
-from hpsearch.study.settings import PrunerName, PruningSettings
-
-PRUNERS: list[PrunerName] = ["none", "median", "percentile", "successive-halving", "hyperband"]
+from hpsearch.study.kinds import PRUNERS
+from hpsearch.study.settings import PruningSettings
 
 
 def frozen(
@@ -38,7 +37,7 @@ def prunes(pruner: BasePruner, others: list[list[float]], curve: list[float]) ->
 
 
 @pytest.mark.parametrize("name", PRUNERS)
-def test_only_none_keeps_trials_from_competing(name: PrunerName) -> None:
+def test_only_none_keeps_trials_from_competing(name: str) -> None:
     settings = PruningSettings(pruner=name)
     assert is_competitive(settings) is (name != "none")
     assert isinstance(build_pruner(settings, max_epochs=9), optuna.pruners.NopPruner) is (name == "none")
@@ -60,7 +59,7 @@ def test_percentile_keeps_the_top_so_many_percent() -> None:
 
 
 @pytest.mark.parametrize("name", ["median", "percentile"])
-def test_nothing_is_pruned_before_the_startup_trials_are_complete(name: PrunerName) -> None:
+def test_nothing_is_pruned_before_the_startup_trials_are_complete(name: str) -> None:
     pruner = build_pruner(PruningSettings(pruner=name, startup_trials=3), max_epochs=9)
     assert not prunes(pruner, [[0.1]] * 2, [0.9])
     assert prunes(pruner, [[0.1]] * 3, [0.9])
@@ -68,7 +67,7 @@ def test_nothing_is_pruned_before_the_startup_trials_are_complete(name: PrunerNa
 
 @pytest.mark.parametrize("name", ["median", "percentile"])
 @pytest.mark.parametrize("warmup_epochs", [0, 1, 3])
-def test_no_trial_is_pruned_in_its_warmup_epochs(name: PrunerName, warmup_epochs: int) -> None:
+def test_no_trial_is_pruned_in_its_warmup_epochs(name: str, warmup_epochs: int) -> None:
     pruner = build_pruner(PruningSettings(pruner=name, warmup_epochs=warmup_epochs), max_epochs=9)
     others = [[0.1] * 9] * 5
     verdicts = [prunes(pruner, others, [0.9] * epoch) for epoch in range(1, 6)]
@@ -114,7 +113,7 @@ def test_hyperbands_brackets_fill_the_range_from_min_epochs_to_max_epochs(
 
 
 @pytest.mark.parametrize("name", ["successive-halving", "hyperband"])
-def test_a_first_rung_behind_the_last_epoch_is_refused(name: PrunerName) -> None:
+def test_a_first_rung_behind_the_last_epoch_is_refused(name: str) -> None:
     settings = PruningSettings(pruner=name, min_epochs=4)
     build_pruner(settings, max_epochs=4)
     with pytest.raises(InputError) as caught:

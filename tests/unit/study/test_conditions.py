@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from hpsearch.errors import InputError
-from hpsearch.study.conditions import EFFECTS
 from hpsearch.study.definition import StudyDefinition, load_definition, parse_definition
-from hpsearch.study.settings import BUILT_IN_FAMILIES, CUSTOM_FAMILY
 
 STUDIES = Path(__file__).parents[3] / "studies"
 
@@ -24,17 +22,6 @@ def refusal(text: str) -> InputError:
     with pytest.raises(InputError) as caught:
         parsed(text)
     return caught.value
-
-
-@pytest.mark.parametrize("key", EFFECTS)
-def test_table_names_keys_and_values_that_exist(key: str) -> None:
-    owner, values = EFFECTS[key]
-    fields = StudyDefinition.model_fields
-    section, _, name = key.partition(".")
-    owner_section, _, owner_name = owner.partition(".")
-    assert name in fields[section].annotation.model_fields  # type: ignore[union-attr]
-    choices = get_args(fields[owner_section].annotation.model_fields[owner_name].annotation)  # type: ignore[union-attr]
-    assert set(values) < set(choices or [*BUILT_IN_FAMILIES, CUSTOM_FAMILY])
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_own_value_of_an_option_says_whether_it_is_a_whole_number() -> None:
         (f"{CUSTOM}[search]\noptions = [1]", "search.options: this key cannot be searched"),
         (
             f'{CUSTOM}[search]\noptions.width = [1]\n"options.width" = [2]',
-            "an option of [search] stands there twice",
+            "[search] sets an option twice",
         ),
     ],
 )
@@ -800,7 +800,7 @@ def test_listed_point_loses_what_has_no_effect_in_it() -> None:
 
 
 def test_points_that_say_the_same_in_other_words_are_refused() -> None:
-    assert "point 2 says the same as point 1" in str(refusal(listed("{ seed = 0 }, { learning_rate = 0.01 }")))
+    assert "point 2 is equivalent to point 1" in str(refusal(listed("{ seed = 0 }, { learning_rate = 0.01 }")))
 
 
 def test_budget_below_the_first_grid_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -818,16 +818,20 @@ def test_budget_below_the_first_grid_is_told_of(caplog: pytest.LogCaptureFixture
     ("text", "message"),
     [
         (study('strategy = "listed"'), "search.points is missing"),
-        (listed("{ learning_rate = 0.1 }, { learning_rate = 0.1 }"), "point 2 says the same as point 1"),
+        (listed("{ learning_rate = 0.1 }, { learning_rate = 0.1 }"), "point 2 is equivalent to point 1"),
         (listed("{ learning_rat = 0.1 }"), "search.points: search.learning_rat: no such key"),
         (listed("{ learning_rate = -1 }"), "search.learning_rate must be finite and > 0, got -1"),
         (listed("{ learning_rate = [0.1] }"), "point 1: learning_rate must be a plain value"),
+        (listed("{ learning_rate = [0.1, 0.2] }"), "point 1: learning_rate must be a plain value"),
         (listed("3"), "must be a table of names and values"),
         (
             listed("{ seed = 1 }, { seed = 2 }, { seed = 3 }") + "max_points = 2\n",
             "search.points has 3 points, more than",
         ),
-        (listed("{ seed = 1 }") + "learning_rate = [0.1]\n", "search.learning_rate does not go with strategy listed"),
+        (
+            listed("{ seed = 1 }") + "learning_rate = [0.1]\n",
+            "search.learning_rate cannot be combined with strategy listed",
+        ),
         (study("points = [{ seed = 1 }]"), "search.points belongs to strategy listed, not to grid"),
         (study("budget_hours = 1.0"), "search.budget_hours belongs to strategy coarse-to-fine, not to grid"),
         (study('strategy = "coarse-to-fine"'), "search has no dimension for strategy coarse-to-fine to look at"),

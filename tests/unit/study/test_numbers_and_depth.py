@@ -48,7 +48,7 @@ OUT_OF_BOUNDS = [
     ("[search]\nstrategy = 'random'\nnum_points = 1000000000", "num_points must be at most 1,000,000"),
     ("[training]\nmax_epochs = 2147483648", "max_epochs must be at most 1,000,000,000, got 2,147,483,648"),
     ("[pruning]\nwarmup_epochs = 9999999999", "warmup_epochs must be at most 1,000,000,000"),
-    ('[model]\nfamily = "a:b"\noptions = { x = "\\u0000" }', "a text must be Unicode without NUL"),
+    ('[model]\nfamily = "a:b"\noptions = { x = "\\u0000" }', "text must be Unicode without NUL"),
 ]
 
 

@@ -15,13 +15,12 @@ from hpsearch.study.settings import ModelSettings, TrainingSettings
 from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.losses import (
     LanePenalties,
+    is_correct,
     l1_norm,
     mean_nll,
     regularised_loss,
     squared_l2_norm,
     sum_nll,
-    zero_one_count,
-    zero_one_loss,
 )
 from hpsearch.training.networks.build import build_network
 
@@ -55,16 +54,15 @@ def test_nll_of_huge_scores_does_not_overflow() -> None:
     assert float(mean_nll(logits, torch.tensor([1, 0]))) == pytest.approx(1e30)
 
 
-def test_zero_one_by_hand() -> None:
-    assert int(zero_one_count(LOGITS, LABELS)) == 1  # the second row; of the third's equals the first is taken
-    assert float(zero_one_loss(LOGITS, LABELS)) == pytest.approx(1 / 3, rel=1e-15)
+def test_correct_images_by_hand() -> None:
+    assert is_correct(LOGITS, LABELS).tolist() == [True, False, True]  # of the third row's equals the first is taken
 
 
-def test_zero_one_breaks_ties_as_numpy_does() -> None:
+def test_ties_are_broken_as_by_numpy() -> None:
     logits = torch.randint(0, 2, (500, 6), generator=torch.Generator().manual_seed(0)).float()
     labels = torch.zeros(500, dtype=torch.int64)
 
-    assert int(zero_one_count(logits, labels)) == np.count_nonzero(logits.numpy().argmax(axis=1))
+    np.testing.assert_array_equal(is_correct(logits, labels), logits.numpy().argmax(axis=1) == 0)
 
 
 @given(
@@ -80,7 +78,7 @@ def test_each_lanes_loss_is_the_single_trials(
     logits, own_labels = random_lanes(num_lanes, batch, classes, seed)
     labels = own_labels[0] if is_shared else own_labels
 
-    for loss in (mean_nll, sum_nll, zero_one_count, zero_one_loss):
+    for loss in (mean_nll, sum_nll):
         of_lanes = loss(logits, labels)
         assert of_lanes.shape == (num_lanes,)
         for lane in range(num_lanes):
@@ -107,7 +105,6 @@ def test_lambdas_of_zero_leave_the_loss_as_it_is() -> None:
     nll = torch.tensor(2.0)
 
     assert regularised_loss(nll, [torch.ones(2)], lambda_1=0.0, lambda_2=0.0) is nll
-    assert penalties((0.0, 0.0), (0.0, 0.0)).regularised(nll, [torch.ones(2, 2)]) is nll
 
 
 def penalties(*lambdas: tuple[float, float]) -> LanePenalties:
@@ -116,28 +113,18 @@ def penalties(*lambdas: tuple[float, float]) -> LanePenalties:
     return stack.penalties
 
 
-def test_each_lanes_regularised_loss_is_the_single_trials() -> None:
-    lambdas = [(0.0, 0.0), (0.1, 0.0), (0.0, 0.01), (0.2, 0.03)]
-    generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(4, *shape, dtype=torch.float64, generator=generator) for shape in ((3, 2), (2, 5))]
-    nll = torch.rand(4, dtype=torch.float64, generator=generator)
-
-    loss = penalties(*lambdas).regularised(nll, weights)
-
-    for lane, (one, two) in enumerate(lambdas):
-        alone = regularised_loss(nll[lane], [w[lane] for w in weights], lambda_1=one, lambda_2=two)
-        torch.testing.assert_close(loss[lane], alone, rtol=1e-14, atol=0)
-
-
 @pytest.mark.parametrize("lambdas", [[(0.0, 0.0)] * 3, [(0.1, 0.0), (0.0, 0.2), (0.3, 0.4)]])
-def test_penalty_gradient_is_autograds(lambdas: list[tuple[float, float]]) -> None:
+def test_each_lanes_penalty_gradient_is_autograds_of_the_single_trials_loss(lambdas: list[tuple[float, float]]) -> None:
     weight = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weight[:, 0, 0] = 0.0  # where |w| has no derivative
     weight.requires_grad_()
     scale = torch.tensor([-0.5, 1.0, 2.0], dtype=torch.float64)
-    zero = torch.zeros(3, dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64)
     terms = penalties(*lambdas)
-    total = (terms.regularised(zero, [weight]) * scale).sum()
+    losses = [
+        regularised_loss(zero, [weight[lane]], lambda_1=one, lambda_2=two) for lane, (one, two) in enumerate(lambdas)
+    ]
+    total = (torch.stack(losses) * scale).sum()
     expected = torch.autograd.grad(total, weight)[0] if total.requires_grad else torch.zeros_like(weight)
 
     target = torch.ones_like(weight)

@@ -92,7 +92,7 @@ def test_best_parameters_reproduce_the_best_validation(resident: Build, trial: T
     assert result.best != validations[-1]
     network = build_network(settings.model, data.image_shape, data.num_classes)
     parameters = {name: torch.from_numpy(value) for name, value in result.best_parameters.items()}
-    assert validate(network, parameters, data, iteration=result.best.iteration) == result.best
+    assert validate(network, parameters, data, iteration=result.best.iteration)[0] == result.best
 
 
 def test_it_stops_when_told_to(resident: Build, trial: Trial) -> None:

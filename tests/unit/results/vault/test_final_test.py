@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,6 +99,15 @@ def test_only_the_vault_imports_the_reader_of_the_test_images() -> None:
         if path.name != "held_out.py" and _mentions_reader(ast.parse(path.read_text()))
     }
     assert importers == {"results/vault/final_test.py"}
+
+
+def test_only_the_reader_permits_the_forms_of_data_to_read_their_test_part() -> None:
+    users = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if re.search(r"OpeningPermit\(|\.read_test_part", path.read_text())
+    }
+    assert users == {"data/held_out.py"}
 
 
 def test_an_import_in_any_form_would_be_noticed() -> None:

@@ -496,9 +496,11 @@ def test_a_checkpoint_of_another_trial_is_refused(
     with pytest.raises(ArtifactError) as caught:
         cohort_of({"a": trial(**settings)}, resident(), checkpoints={"a": checkpoint})
 
-    assert str(caught.value).startswith("the checkpoint after epoch 1 does not fit the trial: it is of another trial: ")
+    assert str(caught.value).startswith(
+        "the checkpoint after epoch 1 does not fit the trial: it belongs to another trial: "
+    )
     assert what in str(caught.value)
-    assert "start again" in str(caught.value.hint)
+    assert "start the trial again" in str(caught.value.hint)
 
 
 def test_a_checkpoint_of_other_data_or_another_rule_is_refused(
@@ -566,15 +568,15 @@ def _with_other_images_right(arrays: dict[str, Any]) -> None:
     [
         (_without, "it lacks best/hidden.bias"),
         (_without_bits, "it lacks correct/best"),
-        (_with_another, "it has optimizer/hidden.bias/velocity, which the trial has not"),
+        (_with_another, "it has optimizer/hidden.bias/velocity, which the trial does not have"),
         (_with_another_shape, r"parameters/hidden.bias is \[13\] float32, expected \[12\] float32"),
         (
             _with("parameters/hidden.bias", np.nan),
-            "parameters/hidden.bias has numbers in it that are not finite: the trial had diverged",
+            "parameters/hidden.bias has numbers that are not finite: the trial had diverged",
         ),
-        (_with("parameters/hidden.bias", np.inf), "parameters/hidden.bias has numbers in it that are not finite"),
-        (_with("best/hidden.weight", -np.inf), "best/hidden.weight has numbers in it that are not finite"),
-        (_with_other_images_right, "its best validation is another than that whose correct images it has"),
+        (_with("parameters/hidden.bias", np.inf), "parameters/hidden.bias has numbers that are not finite"),
+        (_with("best/hidden.weight", -np.inf), "best/hidden.weight has numbers that are not finite"),
+        (_with_other_images_right, "its best validation does not match its correct images"),
     ],
 )
 def test_wrong_arrays_are_refused_and_change_nothing(

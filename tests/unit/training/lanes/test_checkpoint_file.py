@@ -144,11 +144,11 @@ def test_what_is_no_checkpoint_is_refused(content: bytes) -> None:
         TrialCheckpoint.from_bytes(content)
 
     assert re.fullmatch(r"the checkpoint of a trial cannot be read: [^\n]+", str(caught.value))
-    assert "start again" in str(caught.value.hint)
+    assert "start the trial again" in str(caught.value.hint)
 
 
 def test_the_version_is_told_before_anything_else_is_looked_at() -> None:
-    with pytest.raises(ArtifactError, match="it is of version '1', and we read '2'"):
+    with pytest.raises(ArtifactError, match="its version is '1', expected '2'"):
         TrialCheckpoint.from_bytes(HOSTILE["another version"])
 
 

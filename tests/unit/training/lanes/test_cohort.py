@@ -404,7 +404,7 @@ def test_best_parameters_reproduce_the_best_validation(resident: Build, trial: T
         assert best == min(validations, key=lambda v: (v.zero_one, v.nll))
         network = build_network(settings[key].model, data.image_shape, data.num_classes)
         parameters = {n: torch.from_numpy(value) for n, value in cohort.best_parameters(key).items()}
-        again = validate(network, parameters, data, iteration=best.iteration)
+        again, _ = validate(network, parameters, data, iteration=best.iteration)
         assert again.zero_one == best.zero_one
         assert again.nll == pytest.approx(best.nll, rel=1e-12)
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from hpsearch.study.settings import ModelSettings
 from hpsearch.training.networks.initialization import ParameterShape, draw_parameters, weight_bound
 
 CPU = torch.device("cpu")
@@ -24,7 +25,8 @@ CPU = torch.device("cpu")
     ],
 )
 def test_bound_follows_the_notes(activation: str, initialization: str, bound: float) -> None:
-    assert weight_bound(activation, initialization, fan_in=784, fan_out=500) == pytest.approx(bound)
+    model = ModelSettings.model_validate({"activation": activation, "initialization": initialization})
+    assert weight_bound(model, fan_in=784, fan_out=500) == pytest.approx(bound)
 
 
 SHAPES = {

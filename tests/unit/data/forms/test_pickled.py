@@ -11,11 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpsearch.data.pickled import load_pickled_selection
+from hpsearch.data.forms.pickled import PickledFile
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.restricted_pickle import ArrayRecord
+from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError, InputError
 
 Pair = tuple[np.ndarray, np.ndarray]
+
+
+def load(path: Path, train_samples: int | None) -> SelectionData:
+    return PickledFile(path).load_selection(train_samples, DataLocations(local=None, cache=path.parent))
 
 
 def make_pair(num_images: int, seed: int) -> Pair:
@@ -35,7 +41,7 @@ def write(folder: Path, content: object, *, name: str = "mnist.pkl.gz") -> Path:
 
 def test_the_two_pairs_and_the_checksum_of_the_unpacked_pickle_come_out(tmp_path: Path) -> None:
     path = write(tmp_path, (TRAIN, VALIDATION, TEST))
-    data = load_pickled_selection(path, None)
+    data = load(path, None)
     for split, (images, labels) in ((data.train, TRAIN), (data.validation, VALIDATION)):
         np.testing.assert_array_equal(split.images, images)
         np.testing.assert_array_equal(split.labels, labels)
@@ -49,7 +55,7 @@ def test_an_unpacked_pickle_is_the_same_data(tmp_path: Path) -> None:
     packed = write(tmp_path, (TRAIN, VALIDATION, TEST))
     unpacked = tmp_path / "mnist.pkl"
     unpacked.write_bytes(gzip.decompress(packed.read_bytes()))
-    assert load_pickled_selection(unpacked, None).checksums == load_pickled_selection(packed, None).checksums
+    assert load(unpacked, None).checksums == load(packed, None).checksums
 
 
 def test_the_test_pair_is_not_even_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,23 +70,23 @@ def test_the_test_pair_is_not_even_built(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(ArrayRecord, "build", count)
     nonsense = (np.full((2, 3, 4, 5), 7.0), np.full(6, 99))
-    load_pickled_selection(write(tmp_path, (TRAIN, VALIDATION, nonsense)), None)
+    load(write(tmp_path, (TRAIN, VALIDATION, nonsense)), None)
     assert num_built == 4
 
 
 def test_train_samples_keeps_the_first_images(tmp_path: Path) -> None:
     path = write(tmp_path, (TRAIN, VALIDATION, TEST))
-    data = load_pickled_selection(path, 5)
+    data = load(path, 5)
     np.testing.assert_array_equal(data.train.images, TRAIN[0][:5])
     np.testing.assert_array_equal(data.train.labels, TRAIN[1][:5])
     assert len(data.validation) == 4
     with pytest.raises(InputError, match=r"must be in 1\.\.12, got 13"):
-        load_pickled_selection(path, 13)
+        load(path, 13)
 
 
 def test_float64_images_and_small_integer_labels_are_converted(tmp_path: Path) -> None:
     train = TRAIN[0].astype(np.float64), TRAIN[1].astype(np.uint8)
-    data = load_pickled_selection(write(tmp_path, (train, VALIDATION, TEST)), None)
+    data = load(write(tmp_path, (train, VALIDATION, TEST)), None)
     np.testing.assert_array_equal(data.train.images, TRAIN[0])
     np.testing.assert_array_equal(data.train.labels, TRAIN[1])
     assert (data.train.images.dtype, data.train.labels.dtype) == (np.float32, np.int64)
@@ -104,8 +110,8 @@ def test_a_hostile_pickle_runs_nothing_and_the_error_says_what_was_refused(tmp_p
     parts[place] = (Command(witness), TEST[1])
     path = write(tmp_path, tuple(parts))
     with pytest.raises(DataError) as caught:
-        load_pickled_selection(path, None)
-    assert str(caught.value) == (f"{path}: refused to unpickle the name 'posix.mkdir'; nothing of it was run")
+        load(path, None)
+    assert str(caught.value) == (f"{path}: refused to unpickle the name 'posix.mkdir'; none of its code was run")
     assert caught.value.hint is not None
     assert "only numpy arrays are admitted" in caught.value.hint
     assert not witness.exists()
@@ -126,7 +132,7 @@ def test_a_hostile_pickle_runs_nothing_and_the_error_says_what_was_refused(tmp_p
 )
 def test_anything_but_three_pairs_is_refused(tmp_path: Path, content: object) -> None:
     with pytest.raises(DataError, match=r"expected three \(images, labels\) pairs of arrays"):
-        load_pickled_selection(write(tmp_path, content), None)
+        load(write(tmp_path, content), None)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,7 @@ def test_wrong_images_and_labels_say_what_was_expected_and_found(
     wrong = images, labels
     path = write(tmp_path, (wrong, VALIDATION, TEST) if part == "train" else (TRAIN, wrong, TEST))
     with pytest.raises(DataError, match=rf"mnist\.pkl\.gz, {part}: .*{message}"):
-        load_pickled_selection(path, None)
+        load(path, None)
 
 
 def test_an_array_whose_bytes_are_missing_names_its_part(tmp_path: Path) -> None:
@@ -162,11 +168,11 @@ def test_an_array_whose_bytes_are_missing_names_its_part(tmp_path: Path) -> None
     path = tmp_path / "mnist.pkl"
     path.write_bytes(shorter)
     with pytest.raises(DataError, match=r"train: refused an array of shape \(11, 784\) and type <f4: expected 34496"):
-        load_pickled_selection(path, None)
+        load(path, None)
 
 
 def test_a_file_that_is_no_pickle_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mnist.pkl.gz"
     path.write_bytes(gzip.compress(b"\x00\x00\x08\x03"))
     with pytest.raises(DataError, match="refused to unpickle damaged or no pickle at all"):
-        load_pickled_selection(path, None)
+        load(path, None)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from hpsearch.data.digits import digits_split, load_digits_selection, read_bundled_digits
+from hpsearch.data.forms.digits import BundledDigits, digits_split, read_bundled_digits
+from hpsearch.data.lookup import DataLocations
+from hpsearch.data.splits import SelectionData
 from hpsearch.errors import InputError
 
 
+def load(train_samples: int | None) -> SelectionData:
+    return BundledDigits().load_selection(train_samples, DataLocations(local=None, cache=Path("not used")))
+
+
 def test_parts_have_the_proportions_of_mnist_and_leave_the_last_images_out() -> None:
-    data = load_digits_selection(None)
+    data = load(None)
     assert (len(data.train), len(data.validation)) == (1285, 256)  # and 256 for testing: 5 : 1 : 1 of 1797
     assert data.image_shape == (28, 28)
     assert data.num_classes == 10
@@ -21,7 +29,7 @@ def test_parts_have_the_proportions_of_mnist_and_leave_the_last_images_out() -> 
 
 
 def test_pixels_are_float32_in_the_unit_interval_and_use_all_of_it() -> None:
-    data = load_digits_selection(None)
+    data = load(None)
     for split in (data.train, data.validation):
         assert split.images.dtype == np.float32
         assert split.images.shape == (len(split), 784)
@@ -49,18 +57,18 @@ def test_enlarging_is_bilinear_between_pixel_centres() -> None:
 
 def test_the_checksum_depends_on_the_parts_that_are_used_only(monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = read_bundled_digits()
-    (checksum,) = load_digits_selection(None).checksums.values()
-    assert load_digits_selection(100).checksums == {"digits": checksum}
+    (checksum,) = load(None).checksums.values()
+    assert load(100).checksums == {"digits": checksum}
     for index, is_same in ((0, False), (1540, False), (1541, True)):
         changed = images.copy()
         changed[index, 4, 4] ^= 1
-        monkeypatch.setattr("hpsearch.data.digits.read_bundled_digits", lambda c=changed: (c, labels))
-        assert (load_digits_selection(None).checksums == {"digits": checksum}) is is_same
+        monkeypatch.setattr("hpsearch.data.forms.digits.read_bundled_digits", lambda c=changed: (c, labels))
+        assert (load(None).checksums == {"digits": checksum}) is is_same
 
 
 def test_train_samples_keeps_the_first_images() -> None:
-    whole, part = load_digits_selection(None), load_digits_selection(100)
+    whole, part = load(None), load(100)
     np.testing.assert_array_equal(part.train.images, whole.train.images[:100])
     np.testing.assert_array_equal(part.validation.images, whole.validation.images)
     with pytest.raises(InputError, match=r"must be in 1\.\.1285, got 1286"):
-        load_digits_selection(1286)
+        load(1286)

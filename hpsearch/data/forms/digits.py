@@ -1,16 +1,21 @@
 """The digits data set: 1,797 handwritten digits that come with scikit-learn. Needs neither a network nor a file.
 
 The images have 8x8 pixels and are enlarged to MNIST's 28x28. The parts are in file order, 5 : 1 : 1 as in MNIST: the
-last seventh is the test part (only `held_out` returns it), and the last sixth of the rest is for validation.
+last seventh is the test part, and the last sixth of the rest is for validation.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpsearch.data.forms.form import DataForm, OpeningPermit
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.splits import SelectionData, Split, selection_slices
 
 DIGITS = "digits"
@@ -21,26 +26,41 @@ _MAX_LEVEL = 16  # grey levels are 0..16
 _TEST_SHARE = 7
 
 
-def load_digits_selection(train_samples: int | None) -> SelectionData:
-    """The training and validation parts (1,285 and 256 images).
+@final
+@dataclass(frozen=True, slots=True)
+class BundledDigits(DataForm):
+    """The digits that come with scikit-learn: 1,285 training, 256 validation and 256 test images.
 
-    The checksum is the SHA-256 of the bundled grey levels of both parts, followed by their labels, one byte each.
-
-    Raises:
-        InputError: `train_samples` exceeds the number of training images.
+    The checksums are the SHA-256 of the bundled grey levels, followed by the labels, one byte each: of training and
+    validation images together, and of the test images.
     """
-    images, labels = read_bundled_digits()
-    num_selection = len(images) - num_test_images(len(images))
-    images, labels = images[:num_selection], labels[:num_selection]
-    train, validation = selection_slices(num_selection, train_samples, source=DIGITS)
-    return SelectionData(
-        name=DIGITS,
-        train=digits_split(images[train], labels[train]),
-        validation=digits_split(images[validation], labels[validation]),
-        image_shape=IMAGE_SHAPE,
-        num_classes=NUM_CLASSES,
-        checksums={DIGITS: hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()},
-    )
+
+    @classmethod
+    def named(cls) -> Mapping[str, Self]:
+        return {DIGITS: cls()}
+
+    def load_selection(self, train_samples: int | None, locations: DataLocations) -> SelectionData:
+        images, labels = read_bundled_digits()
+        num_selection = len(images) - len(images) // _TEST_SHARE
+        images, labels = images[:num_selection], labels[:num_selection]
+        train, validation = selection_slices(num_selection, train_samples, source=DIGITS)
+        return SelectionData(
+            name=DIGITS,
+            train=digits_split(images[train], labels[train]),
+            validation=digits_split(images[validation], labels[validation]),
+            image_shape=IMAGE_SHAPE,
+            num_classes=NUM_CLASSES,
+            checksums=_checksums(images, labels),
+        )
+
+    def read_test_part(self, permit: OpeningPermit, locations: DataLocations) -> tuple[Split, dict[str, str]]:
+        images, labels = read_bundled_digits()
+        first = len(images) - len(images) // _TEST_SHARE
+        return digits_split(images[first:], labels[first:]), _checksums(images[first:], labels[first:])
+
+
+def _checksums(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> dict[str, str]:
+    return {DIGITS: hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()}
 
 
 def read_bundled_digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -50,10 +70,6 @@ def read_bundled_digits() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
     images, labels = load_digits(return_X_y=True)
     return images.reshape(-1, _BUNDLED_SIZE, _BUNDLED_SIZE).astype(np.uint8), labels.astype(np.uint8)
-
-
-def num_test_images(num_images: int) -> int:
-    return num_images // _TEST_SHARE
 
 
 def digits_split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Split:

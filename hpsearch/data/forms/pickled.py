@@ -1,20 +1,23 @@
 """mnist.pkl.gz: a gzipped pickle of three (images, labels) pairs: train, valid, test.
 
 One file has all three pairs, so reading the first two also loads the test pair into memory. It stays a record of
-undecoded bytes (`restricted_pickle`) and is dropped; only `held_out` builds its arrays.
+undecoded bytes (`restricted_pickle`) and is dropped; its arrays are built only when the test part is read.
 Source: docs/sources.md, section 1.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpsearch.data.classes import check_label_range, count_classes
 from hpsearch.data.data_file import DOWNLOAD_AGAIN, DataFile, read_data_file
+from hpsearch.data.forms.form import DataForm, OpeningPermit
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.published import refuse_test_images
 from hpsearch.data.restricted_pickle import ArrayRecord, RefusedPickleError, unpickle_arrays
 from hpsearch.data.splits import SelectionData, Split, limit_train_samples
@@ -26,31 +29,47 @@ _NUM_PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 Pair = tuple[ArrayRecord, ArrayRecord]
 
 
-def load_pickled_selection(path: Path, train_samples: int | None) -> SelectionData:
-    """Read the training and validation pairs; the test pair is dropped without decoding it.
+@final
+@dataclass(frozen=True, slots=True)
+class PickledFile(DataForm):
+    """An mnist.pkl.gz file, or its unpacked form."""
 
-    Raises:
-        DataError: the file is missing, damaged, hostile or not of this form, or contains published test images.
-        InputError: `train_samples` exceeds the number of training images.
-    """
-    file = read_data_file(path)
-    train_pair, validation_pair, _ = read_pairs(file)
-    train = build_split(train_pair, f"{file.source}, train")
-    validation = build_split(validation_pair, f"{file.source}, valid")
-    for split, part in ((train, "train"), (validation, "valid")):
-        refuse_test_images(split.images, f"{file.source}, {part}")
-    num_train = limit_train_samples(len(train), train_samples)
-    return SelectionData(
-        name=path.name,
-        train=Split(images=train.images[:num_train], labels=train.labels[:num_train]),
-        validation=validation,
-        image_shape=IMAGE_SHAPE,
-        num_classes=count_classes(train.labels, validation.labels, file.source),
-        checksums={path.name.removesuffix(".gz"): file.sha256},
-    )
+    path_description = "the path of an mnist.pkl.gz"
+    endings = (".pkl.gz", ".pkl")
+
+    path: Path
+
+    @classmethod
+    def at(cls, path: Path) -> Self | None:
+        return cls(path) if path.name.endswith(cls.endings) else None
+
+    def load_selection(self, train_samples: int | None, locations: DataLocations) -> SelectionData:
+        """Read the training and validation pairs; the test pair is dropped without decoding it."""
+        file = read_data_file(self.path)
+        train_pair, validation_pair, _ = _read_pairs(file)
+        train = _build_split(train_pair, f"{file.source}, train")
+        validation = _build_split(validation_pair, f"{file.source}, valid")
+        for split, part in ((train, "train"), (validation, "valid")):
+            refuse_test_images(split.images, f"{file.source}, {part}")
+        num_train = limit_train_samples(len(train), train_samples)
+        return SelectionData(
+            name=self.path.name,
+            train=Split(images=train.images[:num_train], labels=train.labels[:num_train]),
+            validation=validation,
+            image_shape=IMAGE_SHAPE,
+            num_classes=count_classes(train.labels, validation.labels, file.source),
+            checksums=self._checksums(file),
+        )
+
+    def read_test_part(self, permit: OpeningPermit, locations: DataLocations) -> tuple[Split, dict[str, str]]:
+        file = read_data_file(self.path)
+        return _build_split(_read_pairs(file)[2], f"{file.source}, test"), self._checksums(file)
+
+    def _checksums(self, file: DataFile) -> dict[str, str]:
+        return {self.path.name.removesuffix(".gz"): file.sha256}
 
 
-def read_pairs(file: DataFile) -> tuple[Pair, Pair, Pair]:
+def _read_pairs(file: DataFile) -> tuple[Pair, Pair, Pair]:
     """Unpickle three pairs of array records: train, valid, test. No array is built.
 
     Raises:
@@ -60,19 +79,18 @@ def read_pairs(file: DataFile) -> tuple[Pair, Pair, Pair]:
         parts = unpickle_arrays(file.content)
     except RefusedPickleError as error:
         raise DataError(
-            f"{file.source}: refused to unpickle {error}; nothing of it was run",
+            f"{file.source}: refused to unpickle {error}; none of its code was run",
             hint="only numpy arrays are admitted: get the file from a source that you trust",
         ) from error
     if not (isinstance(parts, tuple | list) and len(parts) == 3 and all(_is_pair(part) for part in parts)):
         raise DataError(
-            f"{file.source}: expected three (images, labels) pairs of arrays: train, valid, test",
-            hint=DOWNLOAD_AGAIN,
+            f"{file.source}: expected three (images, labels) pairs of arrays: train, valid, test", hint=DOWNLOAD_AGAIN
         )
     train, validation, test = ((images, labels) for images, labels in parts)
     return train, validation, test
 
 
-def build_split(pair: Pair, source: str) -> Split:
+def _build_split(pair: Pair, source: str) -> Split:
     """Build and check the arrays of one pair: images [N, 784] in [0, 1], labels [N] in 0..9.
 
     Args:
