@@ -6,16 +6,16 @@ import logging
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Engine, create_engine, text
 
 from hpsearch import logs, safe_text
 from hpsearch.postgres.embedded import EmbeddedPostgres
+from tests.databases import new_database
 
 # Read by torch when it is first imported, here and in the workers that tests start: tests run side by side,
 # and a thread per core in each of them only makes them wait for each other.
@@ -59,26 +59,26 @@ def postgres_server(open_folder: Path) -> Iterator[EmbeddedPostgres]:
         # Its data need to survive a kill of the server (they do), not of the machine; it saves half the time.
         engine = create_engine(server.url, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
-            connection.execute(text("ALTER SYSTEM SET fsync = off"))
+            for setting in ("fsync", "full_page_writes", "autovacuum"):
+                connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
             connection.execute(text("SELECT pg_reload_conf()"))
         engine.dispose()
         yield server
 
 
+@pytest.fixture(scope="session")
+def postgres_admin(postgres_server: EmbeddedPostgres) -> Iterator[Engine]:
+    """Connections that create and drop databases: AUTOCOMMIT, for neither works in a transaction."""
+    engine = create_engine(postgres_server.url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
+    yield engine
+    engine.dispose()
+
+
 @pytest.fixture
-def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    """A database of its own for one test, empty; dropped afterwards, whoever is still connected."""
-    name = f"test_{uuid.uuid4().hex}"
-    # AUTOCOMMIT: databases are made and dropped outside transactions.
-    engine = create_engine(postgres_server.url, isolation_level="AUTOCOMMIT")
-    try:
-        with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        yield make_url(postgres_server.url).set(database=name).render_as_string(hide_password=False)
-        with engine.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    finally:
-        engine.dispose()
+def database_url(postgres_admin: Engine) -> Iterator[str]:
+    """A database of its own for one test, empty."""
+    with new_database(postgres_admin) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

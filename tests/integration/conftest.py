@@ -12,15 +12,16 @@ from typing import Any
 import boto3
 import pytest
 from moto import mock_aws
-from sqlalchemy import create_engine, event, make_url, text
+from optuna.storages import RDBStorage
+from sqlalchemy import Engine, event, make_url, text
 
 from hpsearch.epoch_report import EpochReport, Validation
-from hpsearch.postgres.embedded import EmbeddedPostgres
 from hpsearch.store.connection.answer_limit import limit_answers
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.studies import StoredStudy, register_study
 from hpsearch.study.definition import StudyDefinition, parse_definition
 from hpsearch.study.settings import TrialSettings
+from tests.databases import new_database
 
 
 @pytest.fixture
@@ -63,37 +64,42 @@ def served_bucket(s3_endpoint: str, aws_variables: None, monkeypatch: pytest.Mon
 
 
 @pytest.fixture(scope="session")
-def template_database(postgres_server: EmbeddedPostgres) -> str:
+def template_database(postgres_admin: Engine) -> Iterator[str]:
     """The name of a database with all tables, to be copied: creating them anew takes a second."""
-    name = f"template_{uuid.uuid4().hex}"
-    engine = create_engine(postgres_server.url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    url = make_url(postgres_server.url).set(database=name)
-    open_database(url.render_as_string(hide_password=False)).close()
-    return name
+    with new_database(postgres_admin) as url:
+        open_database(url).close()
+        name = make_url(url).database
+        assert name is not None
+        yield name
 
 
 @pytest.fixture
-def tables_url(postgres_server: EmbeddedPostgres, template_database: str) -> Iterator[str]:
+def tables_url(postgres_admin: Engine, template_database: str) -> Iterator[str]:
     """A database of its own for one test, with all tables and no study."""
-    name = f"test_{uuid.uuid4().hex}"
-    engine = create_engine(postgres_server.url, isolation_level="AUTOCOMMIT")
-    try:
-        with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template_database}"))
-        yield make_url(postgres_server.url).set(database=name).render_as_string(hide_password=False)
-        with engine.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    finally:
-        engine.dispose()
+    with new_database(postgres_admin, template=template_database) as url:
+        yield url
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _limited_answers() -> None:
     """These tests open the database as a worker does."""
     limit_answers()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _optuna_revision_read_once() -> Iterator[None]:
+    """Optuna imports all of its migrations to find the newest: 40 ms of a processor, a thousand times."""
+    read = RDBStorage.get_head_version
+    found: dict[str, str] = {}
+
+    def head_version(storage: RDBStorage) -> str:
+        if "head" not in found:
+            found["head"] = read(storage)
+        return found["head"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RDBStorage, "get_head_version", head_version)
+        yield
 
 
 @pytest.fixture
