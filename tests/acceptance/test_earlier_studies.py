@@ -21,11 +21,11 @@ from tests.acceptance.in_process import hpsearch_here
 
 pytestmark = pytest.mark.acceptance
 
-EARLIER = sorted((Path(__file__).parent / "earlier_studies").glob("*.tar.gz"))
+EARLIER = sorted((Path(__file__).parent / "earlier_studies").glob("*.tar.xz"))
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-@pytest.fixture(params=EARLIER, ids=lambda path: path.name.removesuffix(".tar.gz"))
+@pytest.fixture(params=EARLIER, ids=lambda path: path.name.removesuffix(".tar.xz"))
 def folder(request: pytest.FixtureRequest, tmp_path: Path, database_url: str) -> Path:
     """The studies' files; their database is the test's."""
     with tarfile.open(request.param) as tar:

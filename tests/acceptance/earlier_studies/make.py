@@ -4,7 +4,7 @@
     python -m tests.acceptance.earlier_studies.make ../older
 
 The checkout's `hpsearch` creates and trains one study per strategy in a scratch PostgreSQL, with the packages of the
-current environment, and is told to end in the middle of a trial. `studies_of_REV.tar.gz` then holds:
+current environment, and is told to end in the middle of a trial. `studies_of_REV.tar.xz` then holds:
 
     dump.sql        the database, as INSERT statements
     NAME.toml       the study files
@@ -73,7 +73,7 @@ def main() -> None:
             (folder / f"{name}.toml").write_text(tomli_w.dumps({"name": name, **COMMON, "search": search}))
             older.train_half(name)
         (folder / DUMP).write_text(dump(folder, postgres.url))
-        with tarfile.open(HERE / f"studies_of_{revision}.tar.gz", "w:gz") as tar:
+        with tarfile.open(HERE / f"studies_of_{revision}.tar.xz", "w:xz") as tar:
             for path in (DUMP, *(f"{name}.toml" for name in SEARCHES), "artifacts"):
                 tar.add(folder / path, arcname=path)
 
