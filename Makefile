@@ -64,7 +64,7 @@ lint: venv ## ruff, mypy --strict and the direction of imports
 test: lint ## lint, then the tests against a real PostgreSQL (and containers, where Docker answers)
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal -m "not slow" $(PYTEST_ARGS)
 
-test-slow: venv ## what `make test` leaves out: every benchmark once, small, and Optuna's longest cases for samplers
+test-slow: venv ## what `make test` leaves out: every benchmark once, small, and the longest cases of some tests
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal -m slow $(PYTEST_ARGS)
 
 test-compose: venv ## the service as containers, with faults, on a Docker engine that must be there

@@ -6,9 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from hpsearch import logs, safe_text
 from hpsearch.postgres.embedded import EmbeddedPostgres
+from tests.databases import new_database
 
 # Read by torch when it is first imported, here and in the workers that tests start: tests run side by side,
 # and a thread per core in each of them only makes them wait for each other.
@@ -73,17 +72,6 @@ def postgres_admin(postgres_server: EmbeddedPostgres) -> Iterator[Engine]:
     engine = create_engine(postgres_server.url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
     yield engine
     engine.dispose()
-
-
-@contextmanager
-def new_database(admin: Engine, *, template: str = "template1") -> Iterator[str]:
-    """The URL of a new copy of `template`; dropped afterwards, whoever is still connected."""
-    name = f"test_{uuid.uuid4().hex}"
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
-    yield admin.url.set(database=name).render_as_string(hide_password=False)
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture

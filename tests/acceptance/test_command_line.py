@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import functools
 import json
 import os
 import re
@@ -24,10 +23,14 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from safetensors.numpy import load_file
+from sqlalchemy import Engine
 
 from hpsearch.cli.main import run_command_line
+from tests.acceptance.in_process import hpsearch_here
+from tests.databases import new_database
 
 pytestmark = pytest.mark.acceptance
 
@@ -48,6 +51,9 @@ lambda_2 = { log10 = [-3, -4], zero = true }
 [stopping]
 rule = "none"
 """
+# Three points of seconds each, to be disturbed in the middle.
+LONG_EPOCHS = 100
+LONG = ("--set", "search.lambda_2=[0.0]", "--set", f"training.max_epochs={LONG_EPOCHS}")
 
 
 class Shell:
@@ -87,16 +93,7 @@ class Shell:
 
     def within(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """The same in this process, without the seconds that a Python with torch takes to start."""
-        out, err = io.StringIO(), io.StringIO()
-        with (
-            pytest.MonkeyPatch.context() as patch,
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-            contextlib.chdir(self.folder),
-        ):
-            patch.setattr(os, "environ", dict(self.environment))
-            code = run_command_line([str(argument) for argument in arguments])
-        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+        return hpsearch_here(*arguments, folder=self.folder, environment=self.environment)
 
     def ok(self, *arguments: str | Path, **environment: str) -> str:
         """Run it, require success, and return stdout."""
@@ -110,8 +107,12 @@ class Shell:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    @functools.cached_property
+    def storage(self) -> RDBStorage:
+        return RDBStorage(self.database_url)
+
     def study(self, name: str = "small") -> optuna.Study:
-        return optuna.load_study(study_name=name, storage=self.database_url)
+        return optuna.load_study(study_name=name, storage=self.storage)
 
     def counted(self, name: str = "small") -> list[optuna.trial.FrozenTrial]:
         states = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -121,6 +122,17 @@ class Shell:
 @pytest.fixture
 def shell(tmp_path: Path, database_url: str) -> Shell:
     return Shell(tmp_path, database_url)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, postgres_admin: Engine) -> Iterator[Shell]:
+    """A study that `run` has finished without an option; tests only look at it."""
+    with new_database(postgres_admin) as url:
+        shell = Shell(tmp_path_factory.mktemp("finished"), url)
+        done = shell("run", shell.study_file)
+        assert done.returncode == 0, done.stderr
+        assert "1 worker with as many lanes as pay" in done.stderr
+        yield shell
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 240.0) -> None:
@@ -135,7 +147,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def test_run_trains_every_point_once_and_prints_the_best_table(shell: Shell) -> None:
-    done = shell("run", shell.study_file, "--workers", "2")
+    done = shell("run", shell.study_file, "--workers", "2", "--lanes", "3")
     assert done.returncode == 0, done.stderr
     assert "9 of 9 points done" in done.stdout
     assert "study 'small' created: 9 points, 2 workers" in done.stderr
@@ -145,21 +157,18 @@ def test_run_trains_every_point_once_and_prints_the_best_table(shell: Shell) -> 
     assert len({tuple(trial.params.items()) for trial in trials}) == 9
 
 
-def test_how_many_lanes_pay_is_measured_and_remembered(shell: Shell) -> None:
-    done = shell("run", shell.study_file)
-    assert "1 worker with the fastest number of lanes" in done.stderr
-    (case,) = (shell.folder / "home" / "lanes").glob("*.json")
+def test_how_many_lanes_pay_is_measured_and_remembered(finished: Shell) -> None:
+    (case,) = (finished.folder / "home" / "lanes").glob("*.json")
     assert "1" in json.loads(case.read_text())["seconds"]  # on a busy machine there may be no time for more
-    assert "s per trial-epoch" in (shell.folder / "home" / "logs" / "small-worker-0.log").read_text()
+    assert "s per trial-epoch" in (finished.folder / "home" / "logs" / "small-worker-0.log").read_text()
 
 
-def test_running_a_finished_study_again_does_nothing_and_says_so(shell: Shell) -> None:
-    shell.ok("run", shell.study_file)
-    before = [trial.datetime_complete for trial in shell.study().trials]
-    again = shell("run", shell.study_file)
+def test_running_a_finished_study_again_does_nothing_and_says_so(finished: Shell) -> None:
+    before = [trial.datetime_complete for trial in finished.study().trials]
+    again = finished.within("run", finished.study_file)
     assert again.returncode == 0
     assert "finished: all 9 points are done, nothing to run" in again.stderr
-    assert [trial.datetime_complete for trial in shell.study().trials] == before
+    assert [trial.datetime_complete for trial in finished.study().trials] == before
 
 
 def test_a_finished_study_is_told_even_where_its_data_is_not(shell: Shell, tmp_path: Path) -> None:
@@ -169,45 +178,46 @@ def test_a_finished_study_is_told_even_where_its_data_is_not(shell: Shell, tmp_p
     (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, 60, 28, 28) + images.tobytes())
     (folder / "train-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 60) + bytes(range(10)) * 6)
     sets = ("--set", f"data.dataset={folder}", "--set", "training.max_epochs=1")
-    arguments = ("run", shell.study_file, *sets)
-    shell.ok(*arguments)
+    shell.told("create", shell.study_file, *sets)
+    shell.told("worker", "small", "--lanes", "9")
     (folder / "train-images-idx3-ubyte").unlink()
-    assert "nothing to run" in shell.within(*arguments).stderr
+    assert "nothing to run" in shell.within("run", shell.study_file, *sets).stderr
 
 
-def test_the_views_tell_the_same_best_point(shell: Shell) -> None:
-    shell.ok("run", shell.study_file)
-    best = shell.study().best_trial
-    status = json.loads(shell.told("status", "small", "--json"))
+def test_the_views_tell_the_same_best_point(finished: Shell) -> None:
+    best = finished.study().best_trial
+    status = json.loads(finished.told("status", "small", "--json"))
     assert status["points"] == {
         "total": 9, "waiting": 0, "running": 0, "complete": 9, "pruned": 0, "failed": 0
     }  # fmt: skip
     assert status["best"]["value"] == best.value
-    assert f"{100 * best.value:.2f} %" in shell.told("status", "small")
-    assert [line["name"] for line in json.loads(shell.told("status", "--json"))] == ["small"]
-    assert "small" in shell.told("status")
-    assert f"{100 * best.value:.2f} %" in shell.told("status", "--watch")  # finished: shows it once
+    assert f"{100 * best.value:.2f} %" in finished.told("status", "small")
+    assert [line["name"] for line in json.loads(finished.told("status", "--json"))] == ["small"]
+    assert "small" in finished.told("status")
+    assert f"{100 * best.value:.2f} %" in finished.told("status", "--watch")  # finished: shows it once
 
-    document = json.loads(shell.told("export", "small"))
-    assert json.loads(shell.told("export", "small", "-o", "-"))["parameters"] == document["parameters"]
+    document = json.loads(finished.told("export", "small"))
+    assert json.loads(finished.told("export", "small", "-o", "-"))["parameters"] == document["parameters"]
     assert document["value"] == best.value
     learning_rate = document["parameters"]["learning_rate"]
     for name in ("best.json", "best.toml", "best.yaml", "best.env"):
-        shell.told("export", "small", "-o", name)
-    assert json.loads((shell.folder / "best.json").read_text())["parameters"] == document["parameters"]
-    assert tomllib.loads((shell.folder / "best.toml").read_text())["parameters"] == document["parameters"]
-    assert yaml.safe_load((shell.folder / "best.yaml").read_text())["parameters"] == document["parameters"]
-    variables = dict(word.split("=", 1) for word in shlex.split((shell.folder / "best.env").read_text(), comments=True))
+        finished.told("export", "small", "-o", name)
+    assert json.loads((finished.folder / "best.json").read_text())["parameters"] == document["parameters"]
+    assert tomllib.loads((finished.folder / "best.toml").read_text())["parameters"] == document["parameters"]
+    assert yaml.safe_load((finished.folder / "best.yaml").read_text())["parameters"] == document["parameters"]
+    variables = dict(
+        word.split("=", 1) for word in shlex.split((finished.folder / "best.env").read_text(), comments=True)
+    )
     assert float(variables["HPSEARCH_LEARNING_RATE"]) == learning_rate
 
-    shell.told("export", "small", "-o", "best.json", "--model", "best.safetensors")
-    assert load_file(shell.folder / "best.safetensors")["hidden.weight"].shape == (10, 784)
-    shell.told("report", "small", "-o", "report.html")
-    assert "small" in (shell.folder / "report.html").read_text()
+    finished.told("export", "small", "-o", "best.json", "--model", "best.safetensors")
+    assert load_file(finished.folder / "best.safetensors")["hidden.weight"].shape == (10, 784)
+    finished.told("report", "small", "-o", "report.html")
+    assert "small" in (finished.folder / "report.html").read_text()
 
 
 def test_a_killed_worker_is_replaced_and_each_point_counts_once(shell: Shell) -> None:
-    process = shell.start("run", shell.study_file, "--workers", "2", "--set", "training.max_epochs=150")
+    process = shell.start("run", shell.study_file, *LONG, "--workers", "2", "--lanes", "1")
     wait_until(lambda: len(children_of(process.pid)) == 2)
     wait_until(lambda: any(trial.intermediate_values for trial in shell_trials(shell)))
     os.kill(children_of(process.pid)[0], signal.SIGKILL)
@@ -215,28 +225,28 @@ def test_a_killed_worker_is_replaced_and_each_point_counts_once(shell: Shell) ->
     assert process.returncode == 0, err
     assert "died (signal 9): starting it again" in err
     trials = shell.counted()
-    assert [trial.user_attrs["point"] for trial in trials] == list(range(9))
-    assert all(len(trial.intermediate_values) == 150 for trial in trials)
+    assert [trial.user_attrs["point"] for trial in trials] == list(range(3))
+    assert all(len(trial.intermediate_values) == LONG_EPOCHS for trial in trials)
 
 
 def test_everything_killed_and_run_again_does_exactly_the_remainder(shell: Shell) -> None:
-    arguments = ("run", shell.study_file, "--set", "training.max_epochs=150", "--lanes", "3")
+    arguments = ("run", shell.study_file, *LONG, "--lanes", "1")
     process = shell.start(*arguments)
     wait_until(lambda: any(trial.state is TrialState.COMPLETE for trial in shell_trials(shell)))
     for pid in [process.pid, *children_of(process.pid)]:
         os.kill(pid, signal.SIGKILL)
     process.communicate()
     finished = {trial.number: trial.datetime_complete for trial in shell.counted()}
-    assert 0 < len(finished) < 9
+    assert 0 < len(finished) < 3
     shell.ok(*arguments)
     trials = shell.counted()
-    assert [trial.user_attrs["point"] for trial in trials] == list(range(9))
+    assert [trial.user_attrs["point"] for trial in trials] == list(range(3))
     assert all(trial.datetime_complete == finished.get(trial.number, trial.datetime_complete) for trial in trials)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_an_interrupted_study_is_resumed_by_the_same_command(number: signal.Signals, shell: Shell) -> None:
-    arguments = ("run", shell.study_file, "--set", "training.max_epochs=150", "--lanes", "2")
+    arguments = ("run", shell.study_file, *LONG, "--lanes", "2")
     process = shell.start(*arguments)
     wait_until(lambda: any(trial.intermediate_values for trial in shell_trials(shell)))
     workers = children_of(process.pid)
@@ -248,11 +258,11 @@ def test_an_interrupted_study_is_resumed_by_the_same_command(number: signal.Sign
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert not [trial for trial in shell.study().trials if trial.state is TrialState.RUNNING]
     shell.ok(*arguments)
-    assert len(shell.counted()) == 9
+    assert len(shell.counted()) == 3
 
 
 def test_workers_end_when_their_supervisor_is_killed(shell: Shell) -> None:
-    process = shell.start("run", shell.study_file, "--set", "training.max_epochs=100000")
+    process = shell.start("run", shell.study_file, "--lanes", "1", "--set", "training.max_epochs=100000")
     wait_until(lambda: any(trial.intermediate_values for trial in shell_trials(shell)))
     (worker,) = children_of(process.pid)
     process.kill()
@@ -269,8 +279,8 @@ def test_worker_joins_a_created_study_and_leaves_when_it_is_done(shell: Shell) -
 
 
 def test_sigterm_gives_the_trials_back_within_seconds_and_exits_0(shell: Shell) -> None:
-    shell.ok("create", shell.study_file, "--set", "training.max_epochs=100000")
-    process = shell.start("worker", "small")
+    shell.told("create", shell.study_file, "--set", "training.max_epochs=100000")
+    process = shell.start("worker", "small", "--lanes", "1")
     wait_until(lambda: any(trial.intermediate_values for trial in shell_trials(shell)))
     process.terminate()
     started = time.monotonic()
@@ -284,7 +294,7 @@ def test_without_a_storage_the_embedded_postgresql_serves_and_keeps_the_study(sh
     home = open_folder / "embedded-home"
     del shell.environment["HPSEARCH_STORAGE"]
     shell.environment["HPSEARCH_HOME"] = str(home)
-    shell.ok("run", shell.study_file, "--set", "training.max_epochs=1")
+    shell.ok("run", shell.study_file, "--lanes", "9", "--set", "training.max_epochs=1")
     assert json.loads(shell.told("status", "small", "--json"))["finished"] is True
     assert not (home / "postgres" / "data" / "postmaster.pid").exists()  # the last one to leave stopped it
 
@@ -306,7 +316,7 @@ def test_a_command_that_is_told_to_end_stops_its_embedded_postgresql(shell: Shel
 
 @pytest.mark.browser
 def test_dashboard_serves_the_study_on_loopback_only(shell: Shell) -> None:
-    shell.ok("run", shell.study_file, "--set", "training.max_epochs=1")
+    shell.told("create", shell.study_file)
     process = shell.start("dashboard", "--port", "0")  # a free one
     try:
         assert process.stdout is not None

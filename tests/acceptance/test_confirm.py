@@ -39,6 +39,7 @@ def shell(tmp_path: Path, database_url: str) -> Shell:
         "HPSEARCH_HOME": str(tmp_path / "home"),
         "HPSEARCH_STORAGE": database_url,
         "HPSEARCH_DEVICE": "cpu",
+        "HPSEARCH_LANES": "4",
         "NO_COLOR": "1",
     }
 

@@ -91,7 +91,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_example_runs_and_its_best_parameters_reproduce_the_best_value(
     hpsearch: Commands, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = hpsearch("run", "examples/two_hidden_layers.toml", "--workers", "1", folder=ROOT)
+    done = hpsearch("run", "examples/two_hidden_layers.toml", "--lanes", "3", folder=ROOT)
     assert done.returncode == 0, done.stderr
     assert "6 of 6 points done" in done.stdout
     study = optuna.load_study(study_name=STUDY, storage=database_url)
@@ -124,7 +124,7 @@ def test_no_file_of_the_current_folder_takes_the_place_of_a_module(hpsearch: Com
     for name in names - {""}:
         if name.isidentifier():
             (folder / f"{name}.py").write_text(f"raise SystemExit('the file {name}.py was imported')\n")
-    done = hpsearch("run", "study.toml", "--workers", "1", "--set", "training.max_epochs=1", folder=folder)
+    done = hpsearch("run", "study.toml", "--lanes", "6", "--set", "training.max_epochs=1", folder=folder)
     assert done.returncode == 0, done.stderr
     assert "6 of 6 points done" in done.stdout
 

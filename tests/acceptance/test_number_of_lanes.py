@@ -6,14 +6,13 @@ within an epoch, and so do two orders of adding up.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import optuna
 import pytest
+
+from tests.acceptance.in_process import hpsearch_here
 
 pytestmark = pytest.mark.acceptance
 
@@ -44,11 +43,11 @@ def run(tmp_path: Path, database_url: str) -> Callable[..., dict[int, optuna.tri
     def start(lanes: int, **values: str) -> dict[int, optuna.trial.FrozenTrial]:
         path = tmp_path / f"lanes-{lanes}.toml"
         path.write_text(STUDY.format(lanes=lanes, **values))
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("HPSEARCH_")}
-        environment |= {"HPSEARCH_HOME": str(tmp_path / "home"), "HPSEARCH_STORAGE": database_url}
-        command = [sys.executable, "-m", "hpsearch", "run", str(path), "--lanes", str(lanes), "--device", "cpu"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
-        assert done.returncode == 0, done.stderr
+        environment = {"HPSEARCH_HOME": str(tmp_path / "home"), "HPSEARCH_STORAGE": database_url}
+        worker = ("worker", f"lanes-{lanes}", "--lanes", str(lanes), "--device", "cpu")
+        for arguments in (("create", path), worker):
+            done = hpsearch_here(*arguments, folder=tmp_path, environment=environment)
+            assert done.returncode == 0, done.stderr
         study = optuna.load_study(study_name=f"lanes-{lanes}", storage=database_url)
         return {trial.user_attrs["point"]: trial for trial in study.trials}
 

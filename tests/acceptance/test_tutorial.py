@@ -58,6 +58,7 @@ def test_tutorial_works_as_it_is_written(
     monkeypatch.setenv("HPSEARCH_STORAGE", database_url)
     monkeypatch.setenv("HPSEARCH_HOME", str(open_folder / "tutorial"))
     monkeypatch.setenv("HPSEARCH_DEVICE", "cpu")
+    monkeypatch.setenv("HPSEARCH_LANES", "4")  # to measure how many pay takes seconds
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     done: list[str] = []
     for what, text in steps():

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.acceptance.in_process import hpsearch_here
+
 pytestmark = pytest.mark.acceptance
 
 STUDY = """
@@ -52,7 +54,8 @@ def test_a_worker_shows_what_it_does_and_takes_its_life_sign_along(tmp_path: Pat
         "HPSEARCH_LOG_FORMAT": "json",
     }
     command = [sys.executable, "-m", "hpsearch"]
-    subprocess.run([*command, "create", str(tmp_path / "endless.toml")], env=environment, check=True, timeout=240)
+    own = {name: value for name, value in environment.items() if name.startswith("HPSEARCH_")}
+    assert hpsearch_here("create", "endless.toml", folder=tmp_path, environment=own).returncode == 0
     worker = subprocess.Popen(
         [*command, "worker", "endless", "--device", "cpu", "--lanes", "2", "--metrics", "0"],
         env=environment,

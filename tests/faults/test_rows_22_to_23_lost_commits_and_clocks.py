@@ -60,20 +60,31 @@ def at_the_end(arena: Arena) -> None:
     wait_until(lambda: len(arena.counted()) >= 5, "most results", told=arena.told)
 
 
-MOMENTS = [
-    (before_anything_is_claimed, in_mid_trial),
-    (before_anything_is_claimed, at_the_end),
-    (in_mid_trial, after_a_result),
-    (after_a_result, at_the_end),
+SEARCHES: Mapping[str, Mapping[str, Any]] = {"grid": {}, "random": RANDOM, "rounds": ROUNDS}
+# When the copy is taken, when it is put back, and the kind of search.
+LOSSES = [
+    *((before_anything_is_claimed, at_the_end, kind) for kind in SEARCHES),
+    *((in_mid_trial, after_a_result, kind) for kind in SEARCHES),
+    (before_anything_is_claimed, in_mid_trial, "grid"),
+    (after_a_result, at_the_end, "rounds"),
+    *(
+        pytest.param(*loss, marks=pytest.mark.slow)
+        for loss in (
+            (before_anything_is_claimed, in_mid_trial, "random"),
+            (before_anything_is_claimed, in_mid_trial, "rounds"),
+            (after_a_result, at_the_end, "grid"),
+            (after_a_result, at_the_end, "random"),
+        )
+    ),
 ]
 
 
-@pytest.mark.parametrize("search", [{}, RANDOM, ROUNDS], ids=["grid", "random", "rounds"])
-@pytest.mark.parametrize(("copied", "restored"), MOMENTS, ids=lambda moment: moment.__name__)
+@pytest.mark.parametrize(("copied", "restored", "kind"), LOSSES, ids=lambda part: getattr(part, "__name__", part))
 def test_row_22_older_data_put_back(
-    copied: Callable[[Arena], None], restored: Callable[[Arena], None], search: Mapping[str, Any], arena: Arena
+    copied: Callable[[Arena], None], restored: Callable[[Arena], None], kind: str, arena: Arena
 ) -> None:
     """A failover to a standby that lags behind, or a restored backup: claims, epochs, results, rounds, parameters."""
+    search = SEARCHES[kind]
     arena.create(6, max_epochs=8, **({"search": search} if search else {}))
     often = replace(SLOW, checkpoint_seconds=0.2)
     if copied is before_anything_is_claimed:
@@ -86,7 +97,7 @@ def test_row_22_older_data_put_back(
     arena.server.put_copy_back()
     assert [worker.wait() for worker in workers] == [0, 0], arena.told()
     assert arena.worker(faults=FAST).wait() == 0, "what was undone after the workers had left, another one does"
-    if search is ROUNDS:
+    if kind == "rounds":
         (points,) = arena.ask("SELECT count(*) AS number FROM hpsearch_points")
         arena.num_points = points.number
     arena.judge(has_lost_commits=True)

@@ -13,7 +13,7 @@ from tests.faults.soak import run_soak
 
 pytestmark = pytest.mark.faults
 
-DEFAULT_SECONDS = "75" if os.environ.get("CI") else "45"
+DEFAULT_SECONDS = "45"
 
 
 @pytest.mark.timeout(1200)

@@ -20,7 +20,7 @@ from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.studies import StoredStudy, register_study
 from hpsearch.study.definition import StudyDefinition, parse_definition
 from hpsearch.study.settings import TrialSettings
-from tests.conftest import new_database
+from tests.databases import new_database
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def test_an_interrupted_run_leaves_a_study_that_the_same_call_resumes_and_does_n
     tables_url: str, artifacts: Path
 ) -> None:
     # Seconds of training: who interrupts it looks at it once a second.
-    long = {**DOCUMENT, "training": {"batch_size": 20, "max_epochs": 400}, "search": {"learning_rate": [0.01]}}
+    long = {**DOCUMENT, "training": {"batch_size": 20, "max_epochs": 200}, "search": {"learning_rate": [0.01]}}
 
     def interrupt(progress: Progress) -> None:
         if progress.epochs:
@@ -167,8 +167,8 @@ def test_an_interrupted_run_leaves_a_study_that_the_same_call_resumes_and_does_n
     seen: list[Progress] = []
     study = hpsearch.run(long, **where, progress=seen.append)
     assert seen[-1].counts.complete == 1
-    assert study.best.num_epochs == 400
-    assert list(study.curves_dataframe().query(f"number == {study.best.number}")["epoch"]) == list(range(1, 401))
+    assert study.best.num_epochs == 200
+    assert list(study.curves_dataframe().query(f"number == {study.best.number}")["epoch"]) == list(range(1, 201))
 
     seen.clear()
     before = study.summary.trials

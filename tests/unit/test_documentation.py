@@ -90,3 +90,20 @@ def test_the_example_of_the_search_document_is_a_program_that_works() -> None:
     study = names["study"]
     assert study.best_params["rate"] == pytest.approx(0.03, rel=0.3)
     assert len(study.trials) < 40  # it ended by itself
+
+
+def test_the_answers_about_the_code_name_files_and_names_that_exist() -> None:
+    """Each name of an answer stands in one of the files that the answer names."""
+    questions, answers = (ROOT / "docs" / "questions.md").read_text().split("## Answers")
+    numbered = re.findall(r"^(\d+)\. (.*?)(?=^\d+\. |\Z)", answers, flags=re.MULTILINE | re.DOTALL)
+    assert [number for number, _ in numbered] == re.findall(r"^(\d+)\. ", questions, flags=re.MULTILINE)
+    for number, answer in numbered:
+        words = re.findall(r"`([^`]+)`", answer)
+        files = [word for word in words if re.search(r"[./]", word) and not word.endswith("/")]
+        found = {
+            file: next((p for p in (ROOT / "hpsearch" / file, ROOT / file) if p.is_file()), None) for file in files
+        }
+        assert None not in found.values(), f"answer {number}: {found}"
+        texts = [path.read_text() for path in found.values() if path is not None]
+        names = [word for word in words if word not in files and re.fullmatch(r"\w{3,}", word)]
+        assert not [name for name in names if not any(name in text for text in texts)], f"answer {number}"

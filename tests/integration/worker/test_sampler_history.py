@@ -7,6 +7,7 @@ give the same draw: by Optuna's own classes for random search and TPE, by ours d
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import zlib
@@ -49,6 +50,14 @@ SEARCH: dict[str, Any] = {
     "hidden_units": {"low": 4, "high": 40},
 }
 LEARNING = ("tpe", "gp", "cmaes")
+# Strategy, lanes, workers. A draw of the Gaussian process takes half a second.
+CASES = [
+    *itertools.product(["random", "qmc", "tpe", "cmaes"], [1, 8], [1, 3]),
+    ("gp", 1, 1),
+    ("gp", 8, 3),
+    pytest.param("gp", 1, 3, marks=pytest.mark.slow),
+    pytest.param("gp", 8, 1, marks=pytest.mark.slow),
+]
 
 
 @dataclass(kw_only=True)
@@ -163,9 +172,7 @@ def studies(database: Database, tmp_path: Path) -> Iterator[PlantedStudies]:
     optuna.logging.set_verbosity(level)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("lanes", [1, 8])
-@pytest.mark.parametrize("strategy", ["random", "qmc", "tpe", "gp", "cmaes"])
+@pytest.mark.parametrize(("strategy", "lanes", "workers"), CASES)
 def test_each_draw_is_what_optuna_draws_from_all_that_has_ended(
     strategy: str, lanes: int, workers: int, studies: PlantedStudies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +187,7 @@ def test_each_draw_is_what_optuna_draws_from_all_that_has_ended(
     draws = [draw for draw in service.draws.values() if draw.given is not None]
     assert {draw.point for draw in draws} == set(range(num_points))
     assert num_points // 2 <= num_before_the_stop < len(service.draws)
-    for draw in draws[:: 4 if strategy == "gp" else 1]:  # whose draws take half a second each
+    for draw in draws[:: 4 if strategy == "gp" else 1]:
         assert replayed(draw, service) == draw.params, f"trial {draw.number}"
     if strategy in LEARNING:
         for draw in draws:

@@ -146,7 +146,8 @@ def reachable(start: object) -> Iterator[bytes]:
             if found.dtype != object:
                 yield np.ascontiguousarray(found).tobytes()
         elif isinstance(found, torch.Tensor):
-            yield bytes(found.detach().cpu().untyped_storage())
+            storage = found.detach().cpu().untyped_storage()
+            yield torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes()
         elif isinstance(found, bytes | bytearray | memoryview):
             yield bytes(found)
 

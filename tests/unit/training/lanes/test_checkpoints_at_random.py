@@ -97,7 +97,7 @@ def data(resident: Callable[..., ResidentData]) -> ResidentData:
 
 
 # The fixtures hold nothing that an example could leave behind.
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     shape=shapes,
     own=st.lists(points, min_size=NUM_TRIALS, max_size=NUM_TRIALS),
