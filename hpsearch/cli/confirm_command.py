@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpsearch.cli import options
-from hpsearch.worker.options import DEFAULT_CHECKPOINT_SECONDS, DEFAULT_STALL_SECONDS
+from hpsearch.worker.options import WorkerOptions
 
 if TYPE_CHECKING:
     from hpsearch.results.confirmation.plan import ConfirmPlan
     from hpsearch.store.connection.database import Database
 
 
+@options.with_worker_options
 def confirm(
     study: options.StudyName,
     top: Annotated[
@@ -28,16 +29,10 @@ def confirm(
         typer.Option(metavar="NAME", show_default="STUDY-confirm", help="Of the companion study with these trials."),
     ] = None,
     workers: options.Workers = None,
-    device: options.Device = "auto",
-    lanes: options.Lanes = "auto",
     storage: options.Storage = None,
-    artifacts: options.Artifacts = None,
     on: options.On = None,
-    wait_for_gpu: options.WaitForGpu = True,
-    share_gpu: options.ShareGpu = False,
-    checkpoint_seconds: options.CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS,
-    stall_seconds: options.StallSeconds = DEFAULT_STALL_SECONDS,
-    metrics: options.Metrics = None,
+    *,
+    worker: WorkerOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Train the best points again over fresh seeds, compare them, and pick the simplest of those that are tied.
@@ -45,16 +40,6 @@ def confirm(
     The trainings are trials of a companion study, which `hpsearch worker STUDY-confirm` joins from anywhere. Ctrl-C
     leaves one that the same command resumes.
     """
-    asked = options.worker_options(
-        device=device,
-        lanes=lanes,
-        artifacts=artifacts,
-        wait_for_gpu=wait_for_gpu,
-        share_gpu=share_gpu,
-        checkpoint_seconds=checkpoint_seconds,
-        stall_seconds=stall_seconds,
-        metrics=metrics,
-    )
 
     from hpsearch.console.launch_view import TerminalListener
     from hpsearch.console.tables import print_confirmation, print_json
@@ -62,7 +47,7 @@ def confirm(
     from hpsearch.results.confirmation.plan import plan_confirmation
     from hpsearch.results.confirmation.read_outcome import read_confirmation
 
-    launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=asked))
+    launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=worker))
     with options.open_storage(storage) as database:
         plan = plan_confirmation(database, study, top=top, num_seeds=seeds, name=name)
         plan = _prepare(database, plan, top)

@@ -7,9 +7,11 @@ wrong input is told at once, and `--help` too.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +21,13 @@ from hpsearch.dashboard.gate import host_of
 from hpsearch.errors import InputError
 from hpsearch.logs import take_over_logger
 from hpsearch.results.selection import Selection
-from hpsearch.worker.options import MetricsAddress, WorkerOptions, parse_lanes
+from hpsearch.worker.options import (
+    DEFAULT_CHECKPOINT_SECONDS,
+    DEFAULT_STALL_SECONDS,
+    MetricsAddress,
+    WorkerOptions,
+    parse_lanes,
+)
 
 if TYPE_CHECKING:
     from hpsearch.store.connection.database import Database
@@ -152,18 +160,36 @@ def open_storage(url: str | None) -> Iterator[Database]:
         yield opened
 
 
-def worker_options(
+def with_worker_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a worker, in place of its parameter `worker`, which receives their value."""
+    own, shared = (inspect.signature(function, eval_str=True) for function in (command, _worker_options))
+
+    @functools.wraps(command)
+    def call(**arguments: Any) -> None:
+        worker = _worker_options(**{name: arguments.pop(name) for name in shared.parameters})
+        command(worker=worker, **arguments)
+
+    parameters = [
+        parameter
+        for name, one in own.parameters.items()
+        for parameter in (shared.parameters.values() if name == "worker" else (one,))
+    ]
+    call.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return call
+
+
+def _worker_options(
     *,
-    device: str,
-    lanes: str,
-    artifacts: str | None,
-    wait_for_gpu: bool,
-    share_gpu: bool,
-    checkpoint_seconds: float,
-    stall_seconds: float,
-    metrics: str | None,
+    device: Device = "auto",
+    lanes: Lanes = "auto",
+    artifacts: Artifacts = None,
+    wait_for_gpu: WaitForGpu = True,
+    share_gpu: ShareGpu = False,
+    checkpoint_seconds: CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS,
+    stall_seconds: StallSeconds = DEFAULT_STALL_SECONDS,
+    metrics: Metrics = None,
 ) -> WorkerOptions:
-    """What the options of a command say of a worker. Raises InputError."""
     return WorkerOptions(
         device=device,
         lanes=parse_lanes(lanes),

@@ -11,23 +11,18 @@ from hpsearch.cli import options
 from hpsearch.console.notice import show_line
 from hpsearch.signals import on_end
 from hpsearch.study.definition import load_definition
-from hpsearch.worker.options import DEFAULT_CHECKPOINT_SECONDS, DEFAULT_STALL_SECONDS
+from hpsearch.worker.options import WorkerOptions
 
 
+@options.with_worker_options
 def run(
     study_file: options.StudyFile,
     overrides: options.Overrides = None,
     workers: options.Workers = None,
-    device: options.Device = "auto",
-    lanes: options.Lanes = "auto",
     storage: options.Storage = None,
-    artifacts: options.Artifacts = None,
     on: options.On = None,
-    wait_for_gpu: options.WaitForGpu = True,
-    share_gpu: options.ShareGpu = False,
-    checkpoint_seconds: options.CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS,
-    stall_seconds: options.StallSeconds = DEFAULT_STALL_SECONDS,
-    metrics: options.Metrics = None,
+    *,
+    worker: WorkerOptions,
     as_json: options.AsJson = False,
 ) -> None:
     """Create or resume a study, train it with workers of this machine or of a Ray cluster, end with the best table.
@@ -35,23 +30,13 @@ def run(
     Ctrl-C leaves a study that the same command resumes.
     """
     definition = load_definition(study_file, overrides or ())
-    asked = options.worker_options(
-        device=device,
-        lanes=lanes,
-        artifacts=artifacts,
-        wait_for_gpu=wait_for_gpu,
-        share_gpu=share_gpu,
-        checkpoint_seconds=checkpoint_seconds,
-        stall_seconds=stall_seconds,
-        metrics=metrics,
-    )
 
     from hpsearch.console.launch_view import TerminalListener
     from hpsearch.console.tables import print_json, print_status
     from hpsearch.launch.launcher import LaunchOptions, check_launch, train_study
     from hpsearch.results.status import read_status
 
-    launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=asked))
+    launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=worker))
     with launch.first_worker(definition.name) as first, options.open_storage(storage) as database:
         train_study(database, definition, launch, first, TerminalListener())
         status = read_status(database, definition.name)
@@ -93,35 +78,20 @@ def create(
             show_line(describe_registration(prepared.registration, "was there already, with the same definition"))
 
 
+@options.with_worker_options
 def worker(
     study: options.StudyName,
-    device: options.Device = "auto",
-    lanes: options.Lanes = "auto",
     storage: options.Storage = None,
-    artifacts: options.Artifacts = None,
-    wait_for_gpu: options.WaitForGpu = True,
-    share_gpu: options.ShareGpu = False,
-    checkpoint_seconds: options.CheckpointSeconds = DEFAULT_CHECKPOINT_SECONDS,
-    stall_seconds: options.StallSeconds = DEFAULT_STALL_SECONDS,
-    metrics: options.Metrics = None,
+    *,
+    worker: WorkerOptions,
 ) -> None:
     """Join a study from anywhere and train its points until none is left."""
-    asked = options.worker_options(
-        device=device,
-        lanes=lanes,
-        artifacts=artifacts,
-        wait_for_gpu=wait_for_gpu,
-        share_gpu=share_gpu,
-        checkpoint_seconds=checkpoint_seconds,
-        stall_seconds=stall_seconds,
-        metrics=metrics,
-    )
     on_end(_leave_at_once)  # nothing is claimed yet; the worker has its own handler
 
     from hpsearch.console.progress_view import download_progress
     from hpsearch.worker.process import run_worker
 
-    run_worker(study, asked, lambda: options.open_storage(storage), download_progress)
+    run_worker(study, worker, lambda: options.open_storage(storage), download_progress)
     _leave_without_teardown()
 
 
