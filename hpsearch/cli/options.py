@@ -1,7 +1,7 @@
-"""Options that several commands share, each with its environment variable, and what they stand for.
+"""Options that several commands share, each with its environment variable.
 
-A command imports what takes time (torch, Optuna, SQLAlchemy) within its function, once its input is known to be good: a
-wrong input is told at once, and `--help` too.
+A command imports what takes time (torch, Optuna, SQLAlchemy) inside its function, after its input has been checked, so
+that errors in the input and `--help` appear at once.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ Storage = Annotated[
     typer.Option(
         metavar="URL",
         envvar=environment.STORAGE,
-        show_default="a private PostgreSQL that starts by itself",
-        help="The study database, postgresql://USER:PASSWORD@HOST:5432/DATABASE. The password may stand in a file "
-        f"that {environment.STORAGE_PASSWORD_FILE} names instead.",
+        show_default="an embedded PostgreSQL, started when needed",
+        help="URL of the study database: postgresql://USER:PASSWORD@HOST:5432/DATABASE. The password can also be read "
+        f"from the file that {environment.STORAGE_PASSWORD_FILE} names.",
     ),
 ]
 Point = Annotated[
     Selection | None,
     typer.Option(
         show_default="confirmed once a confirmation is finished, else best",
-        help="Which point: the search's best, or the one that `hpsearch confirm` chose.",
+        help="The best point of the search, or the one that `hpsearch confirm` chose.",
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda:N", envvar=environment.DEVICE, help="What to train on.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda:N", envvar=environment.DEVICE, help="The device to train on.")]
 WaitForGpu = Annotated[
     bool,
     typer.Option(
         "--wait-for-gpu/--no-wait-for-gpu",
         envvar=environment.WAIT_FOR_GPU,
-        help="What a worker does that finds every GPU taken: wait until one is free, or leave with exit code 3.",
+        help="If all GPUs are taken, wait until one is free, or end with exit code 3.",
     ),
 ]
 ShareGpu = Annotated[
@@ -72,7 +72,7 @@ ShareGpu = Annotated[
     typer.Option(
         "--share-gpu",
         envvar=environment.SHARE_GPU,
-        help="Let a worker train on a GPU together with others that were started with this option.",
+        help="Share the GPU with other workers that were started with this option.",
     ),
 ]
 Lanes = Annotated[
@@ -80,7 +80,7 @@ Lanes = Annotated[
     typer.Option(
         metavar="N|auto",
         envvar=environment.LANES,
-        help="Trials trained at once by one worker; auto: as many as pay, measured on the device and remembered.",
+        help="Number of trials that a worker trains at once; auto: the fastest number, measured on the device.",
     ),
 ]
 Workers = Annotated[
@@ -90,7 +90,7 @@ Workers = Annotated[
         max=256,
         envvar=environment.WORKERS,
         show_default="one per GPU, or one",
-        help="Local worker processes.",
+        help="Number of worker processes.",
     ),
 ]
 On = Annotated[
@@ -100,7 +100,7 @@ On = Annotated[
         metavar="ray|ray://HOST:PORT",
         envvar=environment.ON,
         show_default="this machine",
-        help="Where workers run: the Ray cluster that RAY_ADDRESS names or this machine is part of, or another one.",
+        help="Run the workers on a Ray cluster: the one that RAY_ADDRESS names or this machine belongs to, or another.",
     ),
 ]
 Artifacts = Annotated[
@@ -109,7 +109,7 @@ Artifacts = Annotated[
         metavar="FOLDER|s3://BUCKET/PREFIX",
         envvar=environment.ARTIFACTS,
         show_default="a folder in hpsearch's home",
-        help="Where best parameters and checkpoints are kept.",
+        help="Where best parameters and checkpoints are stored.",
     ),
 ]
 Metrics = Annotated[
@@ -118,8 +118,8 @@ Metrics = Annotated[
         metavar="[HOST:]PORT",
         envvar=environment.METRICS,
         show_default="not served",
-        help="Serve /metrics (Prometheus) and /healthz here, on this machine only unless HOST says otherwise; port 0 "
-        "takes a free one. Of several local workers each takes a port of its own, from PORT upwards.",
+        help="Serve /metrics (Prometheus) and /healthz at this address; without HOST, for this machine only. Port 0 "
+        "takes a free port. Each further local worker takes the next port.",
     ),
 ]
 CheckpointSeconds = Annotated[
@@ -130,7 +130,7 @@ CheckpointSeconds = Annotated[
         max=MOST_SECONDS,
         callback=check_seconds,
         envvar=environment.CHECKPOINT_SECONDS,
-        help="Between two checkpoints of all lanes; 0: only when the worker is stopped.",
+        help="Time between two checkpoints of all lanes; 0: only when the worker is stopped.",
     ),
 ]
 StallSeconds = Annotated[
@@ -141,16 +141,16 @@ StallSeconds = Annotated[
         max=MOST_SECONDS,
         callback=check_seconds,
         envvar=environment.STALL_SECONDS,
-        help="When no minibatch has ended for so long, a worker takes its device or network for hung and "
-        "ends; its points go to others.",
+        help="A worker that finishes no minibatch in this time ends, because its device or network hangs; other "
+        "workers take over its points.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON document on stdout.")]
 
 
 @contextlib.contextmanager
 def open_storage(url: str | None) -> Iterator[Database]:
-    """The database that was named, or the embedded one; the latter runs as long as somebody uses it."""
+    """Open the database with this URL, or the embedded one, which runs as long as it has users."""
     from hpsearch.store.connection import database
     from hpsearch.store.connection.answer_limit import limit_answers
 
@@ -203,7 +203,7 @@ def _worker_options(
 
 
 def parse_hosts(texts: Iterable[str]) -> frozenset[str]:
-    """Names and addresses, each text one or several with commas between them, as `canonical_host` writes them.
+    """Return names and addresses as `canonical_host` writes them; each text has one or several, separated by commas.
 
     Raises:
         InputError: one of them is neither a name nor an address.

@@ -11,7 +11,6 @@ import typer
 
 from hpsearch import environment
 from hpsearch.cli import options
-from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
 from hpsearch.console.notice import say, show_line
 from hpsearch.console.screen import data_console, write_document, write_line
 from hpsearch.dashboard.gate import Access, canonical_host, is_loopback
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from hpsearch.store.connection.database import Database
 
+_WATCH_SECONDS = 2.0
 STDOUT = Path("-")
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", show_default="stdout", help="Output file; - is stdout.")
@@ -31,15 +31,15 @@ Output = Annotated[
 def status(
     study: options.OptionalStudyName = None,
     watch: Annotated[bool, typer.Option("--watch", help="Update the display until everything is finished.")] = False,
-    seconds: Annotated[
-        float, typer.Option(min=0.1, max=MOST_SECONDS, callback=check_seconds, help="Interval of --watch.")
-    ] = 2.0,
+    seconds: Annotated[str | None, typer.Option(hidden=True)] = None,
     as_json: options.AsJson = False,
     storage: options.Storage = None,
 ) -> None:
     """Show the progress of a study and its best trials, or a line per study."""
     if watch and as_json:
         raise InputError("--watch and --json exclude each other", hint="run status --json repeatedly")
+    if seconds is not None:  # accepted until version 0.3
+        say(f"--seconds has no effect any more: --watch looks every {_WATCH_SECONDS:g} seconds")
 
     from hpsearch.console.tables import print_json
     from hpsearch.results.status import read_status
@@ -51,7 +51,7 @@ def status(
             documents = [read_status(database, name).as_json() for name in names]
             print_json(documents if study is None else documents[0])
         elif watch:
-            _watch(database, study, seconds)
+            _watch(database, study)
         elif names:
             data_console().print(_look(database, study)[0], crop=False)
         else:
@@ -186,7 +186,7 @@ def dashboard(
         serve_dashboard(database.storage, kept, host, port, access, on_ready=show_line)
 
 
-def _watch(database: Database, study: str | None, seconds: float) -> None:
+def _watch(database: Database, study: str | None) -> None:
     """Show it until every study shown is finished: redrawn on a terminal, otherwise printed whenever it has changed."""
     from rich.live import Live
 
@@ -205,7 +205,7 @@ def _watch(database: Database, study: str | None, seconds: float) -> None:
                     write_line(shown.rstrip("\n"))
             if is_finished:
                 return
-            time.sleep(seconds)
+            time.sleep(_WATCH_SECONDS)
 
 
 def _look(database: Database, study: str | None) -> tuple[RenderableType, bool]:

@@ -102,8 +102,6 @@ def test_json_of_the_database_is_bounded_alike(text: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["status", "--watch", "--seconds=nan"],
-        ["status", "--watch", "--seconds=inf"],
         ["worker", "a", "--checkpoint-seconds=nan"],
         ["worker", "a", "--stall-seconds=1e400"],
         ["worker", "a", "--lanes", "9" * 5000],
