@@ -169,14 +169,9 @@ def load_study(database: Database, name: str) -> StoredStudy:
 
 def stored_definition(database: Database, study_id: int) -> StudyDefinition | None:
     """Return the definition of the study that currently has this id, or None if there is none."""
-    stored = database.transaction(
-        lambda connection: connection.execute(
-            select(tables.study_user_attributes.c.value_json).where(
-                tables.study_user_attributes.c.study_id == study_id,
-                tables.study_user_attributes.c.key == DEFINITION_ATTRIBUTE,
-            )
-        ).scalar_one_or_none()
-    )
+    attributes = tables.study_user_attributes.c
+    query = select(attributes.value_json).where(attributes.study_id == study_id, attributes.key == DEFINITION_ATTRIBUTE)
+    stored = database.transaction(lambda connection: connection.execute(query).scalar_one_or_none())
     return None if stored is None else parse_stored_definition(stored, f"study number {study_id}")
 
 
@@ -191,13 +186,11 @@ def copied_study_names(database: Database) -> list[str]:
 
 
 def _names(database: Database) -> list[tuple[str, bool]]:
+    attributes = tables.study_user_attributes
     query = (
         select(tables.studies.c.study_name, HAS_POINTS)
-        .join(
-            tables.study_user_attributes,
-            tables.study_user_attributes.c.study_id == tables.studies.c.study_id,
-        )
-        .where(tables.study_user_attributes.c.key == DEFINITION_ATTRIBUTE)
+        .join(attributes, attributes.c.study_id == tables.studies.c.study_id)
+        .where(attributes.c.key == DEFINITION_ATTRIBUTE)
         .order_by(tables.studies.c.study_id)
     )
     rows = database.transaction(lambda connection: connection.execute(query).all())
@@ -235,7 +228,7 @@ def _allowed_change(stored: StoredStudy, definition: StudyDefinition) -> StudyCh
         lines = [next((why for why in change.refused if why.startswith(f"{line} (")), line) for line in change.lines]
         raise DefinitionMismatchError(
             f"study {definition.name!r} exists with another definition:\n  " + "\n  ".join(lines),
-            hint="resume it with its own definition, or rename this one (--set name=...)",
+            hint="resume it with its own definition, or choose another name (--set name=...)",
         )
     return change
 
@@ -245,7 +238,7 @@ def _check_data(stored: StoredStudy, checksums: Mapping[str, str]) -> None:
         raise DefinitionMismatchError(
             f"study {stored.name!r} was trained on other data: its files have other checksums\n  "
             + "\n  ".join(f"{file}: {sha} in the study" for file, sha in stored.dataset_checksums.items()),
-            hint="point HPSEARCH_DATA at the study's own data, or rename the study",
+            hint="point HPSEARCH_DATA at the study's own data, or choose another name (--set name=...)",
         )
 
 
@@ -269,11 +262,11 @@ def _select_study(connection: Connection, name: str) -> StoredStudy | None:
     rows = connection.execute(query.where(attributes.study_id == study_id, attributes.key.in_(ours)))
     texts = {row.key: row.value_json for row in rows}
     if DEFINITION_ATTRIBUTE not in texts:
-        raise InputError(f"study {name!r} exists, but hpsearch did not create it", hint="take another study name")
+        raise InputError(f"study {name!r} exists, but hpsearch did not create it", hint="choose another study name")
     if not found.has_points:
         raise InputError(
             f"study {name!r} has trials but no points: another program has copied or renamed a study of hpsearch",
-            hint="only the original can be gone on with; the copy is read with Optuna, or deleted: optuna delete-study",
+            hint="continue the original study; read the copy with Optuna, or delete it: optuna delete-study",
         )
     what = f"study {name!r}"
     checksums, versions = (
@@ -305,7 +298,7 @@ def _renamed(definition: StudyDefinition, name: str) -> StudyDefinition:
     except ValueError as error:
         raise InputError(
             f"study {name!r} was renamed from {definition.name!r} by another program: its name {error}",
-            hint="give it a name of that kind, with a statement such as UPDATE studies SET study_name = ...",
+            hint="rename it, with a statement such as UPDATE studies SET study_name = ...",
         ) from error
 
 
@@ -333,13 +326,13 @@ def _select_study_or_heir(connection: Connection, name: str) -> StoredStudy | No
         if was == name:
             heir = row.study_name
             raise InputError(
-                f"study {name!r} is not there any more: another program has renamed it to {heir!r}"
+                f"study {name!r} no longer exists: another program has renamed it to {heir!r}"
                 if row.has_points
-                else f"study {name!r} is not there any more, only {heir!r}, a copy without points that another program "
-                "has made: what was trained cannot be gone on with",
-                hint=f"go on with it: --set name={heir}"
+                else f"study {name!r} no longer exists, only {heir!r}, a copy without points that another "
+                "program has made: its trials cannot be continued",
+                hint=f"continue it: --set name={heir}"
                 if row.has_points
-                else f"to train all of it anew, take another name (--set name=...), or delete the copy {heir!r} first: "
+                else f"to train everything again, choose another name (--set name=...), or delete the copy {heir!r}: "
                 "optuna delete-study",
             )
     return None

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from hpsearch.study.definition import StudyDefinition, describe_differences
+from hpsearch.study.definition import StudyDefinition, is_same_place
+from hpsearch.study.document import inline_text, written_dimension
 
 _FREE_KEYS = ("search.max_points", "search.budget_", "search.finest_per_decade", "keep_parameters")
 _NUM_POINTS = "search.num_points"
@@ -43,42 +45,88 @@ def compare_definitions(stored: StudyDefinition, given: StudyDefinition) -> Stud
     return StudyChange(lines=tuple(lines), refused=tuple(refused))
 
 
+def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> list[str]:
+    """One line per field that differs: `training.max_epochs: 200 in the study, 3 given`.
+
+    The order of keys, dimensions and listed points is not compared.
+    """
+    old, new = (dict(_lines(definition)) for definition in (stored, given))
+    lines = {
+        key: f"{key}: {old.get(key, 'absent')} in the study, {new.get(key, 'absent')} given"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+    if is_same_place(stored.data.dataset, given.data.dataset):
+        lines.pop("data.dataset", None)
+    if _POINTS in lines:
+        old_points, new_points = set(stored.search.points), set(given.search.points)
+        lines[_POINTS] = _points_difference(old_points, new_points)
+        if old_points == new_points:
+            del lines[_POINTS]  # the same points in another order
+    return list(lines.values())
+
+
 def _objection(key: str, stored: StudyDefinition, given: StudyDefinition) -> str | None:
     """Why this key must not change in this way; None if it may."""
     if key.startswith(_FREE_KEYS):
         return None
     if stored.search.strategy != given.search.strategy:
-        return "the strategy stays" if key.startswith("search") else _meaning(key)
+        return "the strategy of a study cannot change" if key.startswith("search") else _meaning(key)
     if key == _NUM_POINTS:
-        return None if given.num_points >= stored.num_points else "points that were drawn stay"
+        return None if given.num_points >= stored.num_points else "the number of drawn points cannot be lowered"
     if key == _POINTS:
         missing = set(map(frozenset, stored.search.points)) - set(map(frozenset, given.search.points))
-        return f"{len(missing)} points of the study are not among them" if missing else None
+        return f"{len(missing)} points of the study are missing" if missing else None
     if key.startswith("search."):
         return _dimension_objection(key.removeprefix("search."), stored, given)
     return _meaning(key)
 
 
 def _meaning(key: str) -> str:
-    return "its values would mean something else" if key != "name" else "this is another study"
+    return "values of the study would no longer be comparable" if key != "name" else "this is another study"
 
 
 def _dimension_objection(name: str, stored: StudyDefinition, given: StudyDefinition) -> str | None:
     if stored.is_drawn:
-        return "where points are drawn from stays; it would not be one sample any more"
+        return "the range that points are drawn from cannot change"
     old, new = (
         next((d for d in definition.search.dimensions if d.name == name), None) for definition in (stored, given)
     )
     if old is None or new is None:
-        return "the searched keys stay"
+        return "the searched keys cannot change"
     if (old.is_continuous, old.is_log, old.has_zero) != (new.is_continuous, new.is_log, new.has_zero):
-        return "the kind of its values stays"
+        return "the kind of its values cannot change"
     if old.is_continuous:
         is_inside = new.values[0] <= old.values[0] and old.values[1] <= new.values[1]  # type: ignore[operator]
-        return None if is_inside else "it may only become wider"
+        return None if is_inside else "a range can only be widened"
     missing = list(_missing(old.values, new.values))
     return f"it lacks {', '.join(map(str, missing))}, which the study has" if missing else None
 
 
 def _missing(old: tuple[object, ...], new: tuple[object, ...]) -> Iterator[object]:
     return (value for value in old if value not in new)
+
+
+def _points_difference(old: set[Any], new: set[Any]) -> str:
+    """Describe the difference of two lists, which may be long: the numbers, and one new and one missing point."""
+    parts = [f"{len(old)} in the study, {len(new)} given"]
+    for what, points in (("new", new - old), ("gone", old - new)):
+        if points:
+            example = inline_text(dict(min(points, key=repr)))
+            parts.append(f"{len(points)} {what}, such as {example}")
+    return f"{_POINTS}: {'; '.join(parts)}"
+
+
+def _lines(definition: StudyDefinition) -> Iterator[tuple[str, str]]:
+    """Every field with its value, and dimensions as in a study file."""
+    for section, content in definition.model_dump(mode="json").items():
+        if not isinstance(content, dict):
+            yield section, inline_text(content)
+            continue
+        for key, value in content.items():
+            if key != "dimensions":
+                yield f"{section}.{key}", inline_text(value)
+    if definition.search.strategy == "listed":
+        return  # the dimensions follow from the points
+    for dimension in definition.search.dimensions:
+        yield f"search.{dimension.name}", inline_text(written_dimension(dimension))

@@ -30,7 +30,6 @@ from hpsearch.study.document import (
     apply_override,
     check_document,
     flat_search,
-    inline_text,
     parse_dimension,
     parse_toml,
     section_of,
@@ -68,8 +67,6 @@ if TYPE_CHECKING:
 _log = get_logger("study")
 _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-
-_POINTS: Final = "search.points"
 
 _OWN_KEYS: Final = choices_by_key(STRATEGIES)  # keys of [search] that only some strategies have
 
@@ -355,30 +352,9 @@ def _warn_of_small_budget(search: SearchSettings, sections: Mapping[str, Any], s
         if budget < num_points:
             _log.warning(
                 "%s: search.budget_points = %d is less than the %d points of the grid that the search begins with: "
-                "it will know a part of them only",
+                "only a part of them will be trained",
                 *(source, budget, num_points),
             )
-
-
-def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> list[str]:
-    """One line per field that differs: `training.max_epochs: 200 in the study, 3 given`.
-
-    The order of keys, dimensions and listed points is not compared.
-    """
-    old, new = (dict(_lines(definition)) for definition in (stored, given))
-    lines = {
-        key: f"{key}: {old.get(key, 'absent')} in the study, {new.get(key, 'absent')} given"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    }
-    if is_same_place(stored.data.dataset, given.data.dataset):
-        lines.pop("data.dataset", None)
-    if _POINTS in lines:
-        old_points, new_points = set(stored.search.points), set(given.search.points)
-        lines[_POINTS] = _points_difference(old_points, new_points)
-        if old_points == new_points:
-            del lines[_POINTS]  # the same points in another order
-    return list(lines.values())
 
 
 def is_same_place(stored: str, given: str) -> bool:
@@ -388,31 +364,6 @@ def is_same_place(stored: str, given: str) -> bool:
     """
     old, new = PurePath(stored), PurePath(given)
     return new.is_absolute() and not old.is_absolute() and new.parts[-len(old.parts) :] == old.parts != ()
-
-
-def _points_difference(old: set[Any], new: set[Any]) -> str:
-    """Describe the difference of two lists, which may be long: the numbers, and one new and one missing point."""
-    parts = [f"{len(old)} in the study, {len(new)} given"]
-    for what, points in (("new", new - old), ("gone", old - new)):
-        if points:
-            example = inline_text(dict(min(points, key=repr)))
-            parts.append(f"{len(points)} {what}, such as {example}")
-    return f"{_POINTS}: {'; '.join(parts)}"
-
-
-def _lines(definition: StudyDefinition) -> Iterator[tuple[str, str]]:
-    """Every field with its value, and dimensions as in a study file."""
-    for section, content in definition.model_dump(mode="json").items():
-        if not isinstance(content, dict):
-            yield section, inline_text(content)
-            continue
-        for key, value in content.items():
-            if key != "dimensions":
-                yield f"{section}.{key}", inline_text(value)
-    if definition.search.strategy == "listed":
-        return  # the dimensions follow from the points
-    for dimension in definition.search.dimensions:
-        yield f"search.{dimension.name}", inline_text(written_dimension(dimension))
 
 
 def _written_dimensions(dimensions: Sequence[Dimension]) -> dict[str, Any]:

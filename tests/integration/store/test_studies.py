@@ -165,9 +165,9 @@ def test_changed_definition_gets_a_difference_field_by_field(database: Database,
             refuse()
         assert str(caught.value).splitlines() == [
             "study 'a' exists with another definition:",
-            '  pruning.pruner: "none" in the study, "median" given (its values would mean something else)',
+            '  pruning.pruner: "none" in the study, "median" given (values of the study would no longer be comparable)',
             "  search.learning_rate: { log10 = [-1, -3] } in the study, { log10 = [-1, -4] } given",
-            "  training.max_epochs: 200 in the study, 3 given (its values would mean something else)",
+            "  training.max_epochs: 200 in the study, 3 given (values of the study would no longer be comparable)",
         ]
         assert caught.value.hint is not None
         assert "rename" in caught.value.hint

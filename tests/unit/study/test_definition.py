@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hpsearch.errors import InputError
 from hpsearch.search.samplers.build import build_sampler
 from hpsearch.search.samplers.search_space import explore
-from hpsearch.study.change import compare_definitions
-from hpsearch.study.definition import StudyDefinition, describe_differences, load_definition, parse_definition
+from hpsearch.study.change import compare_definitions, describe_differences
+from hpsearch.study.definition import StudyDefinition, load_definition, parse_definition
 from hpsearch.study.settings import (
     DataSettings,
     ModelSettings,

@@ -347,7 +347,7 @@ def test_a_row_that_was_renamed_is_the_study_under_its_new_name(
     assert read_summary(database, "other").name == "other"
     with pytest.raises(InputError, match="another program has renamed it to 'other'") as caught:
         again(database, study)
-    assert caught.value.hint == "go on with it: --set name=other"
+    assert caught.value.hint == "continue it: --set name=other"
     assert not again(database, study, name="other").is_new
     assert not load_study(database, "other").is_renamed
     assert again(database, study).is_new, "the old name is free"
