@@ -1,16 +1,19 @@
-"""One trial in training: its history in the worker, and what is written when it ends."""
+"""One trial in training: its history in the worker, what is written when it ends, and its competition with others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import ArtifactError
+from hpsearch.search.pruners import build_pruner
+from hpsearch.search.snapshot import StudySnapshot
 from hpsearch.search.stopping import StopDecision, StoppingRule, StopReason, decide, rule_from_state
-from hpsearch.store.claims.ledger import Claim, Outcome, Result
+from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.rows.curves import CurveReader
 from hpsearch.store.rows.points import NLL_ATTRIBUTE
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.settings import TrialSettings
@@ -131,3 +134,39 @@ class TrialInTraining:
         if not 0 <= (self.last_value or 0.0) <= 1:
             raise ValueError(f"a last value of {self.last_value}")
         dict(self.rungs)
+
+
+class Competition:
+    """One worker's view of a study whose pruner compares trials: Optuna's own pruner, given all current curves.
+
+    Args:
+        ledger: in the worker's name; it should not wait for a database that is away.
+    """
+
+    def __init__(self, study: StoredStudy, ledger: Ledger) -> None:
+        definition = study.definition
+        pruner = build_pruner(definition.pruning, definition.training.max_epochs)
+        self._snapshot = StudySnapshot(study_name=definition.name, study_id=study.study_id, pruner=pruner)
+        self._curves = CurveReader(ledger.database, study.study_id)
+        self._ledger = ledger
+
+    def losers(self, undecided: Collection[int], lanes: Mapping[int, TrialInTraining]) -> list[int]:
+        """Return those of these trials that the pruner gives up.
+
+        The pruner's notes are recorded, and kept in the trials' lanes.
+
+        Raises:
+            DatabaseAwayError: no trial was given up.
+        """
+        if not undecided:
+            return []
+        self._snapshot.replace_trials(self._curves.read())
+        # Another worker may have taken a trial over since its report was recorded: the next record detects that.
+        running = [trial_id for trial_id in undecided if self._snapshot.is_running(trial_id)]
+        losers = [trial_id for trial_id in running if self._snapshot.should_prune(trial_id)]
+        rungs = self._snapshot.drain_system_attrs()
+        for trial_id, key, value in rungs:
+            lanes[trial_id].rungs[key] = value
+        if rungs:
+            self._ledger.record({}, rungs)
+        return losers

@@ -51,9 +51,8 @@ from hpsearch.worker.intake import Intake
 from hpsearch.worker.lane_count import LaneChoice
 from hpsearch.worker.lease_keeper import Presence
 from hpsearch.worker.options import WorkerSettings
-from hpsearch.worker.pruning import Competition
 from hpsearch.worker.rounds import Advance, advance
-from hpsearch.worker.trial import TrialInTraining
+from hpsearch.worker.trial import Competition, TrialInTraining
 
 _log = get_logger("worker")
 
