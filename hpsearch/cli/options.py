@@ -58,7 +58,9 @@ Point = Annotated[
         help="The best point of the search, or the one that `hpsearch confirm` chose.",
     ),
 ]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda:N", envvar=environment.DEVICE, help="The device to train on.")]
+Device = Annotated[
+    str, typer.Option(metavar="auto|cpu|cuda:N", envvar=environment.DEVICE, help="The device to train on.")
+]
 WaitForGpu = Annotated[
     bool,
     typer.Option(

@@ -122,7 +122,7 @@ def test_creation_whose_answer_was_lost_is_not_repeated(database: Database, exec
             super().transaction(work)
             return super().transaction(work)
 
-    unlucky = AnswerLost(engine=database.engine, storage=database.storage, url=database.url)
+    unlucky = AnswerLost(engine=database.engine, optuna_storage=database.optuna_storage, url=database.url)
     create(unlucky, definition())
     assert execute("SELECT count(*) FROM trials") == [(definition().num_points,)]
 

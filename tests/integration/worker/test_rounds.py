@@ -341,7 +341,7 @@ def test_round_whose_commit_was_not_acknowledged_is_not_opened_again(new_search:
     search = new_search()
     search.train()
     database = search.database
-    unlucky = AnswerLost(engine=database.engine, storage=database.storage, url=database.url)
+    unlucky = AnswerLost(engine=database.engine, optuna_storage=database.optuna_storage, url=database.url)
     assert advance(unlucky, search.study.study_id) is Advance.UNFINISHED
     assert len(search.rounds()) == 2
     assert len(search.trials()) == sum(num for _, num in search.rounds())

@@ -204,7 +204,7 @@ def test_of_two_points_at_once_one_is_let_in(search: Search, folder: Path) -> No
 def test_an_intent_whose_answer_was_lost_is_one_attempt(search: Search, folder: Path) -> None:
     searched = search(str(folder))
     database = searched.database
-    unlucky = AnswerLost(engine=database.engine, storage=database.storage, url=database.url)
+    unlucky = AnswerLost(engine=database.engine, optuna_storage=database.optuna_storage, url=database.url)
     chosen = {"selection": "best", "study": "searched", "trial": 0, "point": 0, "params": {}, "is_retrained": False}
     declare_intent(unlucky, searched.study, intent_id="one", chosen=chosen, parameters_sha256="a", reason=None)
     assert [(row.intent_id, row.attempt) for row in rows(searched)] == [("one", 1)]

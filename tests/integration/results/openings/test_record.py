@@ -159,7 +159,7 @@ def test_a_commit_whose_answer_was_lost_is_one_opening_and_ours(learning_rates: 
     database, study = learning_rates.database, learning_rates.study
     if reason:
         record_number(database, study, finding())
-    unlucky = AnswerLost(engine=database.engine, storage=database.storage, url=database.url)
+    unlucky = AnswerLost(engine=database.engine, optuna_storage=database.optuna_storage, url=database.url)
     record, is_ours = record_number(unlucky, study, finding(5), reason)
     assert is_ours
     assert record.num_errors == 5

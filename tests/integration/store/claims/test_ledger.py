@@ -684,7 +684,7 @@ class AnswerLost(Database):
 def test_every_call_may_run_again_after_a_commit_whose_answer_was_lost(
     workers: Any, database: Database, epoch: Epoch
 ) -> None:
-    unlucky = AnswerLost(engine=database.engine, storage=database.storage, url=database.url)
+    unlucky = AnswerLost(engine=database.engine, optuna_storage=database.optuna_storage, url=database.url)
     worker, reaper = (replace(ledger, database=unlucky) for ledger in workers(2, 6))
     claims = worker.claim(3)
     assert [claim.point for claim in claims] == [0, 1, 2]

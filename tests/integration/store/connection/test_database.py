@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -181,8 +182,10 @@ def test_own_schema_of_another_version_is_refused_with_both(tables_url: str, sql
 
 def test_optuna_with_another_schema_than_we_write_is_refused(tables_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RDBStorage, "get_head_version", lambda _: "v6.0.0.a")
+    database = open_database(tables_url)  # its tables are those that we write
     with pytest.raises(StorageError, match=r"has schema revision v6\.0\.0\.a, this hpsearch writes v3"):
-        open_database(tables_url)
+        _ = database.storage
+    database.close()
 
 
 # Addresses
@@ -475,7 +478,7 @@ def test_server_that_is_restarted_goes_unnoticed_and_one_that_stays_away_does_no
     opened = open_database(own_server.url, outage_seconds=30)
     opened.transaction(lambda c: c.execute(text("SELECT 1")))
     own_server.stop()
-    impatient = Database(engine=opened.engine, storage=opened.storage, url=opened.url, outage_seconds=0.3)
+    impatient = replace(opened, outage_seconds=0.3)
     with pytest.raises(StorageError, match=r"is away") as caught:
         impatient.transaction(lambda c: c.execute(text("SELECT 1")))
     assert caught.value.hint is not None

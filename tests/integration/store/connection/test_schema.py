@@ -135,14 +135,16 @@ def test_a_newer_database_is_refused_and_left_as_it_is(tables_url: str) -> None:
     assert "hpsearch_checkpoints" not in names
 
 
-def test_a_process_that_keeps_the_tables_locked_is_told_of(
-    tables_url: str, database: Database, monkeypatch: pytest.MonkeyPatch
+def test_a_process_that_keeps_an_empty_database_locked_is_told_of(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schema_module, "_LOCK_SECONDS", 0.1)
-    with database.engine.connect() as connection:
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": schema_module._SCHEMA_LOCK})
         with pytest.raises(StorageError, match="another process has been creating the tables") as caught:
-            open_database(tables_url)
+            open_database(database_url)
         connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": schema_module._SCHEMA_LOCK})
+    engine.dispose()
     assert caught.value.hint is not None
-    open_database(tables_url).close()
+    open_database(database_url).close()
