@@ -225,7 +225,7 @@ def test_folder_that_cannot_be_made_is_named_with_the_user(
         open_artifacts(folder)
     shown = "somebody" if user == "known" else str(os.getuid())
     assert str(caught.value) == f"artifact folder {folder} is not writable for user {shown}: Not a directory"
-    assert caught.value.hint == "name another with --artifacts or HPSEARCH_ARTIFACTS"
+    assert caught.value.hint == "name another folder with --artifacts or HPSEARCH_ARTIFACTS"
     assert caught.value.exit_code == 3
 
 
