@@ -173,7 +173,7 @@ def test_a_second_ctrl_c_that_comes_while_workers_are_asked_to_stop_leaves_none_
 ) -> None:
     watching = supervisor(monkeypatch, tmp_path, "", [OPEN])
     workers = [Deaf(), Deaf()]
-    watching._processes.update(enumerate(workers))
+    watching.processes.update(enumerate(workers))
     with pytest.raises(KeyboardInterrupt):
         watching.stop()
     assert [worker.poll() for worker in workers] == [-signal.SIGKILL] * 2

@@ -66,7 +66,7 @@ def test_more_points_or_budget_is_a_change_that_a_study_can_take(stored: str, gi
         (GRID, "seed = 3\n" + GRID, "values of the study would no longer be comparable"),
         (GRID, NARROWED, "the strategy of a study cannot change"),
         (DRAWN, DRAWN.replace("= 5", "= 4"), "the number of drawn points cannot be lowered"),
-        (DRAWN, DRAWN.replace("[-1, -3]", "[0, -3]"), "where points are drawn from stays"),
+        (DRAWN, DRAWN.replace("[-1, -3]", "[0, -3]"), "the range that points are drawn from cannot change"),
         (LISTED, LISTED.replace("{ learning_rate = 0.1 }, ", ""), "1 points of the study are missing"),
     ],
 )

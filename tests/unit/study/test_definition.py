@@ -810,7 +810,7 @@ def test_budget_below_the_first_grid_is_told_of(caplog: pytest.LogCaptureFixture
     parsed(study(text + "3"))
     assert caplog.messages == [
         "study.toml: search.budget_points = 3 is less than the 4 points of the grid that the search begins with: "
-        "it will know a part of them only"
+        "only a part of them will be trained"
     ]
 
 
