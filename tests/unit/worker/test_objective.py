@@ -132,7 +132,7 @@ def test_a_gpu_that_is_not_there_is_an_error_and_never_the_cpu(monkeypatch: pyte
     monkeypatch.setattr(VisibleDevices, "detect", classmethod(lambda cls: nothing))
     definition = parse_definition({"name": "plain", **SECTIONS}, source="test")
     assert Objective(definition, device="auto").device.type == "cpu"
-    with pytest.raises(DeviceError, match="cuda:0 is not there"):
+    with pytest.raises(DeviceError, match="cuda:0 does not exist"):
         Objective(definition, device="cuda:0")
 
 
