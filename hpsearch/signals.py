@@ -24,7 +24,8 @@ from hpsearch.logs import get_logger
 _log = get_logger("signals")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-# Docker and our supervisor send SIGKILL ten seconds after SIGTERM. A worker spends them in this order.
+# Docker and our supervisor send SIGKILL ten seconds after SIGTERM. A worker spends them in this order:
+# `interruptible` here, EpochWriter.flush, Checkpointer, and Worker._leave.
 STOP_SECONDS = 10.0
 EPOCH_GRACE_SECONDS = 3.0  # the epoch in progress ends, if it can by then
 FLUSH_SECONDS = 3.0  # epochs and endings that are outstanding are written

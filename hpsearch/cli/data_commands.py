@@ -9,7 +9,7 @@ import typer
 from hpsearch.console.notice import print_line, say
 from hpsearch.console.progress_view import download_progress
 from hpsearch.data.lookup import DataLocations
-from hpsearch.data.sources import catalog_names
+from hpsearch.data.registry import catalog_names
 from hpsearch.errors import DataError
 
 app = typer.Typer(

@@ -62,7 +62,7 @@ def create(
     from hpsearch.console.progress_view import download_progress
     from hpsearch.console.tables import print_json
     from hpsearch.data.catalog import DataLocations
-    from hpsearch.data.sources import with_absolute_dataset
+    from hpsearch.data.registry import with_absolute_dataset
     from hpsearch.results.status import read_status
     from hpsearch.store.studies import find_study
     from hpsearch.worker.preparation import prepare_study

@@ -1,7 +1,7 @@
 """The catalogue of data sets: load the training and validation data of a study, fetch and verify the files.
 
-`sources.FORMS` lists the forms in which data sets come. Of the functions here only `fetch_dataset` and `verify_dataset`
-open test files (t10k-*), and only to compute their checksums.
+`registry.FORMS` lists the forms in which data sets come. Of the functions here only `fetch_dataset` and
+`verify_dataset` open test files (t10k-*), and only to compute their checksums.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hpsearch.data.download import DownloadProgress
 from hpsearch.data.forms.digits import DIGITS, BundledDigits
 from hpsearch.data.lookup import DataLocations, download_published, find_file
 from hpsearch.data.published import FILE_NAMES, PublishedSet, check_published
-from hpsearch.data.sources import catalog_names, resolve_dataset, unknown_dataset
+from hpsearch.data.registry import catalog_names, resolve_dataset, unknown_dataset
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.errors import DataError
 from hpsearch.study.settings import DataSettings

@@ -1,6 +1,7 @@
 """The vault's reader: the only code that lets test images be read.
 
-Only `hpsearch.results.vault.final_test` may import this module; an import check enforces this. In addition, a caller
+Only `hpsearch.results.vault.final_test` may import this module; a contract in pyproject.toml
+enforces this (`make lint`). In addition, a caller
 must prove that the intent to open the test set is on record. Source: docs/sources.md, section 6.
 """
 
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from hpsearch.data.download import DownloadProgress
 from hpsearch.data.forms.form import OpeningPermit
 from hpsearch.data.lookup import DataLocations
-from hpsearch.data.sources import resolve_dataset
+from hpsearch.data.registry import resolve_dataset
 from hpsearch.data.splits import Split
 from hpsearch.errors import DataError
 from hpsearch.study.settings import DataSettings

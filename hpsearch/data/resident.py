@@ -20,21 +20,6 @@ from hpsearch.errors import InputError
 Transfer = Callable[[Tensor, torch.device], Tensor]
 
 
-def minibatch_order(seed: int, epoch: int, num_images: int) -> Tensor:
-    """The order of the training images in a shuffled epoch: a permutation [num_images] int64, on the host.
-
-    It depends on the arguments alone, so it is the same on every device and in every lane.
-
-    Args:
-        seed: the trial's training seed, which is the study's seed unless the trial has its own.
-        epoch: 1-based.
-    """
-    # Mixed first: torch's CPU generator uses only the low 32 bits of its seed.
-    mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-    generator = torch.Generator(device="cpu").manual_seed(int(mixed[0] >> np.uint64(1)))
-    return torch.randperm(num_images, generator=generator)
-
-
 def copy_to_device(host: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to the device. On the CPU the result shares the memory; nothing is copied."""
     return host.to(device)

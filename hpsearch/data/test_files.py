@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hpsearch.data.published import TEST_LABELS
-from hpsearch.data.sources import resolve_dataset
+from hpsearch.data.registry import resolve_dataset
 from hpsearch.study.settings import DataSettings
 
 

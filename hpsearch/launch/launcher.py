@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.artifacts.store import artifact_place
 from hpsearch.data.download import DownloadProgress
-from hpsearch.data.sources import with_absolute_dataset
+from hpsearch.data.registry import with_absolute_dataset
 from hpsearch.device.devices import Gpu, VisibleDevices, num_local_workers, wanted_gpus
 from hpsearch.device.pin import describe_taken
 from hpsearch.device.processors import threads_per_worker

@@ -25,7 +25,7 @@ from hpsearch.search.patience_pruners import (
     SignificancePatiencePruner,
     report_correctness,
 )
-from hpsearch.study.kinds import PRUNERS
+from hpsearch.study.registry import PRUNERS
 from hpsearch.study.settings import PruningSettings
 
 __all__ = [
@@ -46,7 +46,7 @@ def is_competitive(settings: PruningSettings) -> bool:
 def build_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
     """Optuna's pruner for these settings; it expects values at the steps 1 to `max_epochs`.
 
-    All pruners compare validation zero-one losses; lower is better. `study.kinds.PRUNERS` names the function of each.
+    All pruners compare validation zero-one losses; lower is better. `study.registry.PRUNERS` names their functions.
 
     Raises:
         InputError: the first rung is after the last epoch, so that no trial could be pruned.

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, final
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import ArtifactError
 from hpsearch.search.significance import is_significant_gain
-from hpsearch.study.kinds import STOPPING_RULES
+from hpsearch.study.registry import STOPPING_RULES
 from hpsearch.study.settings import StoppingSettings
 
 

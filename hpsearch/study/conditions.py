@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from hpsearch.errors import InputError
 from hpsearch.logs import get_logger
-from hpsearch.study.kinds import CUSTOM_FAMILY, OWNERS, choices_by_key
+from hpsearch.study.registry import CUSTOM_FAMILY, OWNERS, choices_by_key
 from hpsearch.study.settings import OPTION_PREFIX, is_custom_family
 from hpsearch.study.space import Dimension, ParameterValue, Point, SearchSettings, grid_points
 

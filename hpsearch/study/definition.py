@@ -37,9 +37,9 @@ from hpsearch.study.document import (
     with_value,
     written_dimension,
 )
-from hpsearch.study.kinds import STRATEGIES, choices_by_key
 from hpsearch.study.listed_points import values_left_to_study, with_listed_points
 from hpsearch.study.messages import shown
+from hpsearch.study.registry import STRATEGIES, choices_by_key
 from hpsearch.study.settings import (
     DataSettings,
     ModelSettings,

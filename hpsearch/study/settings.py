@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from hpsearch.study.kinds import ACTIVATIONS, FAMILIES, OPTIMIZERS, PRUNERS, SCHEDULES, STOPPING_RULES
+from hpsearch.study.registry import ACTIVATIONS, FAMILIES, OPTIMIZERS, PRUNERS, SCHEDULES, STOPPING_RULES
 
 
 def _refuse_bool(value: object) -> object:

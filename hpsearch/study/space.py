@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from hpsearch.study.kinds import STRATEGIES
+from hpsearch.study.registry import STRATEGIES
 from hpsearch.study.settings import LongCount, Number, PointCount, PositiveNumber, Settings, named_in
 
 ParameterValue = float | int | str | bool

@@ -1,4 +1,4 @@
-"""An epoch's minibatches, for one trial or for lanes, and the minibatches after which to validate.
+"""An epoch's minibatches and their order, for one trial or for lanes, and the minibatches after which to validate.
 
 Both training loops (`reference` and `lanes`) take their minibatches from here, so that both train on the same ones.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,21 @@ from hpsearch.data.resident import ResidentData
 
 # Size of the images that are gathered at once when each lane has its own order.
 GATHERED_BYTES = 2**26
+
+
+def minibatch_order(seed: int, epoch: int, num_images: int) -> Tensor:
+    """The order of the training images in a shuffled epoch: a permutation [num_images] int64, on the host.
+
+    It depends on the arguments alone, so it is the same on every device and in every lane.
+
+    Args:
+        seed: the trial's training seed, which is the study's seed unless the trial has its own.
+        epoch: 1-based.
+    """
+    # Mixed first: torch's CPU generator uses only the low 32 bits of its seed.
+    mixed = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    generator = torch.Generator(device="cpu").manual_seed(int(mixed[0] >> np.uint64(1)))
+    return torch.randperm(num_images, generator=generator)
 
 
 def is_validation_due(minibatch: int, *, num_minibatches: int, validations_every: int) -> bool:
@@ -33,7 +49,7 @@ def minibatches(
     """An epoch's minibatches: images [B, pixels] and labels [B], each valid until the next one is requested.
 
     Args:
-        order: [num_train] int64 on the host (`resident.minibatch_order`); None is the file's order.
+        order: [num_train] int64 on the host (`minibatch_order`); None is the file's order.
     Source: docs/sources.md, section 1 (a minibatch is the slice x[i*B:(i+1)*B]).
     """
     for images, labels in data.chunks(batch_size, order):
@@ -55,7 +71,7 @@ def lane_stretches(
     Args:
         ends: the minibatches (1-based, ascending) after which a stretch must end; the last one ends the epoch.
         orders: one [num_train] int64 on the host per lane, or a single one for all lanes
-            (`resident.minibatch_order`); None: the file's order for all.
+            (`minibatch_order`); None: the file's order for all.
     Yields:
         Images [N, pixels] shared by all lanes or, with several orders, [L, N, pixels]; labels [N] or [L, N]; both
         valid until the next stretch is requested. The third element is the number of the last minibatch.

@@ -16,7 +16,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hpsearch.study.kinds import OPTIMIZERS
+from hpsearch.study.registry import OPTIMIZERS
 from hpsearch.study.settings import TrainingSettings
 from hpsearch.training.losses import lanes_first
 from hpsearch.training.tensors import Tensors

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpsearch.data.resident import ResidentData, minibatch_order
+from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.correct_images import ReferenceTest, gained_and_lost
 from hpsearch.training.evaluation import validate
 from hpsearch.training.losses import mean_nll, regularised_loss
-from hpsearch.training.minibatches import is_validation_due, minibatches
+from hpsearch.training.minibatches import is_validation_due, minibatch_order, minibatches
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network
 from hpsearch.training.optimizers import Optimizer, Rates, build_optimizer

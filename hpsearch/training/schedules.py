@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from hpsearch.study.kinds import SCHEDULES
+from hpsearch.study.registry import SCHEDULES
 from hpsearch.study.settings import TrainingSettings
 
 

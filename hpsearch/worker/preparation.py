@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from hpsearch.data.catalog import DataLocations, DownloadProgress, load_selection_data
+from hpsearch.data.registry import with_absolute_dataset
 from hpsearch.data.resident import ResidentData
-from hpsearch.data.sources import with_absolute_dataset
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError
 from hpsearch.search.pruners import build_pruner

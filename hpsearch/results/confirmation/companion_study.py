@@ -18,7 +18,7 @@ from hpsearch.store.rows.points import point_key
 from hpsearch.store.studies import HAS_POINTS, StoredStudy, attribute_place
 from hpsearch.stored_json import Kind, check_kind, damaged, parse_stored_object
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.study.kinds import FAMILIES
+from hpsearch.study.registry import FAMILIES
 from hpsearch.study.space import ParameterValue
 
 # An attribute of the companion study: study, definition_sha256, value_sha256 and dataset_checksums of the confirmed

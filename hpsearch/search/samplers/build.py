@@ -1,4 +1,4 @@
-"""Build the sampler of a strategy that draws points, by its name in `study.kinds.STRATEGIES`: one for each trial."""
+"""Build the sampler of a strategy that draws points, by its name in `study.registry.STRATEGIES`: one for each trial."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
 from hpsearch.errors import InputError
 from hpsearch.search.samplers.search_space import DrawRequest, SearchSpace
-from hpsearch.study.kinds import STRATEGIES, Strategy
+from hpsearch.study.registry import STRATEGIES, Strategy
 
 
 def build_sampler(

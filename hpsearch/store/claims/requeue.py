@@ -1,4 +1,7 @@
-"""Requeueing: a trial that ends without a result becomes FAIL, and a new WAITING trial takes its place."""
+"""Requeueing: a trial that ends without a result becomes FAIL, and a new WAITING trial takes its place.
+
+`Ledger.reap` calls it for the trials of dead workers (`lease`), `Ledger.release` for those that a worker gives back.
+"""
 
 from __future__ import annotations
 

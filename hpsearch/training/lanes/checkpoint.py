@@ -5,7 +5,7 @@ continues, and `Cohort.admit` resumes from a `TrialCheckpoint`: on any device, i
 
 A checkpoint holds no state of a random generator, because training has none. Initial weights are drawn once, from a
 seed. The order of an epoch's images is a function of the trial's seed and the epoch's number
-(`resident.minibatch_order`). No network draws random numbers (`networks.custom` refuses modules that do). Rounding is
+(`training.minibatches`). No network draws random numbers (`networks.custom` refuses modules that do). Rounding is
 to nearest, never stochastic.
 """
 

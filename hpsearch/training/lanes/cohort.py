@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpsearch.data.resident import ResidentData, minibatch_order
+from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.study.settings import ModelSettings, Precision, TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
@@ -31,7 +31,7 @@ from hpsearch.training.lanes.checkpoint import (
 from hpsearch.training.lanes.dense_step import is_linear
 from hpsearch.training.lanes.stack import LaneStack, TrialTensors
 from hpsearch.training.lanes.steps import build_step
-from hpsearch.training.minibatches import is_validation_due, lane_stretches
+from hpsearch.training.minibatches import is_validation_due, lane_stretches, minibatch_order
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.dense import DenseNetwork
 from hpsearch.training.networks.network import Network

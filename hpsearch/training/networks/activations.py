@@ -9,7 +9,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from hpsearch.study.kinds import ACTIVATIONS
+from hpsearch.study.registry import ACTIVATIONS
 from hpsearch.study.settings import ModelSettings
 
 SIGMOID_GAIN = 4.0  # sigmoid needs 4 times tanh's interval (Glorot & Bengio 2010; docs/sources.md, section 2)

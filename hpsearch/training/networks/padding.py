@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpsearch.study.kinds import FAMILIES, choices_by_key
+from hpsearch.study.registry import FAMILIES, choices_by_key
 from hpsearch.study.settings import ModelSettings
 from hpsearch.training.networks.activations import activation_of
 from hpsearch.training.networks.network import Network

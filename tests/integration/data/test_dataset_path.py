@@ -11,7 +11,7 @@ import pytest
 
 from hpsearch.data.catalog import DataLocations
 from hpsearch.data.published import TRAIN_IMAGES, TRAIN_LABELS
-from hpsearch.data.sources import with_absolute_dataset
+from hpsearch.data.registry import with_absolute_dataset
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import find_study, load_study, register_study
 from hpsearch.study.definition import StudyDefinition, parse_definition

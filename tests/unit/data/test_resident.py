@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpsearch.data.resident import ResidentData, copy_to_device, minibatch_order
+from hpsearch.data.resident import ResidentData, copy_to_device
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.errors import InputError
+from hpsearch.training.minibatches import minibatch_order
 
 CPU = torch.device("cpu")
 NUM_PIXELS = 6

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import hpsearch
 from hpsearch.data.catalog import DataLocations, load_selection_data
 from hpsearch.data.published import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
-from hpsearch.data.sources import resolve_dataset
+from hpsearch.data.registry import resolve_dataset
 from hpsearch.data.test_files import marks_of_content, marks_of_test_files
 from hpsearch.errors import DataError
 from hpsearch.study.settings import DataSettings

@@ -10,7 +10,7 @@ from optuna.trial import TrialState, create_trial
 from hpsearch.errors import InputError
 from hpsearch.search.pruners import build_pruner, is_competitive
 from hpsearch.search.snapshot import StudySnapshot
-from hpsearch.study.kinds import PRUNERS
+from hpsearch.study.registry import PRUNERS
 from hpsearch.study.settings import PruningSettings
 
 

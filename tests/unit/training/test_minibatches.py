@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpsearch.data.resident import ResidentData, minibatch_order
+from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData
-from hpsearch.training.minibatches import is_validation_due, lane_stretches, minibatches
+from hpsearch.training.minibatches import is_validation_due, lane_stretches, minibatch_order, minibatches
 
 Build = Callable[..., ResidentData]
 BATCH = 20

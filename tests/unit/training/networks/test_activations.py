@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hpsearch.study.kinds import ACTIVATIONS
+from hpsearch.study.registry import ACTIVATIONS
 from hpsearch.study.settings import ModelSettings
 from hpsearch.training.networks.activations import Activation, activation_of
 

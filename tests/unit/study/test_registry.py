@@ -8,7 +8,7 @@ import pytest
 
 from hpsearch.errors import InputError
 from hpsearch.study.definition import StudyDefinition, parse_definition
-from hpsearch.study.kinds import ACTIVATIONS, OWNERS, STRATEGIES, Named
+from hpsearch.study.registry import ACTIVATIONS, OWNERS, STRATEGIES, Named
 
 TABLES = {**OWNERS, "model.activation": ACTIVATIONS, "search.strategy": STRATEGIES}
 LINES = [(owner, name) for owner, table in TABLES.items() for name in table]
