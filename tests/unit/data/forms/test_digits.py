@@ -72,3 +72,11 @@ def test_train_samples_keeps_the_first_images() -> None:
     np.testing.assert_array_equal(part.validation.images, whole.validation.images)
     with pytest.raises(InputError, match=r"must be in 1\.\.1285, got 1286"):
         load(1286)
+
+
+def test_the_bundled_file_is_what_scikit_learn_loads() -> None:
+    images, labels = read_bundled_digits()
+    theirs, their_labels = load_digits(return_X_y=True)
+    np.testing.assert_array_equal(images.reshape(-1, 64), theirs)
+    np.testing.assert_array_equal(labels, their_labels)
+    assert (images.dtype, labels.dtype) == (np.uint8, np.uint8)
