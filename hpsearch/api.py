@@ -25,11 +25,12 @@ from safetensors.numpy import load as load_safetensors
 
 from hpsearch import environment
 from hpsearch.artifacts.best_parameters import open_artifacts
-from hpsearch.artifacts.store import artifact_place
+from hpsearch.artifacts.place import artifact_place
 from hpsearch.atomic_file import write_file
 from hpsearch.console.launch_view import TerminalListener
 from hpsearch.errors import InputError
-from hpsearch.launch.launcher import LaunchListener, LaunchOptions, check_launch, train_study
+from hpsearch.launch.launcher import LaunchListener, train_study
+from hpsearch.launch.options import LaunchOptions, check_launch
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.confirmation.read_outcome import read_confirmation

@@ -43,7 +43,8 @@ def confirm(
 
     from hpsearch.console.launch_view import TerminalListener
     from hpsearch.console.tables import print_confirmation, print_json
-    from hpsearch.launch.launcher import LaunchOptions, check_launch, train_study
+    from hpsearch.launch.launcher import train_study
+    from hpsearch.launch.options import LaunchOptions, check_launch
     from hpsearch.results.confirmation.plan import plan_confirmation
     from hpsearch.results.confirmation.read_outcome import read_confirmation
 

@@ -31,15 +31,19 @@ def run(
     """
     definition = load_definition(study_file, overrides or ())
 
-    from hpsearch.console.launch_view import TerminalListener
-    from hpsearch.console.tables import print_json, print_status
-    from hpsearch.launch.launcher import LaunchOptions, check_launch, train_study
-    from hpsearch.results.status import read_status
+    from hpsearch.launch.options import LaunchOptions, check_launch
 
     launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=worker))
-    with launch.first_worker(definition.name) as first, options.open_storage(storage) as database:
-        train_study(database, definition, launch, first, TerminalListener())
-        status = read_status(database, definition.name)
+    with launch.first_worker(definition.name) as first:
+        # The worker loads torch while this process loads the rest.
+        from hpsearch.console.launch_view import TerminalListener
+        from hpsearch.console.tables import print_json, print_status
+        from hpsearch.launch.launcher import train_study
+        from hpsearch.results.status import read_status
+
+        with options.open_storage(storage) as database:
+            train_study(database, definition, launch, first, TerminalListener())
+            status = read_status(database, definition.name)
     try:
         if as_json:
             print_json(status.as_json())

@@ -37,7 +37,7 @@ def open_test_set(
 ) -> None:
     """Evaluate the chosen point on the test images, once per study, and record the number."""
     from hpsearch.artifacts.best_parameters import open_artifacts
-    from hpsearch.artifacts.store import artifact_place
+    from hpsearch.artifacts.place import artifact_place
     from hpsearch.console.notice import say
     from hpsearch.console.progress_view import download_progress
     from hpsearch.console.tables import print_json, print_opening

@@ -107,7 +107,7 @@ def export(
         output = None
 
     from hpsearch.artifacts.best_parameters import open_artifacts
-    from hpsearch.artifacts.store import artifact_place
+    from hpsearch.artifacts.place import artifact_place
     from hpsearch.atomic_file import write_file
     from hpsearch.results.export import choose_format, export_model, export_point, render_export
     from hpsearch.results.selection import Selection
@@ -181,7 +181,7 @@ def dashboard(
     )
 
     from hpsearch.artifacts.best_parameters import open_artifacts
-    from hpsearch.artifacts.store import artifact_place
+    from hpsearch.artifacts.place import artifact_place
     from hpsearch.dashboard.server import serve_dashboard
 
     kept = open_artifacts(artifact_place(artifacts))

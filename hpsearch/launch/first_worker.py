@@ -11,15 +11,18 @@ import os
 import signal
 import subprocess
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from hpsearch.data.download import DownloadProgress
 from hpsearch.errors import HpsearchError, InputError, SurroundingsError
-from hpsearch.launch.supervisor import WorkerCommand, WorkersFailedError
+from hpsearch.launch.worker_command import WorkerCommand, WorkersFailedError
 from hpsearch.signals import STOP_SECONDS
-from hpsearch.store.connection.database import Database
-from hpsearch.store.studies import Registration, load_study
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.worker.preparation_request import LauncherPipe, PreparationRequest
+
+if TYPE_CHECKING:
+    from hpsearch.store.connection.database import Database
+    from hpsearch.store.studies import Registration
 
 
 class FirstWorker:
@@ -53,6 +56,8 @@ class FirstWorker:
         fields = self._pipe.request(PreparationRequest(definition=definition, joins=self._joins), progress)
         if fields is None:
             raise self._death()
+        from hpsearch.store.studies import Registration, load_study  # SQLAlchemy: not before the worker has started
+
         return Registration(study=load_study(database, definition.name), **fields)
 
     def _death(self) -> WorkersFailedError:

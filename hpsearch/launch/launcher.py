@@ -13,76 +13,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from hpsearch.artifacts.best_parameters import open_artifacts
-from hpsearch.artifacts.store import artifact_place
 from hpsearch.data.download import DownloadProgress
 from hpsearch.data.registry import with_absolute_dataset
-from hpsearch.device.devices import Gpu, VisibleDevices, num_local_workers, wanted_gpus
 from hpsearch.device.pin import describe_taken
-from hpsearch.device.processors import threads_per_worker
-from hpsearch.home import log_folder
 from hpsearch.launch.first_worker import FirstWorker
-from hpsearch.launch.ray_launcher import check_placement, ray_workers
-from hpsearch.launch.supervisor import Supervisor, WorkerCommand, WorkerLauncher
+from hpsearch.launch.options import Launch
+from hpsearch.launch.ray_launcher import ray_workers
+from hpsearch.launch.supervisor import Supervisor, WorkerLauncher
 from hpsearch.store.claims.ledger import Ledger, PointCounts
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Progress, is_finished
 from hpsearch.store.studies import Registration, StoredStudy, find_study
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.worker.options import WorkerOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchOptions:
-    """How a study is to be trained, as requested by the user.
-
-    Args:
-        storage: the URL that `open_storage` was given; None: the embedded PostgreSQL.
-        workers: number of workers; None: one per GPU, or one without GPUs; on a cluster, one per GPU, or one per node.
-        on: address of a Ray cluster; None: this machine.
-        worker: options of each worker.
-    """
-
-    storage: str | None = field(default=None, repr=False)  # it may hold a password
-    workers: int | None = None
-    on: str | None = None
-    worker: WorkerOptions = field(default_factory=WorkerOptions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """Options that this machine can fulfil; created by `check_launch`.
-
-    Args:
-        options: as given, except that the folder of artifacts is absolute.
-        num_workers: on this machine; on a cluster, the cluster decides.
-        gpus: GPUs of this machine that the workers will ask for.
-    """
-
-    options: LaunchOptions
-    num_workers: int
-    gpus: tuple[Gpu, ...]
-
-    def first_worker(self, study_name: str) -> FirstWorker:
-        """Start the worker that prepares the study; on a cluster, it only prepares the study.
-
-        Raises:
-            ArtifactError: its log cannot be written.
-        """
-        return FirstWorker(self.command(study_name), joins=self.options.on is None)
-
-    def command(self, study_name: str) -> WorkerCommand:
-        """How to start a worker on this machine. A password that was read from a file is read by each worker again."""
-        return WorkerCommand(
-            study_name=study_name,
-            storage_url=self.options.storage,
-            options=self.options.worker,
-            num_workers=self.num_workers,
-            threads=threads_per_worker(self.num_workers),
-            log_folder=log_folder(),
-        )
 
 
 class LaunchListener:
@@ -109,27 +54,6 @@ class LaunchListener:
         """Ctrl-C was pressed and the workers have given their trials back. `num_left` points are unfinished."""
 
 
-def check_launch(options: LaunchOptions) -> Launch:
-    """Find errors in the options before a database is opened.
-
-    Raises:
-        InputError: no such device, more workers than GPUs, or not the address of a cluster.
-        DeviceError: the requested GPU does not exist.
-        ArtifactError: the folder or bucket is not writable.
-    """
-    device = options.worker.device
-    if options.on is not None:
-        check_placement(options.on, device)
-    visible = VisibleDevices.detect()
-    num_workers = options.workers or 1
-    if options.on is None:
-        num_workers = num_local_workers(options.workers, device, visible, is_shared=options.worker.shares_gpu)
-    gpus = wanted_gpus(device, visible) if options.on is None else ()
-    artifacts = open_artifacts(artifact_place(options.worker.artifacts)).place
-    options = replace(options, worker=replace(options.worker, artifacts=artifacts))
-    return Launch(options=options, num_workers=num_workers, gpus=gpus)
-
-
 def train_study(
     database: Database,
     definition: StudyDefinition,
@@ -146,9 +70,12 @@ def train_study(
         first: of this launch and study; its context is the caller's.
     Raises:
         KeyboardInterrupt: re-raised after the workers have given their trials back.
+        ArtifactError: the folder or bucket for artifacts is not writable.
         HpsearchError: the definition or the data is not suitable, or workers cannot start or keep dying.
     """
     listener = listener or LaunchListener()
+    assert launch.options.worker.artifacts is not None, "set by check_launch"
+    open_artifacts(launch.options.worker.artifacts)
     definition = with_absolute_dataset(definition)
     study = find_study(database, definition)
     if study is not None and is_finished(database, study):

@@ -29,7 +29,7 @@ import sqlalchemy
 from hpsearch import environment
 from hpsearch.errors import HpsearchError, InputError, SurroundingsError
 from hpsearch.home import home_folder, log_folder
-from hpsearch.launch.supervisor import WorkerCommand
+from hpsearch.launch.worker_command import WorkerCommand
 from hpsearch.logs import get_logger
 from hpsearch.wording import first_line
 

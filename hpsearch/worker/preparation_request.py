@@ -17,13 +17,15 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hpsearch import environment
 from hpsearch.data.download import DownloadProgress
 from hpsearch.errors import HpsearchError
-from hpsearch.store.studies import Registration
 from hpsearch.study.definition import StudyDefinition
+
+if TYPE_CHECKING:
+    from hpsearch.store.studies import Registration
 
 
 @dataclass(frozen=True, kw_only=True)

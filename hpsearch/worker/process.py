@@ -14,7 +14,7 @@ import torch
 
 from hpsearch import environment
 from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
-from hpsearch.artifacts.store import artifact_place
+from hpsearch.artifacts.place import artifact_place
 from hpsearch.data.catalog import DataLocations, DownloadProgress
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData

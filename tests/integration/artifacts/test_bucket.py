@@ -25,7 +25,8 @@ from safetensors.numpy import load, load_file
 
 from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
 from hpsearch.artifacts.bucket import BucketStore
-from hpsearch.artifacts.store import ArtifactStore, is_bucket, open_store, parse_bucket
+from hpsearch.artifacts.place import is_bucket, parse_bucket
+from hpsearch.artifacts.store import ArtifactStore, open_store
 from hpsearch.errors import ArtifactError, InputError
 from hpsearch.results.choice import choose_point
 from hpsearch.results.export import export_model

@@ -15,8 +15,8 @@ import pytest
 
 from hpsearch.errors import DataError, DefinitionMismatchError, InputError
 from hpsearch.launch.first_worker import FirstWorker
-from hpsearch.launch.launcher import Launch, LaunchOptions, check_launch
-from hpsearch.launch.supervisor import WorkersFailedError
+from hpsearch.launch.options import Launch, LaunchOptions, check_launch
+from hpsearch.launch.worker_command import WorkersFailedError
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import is_finished
 from hpsearch.study.definition import StudyDefinition, parse_definition

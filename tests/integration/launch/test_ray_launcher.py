@@ -22,7 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.errors import InputError, SurroundingsError
 from hpsearch.launch.ray_launcher import connect, ray_workers
-from hpsearch.launch.supervisor import Supervisor, WorkerCommand, WorkersFailedError
+from hpsearch.launch.supervisor import Supervisor
+from hpsearch.launch.worker_command import WorkerCommand, WorkersFailedError
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.connection.database import open_database
 from hpsearch.store.progress import Progress

@@ -18,15 +18,15 @@ import psycopg2
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
+from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.data.catalog import DataLocations
 from hpsearch.errors import DataError, InputError, StorageError, SurroundingsError
-from hpsearch.launch.launcher import LaunchOptions, check_launch
+from hpsearch.home import artifact_folder
 from hpsearch.postgres import embedded
 from hpsearch.postgres import server as postgres_server
 from hpsearch.postgres.embedded import EmbeddedPostgres, default_folder
 from hpsearch.postgres.server import PostgresServer
 from hpsearch.store.connection.database import open_storage
-from hpsearch.worker.options import WorkerOptions
 
 # Joins the server of argv[1], prints the server's pid, stays until a line arrives, leaves (or simply ends).
 CLIENT = """
@@ -507,7 +507,7 @@ def test_a_home_that_the_first_command_makes_can_be_entered_by_the_server(
     monkeypatch.setenv("HPSEARCH_HOME", str(open_folder / "umask" / "home"))
     old = os.umask(0o027)
     try:
-        check_launch(LaunchOptions(worker=WorkerOptions(device="cpu")))  # makes the folder of artifacts
+        open_artifacts(artifact_folder())
         with EmbeddedPostgres.start() as postgres:
             assert ask(postgres.url, "SELECT 1") == 1
     finally:

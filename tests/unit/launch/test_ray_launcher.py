@@ -24,7 +24,7 @@ from hpsearch.launch.ray_launcher import (
     is_this_machine,
     share_of,
 )
-from hpsearch.launch.supervisor import WorkerCommand
+from hpsearch.launch.worker_command import WorkerCommand
 from hpsearch.worker.options import WorkerOptions
 
 

@@ -18,7 +18,8 @@ import pytest
 from hpsearch import environment
 from hpsearch.errors import ArtifactError
 from hpsearch.launch import supervisor as module
-from hpsearch.launch.supervisor import MAX_RESTARTS, SPIN_COUNT, Supervisor, WorkerCommand, WorkersFailedError
+from hpsearch.launch.supervisor import MAX_RESTARTS, Supervisor
+from hpsearch.launch.worker_command import SPIN_COUNT, WorkerCommand, WorkersFailedError
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.progress import Progress
 from hpsearch.store.rows.round_rows import StoredRound

@@ -1,0 +1,181 @@
+"""How a worker process of this machine is started: its arguments, its variables, its password and its log.
+
+Imports nothing heavy: `run` starts its first worker before it imports what it needs itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from io import FileIO
+from pathlib import Path
+
+from hpsearch import environment
+from hpsearch.errors import ArtifactError, HpsearchError
+from hpsearch.home import make_folder
+from hpsearch.logs import find_final_error
+from hpsearch.safe_text import mask_passwords
+from hpsearch.worker.options import WorkerOptions
+
+LOG_LIMIT_BYTES = 16 * 2**20  # of a worker's log; one older part of the same size is kept
+_LOG_END_BYTES = 2**16
+_LOG_HEADING = "--- worker started"
+_PROGRAM = Path(__file__).parents[1] / "__main__.py"
+
+
+class WorkersFailedError(HpsearchError):
+    """Local workers cannot start, or die more often than they are restarted."""
+
+    def __init__(self, message: str, *, hint: str, exit_code: int) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code  # of the worker: it says what was wrong
+
+
+# How long torch's threads spin before they sleep: about 50 microseconds. A minibatch has dozens of synchronisations.
+# Threads that sleep immediately made an epoch 1.7 times slower; threads that spin for milliseconds, which is their
+# default, made it up to seven times slower when other work needed the cores (docs/lab-notes.md).
+SPIN_COUNT = "2000"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerCommand:
+    """How to start one worker of a study.
+
+    Args:
+        storage_url: its password appears in no worker's arguments or variables: a file that only the worker has open
+            holds it. A URL without a password leaves the worker with the file that STORAGE_PASSWORD_FILE names. None:
+            the embedded PostgreSQL, which the workers join as clients of their own.
+        options: options of each worker; each pins its own GPU.
+        num_workers: number of workers that are started; passed to them, because they share the machine's memory and the
+            points.
+        threads: CPU threads per worker.
+        log_folder: one log file per worker.
+    """
+
+    study_name: str
+    storage_url: str | None = field(repr=False)
+    options: WorkerOptions
+    num_workers: int
+    threads: int
+    log_folder: Path
+
+    @property
+    def lanes(self) -> str:
+        return self.options.lanes_text
+
+    def log_file(self, index: int) -> Path:
+        """The log file of worker number `index`."""
+        return self.log_folder / f"{self.study_name}-worker-{index}.log"
+
+    def start(self, index: int, pipe: tuple[int, int] | None = None) -> subprocess.Popen[bytes]:
+        """Start worker number `index` (0, 1, ...); its output goes to its log file.
+
+        Args:
+            pipe: descriptors of a worker that is to prepare the study first (worker/preparation_request.py).
+        """
+        arguments = ["worker", self.study_name, *self.options.as_arguments()]
+        variables = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self.threads),
+            environment.SUPERVISOR_PID: str(os.getpid()),
+            environment.SUPERVISED_WORKERS: str(self.num_workers),
+        }
+        if not variables.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+            variables["GOMP_SPINCOUNT"] = SPIN_COUNT
+        password = None
+        if self.storage_url is not None:
+            from hpsearch.store.connection.address import parse_url, without_password
+
+            url = parse_url(self.storage_url)
+            password = url.password
+            variables[environment.STORAGE] = without_password(url).render_as_string()
+        variables.pop(environment.LIFE_SIGN, None)  # names one process's file; several workers would overwrite it
+        variables.pop(environment.METRICS, None)
+        if self.options.artifacts is not None:
+            variables[environment.ARTIFACTS] = self.options.artifacts
+        if self.options.metrics is not None:
+            variables[environment.METRICS] = str(self.options.metrics.of_worker(index))
+        if pipe is not None:
+            variables[environment.PREPARATION_PIPE] = "{},{}".format(*pipe)
+        with self._open_log(index) as log, _password_file(password) as descriptors:
+            for descriptor in descriptors:
+                variables[environment.STORAGE_PASSWORD_FILE] = f"/dev/fd/{descriptor}"
+            return subprocess.Popen(
+                # -P and the file's path: no module is imported from the current folder by mistake.
+                [sys.executable, "-P", str(_PROGRAM), *arguments],
+                env=variables,
+                pass_fds=(*descriptors, *(pipe or ())),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches only the supervisor, which ends the workers in order
+            )
+
+    def last_words(self, index: int) -> str:
+        """Return the error at the end of a worker's log, or the log's last line."""
+        return self.final_error(index) or mask_passwords((self._lines(index) or ["its log is empty"])[-1])
+
+    def final_error(self, index: int) -> str | None:
+        """Return the error message with which a worker ended; None if it ended without one."""
+        errors = [error for line in self._lines(index) if (error := find_final_error(line)) is not None]
+        return mask_passwords(errors[-1]) if errors else None
+
+    def _lines(self, index: int) -> list[str]:
+        """Return the end of what a worker has written to its log since its last start."""
+        text = _end_of(self._older_log(index)) + _end_of(self.log_file(index))
+        _, heading, text = text.rpartition(_LOG_HEADING)
+        return text.strip().splitlines()[1 if heading else 0 :]
+
+    def shorten_log(self, index: int) -> None:
+        """Move a worker's log to a second file once it is long. Call this periodically."""
+        path = self.log_file(index)
+        with contextlib.suppress(OSError):  # a problem with a log must not end the training
+            if path.stat().st_size > LOG_LIMIT_BYTES:
+                # Copied and truncated, not renamed: the worker keeps appending to this file (O_APPEND).
+                shutil.copyfile(path, self._older_log(index))
+                os.truncate(path, 0)
+
+    def _older_log(self, index: int) -> Path:
+        return self.log_folder / f"{self.log_file(index).name}.1"
+
+    def _open_log(self, index: int) -> FileIO:
+        try:
+            make_folder(self.log_folder)
+            log = self.log_file(index).open("ab", buffering=0)
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write the workers' logs into {self.log_folder}: {error.strerror}",
+                hint="set HPSEARCH_HOME to a folder of yours",
+            ) from error
+        with contextlib.suppress(OSError):  # a full disk costs lines, not the worker
+            log.write(f"{_LOG_HEADING} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
+        return log
+
+
+@contextlib.contextmanager
+def _password_file(password: str | None) -> Iterator[tuple[int, ...]]:
+    """Yield the descriptor of an in-memory file with the password, for a child to inherit; none without a password."""
+    if password is None:
+        yield ()
+        return
+    descriptor = os.memfd_create("hpsearch-password")
+    try:
+        os.write(descriptor, password.encode())
+        yield (descriptor,)
+    finally:
+        os.close(descriptor)
+
+
+def _end_of(path: Path) -> str:
+    """Return the last part of a log, whatever its size."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as log:
+        log.seek(max(0, path.stat().st_size - _LOG_END_BYTES))
+        return log.read().decode(errors="replace")
