@@ -221,5 +221,6 @@ def _our_handler() -> _StderrHandler | None:
 
 def _plain(value: object) -> Any:
     """Return a value that JSON can represent: a string instead of NaN, the infinities, collections and other types."""
-    is_plain = value is None or isinstance(value, (bool, int, str)) or (type(value) is float and math.isfinite(value))
-    return value if is_plain else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -21,9 +21,13 @@ def error_text(fraction: float | None, deviation: float | None = None) -> str:
     """Return an error as text: `8.20 %`, with a standard deviation `8.20 % +- 0.42`; `-` if there is none."""
     if fraction is None:
         return "-"
-    return f"{in_percent(fraction):.2f} %" + ("" if deviation is None else f" +- {in_percent(deviation):.2f}")
+    return f"{_rounded(fraction)} %" + ("" if deviation is None else f" +- {_rounded(deviation)}")
 
 
 def interval_text(interval: tuple[float, float]) -> str:
     """Return an interval of errors as text: `5.43 to 12.21 %`."""
-    return f"{in_percent(interval[0]):.2f} to {in_percent(interval[1]):.2f} %"
+    return f"{_rounded(interval[0])} to {_rounded(interval[1])} %"
+
+
+def _rounded(fraction: float) -> str:
+    return f"{fraction:.2%}".removesuffix("%")

@@ -41,6 +41,8 @@ def confirm(
     leaves one that the same command resumes.
     """
 
+    from hpsearch.artifacts.best_parameters import open_artifacts
+    from hpsearch.artifacts.place import artifact_place
     from hpsearch.console.launch_view import TerminalListener
     from hpsearch.console.tables import print_confirmation, print_json
     from hpsearch.launch.launcher import train_study
@@ -49,6 +51,7 @@ def confirm(
     from hpsearch.results.confirmation.read_outcome import read_confirmation
 
     launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=worker))
+    open_artifacts(artifact_place(worker.artifacts))  # before the companion study is created
     with options.open_storage(storage) as database:
         plan = plan_confirmation(database, study, top=top, num_seeds=seeds, name=name)
         plan = _prepare(database, plan, top)

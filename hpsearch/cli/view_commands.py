@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,8 +40,6 @@ def status(
         raise InputError("--watch and --json exclude each other", hint="run status --json repeatedly")
     if seconds is not None:  # accepted until version 0.3
         say(f"--seconds has no effect any more: --watch looks every {_WATCH_SECONDS:g} seconds")
-
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # loading numpy starts a thread per core otherwise
 
     from hpsearch.console.tables import print_json
     from hpsearch.results.status import read_status

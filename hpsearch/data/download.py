@@ -120,7 +120,7 @@ def _copy(
     while True:
         if progress is not None:
             progress(file_name, bytes_done, bytes_total)
-        with _network_errors(address):
+        with _network_errors(address, "the connection broke: "):
             block = response.read(_BLOCK_BYTES)
         if not block:
             break
@@ -133,8 +133,8 @@ def _copy(
 
 
 @contextlib.contextmanager
-def _network_errors(address: str) -> Iterator[None]:
-    """Raise network errors as `_MirrorError`."""
+def _network_errors(address: str, what: str = "") -> Iterator[None]:
+    """Raise network errors as `_MirrorError`; `what` says what they interrupted."""
     try:
         yield
     except urllib.error.HTTPError as error:
@@ -143,7 +143,7 @@ def _network_errors(address: str) -> Iterator[None]:
     except urllib.error.URLError as error:
         raise _MirrorError(f"{address}: {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:  # a timeout, or an answer that is not HTTP
-        raise _MirrorError(f"{address}: {str(error) or type(error).__name__}") from error
+        raise _MirrorError(f"{address}: {what}{str(error) or type(error).__name__}") from error
 
 
 def _make_folder(folder: Path) -> None:

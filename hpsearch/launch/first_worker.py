@@ -36,6 +36,7 @@ class FirstWorker:
         self._command = command
         self._joins = joins
         self._pipe = LauncherPipe()
+        self._has_begun = False
         try:
             self.process = command.start(0, self._pipe.inherited)
         except BaseException:
@@ -53,6 +54,7 @@ class FirstWorker:
         Raises:
             HpsearchError: as `prepare_study` raises; or the worker has died.
         """
+        self._has_begun = True
         fields = self._pipe.request(PreparationRequest(definition=definition, joins=self._joins), progress)
         if fields is None:
             raise self._death()
@@ -62,9 +64,10 @@ class FirstWorker:
 
     def _death(self) -> WorkersFailedError:
         code = self.process.wait()
+        how = "was stopped" if code == 0 else f"died (signal {-code})" if code < 0 else f"ended (exit code {code})"
         is_verdict = code in (InputError.exit_code, SurroundingsError.exit_code)
         return WorkersFailedError(
-            f"worker 0 ended before the study was prepared: {self._command.last_words(0)}",
+            f"worker 0 {how} before the study was prepared: {self._command.last_words(0)}",
             hint=f"its log: {self._command.log_file(0)}",
             exit_code=code if is_verdict and self._command.final_error(0) else HpsearchError.exit_code,
         )
@@ -75,10 +78,13 @@ class FirstWorker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._pipe.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=STOP_SECONDS)
-            self.process.kill()
-            self.process.wait()
+        try:
+            self._pipe.close()
+            if self._has_begun and self.process.poll() is None:
+                self.process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(timeout=STOP_SECONDS)
+        finally:  # also at a second Ctrl-C; before the request a worker holds nothing that it could give back
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()

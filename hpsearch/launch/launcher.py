@@ -81,16 +81,24 @@ def train_study(
     if study is not None and is_finished(database, study):
         listener.found_finished(study, _counts(database, study))
         return study
-    with listener.download() as progress:
-        registration = first.prepare(database, definition, progress)
+    command = launch.command(definition.name)
     if launch.options.on is None:
         for taken in describe_taken(database, launch.gpus):
             listener.gpu_is_taken(taken)
-        return _train(database, registration, launch.command(definition.name), launch.num_workers, listener, first)
+        registration = _prepare(database, definition, first, listener)
+        return _train(database, registration, command, launch.num_workers, listener, first)
     url = database.url.render_as_string(hide_password=False)
-    command = replace(launch.command(definition.name), storage_url=url if launch.options.storage else None)
+    command = replace(command, storage_url=url if launch.options.storage else None)
     with ray_workers(launch.options.on, command, num_workers=launch.options.workers, url=database.url) as launcher:
+        registration = _prepare(database, definition, first, listener)
         return _train(database, registration, launcher, launcher.command.num_workers, listener)
+
+
+def _prepare(
+    database: Database, definition: StudyDefinition, first: FirstWorker, listener: LaunchListener
+) -> Registration:
+    with listener.download() as progress:
+        return first.prepare(database, definition, progress)
 
 
 def _train(

@@ -5,7 +5,7 @@ sends it the definition once the study turns out to need training. The worker ch
 registers the study, answers, and joins the study:
 
     launcher -> worker   {"definition": "...", "joins": true}; the end of the stream: nothing is to be done
-    worker -> launcher   {"download": ["train-images-idx3-ubyte", 1024, 9912422]}, any number of times
+    worker -> launcher   {"download": ["train-images-idx3-ubyte", 1024, 9912422]} and {"warning": "..."}, as they come
                          {"registration": {"is_new": true, "num_points": 36, ...}}
                          or {"error": {"kind": "DataError", "message": "...", "hint": null}}
 """
@@ -14,18 +14,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import environment
 from hpsearch.data.download import DownloadProgress
 from hpsearch.errors import HpsearchError
+from hpsearch.logs import get_logger
 from hpsearch.study.definition import StudyDefinition
 
 if TYPE_CHECKING:
     from hpsearch.store.studies import Registration
+
+
+_log = get_logger("launcher")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +70,18 @@ class LauncherPipe:
         document = {"definition": request.definition.canonical_json(), "joins": request.joins}
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(document), file=self._request, flush=True)
-        for message in map(json.loads, self._answer):
-            if "download" in message and progress is not None:
-                progress(*message["download"])
-            if "error" in message:
-                raise _error_from(message["error"])
-            if "registration" in message:
-                return {**message["registration"], "changes": tuple(message["registration"]["changes"])}
+        for line in self._answer:
+            if not line.endswith("\n"):  # the worker died in the middle
+                return None
+            match json.loads(line):
+                case {"download": shown} if progress is not None:
+                    progress(*shown)
+                case {"warning": text}:
+                    _log.warning("%s", text)
+                case {"error": document}:
+                    raise _error_from(document)
+                case {"registration": fields}:
+                    return {**fields, "changes": tuple(fields["changes"])}
         return None
 
     def close(self) -> None:
@@ -102,7 +112,7 @@ class WorkerPipe:
     def receive(self) -> PreparationRequest | None:
         """Wait for the request. Returns None if nothing is to be prepared."""
         line = self._request.readline()
-        if not line:
+        if not line.endswith("\n"):
             return None
         message = json.loads(line)
         definition = StudyDefinition.from_canonical_json(message["definition"])
@@ -114,12 +124,17 @@ class WorkerPipe:
 
     @contextlib.contextmanager
     def passing_errors(self) -> Iterator[None]:
-        """Answer with an error that is raised in this context, and raise it again."""
+        """Pass on warnings and an error of this context; the error is raised again."""
+        handler = _WarningHandler(lambda text: self._send({"warning": text}))
+        logger = logging.getLogger("hpsearch")
+        logger.addHandler(handler)
         try:
             yield
         except HpsearchError as error:
             self._send({"error": {"kind": type(error).__name__, "message": str(error), "hint": error.hint}})
             raise
+        finally:
+            logger.removeHandler(handler)
 
     def answer(self, registration: Registration) -> None:
         """Answer that the study is prepared."""
@@ -135,6 +150,15 @@ class WorkerPipe:
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # the launcher has died, which the worker notices by itself
             print(json.dumps(message), file=self._answer, flush=True)
+
+
+class _WarningHandler(logging.Handler):
+    def __init__(self, send: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._send(record.getMessage())
 
 
 def _error_from(document: dict[str, Any]) -> HpsearchError:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from hpsearch import metric
 from hpsearch.home import make_folder
@@ -48,7 +48,7 @@ class MachineOpening(BaseModel):
     num_images: Count | None = None
     num_errors: Count | None = None
     intent_id: Text
-    files: frozenset[str]
+    files: frozenset[str] = Field(strict=False)  # JSON has a list
 
     def describe(self) -> str:
         """One line: when, by whom, in which study, and the number."""
@@ -84,8 +84,9 @@ def read_machine_openings(
     num_damaged = 0
     for line in filter(None, map(bytes.strip, lines)):
         try:
-            opening = MachineOpening.model_validate_json(line)
-        except ValidationError:
+            # Not by pydantic: a folder's name that is not UTF-8 is stored as lone surrogates, which it refuses.
+            opening = MachineOpening.model_validate(json.loads(line))
+        except (ValueError, RecursionError):
             num_damaged += 1
         else:
             found[opening.intent_id] = found.get(opening.intent_id, opening).with_line(opening)

@@ -100,8 +100,8 @@ class Database:
 
     @property
     def storage(self) -> RDBStorage:
-        """The same database as Optuna sees it."""
-        return self.optuna_storage()
+        """The same database as Optuna sees it, opened at the first use. Raises as `transaction` does."""
+        return self.patiently(self.optuna_storage)
 
     @property
     def address(self) -> str:

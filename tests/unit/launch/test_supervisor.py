@@ -18,6 +18,7 @@ import pytest
 from hpsearch import environment
 from hpsearch.errors import ArtifactError
 from hpsearch.launch import supervisor as module
+from hpsearch.launch import worker_command as command_module
 from hpsearch.launch.supervisor import MAX_RESTARTS, Supervisor
 from hpsearch.launch.worker_command import SPIN_COUNT, WorkerCommand, WorkersFailedError
 from hpsearch.store.claims.ledger import PointCounts
@@ -191,7 +192,7 @@ def test_last_words_are_those_of_the_last_start(tmp_path: Path) -> None:
 def test_a_log_that_grows_is_cut_while_its_worker_writes_and_keeps_its_last_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "LOG_LIMIT_BYTES", 100_000)
+    monkeypatch.setattr(command_module, "LOG_LIMIT_BYTES", 100_000)
     program = (
         "import sys, time\n"
         "for i in range(60):\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from hpsearch import environment, errors
-from hpsearch.errors import HpsearchError
+from hpsearch.errors import HpsearchError, InputError
 from hpsearch.study.definition import parse_definition
 from hpsearch.worker.preparation_request import LauncherPipe, PreparationRequest, WorkerPipe
 
@@ -85,3 +86,23 @@ def test_a_launcher_that_closes_its_end_asks_for_nothing(launcher: LauncherPipe,
     launcher.close()
     assert worker.receive() is None
     worker.show_download("train-images", 1, 2)  # nobody reads it
+
+
+def test_warnings_of_the_preparation_are_shown_where_it_was_requested(
+    launcher: LauncherPipe, worker: WorkerPipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    with worker.passing_errors():
+        logging.getLogger("hpsearch.data").info("nothing of interest")
+        logging.getLogger("hpsearch.data").warning("%s is not verified", "train-images")
+    with pytest.raises(InputError), worker.passing_errors():
+        raise InputError("wrong")
+    caplog.clear()
+    with pytest.raises(InputError, match="wrong"):
+        launcher.request(PreparationRequest(definition=DEFINITION, joins=True), None)
+    assert caplog.messages == ["train-images is not verified"]
+
+
+def test_half_an_answer_is_none(launcher: LauncherPipe, worker: WorkerPipe) -> None:
+    os.write(launcher.inherited[1], b'{"registration": {"is_new": tr')
+    worker.close()
+    assert launcher.request(PreparationRequest(definition=DEFINITION, joins=True), None) is None

@@ -110,3 +110,10 @@ def test_a_file_that_cannot_be_read_or_written_is_told_in_one_line(tmp_path: Pat
     (problem,) = append_machine_opening(blocked, OPENING)
     assert "cannot record this opening" in problem
     assert len(read_machine_openings(tmp_path, {"x"})[1]) == 1
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_found_again(tmp_path: Path) -> None:
+    mark = "file:/data/" + b"caf\xe9".decode("utf-8", "surrogateescape")
+    opening = with_values(files=frozenset({mark}))
+    assert append_machine_opening(tmp_path / "vault.jsonl", opening) == []
+    assert read_machine_openings(tmp_path / "vault.jsonl", {mark}) == ([opening], [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState
 
 from hpsearch.errors import NothingCompleteError
-from hpsearch.results.report.page import render_report
+from hpsearch.results.report import page as page_module
+from hpsearch.results.report.page import SECTIONS, render_report
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary
 
+FOLDER = Path(page_module.__file__).parent / "templates"
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"&{{ 7 * 7 }}"
 
 
@@ -147,3 +150,14 @@ def test_times_read_well(make_summary: Any, make_trial: Any, seconds: float, sho
 def test_nothing_complete_is_an_error_with_the_counts(make_summary: Any, make_trial: Any) -> None:
     with pytest.raises(NothingCompleteError, match="1 waiting, 0 running, 0 complete"):
         render_report(StudyStatus(summary=make_summary([make_trial(0, None, state=TrialState.WAITING)])))
+
+
+def test_every_section_has_a_template_or_a_plot_and_every_template_a_section() -> None:
+    templates = {path.name.partition(".")[0] for path in (FOLDER / "sections").glob("*.html.j2")}
+    assert templates <= {section.name for section in SECTIONS}
+    assert {section.name for section in SECTIONS if section.draw is None} <= templates
+
+
+def test_nothing_in_style_and_script_is_taken_for_a_template() -> None:
+    for path in (*FOLDER.rglob("*.css"), *FOLDER.rglob("*.js")):
+        assert not re.search(r"\{[{%#]", path.read_text()), path
