@@ -104,7 +104,7 @@ def test_a_worker_that_is_not_needed_leaves_and_has_created_nothing(
 def test_a_worker_that_dies_before_it_has_answered_is_an_error(launch: Launch, database: Database) -> None:
     with launch.first_worker("small") as first:
         first.process.kill()
-        with pytest.raises(WorkersFailedError, match="worker 0 died .signal 9. before the study was prepared") as caught:
+        with pytest.raises(WorkersFailedError, match=r"worker 0 died \(signal 9\) before the study") as caught:
             first.prepare(database, definition(), None)
     assert "small-worker-0.log" in str(caught.value.hint)
 
