@@ -152,7 +152,7 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
 
     def _log_new_beginning(self, lane: TrialInTraining, reason: str) -> None:
         number = lane.claim.number
-        _log.warning("%s: trial %d begins anew: %s", self._name, number, reason, extra={"trial": number})
+        _log.warning("%s: trial %d starts again: %s", self._name, number, reason, extra={"trial": number})
 
     def _begin(
         self, cohort: Cohort, lanes: Mapping[int, TrialInTraining], written: Future[Any] | None
@@ -211,4 +211,4 @@ def _check_epoch(checkpoint: TrialCheckpoint, lane: TrialInTraining, stored: Sto
     epochs = {checkpoint.progress.num_epochs, lane.num_epochs, stored.epoch}
     if len(epochs) > 1:
         what = f"the parts of checkpoint {stored.artifact_id} are from different epochs: {sorted(epochs)}"
-        raise ArtifactError(what, hint="the trial begins anew")
+        raise ArtifactError(what, hint="the trial starts again")

@@ -62,7 +62,7 @@ class TrialInTraining:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ArtifactError(
                 f"the checkpoint of trial {self.claim.number}'s point is damaged: {error!r}",
-                hint="the trial begins anew",
+                hint="the trial starts again",
             ) from error
         return resumed
 

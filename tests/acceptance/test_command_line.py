@@ -131,7 +131,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, postgres_admin: Engine) -
         shell = Shell(tmp_path_factory.mktemp("finished"), url)
         done = shell("run", shell.study_file)
         assert done.returncode == 0, done.stderr
-        assert "1 worker with as many lanes as pay" in done.stderr
+        assert "1 worker with the fastest number of lanes" in done.stderr
         yield shell
 
 
@@ -388,7 +388,7 @@ def test_a_changed_definition_under_the_same_name_is_refused_with_its_difference
     done = shell.within("run", shell.study_file, "--set", "training.max_epochs=7")
     assert done.returncode == 2
     assert "training.max_epochs: 3 in the study, 7 given" in done.stderr
-    assert "rename" in done.stderr
+    assert "choose another name" in done.stderr
     assert all(trial.state is TrialState.WAITING for trial in shell.study().trials)
 
 

@@ -62,7 +62,7 @@ def test_row_25_study_renamed_by_optunas_tools(arena: Arena) -> None:
     study_file.write_text(STUDY.format(name=name))
     process = arena.start("create", str(study_file))
     assert process.wait() == 2
-    assert f"study '{name}' is not there any more, only 'renamed', a copy without points" in process.where
+    assert f"study '{name}' no longer exists, only 'renamed', a copy without points" in process.where
 
 
 STUDY = """

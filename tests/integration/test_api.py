@@ -238,7 +238,7 @@ def test_points_that_were_given_up_are_an_error_and_the_study_can_be_loaded(
     for _ in range(MAX_CRASHES):
         assert ledger.claim(1)
         ledger.release("its worker failed", is_crash=True)
-    with pytest.raises(UncountedPointsError, match=r"1 of 1 points could not be trained.*learning_rate=0\.001"):
+    with pytest.raises(UncountedPointsError, match=r"1 of 1 points could not be trained.*learning_rate 0\.001"):
         hpsearch.run(stored.definition, storage=tables_url, artifacts=artifacts, progress=False)
     assert hpsearch.load(stored.name, tables_url).summary.points.failed == 1
 

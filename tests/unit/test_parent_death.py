@@ -55,4 +55,4 @@ def test_a_kernel_that_refuses_is_only_a_warning(
     monkeypatch.setattr("hpsearch.signals.os.getppid", lambda: 7)
     end_with_parent(7)
     if sys.platform == "linux":
-        assert "cannot ask for a signal" in caplog.text
+        assert "cannot request a signal" in caplog.text

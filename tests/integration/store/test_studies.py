@@ -170,7 +170,7 @@ def test_changed_definition_gets_a_difference_field_by_field(database: Database,
             "  training.max_epochs: 200 in the study, 3 given (values of the study would no longer be comparable)",
         ]
         assert caught.value.hint is not None
-        assert "rename" in caught.value.hint
+        assert "choose another name" in caught.value.hint
         assert caught.value.exit_code == 2
     assert execute("SELECT count(*) FROM trials") == [(definition().num_points,)]
 

@@ -182,6 +182,8 @@ def test_a_gpu_that_tells_nothing_has_no_identity() -> None:
 def test_a_driver_that_sees_other_gpus_than_torch_is_not_believed(
     num_told: int, uuid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "torch_build", lambda: {"__version__": "2.11.0", "cuda": "13.0", "hip": None})
+    monkeypatch.setattr(module, "has_driver", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties(uuid=UUIDS))
@@ -189,6 +191,32 @@ def test_a_driver_that_sees_other_gpus_than_torch_is_not_believed(
         module, "read_driver_gpus", lambda: tuple(DriverGpu(uuid=UUIDS[2], name="NVIDIA H200") for _ in range(num_told))
     )
     assert [gpu.uuid for gpu in VisibleDevices.detect().gpus] == [uuid]
+
+
+@pytest.mark.parametrize(
+    ("build", "has_driver", "asks_torch"),
+    [
+        ({"cuda": None, "hip": None}, True, False),
+        ({"cuda": "13.0", "hip": None}, False, False),
+        ({"cuda": "13.0", "hip": None}, True, True),
+        ({"cuda": None, "hip": "6.4"}, False, True),
+    ],
+)
+def test_torch_is_asked_only_where_it_can_have_a_gpu(
+    build: dict[str, str | None], has_driver: bool, asks_torch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading it takes seconds."""
+    asked: list[bool] = []
+    monkeypatch.setattr(module, "torch_build", lambda: build)
+    monkeypatch.setattr(module, "has_driver", lambda: has_driver)
+    monkeypatch.setattr(module, "_detect_gpus", lambda: asked.append(True) or ())
+    assert VisibleDevices.detect().has_cuda_build is any(build.values())
+    assert bool(asked) is asks_torch
+
+
+def test_torchs_build_is_read_without_loading_it() -> None:
+    build = module.torch_build()
+    assert (build["__version__"], build["cuda"]) == (torch.__version__, torch.version.cuda)
 
 
 @pytest.mark.gpu

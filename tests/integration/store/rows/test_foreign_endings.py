@@ -328,7 +328,7 @@ def test_a_study_that_was_renamed_is_not_trained_anew_unsaid(
 ) -> None:
     rename_as_the_dashboard_does(plain, study.name, "other")
     for use in (lambda: again(database, study), lambda: find_study(database, study.definition)):
-        with pytest.raises(InputError, match="is not there any more, only 'other', a copy without points") as caught:
+        with pytest.raises(InputError, match="no longer exists, only 'other', a copy without points") as caught:
             use()
         assert "--set name=" in str(caught.value.hint)
     with pytest.raises(StudyNotFoundError):

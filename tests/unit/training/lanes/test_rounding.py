@@ -151,7 +151,7 @@ def test_neighbours_do_not_decide_whether_minibatches_are_gathered_in_blocks(
 ) -> None:
     """On a GPU in TF32 a block is rounded otherwise than its minibatches one by one."""
     sizes: list[int] = []
-    monkeypatch.setattr(dense_step._Lanes, "_block", _recording(dense_step._Lanes._block, sizes))
+    monkeypatch.setattr(dense_step._LaneGroup, "_block", _recording(dense_step._LaneGroup._block, sizes))
     seen = []
     for num_lanes, neighbour_seed in ((1, 0), (4, 0), (4, 5), (8, 0)):
         common = {"hidden_units": units, "shuffle": shuffle, "precision": precision}
