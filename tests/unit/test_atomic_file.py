@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ import pytest
 from hpsearch import atomic_file
 from hpsearch.atomic_file import replaced_file, write_file
 from hpsearch.errors import ArtifactError
+from tests.full_disk import files_no_larger_than
 
 
 @pytest.fixture
@@ -76,7 +74,7 @@ def test_the_old_file_stays_when_the_writer_is_killed_before_the_rename(old_file
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(old_file: Path) -> None:
     with (
         pytest.raises(ArtifactError, match=f"cannot write {old_file}: File too large") as caught,
-        _files_limited_to(100),
+        files_no_larger_than(100),
     ):
         write_file(old_file, "x" * 1000)
     assert caught.value.exit_code == 3
@@ -110,17 +108,6 @@ def test_a_link_stays_and_the_file_behind_it_is_replaced(old_file: Path, tmp_pat
     write_file(link, "new")
     assert link.is_symlink()
     assert old_file.read_text() == "new"
-
-
-@contextmanager
-def _files_limited_to(num_bytes: int) -> Iterator[None]:
-    """The kernel refuses to let this process's files grow beyond so many bytes, much as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import io
 import os
-import resource
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +29,7 @@ from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy
 from hpsearch.training.tensor_file import with_checksum
+from tests.full_disk import files_no_larger_than
 
 PARAMETERS = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3).T, "biases": np.zeros(3, np.float32)}
 METADATA = {"study": "a", "settings": '{"x": 1}'}
@@ -152,17 +151,6 @@ def test_full_disk_keeps_what_is_there_and_leaves_no_part_of_what_is_not(tmp_pat
     command = ["unshare", "-Urm", "sh", "-c", script, sys.executable, FILL_THE_DISK]
     result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.stdout.strip() == "['again']", result.stderr
-
-
-@contextmanager
-def files_no_larger_than(num_bytes: int) -> Iterator[None]:
-    """Let the kernel cut writes short, as a full disk would (Python ignores SIGXFSZ and raises OSError)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_write_that_the_kernel_cuts_short_leaves_nothing_and_keeps_what_was_there(

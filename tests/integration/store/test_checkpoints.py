@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import shutil
 import signal
 import subprocess
@@ -28,6 +27,7 @@ from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy
+from tests.full_disk import files_no_larger_than
 
 Epoch = Callable[..., EpochReport]
 Workers = Callable[..., list[Ledger]]
@@ -345,17 +345,6 @@ def test_file_in_doubt_that_another_worker_goes_on_from_is_not_removed(workers: 
 
 
 # Files that cannot be written or read
-
-
-@contextmanager
-def files_no_larger_than(num_bytes: int) -> Iterator[None]:
-    """Let the kernel cut writes short, as a full disk would (Python ignores SIGXFSZ and raises OSError)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_disk_that_is_full_costs_a_line_in_the_log_and_no_checkpoint_that_was_there(
