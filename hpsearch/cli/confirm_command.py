@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpsearch.cli import options
+from hpsearch.wording import counted
 from hpsearch.worker.options import WorkerOptions
 
 if TYPE_CHECKING:
@@ -87,14 +88,10 @@ def _prepare(database: Database, plan: ConfirmPlan, top: int) -> ConfirmPlan:
         say(f"--top {top}: study {plan.definition.name!r} has more points than these already; it keeps them all")
     if not plan.can_seeds_matter:
         say("one seed is enough: logistic regression begins with all weights 0, and nothing is shuffled")
-    each = f"{_number(plan.num_configurations, 'point')} with {_number(plan.num_seeds, 'seed')} each"
+    each = f"{counted(plan.num_configurations, 'point')} with {counted(plan.num_seeds, 'seed')} each"
     say(
         f"confirming study {plan.search.name!r} as {plan.definition.name!r}: {each}, "
         f"{plan.num_added} of {plan.definition.num_points} trainings are new"
     )
     with download_progress() as progress:
         return prepare_confirmation(database, plan, locations=DataLocations.from_environment(), progress=progress)
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

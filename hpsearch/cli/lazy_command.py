@@ -5,7 +5,9 @@ Importing what all commands need takes seconds, `hpsearch health` runs every few
 
 from __future__ import annotations
 
+import ast
 import importlib
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -19,18 +21,25 @@ class LazyCommand(TyperCommand):
     """Stands for a command in the list of all; gives way to it when its arguments are parsed.
 
     Args:
-        target: `module:name` of a function, or of a Typer app with commands of its own.
-        summary: the first sentence of its help, shown in the list (a test holds the two equal).
+        target: `module:name` of a function in this folder, or of a Typer app with commands of its own.
+        summary: shown in the list of all commands; None: the first sentence of the function's docstring.
     """
 
-    def __init__(self, name: str, target: str, summary: str) -> None:
+    def __init__(self, name: str, target: str, summary: str | None = None) -> None:
         super().__init__(name, help=summary, rich_markup_mode=None)
-        self._target = target
+        self._module, _, self._attribute = target.partition(":")
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The summary, read from the source: importing all commands would take longer than all else in `--help`."""
+        if self.help is None:
+            functions = ast.parse(Path(__file__).with_name(f"{self._module}.py").read_text(encoding="utf-8")).body
+            named = (node for node in functions if isinstance(node, ast.FunctionDef) and node.name == self._attribute)
+            self.help = ast.get_docstring(next(named))
+        return super().get_short_help_str(limit)
 
     def load(self) -> Any:
         """The command itself, of the class that this version of typer makes of it."""
-        module, _, attribute = self._target.partition(":")
-        target = getattr(importlib.import_module(module), attribute)
+        target = getattr(importlib.import_module(f"hpsearch.cli.{self._module}"), self._attribute)
         if isinstance(target, typer.Typer):
             return get_group(target)
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -14,13 +14,13 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
-from rich.console import Console
 from rich.text import Text
 from typer.main import get_group
 
 import hpsearch
 from hpsearch import environment
 from hpsearch.cli.lazy_command import LazyCommand
+from hpsearch.console.notice import say
 from hpsearch.console.screen import guarded_streams, stderr_console, write_line
 from hpsearch.errors import HpsearchError, InputError, ReaderGoneError
 from hpsearch.logs import LogFormat, configure_logging, get_logger, is_json_logging, log_final_error, show_no_password
@@ -35,57 +35,17 @@ _SECRET_VARIABLES = ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 COMMANDS = (
-    LazyCommand(
-        "run",
-        "hpsearch.cli.run_commands:run",
-        "Create or resume a study, train it with workers of this machine or of a Ray cluster, end with the best table.",
-    ),
-    LazyCommand(
-        "create",
-        "hpsearch.cli.run_commands:create",
-        "Register a study with all its points; workers join it with `hpsearch worker`.",
-    ),
-    LazyCommand(
-        "worker",
-        "hpsearch.cli.run_commands:worker",
-        "Join a study from anywhere and train its points until none is left.",
-    ),
-    LazyCommand(
-        "status",
-        "hpsearch.cli.view_commands:status",
-        "Show the progress of a study and its best trials, or a line per study.",
-    ),
-    LazyCommand(
-        "confirm",
-        "hpsearch.cli.confirm_command:confirm",
-        "Train the best points again over fresh seeds, compare them, and pick the simplest of those that are tied.",
-    ),
-    LazyCommand(
-        "test",
-        "hpsearch.cli.test_command:open_test_set",
-        "Evaluate the chosen point on the test images, once per study, and record the number.",
-    ),
-    LazyCommand(
-        "report",
-        "hpsearch.cli.view_commands:report",
-        "Write one self-contained HTML file: search history, learning curves, heat map, importance.",
-    ),
-    LazyCommand(
-        "export",
-        "hpsearch.cli.view_commands:export",
-        "Write the chosen point with everything that reproduces it: settings, value, data, versions, seed.",
-    ),
-    LazyCommand(
-        "dashboard",
-        "hpsearch.cli.view_commands:dashboard",
-        "Serve optuna-dashboard for this storage until Ctrl-C. It changes no study without --allow-changes.",
-    ),
-    LazyCommand("data", "hpsearch.cli.data_commands:app", "Fetch and verify data sets."),
-    LazyCommand(
-        "health",
-        "hpsearch.cli.health_command:health",
-        "Say whether the worker of this container is at work: exit code 0, or 1 when its life sign is old or missing.",
-    ),
+    LazyCommand("run", "run_commands:run"),
+    LazyCommand("create", "run_commands:create"),
+    LazyCommand("worker", "run_commands:worker"),
+    LazyCommand("status", "view_commands:status"),
+    LazyCommand("confirm", "confirm_command:confirm"),
+    LazyCommand("test", "test_command:open_test_set"),
+    LazyCommand("report", "view_commands:report"),
+    LazyCommand("export", "view_commands:export"),
+    LazyCommand("dashboard", "view_commands:dashboard"),
+    LazyCommand("data", "data_commands:app", "Fetch and verify data sets."),
+    LazyCommand("health", "health_command:health"),
 )
 
 app = typer.Typer(
@@ -170,7 +130,7 @@ def _run(arguments: list[str]) -> int:
             typer.echo(for_terminal(usage.getvalue()), err=True, nl=False)
         return InputError.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        _say("interrupted")
+        say("interrupted")
         return 130
     except Exception:
         if not is_json_logging():
@@ -190,18 +150,7 @@ def _report(error: HpsearchError) -> None:
     if is_json_logging():
         log_final_error(error)
         return
-    console = _stderr()
+    console = stderr_console(soft_wrap=True, highlight=False)
     console.print(Text.assemble(("error:", "bold red"), " ", for_terminal(str(error))))
     if error.hint:
         console.print(Text.assemble(("hint:", "bold"), " ", for_terminal(error.hint)))
-
-
-def _say(message: str) -> None:
-    if is_json_logging():
-        _log.info(message)
-    else:
-        _stderr().print(message)
-
-
-def _stderr() -> Console:
-    return stderr_console(soft_wrap=True, highlight=False)

@@ -17,9 +17,7 @@ from hpsearch.cli.main import COMMANDS, run_command_line
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_the_list_of_commands_says_what_each_says_of_itself(command: LazyCommand) -> None:
     own = command.load()
-    assert command.help is not None
-    assert own.help.startswith(command.help)
-    assert own.get_short_help_str(50) == command.get_short_help_str(50)
+    assert own.get_short_help_str(50) == command.get_short_help_str(50) != ""
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["health", "--help"], ["health"], ["wrker"]])
