@@ -13,7 +13,7 @@ from typing import Any, Never, final
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.pruners import BasePruner
+from optuna.pruners import BasePruner, NopPruner
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy  # BaseStorage's own signature needs it; it is not exported
@@ -23,31 +23,60 @@ SystemAttr = tuple[int, str, Any]  # trial id, key, JSON value
 
 
 def _refused(method: str) -> Any:
-    """A method of `SnapshotStorage` that refuses to write."""
+    """A method of `StudySnapshot` that refuses to write."""
 
-    def refuse(self: SnapshotStorage, *args: object, **kwargs: object) -> Never:
+    def refuse(self: StudySnapshot, *args: object, **kwargs: object) -> Never:
         raise RuntimeError(f"{method} on a snapshot of {self._study_name!r}: call it on the study's own storage")
 
     return refuse
 
 
 @final
-class SnapshotStorage(BaseStorage):
-    """An in-memory Optuna storage of one study. Only trials' parameters and system attributes can be written.
+class StudySnapshot(BaseStorage):
+    """An in-memory Optuna storage of one study, and a pruner's decisions on it. For use by one thread.
 
-    Trials are never changed in place: a write replaces a trial by a changed copy, as Optuna's contract requires.
-    (Successive halving relies on it: it lists the competitors, then writes its own value at the rung, then adds itself
-    to the list. In-place changes would count it twice.) For use by one thread.
+    Only trials' parameters and system attributes can be written. Trials are never changed in place: a write replaces a
+    trial by a changed copy, as Optuna's contract requires. (Successive halving relies on it: it lists the competitors,
+    then writes its own value at the rung, then adds itself to the list. In-place changes would count it twice.)
+
+    Usage per epoch: call `replace_trials` with the trials that the epoch's transaction read (including the reports of
+    this epoch); then `should_prune` for each lane whose trial `is_running`, in a fixed order; then store the result of
+    `drain_system_attrs` in the next transaction.
 
     Args:
-        study_id, study_name: as in the database. Hyperband's brackets depend on the name.
+        study_name, study_id: as in the database. Hyperband's brackets depend on the name.
+        pruner: from `pruners.build_pruner`; the same object for all epochs. None: it prunes nothing.
     """
 
-    def __init__(self, *, study_name: str, study_id: int) -> None:
+    def __init__(self, *, study_name: str, study_id: int = 0, pruner: BasePruner | None = None) -> None:
         self._study_name = study_name
         self._study_id = study_id
+        self._pruner = pruner or NopPruner()
         self._trials: dict[int, FrozenTrial] = {}  # by trial id, in the order of numbers, as samplers expect
         self._pending_attrs: list[SystemAttr] = []
+
+    @property
+    def study(self) -> optuna.Study:
+        """An Optuna study of these trials. A new object at each call, because studies cache their trials."""
+        return optuna.Study(study_name=self._study_name, storage=self, pruner=self._pruner)
+
+    def is_running(self, trial_id: int) -> bool:
+        """Whether the trial exists and is RUNNING. If not, a worker that trains it has lost its lease."""
+        return trial_id in self._trials and self._trials[trial_id].state is TrialState.RUNNING
+
+    def should_prune(self, trial_id: int) -> bool:
+        """The decision of `optuna.Trial.should_prune` for this RUNNING trial.
+
+        Attributes that the pruner writes are kept for `drain_system_attrs`.
+
+        Raises:
+            KeyError: the trial is not in the snapshot.
+            optuna.exceptions.UpdateFinishedTrialError: the trial has finished, so the calling worker has lost its
+                lease.
+        """
+        trial = self.get_trial(trial_id)
+        self.check_trial_is_updatable(trial_id, trial.state)
+        return bool(self._pruner.prune(self.study, trial))  # some of Optuna's pruners return numpy.bool
 
     def replace_trials(self, trials: Iterable[FrozenTrial]) -> None:
         """Replace all trials. They are not copied, and the caller must not change them.
@@ -153,56 +182,3 @@ class SnapshotStorage(BaseStorage):
     set_trial_state_values = _refused("set_trial_state_values")
     set_trial_intermediate_value = _refused("set_trial_intermediate_value")
     set_trial_user_attr = _refused("set_trial_user_attr")
-
-
-@final
-class StudySnapshot:
-    """A worker's snapshot of its study, and the pruner's decisions on it.
-
-    Usage per epoch: call `replace_trials` with the trials that the epoch's transaction read (including the reports of
-    this epoch); then `should_prune` for each lane whose trial `is_running`, in a fixed order; then store the result of
-    `drain_system_attrs` in the next transaction. For use by one thread.
-
-    Args:
-        study_name, study_id: as in the database.
-        pruner: from `pruners.build_pruner`; the same object for all epochs.
-    """
-
-    def __init__(self, *, study_name: str, pruner: BasePruner, study_id: int = 0) -> None:
-        self._storage = SnapshotStorage(study_name=study_name, study_id=study_id)
-        self._study_name = study_name
-        self._pruner = pruner
-
-    @property
-    def study(self) -> optuna.Study:
-        """An Optuna study of these trials. A new object at each call, because studies cache their trials."""
-        return optuna.Study(study_name=self._study_name, storage=self._storage, pruner=self._pruner)
-
-    def replace_trials(self, trials: Iterable[FrozenTrial]) -> None:
-        """See `SnapshotStorage.replace_trials`."""
-        self._storage.replace_trials(trials)
-
-    def drain_system_attrs(self) -> list[SystemAttr]:
-        """See `SnapshotStorage.drain_system_attrs`."""
-        return self._storage.drain_system_attrs()
-
-    def is_running(self, trial_id: int) -> bool:
-        """Whether the trial exists and is RUNNING. If not, a worker that trains it has lost its lease."""
-        try:
-            return self._storage.get_trial(trial_id).state is TrialState.RUNNING
-        except KeyError:
-            return False
-
-    def should_prune(self, trial_id: int) -> bool:
-        """The decision of `optuna.Trial.should_prune` for this RUNNING trial.
-
-        Attributes that the pruner writes are kept for `drain_system_attrs`.
-
-        Raises:
-            KeyError: the trial is not in the snapshot.
-            optuna.exceptions.UpdateFinishedTrialError: the trial has finished, so the calling worker has lost its
-                lease.
-        """
-        trial = self._storage.get_trial(trial_id)
-        self._storage.check_trial_is_updatable(trial_id, trial.state)
-        return bool(self._pruner.prune(self.study, trial))  # some of Optuna's pruners return numpy.bool

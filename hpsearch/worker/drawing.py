@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import Connection, text
 
 from hpsearch.search.samplers import SearchSpace, build_sampler, explore, learns
-from hpsearch.search.snapshot import SnapshotStorage, SystemAttr
+from hpsearch.search.snapshot import StudySnapshot, SystemAttr
 from hpsearch.store.claims.ledger import Claim, Ledger
 from hpsearch.store.rows.history import History
 from hpsearch.store.rows.trial_rows import insert_parameters
@@ -49,7 +49,7 @@ class Drawing:
         trials = self._history.read(ledger.database, only=None if learns(strategy) else claim.trial_id)
         if not any(trial._trial_id == claim.trial_id for trial in trials):
             return None
-        storage = SnapshotStorage(study_name=self._study.name, study_id=self._study.study_id)
+        storage = StudySnapshot(study_name=self._study.name, study_id=self._study.study_id)
         storage.replace_trials(trials)
         sampler = build_sampler(
             strategy,
