@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import plotly.graph_objects as go
 
 from hpsearch import metric
 from hpsearch.metric import in_percent
-from hpsearch.results.report.plot_style import BEST, COMPLETE, PRUNED, Plot, plot_text, styled
+from hpsearch.results.report.plot_style import BEST, COMPLETE, PRUNED, Plot, plot_text, scatter, styled
 from hpsearch.results.status import StudyStatus
 
 
@@ -38,9 +38,9 @@ def confirmed_errors(status: StudyStatus) -> Plot:
         "mean over seeds",
         [(mean.mean, row) for row, mean in enumerate(means, start=1)],
         {"size": 11, "color": [BEST if tied else COMPLETE for tied in is_tied]},
+        "mean %{x:.2f} %, %{text}",
         error_x=bars,
         text=["tied with the lowest" if tied else "significantly worse" for tied in is_tied],
-        hovertemplate="mean %{x:.2f} %, %{text}<extra></extra>",
     )
     figure = styled(
         go.Figure([_marks("one seed", seeds, pale), mean_marks, _marks("in the search", searched, diamond)]),
@@ -61,8 +61,9 @@ def confirmed_errors(status: StudyStatus) -> Plot:
     )
 
 
-def _marks(name: str, errors: list[tuple[float | None, int]], marker: Mapping[str, Any], **options: Any) -> go.Scatter:
-    known = [(in_percent(error), row) for error, row in errors if error is not None]
-    places = {"x": [error for error, _ in known], "y": [row for _, row in known]}
-    hover = {"hovertemplate": f"{name}: %{{x:.2f}} %<extra></extra>"}
-    return go.Scatter(**places, name=name, mode="markers", marker=dict(marker), **{**hover, **options})
+def _marks(
+    name: str, errors: Iterable[tuple[float | None, int]], marker: Mapping[str, Any], hover: str = "", **options: Any
+) -> go.Scatter:
+    """Marks at errors (fractions) in numbered rows; without those that are not known."""
+    places = [(in_percent(error), row) for error, row in errors if error is not None]
+    return scatter(name, places, hover or f"{name}: %{{x:.2f}} %", marker=dict(marker), **options)

@@ -24,11 +24,12 @@ from hpsearch.results.report.plot_style import (
     number_axis,
     plot_text,
     point_text,
+    scatter,
     styled,
 )
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary
-from hpsearch.results.trial_summary import TrialSummary
+from hpsearch.results.trial_summary import EpochRecord, TrialSummary
 from hpsearch.study.space import ZERO_SUFFIX
 
 MAX_CURVES = 300  # more lines cannot be told apart, and are slow to draw
@@ -41,22 +42,12 @@ def search_history(status: StudyStatus) -> Plot:
     complete = sorted(status.summary.complete, key=lambda trial: trial.number)
     numbers = [trial.number for trial in complete]
     errors = [in_percent(trial.value) for trial in complete if trial.value is not None]
-    trials = go.Scatter(
-        x=numbers,
-        y=errors,
-        name="trial",
-        mode="markers",
-        marker={"color": COMPLETE, "size": 7},
-        hovertemplate="trial %{x}: %{y:.2f} %<extra></extra>",
+    trials = scatter(
+        "trial", zip(numbers, errors, strict=True), "trial %{x}: %{y:.2f} %", marker={"color": COMPLETE, "size": 7}
     )
-    best = go.Scatter(
-        x=numbers,
-        y=list(accumulate(errors, min)),
-        name="best so far",
-        mode="lines",
-        line={"color": BEST, "width": 2, "shape": "hv"},
-        hovertemplate="best of trials 0 to %{x}: %{y:.2f} %<extra></extra>",
-    )
+    best_so_far = zip(numbers, accumulate(errors, min), strict=True)
+    line = {"color": BEST, "width": 2, "shape": "hv"}
+    best = scatter("best so far", best_so_far, "best of trials 0 to %{x}: %{y:.2f} %", mode="lines", line=line)
     last = len(status.summary.trials) - 1
     figure = styled(go.Figure([trials, best]), xaxis=counting_axis("trial", 0, last), yaxis=error_axis(errors))
     return Plot(caption=f"The lowest {metric.NAME} of each complete trial, by trial number.", figure=figure)
@@ -86,19 +77,23 @@ def _curve(trial: TrialSummary, highlighted: Sequence[TrialSummary], groups: set
     group, line, opacity = _curve_style(trial, highlighted)
     is_first = group not in groups
     groups.add(group)
-    return go.Scatter(
-        x=[record.epoch for record in trial.curve],
-        y=[in_percent(record.zero_one) for record in trial.curve],
-        name=group,
+    return scatter(
+        group,
+        [(record.epoch, in_percent(record.zero_one)) for record in trial.curve],
+        f"trial {trial.number}, epoch %{{x}}: %{{y:.2f}} %<br>%{{meta}}",
         legendgroup=group,
         showlegend=is_first,
-        mode="lines" if len(trial.curve) > 1 else "markers",  # a line with one point is invisible
+        mode=_mode(trial.curve),
         line=line,
         marker={"color": line["color"]},
         opacity=opacity,
         meta=point_text(trial.point_parameters),
-        hovertemplate=f"trial {trial.number}, epoch %{{x}}: %{{y:.2f}} %<br>%{{meta}}<extra></extra>",
     )
+
+
+def _mode(curve: Sequence[EpochRecord]) -> str:
+    """How a curve is drawn: a line with one point would be invisible."""
+    return "lines" if len(curve) > 1 else "markers"
 
 
 def _curve_style(trial: TrialSummary, highlighted: Sequence[TrialSummary]) -> tuple[str, dict[str, str | float], float]:
@@ -120,21 +115,12 @@ def best_trial_losses(status: StudyStatus) -> Plot:
     epochs = [record.epoch for record in best.curve]
     train = [record.train_nll for record in best.curve]
     validation = [record.validation_nll for record in best.curve]
-    mode = "lines" if len(epochs) > 1 else "markers"
     figure = go.Figure()
     curves = (("training", train, COMPLETE, "dash"), ("validation", validation, BEST, "solid"))
     for name, losses, colour, dash in curves:
-        figure.add_trace(
-            go.Scatter(
-                x=epochs,
-                y=losses,
-                name=name,
-                mode=mode,
-                line={"color": colour, "width": 2, "dash": dash},
-                marker={"color": colour, "size": 8},
-                hovertemplate=f"{name}, epoch %{{x}}: %{{y:.4f}} nats<extra></extra>",
-            )
-        )
+        places, hover = zip(epochs, losses, strict=True), f"{name}, epoch %{{x}}: %{{y:.4f}} nats"
+        style = {"line": {"color": colour, "width": 2, "dash": dash}, "marker": {"color": colour, "size": 8}}
+        figure.add_trace(scatter(name, places, hover, mode=_mode(best.curve), **style))
     if best.best_epoch:
         side = "left" if 2 * best.best_epoch > len(epochs) else "right"
         figure.add_vline(

@@ -63,6 +63,18 @@ def point_text(parameters: Mapping[str, ParameterValue]) -> str:
     return plot_text(parameters_label(parameters))
 
 
+def scatter(name: str, places: Iterable[tuple[Any, Any]], hover: str, **options: Any) -> go.Scatter:
+    """Marks, or a line with `mode="lines"`, at these coordinates (x, y), with a hover text in plotly's format."""
+    coordinates = list(places)
+    return go.Scatter(
+        x=[x for x, _ in coordinates],
+        y=[y for _, y in coordinates],
+        name=name,
+        hovertemplate=f"{hover}<extra></extra>",
+        **{"mode": "markers", **options},
+    )
+
+
 def styled(figure: go.Figure, *, height: int = 420, **layout: Any) -> go.Figure:
     """Give a figure the report's fonts, colours and margins, and return it."""
     figure.update_layout(

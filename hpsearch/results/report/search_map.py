@@ -27,6 +27,7 @@ from hpsearch.results.report.plot_style import (
     plot_text,
     point_text,
     round_numbers,
+    scatter,
     styled,
 )
 from hpsearch.results.status import StudyStatus
@@ -227,14 +228,12 @@ def _line(x: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
 def _marks(
     name: str, trials: Sequence[TrialSummary], x: MapAxis, y: Callable[[TrialSummary], float], marker: dict[str, Any]
 ) -> go.Scatter:
-    return go.Scatter(
-        x=[x.place(trial) for trial in trials],
-        y=[y(trial) for trial in trials],
-        name=name,
-        mode="markers",
+    return scatter(
+        name,
+        [(x.place(trial), y(trial)) for trial in trials],
+        "%{customdata}",
         marker=marker,
         customdata=[_hover(trial) for trial in trials],
-        hovertemplate="%{customdata}<extra></extra>",
         showlegend=bool(trials),
     )
 
