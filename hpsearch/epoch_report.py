@@ -34,9 +34,13 @@ class Validation:
     def is_finite(self) -> bool:
         return math.isfinite(self.zero_one) and math.isfinite(self.nll)
 
+    @property
+    def losses(self) -> tuple[float, float]:
+        """What validations are compared by: the zero-one loss; ties are broken by the negative log-likelihood."""
+        return self.zero_one, self.nll
+
     def is_better_than(self, other: Validation | None) -> bool:
-        """Compare the zero-one loss; ties are broken by the lower negative log-likelihood."""
-        return other is None or (self.zero_one, self.nll) < (other.zero_one, other.nll)
+        return other is None or self.losses < other.losses
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +68,7 @@ class EpochReport:
     @property
     def best(self) -> Validation:
         """The epoch's best validation, which is reported as the epoch's value."""
-        best = self.validations[0]
-        for validation in self.validations[1:]:
-            if validation.is_better_than(best):
-                best = validation
-        return best
+        return min(self.validations, key=lambda validation: validation.losses)
 
     @property
     def has_diverged(self) -> bool:

@@ -16,7 +16,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from traceback import format_exception
@@ -145,18 +145,6 @@ def take_over_logger(name: str) -> None:
     if handler is not None:
         logger.handlers[:] = [handler]
         logger.propagate = False
-
-
-@contextlib.contextmanager
-def quieted_logger(name: str) -> Iterator[None]:
-    """Suppress a library's messages below WARNING inside the context, then restore its level."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def show_no_password() -> None:

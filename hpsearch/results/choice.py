@@ -16,7 +16,7 @@ from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary, describe_counts
-from hpsearch.results.trial_summary import TrialSummary
+from hpsearch.results.trial_summary import TrialSummary, values_of
 from hpsearch.search.significance import wilson_interval
 from hpsearch.store.studies import StoredStudy
 from hpsearch.wording import counted
@@ -34,6 +34,10 @@ class ChosenPoint:
     selection: Selection
     study: StoredStudy
     trial: TrialSummary
+
+    def values(self, *names: str) -> dict[str, Any]:
+        """What chose the point, the study of its trial, and these values of the trial (`TRIAL_VALUES`), for JSON."""
+        return {"selection": self.selection.value, "study": self.study.name, **values_of(self.trial, *names)}
 
     def is_of(self, record: VaultRecord) -> bool:
         """Whether an opening of the test set evaluated this trial's model."""

@@ -79,9 +79,7 @@ def export_point(chosen: ChosenPoint, status: StudyStatus, *, now: datetime | No
     # torch.__version__ is a subclass of str, which yaml.safe_dump refuses.
     exporting_versions = {name: str(version) for name, version in current_versions().items()}
     content = {
-        "selection": chosen.selection.value,
-        "study": chosen.study.name,
-        **values_of(trial, "trial", "point", "value", "validation_nll"),
+        **chosen.values("trial", "point", "value", "validation_nll"),
         "estimate": status.estimate(chosen).as_json(),
         **values_of(trial, "best_epoch", "epochs", "stop_reason"),
         "parameters": trial.point_parameters,

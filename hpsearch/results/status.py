@@ -14,7 +14,6 @@ from hpsearch.results.confirmation.read_outcome import confirmation_for
 from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary, read_summary
-from hpsearch.results.trial_summary import values_of
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.correct_images import read_num_images
 from hpsearch.wording import parameters_label
@@ -82,9 +81,7 @@ class StudyStatus:
             **self.summary.as_json(),
             "chosen": chosen
             and {
-                "selection": chosen.selection.value,
-                "study": chosen.study.name,
-                **values_of(chosen.trial, "trial", "point", "params", "value"),
+                **chosen.values("trial", "point", "params", "value"),
                 "estimate": self.estimate(chosen).as_json(),
             },
             "confirmation": self.confirmation and self.confirmation.as_json(),

@@ -18,14 +18,11 @@ import math
 from fractions import Fraction
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 SIGNIFICANCE_LEVEL = 0.05  # two-sided: below it, two points of a coarse-to-fine search differ
-
-Alternative = Literal["two-sided", "greater", "less"]
 
 
 def discordant(bits_a: bytes, bits_b: bytes) -> tuple[int, int]:
@@ -42,33 +39,32 @@ def discordant(bits_a: bytes, bits_b: bytes) -> tuple[int, int]:
     return (a & ~b).bit_count(), (b & ~a).bit_count()
 
 
-def mcnemar_p_value(gained: int, lost: int, *, alternative: Alternative = "two-sided") -> float:
-    """The probability of these numbers, or more extreme ones, if neither trial is better. Exact, then rounded once.
+def mcnemar_p_value(gained: int, lost: int) -> float:
+    """The two-sided p-value: twice the smaller one-sided one (`gain_p_value`), at most 1.
 
     Args:
-        gained: number of images on which only the trial in question is right.
-        lost: number of images on which only the other trial is right.
-        alternative: "greater": the trial in question is better; "less": it is worse; "two-sided": they differ (twice
-            the smaller of both, at most 1).
+        gained: number of images on which only one of the two trials is right.
+        lost: number of images on which only the other one is right.
+    Raises:
+        ValueError: a number is negative.
+    """
+    return min(1.0, 2.0 * gain_p_value(max(gained, lost), min(gained, lost)))
+
+
+def gain_p_value(gained: int, lost: int) -> float:
+    """The probability of at least that many gains among the discordant images, if neither trial is better.
+
+    Exact, then rounded once: integer sums are exact whatever their size.
+
     Raises:
         ValueError: a number is negative.
     Source: McNemar (1947); the exact form is the sign test on the discordant images.
     """
     if gained < 0 or lost < 0:
         raise ValueError(f"images are counted from 0, got {gained} gained and {lost} lost")
-    match alternative:
-        case "greater":
-            return _tail(gained + lost, gained)
-        case "less":
-            return _tail(gained + lost, lost)
-        case "two-sided":
-            return min(1.0, 2.0 * _tail(gained + lost, max(gained, lost)))
-
-
-def _tail(num_coins: int, least: int) -> float:
-    """P(at least `least` heads), correct to the last bit: integer sums are exact whatever their size."""
-    is_upper = 2 * least > num_coins
-    shorter = range(least, num_coins + 1) if is_upper else range(least)
+    num_coins = gained + lost
+    is_upper = gained > lost
+    shorter = range(gained, num_coins + 1) if is_upper else range(gained)
     ways = math.comb(num_coins, shorter.start)
     num_ways = 0
     for heads in shorter:

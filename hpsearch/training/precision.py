@@ -19,17 +19,14 @@ from torch import Tensor
 from hpsearch.study.settings import Precision
 
 
-@contextlib.contextmanager
-def computing(precision: Precision, device: torch.device) -> Iterator[None]:
+def computing(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """A context for forward passes: autocast to bfloat16 if the precision is bfloat16.
 
     The backward pass of such a forward pass uses bfloat16 as well.
     """
     if precision == "bfloat16":
-        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
-            yield
-    else:
-        yield
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    return contextlib.nullcontext()
 
 
 def multiplying(precision: Precision, device: torch.device) -> AbstractContextManager[None]:

@@ -163,10 +163,6 @@ class Confirmation:
         means = [math.inf if each.mean is None else each.mean.mean for each in self.configurations]
         return sorted(range(len(means)), key=lambda index: (means[index], index))
 
-    def mean_of(self, index: int) -> MeanError | None:
-        """The error of a configuration; None if it is not compared."""
-        return self.configurations[index].mean
-
     def conclusion(self) -> str | None:
         """One line: the winner and its corrected error, which points are tied, which one is picked and why.
 

@@ -11,7 +11,6 @@ import plotly.graph_objects as go
 from optuna.trial import TrialState
 
 from hpsearch import metric
-from hpsearch.logs import quieted_logger
 from hpsearch.metric import in_percent
 from hpsearch.results.report.plot_style import (
     BEST,
@@ -30,6 +29,7 @@ from hpsearch.results.report.plot_style import (
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import EpochRecord, TrialSummary
+from hpsearch.search.snapshot import StudySnapshot
 from hpsearch.study.space import ZERO_SUFFIX
 
 MAX_CURVES = 300  # more lines cannot be told apart, and are slow to draw
@@ -168,10 +168,9 @@ def parameter_importance(status: StudyStatus) -> Plot:
 
 def optuna_study(summary: StudySummary) -> optuna.Study:
     """An in-memory copy of the study as the summary has it, for Optuna's plot."""
-    with quieted_logger("optuna.storages"):  # suppress "A new study created in memory"
-        study = optuna.create_study(study_name=summary.name, direction=metric.DIRECTION)
-    study.add_trials(trial.frozen() for trial in sorted(summary.trials, key=lambda trial: trial.number))
-    return study
+    snapshot = StudySnapshot(study_name=summary.name, study_id=summary.study.study_id)
+    snapshot.replace_trials(trial.frozen() for trial in summary.trials)
+    return snapshot.study
 
 
 def _why_no_importance(summary: StudySummary) -> str | None:

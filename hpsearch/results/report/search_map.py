@@ -156,7 +156,8 @@ def _is_placed(trial: TrialSummary, dimensions: Sequence[Dimension]) -> bool:
 
 def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
     """Caption and heat map with one cell per pair of values, for the best trial of the pair."""
-    cells = _first_by(trials, lambda trial: (x.value(trial), y.value(trial)))
+    # Trials are ordered, and the best trial of each cell, the first one, comes last here.
+    cells = {(x.value(trial), y.value(trial)): trial for trial in reversed(trials)}
     rows = [[cells.get((column, row)) for column in x.values] for row in y.values]
     colours = ErrorColours.of(_error(trial) for trial in trials if trial.is_complete)
     heat_map = go.Heatmap(
@@ -216,7 +217,7 @@ def _line(x: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
     complete = [trial for trial in trials if trial.is_complete]
     figure = go.Figure()
     if x.is_listed:
-        best = sorted(_first_by(complete, x.place).values(), key=x.place)
+        best = sorted({x.place(trial): trial for trial in reversed(complete)}.values(), key=x.place)
         line = {"mode": "lines", "line": {"color": COMPLETE, "width": 1.5}, "hoverinfo": "skip", "hovertemplate": None}
         figure.add_trace(_marks("best of each value", best, x, _error, {}).update(line))
     figure.add_trace(_marks("complete", complete, x, _error, {"size": 9, "color": COMPLETE}))
@@ -257,11 +258,3 @@ def _hover(trial: TrialSummary | None) -> str:
         return "no trial"
     unit = " %" if trial.is_complete else ""
     return f"trial {trial.number}: {_ending(trial)}{unit}<br>{point_text(trial.point_parameters)}"
-
-
-def _first_by(trials: Sequence[TrialSummary], key: Callable[[TrialSummary], Any]) -> dict[Any, TrialSummary]:
-    """The first trial of each key, which is the best one since trials are ordered."""
-    found: dict[Any, TrialSummary] = {}
-    for trial in trials:
-        found.setdefault(key(trial), trial)
-    return found

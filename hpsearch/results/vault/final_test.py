@@ -42,7 +42,7 @@ from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.stored_parameters import read_parameters
 from hpsearch.results.summary import describe_counts
-from hpsearch.results.trial_summary import TrialSummary, values_of
+from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.results.vault.opening import declare_opening
 from hpsearch.search.stopping import decide
 from hpsearch.signals import StopSignal
@@ -321,9 +321,7 @@ def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
 def _describe_point(chosen: ChosenPoint, *, is_retrained: bool) -> dict[str, Any]:
     """The keys of `Finding.chosen` that are known before the evaluation."""
     return {
-        "selection": chosen.selection.value,
-        "study": chosen.study.name,
-        **values_of(chosen.trial, "trial", "point", "params"),
+        **chosen.values("trial", "point", "params"),
         "search_error": chosen.trial.value,
         "is_retrained": is_retrained,
     }

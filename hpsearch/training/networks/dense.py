@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -54,6 +55,24 @@ class DenseLayer:
         }
 
 
+def hidden_and_scores(model: ModelSettings, *, num_inputs: int, num_classes: int) -> tuple[DenseLayer, DenseLayer]:
+    """A hidden layer of `hidden_units` units, and the softmax layer on it."""
+    width, activation = model.hidden_units, activation_of(model)
+    hidden = DenseLayer(name="hidden", num_inputs=num_inputs, num_outputs=width, activation=activation)
+    scores = DenseLayer(name="output", num_inputs=width, num_outputs=num_classes, activation=None)
+    return hidden, scores
+
+
+def dense_logits(layers: Sequence[DenseLayer], parameters: Tensors, inputs: Tensor) -> Tensor:
+    """The scores of one trial: [B, inputs] -> [B, classes]."""
+    outputs = inputs
+    for layer in layers:
+        outputs = functional.linear(outputs, parameters[layer.weight], parameters[layer.bias])
+        if layer.activation is not None:
+            outputs = layer.activation(outputs)
+    return outputs
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenseNetwork(Network):
     """A sequence of fully connected layers; `dense_step` has their gradient written out."""
@@ -72,12 +91,7 @@ class DenseNetwork(Network):
         return max(layer.num_outputs for layer in self.layers)
 
     def logits(self, parameters: Tensors, images: Tensor) -> Tensor:
-        outputs = images
-        for layer in self.layers:
-            outputs = functional.linear(outputs, parameters[layer.weight], parameters[layer.bias])
-            if layer.activation is not None:
-                outputs = layer.activation(outputs)
-        return outputs
+        return dense_logits(self.layers, parameters, images)
 
     def lane_logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         num_lanes = parameters[self.layers[0].weight].shape[0]
@@ -124,8 +138,4 @@ class Mlp(DenseNetwork):
 
     @cached_property
     def layers(self) -> tuple[DenseLayer, ...]:
-        width = self.model.hidden_units
-        activation = activation_of(self.model)
-        hidden = DenseLayer(name="hidden", num_inputs=self.num_pixels, num_outputs=width, activation=activation)
-        scores = DenseLayer(name="output", num_inputs=width, num_outputs=self.num_classes, activation=None)
-        return (hidden, scores)
+        return hidden_and_scores(self.model, num_inputs=self.num_pixels, num_classes=self.num_classes)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from hpsearch.errors import InputError
 from hpsearch.training.networks.activations import activation_of
-from hpsearch.training.networks.dense import DenseLayer, lane_linear
+from hpsearch.training.networks.dense import DenseLayer, dense_logits, hidden_and_scores, lane_linear
 from hpsearch.training.networks.initialization import ParameterShape, weight_bound
 from hpsearch.training.networks.network import Network
 from hpsearch.training.tensors import Tensors
@@ -73,11 +73,7 @@ class LeNet(Network):
     def dense_layers(self) -> tuple[DenseLayer, DenseLayer]:
         height, width = self.pooled_shapes[1]
         num_features = self.model.kernels[1] * height * width  # 50 * 4 * 4 = 800 in the deeplearning.net tutorial
-        units = self.model.hidden_units
-        activation = activation_of(self.model)
-        hidden = DenseLayer(name="hidden", num_inputs=num_features, num_outputs=units, activation=activation)
-        scores = DenseLayer(name="output", num_inputs=units, num_outputs=self.num_classes, activation=None)
-        return hidden, scores
+        return hidden_and_scores(self.model, num_inputs=num_features, num_classes=self.num_classes)
 
     @cached_property
     def parameter_shapes(self) -> dict[str, ParameterShape]:
@@ -118,11 +114,7 @@ class LeNet(Network):
             biases = parameters[f"{name}.bias"].reshape(1, -1, 1, 1)
             # Cast the biases to the maps' type: under autocast a sum with float32 would make all later maps float32.
             maps = activation_of(self.model)(pooled + biases.to(pooled.dtype))
-        hidden, scores = self.dense_layers
-        features = maps.flatten(start_dim=1)  # [B, 800]
-        units = functional.linear(features, parameters[hidden.weight], parameters[hidden.bias])
-        units = activation_of(self.model)(units)
-        return functional.linear(units, parameters[scores.weight], parameters[scores.bias])
+        return dense_logits(self.dense_layers, parameters, maps.flatten(start_dim=1))  # from [B, 800]
 
     def lane_logits(self, parameters: Tensors, images: Tensor) -> Tensor:
         num_lanes = parameters["conv1.weight"].shape[0]

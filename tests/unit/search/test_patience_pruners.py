@@ -22,7 +22,7 @@ from hpsearch.search.pruners import (
     SignificancePatiencePruner,
     report_correctness,
 )
-from hpsearch.search.significance import mcnemar_p_value
+from hpsearch.search.significance import gain_p_value
 from hpsearch.search.stopping import GeometricPatience, NoImprovementInN, StoppingRule
 
 losses_of_trials = st.lists(st.integers(0, 50).map(lambda i: i / 50), min_size=1, max_size=40)
@@ -210,7 +210,7 @@ def test_patience_grows_with_significant_new_bests_only(
             gained = lost = 0
             if reference is not None:
                 gained, lost = int((right & ~reference).sum()), int((reference & ~right).sum())
-            if reference is None or mcnemar_p_value(gained, lost, alternative="greater") <= level:
+            if reference is None or gain_p_value(gained, lost) <= level:
                 left, reference = max(left, iter * 2.0), right
         expected.append(left <= iter or (bool(expected) and expected[-1]))
         if expected[-1]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import ArtifactError
-from hpsearch.search.significance import mcnemar_p_value
+from hpsearch.search.significance import gain_p_value
 from hpsearch.search.stopping import (
     GeometricPatience,
     NeverStops,
@@ -269,7 +269,7 @@ def significant_validations(curve: list[Bits], level: float) -> list[int]:
             reference = curve[significant[-1]]
             gained = sum(now and not then for now, then in zip(bits, reference, strict=True))
             lost = sum(then and not now for now, then in zip(bits, reference, strict=True))
-            if mcnemar_p_value(gained, lost, alternative="greater") > level:
+            if gain_p_value(gained, lost) > level:
                 continue
         significant.append(index)
     return significant

@@ -173,7 +173,7 @@ def test_a_confirmation_tells_means_ties_and_the_pick(bench: Bench) -> None:
     assert chosen.trial.value == min(errors)
     assert chosen.trial in confirmation.companion.trials
     assert chosen.configuration.search_error == 0.02
-    mean = confirmation.mean_of(confirmation.winner)
+    mean = confirmation.configurations[confirmation.winner].mean
     assert mean is not None
     assert mean.mean == pytest.approx(np.mean(errors))
     assert mean.deviation == pytest.approx(np.std(errors, ddof=1))
