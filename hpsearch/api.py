@@ -33,7 +33,6 @@ from hpsearch.launch.launcher import LaunchListener, train_study
 from hpsearch.launch.options import LaunchOptions, check_launch
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.outcome import Confirmation
-from hpsearch.results.confirmation.read_outcome import read_confirmation
 from hpsearch.results.data_frame import curves_frame, trials_frame
 from hpsearch.results.export import MODEL_SUFFIX, choose_format, export_model, export_point, render_export
 from hpsearch.results.report.page import write_report
@@ -168,8 +167,7 @@ class Study:
     @property
     def confirmation(self) -> Confirmation | None:
         """The outcome of fresh seeds for the best points as of now; None if `hpsearch confirm` has not been run."""
-        with self._open() as database:
-            return read_confirmation(database, self.name)
+        return self._status().confirmation
 
     def best_parameters(self, point: PointName | None = None) -> dict[str, NDArray[np.generic]]:
         """Return the chosen point's network at its best validation: arrays by name.

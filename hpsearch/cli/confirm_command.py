@@ -49,7 +49,7 @@ def confirm(
     from hpsearch.launch.launcher import train_study
     from hpsearch.launch.options import LaunchOptions, check_launch
     from hpsearch.results.confirmation.plan import plan_confirmation
-    from hpsearch.results.confirmation.read_outcome import read_confirmation
+    from hpsearch.results.status import read_status
 
     launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=worker))
     open_artifacts(artifact_place(worker.artifacts))  # before the companion study is created
@@ -59,7 +59,7 @@ def confirm(
         became = "created" if plan.is_created else "widened" if plan.num_added else "resumed"
         with launch.first_worker(plan.definition.name) as first:
             train_study(database, plan.definition, launch, first, TerminalListener(found=became))
-        confirmation = read_confirmation(database, study)
+        confirmation = read_status(database, study).confirmation
     assert confirmation is not None, "it has just been prepared"
     try:
         if as_json:

@@ -10,7 +10,7 @@ from typing import Any
 from hpsearch.metric import error_text
 from hpsearch.results.choice import ChosenPoint, Estimate, choose_point, estimate_of
 from hpsearch.results.confirmation.outcome import Confirmation
-from hpsearch.results.confirmation.read_outcome import confirmation_for
+from hpsearch.results.confirmation.read_outcome import read_confirmation
 from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary, read_summary
@@ -110,6 +110,6 @@ def read_status(database: Database, name: str, *, with_curves: bool = False) -> 
     summary = read_summary(database, name, with_curves=with_curves)
     return StudyStatus(
         summary=summary,
-        confirmation=confirmation_for(database, summary),
+        confirmation=read_confirmation(database, summary),
         num_images=read_num_images(database, summary.study.study_id),
     )

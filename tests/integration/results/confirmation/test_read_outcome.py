@@ -17,7 +17,6 @@ from hpsearch.results.confirmation import plan as confirm_plan
 from hpsearch.results.confirmation.companion_study import CONFIRMS_ATTRIBUTE, SEED, find_companion
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.confirmation.plan import ConfirmPlan, fresh_seeds, plan_confirmation, prepare_confirmation
-from hpsearch.results.confirmation.read_outcome import read_confirmation
 from hpsearch.results.export import export_point
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import read_status
@@ -99,7 +98,7 @@ class Bench:
         return plan
 
     def read(self) -> Confirmation:
-        confirmation = read_confirmation(self.database, "small")
+        confirmation = read_status(self.database, "small").confirmation
         assert confirmation is not None
         return confirmation
 
@@ -409,7 +408,7 @@ def test_values_that_listed_points_leave_to_the_study_are_shown(bench: Bench) ->
 
 def test_without_a_confirmation_there_is_nothing_to_read(bench: Bench) -> None:
     bench.search()
-    assert read_confirmation(bench.database, "small") is None
+    assert read_status(bench.database, "small").confirmation is None
 
 
 def test_a_command_that_was_killed_before_it_could_mark_its_study_is_taken_up(
@@ -418,7 +417,7 @@ def test_a_command_that_was_killed_before_it_could_mark_its_study_is_taken_up(
     bench.search()
     bench.prepare()
     execute("DELETE FROM study_user_attributes WHERE key = :key", key=CONFIRMS_ATTRIBUTE)
-    assert read_confirmation(bench.database, "small") is None
+    assert read_status(bench.database, "small").confirmation is None
     bench.prepare()
     assert bench.read().companion.name == "small-confirm"
 
@@ -510,7 +509,7 @@ def test_the_confirmation_of_a_deleted_namesake_is_none_of_this_one(
             "WHERE a.study_id = s.study_id AND study_name = 'small' AND key = 'hpsearch:dataset_checksums'",
             json='{"digits": "other"}',
         )
-    assert read_confirmation(bench.database, "small") is None
+    assert read_status(bench.database, "small").confirmation is None
     with pytest.raises(InputError, match="confirms a deleted study of this name, which had another definition"):
         bench.plan()
 

@@ -33,9 +33,9 @@ from hpsearch.errors import (
     VaultOpenedError,
 )
 from hpsearch.postgres.embedded import EmbeddedPostgres
-from hpsearch.results.confirmation.read_outcome import read_confirmation
 from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
+from hpsearch.results.status import read_status
 from hpsearch.results.summary import read_summary
 from hpsearch.results.vault import final_test as vault
 from hpsearch.results.vault.final_test import VaultRequest, open_vault
@@ -130,7 +130,7 @@ def test_precision_is_a_matter_of_training_only(search: Search, folder: Path, pr
 def test_the_confirmed_point_goes_before_the_best_one(search: Search, folder: Path) -> None:
     searched = search(str(folder))
     confirm(searched)
-    confirmation = read_confirmation(searched.database, "searched")
+    confirmation = read_status(searched.database, "searched").confirmation
     assert confirmation is not None
     assert confirmation.chosen is not None
     record = searched.open()
