@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from benchmarks.contenders import NEVER, NOTES_IMAGES, Contender, build, gemm_rate, random_images
 from benchmarks.measurement import RESULTS, Measurement, machine, print_measurements, print_table, run_script, say
 from benchmarks.measurement import write_result as write
+from benchmarks.reference_loop import train_trial
 from benchmarks.training_speed import arithmetic
 from hpsearch.data.resident import ResidentData
 from hpsearch.device.devices import use_full_float32
@@ -45,7 +46,6 @@ from hpsearch.search.significance import critical_gains
 from hpsearch.study.settings import ModelSettings, Precision, TrainingSettings, TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
-from hpsearch.training.reference import train_trial
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]

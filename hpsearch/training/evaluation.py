@@ -19,17 +19,19 @@ from hpsearch.training.tensors import Tensors
 SLICE_FLOATS = 2**20
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Losses:
     """Losses of one trial on a set of images.
 
     Args:
         nll: mean negative log-likelihood per image, in nats.
+        correct: which images are classified correctly, bool [N], on the device.
     """
 
     num_images: int
     num_errors: int
     nll: float
+    correct: Tensor
 
     @property
     def zero_one(self) -> float:
@@ -45,18 +47,15 @@ def evaluate(network: Network, parameters: Tensors, images: Tensor, labels: Tens
         images: [N, pixels] in [0, 1], on the parameters' device.
         labels: [N] int64, on the same device.
     """
-    return _evaluate(network, parameters, images, labels)[0]
-
-
-@torch.no_grad()
-def validate(network: Network, parameters: Tensors, data: ResidentData, *, iteration: int) -> tuple[Validation, Tensor]:
-    """Losses of one trial on the whole validation set; and which images are right, bool [N], on the device.
-
-    Args:
-        iteration: minibatches that the trial has trained on so far.
-    """
-    losses, correct = _evaluate(network, parameters, data.validation_images, data.validation_labels)
-    return Validation(iteration=iteration, zero_one=losses.zero_one, nll=losses.nll), correct
+    slices, total_nll = [], 0.0
+    dtype = next(iter(parameters.values())).dtype
+    for some_images, some_labels in _slices(images, labels, network, dtype):
+        logits = network.logits(parameters, some_images)
+        slices.append(is_correct(logits, some_labels))
+        total_nll += float(sum_nll(logits, some_labels))
+    correct = torch.cat(slices)
+    num_errors = len(correct) - int(correct.sum())
+    return Losses(num_images=len(correct), num_errors=num_errors, nll=total_nll / len(correct), correct=correct)
 
 
 @torch.no_grad()
@@ -94,19 +93,6 @@ def validation_of(iteration: int, zero_one: float, nll: float, *compared: float)
     """
     gained, lost = map(int, compared) if compared else (None, None)
     return Validation(iteration=iteration, zero_one=zero_one, nll=nll, gained=gained, lost=lost)
-
-
-def _evaluate(network: Network, parameters: Tensors, images: Tensor, labels: Tensor) -> tuple[Losses, Tensor]:
-    """Losses, and which images are classified correctly, bool [N]."""
-    slices, total_nll = [], 0.0
-    dtype = next(iter(parameters.values())).dtype
-    for some_images, some_labels in _slices(images, labels, network, dtype):
-        logits = network.logits(parameters, some_images)
-        slices.append(is_correct(logits, some_labels))
-        total_nll += float(sum_nll(logits, some_labels))
-    correct = torch.cat(slices)
-    num_errors = len(correct) - int(correct.sum())
-    return Losses(num_images=len(correct), num_errors=num_errors, nll=total_nll / len(correct)), correct
 
 
 def _lane_logits(network: Network, parameters: Tensors, images: Tensor) -> Tensor:

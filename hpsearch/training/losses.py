@@ -7,7 +7,6 @@ Source: docs/sources.md, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,31 +35,6 @@ def sum_nll(logits: Tensor, labels: Tensor) -> Tensor:
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Whether an image's most probable class is its label, bool [..., B]; the first class wins a tie."""
     return logits.argmax(dim=-1) == labels
-
-
-def l1_norm(weights: Iterable[Tensor]) -> Tensor:
-    """sum |w| over all weights of one trial."""
-    return torch.stack([weight.abs().sum() for weight in weights]).sum()
-
-
-def squared_l2_norm(weights: Iterable[Tensor]) -> Tensor:
-    """sum w^2 over all weights of one trial."""
-    return torch.stack([weight.square().sum() for weight in weights]).sum()
-
-
-def regularised_loss(nll: Tensor, weights: Sequence[Tensor], *, lambda_1: float, lambda_2: float) -> Tensor:
-    """nll + lambda_1 * sum |w| + lambda_2 * sum w^2: the loss that one trial's training minimises.
-
-    A term whose lambda is 0 is not computed. The gradient of the L2 term is 2 * lambda_2 * w, so lambda_2 corresponds
-    to half the "weight decay" coefficient of other programs.
-    Source: docs/sources.md, section 3.
-    """
-    loss = nll
-    if lambda_1 > 0:
-        loss = loss + lambda_1 * l1_norm(weights)
-    if lambda_2 > 0:
-        loss = loss + lambda_2 * squared_l2_norm(weights)
-    return loss
 
 
 @dataclass(frozen=True, kw_only=True)

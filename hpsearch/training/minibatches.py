@@ -1,6 +1,6 @@
-"""An epoch's minibatches and their order, for one trial or for lanes, and the minibatches after which to validate.
+"""An epoch's minibatches and their order, and the minibatches after which to validate.
 
-Both training loops (`reference` and `lanes`) take their minibatches from here, so that both train on the same ones.
+Lanes and the reference loop (benchmarks/reference_loop.py) take their order from here, so that both train on the same.
 """
 
 from __future__ import annotations
@@ -41,21 +41,6 @@ def is_validation_due(minibatch: int, *, num_minibatches: int, validations_every
     epoch is a multiple of `validations_every`, and lets lanes in different epochs validate together.
     """
     return minibatch % validations_every == 0 or minibatch == num_minibatches
-
-
-def minibatches(
-    data: ResidentData, batch_size: int, *, dtype: torch.dtype, order: Tensor | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch's minibatches: images [B, pixels] and labels [B], each valid until the next one is requested.
-
-    Args:
-        order: [num_train] int64 on the host (`minibatch_order`); None is the file's order.
-    Source: docs/sources.md, section 1 (a minibatch is the slice x[i*B:(i+1)*B]).
-    """
-    for images, labels in data.chunks(batch_size, order):
-        for start in range(0, len(labels), batch_size):
-            rows = slice(start, start + batch_size)
-            yield images[rows].to(dtype), labels[rows]
 
 
 def lane_stretches(

@@ -2,8 +2,8 @@
 
 An update has three parts, so that a gradient need not be stored before it is used. `targets_` returns the tensor to
 which each parameter's gradient is added (and decays it). The caller adds `gradient_scale` times the gradient, for
-example by an accumulating GEMM. `finish_` turns the targets into new parameters. `update_` does all three. The state
-is a dict of tensors; with lanes the first dimension of each is [L].
+example by an accumulating GEMM. `finish_` turns the targets into new parameters. The state is a dict of tensors; with
+lanes the first dimension of each is [L].
 Source: docs/sources.md, section 4.
 """
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from hpsearch.study.registry import OPTIMIZERS
-from hpsearch.study.settings import TrainingSettings
 from hpsearch.training.losses import lanes_first
 from hpsearch.training.tensors import Tensors
 
@@ -34,13 +33,6 @@ class Rates:
     beta_1: Tensor
     beta_2: Tensor
     epsilon: Tensor
-
-    @classmethod
-    def of(cls, training: TrainingSettings, learning_rate: float, device: torch.device) -> Rates:
-        """The rates of one trial, sent to the device in one transfer."""
-        row = [learning_rate, training.momentum, training.beta_1, training.beta_2, training.epsilon]
-        rate, momentum, beta_1, beta_2, epsilon = torch.tensor(row, dtype=torch.float64, device=device).unbind()
-        return cls(learning_rate=rate, momentum=momentum, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
 
     def part(self, lanes: slice) -> Rates:
         """The rates of some lanes, as views of the same memory."""
@@ -65,15 +57,6 @@ class Optimizer(ABC):
     @abstractmethod
     def finish_(self, parameters: Tensors, state: Tensors, rates: Rates, targets: Tensors) -> None:
         """Update the parameters after every target has received its gradient."""
-
-    @torch.no_grad()
-    def update_(self, parameters: Tensors, gradients: Tensors, state: Tensors, rates: Rates) -> None:
-        """Make one step with given gradients. Modifies `parameters` and `state`."""
-        targets = self.targets_(parameters, state, rates)
-        scale = self.gradient_scale(rates)
-        for name, target in targets.items():
-            target.addcmul_(gradients[name], lanes_first(scale, target))
-        self.finish_(parameters, state, rates, targets)
 
 
 def build_optimizer(name: str) -> Optimizer:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.reference_loop import TrialResult, train_trial
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.epoch_report import EpochReport
@@ -14,7 +15,6 @@ from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettin
 from hpsearch.training.correct_images import ReferenceTest
 from hpsearch.training.lanes.capture import CapturedStep
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
-from hpsearch.training.reference import TrialResult, train_trial
 
 pytestmark = [
     pytest.mark.gpu,

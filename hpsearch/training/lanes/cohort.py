@@ -1,7 +1,7 @@
 """Cohorts: many trials as lanes of one batched computation that start, end and are refilled independently.
 
 The worker admits trials into a cohort, trains it epoch by epoch, and releases a trial when it decides to end it.
-Each lane computes what the training loop of `reference` computes for one trial.
+Each lane computes what the training loop of benchmarks/reference_loop.py computes for one trial.
 """
 
 from __future__ import annotations

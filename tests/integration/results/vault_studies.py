@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from sqlalchemy.dialects.postgresql import insert
 
+from benchmarks.reference_loop import validate
 from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
 from hpsearch.data.catalog import load_selection_data
 from hpsearch.data.lookup import DataLocations
@@ -26,7 +27,6 @@ from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy, load_study, register_study
 from hpsearch.study.definition import parse_definition
-from hpsearch.training.evaluation import validate
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker.cohorts import cohort_name
 

@@ -21,6 +21,7 @@ import torch
 from optuna.trial import TrialState
 from safetensors.numpy import load_file
 
+from benchmarks.reference_loop import validate
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.data.catalog import DataLocations
 from hpsearch.data.resident import ResidentData
@@ -38,7 +39,6 @@ from hpsearch.store.rows.correct_images import Correctness, read_correctness
 from hpsearch.store.studies import _store_definition
 from hpsearch.study.definition import StudyDefinition, parse_definition
 from hpsearch.study.settings import TrialSettings
-from hpsearch.training.evaluation import validate
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker import epoch_writer as epoch_writer_module

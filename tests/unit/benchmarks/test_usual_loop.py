@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.reference_loop import train_trial
 from benchmarks.usual_loop import UsualData, build_network, check_settings, train
 from benchmarks.usual_optuna import check_exit_codes
 from benchmarks.usual_study import StudyResult, load_usual_definition
@@ -19,7 +20,6 @@ from hpsearch.errors import HpsearchError, InputError
 from hpsearch.study.definition import load_definition
 from hpsearch.study.settings import DataSettings, ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.training.networks.build import build_network as build_own_network
-from hpsearch.training.reference import train_trial
 
 CPU = torch.device("cpu")
 DIGITS = load_selection_data(

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.reference_loop import validate
 from hpsearch.data.resident import ResidentData
 from hpsearch.study.settings import ModelSettings
 from hpsearch.training import evaluation
-from hpsearch.training.evaluation import validate, validate_lanes
+from hpsearch.training.evaluation import validate_lanes
 from hpsearch.training.losses import mean_nll
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network

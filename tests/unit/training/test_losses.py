@@ -11,15 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.reference_loop import l1_norm, regularised_loss, squared_l2_norm
 from hpsearch.study.settings import ModelSettings, TrainingSettings
 from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.losses import (
     LanePenalties,
     is_correct,
-    l1_norm,
     mean_nll,
-    regularised_loss,
-    squared_l2_norm,
     sum_nll,
 )
 from hpsearch.training.networks.build import build_network

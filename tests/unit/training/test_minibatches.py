@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.reference_loop import minibatches
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData
-from hpsearch.training.minibatches import is_validation_due, lane_stretches, minibatch_order, minibatches
+from hpsearch.training.minibatches import is_validation_due, lane_stretches, minibatch_order
 
 Build = Callable[..., ResidentData]
 BATCH = 20

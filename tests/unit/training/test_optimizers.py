@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.reference_loop import rates_of, update_
 from hpsearch.study.settings import TrainingSettings
 from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.optimizers import Rates, build_optimizer
@@ -68,11 +69,11 @@ def test_one_trial_is_updated_as_by_torch_optim(name: str, lane: int, dtype: tor
     start, gradients = parameters_and_gradients(lane, dtype)
     expected = torch_result(name, settings, start, gradients)
 
-    optimizer, rates = build_optimizer(name), Rates.of(settings, settings.learning_rate, CPU)
+    optimizer, rates = build_optimizer(name), rates_of(settings, settings.learning_rate, CPU)
     parameters = {key: value.clone() for key, value in start.items()}
     state = optimizer.initial_state(parameters)
     for step in gradients:
-        optimizer.update_(parameters, step, state, rates)
+        update_(optimizer, parameters, step, state, rates)
 
     for key, value in parameters.items():
         torch.testing.assert_close(value, expected[key], rtol=tolerance, atol=tolerance)
@@ -90,7 +91,7 @@ def test_lanes_are_updated_each_as_by_torch_optim_with_its_own_rates(name: str) 
 
     for step in range(NUM_STEPS):
         stacked = {key: torch.stack([lane[step][key] for lane in gradients]) for key in parameters}
-        optimizer.update_(parameters, stacked, state, rates)
+        update_(optimizer, parameters, stacked, state, rates)
 
     for lane in range(3):
         expected = torch_result(name, settings[lane], starts[lane], gradients[lane])
@@ -106,8 +107,8 @@ def test_momentum_keeps_the_velocity_when_the_rate_falls() -> None:
     settings = TrainingSettings(optimizer="momentum", momentum=0.5)
     one = {"w": torch.ones(1, dtype=torch.float64)}
 
-    optimizer.update_(parameters, one, state, Rates.of(settings, 1.0, CPU))  # v = -1
-    optimizer.update_(parameters, one, state, Rates.of(settings, 0.1, CPU))  # v = -0.5 - 0.1
+    update_(optimizer, parameters, one, state, rates_of(settings, 1.0, CPU))  # v = -1
+    update_(optimizer, parameters, one, state, rates_of(settings, 0.1, CPU))  # v = -0.5 - 0.1
 
     assert float(parameters["w"]) == pytest.approx(-1.6, rel=1e-15)
 
@@ -118,14 +119,14 @@ def test_adams_lanes_count_their_own_steps() -> None:
     settings = TrainingSettings(optimizer="adam")
     start, gradients = parameters_and_gradients(0, torch.float64)
     alone = {key: value.clone() for key, value in start.items()}
-    optimizer.update_(alone, gradients[0], optimizer.initial_state(alone), Rates.of(settings, 0.01, CPU))
+    update_(optimizer, alone, gradients[0], optimizer.initial_state(alone), rates_of(settings, 0.01, CPU))
 
     stacked = {key: torch.stack([value, value]) for key, value in start.items()}
     one_state = optimizer.initial_state(start)
     state = {key: torch.stack([value, value]) for key, value in one_state.items()}
     state["num_steps"][0] = 2.0
     both = {key: torch.stack([value, value]) for key, value in gradients[0].items()}
-    optimizer.update_(stacked, both, state, lane_rates([settings] * 2, [0.01] * 2))
+    update_(optimizer, stacked, both, state, lane_rates([settings] * 2, [0.01] * 2))
 
     assert state["num_steps"].tolist() == [3.0, 1.0]
     for key, value in stacked.items():
@@ -137,6 +138,6 @@ def test_sgds_target_is_the_weight_itself() -> None:
     """No gradient is ever stored: what makes the lanes' update cheap."""
     parameters = {"w": torch.ones(2, 3)}
 
-    targets = build_optimizer("sgd").targets_(parameters, {}, Rates.of(TrainingSettings(), 0.1, CPU))
+    targets = build_optimizer("sgd").targets_(parameters, {}, rates_of(TrainingSettings(), 0.1, CPU))
 
     assert targets["w"] is parameters["w"]

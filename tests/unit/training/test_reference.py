@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.reference_loop import TrialResult, train_trial, validate
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import InputError
 from hpsearch.study.settings import TrialSettings
-from hpsearch.training.evaluation import validate
 from hpsearch.training.minibatches import minibatch_order
 from hpsearch.training.networks.build import build_network
-from hpsearch.training.reference import TrialResult, train_trial
 
 CPU = torch.device("cpu")
 Build = Callable[..., ResidentData]

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.reference_loop import train_trial
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.search.significance import critical_gains
@@ -25,7 +26,6 @@ from hpsearch.training.lanes import steps as lane_steps
 from hpsearch.training.lanes.capture import CapturedStep, CapturedValidation
 from hpsearch.training.lanes.checkpoint import TrialCheckpoint
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
-from hpsearch.training.reference import train_trial
 
 CPU = torch.device("cpu")
 RATES = {"sgd": 0.1, "momentum": 0.03, "adam": 0.01}

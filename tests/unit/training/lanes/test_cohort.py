@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.reference_loop import TrialResult, train_trial, validate
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import InputError
@@ -23,11 +24,9 @@ from hpsearch.search.significance import critical_gains
 from hpsearch.search.stopping import SignificancePatience, stopping_rule
 from hpsearch.study.settings import StoppingSettings, TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
-from hpsearch.training.evaluation import validate
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.training.lanes.dense_step import BLOCK_ROWS
 from hpsearch.training.networks.build import build_network
-from hpsearch.training.reference import TrialResult, train_trial
 
 CPU = torch.device("cpu")
 Build = Callable[..., ResidentData]

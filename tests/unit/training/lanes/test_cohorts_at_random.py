@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.reference_loop import TrialResult, train_trial
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.search.significance import critical_gains
@@ -23,7 +24,6 @@ from hpsearch.training.correct_images import ReferenceTest
 from hpsearch.training.lanes import steps as lane_steps
 from hpsearch.training.lanes.capture import CapturedStep, CapturedValidation
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
-from hpsearch.training.reference import TrialResult, train_trial
 
 CPU = torch.device("cpu")
 CHUNK_BYTES = 45 * (256 * 4 + 8)

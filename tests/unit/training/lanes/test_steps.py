@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.reference_loop import rates_of, regularised_loss, update_
 from hpsearch.study.settings import ModelSettings, TrainingSettings
 from hpsearch.training.lanes.dense_step import DenseStep, is_linear
 from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.lanes.steps import AutogradStep, build_step
-from hpsearch.training.losses import mean_nll, regularised_loss
+from hpsearch.training.losses import mean_nll
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.dense import DenseNetwork
 from hpsearch.training.networks.network import Network
-from hpsearch.training.optimizers import Rates, build_optimizer
+from hpsearch.training.optimizers import build_optimizer
 
 CPU = torch.device("cpu")
 BATCH = 7
@@ -81,7 +82,7 @@ def test_steps_of_lanes_equal_single_trials_by_autograd(
     for lane, settings in enumerate(lanes):
         training = TrainingSettings(optimizer=optimizer, **settings)
         parameters = random_parameters(network, lane)
-        one, rates = build_optimizer(optimizer), Rates.of(training, training.learning_rate, CPU)
+        one, rates = build_optimizer(optimizer), rates_of(training, training.learning_rate, CPU)
         state = one.initial_state(parameters)
         for index, (images, labels) in enumerate(batches(is_shared)):
             own_images, own_labels = (images, labels) if is_shared else (images[lane], labels[lane])
@@ -91,7 +92,7 @@ def test_steps_of_lanes_equal_single_trials_by_autograd(
             loss = regularised_loss(nll, weights, lambda_1=training.lambda_1, lambda_2=training.lambda_2)
             gradients = torch.autograd.grad(loss, list(leaves.values()))
             parameters = {name: value.detach() for name, value in leaves.items()}
-            one.update_(parameters, dict(zip(parameters, gradients, strict=True)), state, rates)
+            update_(one, parameters, dict(zip(parameters, gradients, strict=True)), state, rates)
             assert float(losses[index, lane]) == pytest.approx(nll.item(), rel=1e-10)
         for name, value in parameters.items():
             torch.testing.assert_close(stack.parameters[name][lane], value, rtol=1e-8, atol=1e-10)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.reference_loop import train_trial
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import InputError
@@ -23,7 +24,6 @@ from hpsearch.study.settings import ModelSettings, TrialSettings
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.custom import CustomNetwork
-from hpsearch.training.reference import train_trial
 
 Build = Callable[..., ResidentData]
 Trial = Callable[..., TrialSettings]

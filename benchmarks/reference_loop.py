@@ -1,13 +1,14 @@
 """The readable training loop of one trial: minibatch steps, validation, best parameters, stopping.
 
-Tests compare `lanes` with this loop: lanes must give the same curves, only faster.
+Tests and gpu.py compare `hpsearch.training.lanes` with this loop: lanes must give the same curves, only faster. It is
+not in the package, which trains in lanes only; it takes networks, optimizers' numbers and schedules from there.
 Source: docs/sources.md, sections 3 to 5.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,16 +18,17 @@ from torch import Tensor
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport, Validation
-from hpsearch.study.settings import TrialSettings
+from hpsearch.study.settings import TrainingSettings, TrialSettings
 from hpsearch.training.correct_images import ReferenceTest, gained_and_lost
-from hpsearch.training.evaluation import validate
-from hpsearch.training.losses import mean_nll, regularised_loss
-from hpsearch.training.minibatches import is_validation_due, minibatch_order, minibatches
+from hpsearch.training.evaluation import evaluate
+from hpsearch.training.losses import lanes_first, mean_nll
+from hpsearch.training.minibatches import is_validation_due, minibatch_order
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network
 from hpsearch.training.optimizers import Optimizer, Rates, build_optimizer
 from hpsearch.training.precision import computing, multiplying
 from hpsearch.training.schedules import build_schedule
+from hpsearch.training.tensors import Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,7 @@ def train_trial(
     for epoch in range(1, training.max_epochs + 1):
         started = time.perf_counter()
         learning_rate = schedule.learning_rate
-        rates = Rates.of(training, learning_rate, device)
+        rates = rates_of(training, learning_rate, device)
         train_nll, validations = _train_epoch(trial, settings, data, epoch, rates, validations_every)
         schedule.finish_epoch(min(validation.zero_one for validation in validations))
         report = EpochReport(
@@ -171,10 +173,77 @@ def _train_epoch(
             gradients = torch.autograd.grad(loss, list(parameters.values()))
         for parameter in parameters.values():
             parameter.requires_grad_(False)
-        trial.optimizer.update_(parameters, dict(zip(parameters, gradients, strict=True)), trial.state, rates)
+        update_(trial.optimizer, parameters, dict(zip(parameters, gradients, strict=True)), trial.state, rates)
 
         trial.iteration += 1
         total_nll += nll.item()
         if is_validation_due(minibatch, num_minibatches=num_minibatches, validations_every=validations_every):
             validations.append(trial.validate(data))
     return total_nll / num_minibatches, validations
+
+
+def minibatches(
+    data: ResidentData, batch_size: int, *, dtype: torch.dtype, order: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch's minibatches: images [B, pixels] and labels [B], each valid until the next one is requested.
+
+    Args:
+        order: [num_train] int64 on the host (`minibatch_order`); None is the file's order.
+    Source: docs/sources.md, section 1 (a minibatch is the slice x[i*B:(i+1)*B]).
+    """
+    for images, labels in data.chunks(batch_size, order):
+        for start in range(0, len(labels), batch_size):
+            rows = slice(start, start + batch_size)
+            yield images[rows].to(dtype), labels[rows]
+
+
+def validate(network: Network, parameters: Tensors, data: ResidentData, *, iteration: int) -> tuple[Validation, Tensor]:
+    """Losses of one trial on the whole validation set; and which images are right, bool [N], on the device.
+
+    Args:
+        iteration: minibatches that the trial has trained on so far.
+    """
+    losses = evaluate(network, parameters, data.validation_images, data.validation_labels)
+    return Validation(iteration=iteration, zero_one=losses.zero_one, nll=losses.nll), losses.correct
+
+
+def l1_norm(weights: Iterable[Tensor]) -> Tensor:
+    """sum |w| over all weights of one trial."""
+    return torch.stack([weight.abs().sum() for weight in weights]).sum()
+
+
+def squared_l2_norm(weights: Iterable[Tensor]) -> Tensor:
+    """sum w^2 over all weights of one trial."""
+    return torch.stack([weight.square().sum() for weight in weights]).sum()
+
+
+def regularised_loss(nll: Tensor, weights: Sequence[Tensor], *, lambda_1: float, lambda_2: float) -> Tensor:
+    """nll + lambda_1 * sum |w| + lambda_2 * sum w^2: the loss that one trial's training minimises.
+
+    A term whose lambda is 0 is not computed. The gradient of the L2 term is 2 * lambda_2 * w, so lambda_2 corresponds
+    to half the "weight decay" coefficient of other programs.
+    Source: docs/sources.md, section 3.
+    """
+    loss = nll
+    if lambda_1 > 0:
+        loss = loss + lambda_1 * l1_norm(weights)
+    if lambda_2 > 0:
+        loss = loss + lambda_2 * squared_l2_norm(weights)
+    return loss
+
+
+def rates_of(training: TrainingSettings, learning_rate: float, device: torch.device) -> Rates:
+    """The rates of one trial, 0-d."""
+    names = ("momentum", "beta_1", "beta_2", "epsilon")
+    numbers = {"learning_rate": learning_rate, **{name: getattr(training, name) for name in names}}
+    return Rates(**{name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in numbers.items()})
+
+
+@torch.no_grad()
+def update_(optimizer: Optimizer, parameters: Tensors, gradients: Tensors, state: Tensors, rates: Rates) -> None:
+    """Make one step with given gradients. Modifies `parameters` and `state`."""
+    targets = optimizer.targets_(parameters, state, rates)
+    scale = optimizer.gradient_scale(rates)
+    for name, target in targets.items():
+        target.addcmul_(gradients[name], lanes_first(scale, target))
+    optimizer.finish_(parameters, state, rates, targets)
