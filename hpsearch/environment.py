@@ -42,4 +42,4 @@ USER: Final = "HPSEARCH_USER"  # for containers, whose own user is not a person
 # Set by a supervisor for its workers.
 SUPERVISOR_PID: Final = "HPSEARCH_SUPERVISOR_PID"
 SUPERVISED_WORKERS: Final = "HPSEARCH_SUPERVISED_WORKERS"  # number of workers on this machine: they share its memory
-PREPARATION_PIPE: Final = "HPSEARCH_PREPARATION_PIPE"  # two descriptors (worker/preparation_request.py)
+PREPARATION_PIPE: Final = "HPSEARCH_PREPARATION_PIPE"  # a descriptor (worker/preparation_request.py)

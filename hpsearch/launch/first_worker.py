@@ -7,9 +7,9 @@ checks the data and the networks, and registers the study (worker/preparation_re
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
+from multiprocessing import Pipe
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,9 @@ from hpsearch.errors import HpsearchError, InputError, SurroundingsError
 from hpsearch.launch.worker_command import WorkerCommand, WorkersFailedError
 from hpsearch.signals import STOP_SECONDS
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.worker.preparation_request import LauncherPipe, PreparationRequest
+from hpsearch.worker.preparation_request import PreparationRequest, request_preparation
 
 if TYPE_CHECKING:
-    from hpsearch.store.connection.database import Database
     from hpsearch.store.studies import Registration
 
 
@@ -35,32 +34,23 @@ class FirstWorker:
     def __init__(self, command: WorkerCommand, *, joins: bool) -> None:
         self._command = command
         self._joins = joins
-        self._pipe = LauncherPipe()
         self._has_begun = False
-        try:
-            self.process = command.start(0, self._pipe.inherited)
-        except BaseException:
-            self._pipe.close()
-            raise
-        finally:
-            for descriptor in self._pipe.inherited:
-                os.close(descriptor)
+        self._pipe, of_worker = Pipe()
+        with of_worker:
+            self.process = command.start(0, of_worker.fileno())
 
-    def prepare(
-        self, database: Database, definition: StudyDefinition, progress: DownloadProgress | None
-    ) -> Registration:
+    def prepare(self, definition: StudyDefinition, progress: DownloadProgress | None) -> Registration:
         """Let the worker check the data and the networks of a study, and register it.
 
         Raises:
             HpsearchError: as `prepare_study` raises; or the worker has died.
         """
         self._has_begun = True
-        fields = self._pipe.request(PreparationRequest(definition=definition, joins=self._joins), progress)
-        if fields is None:
+        request = PreparationRequest(definition=definition, joins=self._joins)
+        registration = request_preparation(self._pipe, request, progress)
+        if registration is None:
             raise self._death()
-        from hpsearch.store.studies import Registration, load_study  # SQLAlchemy: not before the worker has started
-
-        return Registration(study=load_study(database, definition.name), **fields)
+        return registration
 
     def _death(self) -> WorkersFailedError:
         code = self.process.wait()

@@ -85,20 +85,18 @@ def train_study(
     if launch.options.on is None:
         for taken in describe_taken(database, launch.gpus):
             listener.gpu_is_taken(taken)
-        registration = _prepare(database, definition, first, listener)
+        registration = _prepare(definition, first, listener)
         return _train(database, registration, command, launch.num_workers, listener, first)
     url = database.url.render_as_string(hide_password=False)
     command = replace(command, storage_url=url if launch.options.storage else None)
     with ray_workers(launch.options.on, command, num_workers=launch.options.workers, url=database.url) as launcher:
-        registration = _prepare(database, definition, first, listener)
+        registration = _prepare(definition, first, listener)
         return _train(database, registration, launcher, launcher.command.num_workers, listener)
 
 
-def _prepare(
-    database: Database, definition: StudyDefinition, first: FirstWorker, listener: LaunchListener
-) -> Registration:
+def _prepare(definition: StudyDefinition, first: FirstWorker, listener: LaunchListener) -> Registration:
     with listener.download() as progress:
-        return first.prepare(database, definition, progress)
+        return first.prepare(definition, progress)
 
 
 def _train(

@@ -73,11 +73,11 @@ class WorkerCommand:
         """The log file of worker number `index`."""
         return self.log_folder / f"{self.study_name}-worker-{index}.log"
 
-    def start(self, index: int, pipe: tuple[int, int] | None = None) -> subprocess.Popen[bytes]:
+    def start(self, index: int, pipe: int | None = None) -> subprocess.Popen[bytes]:
         """Start worker number `index` (0, 1, ...); its output goes to its log file.
 
         Args:
-            pipe: descriptors of a worker that is to prepare the study first (worker/preparation_request.py).
+            pipe: descriptor of a worker that is to prepare the study first (worker/preparation_request.py).
         """
         arguments = ["worker", self.study_name, *self.options.as_arguments()]
         variables = {
@@ -102,7 +102,7 @@ class WorkerCommand:
         if self.options.metrics is not None:
             variables[environment.METRICS] = str(self.options.metrics.of_worker(index))
         if pipe is not None:
-            variables[environment.PREPARATION_PIPE] = "{},{}".format(*pipe)
+            variables[environment.PREPARATION_PIPE] = str(pipe)
         with self._open_log(index) as log, _password_file(password) as descriptors:
             for descriptor in descriptors:
                 variables[environment.STORAGE_PASSWORD_FILE] = f"/dev/fd/{descriptor}"
@@ -110,7 +110,7 @@ class WorkerCommand:
                 # -P and the file's path: no module is imported from the current folder by mistake.
                 [sys.executable, "-P", str(_PROGRAM), *arguments],
                 env=variables,
-                pass_fds=(*descriptors, *(pipe or ())),
+                pass_fds=descriptors if pipe is None else (*descriptors, pipe),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,23 +1,24 @@
-"""The request to prepare a study, and its answer: JSON lines between a launcher and its first worker.
+"""The request to prepare a study, and its answer: messages between a launcher and its first worker.
 
 Loading torch takes seconds, so a launcher never does. It starts its first worker before it opens the database, and
 sends it the definition once the study turns out to need training. The worker checks the data and the networks,
 registers the study, answers, and joins the study:
 
-    launcher -> worker   {"definition": "...", "joins": true}; the end of the stream: nothing is to be done
-    worker -> launcher   {"download": ["train-images-idx3-ubyte", 1024, 9912422]} and {"warning": "..."}, as they come
-                         {"registration": {"is_new": true, "num_points": 36, ...}}
-                         or {"error": {"kind": "DataError", "message": "...", "hint": null}}
+    launcher -> worker   a `PreparationRequest`; the end of the stream: nothing is to be done
+    worker -> launcher   the progress of a download (the arguments of `DownloadProgress`) and warnings (their text), as
+                         they come; then the `Registration`, or an `HpsearchError`
+
+Both processes run the same code for the same user, so the pipe carries these objects themselves (`multiprocessing`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import environment
@@ -45,128 +46,72 @@ class PreparationRequest:
     joins: bool
 
 
-class LauncherPipe:
-    """The launcher's end.
+def request_preparation(
+    worker: Connection, request: PreparationRequest, progress: DownloadProgress | None
+) -> Registration | None:
+    """Send the request and wait for the answer. Returns None if the worker has died.
 
-    Args:
-        inherited: the worker's descriptors, for it to inherit; closed here once it has started.
+    Raises:
+        HpsearchError: the worker's error, of its class.
     """
+    send(worker, request)
+    while (message := receive(worker)) is not None:
+        match message:
+            case tuple():
+                if progress is not None:
+                    progress(*message)
+            case str():
+                _log.warning("%s", message)
+            case HpsearchError():
+                raise message
+            case _:
+                registration: Registration = message
+                return registration
+    return None
 
-    def __init__(self) -> None:
-        request, request_end = os.pipe()
-        answer_end, answer = os.pipe()
-        self.inherited = (request, answer)
-        self._request = open(request_end, "w", encoding="utf-8")  # noqa: SIM115, PTH123
-        self._answer = open(answer_end, encoding="utf-8")  # noqa: SIM115, PTH123
 
-    def request(self, request: PreparationRequest, progress: DownloadProgress | None) -> dict[str, Any] | None:
-        """Send the request and wait for the answer.
+def inherited_pipe() -> Connection | None:
+    """Return the pipe to the launcher that has passed one, or None. No later process inherits it."""
+    descriptor = os.environ.pop(environment.PREPARATION_PIPE, None)
+    if descriptor is None:
+        return None
+    os.set_inheritable(int(descriptor), False)
+    return Connection(int(descriptor))
 
-        Returns:
-            The fields of the `Registration`, without the study; None: the worker has died.
-        Raises:
-            HpsearchError: the worker's error, of its class.
-        """
-        document = {"definition": request.definition.canonical_json(), "joins": request.joins}
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps(document), file=self._request, flush=True)
-        for line in self._answer:
-            if not line.endswith("\n"):  # the worker died in the middle
-                return None
-            match json.loads(line):
-                case {"download": shown} if progress is not None:
-                    progress(*shown)
-                case {"warning": text}:
-                    _log.warning("%s", text)
-                case {"error": document}:
-                    raise _error_from(document)
-                case {"registration": fields}:
-                    return {**fields, "changes": tuple(fields["changes"])}
+
+def receive(pipe: Connection) -> Any:
+    """Wait for a message. Returns None if the other process has closed its end, perhaps in the middle of a message."""
+    try:
+        return pipe.recv()
+    except (EOFError, OSError):
         return None
 
-    def close(self) -> None:
-        """Close both ends: a worker that still waits for the request leaves."""
-        for stream in (self._request, self._answer):
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
+
+def send(pipe: Connection, message: object) -> None:
+    """Send a message. If the other process has died, nothing happens: both ends notice that in other ways."""
+    with contextlib.suppress(OSError):
+        pipe.send(message)
 
 
-class WorkerPipe:
-    """The worker's end; created by `from_environment`."""
-
-    def __init__(self, request: int, answer: int) -> None:
-        self._request = open(request, encoding="utf-8")  # noqa: SIM115
-        self._answer = open(answer, "w", encoding="utf-8")  # noqa: SIM115
-
-    @classmethod
-    def from_environment(cls) -> WorkerPipe | None:
-        """Return the pipe that a launcher has passed, or None if there is none. No later process inherits it."""
-        names = os.environ.pop(environment.PREPARATION_PIPE, None)
-        if names is None:
-            return None
-        request, answer = map(int, names.split(","))
-        for descriptor in (request, answer):
-            os.set_inheritable(descriptor, False)
-        return cls(request, answer)
-
-    def receive(self) -> PreparationRequest | None:
-        """Wait for the request. Returns None if nothing is to be prepared."""
-        line = self._request.readline()
-        if not line.endswith("\n"):
-            return None
-        message = json.loads(line)
-        definition = StudyDefinition.from_canonical_json(message["definition"])
-        return PreparationRequest(definition=definition, joins=message["joins"])
-
-    def show_download(self, file_name: str, bytes_done: int, bytes_total: int | None) -> None:
-        """Pass on the progress of a download."""
-        self._send({"download": [file_name, bytes_done, bytes_total]})
-
-    @contextlib.contextmanager
-    def passing_errors(self) -> Iterator[None]:
-        """Pass on warnings and an error of this context; the error is raised again."""
-        handler = _WarningHandler(lambda text: self._send({"warning": text}))
-        logger = logging.getLogger("hpsearch")
-        logger.addHandler(handler)
-        try:
-            yield
-        except HpsearchError as error:
-            self._send({"error": {"kind": type(error).__name__, "message": str(error), "hint": error.hint}})
-            raise
-        finally:
-            logger.removeHandler(handler)
-
-    def answer(self, registration: Registration) -> None:
-        """Answer that the study is prepared."""
-        names = ("is_new", "num_points", "num_added", "num_restored", "changes")
-        self._send({"registration": {name: getattr(registration, name) for name in names}})
-
-    def close(self) -> None:
-        """Close both ends. Safe to call again."""
-        self._request.close()
-        with contextlib.suppress(BrokenPipeError):
-            self._answer.close()
-
-    def _send(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the launcher has died, which the worker notices by itself
-            print(json.dumps(message), file=self._answer, flush=True)
+@contextlib.contextmanager
+def passing_errors(launcher: Connection) -> Iterator[None]:
+    """Pass on warnings and an error of this context; the error is raised again."""
+    handler = _WarningHandler(launcher)
+    logger = logging.getLogger("hpsearch")
+    logger.addHandler(handler)
+    try:
+        yield
+    except HpsearchError as error:
+        send(launcher, error)
+        raise
+    finally:
+        logger.removeHandler(handler)
 
 
 class _WarningHandler(logging.Handler):
-    def __init__(self, send: Callable[[str], None]) -> None:
+    def __init__(self, launcher: Connection) -> None:
         super().__init__(logging.WARNING)
-        self._send = send
+        self._launcher = launcher
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._send(record.getMessage())
-
-
-def _error_from(document: dict[str, Any]) -> HpsearchError:
-    kinds = {kind.__name__: kind for kind in _subclasses(HpsearchError)}
-    return kinds.get(document["kind"], HpsearchError)(document["message"], hint=document["hint"])
-
-
-def _subclasses(kind: type[HpsearchError]) -> Iterator[type[HpsearchError]]:
-    yield kind
-    for subclass in kind.__subclasses__():
-        yield from _subclasses(subclass)
+        send(self._launcher, record.getMessage())

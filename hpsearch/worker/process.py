@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.connection import Connection
 
 import torch
 
@@ -40,7 +40,7 @@ from hpsearch.worker.lane_count import FixedLanes, LaneChoice, MeasuredLanes
 from hpsearch.worker.measured_lane_counts import LaneMemory
 from hpsearch.worker.options import WorkerOptions, WorkerSettings
 from hpsearch.worker.preparation import check_networks, load_study_data, prepare_study
-from hpsearch.worker.preparation_request import PreparationRequest, WorkerPipe
+from hpsearch.worker.preparation_request import PreparationRequest, inherited_pipe, passing_errors, receive, send
 from hpsearch.worker.worker import Worker
 
 _log = get_logger("worker")
@@ -80,9 +80,9 @@ def run_worker(
     torch.set_num_threads(threads_per_worker(1))
     use_full_float32()
     keep_freed_memory()
-    pipe = WorkerPipe.from_environment()
-    request = None
-    if pipe is not None and (request := pipe.receive()) is None:
+    pipe = inherited_pipe()
+    request: PreparationRequest | None = None if pipe is None else receive(pipe)
+    if pipe is not None and request is None:
         return
     with LifeSign.from_environment() as life_sign, open_storage() as database:
         if pipe is not None and request is not None:
@@ -114,11 +114,16 @@ def run_worker(
             _log.warning("worker %s was stopped while the database was away: %s", worker_name(), error)
 
 
-def _prepare(database: Database, request: PreparationRequest, pipe: WorkerPipe) -> tuple[StoredStudy, SelectionData]:
-    with contextlib.closing(pipe), pipe.passing_errors():
+def _prepare(
+    database: Database, request: PreparationRequest, launcher: Connection
+) -> tuple[StoredStudy, SelectionData]:
+    def show_download(file_name: str, bytes_done: int, bytes_total: int | None) -> None:
+        send(launcher, (file_name, bytes_done, bytes_total))
+
+    with launcher, passing_errors(launcher):
         locations = DataLocations.from_environment()
-        prepared = prepare_study(database, request.definition, locations=locations, progress=pipe.show_download)
-        pipe.answer(prepared.registration)
+        prepared = prepare_study(database, request.definition, locations=locations, progress=show_download)
+        send(launcher, prepared.registration)
     return prepared.study, prepared.data
 
 

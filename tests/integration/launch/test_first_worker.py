@@ -50,12 +50,12 @@ def launch(tables_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_it_prepares_the_study_and_trains_it(launch: Launch, database: Database) -> None:
     with launch.first_worker("small") as first:
-        registration = first.prepare(database, definition(), None)
+        registration = first.prepare(definition(), None)
         assert (registration.is_new, registration.num_points, registration.changes) == (True, 2, ())
         assert first.process.wait(120) == 0
     assert is_finished(database, registration.study)
     with launch.first_worker("small") as first:
-        wider = first.prepare(database, definition(search={"learning_rate": [0.1, 0.01, 0.001]}), None)
+        wider = first.prepare(definition(search={"learning_rate": [0.1, 0.01, 0.001]}), None)
     assert (wider.is_new, wider.num_points, wider.num_added) == (False, 3, 1)
     assert wider.changes != ()
     assert first.process.poll() is not None, "the end of the context has ended it"
@@ -63,7 +63,7 @@ def test_it_prepares_the_study_and_trains_it(launch: Launch, database: Database)
 
 def test_a_worker_that_only_prepares_leaves(launch: Launch, database: Database) -> None:
     with FirstWorker(launch.command("small"), joins=False) as first:
-        registration = first.prepare(database, definition(), None)
+        registration = first.prepare(definition(), None)
         assert first.process.wait(60) == 0
     assert not is_finished(database, registration.study)
 
@@ -78,16 +78,15 @@ def test_a_worker_that_only_prepares_leaves(launch: Launch, database: Database) 
 )
 def test_what_is_wrong_is_raised_as_if_it_had_been_found_here(
     launch: Launch,
-    database: Database,
     changes: dict[str, Any],
     kind: type[Exception],
     message: str,
     hint: str | None,
 ) -> None:
     with FirstWorker(launch.command("small"), joins=False) as first:
-        first.prepare(database, definition(), None)
+        first.prepare(definition(), None)
     with launch.first_worker("small") as first, pytest.raises(kind, match=message) as caught:
-        first.prepare(database, definition(**changes), None)
+        first.prepare(definition(**changes), None)
     assert type(caught.value) is kind
     assert hint is None or hint in str(caught.value.hint)  # type: ignore[attr-defined]
 
@@ -101,11 +100,11 @@ def test_a_worker_that_is_not_needed_leaves_and_has_created_nothing(
     assert execute("SELECT * FROM studies") == []
 
 
-def test_a_worker_that_dies_before_it_has_answered_is_an_error(launch: Launch, database: Database) -> None:
+def test_a_worker_that_dies_before_it_has_answered_is_an_error(launch: Launch) -> None:
     with launch.first_worker("small") as first:
         first.process.kill()
         with pytest.raises(WorkersFailedError, match=r"worker 0 died \(signal 9\) before the study") as caught:
-            first.prepare(database, definition(), None)
+            first.prepare(definition(), None)
     assert "small-worker-0.log" in str(caught.value.hint)
 
 
