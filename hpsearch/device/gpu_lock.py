@@ -10,36 +10,29 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy import Row, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpsearch.store.claims.lease import LeaseWatch, select_leases
 from hpsearch.store.connection.database import Database
+from hpsearch.store.connection.lock_session import ADVISORY_LOCKS, LockSession
 
 # Shown by pg_stat_activity as application_name: these words, the worker's name, and a token of this process.
 SESSION_TITLE = "hpsearch gpu"
 _MOST_NAME = 40  # the server cuts an application_name at 63 bytes
 
-_SET_UP = text("""
-    SELECT set_config('application_name', :title, false)
-""")
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
 _TRY_LOCK_SHARED = text("SELECT pg_try_advisory_lock_shared(:key)")
 _UNLOCK_ALL = text("SELECT pg_advisory_unlock_all()")
-_LOCKS = """
-    FROM pg_locks l
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-      AND l.classid = CAST(:high AS oid) AND l.objid = CAST(:low AS oid)
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
-_HAS_LOCK = text(f"SELECT count(*) {_LOCKS} AND l.pid = pg_backend_pid()")
+_LOCKS = f"{ADVISORY_LOCKS} AND l.objsubid = 1 AND l.classid = CAST(:high AS oid) AND l.objid = CAST(:low AS oid)"
+_HAS_LOCK = text(f"SELECT count(*) FROM {_LOCKS} AND l.pid = pg_backend_pid()")
 _HOLDERS = text(f"""
     SELECT s.pid, s.application_name AS title
-    FROM (SELECT l.pid {_LOCKS}) held JOIN pg_stat_activity s USING (pid) ORDER BY s.backend_start
+    FROM (SELECT l.pid FROM {_LOCKS}) held JOIN pg_stat_activity s USING (pid) ORDER BY s.backend_start
 """)
 # A restarted server has lost all locks, and a cut session has lost its own. A worker that trains on a GPU takes its
 # lock again within seconds; until then, or until its lease is stale (lease.py), no other worker may take it.
@@ -74,66 +67,43 @@ class GpuLockSession:
     """
 
     def __init__(self, database: Database, worker: str = "", *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._database = database
         self._clock = clock
         self._watches: dict[str, LeaseWatch] = {}  # by the GPU's UUID
         self._title = f"{SESSION_TITLE} {worker[-_MOST_NAME:]} {secrets.token_hex(4)}"  # the name ends with the pid
-        self._connection: Connection | None = None
+        self._session = LockSession(database.engine, self._title)
 
     def try_lock(self, uuid: str, *, is_shared: bool = False) -> bool:
         """Take the lock on a GPU if it is free, or, with `is_shared`, if all of its holders share it."""
-        return bool(self._ask(_TRY_LOCK_SHARED if is_shared else _TRY_LOCK, {"key": lock_key(uuid)})[0][0])
+        return bool(self._session.ask(_TRY_LOCK_SHARED if is_shared else _TRY_LOCK, {"key": lock_key(uuid)})[0][0])
 
     def has_lock(self, uuid: str) -> bool:
         """Whether the current session holds the lock: the server releases the locks of a session that was cut."""
-        return bool(self._ask(_HAS_LOCK, _halves(uuid))[0][0])
+        return bool(self._session.ask(_HAS_LOCK, _halves(uuid))[0][0])
 
     def is_awaited(self, uuid: str) -> bool:
         """Whether a worker trains on the GPU although its session is not visible at the moment: it may come back.
 
         If it is asked repeatedly, it eventually returns False (after ABSENCE_SECONDS).
         """
-        rows = self._ask(_LEASES, {"uuid": uuid})
+        rows = self._session.ask(_LEASES, {"uuid": uuid})
         stale = self._watches.setdefault(uuid, LeaseWatch(self._clock)).look(rows)
         leases = [row for row in rows if row.owner is not None]
         return any(not row.is_present for row in leases if (row.owner, row.renewal) not in stale)
 
     def holders(self, uuid: str) -> list[Holder]:
         """Return the holders of the lock on a GPU, the oldest session first."""
-        return [self._holder_from(row) for row in self._ask(_HOLDERS, _halves(uuid))]
+        return [self._holder_from(row) for row in self._session.ask(_HOLDERS, _halves(uuid))]
 
     def end_session_of(self, holder: Holder) -> None:
         """End a session of the same database user; returns when it is gone, or after two seconds."""
-        self._ask(_END_SESSION, {"pid": holder.pid})
+        self._session.ask(_END_SESSION, {"pid": holder.pid})
 
     def close(self) -> None:
         """Release all locks and end the session."""
-        if self._connection is not None:
+        if self._session.is_open:
             with contextlib.suppress(SQLAlchemyError):
-                self._ask(_UNLOCK_ALL, {})  # at once: the server may take a moment to notice the end
-        self._drop()
-
-    def _ask(self, question: TextClause, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
-        """Run a statement in the session. A session that fails is closed, and the next call opens another one."""
-        try:
-            if self._connection is None:
-                self._connection = self._open()
-            return self._connection.execute(question, values).all()
-        except SQLAlchemyError:
-            self._drop()
-            raise
-
-    def _open(self) -> Connection:
-        connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        connection.detach()  # never returns to the pool with its locks and its title
-        connection.execute(_SET_UP, {"title": self._title})
-        return connection
-
-    def _drop(self) -> None:
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            with contextlib.suppress(SQLAlchemyError):
-                connection.close()
+                self._session.ask(_UNLOCK_ALL, {})  # at once: the server may take a moment to notice the end
+        self._session.close()
 
     def _holder_from(self, row: Row[Any]) -> Holder:
         title: str = row.title

@@ -22,10 +22,10 @@ import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Any, final
+from typing import final
 
 from optuna.artifacts.exceptions import ArtifactNotFound
-from sqlalchemy import Connection, Row, TextClause
+from sqlalchemy import Connection
 
 from hpsearch.artifacts.best_parameters import Artifacts
 from hpsearch.logs import get_logger
@@ -115,7 +115,7 @@ class Checkpoints:
 
     def find(self, trial_ids: Iterable[int]) -> dict[int, StoredCheckpoint]:
         """Return the checkpoints of earlier attempts at the points of these trials, by trial id. One statement."""
-        rows = [row._asdict() for row in self._rows(statements.FIND, trial_ids=list(trial_ids))]
+        rows = [row._asdict() for row in self.ledger.rows(statements.FIND, trial_ids=list(trial_ids))]
         return {row.pop("trial_id"): StoredCheckpoint(**row) for row in rows}
 
     def load(self, stored: StoredCheckpoint) -> bytes | None:
@@ -148,7 +148,7 @@ class Checkpoints:
         Call this only after the checkpoint's content was loaded and validated: a trial that has received its curve
         cannot start from its first epoch any more.
         """
-        rows = self._rows(
+        rows = self.ledger.rows(
             statements.RESUME,
             trial_id=trial_id,
             source_id=stored.source_trial_id,
@@ -172,20 +172,13 @@ class Checkpoints:
                 that were killed before they could discard them. Any worker may do that at any time.
         """
         with self._recording:
-            rows = self._rows(statements.NEEDLESS, trial_ids=None if trial_ids is None else list(trial_ids))
+            rows = self.ledger.rows(statements.NEEDLESS, trial_ids=None if trial_ids is None else list(trial_ids))
         needless = [row.artifact_id for row in rows]
         if needless:
             # Files first: if the rows were deleted first and the answer were lost, nothing would know the files' names.
             self._remove(needless)
-            self._rows(statements.DELETE, artifact_ids=needless)
+            self.ledger.rows(statements.DELETE, artifact_ids=needless)
         return len(needless)
-
-    @property
-    def _values(self) -> dict[str, Any]:
-        return {"study": self.ledger.study_id, "owner": self.ledger.owner}
-
-    def _rows(self, statement: TextClause, **values: object) -> Sequence[Row[Any]]:
-        return self.ledger.database.rows(statement, {**self._values, **values})
 
     def _write(self, items: Mapping[int, tuple[int, bytes]]) -> list[_WrittenFile]:
         """Write files until one is refused, because the others would be refused too.
@@ -219,7 +212,7 @@ class Checkpoints:
         self._doubtful.update(columns["artifact_id"])
 
         def work(connection: Connection) -> tuple[set[int], set[str]]:
-            rows = connection.execute(statements.SAVE, {**self._values, **columns}).all()
+            rows = connection.execute(statements.SAVE, {**self.ledger.values, **columns}).all()
             # Added at once: if the commit's answer is lost, a second run no longer sees what the first one replaced.
             self._doubtful.update(row.replaced_id for row in rows if row.replaced_id is not None)
             asked = {"artifact_ids": list(self._doubtful)}

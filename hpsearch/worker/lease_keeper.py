@@ -22,20 +22,19 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpsearch.logs import get_logger
 from hpsearch.store.claims.holdings import Holdings
-from hpsearch.store.claims.lease import PRESENCE_NAMESPACE, LeaseWatch
+from hpsearch.store.claims.lease import PRESENCE_LOCKS, PRESENCE_NAMESPACE, LeaseWatch
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.answer_limit import answer_limit
+from hpsearch.store.connection.lock_session import LockSession
 from hpsearch.wording import first_line
 from hpsearch.worker.health.watchdog import Watchdog
 
 _log = get_logger("presence")
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(:namespace, :owner)")
 _UNLOCK = text("SELECT pg_advisory_unlock(:namespace, :owner)")
-_HAS_LOCK = text("""
-    SELECT count(*) FROM pg_locks
-    WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND classid = CAST(:namespace AS oid)
-      AND objid = CAST(:owner AS oid) AND objsubid = 2
-""")
+_HAS_LOCK = text(
+    f"SELECT count(*) FROM {PRESENCE_LOCKS} AND l.pid = pg_backend_pid() AND l.objid = CAST(:owner AS oid)"
+)
 
 
 _LOCK_ANSWER_SECONDS = 5.0  # for a session that may hang while others do not
@@ -64,7 +63,7 @@ class Presence:
         self._watchdog = watchdog or Watchdog()
         self._keep = keep
         self._renewed_at = time.monotonic()
-        self._connection: Connection | None = None
+        self._session = LockSession(ledger.database.engine)
         self._stopped = threading.Event()
         self._is_given_up = False  # the thread did not end in time
         self._thread = threading.Thread(target=self._live, name="lease renewal", daemon=True)
@@ -81,7 +80,7 @@ class Presence:
         if not self._is_given_up:  # otherwise it hangs in the session, which is then cut
             with contextlib.suppress(SQLAlchemyError), answer_limit(_UNLOCK_SECONDS):
                 self._ask(_UNLOCK, self.ledger.owner)
-        self._close()
+        self._session.close()
 
     def renew(self, ledger: Ledger) -> None:
         """Renew the leases, and take the lock again if its session was cut.
@@ -107,7 +106,7 @@ class Presence:
             self._renew_until_stopped()
         finally:
             if self._is_given_up:  # it may have opened a session after the previous one was cut
-                self._close()
+                self._session.close()
 
     def _renew_until_stopped(self) -> None:
         interval = self.ledger.lease_seconds / 3
@@ -169,23 +168,4 @@ class Presence:
             _log.warning("this worker's old session is still open on the server")
 
     def _ask(self, question: TextClause, owner: int) -> bool:
-        """Run a statement in this worker's own session.
-
-        A session that fails is closed, and the next call opens another one.
-        """
-        try:
-            if self._connection is None:
-                connection = self._database.engine.connect()
-                self._connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-            values = {"namespace": PRESENCE_NAMESPACE, "owner": owner}
-            return bool(self._connection.execute(question, values).scalar_one())
-        except SQLAlchemyError:
-            self._close()
-            raise
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            with contextlib.suppress(SQLAlchemyError):
-                connection.invalidate()  # do not return a session that holds a lock to the pool
-                connection.close()
+        return bool(self._session.ask(question, {"namespace": PRESENCE_NAMESPACE, "owner": owner})[0][0])

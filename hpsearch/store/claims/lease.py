@@ -15,6 +15,8 @@ from typing import Any
 
 from sqlalchemy import Row, TextClause, text
 
+from hpsearch.store.connection.lock_session import ADVISORY_LOCKS
+
 LEASE_SECONDS = 30.0
 ABSENCE_SECONDS = 15.0  # a lease that was not renewed for this long and whose owner's session is gone is stale, too
 PRESENCE_NAMESPACE = 0x6870  # "hp": a live worker's session holds the advisory lock (namespace, owner)
@@ -23,13 +25,10 @@ Lease = tuple[int, str]  # (owner, its last renewal, as the database writes it)
 
 RENEWAL = "coalesce(CAST(p.renewed_at AS text), '')"
 
+# The locks of all live workers, whose numbers are `l.objid`.
+PRESENCE_LOCKS = f"{ADVISORY_LOCKS} AND l.objsubid = 2 AND l.classid = CAST({PRESENCE_NAMESPACE} AS oid)"
 # Whether the worker that holds the point has the session that shows its presence.
-_IS_PRESENT = f"""EXISTS (
-    SELECT FROM pg_locks l
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
-      AND l.classid = CAST({PRESENCE_NAMESPACE} AS oid) AND l.objid = CAST(p.owner AS oid)
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
-"""
+_IS_PRESENT = f"EXISTS (SELECT FROM {PRESENCE_LOCKS} AND l.objid = CAST(p.owner AS oid))"
 
 
 def select_leases(points: str) -> TextClause:

@@ -180,7 +180,7 @@ class Ledger:
             attributes: user attributes to set on the claimed trials, for example where they are trained.
         """
         token = new_claim_token() if token is None else token
-        values = {**self._values, "limit": limit, "cohort": cohort, "claim": token}
+        values = {**self.values, "limit": limit, "cohort": cohort, "claim": token}
 
         def work(connection: Connection) -> Sequence[Row[Any]]:
             # If the connection was lost after the commit, these points are already ours: claiming others instead would
@@ -222,9 +222,9 @@ class Ledger:
         rungs = as_columns("trial_id key value_json", [(i, key, json.dumps(v)) for i, key, v in rung_attributes])
 
         def work(connection: Connection) -> Sequence[Row[Any]]:
-            rows = connection.execute(statements.RECORD, {**self._values, **epochs}).all()
+            rows = connection.execute(statements.RECORD, {**self.values, **epochs}).all()
             if rungs["trial_id"]:
-                connection.execute(statements.RECORD_RUNGS, {**self._values, **rungs})
+                connection.execute(statements.RECORD_RUNGS, {**self.values, **rungs})
             return rows
 
         rows = self.database.transaction(work, "record")
@@ -249,7 +249,7 @@ class Ledger:
         )
 
         def work(connection: Connection) -> set[int]:
-            is_new = {r.trial_id: r.is_new for r in connection.execute(statements.FINISH, {**self._values, **given})}
+            is_new = {r.trial_id: r.is_new for r in connection.execute(statements.FINISH, {**self.values, **given})}
             news = [result for result in results if is_new.get(result.trial_id)]
             write_trial_attributes(connection, [(result.trial_id, result.attributes) for result in news])
             write_correctness(connection, [(result.trial_id, result.correct) for result in news])
@@ -263,11 +263,8 @@ class Ledger:
         return counted
 
     def renew(self) -> int:
-        """Renew all of the worker's leases and return how many it holds.
-
-        What the database has in this worker's name without the worker's knowledge is given back.
-        """
-        stored = self._note_stored(self._rows(statements.RENEW, "renew"))
+        """Renew all of the worker's leases, give back those that it does not know of, and return how many it holds."""
+        stored = self._note_stored(self.rows(statements.RECORD, "renew", **_report_columns({}, {})))
         surplus = self.holdings.surplus(stored)
         self._give_back(surplus)
         return len(stored - surplus)
@@ -286,7 +283,7 @@ class Ledger:
         return len(points)
 
     def _note_stored(self, rows: Sequence[Row[Any]]) -> frozenset[Hold]:
-        """Return what the database has in this worker's name, from an answer to RECORD or RENEW."""
+        """Return what the database has in this worker's name, from an answer to RECORD."""
         self.holdings.note_server(rows[0].started_at)
         return frozenset((row.trial_id, row.claim) for row in rows if row.trial_id is not None)
 
@@ -301,7 +298,7 @@ class Ledger:
 
     def watch_leases(self) -> None:
         """Look at other workers' leases, so that `reap` knows how long they have not been renewed."""
-        self._stale(self._rows(statements.LEASES, "reap"))
+        self._stale(self.rows(statements.LEASES, "reap"))
 
     def reap(self) -> int:
         """Requeue the points of dead workers and return their number. Cheap if there are none; any worker may call it.
@@ -309,7 +306,7 @@ class Ledger:
         Which workers are dead is decided from what this worker has seen so far (lease.py), so the first call finds no
         stale lease. A trial that is RUNNING without a worker is requeued at once.
         """
-        rows = self._rows(statements.LEASES, "reap")
+        rows = self.rows(statements.LEASES, "reap")
         stale = as_columns("stale_owner stale_renewal", self._stale(rows))
         if not stale["stale_owner"] and all(row.owner is not None or row.renewal is None for row in rows):
             return 0
@@ -332,7 +329,7 @@ class Ledger:
 
         def work(connection: Connection) -> list[int]:
             lock_study(connection, self.study_id)
-            rows = connection.execute(statement, {**self._values, **values}).all()
+            rows = connection.execute(statement, {**self.values, **values}).all()
             requeue.fail_and_requeue(connection, self.study_id, rows, reason, is_crash=is_crash)
             return [row.point for row in rows]
 
@@ -340,35 +337,37 @@ class Ledger:
 
     def give_back_ended_outside(self) -> int:
         """Requeue the points whose trials another program has ended, and return their number; cheap if none."""
-        if not self._rows(statements.ENDED_OUTSIDE_TRIALS, "reap"):
+        if not self.rows(statements.ENDED_OUTSIDE_TRIALS, "reap"):
             return 0
         again = statements.ENDED_OUTSIDE_FOR_UPDATE
         return len(self._requeue(again, {}, ENDED_OUTSIDE_REASON, is_crash=False, operation="reap"))
 
     def best_value(self) -> float | None:
         """Return the lowest value of a counted COMPLETE trial so far, or None."""
-        best: float | None = self._rows(statements.BEST_VALUE)[0].value
+        best: float | None = self.rows(statements.BEST_VALUE)[0].value
         return best
 
     def counts(self) -> PointCounts:
         """Count the points by state. A point whose trial another program has ended counts as WAITING."""
-        by_state = {str(row.state).lower(): row.number for row in self._rows(statements.COUNTS)}
+        by_state = {str(row.state).lower(): row.number for row in self.rows(statements.COUNTS)}
         by_state["failed"] = by_state.pop("fail", 0)
         return PointCounts(**by_state)
 
     def num_waiting(self, cohort: str) -> int:
         """Count the WAITING points that may belong to this cohort, including those still to be drawn."""
-        return int(self._rows(statements.NUM_WAITING, cohort=cohort)[0].number)
+        return int(self.rows(statements.NUM_WAITING, cohort=cohort)[0].number)
 
     def num_workers(self) -> int:
         """Count the live workers that may claim points of this study: all except those that train another study."""
-        return int(self._rows(statements.NUM_WORKERS)[0].number)
+        return int(self.rows(statements.NUM_WORKERS)[0].number)
 
-    def _rows(self, statement: TextClause, operation: DatabaseOperation = "other", **more: str) -> Sequence[Row[Any]]:
-        return self.database.rows(statement, {**self._values, **more}, operation)
+    def rows(self, statement: TextClause, operation: DatabaseOperation = "other", **more: Any) -> Sequence[Row[Any]]:
+        """Run one statement, with `values` and these, in a transaction of its own. Raises as `Database.transaction`."""
+        return self.database.rows(statement, {**self.values, **more}, operation)
 
     @property
-    def _values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, Any]:
+        """The parameters that the worker's statements share."""
         return {
             "study": self.study_id,
             "owner": self.owner,

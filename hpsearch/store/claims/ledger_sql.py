@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import TextClause, text
 
-from hpsearch.store.claims.lease import PRESENCE_NAMESPACE, RENEWAL, select_leases
+from hpsearch.store.claims.lease import PRESENCE_LOCKS, RENEWAL, select_leases
 from hpsearch.store.rows.columns import unnest
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
 
@@ -62,14 +62,9 @@ CLAIM = text(f"""
     FROM started WHERE hpsearch_points.trial_id = started.trial_id
 """)
 
-# One row is returned even if nothing is held, because it carries the start time of the server.
-_ANSWER = """
-    SELECT server.started_at, held.trial_id, held.claim{more}
-    FROM (SELECT pg_postmaster_start_time() AS started_at) server LEFT JOIN held ON true
-"""
-
-# An epoch is recorded only directly after the one before it. A curve therefore never has a gap, whichever acknowledged
-# writes the database has lost.
+# Renews the leases and records epochs, if there are any. An epoch is recorded only directly after the one before it. A
+# curve therefore never has a gap, whichever acknowledged writes the database has lost. One row is returned even if
+# nothing is held, because it carries the start time of the server.
 _REPORT = (
     "trial_id int, claim bigint, epoch int, zero_one float8, train_nll float8, validation_nll float8, "
     "learning_rate float8, seconds float8"
@@ -92,7 +87,9 @@ RECORD = text(f"""
         SELECT trial_id, epoch, train_nll, validation_nll, learning_rate, seconds FROM reports
         ON CONFLICT (trial_id, epoch) DO NOTHING
     )
-    {_ANSWER.format(more=", held.trial_id IN (SELECT trial_id FROM reports) AS is_recorded")}
+    SELECT server.started_at, held.trial_id, held.claim,
+        held.trial_id IN (SELECT trial_id FROM reports) AS is_recorded
+    FROM (SELECT pg_postmaster_start_time() AS started_at) server LEFT JOIN held ON true
 """)
 
 # Runs in one transaction after RECORD, which has locked the rows that have this owner's name.
@@ -138,13 +135,6 @@ FINISH = text(f"""
     UNION ALL
     SELECT p.trial_id, false FROM hpsearch_points p JOIN given r USING (trial_id)
     WHERE p.study_id = :study AND p.is_counted AND p.claim = coalesce(r.claim, p.claim)
-""")
-
-RENEW = text(f"""
-    WITH held AS (
-        UPDATE hpsearch_points SET {_RENEWED} WHERE study_id = :study AND owner = :owner RETURNING trial_id, claim
-    )
-    {_ANSWER.format(more="")}
 """)
 
 
@@ -197,9 +187,7 @@ NUM_WAITING = text("""
 
 # Live workers, except those that hold points of other studies, because they work there.
 NUM_WORKERS = text(f"""
-    SELECT count(DISTINCT l.objid) AS number FROM pg_locks l
-    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2 AND l.classid = CAST({PRESENCE_NAMESPACE} AS oid)
-      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    SELECT count(DISTINCT l.objid) AS number FROM {PRESENCE_LOCKS}
       AND NOT EXISTS (
         SELECT FROM hpsearch_points p WHERE CAST(p.owner AS oid) = l.objid AND p.study_id <> :study)
 """)

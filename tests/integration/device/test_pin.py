@@ -96,7 +96,8 @@ def test_our_own_session_that_the_server_has_not_missed_yet_is_ended(database: D
     with pin(database) as pinned:
         ((pid, _),) = execute(HOLDERS)
         assert pinned._session is not None
-        old, pinned._session._connection = pinned._session._connection, None
+        session = pinned._session._session
+        old, session._connection = session._connection, None
         assert pinned.keep()
         assert pinned.keep()
         ((other_pid, _),) = execute(HOLDERS)
@@ -131,7 +132,7 @@ def test_keeping_outlives_a_database_that_is_away(
 ) -> None:
     with pin(database) as pinned:
         assert pinned._session is not None
-        pinned._session._drop()
+        pinned._session._session.close()
 
         def refuse(*_: Any, **__: Any) -> Any:
             raise OperationalError("SELECT", {}, Exception("could not connect\nto the server"))

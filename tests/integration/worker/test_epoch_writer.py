@@ -305,7 +305,7 @@ def test_a_best_trial_without_parameters_is_given_back_if_a_better_one_may_have_
 def take_away(connection: Connection, ledger: Ledger) -> None:
     """What another worker does that finds these leases stale."""
     lock_study(connection, ledger.study_id)
-    rows = connection.execute(ledger_statements.HELD_FOR_UPDATE, ledger._values).all()
+    rows = connection.execute(ledger_statements.HELD_FOR_UPDATE, ledger.values).all()
     fail_and_requeue(connection, ledger.study_id, rows, "taken", is_crash=True)
 
 

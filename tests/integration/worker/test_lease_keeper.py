@@ -148,13 +148,12 @@ def test_lock_that_an_old_session_still_holds_does_not_keep_the_leases_from_bein
     with Presence(ledger) as presence:
         owner = presence.ledger.owner
         presence.ledger.claim(1)
-        old = presence._connection
-        presence._connection = None
+        old = presence._session._connection
+        presence._session._connection = None
         presence.renew(presence.ledger)
         assert "old session is still open" in caplog.text
         assert execute("SELECT owner FROM hpsearch_points WHERE owner IS NOT NULL") == [(owner,)]
         assert old is not None
-        old.invalidate()
         old.close()
 
 
@@ -231,7 +230,7 @@ def test_a_thread_that_is_late_leaves_no_session_behind(ledger: Ledger, monkeypa
         assert slow.has_begun.wait(240)
     slow.may_end.set()
     presence._thread.join(240)
-    assert presence._connection is None
+    assert presence._session._connection is None
     wait_until_missed(ledger.database, presence.ledger.owner)
     assert ledger.database.engine.pool.checkedout() == 0
 
@@ -244,7 +243,7 @@ def test_worker_that_hangs_is_not_present_for_ever(ledger: Ledger, execute: Any)
     assert reaper.reap() == 0
     assert replace(reaper, lease_seconds=0.0).reap() == 1
     assert presence.ledger.renew() == 0
-    presence._close()
+    presence._session.close()
 
 
 def test_start_waits_for_a_database_that_is_away_for_a_moment(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
