@@ -99,12 +99,7 @@ def read_situation(connection: Connection, study_id: int) -> Situation:
     """Read the situation of a study. One statement, and the rounds."""
     values = {"study": study_id, "definition": DEFINITION_ATTRIBUTE}
     row = connection.execute(_SITUATION, values).one()
-    return Situation(
-        definition=row.definition,
-        rounds=read_rounds(connection, study_id),
-        num_points=row.num_points,
-        num_unfinished=row.num_unfinished,
-    )
+    return Situation(**row._asdict(), rounds=read_rounds(connection, study_id))
 
 
 def is_finished(database: Database, study: StoredStudy) -> bool:

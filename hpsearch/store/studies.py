@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy
 import optuna
 from pydantic import ValidationError
-from sqlalchemy import Connection, exists, func, insert, select, text, update
+from sqlalchemy import Connection, Row, text
 
 import hpsearch
 from hpsearch.errors import DefinitionMismatchError, InputError, StorageError, StudyNotFoundError
-from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
-from hpsearch.store.rows.points import CohortOf, add_points, narrowing_of
+from hpsearch.store.rows.points import CohortOf, add_points, count_points, narrowing_of
 from hpsearch.store.rows.round_rows import insert_round
 from hpsearch.store.rows.widening import num_allowed, restore_lost_points, widen_study
 from hpsearch.stored_json import damaged, parse_stored, parse_stored_texts
@@ -33,8 +33,35 @@ DEFINITION_ATTRIBUTE = "hpsearch:definition"
 CHECKSUMS_ATTRIBUTE = "hpsearch:dataset_checksums"
 VERSIONS_ATTRIBUTE = "hpsearch:versions"
 
-# Whether a study has points. Optuna's tools copy a study's attributes and its trials, but not its points.
-HAS_POINTS = exists().where(tables.points.c.study_id == tables.studies.c.study_id).label("has_points")
+# Whether the study `s` has points. Optuna's tools copy a study's attributes and its trials, but not its points.
+_HAS_POINTS = "EXISTS (SELECT FROM hpsearch_points p WHERE p.study_id = s.study_id) AS has_points"
+
+_FIND = text(f"""
+    SELECT s.study_id, {_HAS_POINTS}, (
+        SELECT json_object_agg(a.key, a.value_json) FROM study_user_attributes a
+        WHERE a.study_id = s.study_id AND a.key = ANY(CAST(:keys AS text[]))) AS attributes
+    FROM studies s WHERE s.study_name = :name
+""")
+
+_MARKED = "FROM studies s JOIN study_user_attributes a USING (study_id) WHERE a.key = :key ORDER BY s.study_id"
+_NAMES = text(f"SELECT s.study_name, {_HAS_POINTS} {_MARKED}")
+_ATTRIBUTES = text(f"SELECT s.study_name, {_HAS_POINTS}, a.value_json {_MARKED}")
+
+_ATTRIBUTE = text("SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :key")
+
+_INSERT = text("""
+    WITH created AS (
+        INSERT INTO studies (study_name) VALUES (:name) RETURNING study_id
+    ), directed AS (
+        INSERT INTO study_directions (study_id, direction, objective) SELECT study_id, 'MINIMIZE', 0 FROM created
+    )
+    SELECT study_id FROM created
+""")
+
+_SET_ATTRIBUTE = text("""
+    INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:study, :key, :value)
+    ON CONFLICT (study_id, key) DO UPDATE SET value_json = excluded.value_json
+""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,18 +148,18 @@ def register_study(
         stored = _select_study_or_heir(connection, definition.name)
         if stored is None:
             _insert_study(connection, definition, dataset_checksums, cohort_of)
-            return _registration(connection, definition.name, is_new=True)
+            return replace(_registration(connection, definition.name), is_new=True)
         change = _allowed_change(stored, definition)
         _check_data(stored, dataset_checksums)
         if change.is_none:
             if stored.is_renamed:
-                _store_definition(connection, stored.study_id, stored.definition)
+                _set_attributes(connection, stored.study_id, {DEFINITION_ATTRIBUTE: stored.definition.canonical_json()})
             num_restored = restore_lost_points(connection, stored.study_id, stored.definition, cohort_of)
-            return _registration(connection, definition.name, num_restored=num_restored)
+            return replace(_registration(connection, definition.name), num_restored=num_restored)
         changed = definition.told_like(stored.definition)
         num_added = widen_study(connection, stored.study_id, stored.definition, changed, cohort_of)
-        _store_definition(connection, stored.study_id, changed)
-        return _registration(connection, definition.name, num_added=num_added, changes=change.lines)
+        _set_attributes(connection, stored.study_id, {DEFINITION_ATTRIBUTE: changed.canonical_json()})
+        return replace(_registration(connection, definition.name), num_added=num_added, changes=change.lines)
 
     return database.transaction(work)
 
@@ -169,10 +196,8 @@ def load_study(database: Database, name: str) -> StoredStudy:
 
 def stored_definition(database: Database, study_id: int) -> StudyDefinition | None:
     """Return the definition of the study that currently has this id, or None if there is none."""
-    attributes = tables.study_user_attributes.c
-    query = select(attributes.value_json).where(attributes.study_id == study_id, attributes.key == DEFINITION_ATTRIBUTE)
-    stored = database.transaction(lambda connection: connection.execute(query).scalar_one_or_none())
-    return None if stored is None else parse_stored_definition(stored, f"study number {study_id}")
+    rows = database.rows(_ATTRIBUTE, {"study": study_id, "key": DEFINITION_ATTRIBUTE})
+    return parse_stored_definition(rows[0].value_json, f"study number {study_id}") if rows else None
 
 
 def study_names(database: Database) -> list[str]:
@@ -186,15 +211,12 @@ def copied_study_names(database: Database) -> list[str]:
 
 
 def _names(database: Database) -> list[tuple[str, bool]]:
-    attributes = tables.study_user_attributes
-    query = (
-        select(tables.studies.c.study_name, HAS_POINTS)
-        .join(attributes, attributes.c.study_id == tables.studies.c.study_id)
-        .where(attributes.c.key == DEFINITION_ATTRIBUTE)
-        .order_by(tables.studies.c.study_id)
-    )
-    rows = database.transaction(lambda connection: connection.execute(query).all())
-    return [(row.study_name, row.has_points) for row in rows]
+    return [(row.study_name, row.has_points) for row in database.rows(_NAMES, {"key": DEFINITION_ATTRIBUTE})]
+
+
+def read_attributes(connection: Connection, key: str) -> Sequence[Row[Any]]:
+    """Return `study_name`, `has_points` and `value_json` of every study that has this attribute, oldest first."""
+    return connection.execute(_ATTRIBUTES, {"key": key}).all()
 
 
 def parse_stored_definition(text: str, what: str) -> StudyDefinition:
@@ -219,7 +241,7 @@ def parse_stored_definition(text: str, what: str) -> StudyDefinition:
 
 def attribute_place(key: str) -> str:
     """Return where an attribute of a study is stored, for messages."""
-    return f"table {tables.study_user_attributes.name}, key {key}"
+    return f"table study_user_attributes, key {key}"
 
 
 def _allowed_change(stored: StoredStudy, definition: StudyDefinition) -> StudyChange:
@@ -250,17 +272,11 @@ def _select_study(connection: Connection, name: str) -> StoredStudy | None:
             given it a name that hpsearch does not allow.
         StorageError: a newer hpsearch created it, or its attributes are damaged.
     """
-    found = connection.execute(
-        select(tables.studies.c.study_id, HAS_POINTS).where(tables.studies.c.study_name == name)
-    ).one_or_none()
+    ours = [DEFINITION_ATTRIBUTE, CHECKSUMS_ATTRIBUTE, VERSIONS_ATTRIBUTE]
+    found = connection.execute(_FIND, {"name": name, "keys": ours}).one_or_none()
     if found is None:
         return None
-    study_id = found.study_id
-    attributes = tables.study_user_attributes.c
-    ours = (DEFINITION_ATTRIBUTE, CHECKSUMS_ATTRIBUTE, VERSIONS_ATTRIBUTE)
-    query = select(attributes.key, attributes.value_json)
-    rows = connection.execute(query.where(attributes.study_id == study_id, attributes.key.in_(ours)))
-    texts = {row.key: row.value_json for row in rows}
+    texts: Mapping[str, str] = found.attributes or {}
     if DEFINITION_ATTRIBUTE not in texts:
         raise InputError(f"study {name!r} exists, but hpsearch did not create it", hint="choose another study name")
     if not found.has_points:
@@ -283,7 +299,7 @@ def _select_study(connection: Connection, name: str) -> StoredStudy | None:
             hint="use the version that created it",
         ) from error
     return StoredStudy(
-        study_id=study_id,
+        study_id=found.study_id,
         definition=_renamed(definition, name),
         dataset_checksums=checksums,
         versions=versions,
@@ -311,14 +327,9 @@ def _select_study_or_heir(connection: Connection, name: str) -> StoredStudy | No
     stored = _select_study(connection, name)
     if stored is not None:
         return stored
-    attributes = tables.study_user_attributes.c
-    query = (
-        select(tables.studies.c.study_name, attributes.value_json, HAS_POINTS)
-        .join(tables.study_user_attributes, attributes.study_id == tables.studies.c.study_id)
-        .where(attributes.key == DEFINITION_ATTRIBUTE, func.strpos(attributes.value_json, name) > 0)
-        .order_by(tables.studies.c.study_id)
-    )
-    for row in connection.execute(query):
+    for row in read_attributes(connection, DEFINITION_ATTRIBUTE):
+        if name not in row.value_json:  # parsing takes longer
+            continue
         try:
             was = parse_stored_definition(row.value_json, f"study {row.study_name!r}").name
         except (StorageError, ValidationError):  # not readable, so it cannot be identified
@@ -338,46 +349,23 @@ def _select_study_or_heir(connection: Connection, name: str) -> StoredStudy | No
     return None
 
 
-def _registration(
-    connection: Connection,
-    name: str,
-    *,
-    is_new: bool = False,
-    num_added: int = 0,
-    num_restored: int = 0,
-    changes: tuple[str, ...] = (),
-) -> Registration:
+def _registration(connection: Connection, name: str) -> Registration:
     """Return the study as it is now, in this transaction."""
     study = _select_study(connection, name)
     assert study is not None
-    count = select(func.count()).select_from(tables.points).where(tables.points.c.study_id == study.study_id)
-    num_points: int = connection.execute(count).scalar_one()
-    return Registration(
-        study=study,
-        is_new=is_new,
-        num_points=num_points,
-        num_added=num_added,
-        num_restored=num_restored,
-        changes=changes,
-    )
+    return Registration(study=study, is_new=False, num_points=count_points(connection, study.study_id))
 
 
 def _insert_study(
     connection: Connection, definition: StudyDefinition, checksums: Mapping[str, str], cohort_of: CohortOf
 ) -> None:
-    study_id: int = connection.execute(
-        insert(tables.studies).values(study_name=definition.name).returning(tables.studies.c.study_id)
-    ).scalar_one()
-    connection.execute(insert(tables.study_directions).values(study_id=study_id, direction="MINIMIZE", objective=0))
+    study_id: int = connection.execute(_INSERT, {"name": definition.name}).scalar_one()
     attributes = {
         DEFINITION_ATTRIBUTE: definition.canonical_json(),
         CHECKSUMS_ATTRIBUTE: dict(checksums),
         VERSIONS_ATTRIBUTE: current_versions(),
     }
-    connection.execute(
-        insert(tables.study_user_attributes),
-        [{"study_id": study_id, "key": k, "value_json": json.dumps(v)} for k, v in attributes.items()],
-    )
+    _set_attributes(connection, study_id, attributes)
     if definition.search.strategy != "coarse-to-fine":
         add_points(connection, study_id, definition, list(definition.points()), cohort_of)
         return
@@ -387,10 +375,6 @@ def _insert_study(
     add_points(connection, study_id, definition, first.points, cohort_of, round_number=0)
 
 
-def _store_definition(connection: Connection, study_id: int, definition: StudyDefinition) -> None:
-    attributes = tables.study_user_attributes
-    connection.execute(
-        update(attributes)
-        .where(attributes.c.study_id == study_id, attributes.c.key == DEFINITION_ATTRIBUTE)
-        .values(value_json=json.dumps(definition.canonical_json()))
-    )
+def _set_attributes(connection: Connection, study_id: int, attributes: Mapping[str, Any]) -> None:
+    for key, value in attributes.items():
+        connection.execute(_SET_ATTRIBUTE, {"study": study_id, "key": key, "value": json.dumps(value)})

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import Enum, auto
-from functools import partial
+from functools import cache, partial
 from typing import Any, final
 
 from optuna.trial import TrialState
@@ -24,7 +24,7 @@ from hpsearch.search.narrowing.closed_round import Finished, FinishReason, Known
 from hpsearch.search.significance import SIGNIFICANCE_LEVEL, discordant, mcnemar_p_value, proportions_differ
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Situation, read_situation
-from hpsearch.store.rows.correct_images import read_correctness
+from hpsearch.store.rows.correct_images import read_correctness, read_num_images
 from hpsearch.store.rows.points import (
     RESUMED_AT_ATTRIBUTE,
     CohortOf,
@@ -204,7 +204,7 @@ class TrialComparison:
     def __init__(self, database: Database, study_id: int) -> None:
         self._database = database
         self._study_id = study_id
-        self._bits: dict[int, bytes | None] = {}
+        self._read = cache(partial(_read_bits, database))  # a trial takes part in several comparisons
         self.note = ""
 
     def __call__(self, one: KnownPoint, other: KnownPoint) -> bool:
@@ -215,22 +215,16 @@ class TrialComparison:
         if bits_one is not None and bits_other is not None and len(bits_one) == len(bits_other):
             return mcnemar_p_value(*discordant(bits_one, bits_other)) < SIGNIFICANCE_LEVEL
         self.note = "trials that hpsearch has not trained were compared without a record of their images"
-        num_images = self._num_images()
+        num_images = read_num_images(self._database, self._study_id)
         if num_images is None or not (0 <= one.value <= 1 and 0 <= other.value <= 1):
             return one.value != other.value
         return proportions_differ(one.value, other.value, num_images)
 
-    def _read(self, trial_id: object) -> bytes | None:
-        assert isinstance(trial_id, int)
-        if trial_id not in self._bits:
-            found = read_correctness(self._database, [trial_id]).get(trial_id)
-            self._bits[trial_id] = None if found is None else found.bits
-        return self._bits[trial_id]
 
-    def _num_images(self) -> int | None:
-        values = {"study": self._study_id}
-        number: int | None = self._database.transaction(lambda connection: connection.scalar(_NUM_IMAGES, values))
-        return number
+def _read_bits(database: Database, trial_id: object) -> bytes | None:
+    assert isinstance(trial_id, int)
+    found = read_correctness(database, [trial_id]).get(trial_id)
+    return None if found is None else found.bits
 
 
 # Epochs that an attempt has taken over from an earlier one are counted once.
@@ -239,9 +233,4 @@ _TRAINED = text("""
     FROM trials t JOIN hpsearch_epochs e USING (trial_id)
         LEFT JOIN trial_user_attributes r ON r.trial_id = t.trial_id AND r.key = :resumed
     WHERE t.study_id = :study AND e.epoch > coalesce(CAST(r.value_json AS int), 0)
-""")
-
-_NUM_IMAGES = text("""
-    SELECT max(c.num_images) FROM hpsearch_correctness c JOIN trials t USING (trial_id)
-    WHERE t.study_id = :study AND c.num_images > 0
 """)

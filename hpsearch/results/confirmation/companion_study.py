@@ -10,12 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
-
-from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.points import point_key
-from hpsearch.store.studies import HAS_POINTS, StoredStudy, attribute_place
+from hpsearch.store.studies import StoredStudy, attribute_place, read_attributes
 from hpsearch.stored_json import Kind, check_kind, damaged, parse_stored_object
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.registry import FAMILIES
@@ -63,16 +60,13 @@ def confirmations(database: Database) -> dict[str, dict[str, Any]]:
     Raises:
         StorageError: a stored attribute is damaged.
     """
-    attributes = tables.study_user_attributes
-    query = (
-        select(tables.studies.c.study_name, attributes.c.value_json)
-        .join(attributes, attributes.c.study_id == tables.studies.c.study_id)
-        .where(attributes.c.key == CONFIRMS_ATTRIBUTE, HAS_POINTS)
-        .order_by(tables.studies.c.study_id)
-    )
-    rows = database.transaction(lambda connection: connection.execute(query).all())
+    rows = database.transaction(lambda connection: read_attributes(connection, CONFIRMS_ATTRIBUTE))
     place = attribute_place(CONFIRMS_ATTRIBUTE)
-    return {row.study_name: _parse_confirms(row.value_json, f"study {row.study_name!r}", place) for row in rows}
+    return {
+        row.study_name: _parse_confirms(row.value_json, f"study {row.study_name!r}", place)
+        for row in rows
+        if row.has_points
+    }
 
 
 def _parse_confirms(text: str, what: str, place: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""The tables: hpsearch's own, and those columns of Optuna's that hpsearch's statements name.
+"""The tables: hpsearch's own, and the keys of Optuna's tables to which they refer.
 
 Optuna's tables hold what every Optuna program reads: studies, trials, parameters, values. Optuna's own declarations are
-not imported, because they take longer to load than `hpsearch status` takes to answer; a test compares all names with
-them. Both schema versions are checked when a database is opened (schema.py). hpsearch's tables hold what Optuna has no
-place for:
+not imported, because they take longer to load than `hpsearch status` takes to answer; a test compares all names in
+hpsearch's statements with them. Both schema versions are checked when a database is opened (schema.py). hpsearch's
+tables hold what Optuna has no place for:
 
     hpsearch_schema        one row: the version of these tables
     hpsearch_points        one row per point of a study: its current trial, its attempt, and the lease on it
@@ -26,25 +26,13 @@ from sqlalchemy import BigInteger, Column, DateTime, Double, ForeignKey, Integer
 # Version of hpsearch's own tables; schema.py upgrades older versions. 1: points, epochs. 2: checkpoints. 3:
 # correctness, rounds, vault. 4: vault_intents.
 SCHEMA_VERSION = 4
-OPTUNA_REVISION = "v3.2.0.a"  # revision of Optuna's tables whose columns are declared here (Optuna 3.2 to 5.0)
+OPTUNA_REVISION = "v3.2.0.a"  # revision of Optuna's tables that hpsearch's statements name (Optuna 3.2 to 5.0)
 
 
 _optuna = sa.MetaData()  # never created from here: Optuna creates its own tables
 
-studies = Table("studies", _optuna, Column("study_id", Integer), Column("study_name", Text))
-study_directions = Table(
-    "study_directions", _optuna, Column("study_id", Integer), Column("direction", Text), Column("objective", Integer)
-)
-study_user_attributes = Table(
-    "study_user_attributes", _optuna, Column("study_id", Integer), Column("key", Text), Column("value_json", Text)
-)
-trials = Table(
-    "trials",
-    _optuna,
-    Column("trial_id", Integer, primary_key=True),
-    Column("study_id", Integer),
-    Column("number", Integer),
-)
+studies = Table("studies", _optuna, Column("study_id", Integer))
+trials = Table("trials", _optuna, Column("trial_id", Integer))
 
 OPTUNA_TABLES = (
     *("studies", "study_directions", "study_user_attributes", "trials", "trial_params", "trial_values"),

@@ -22,8 +22,8 @@ _READ = text("""
 
 # All trials of a study are evaluated on the same images.
 _NUM_IMAGES = text("""
-    SELECT c.num_images FROM hpsearch_correctness c JOIN trials t USING (trial_id)
-    WHERE t.study_id = :study AND c.num_images > 0 LIMIT 1
+    SELECT max(c.num_images) AS num_images FROM hpsearch_correctness c JOIN trials t USING (trial_id)
+    WHERE t.study_id = :study AND c.num_images > 0
 """)
 
 _WRITE = text(f"""
@@ -74,8 +74,9 @@ def read_correctness(database: Database, trial_ids: Sequence[int]) -> dict[int, 
 
 def read_num_images(database: Database, study_id: int) -> int | None:
     """Return the number of images in the study's validation set, or None if no trial has a record of it."""
-    rows = database.rows(_NUM_IMAGES, {"study": study_id})
-    return rows[0].num_images if rows else None
+    (row,) = database.rows(_NUM_IMAGES, {"study": study_id})
+    num_images: int | None = row.num_images
+    return num_images
 
 
 def write_correctness(connection: Connection, items: Iterable[tuple[int, Correctness | None]]) -> None:

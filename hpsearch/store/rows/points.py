@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 from sqlalchemy import Connection, text
 
@@ -133,9 +134,8 @@ def count_points(connection: Connection, study_id: int) -> int:
 def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
     """Return all points of a study with their current trials, in order. Two statements."""
     values = {"study": study_id, "nll": NLL_ATTRIBUTE}
-    texts = connection.execute(_DISTRIBUTIONS, values)
     what = f"a parameter of study number {study_id}"
-    distributions = {row.hash: parse_stored_distribution(row.distribution_json, what) for row in texts}
+    distributions = read_distributions(connection, study_id)
     return [
         StoredPoint(
             point=row.point,
@@ -149,6 +149,16 @@ def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
         )
         for row in connection.execute(_POINTS, values)
     ]
+
+
+def read_distributions(connection: Connection, study_id: int) -> dict[str, BaseDistribution]:
+    """Return the distributions that parameters of a study have, by the MD5 of their text.
+
+    Each one is read once, however many trials have it: a distribution over a long list of values is long.
+    """
+    what = f"a parameter of study number {study_id}"
+    texts = connection.execute(_DISTRIBUTIONS, {"study": study_id})
+    return {row.hash: parse_stored_distribution(row.distribution_json, what) for row in texts}
 
 
 def _number(text: str, what: str) -> float | None:
@@ -170,10 +180,9 @@ _FREE_NUMBERS = text("""
     ORDER BY number LIMIT :count
 """)
 
-# Each distribution is sent once, however many trials have it: a distribution over a long list of values is long.
 _DISTRIBUTIONS = text("""
     SELECT DISTINCT md5(q.distribution_json) AS hash, q.distribution_json
-    FROM hpsearch_points p JOIN trial_params q USING (trial_id) WHERE p.study_id = :study
+    FROM trials t JOIN trial_params q USING (trial_id) WHERE t.study_id = :study
 """)
 
 _POINTS = text(f"""

@@ -13,10 +13,18 @@ from optuna.distributions import distribution_to_json
 from sqlalchemy import Connection, text
 
 from hpsearch.store.rows.columns import as_columns, unnest
-from hpsearch.store.rows.points import CohortOf, add_points, count_points, narrowing_of, point_key, read_points
+from hpsearch.store.rows.points import (
+    CohortOf,
+    add_points,
+    count_points,
+    narrowing_of,
+    point_key,
+    read_distributions,
+    read_points,
+)
 from hpsearch.store.rows.round_rows import insert_round, read_last_state, read_rounds, remove_end
 from hpsearch.store.rows.trial_rows import lock_study
-from hpsearch.stored_json import external_value, parse_stored_distribution
+from hpsearch.stored_json import external_value
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import Point
 
@@ -100,9 +108,8 @@ def _encode_anew(connection: Connection, study_id: int, stored: StudyDefinition,
     if not changed:
         return
     values = {"study": study_id, "names": list(changed)}
-    texts = connection.execute(_DISTRIBUTIONS, values)
     what = f"a parameter of study number {study_id}"
-    distributions = {row.hash: parse_stored_distribution(row.distribution_json, what) for row in texts}
+    distributions = read_distributions(connection, study_id)
     rows = [
         (name, hash_, old, changed[name].to_internal_repr(external_value(distributions[hash_], old, what)))
         for name, hash_, old in connection.execute(_STORED_VALUES, values)
@@ -114,12 +121,6 @@ def _encode_anew(connection: Connection, study_id: int, stored: StudyDefinition,
 
 _STORED_VALUES = text("""
     SELECT DISTINCT q.param_name, md5(q.distribution_json) AS hash, q.param_value
-    FROM trials t JOIN trial_params q USING (trial_id)
-    WHERE t.study_id = :study AND q.param_name = ANY(CAST(:names AS text[]))
-""")
-
-_DISTRIBUTIONS = text("""
-    SELECT DISTINCT md5(q.distribution_json) AS hash, q.distribution_json
     FROM trials t JOIN trial_params q USING (trial_id)
     WHERE t.study_id = :study AND q.param_name = ANY(CAST(:names AS text[]))
 """)

@@ -72,7 +72,7 @@ def test_every_table_and_column_that_our_sql_names_is_declared(
     assert unknown_names(declared, statements) == {}
 
 
-@pytest.mark.parametrize("name", ["studies", "study_directions", "study_user_attributes", "trials"])
+@pytest.mark.parametrize("name", ["studies", "trials"])
 def test_the_columns_of_optunas_tables_that_tables_py_has_are_declared(name: str) -> None:
     declared = models.BaseModel.metadata.tables[name]
     assert set(getattr(tables, name).columns.keys()) <= set(declared.columns.keys())
