@@ -6,17 +6,13 @@ checks the data and the networks, and registers the study (worker/preparation_re
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import subprocess
+from contextlib import AbstractContextManager
 from multiprocessing import Pipe
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from hpsearch.data.download import DownloadProgress
 from hpsearch.errors import HpsearchError, InputError, SurroundingsError
-from hpsearch.launch.worker_command import WorkerCommand, WorkersFailedError
-from hpsearch.signals import STOP_SECONDS
+from hpsearch.launch.worker_command import WorkerCommand, WorkersFailedError, end_workers
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.worker.preparation_request import PreparationRequest, request_preparation
 
@@ -24,7 +20,7 @@ if TYPE_CHECKING:
     from hpsearch.store.studies import Registration
 
 
-class FirstWorker:
+class FirstWorker(AbstractContextManager["FirstWorker"]):
     """Worker number 0, which waits for a study to prepare. If it still runs at the end of the context, it is ended.
 
     Args:
@@ -62,19 +58,8 @@ class FirstWorker:
             exit_code=code if is_verdict and self._command.final_error(0) else HpsearchError.exit_code,
         )
 
-    def __enter__(self) -> FirstWorker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            self._pipe.close()
-            if self._has_begun and self.process.poll() is None:
-                self.process.send_signal(signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(timeout=STOP_SECONDS)
-        finally:  # also at a second Ctrl-C; before the request a worker holds nothing that it could give back
-            if self.process.poll() is None:
-                self.process.kill()
-                self.process.wait()
+    def __exit__(self, *_: object) -> None:
+        self._pipe.close()
+        if not self._has_begun:  # before the request, a worker holds nothing that it could give back
+            self.process.kill()
+        end_workers([self.process])

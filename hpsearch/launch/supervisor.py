@@ -6,9 +6,6 @@ Ctrl-C as SIGTERM, and reads progress. Workers notice when their supervisor is g
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,9 +13,8 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from hpsearch.errors import HpsearchError, InputError, SurroundingsError
-from hpsearch.launch.worker_command import WorkersFailedError
+from hpsearch.launch.worker_command import WorkerProcess, WorkersFailedError, end_workers
 from hpsearch.logs import get_logger
-from hpsearch.signals import STOP_SECONDS
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Progress, read_progress
@@ -27,15 +23,6 @@ from hpsearch.store.studies import StoredStudy
 _log = get_logger("supervisor")
 
 MAX_RESTARTS = 5  # per worker, counted anew when a point is counted or given up
-
-
-class WorkerProcess(Protocol):
-    """A running worker as the supervisor sees it: subprocess.Popen, or an actor (ray_launcher.py)."""
-
-    def poll(self) -> int | None: ...
-    def send_signal(self, number: int, /) -> None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def kill(self) -> None: ...
 
 
 class WorkerLauncher(Protocol):
@@ -86,23 +73,7 @@ class Supervisor:
                 self._look_after_workers(progress.counts)
                 time.sleep(self.poll_seconds)
         finally:
-            self.stop()
-
-    def stop(self) -> None:
-        """End all workers: SIGTERM first, then SIGKILL for those that do not stop in time, or at a second Ctrl-C."""
-        deadline = time.monotonic() + STOP_SECONDS
-        try:
-            for process in self.processes.values():
-                if process.poll() is None:
-                    process.send_signal(signal.SIGTERM)
-            for process in self.processes.values():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=max(0.1, deadline - time.monotonic()))
-        finally:
-            for process in self.processes.values():
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+            end_workers(self.processes.values())
 
     def _look_after_workers(self, counts: PointCounts) -> None:
         if counts.counted + counts.failed > self._num_settled:

@@ -8,19 +8,23 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
+from typing import Protocol
 
 from hpsearch import environment
 from hpsearch.errors import ArtifactError, HpsearchError
 from hpsearch.home import make_folder
 from hpsearch.logs import find_final_error
 from hpsearch.safe_text import mask_passwords
+from hpsearch.signals import STOP_SECONDS
 from hpsearch.worker.options import WorkerOptions
 
 LOG_LIMIT_BYTES = 16 * 2**20  # of a worker's log; one older part of the same size is kept
@@ -35,6 +39,32 @@ class WorkersFailedError(HpsearchError):
     def __init__(self, message: str, *, hint: str, exit_code: int) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code  # of the worker: it says what was wrong
+
+
+class WorkerProcess(Protocol):
+    """A running worker as its launcher sees it: subprocess.Popen, or an actor (ray_launcher.py)."""
+
+    def poll(self) -> int | None: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
+
+
+def end_workers(processes: Collection[WorkerProcess]) -> None:
+    """End these workers: SIGTERM first, then SIGKILL for those that do not stop in time, or at a second Ctrl-C."""
+    deadline = time.monotonic() + STOP_SECONDS
+    try:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 # How long torch's threads spin before they sleep: about 50 microseconds. A minibatch has dozens of synchronisations.

@@ -20,7 +20,7 @@ from hpsearch.errors import ArtifactError
 from hpsearch.launch import supervisor as module
 from hpsearch.launch import worker_command as command_module
 from hpsearch.launch.supervisor import MAX_RESTARTS, Supervisor
-from hpsearch.launch.worker_command import SPIN_COUNT, WorkerCommand, WorkersFailedError
+from hpsearch.launch.worker_command import SPIN_COUNT, WorkerCommand, WorkersFailedError, end_workers
 from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.progress import Progress
 from hpsearch.store.rows.round_rows import StoredRound
@@ -170,14 +170,10 @@ class Deaf:
         self.code = -signal.SIGKILL
 
 
-def test_a_second_ctrl_c_that_comes_while_workers_are_asked_to_stop_leaves_none_of_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    watching = supervisor(monkeypatch, tmp_path, "", [OPEN])
+def test_a_second_ctrl_c_that_comes_while_workers_are_asked_to_stop_leaves_none_of_them() -> None:
     workers = [Deaf(), Deaf()]
-    watching.processes.update(enumerate(workers))
     with pytest.raises(KeyboardInterrupt):
-        watching.stop()
+        end_workers(workers)
     assert [worker.poll() for worker in workers] == [-signal.SIGKILL] * 2
 
 
