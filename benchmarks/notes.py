@@ -24,7 +24,8 @@ from torch import Tensor
 
 import hpsearch
 from benchmarks.measurement import run_script, say
-from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.catalog import load_selection_data
+from hpsearch.data.lookup import DataLocations
 from hpsearch.errors import HpsearchError
 from hpsearch.results.summary import read_summary
 from hpsearch.results.trial_summary import EpochRecord, TrialSummary

@@ -20,7 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from benchmarks.scratch import scratch_folder, scratch_postgres
 from hpsearch.artifacts.best_parameters import open_artifacts
-from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.catalog import load_selection_data
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.device.pin import PinnedDevice
 from hpsearch.epoch_report import EpochReport, Validation

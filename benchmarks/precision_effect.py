@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.measurement import RESULTS, Measurement, machine, print_table, run_script, say, write_result
-from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.catalog import load_selection_data
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.study.settings import DataSettings, ModelSettings, Precision, TrainingSettings, TrialSettings
 from hpsearch.training.host_memory import keep_freed_memory

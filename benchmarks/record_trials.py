@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from benchmarks.recorded_trials import RECORDED
-from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.catalog import load_selection_data
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.study.settings import DataSettings, ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.training.evaluation import validate_lanes

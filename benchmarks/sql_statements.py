@@ -34,7 +34,7 @@ from sqlalchemy import event
 from benchmarks.measurement import RESULTS, machine, print_table, run_script, write_result
 from benchmarks.scratch import scratch_folder, scratch_postgres
 from hpsearch.artifacts.best_parameters import open_artifacts
-from hpsearch.data.catalog import DataLocations
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.device.pin import PinnedDevice
 from hpsearch.search.pruners import build_pruner

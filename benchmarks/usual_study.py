@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.usual_loop import check_settings
-from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.catalog import load_selection_data
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import InputError
 from hpsearch.study.definition import StudyDefinition, load_definition

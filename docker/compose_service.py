@@ -232,8 +232,9 @@ def _can_have_mnist(file: str) -> bool:
     Damaged files are not taken for missing ones: then the command itself says what is wrong.
     """
     from hpsearch.console.progress_view import download_progress
-    from hpsearch.data.catalog import DataLocations, load_selection_data
+    from hpsearch.data.catalog import load_selection_data
     from hpsearch.data.download import MirrorsFailedError
+    from hpsearch.data.lookup import DataLocations
     from hpsearch.errors import DataError
     from hpsearch.study.definition import load_definition
 

@@ -74,7 +74,7 @@ def _prepare(database: Database, plan: ConfirmPlan, top: int) -> ConfirmPlan:
     """Say what will be done, and bring the companion study to what it shall be; returns what was done."""
     from hpsearch.console.notice import say
     from hpsearch.console.progress_view import download_progress
-    from hpsearch.data.catalog import DataLocations
+    from hpsearch.data.lookup import DataLocations
     from hpsearch.results.confirmation.plan import prepare_confirmation
     from hpsearch.results.summary import describe_counts
 
@@ -94,4 +94,4 @@ def _prepare(database: Database, plan: ConfirmPlan, top: int) -> ConfirmPlan:
         f"{plan.num_added} of {plan.definition.num_points} trainings are new"
     )
     with download_progress() as progress:
-        return prepare_confirmation(database, plan, locations=DataLocations.from_environment(), progress=progress)
+        return prepare_confirmation(database, plan, locations=DataLocations.from_environment(progress))

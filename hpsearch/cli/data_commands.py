@@ -27,7 +27,7 @@ def fetch(name: DatasetName) -> None:
     from hpsearch.data.catalog import fetch_dataset
 
     with download_progress() as progress:
-        paths = fetch_dataset(name, DataLocations.from_environment(), progress)
+        paths = fetch_dataset(name, DataLocations.from_environment(progress))
     for path in paths:
         print_line(str(path))
     if not paths:

@@ -65,7 +65,7 @@ def create(
     from hpsearch.console.launch_view import describe_registration
     from hpsearch.console.progress_view import download_progress
     from hpsearch.console.tables import print_json
-    from hpsearch.data.catalog import DataLocations
+    from hpsearch.data.lookup import DataLocations
     from hpsearch.data.registry import with_absolute_dataset
     from hpsearch.results.status import read_status
     from hpsearch.store.studies import find_study
@@ -74,8 +74,8 @@ def create(
     with options.open_storage(storage) as database:
         find_study(database, with_absolute_dataset(definition))
         with download_progress() as progress:
-            locations = DataLocations.from_environment()
-            prepared = prepare_study(database, definition, locations=locations, progress=progress)
+            locations = DataLocations.from_environment(progress)
+            prepared = prepare_study(database, definition, locations=locations)
         if as_json:
             print_json(read_status(database, prepared.study.name).as_json())
         else:

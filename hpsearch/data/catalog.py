@@ -7,34 +7,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from hpsearch.data import published
 from hpsearch.data.data_file import read_data_file
-from hpsearch.data.download import DownloadProgress
 from hpsearch.data.forms.digits import DIGITS, BundledDigits
 from hpsearch.data.lookup import DataLocations, download_published, find_file
 from hpsearch.data.published import FILE_NAMES, PublishedSet, check_published
 from hpsearch.data.registry import catalog_names, resolve_dataset, unknown_dataset
-from hpsearch.data.splits import SelectionData, Split
+from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError
 from hpsearch.study.settings import DataSettings
-
-# The public names of the package, including names from other modules.
-__all__ = [
-    "DataLocations",
-    "DownloadProgress",
-    "FileCheck",
-    "FileState",
-    "SelectionData",
-    "Split",
-    "catalog_names",
-    "fetch_dataset",
-    "load_selection_data",
-    "verify_dataset",
-]
 
 
 class FileState(Enum):
@@ -65,23 +50,17 @@ class FileCheck:
         return self.state in (FileState.VERIFIED, FileState.UNVERIFIED)
 
 
-def load_selection_data(
-    settings: DataSettings, *, locations: DataLocations, progress: DownloadProgress | None = None
-) -> SelectionData:
+def load_selection_data(settings: DataSettings, *, locations: DataLocations) -> SelectionData:
     """Load the training and validation parts of a data set. Test files are never opened.
 
-    Args:
-        progress: called during downloads.
     Raises:
         InputError: no such data set, or `train_samples` exceeds the number of training images.
         DataError: files are missing, damaged, or do not match their checksums.
     """
-    return resolve_dataset(settings.dataset).load_selection(
-        settings.train_samples, replace(locations, progress=progress)
-    )
+    return resolve_dataset(settings.dataset).load_selection(settings.train_samples, locations)
 
 
-def fetch_dataset(name: str, locations: DataLocations, progress: DownloadProgress | None = None) -> tuple[Path, ...]:
+def fetch_dataset(name: str, locations: DataLocations) -> tuple[Path, ...]:
     """Verify all four files of a published set, and download the missing ones.
 
     Downloads go into the cache, where a wrong file is replaced. Repeated calls, and concurrent calls by several
@@ -96,7 +75,6 @@ def fetch_dataset(name: str, locations: DataLocations, progress: DownloadProgres
     published = _find_published(name)
     if published is None:
         return ()
-    locations = replace(locations, progress=progress)
     return tuple(_fetch_file(published, file_name, locations) for file_name in FILE_NAMES)
 
 

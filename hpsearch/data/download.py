@@ -7,7 +7,6 @@ target is therefore never partial, and any number of processes can download the 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import http.client
 import logging
 import os
@@ -20,6 +19,7 @@ from typing import BinaryIO, Protocol
 
 from hpsearch import __version__
 from hpsearch.errors import DataError
+from hpsearch.home import user_name
 
 DEFAULT_TIMEOUT_SECONDS = 30.0  # for each network operation, not for the whole download
 MAX_DOWNLOAD_BYTES = 2**30  # some mirrors use plain HTTP: an attacker must not be able to fill the disk
@@ -155,13 +155,6 @@ def _make_folder(folder: Path) -> None:
 
 def _write_error(path: Path, error: OSError) -> DataError:
     return DataError(
-        f"{path}: cannot be written by user {_user_name()}: {error.strerror or error}",
+        f"{path}: cannot be written by user {user_name()}: {error.strerror or error}",
         hint="free some space or permit writing there, or set XDG_CACHE_HOME to another folder",
     )
-
-
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        return str(os.getuid())

@@ -8,9 +8,8 @@ must prove that the intent to open the test set is on record. Source: docs/sourc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from hpsearch.data.download import DownloadProgress
 from hpsearch.data.forms.form import OpeningPermit
 from hpsearch.data.lookup import DataLocations
 from hpsearch.data.registry import resolve_dataset
@@ -31,12 +30,7 @@ class HeldOutSplit(Split):
     checksums: Mapping[str, str]
 
 
-def load_test_split(
-    settings: DataSettings,
-    locations: DataLocations,
-    is_declared: Callable[[], bool],
-    progress: DownloadProgress | None = None,
-) -> HeldOutSplit:
+def load_test_split(settings: DataSettings, locations: DataLocations, is_declared: Callable[[], bool]) -> HeldOutSplit:
     """Load the whole test part of a data set (`train_samples` limits training only).
 
     Args:
@@ -50,6 +44,5 @@ def load_test_split(
             "the test images are not read: their opening is not on record",
             hint="hpsearch test STUDY does both",
         )
-    source = resolve_dataset(settings.dataset)
-    split, checksums = source.read_test_part(OpeningPermit(), replace(locations, progress=progress))
+    split, checksums = resolve_dataset(settings.dataset).read_test_part(OpeningPermit(), locations)
     return HeldOutSplit(images=split.images, labels=split.labels, checksums=checksums)

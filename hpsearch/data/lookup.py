@@ -38,14 +38,14 @@ class DataLocations:
     progress: DownloadProgress | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def from_environment(cls) -> DataLocations:
+    def from_environment(cls, progress: DownloadProgress | None = None) -> DataLocations:
         """HPSEARCH_DATA, and the user's cache folder (XDG_CACHE_HOME on Linux).
 
         Raises:
             DataError: the user has no home folder, and no environment variable names one.
         """
         local = os.environ.get(environment.DATA)
-        return cls(local=Path(local).expanduser() if local else None, cache=_cache() / "data")
+        return cls(local=Path(local).expanduser() if local else None, cache=_cache() / "data", progress=progress)
 
     def folders(self, name: str) -> tuple[Path, ...]:
         """The folders to search for files of the published set `name`, in order.

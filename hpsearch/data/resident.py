@@ -8,6 +8,7 @@ Source: docs/sources.md, section 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,29 +26,22 @@ def copy_to_device(host: Tensor, device: torch.device) -> Tensor:
     return host.to(device)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ResidentData:
     """The training and validation tensors of one data set on one device; created by `place`.
 
     Args:
+        train: read with `chunks`.
         validation_images: [V, pixels] float32 in [0, 1], on the device.
         validation_labels: [V] int64, on the device.
         image_shape: height and width in pixels.
     """
 
-    def __init__(
-        self,
-        *,
-        train: _WholeTraining | _ChunkedTraining,
-        validation_images: Tensor,
-        validation_labels: Tensor,
-        image_shape: tuple[int, int],
-        num_classes: int,
-    ) -> None:
-        self._train = train
-        self.validation_images = validation_images
-        self.validation_labels = validation_labels
-        self.image_shape = image_shape
-        self.num_classes = num_classes
+    train: _WholeTraining | _ChunkedTraining
+    validation_images: Tensor
+    validation_labels: Tensor
+    image_shape: tuple[int, int]
+    num_classes: int
 
     @classmethod
     def place(
@@ -85,21 +79,20 @@ class ResidentData:
 
         Resident training data are shared; chunks get their own buffers.
         """
-        return ResidentData(
-            train=self._train.head(num_train),
+        return replace(
+            self,
+            train=self.train.head(num_train),
             validation_images=self.validation_images[:num_validation],
             validation_labels=self.validation_labels[:num_validation],
-            image_shape=self.image_shape,
-            num_classes=self.num_classes,
         )
 
     @property
     def num_train(self) -> int:
-        return self._train.num_images
+        return self.train.num_images
 
     @property
     def is_chunked(self) -> bool:
-        return isinstance(self._train, _ChunkedTraining)
+        return isinstance(self.train, _ChunkedTraining)
 
     def num_minibatches(self, batch_size: int) -> int:
         """The number of minibatches in an epoch. Images that do not fill a last minibatch are left out.
@@ -112,7 +105,7 @@ class ResidentData:
             raise InputError(
                 f"training.batch_size must be in 1..{self.num_train} (the training images), got {batch_size}"
             )
-        self._train.check_fit(batch_size)
+        self.train.check_fit(batch_size)
         return self.num_train // batch_size
 
     def chunks(self, batch_size: int, order: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -134,7 +127,7 @@ class ResidentData:
         num_images = self.num_minibatches(batch_size) * batch_size
         if order is not None and (order.shape != (self.num_train,) or order.dtype != torch.int64):
             raise ValueError(f"order must be [{self.num_train}] int64, got {list(order.shape)} {order.dtype}")
-        return self._train.chunks(batch_size, None if order is None else order[:num_images])
+        return self.train.chunks(batch_size, None if order is None else order[:num_images])
 
 
 class _WholeTraining:

@@ -14,7 +14,7 @@ import pickletools
 import reprlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,55 +180,45 @@ def unpickle_arrays(content: bytes) -> object:
         raise RefusedPickleError(f"damaged or no pickle at all ({type(error).__name__}: {str(error)[:80]})") from error
 
 
+def _load_bytearray(unpickler: Any) -> None:
+    # Python's own handler allocates the length that the pickle claims before it reads the bytes.
+    unpickler.append(unpickler.read(int.from_bytes(unpickler.read(8), "little")))
+
+
+_OPCODE_NAMES: Mapping[int, str] = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+_HANDLERS: Mapping[int, Callable[[Any], None]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray}
+
+
+class _AdmittedHandlers(dict[int, Callable[[Any], None]]):
+    """The handlers of the opcodes that arrays need. The unpickler looks one up for each opcode of the pickle."""
+
+    def __init__(self) -> None:
+        super().__init__({code: _HANDLERS[code] for code in _HANDLERS if _OPCODE_NAMES[code] in _ADMITTED_OPCODES})
+        self._num_opcodes = 0
+
+    def __getitem__(self, code: int) -> Callable[[Any], None]:
+        self._num_opcodes += 1
+        if self._num_opcodes > _MAX_OPCODES:  # a gigabyte of small opcodes would exhaust memory
+            raise RefusedPickleError(f"more than {_MAX_OPCODES} opcodes")
+        return super().__getitem__(code)
+
+    def __missing__(self, code: int) -> NoReturn:
+        raise RefusedPickleError(f"the opcode {_OPCODE_NAMES[code]}")
+
+
 # The Python implementation of the unpickler, not the one in C: a single hostile index (LONG_BINPUT) makes the memo of
 # the C implementation allocate 34 GB. Speed does not matter: there are few opcodes, and one has all bytes of an array.
 class _InertUnpickler(pickle._Unpickler):
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {}
-
     def __init__(self, content: bytes) -> None:
         # Latin-1 preserves the bytes of Python 2 strings.
         super().__init__(io.BytesIO(content), fix_imports=False, encoding="latin-1")
-        self.num_opcodes = 0
+        self.dispatch = _AdmittedHandlers()  # type: ignore[misc]  # of this pickle only, for it counts
 
     def find_class(self, module: str, name: str) -> object:
         try:
             return _ADMITTED_NAMES[module, name]
         except KeyError:
             raise RefusedPickleError(f"the name {_shorten(module + '.' + name)}") from None
-
-
-def _admit(handler: Callable[[Any], None]) -> Callable[[Any], None]:
-    def handle(unpickler: _InertUnpickler) -> None:
-        unpickler.num_opcodes += 1
-        if unpickler.num_opcodes > _MAX_OPCODES:  # a gigabyte of small opcodes would exhaust memory
-            raise RefusedPickleError(f"more than {_MAX_OPCODES} opcodes")
-        handler(unpickler)
-
-    return handle
-
-
-def _refuse(opcode_name: str) -> Callable[[Any], None]:
-    def handle(_: _InertUnpickler) -> None:
-        raise RefusedPickleError(f"the opcode {opcode_name}")
-
-    return handle
-
-
-def _load_bytearray(unpickler: Any) -> None:
-    # Python's own handler allocates the length that the pickle claims before it reads the bytes.
-    unpickler.append(unpickler.read(int.from_bytes(unpickler.read(8), "little")))
-
-
-def _make_dispatch() -> dict[int, Callable[[Any], None]]:
-    handlers = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray}
-    names = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-    return {
-        code: _admit(handler) if names[code] in _ADMITTED_OPCODES else _refuse(names[code])
-        for code, handler in handlers.items()
-    }
-
-
-_InertUnpickler.dispatch = _make_dispatch()
 
 
 class _ShortRepr(reprlib.Repr):

@@ -13,7 +13,8 @@ from functools import partial
 import optuna
 import torch
 
-from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.catalog import load_selection_data
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.device.devices import VisibleDevices, describe_device, make_current, use_full_float32, wanted_gpus
 from hpsearch.epoch_report import EpochReport

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hpsearch.data.catalog import DataLocations, DownloadProgress, load_selection_data
+from hpsearch.data.catalog import load_selection_data
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.registry import with_absolute_dataset
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData
@@ -43,13 +44,7 @@ class PreparedStudy:
         return self.registration.is_new
 
 
-def prepare_study(
-    database: Database,
-    definition: StudyDefinition,
-    *,
-    locations: DataLocations,
-    progress: DownloadProgress | None = None,
-) -> PreparedStudy:
+def prepare_study(database: Database, definition: StudyDefinition, *, locations: DataLocations) -> PreparedStudy:
     """Create the study, find it with the same definition and the same data, or change it to this definition.
 
     `find_study` tells before any data is fetched that a definition cannot change; callers that may wait call it first.
@@ -61,21 +56,19 @@ def prepare_study(
         StorageError: the database went away.
     """
     definition = with_absolute_dataset(definition)
-    data = load_selection_data(definition.data, locations=locations, progress=progress)
+    data = load_selection_data(definition.data, locations=locations)
     check_points(definition, data)
     registration = register_study(database, definition, dataset_checksums=data.checksums, cohort_of=cohort_name)
     return PreparedStudy(registration=registration, data=data)
 
 
-def load_study_data(
-    study: StoredStudy, *, locations: DataLocations, progress: DownloadProgress | None = None
-) -> SelectionData:
+def load_study_data(study: StoredStudy, *, locations: DataLocations) -> SelectionData:
     """Load the data of a stored study on this machine.
 
     Raises:
         DataError: it is missing, damaged, or not the data that the study was created with.
     """
-    data = load_selection_data(study.definition.data, locations=locations, progress=progress)
+    data = load_selection_data(study.definition.data, locations=locations)
     if dict(data.checksums) != dict(study.dataset_checksums):
         changed = [name for name, sha in study.dataset_checksums.items() if data.checksums.get(name) != sha]
         raise DataError(

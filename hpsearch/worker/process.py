@@ -15,7 +15,8 @@ import torch
 from hpsearch import environment
 from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
 from hpsearch.artifacts.place import artifact_place
-from hpsearch.data.catalog import DataLocations, DownloadProgress
+from hpsearch.data.download import DownloadProgress
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData
 from hpsearch.device.devices import VisibleDevices, make_current, use_full_float32, wanted_gpus
@@ -92,7 +93,7 @@ def run_worker(
         else:
             study = load_study(database, name)
             with show_download() as progress:
-                selection = load_study_data(study, locations=DataLocations.from_environment(), progress=progress)
+                selection = load_study_data(study, locations=DataLocations.from_environment(progress))
             check_networks(study.definition, selection)
         _ = database.storage  # an Optuna that cannot keep best parameters is noticed before a point is claimed
         stop = StopSignal(parent_pid=supervisor_pid).install()
@@ -121,8 +122,8 @@ def _prepare(
         send(launcher, (file_name, bytes_done, bytes_total))
 
     with launcher, passing_errors(launcher):
-        locations = DataLocations.from_environment()
-        prepared = prepare_study(database, request.definition, locations=locations, progress=show_download)
+        locations = DataLocations.from_environment(show_download)
+        prepared = prepare_study(database, request.definition, locations=locations)
         send(launcher, prepared.registration)
     return prepared.study, prepared.data
 

@@ -19,7 +19,8 @@ from optuna.trial import TrialState
 from sqlalchemy import create_engine, text
 
 from hpsearch.cli.main import run_command_line
-from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.catalog import load_selection_data
+from hpsearch.data.lookup import DataLocations
 from hpsearch.study.settings import DataSettings
 
 pytestmark = pytest.mark.acceptance

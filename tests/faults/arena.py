@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import NullPool, Row, create_engine, text
 
-from hpsearch.data.catalog import DataLocations
+from hpsearch.data.lookup import DataLocations
 from hpsearch.store.connection.database import open_database
 from hpsearch.study.definition import parse_definition
 from hpsearch.worker.preparation import prepare_study

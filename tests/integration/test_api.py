@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 import hpsearch
 from hpsearch.api import Study
-from hpsearch.data.catalog import DataLocations
+from hpsearch.data.lookup import DataLocations
 from hpsearch.errors import (
     DefinitionMismatchError,
     InputError,

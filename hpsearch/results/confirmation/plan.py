@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import text
 
-from hpsearch.data.catalog import DataLocations, DownloadProgress
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import InputError, StudyNotFoundError
 from hpsearch.postgres.lock_wait import wait_for_lock
@@ -129,9 +129,7 @@ def _plan(database: Database, search: StudySummary, companion: str, top: int, se
     )
 
 
-def prepare_confirmation(
-    database: Database, plan: ConfirmPlan, *, locations: DataLocations, progress: DownloadProgress | None = None
-) -> ConfirmPlan:
+def prepare_confirmation(database: Database, plan: ConfirmPlan, *, locations: DataLocations) -> ConfirmPlan:
     """Create the companion study or add its missing points, and mark it as a companion study. Repeating it is safe.
 
     Any number of processes may call it at the same time, with different numbers of points and seeds: the companion
@@ -146,7 +144,7 @@ def prepare_confirmation(
     """
     if plan.is_there and not plan.num_added:
         return plan
-    data = load_study_data(plan.search.study, locations=locations, progress=progress)
+    data = load_study_data(plan.search.study, locations=locations)
     name = plan.definition.name
     with _lock(database, name):
         plan = _plan(database, plan.search, name, plan.top, plan.seeds)
@@ -155,7 +153,7 @@ def prepare_confirmation(
             stored = _find_study(database, name)
             if stored is not None:  # before the new points are added: `num_parameters` always covers all points
                 database.storage.set_study_user_attr(stored.study_id, CONFIRMS_ATTRIBUTE, mark)
-            prepared = prepare_study(database, plan.definition, locations=locations, progress=progress)
+            prepared = prepare_study(database, plan.definition, locations=locations)
             if stored is None:
                 database.storage.set_study_user_attr(prepared.study.study_id, CONFIRMS_ATTRIBUTE, mark)
     return plan

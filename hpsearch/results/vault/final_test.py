@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,9 @@ from torch import Tensor
 
 from hpsearch import metric
 from hpsearch.artifacts.best_parameters import Artifacts
-from hpsearch.data.catalog import DataLocations, DownloadProgress
+from hpsearch.data.download import DownloadProgress
 from hpsearch.data.held_out import HeldOutSplit, load_test_split
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.device.devices import VisibleDevices, make_current, use_full_float32, wanted_gpus
@@ -133,7 +134,7 @@ def open_vault(
     wanted_gpus(request.device, visible)  # fail early if the device does not exist
     locations = locations or DataLocations.from_environment()
     with show_download() as progress:
-        selection = load_study_data(summary.study, locations=locations, progress=progress)
+        selection = load_study_data(summary.study, locations=replace(locations, progress=progress))
     settings = chosen.study.definition.resolve(chosen.trial.parameters)
     network = build_network(settings.model, selection.image_shape, selection.num_classes)
     content = None if request.is_retrained else _stored_parameters(chosen, artifacts)
@@ -148,7 +149,8 @@ def open_vault(
         sha256 = hashlib.sha256(content).hexdigest()
         opening = declare_opening(database, summary, described, sha256, reason, tell)
         with show_download() as progress:
-            held_out = load_test_split(summary.study.definition.data, locations, opening.is_on_record, progress)
+            shown = replace(locations, progress=progress)
+            held_out = load_test_split(summary.study.definition.data, shown, opening.is_on_record)
         _check_fit(held_out, selection)
         losses = evaluate(network, parameters, *_on_device(held_out, device))
         description = pinned.description

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -156,15 +156,9 @@ class LifeSign(AbstractContextManager["LifeSign"]):
             return
         # Set even if writing fails, so that a full disk is not tried more than once a second.
         self._written = sign.state, sign.monotonic_seconds
-        when = datetime.fromtimestamp(sign.unix_seconds, UTC)
-        document = {
-            "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "monotonic_seconds": sign.monotonic_seconds,
-            "pid": sign.pid,
-            "state": sign.state,
-            "detail": sign.detail,
-            "max_age_seconds": sign.max_age_seconds,
-        }
+        document = asdict(sign)
+        when = datetime.fromtimestamp(document.pop("unix_seconds"), UTC)
+        document["time"] = when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         with replacement_of(self._path, is_synced=False) as file:
             file.write(json.dumps(document).encode() + b"\n")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpsearch.data.catalog import DataLocations
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.published import TRAIN_IMAGES, TRAIN_LABELS
 from hpsearch.data.registry import with_absolute_dataset
 from hpsearch.store.connection.database import Database

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from benchmarks.reference_loop import validate
 from hpsearch.artifacts.best_parameters import open_artifacts
-from hpsearch.data.catalog import DataLocations
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.device.pin import PinnedDevice
 from hpsearch.epoch_report import EpochReport

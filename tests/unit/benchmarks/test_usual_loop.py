@@ -14,7 +14,8 @@ from benchmarks.usual_loop import UsualData, build_network, check_settings, trai
 from benchmarks.usual_optuna import check_exit_codes
 from benchmarks.usual_study import StudyResult, load_usual_definition
 from benchmarks.whole_study import STUDY_FILE
-from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.catalog import load_selection_data
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.errors import HpsearchError, InputError
 from hpsearch.study.definition import load_definition

@@ -15,16 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpsearch.data.catalog import (
-    DataLocations,
-    FileState,
-    SelectionData,
-    catalog_names,
-    fetch_dataset,
-    load_selection_data,
-    verify_dataset,
-)
+from hpsearch.data.catalog import FileState, fetch_dataset, load_selection_data, verify_dataset
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.published import FILE_NAMES, TRAIN_IMAGES, TRAIN_LABELS
+from hpsearch.data.registry import catalog_names
+from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError, InputError
 from hpsearch.study.settings import DataSettings
 
@@ -96,8 +91,7 @@ def test_only_the_training_files_are_downloaded(tmp_path: Path, synthetic_set, p
     calls: list[tuple[str, int, int | None]] = []
     data = load_selection_data(
         DataSettings(dataset="mnist"),
-        locations=DataLocations(local=None, cache=tmp_path),
-        progress=lambda *call: calls.append(call),
+        locations=DataLocations(local=None, cache=tmp_path, progress=lambda *call: calls.append(call)),
     )
     assert_is_selection_of(data, synthetic_set)
     assert mirror.requests == [f"/{TRAIN_IMAGES}.gz", f"/{TRAIN_LABELS}.gz"]
@@ -269,7 +263,8 @@ TRACED_LOAD = """
 import json, sys
 from pathlib import Path
 from hpsearch.data import published
-from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.catalog import load_selection_data
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.data_file import read_data_file
 from hpsearch.data.held_out import load_test_split
 from hpsearch.study.settings import DataSettings

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.catalog import load_selection_data
 from hpsearch.data.classes import count_classes
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError
 from hpsearch.study.settings import DataSettings

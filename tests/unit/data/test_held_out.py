@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.catalog import load_selection_data
 from hpsearch.data.held_out import load_test_split
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.published import TEST_IMAGES, TEST_LABELS
 from hpsearch.errors import DataError, InputError
 from hpsearch.study.settings import DataSettings

@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 import hpsearch
-from hpsearch.data.catalog import DataLocations, load_selection_data
+from hpsearch.data.catalog import load_selection_data
+from hpsearch.data.lookup import DataLocations
 from hpsearch.data.published import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 from hpsearch.data.registry import resolve_dataset
 from hpsearch.data.test_files import marks_of_content, marks_of_test_files

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from optuna.study import StudyDirection
 
-from hpsearch.data.catalog import DataLocations
+from hpsearch.data.lookup import DataLocations
 from hpsearch.errors import DataError, InputError, NothingCompleteError, StorageError, StudyNotFoundError
 from hpsearch.results.choice import choose_point
 from hpsearch.results.confirmation import plan as confirm_plan
