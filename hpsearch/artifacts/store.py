@@ -84,10 +84,8 @@ class FolderStore(FileSystemArtifactStore):
     _get_filepath = path  # Optuna's own methods use this name; they check the id, too
 
     def read(self, artifact_id: str) -> bytes:
-        try:
-            return self.path(artifact_id).read_bytes()
-        except FileNotFoundError as error:
-            raise ArtifactNotFound(f"{artifact_id} is not in {self.folder}") from error
+        with self.open_reader(artifact_id) as file:
+            return file.read()
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         with replacement_of(self.path(artifact_id)) as file:

@@ -9,24 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 _LIBRARY = "libcuda.so.1"
 _NAME_BYTES = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class DriverGpu:
-    """A GPU or MIG instance.
-
-    Args:
-        uuid: 8-4-4-4-12 hexadecimal digits; a MIG instance's own.
-        name: of the model.
-    """
-
-    uuid: str
-    name: str
 
 
 def has_driver() -> bool:
@@ -38,12 +24,13 @@ def has_driver() -> bool:
     return True
 
 
-def read_driver_gpus(driver: Any = None) -> tuple[DriverGpu, ...]:
-    """Return the GPUs in the order of `cuda:0`, `cuda:1` ..., as filtered by CUDA_VISIBLE_DEVICES.
+def read_driver_gpus(driver: Any = None) -> tuple[tuple[str, str], ...]:
+    """Return the UUIDs and models of the GPUs in the order of `cuda:0`, `cuda:1` ..., filtered by CUDA_VISIBLE_DEVICES.
 
     Args:
         driver: the loaded driver library; injected in tests.
     Returns:
+        A UUID has 8-4-4-4-12 hexadecimal digits; a MIG instance has its own.
         Empty if there is no driver, no GPU, or a driver older than CUDA 11.4, which gives no instance's UUID.
     Source: CUDA driver API, "Device Management".
     """
@@ -65,5 +52,5 @@ def read_driver_gpus(driver: Any = None) -> tuple[DriverGpu, ...]:
             or driver.cuDeviceGetName(name, _NAME_BYTES, device)
         ):
             return ()
-        gpus.append(DriverGpu(uuid=str(uuid.UUID(bytes=bytes(octets))), name=name.value.decode(errors="replace")))
+        gpus.append((str(uuid.UUID(bytes=bytes(octets))), name.value.decode(errors="replace")))
     return tuple(gpus)

@@ -12,13 +12,13 @@ import importlib.util
 import os
 import re
 import runpy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpsearch.device.cuda_driver import DriverGpu, has_driver, read_driver_gpus
+from hpsearch.device.cuda_driver import has_driver, read_driver_gpus
 from hpsearch.errors import DeviceError, InputError
 from hpsearch.logs import get_logger
 
@@ -179,14 +179,14 @@ def _detect_gpus() -> tuple[Gpu, ...]:
     return gpus_from_torch(number, torch.cuda.get_device_properties, names)
 
 
-def gpus_from_driver(gpus: tuple[DriverGpu, ...]) -> tuple[Gpu, ...]:
-    """Convert the driver's list.
+def gpus_from_driver(gpus: Iterable[tuple[str, str]]) -> tuple[Gpu, ...]:
+    """Convert the driver's list of UUIDs and models.
 
     A MIG instance is recognised by its name, such as `NVIDIA A100-SXM4-40GB MIG 1g.5gb`.
     """
     return tuple(
-        Gpu(index=index, uuid=f"{'MIG' if ' MIG ' in gpu.name else 'GPU'}-{gpu.uuid}", name=gpu.name)
-        for index, gpu in enumerate(gpus)
+        Gpu(index=index, uuid=f"{'MIG' if ' MIG ' in name else 'GPU'}-{uuid}", name=name)
+        for index, (uuid, name) in enumerate(gpus)
     )
 
 

@@ -163,20 +163,14 @@ def pin_device(
         return
     _require_identity(gpus)
     session = GpuLockSession(database, worker)
+    pinned: PinnedDevice | None = None
     try:
         gpu = _wait_for_one(database, session, gpus, stop, is_finished, rules)
-    except BaseException:
-        session.close()
-        raise
-    if gpu is None:
-        session.close()
-        yield None
-        return
-    pinned = PinnedDevice(gpu, session, is_shared=rules.is_shared)
-    try:
+        if gpu is not None:
+            pinned = PinnedDevice(gpu, session, is_shared=rules.is_shared)
         yield pinned
     finally:
-        pinned.close()
+        (pinned or session).close()
 
 
 def describe_taken(database: Database, gpus: Sequence[Gpu]) -> list[str]:

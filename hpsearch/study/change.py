@@ -99,12 +99,8 @@ def _dimension_objection(name: str, stored: StudyDefinition, given: StudyDefinit
     if old.is_continuous:
         is_inside = new.values[0] <= old.values[0] and old.values[1] <= new.values[1]  # type: ignore[operator]
         return None if is_inside else "a range can only be widened"
-    missing = list(_missing(old.values, new.values))
+    missing = [value for value in old.values if value not in new.values]
     return f"it lacks {', '.join(map(str, missing))}, which the study has" if missing else None
-
-
-def _missing(old: tuple[object, ...], new: tuple[object, ...]) -> Iterator[object]:
-    return (value for value in old if value not in new)
 
 
 def _points_difference(old: set[Any], new: set[Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpsearch.device.cuda_driver import DriverGpu, read_driver_gpus
+from hpsearch.device.cuda_driver import read_driver_gpus
 
 UUIDS = [uuid.UUID(int=7 << 120 | index) for index in range(2)]  # with zero bytes in them, which end a C string
 
@@ -50,9 +50,7 @@ class OldDriver:
 
 
 def test_gpus_are_told_in_order() -> None:
-    assert read_driver_gpus(FakeDriver()) == tuple(
-        DriverGpu(uuid=str(UUIDS[index]), name=f"NVIDIA Fake {index}") for index in range(2)
-    )
+    assert read_driver_gpus(FakeDriver()) == tuple((str(UUIDS[index]), f"NVIDIA Fake {index}") for index in range(2))
 
 
 @pytest.mark.parametrize("call", ["cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetUuid_v2", "cuDeviceGetName"])
@@ -72,7 +70,7 @@ def test_without_a_driver_nothing_is_told() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_driver_agrees_with_torch_on_whole_gpus() -> None:
-    told = [(gpu.uuid, gpu.name) for gpu in read_driver_gpus() if " MIG " not in gpu.name]
+    told = [(uuid, name) for uuid, name in read_driver_gpus() if " MIG " not in name]
     seen = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     assert told == [(str(p.uuid), p.name) for p in seen if " MIG " not in p.name]
 

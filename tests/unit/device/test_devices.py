@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from hpsearch.device import devices as module
-from hpsearch.device.cuda_driver import DriverGpu
 from hpsearch.device.devices import (
     Gpu,
     VisibleDevices,
@@ -136,12 +135,7 @@ def properties(**known: Any) -> Any:
 
 
 def test_the_driver_tells_a_mig_instance_from_its_gpu() -> None:
-    told = gpus_from_driver(
-        (
-            DriverGpu(uuid=UUIDS[0], name="NVIDIA H200"),
-            DriverGpu(uuid=UUIDS[1], name="NVIDIA A100-SXM4-40GB MIG 1g.5gb"),
-        )
-    )
+    told = gpus_from_driver([(UUIDS[0], "NVIDIA H200"), (UUIDS[1], "NVIDIA A100-SXM4-40GB MIG 1g.5gb")])
     assert [gpu.uuid for gpu in told] == [f"GPU-{UUIDS[0]}", f"MIG-{UUIDS[1]}"]
     assert [str(gpu.device) for gpu in told] == ["cuda:0", "cuda:1"]
 
@@ -187,9 +181,7 @@ def test_a_driver_that_sees_other_gpus_than_torch_is_not_believed(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties(uuid=UUIDS))
-    monkeypatch.setattr(
-        module, "read_driver_gpus", lambda: tuple(DriverGpu(uuid=UUIDS[2], name="NVIDIA H200") for _ in range(num_told))
-    )
+    monkeypatch.setattr(module, "read_driver_gpus", lambda: ((UUIDS[2], "NVIDIA H200"),) * num_told)
     assert [gpu.uuid for gpu in VisibleDevices.detect().gpus] == [uuid]
 
 
