@@ -37,10 +37,6 @@ class DataFile:
     sha256: str
     packed_md5: str | None
 
-    @property
-    def first_bytes(self) -> str:
-        return show_first_bytes(self.content)
-
 
 def read_data_file(path: Path, *, source: str | None = None, max_unpacked_bytes: int = MAX_UNPACKED_BYTES) -> DataFile:
     """Read, unpack and hash one file. Its content, not its name, decides whether it is unpacked.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpsearch.data.classes import check_label_range
-from hpsearch.data.data_file import DOWNLOAD_AGAIN, DataFile
+from hpsearch.data.data_file import DOWNLOAD_AGAIN, DataFile, show_first_bytes
 from hpsearch.errors import DataError
 
 IMAGES_MAGIC = 0x00000803  # unsigned bytes (08), three dimensions (03)
@@ -63,13 +63,13 @@ def _parse_header(file: DataFile, expected_magic: int, kind: str, *, num_dimensi
     if len(file.content) >= 4 and magic != expected_magic:
         raise DataError(
             f"{file.source}: not {kind}: expected magic number {expected_magic}, found {magic} "
-            f"(it begins with {file.first_bytes})",
+            f"(it begins with {show_first_bytes(file.content)})",
             hint="the image and label files may be swapped; otherwise " + DOWNLOAD_AGAIN,
         )
     if len(file.content) < header_bytes:
         raise DataError(
             f"{file.source}: expected at least {header_bytes} bytes of header, found {len(file.content)} "
-            f"bytes in all: {file.first_bytes}",
+            f"bytes in all: {show_first_bytes(file.content)}",
             hint=DOWNLOAD_AGAIN,
         )
     dimensions = struct.unpack_from(f">{num_dimensions}I", file.content, offset=4)

@@ -175,11 +175,8 @@ def pin_device(
 
 def describe_taken(database: Database, gpus: Sequence[Gpu]) -> list[str]:
     """Describe which of these GPUs are held, and by whom: `cuda:0 (NVIDIA H200, GPU-5ee1...) by node7:4711`."""
-    session = GpuLockSession(database)
-    try:
+    with contextlib.closing(GpuLockSession(database)) as session:
         return database.patiently(lambda: _taken(session, gpus))
-    finally:
-        session.close()
 
 
 def _require_identity(gpus: Sequence[Gpu]) -> None:

@@ -29,7 +29,7 @@ class FirstWorker(AbstractContextManager["FirstWorker"]):
 
     def __init__(self, command: WorkerCommand, *, joins: bool) -> None:
         self._command = command
-        self._joins = joins
+        self.joins = joins
         self._has_begun = False
         self._pipe, of_worker = Pipe()
         with of_worker:
@@ -42,7 +42,7 @@ class FirstWorker(AbstractContextManager["FirstWorker"]):
             HpsearchError: as `prepare_study` raises; or the worker has died.
         """
         self._has_begun = True
-        request = PreparationRequest(definition=definition, joins=self._joins)
+        request = PreparationRequest(definition=definition, joins=self.joins)
         registration = request_preparation(self._pipe, request, progress)
         if registration is None:
             raise self._death()

@@ -48,7 +48,7 @@ class LaunchListener:
 
     def training(self, study: StoredStudy) -> AbstractContextManager[Callable[[Progress], None]]:
         """Open while workers train; the yielded function is called with the study's progress about once a second."""
-        return contextlib.nullcontext(_ignore)
+        return contextlib.nullcontext(lambda progress: None)
 
     def interrupted(self, study: StoredStudy, num_left: int) -> None:
         """Ctrl-C was pressed and the workers have given their trials back. `num_left` points are unfinished."""
@@ -85,32 +85,28 @@ def train_study(
     if launch.options.on is None:
         for taken in describe_taken(database, launch.gpus):
             listener.gpu_is_taken(taken)
-        registration = _prepare(definition, first, listener)
-        return _train(database, registration, command, launch.num_workers, listener, first)
+        return _train(database, definition, launch, command, launch.num_workers, first, listener)
     url = database.url.render_as_string(hide_password=False)
     command = replace(command, storage_url=url if launch.options.storage else None)
     with ray_workers(launch.options.on, command, num_workers=launch.options.workers, url=database.url) as launcher:
-        registration = _prepare(definition, first, listener)
-        return _train(database, registration, launcher, launcher.command.num_workers, listener)
-
-
-def _prepare(definition: StudyDefinition, first: FirstWorker, listener: LaunchListener) -> Registration:
-    with listener.download() as progress:
-        return first.prepare(definition, progress)
+        return _train(database, definition, launch, launcher, launcher.command.num_workers, first, listener)
 
 
 def _train(
     database: Database,
-    registration: Registration,
+    definition: StudyDefinition,
+    launch: Launch,
     launcher: WorkerLauncher,
     num_workers: int,
+    first: FirstWorker,
     listener: LaunchListener,
-    first: FirstWorker | None = None,
 ) -> StoredStudy:
+    with listener.download() as progress:
+        registration = first.prepare(definition, progress)
     study = registration.study
-    listener.prepared(registration, num_workers, launcher.lanes)
+    listener.prepared(registration, num_workers, launch.options.worker.lanes_text)
     supervisor = Supervisor(database=database, study=study, command=launcher, num_workers=num_workers)
-    if first is not None:
+    if first.joins:
         supervisor.processes[0] = first.process
     try:
         with listener.training(study) as on_progress:
@@ -124,7 +120,3 @@ def _train(
 
 def _counts(database: Database, study: StoredStudy) -> PointCounts:
     return Ledger(database=database, study_id=study.study_id).counts()
-
-
-def _ignore(_progress: Progress) -> None:
-    pass

@@ -195,10 +195,6 @@ class RayLauncher:
     variables: Mapping[str, str]
     _processes: dict[int, RayProcess] = field(default_factory=dict)  # the latest process of each worker index
 
-    @property
-    def lanes(self) -> str:
-        return self.command.lanes
-
     def start(self, index: int) -> RayProcess:
         """Start worker number `index` (0, 1, ...) as an actor, on a node that Ray chooses."""
         actor_class = self.ray.remote(RayWorker).options(

@@ -95,10 +95,6 @@ class WorkerCommand:
     threads: int
     log_folder: Path
 
-    @property
-    def lanes(self) -> str:
-        return self.options.lanes_text
-
     def log_file(self, index: int) -> Path:
         """The log file of worker number `index`."""
         return self.log_folder / f"{self.study_name}-worker-{index}.log"

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from hpsearch.logs import get_logger
@@ -153,11 +153,10 @@ class Presence:
         """
         owner = 0
         while owner == 0:
-            # Inside `transaction` only for its retries: the lock belongs to the session of `_ask`.
-            owner = self._database.transaction(self._try_number)
+            owner = self._database.patiently(self._try_number)
         return owner
 
-    def _try_number(self, _: Connection) -> int:
+    def _try_number(self) -> int:
         number = 1 + secrets.randbelow(2**31 - 1)
         return number if self._ask(_TRY_LOCK, number) else 0
 

@@ -39,10 +39,6 @@ class PreparedStudy:
     def study(self) -> StoredStudy:
         return self.registration.study
 
-    @property
-    def is_new(self) -> bool:
-        return self.registration.is_new
-
 
 def prepare_study(database: Database, definition: StudyDefinition, *, locations: DataLocations) -> PreparedStudy:
     """Create the study, find it with the same definition and the same data, or change it to this definition.

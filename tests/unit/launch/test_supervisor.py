@@ -233,7 +233,7 @@ def test_a_full_disk_behind_a_worker_s_log_keeps_no_worker_from_starting(tmp_pat
 def test_workers_are_told_how_many_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They share the machine's memory and the study's points."""
     told: dict[str, str] = {}
-    monkeypatch.setattr(module.subprocess, "Popen", lambda *_, env, **__: told.update(env))
+    monkeypatch.setattr(command_module.subprocess, "Popen", lambda *_, env, **__: told.update(env))
     workers = WorkerCommand(
         study_name="s",
         storage_url=None,
@@ -252,7 +252,7 @@ def test_each_of_several_workers_serves_metrics_at_a_port_of_its_own_and_none_wr
     monkeypatch.setenv("HPSEARCH_LIFE_SIGN", str(tmp_path / "alive"))
     monkeypatch.setenv("HPSEARCH_METRICS", "9100")
     environments: list[dict[str, str]] = []
-    monkeypatch.setattr(module.subprocess, "Popen", lambda *_, env, **__: environments.append(env))
+    monkeypatch.setattr(command_module.subprocess, "Popen", lambda *_, env, **__: environments.append(env))
     plain = WorkerCommand(
         study_name="s",
         storage_url=None,
