@@ -25,9 +25,7 @@ def parse_images(file: DataFile) -> NDArray[np.uint8]:
     Raises:
         DataError: wrong magic number, no images, or a size that differs from the header.
     """
-    num_images, rows, columns = _parse_header(file, IMAGES_MAGIC, "an IDX image file", num_dimensions=3)
-    pixels = _parse_body(file, (num_images, rows, columns), f"{num_images} images of {rows} x {columns}")
-    return pixels.reshape(num_images, rows, columns)
+    return _parse(file, IMAGES_MAGIC, "an IDX image file", "{} images of {} x {}", num_dimensions=3)
 
 
 def parse_labels(file: DataFile) -> NDArray[np.uint8]:
@@ -36,8 +34,7 @@ def parse_labels(file: DataFile) -> NDArray[np.uint8]:
     Raises:
         DataError: wrong magic number, no labels, a size that differs from the header, or a label above 9.
     """
-    (num_labels,) = _parse_header(file, LABELS_MAGIC, "an IDX label file", num_dimensions=1)
-    labels = _parse_body(file, (num_labels,), f"{num_labels} labels")
+    labels = _parse(file, LABELS_MAGIC, "an IDX label file", "{} labels", num_dimensions=1)
     check_label_range(labels, file.source)
     return labels
 
@@ -57,7 +54,12 @@ def parse_pair(images_file: DataFile, labels_file: DataFile) -> tuple[NDArray[np
     return images, labels
 
 
-def _parse_header(file: DataFile, expected_magic: int, kind: str, *, num_dimensions: int) -> tuple[int, ...]:
+def _parse(file: DataFile, expected_magic: int, kind: str, content: str, *, num_dimensions: int) -> NDArray[np.uint8]:
+    """Parse an array with the dimensions that the header says.
+
+    Args:
+        kind, content: of the file in messages; `content` has a field for each dimension.
+    """
     header_bytes = 4 * (1 + num_dimensions)
     magic = int.from_bytes(file.content[:4], "big")
     if len(file.content) >= 4 and magic != expected_magic:
@@ -76,15 +78,11 @@ def _parse_header(file: DataFile, expected_magic: int, kind: str, *, num_dimensi
     if 0 in dimensions:
         found = " x ".join(map(str, dimensions))
         raise DataError(f"{file.source}: {kind} must not be empty, found {found}", hint=DOWNLOAD_AGAIN)
-    return dimensions
-
-
-def _parse_body(file: DataFile, dimensions: tuple[int, ...], description: str) -> NDArray[np.uint8]:
-    header_bytes = 4 * (1 + len(dimensions))
     expected = header_bytes + math.prod(dimensions)  # Python integers: a hostile header cannot overflow
     if len(file.content) != expected:
         raise DataError(
-            f"{file.source}: its header says {description}: expected {expected} bytes, found {len(file.content)}",
+            f"{file.source}: its header says {content.format(*dimensions)}: "
+            f"expected {expected} bytes, found {len(file.content)}",
             hint=DOWNLOAD_AGAIN,
         )
-    return np.frombuffer(file.content, dtype=np.uint8, offset=header_bytes)
+    return np.frombuffer(file.content, dtype=np.uint8, offset=header_bytes).reshape(dimensions)

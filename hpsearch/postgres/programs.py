@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -92,27 +93,25 @@ class PostgresPrograms:
         identity: Any = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         # A file, not a pipe: a server that outlives pg_ctl may keep the pipe open, and reading would never end.
         with _output_file() as output:
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=keep_open,
-                umask=0o077,
-                start_new_session=True,  # Ctrl-C is for this process and must not end PostgreSQL
-                **identity,
-            )
             try:
-                process.wait(timeout_seconds)
+                code = subprocess.run(
+                    command,
+                    check=False,
+                    timeout=timeout_seconds,
+                    cwd=folder,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=keep_open,
+                    umask=0o077,
+                    start_new_session=True,  # Ctrl-C is for this process and must not end PostgreSQL
+                    **identity,
+                ).returncode
             except subprocess.TimeoutExpired:
-                pass
-            finally:
-                process.kill()  # no effect if it has ended
-                process.wait()
+                code = -signal.SIGKILL
             output.seek(0)
-            return subprocess.CompletedProcess(command, process.returncode, stdout=output.read())
+            return subprocess.CompletedProcess(command, code, stdout=output.read())
 
     def _can_run(self) -> bool:
         # Tried, not derived from modes: access lists, noexec mounts and missing libraries matter, too.

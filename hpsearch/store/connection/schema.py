@@ -10,8 +10,8 @@ or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import optuna
@@ -22,6 +22,7 @@ from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
 from hpsearch.postgres.lock_wait import wait_for_lock
 from hpsearch.store.connection import tables
+from hpsearch.store.connection.lock_session import LockSession
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -42,9 +43,17 @@ def prepare_schema(engine: Engine, address: str, optuna_storage: Callable[[], RD
     """
     if _is_current(engine):
         return
-    with _schema_lock(engine, address) as connection:
+    with contextlib.closing(LockSession(engine)) as session:
+        # Without this lock, two processes that create tables make each other fail.
+        wait_for_lock(
+            lambda: bool(session.ask(_TRY_LOCK, {"key": _SCHEMA_LOCK})[0][0]),
+            seconds=_LOCK_SECONDS,
+            activity=f"creating the tables at {address}",
+            hint="find it in pg_stat_activity, or try again",
+        )
         _check_optuna_revision(optuna_storage(), address)
-        _create_own_tables(connection, address)
+        with engine.begin() as connection:
+            _create_own_tables(connection, address)
 
 
 def _is_current(engine: Engine) -> bool:
@@ -58,31 +67,8 @@ def _is_current(engine: Engine) -> bool:
         return (revisions, versions) == ([tables.OPTUNA_REVISION], [tables.SCHEMA_VERSION])
 
 
+_TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
 _ARE_THERE = text("SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(CAST(:names AS text[])) AS name")
-
-
-@contextmanager
-def _schema_lock(engine: Engine, address: str) -> Iterator[Connection]:
-    """Hold the advisory lock that serializes the creation of tables: without it, two processes make each other fail."""
-    with engine.connect() as connection:
-
-        def ask(function: str) -> bool:
-            is_done: bool = connection.execute(text(f"SELECT {function}({_SCHEMA_LOCK})")).scalar_one()
-            connection.commit()
-            return is_done
-
-        wait_for_lock(
-            lambda: ask("pg_try_advisory_lock"),
-            seconds=_LOCK_SECONDS,
-            activity=f"creating the tables at {address}",
-            hint="find it in pg_stat_activity, or try again",
-        )
-        try:
-            yield connection
-        finally:
-            if not connection.invalidated:
-                connection.rollback()
-                ask("pg_advisory_unlock")
 
 
 def _check_optuna_revision(storage: RDBStorage, address: str) -> None:
@@ -99,7 +85,7 @@ def _check_optuna_revision(storage: RDBStorage, address: str) -> None:
 
 
 def _create_own_tables(connection: Connection, address: str) -> None:
-    """Bring hpsearch's tables to SCHEMA_VERSION in one transaction; a refusal rolls it back."""
+    """Bring hpsearch's tables to SCHEMA_VERSION in the caller's transaction; a refusal rolls it back."""
     is_new = not sqlalchemy.inspect(connection).has_table(tables.points.name)
     tables.metadata.create_all(connection)
     if is_new:
@@ -116,4 +102,3 @@ def _create_own_tables(connection: Connection, address: str) -> None:
             f"this hpsearch has {tables.SCHEMA_VERSION}",
             hint="use the version of hpsearch that created it, or another database (--storage URL)",
         )
-    connection.commit()
