@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 from sqlalchemy import Connection, text
 
 from hpsearch.search.narrowing.ladder import Narrowing
 from hpsearch.store.rows.columns import as_columns, unnest
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
-from hpsearch.store.rows.trial_rows import insert_parameters, insert_trials, lock_study, write_trial_attributes
-from hpsearch.stored_json import external_value, parse_stored, parse_stored_distribution
+from hpsearch.store.rows.trial_rows import (
+    insert_parameters,
+    insert_trials,
+    lock_study,
+    read_distributions,
+    write_trial_attributes,
+)
+from hpsearch.stored_json import external_value, parse_stored
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import ParameterValue, Point, without_zero_switches
@@ -151,16 +156,6 @@ def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
     ]
 
 
-def read_distributions(connection: Connection, study_id: int) -> dict[str, BaseDistribution]:
-    """Return the distributions that parameters of a study have, by the MD5 of their text.
-
-    Each one is read once, however many trials have it: a distribution over a long list of values is long.
-    """
-    what = f"a parameter of study number {study_id}"
-    texts = connection.execute(_DISTRIBUTIONS, {"study": study_id})
-    return {row.hash: parse_stored_distribution(row.distribution_json, what) for row in texts}
-
-
 def _number(text: str, what: str) -> float | None:
     value = parse_stored(text, what, f"table trial_user_attributes, key {NLL_ATTRIBUTE}")
     return float(value) if isinstance(value, int | float) else None
@@ -178,11 +173,6 @@ _FREE_NUMBERS = text("""
     FROM generate_series(0, (SELECT count(*) FROM hpsearch_points WHERE study_id = :study) + :count - 1) AS number
     WHERE NOT EXISTS (SELECT FROM hpsearch_points p WHERE p.study_id = :study AND p.point = number)
     ORDER BY number LIMIT :count
-""")
-
-_DISTRIBUTIONS = text("""
-    SELECT DISTINCT md5(q.distribution_json) AS hash, q.distribution_json
-    FROM trials t JOIN trial_params q USING (trial_id) WHERE t.study_id = :study
 """)
 
 _POINTS = text(f"""

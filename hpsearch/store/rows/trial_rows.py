@@ -1,4 +1,4 @@
-"""Rows of Optuna's tables that creating a study and requeueing a trial write: trials, parameters, attributes.
+"""Rows of Optuna's tables, as creating a study and requeueing a trial need them: trials, parameters, attributes.
 
 Each function runs one statement, however many rows it writes, inside the caller's transaction.
 """
@@ -13,6 +13,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from sqlalchemy import Connection, text
 
 from hpsearch.store.rows.columns import as_columns, unnest
+from hpsearch.stored_json import parse_stored_distribution
 from hpsearch.study.space import ParameterValue
 
 LockStrength = Literal["UPDATE", "NO KEY UPDATE", "KEY SHARE"]
@@ -32,6 +33,10 @@ _INSERT_TRIALS = text("""
 """)
 
 # Each distribution is sent once, however many trials have it: a distribution over a long list of values is long.
+_DISTRIBUTIONS = text("""
+    SELECT DISTINCT md5(q.distribution_json) AS hash, q.distribution_json
+    FROM trials t JOIN trial_params q USING (trial_id) WHERE t.study_id = :study
+""")
 _INSERT_PARAMETERS = text(f"""
     INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)
     SELECT r.trial_id, r.name, r.value, d.json
@@ -61,6 +66,13 @@ def insert_trials(connection: Connection, study_id: int, count: int) -> list[int
     """Insert WAITING trials with the next numbers and return their ids in order. The caller holds `lock_study`."""
     rows = connection.execute(_INSERT_TRIALS, {"study": study_id, "count": count}).all()
     return [row.trial_id for row in sorted(rows, key=lambda row: row.number)]
+
+
+def read_distributions(connection: Connection, study_id: int) -> dict[str, BaseDistribution]:
+    """Return the distributions that parameters of a study have, by the MD5 of their text."""
+    what = f"a parameter of study number {study_id}"
+    texts = connection.execute(_DISTRIBUTIONS, {"study": study_id})
+    return {row.hash: parse_stored_distribution(row.distribution_json, what) for row in texts}
 
 
 def insert_parameters(

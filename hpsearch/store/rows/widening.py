@@ -13,17 +13,9 @@ from optuna.distributions import distribution_to_json
 from sqlalchemy import Connection, text
 
 from hpsearch.store.rows.columns import as_columns, unnest
-from hpsearch.store.rows.points import (
-    CohortOf,
-    add_points,
-    count_points,
-    narrowing_of,
-    point_key,
-    read_distributions,
-    read_points,
-)
+from hpsearch.store.rows.points import CohortOf, add_points, count_points, narrowing_of, point_key, read_points
 from hpsearch.store.rows.round_rows import insert_round, read_last_state, read_rounds, remove_end
-from hpsearch.store.rows.trial_rows import lock_study
+from hpsearch.store.rows.trial_rows import lock_study, read_distributions
 from hpsearch.stored_json import external_value
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import Point
