@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,6 @@ from hpsearch.study.definition import parse_definition
 from hpsearch.study.settings import DataSettings, TrialSettings
 from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoint, copy_to_host
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
-from hpsearch.training.lanes.stack import TrialTensors
 from hpsearch.worker.cohorts import BuildCohort, Cohorts, cohort_name
 from hpsearch.worker.lane_count import FixedLanes
 from hpsearch.worker.options import WorkerSettings
@@ -93,7 +92,7 @@ class PlantedCohort(Cohort):
 
     def checkpoint(self, keys: Iterable[Hashable]) -> PendingCheckpoint:
         # Of no trial, so that no tensor is looked at: a trial that is taken up again begins anew.
-        return PendingCheckpoint(trials={}, tensors=cast("TrialTensors", None), to_host=copy_to_host)
+        return PendingCheckpoint(trials={}, to_host=copy_to_host)
 
 
 def planting(curve: Curve) -> BuildCohort:

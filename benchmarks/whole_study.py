@@ -82,7 +82,7 @@ class Contender:
         """
         with scratch_folder() as home:
             started = time.perf_counter()
-            output = _run_program(self.name, self.command, _environment(home))
+            output = run_program(self.name, self.command, environment_of(home))
             seconds = time.perf_counter() - started
         result = self.parse(output)
         if result.num_points != self.num_points:
@@ -174,23 +174,25 @@ def _parse_summary(output: str) -> StudyResult:
     )
 
 
-def _run_program(name: str, command: Sequence[str], environment: dict[str, str]) -> str:
+def run_program(
+    name: str, command: Sequence[str], environment: dict[str, str], limit_seconds: float = LIMIT_SECONDS
+) -> str:
     """Run a program to its end; returns what it wrote on stdout.
 
     Raises:
-        HpsearchError: it failed, or took longer than an hour.
+        HpsearchError: it failed, or took longer than the limit.
     """
     with subprocess.Popen(
         command, env=environment, cwd=_REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            stdout, stderr = process.communicate(timeout=LIMIT_SECONDS)
+            stdout, stderr = process.communicate(timeout=limit_seconds)
         except BaseException as error:
             # As Ctrl-C: it ends its workers and its database, whose folder is about to be removed.
             process.send_signal(signal.SIGINT)
             process.communicate()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise HpsearchError(f"{name} did not end within {LIMIT_SECONDS:.0f} s") from error
+                raise HpsearchError(f"{name} did not end within {limit_seconds:.0f} s") from error
             raise
     if process.returncode != 0:
         words = stderr.strip().splitlines()[-20:]
@@ -198,7 +200,7 @@ def _run_program(name: str, command: Sequence[str], environment: dict[str, str])
     return stdout
 
 
-def _environment(home: Path) -> dict[str, str]:
+def environment_of(home: Path) -> dict[str, str]:
     """Nobody's settings but the place of the data: a database that they name would be used."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HPSEARCH_")}
     if "HPSEARCH_DATA" in os.environ:

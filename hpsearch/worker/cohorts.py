@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import fields
 from typing import final
 
 import torch
@@ -12,7 +13,7 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.errors import InputError
 from hpsearch.search.significance import critical_gains
 from hpsearch.search.stopping import StoppingRule, stopping_rule, validation_interval
-from hpsearch.study.settings import ModelSettings, StoppingSettings, TrialSettings
+from hpsearch.study.settings import OPTION_PREFIX, ModelSettings, StoppingSettings, TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.training.networks.build import build_network
@@ -26,6 +27,12 @@ def cohort_name(settings: TrialSettings) -> str:
     The name is the same in every process.
     """
     return hashlib.sha256(repr(CohortShape.of(settings)).encode()).hexdigest()[:16]
+
+
+def decides_cohort(dimension: str) -> bool:
+    """Whether points that differ in this dimension only may be of different cohorts."""
+    shared = {field.name for field in fields(CohortShape)} | ModelSettings.model_fields.keys()
+    return dimension in shared or dimension.startswith(OPTION_PREFIX)
 
 
 @final

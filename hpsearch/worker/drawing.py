@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Connection, text
 
 from hpsearch.search.samplers import SearchSpace, build_sampler, explore, learns
@@ -22,6 +22,7 @@ from hpsearch.store.rows.history import History
 from hpsearch.store.rows.trial_rows import insert_parameters
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.space import ParameterValue
+from hpsearch.worker.cohorts import decides_cohort
 
 
 class Drawing:
@@ -49,18 +50,38 @@ class Drawing:
         trials = self._history.read(ledger.database, only=None if learns(strategy) else claim.trial_id)
         if not any(trial._trial_id == claim.trial_id for trial in trials):
             return None
+        storage = self._ask_sampler(trials, claim.trial_id, number=claim.number, point=claim.point)
+        return _store(ledger, storage.get_trial(claim.trial_id), storage.drain_system_attrs())
+
+    @cached_property
+    def foresees_cohorts(self) -> bool:
+        """Whether cohorts differ within the study and can be named before the parameters are drawn."""
+        definition = self._study.definition
+        if not definition.is_drawn or learns(definition.search.strategy):
+            return False
+        return any(decides_cohort(dimension.name) for dimension in definition.search.dimensions)
+
+    def foresee(self, number: int, point: int) -> Mapping[str, ParameterValue]:
+        """Return the parameters that a waiting point will get from a sampler that does not learn."""
+        blank = create_trial(state=TrialState.RUNNING)
+        blank.number, blank._trial_id = number, number
+        return self._ask_sampler([blank], number, number=number, point=point).get_trial(number).params
+
+    def _ask_sampler(self, trials: Sequence[FrozenTrial], trial_id: int, *, number: int, point: int) -> StudySnapshot:
+        """Return a copy of the study in memory in which this trial has its parameters."""
         storage = StudySnapshot(study_name=self._study.name, study_id=self._study.study_id)
         storage.replace_trials(trials)
+        definition = self._study.definition
         sampler = build_sampler(
-            strategy,
-            study_seed=self._study.definition.seed,
-            trial_number=claim.number,
-            point=claim.point,
+            definition.search.strategy,
+            study_seed=definition.seed,
+            trial_number=number,
+            point=point,
             space=self._space,
         )
         study = optuna.Study(study_name=self._study.name, storage=storage, sampler=sampler)
-        self._study.definition.draw(optuna.Trial(study, claim.trial_id))
-        return _store(ledger, storage.get_trial(claim.trial_id), storage.drain_system_attrs())
+        definition.draw(optuna.Trial(study, trial_id))
+        return storage
 
 
 def _store(ledger: Ledger, trial: FrozenTrial, notes: Sequence[SystemAttr]) -> Mapping[str, ParameterValue] | None:

@@ -14,12 +14,13 @@ from typing import TypeVar
 from hpsearch.logs import get_logger
 from hpsearch.search.samplers import learns
 from hpsearch.store.checkpoints import ResumeOutcome
+from hpsearch.store.claims.cohort_names import name_cohorts
 from hpsearch.store.claims.holdings import Hold
 from hpsearch.store.claims.ledger import Claim, Ledger, new_claim_token
 from hpsearch.store.connection.database import DatabaseAwayError
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.settings import TrialSettings
-from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.worker.checkpointer import Checkpointer
 from hpsearch.worker.cohorts import Cohorts, cohort_name
 from hpsearch.worker.drawing import Drawing
@@ -65,7 +66,8 @@ class Intake:
     def __post_init__(self) -> None:
         self.brief_ledger = replace(self.ledger, database=self.ledger.database.brief())
         self._drawing = Drawing(self.study)
-        self._cohort_name: str | None = None
+        self._shape: CohortShape | None = None  # of the current cohort
+        self._cohort_name: str | None = None  # under which its waiting points are stored
         self._held_over: list[Claim] = []  # claimed, but of another cohort than the current one
         self._unadmitted: list[Claim] = []  # claimed and not yet processed: an outage may interrupt it
         self._ask_again_at = 0.0  # the database did not answer: not before this time.monotonic()
@@ -116,6 +118,8 @@ class Intake:
                 return
 
     def _claim(self, number: int) -> list[Claim]:
+        if not self.lanes and self._drawing.foresees_cohorts:
+            name_cohorts(self.ledger.database, self.study.study_id, self._future_cohort)
         claims = self.ask(lambda ledger: self._claim_from(ledger, number), None) or []
         if not claims and not self.lanes and self.writer.is_outstanding:
             # A suspect point is given only to a worker that holds nothing else: its ended trials must be
@@ -123,6 +127,9 @@ class Intake:
             self.note(self.writer.drain())
             claims = self._claim_from(self.ledger, number)
         return claims
+
+    def _future_cohort(self, number: int, point: int) -> str:
+        return cohort_name(self.study.definition.resolve(self._drawing.foresee(number, point)))
 
     def _claim_from(self, ledger: Ledger, number: int) -> list[Claim]:
         self._claim_token = self._claim_token or new_claim_token()
@@ -149,13 +156,13 @@ class Intake:
             claim = replace(claim, parameters=parameters)
         settings = definition.resolve(claim.parameters)
         is_first = not self.lanes
-        if not is_first and (cohort_name(settings) != self._cohort_name or len(self.lanes) >= self.num_lanes):
+        if not is_first and (CohortShape.of(settings) != self._shape or len(self.lanes) >= self.num_lanes):
             self._held_over.append(claim)
             return
         rule = self.cohorts.stopping_rule(settings)
         lane = self.lanes[claim.trial_id] = TrialInTraining(claim=claim, settings=settings, rule=rule)
         try:
-            cohort = self._open_cohort(settings) if is_first or self.cohort is None else self.cohort
+            cohort = self._open_cohort(settings, claim.cohort) if is_first or self.cohort is None else self.cohort
             outcome, self.lanes[claim.trial_id] = self.checkpointer.resume(lane, cohort, is_brief=not is_first)
         except DatabaseAwayError:
             del self.lanes[claim.trial_id]
@@ -173,9 +180,16 @@ class Intake:
         number = claim.number
         _log.warning("%s: lost trial %d before it started", self.worker.name, number, extra={"trial": number})
 
-    def _open_cohort(self, settings: TrialSettings) -> Cohort:
+    def _open_cohort(self, settings: TrialSettings, stored_name: str | None) -> Cohort:
+        """Open a cohort for a trial.
+
+        Args:
+            stored_name: of the trial's point. Another version of hpsearch may have stored another one than this version
+                gives; None: the point had no parameters when it was stored.
+        """
         self.cohort = None  # the measurement may need its memory
-        self._cohort_name = cohort_name(settings)
+        self._shape = CohortShape.of(settings)
+        self._cohort_name = stored_name or cohort_name(settings)
         self.num_lanes = self.choice.num_lanes(settings, self._share)
         self.cohort = self.cohorts.open(settings)
         return self.cohort

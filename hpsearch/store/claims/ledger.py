@@ -59,6 +59,7 @@ class Claim:
         trial_id, number: id and number of the trial in Optuna's tables.
         parameters: as Optuna stores them; empty if a sampler still has to draw them.
         token: of the call that claimed it; 0 for a trial without a database.
+        cohort: its cohort's name, as it was stored with the point; None if the parameters were still to be drawn.
     """
 
     trial_id: int
@@ -67,6 +68,7 @@ class Claim:
     attempt: int
     parameters: Mapping[str, ParameterValue]
     token: int = 0
+    cohort: str | None = None
 
     @property
     def hold(self) -> Hold:

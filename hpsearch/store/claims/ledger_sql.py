@@ -22,7 +22,7 @@ _RENEWED = """
 
 # The points of one claim. `parameters` are those of the trial as Optuna stores them: [name, value, distribution].
 CLAIMED = text("""
-    SELECT p.trial_id, t.number, p.point, p.attempt, (
+    SELECT p.trial_id, t.number, p.point, p.attempt, p.cohort, (
         SELECT json_agg(json_build_array(q.param_name, q.param_value, q.distribution_json) ORDER BY q.param_id)
         FROM trial_params q WHERE q.trial_id = p.trial_id) AS parameters
     FROM hpsearch_points p JOIN trials t USING (trial_id)

@@ -15,7 +15,6 @@ import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, Self, final
 
 import torch
@@ -190,13 +189,11 @@ class PendingCheckpoint:
     """Copies of some lanes, still on the device. The device memory is released with this object.
 
     Args:
-        trials: progress and own network of each trial, by key.
-        tensors: stacked in the order of the trials, in the cohort's widths.
+        trials: by key: progress, own network, and the copied tensors in the cohort's widths.
         to_host: copies a tensor to host memory that nothing else uses; may wait for the device.
     """
 
-    trials: Mapping[Hashable, tuple[TrialProgress, Network]]
-    tensors: TrialTensors
+    trials: Mapping[Hashable, tuple[TrialProgress, Network, TrialTensors]]
     to_host: ToHost
 
     def fetch(self) -> dict[Hashable, TrialCheckpoint]:
@@ -209,13 +206,10 @@ class PendingCheckpoint:
 
     def fetch_each(self) -> Iterator[tuple[Hashable, TrialCheckpoint]]:
         """As `fetch`, one trial at a time, so that the host does not hold all of them at once."""
-        for index, (key, (progress, network)) in enumerate(self.trials.items()):
-            own = self.tensors.map(partial(self._lane_on_host, index)).fit(network)
+        for key, (progress, network, copy) in self.trials.items():
+            own = copy.map(self.to_host).fit(network)
             arrays = {name: value.contiguous().numpy() for name, value in own.named().items()}
             yield key, TrialCheckpoint(progress=progress, arrays=arrays)
-
-    def _lane_on_host(self, index: int, stacked: Tensor) -> Tensor:
-        return self.to_host(stacked[index])
 
 
 def copy_to_host(tensor: Tensor) -> Tensor:

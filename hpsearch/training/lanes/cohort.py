@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,10 +28,10 @@ from hpsearch.training.lanes.checkpoint import (
     TrialProgress,
     copy_to_host,
 )
-from hpsearch.training.lanes.dense_step import is_linear
-from hpsearch.training.lanes.stack import LaneStack, TrialTensors
+from hpsearch.training.lanes.stack import LaneKind, LaneStack, TrialTensors
 from hpsearch.training.lanes.steps import build_step
 from hpsearch.training.minibatches import is_validation_due, lane_stretches, minibatch_order
+from hpsearch.training.networks.activations import lane_activation
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.dense import DenseNetwork
 from hpsearch.training.networks.network import Network
@@ -43,13 +43,13 @@ from hpsearch.training.schedules import LearningRateSchedule, build_schedule
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CohortShape:
-    """The settings that trials must share to train in one cohort. Rates, lambdas, schedules and seeds may differ.
+    """The settings that trials must share to train in one cohort.
 
-    Hidden layers may differ in width within a class (`padding`); `model` then has the largest width of the class.
+    Optimizers, rates, lambdas, schedules and seeds may differ, and so may the activation of an MLP. Hidden layers may
+    differ in width within a class (`padding`); `model` then has the largest width of the class.
     """
 
     model: ModelSettings
-    optimizer: str
     batch_size: int
     shuffle: bool
     precision: Precision
@@ -59,7 +59,6 @@ class CohortShape:
         training = settings.training
         return cls(
             model=cohort_model(settings.model),
-            optimizer=training.optimizer,
             batch_size=training.batch_size,
             shuffle=training.shuffle,
             precision=training.precision,
@@ -123,7 +122,6 @@ class Cohort:
         self._significance_level = None if reference_test is None else reference_test.level
         self._num_minibatches = data.num_minibatches(shape.batch_size)
         self._due = tuple(m for m in range(1, self._num_minibatches + 1) if self._is_validation_due(m))
-        self._optimizer = build_optimizer(shape.optimizer)
         self._networks: dict[ModelSettings, Network] = {}
         self._network = self._network_of(shape.model)
         self._step = self._build_step()
@@ -166,13 +164,14 @@ class Cohort:
             tensors = checkpoint.tensors(like=tensors)
             newcomer.go_on_from(checkpoint.progress)
         self._use_width([*self._busy, newcomer], can_shrink=False)
-        self._take_lane(newcomer, tensors.fit(self._network))
+        width = {"hidden_units": self._network.model.hidden_units}
+        self._take_lane(newcomer, tensors.fit(self._network_of(settings.model.model_copy(update=width))))
 
     def _fresh_tensors(self, lane: _Lane) -> TrialTensors:
         """The tensors of a trial before its first minibatch, in its own widths."""
         seed = lane.settings.training_seed
         parameters = lane.network.initial_parameters(seed=seed, dtype=self._dtype, device=self._device)
-        state = self._optimizer.initial_state(parameters)
+        state = build_optimizer(lane.settings.training.optimizer).initial_state(parameters)
         return TrialTensors(
             parameters=parameters,
             optimizer_state=state,
@@ -181,20 +180,16 @@ class Cohort:
         )
 
     def _take_lane(self, newcomer: _Lane, tensors: TrialTensors) -> None:
-        """Put a trial into a free lane, or into a new one."""
-        # Lanes whose updates are linear come first (LaneStack.num_linear).
-        is_in_front = isinstance(newcomer.network, DenseNetwork) and is_linear(newcomer.settings.training)
-        first, last = (0, self._stack.num_linear) if is_in_front else (self._stack.num_linear, len(self._lanes))
-        for lane in range(first, last):
-            if self._lanes[lane] is None:
+        """Put a trial into a free lane of its kind, or into a new one."""
+        kind = LaneKind.of(newcomer.settings)
+        for lane, busy in enumerate(self._lanes):
+            if busy is None and self._stack.kinds[lane] == kind:
                 self._stack.replace(lane, tensors.parameters, tensors.optimizer_state)
                 self._lanes[lane] = newcomer
                 break
         else:
-            lane = last
-            self._stack.insert(lane, tensors.parameters, tensors.optimizer_state)
+            lane = self._stack.insert(kind, tensors.parameters, tensors.optimizer_state)
             self._lanes.insert(lane, newcomer)
-            self._stack.num_linear += is_in_front
         if newcomer.best is not None:
             best = newcomer.best
             self._stack.set_best(lane, tensors, zero_one=best.zero_one, nll=best.nll)
@@ -246,11 +241,14 @@ class Cohort:
             RuntimeError: by torch, when memory runs out (`device_memory.is_out_of_memory`); training can continue.
         """
         lanes = {key: self._index(key) for key in keys}
-        trials = {key: (self._progress(self._lane(key)), self._lane(key).network) for key in lanes}
         copies = self._stack.copied(list(lanes.values()))
+        trials = {
+            key: (self._progress(self._lane(key)), self._lane(key).network, copy)
+            for key, copy in zip(lanes, copies, strict=True)
+        }
         # Created after the copies: it waits for the work that is queued when it is created.
         to_host = CudaToHost(self._device) if self._device.type == "cuda" else copy_to_host
-        return PendingCheckpoint(trials=trials, tensors=copies, to_host=to_host)
+        return PendingCheckpoint(trials=trials, to_host=to_host)
 
     def train_epoch(self) -> dict[Hashable, EpochReport]:
         """Train every lane for one epoch. Lanes may be at different epochs of their trials.
@@ -261,9 +259,10 @@ class Cohort:
         """
         self._close_gaps()
         lanes = self._busy
-        self._use_width(lanes)
         if not lanes:
             return {}
+        self._use_width(lanes)
+        self._use_activations()
         started = time.perf_counter()
         learning_rates = [lane.schedule.learning_rate for lane in lanes]
         self._stack.set_rates([lane.settings.training for lane in lanes], learning_rates)
@@ -282,7 +281,6 @@ class Cohort:
             if self._lanes[lane] is None:
                 del self._lanes[lane]
                 self._stack.remove(lane)
-                self._stack.num_linear -= lane < self._stack.num_linear
 
     def _network_of(self, model: ModelSettings) -> Network:
         if model not in self._networks:
@@ -291,7 +289,7 @@ class Cohort:
 
     def _build_step(self) -> LaneStep:
         shape = self.shape
-        return build_step(self._network, self._optimizer, self._device, shape.precision, shape.shuffle, self._beat)
+        return build_step(self._network, self._device, shape.precision, shape.shuffle, self._beat)
 
     def _use_width(self, lanes: Sequence[_Lane], *, can_shrink: bool = True) -> None:
         """Resize the stack to the width of the widest of these lanes' networks."""
@@ -302,8 +300,16 @@ class Cohort:
         needed = widest.model.hidden_units
         if needed > current or (can_shrink and needed < current):
             self._network = widest
+            self._stack.resize(widest)
             self._step = self._build_step()
-            self._stack.resize(lambda tensors: fit(tensors, widest))
+
+    def _use_activations(self) -> None:
+        """Give the lanes' network the activation of every lane."""
+        if isinstance(self._network, DenseNetwork) and self._lanes:
+            activation = lane_activation([kind.activation for kind in self._stack.kinds])
+            if activation != self._network.activation:
+                self._network = replace(self._network, activation=activation)
+                self._step = self._build_step()
 
     def _train_epoch_on_device(self) -> tuple[Tensor, list[Tensor]]:
         """Mean training NLL [L] of the epoch, and the result of `_validate` for each validation."""

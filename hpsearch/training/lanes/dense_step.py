@@ -11,40 +11,38 @@ for all lanes. This is the same SGD, one minibatch after the other, with sums in
 replaces many small ones, and W is read twice and written once per block. L2 regularisation multiplies W by a factor f
 in each step, which puts powers of f into the sum. L1 and the other optimizers are not linear in W; for them a block
 is one minibatch.
+
+Lanes may have different optimizers and activations: the products are made for all lanes of a group at once, the updates
+for each optimizer, the non-linearities for each activation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import final
 
 import torch
 from torch import Tensor
 
-from hpsearch.study.settings import Precision, TrainingSettings
+from hpsearch.study.settings import Precision
 from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.losses import ScaledPenalties, lanes_first
+from hpsearch.training.networks.activations import LaneActivations, lane_activation
 from hpsearch.training.networks.dense import DenseLayer, DenseNetwork
-from hpsearch.training.optimizers import Optimizer
+from hpsearch.training.optimizers import Optimizer, build_optimizer
 from hpsearch.training.precision import Products
 from hpsearch.training.tensors import Tensors
 
 # Images per block. On a CPU products reach their full rate at about 100 rows, and the corrections within a block grow
 # with the square of its rows. On a GPU the memory traffic of the weights costs more.
 BLOCK_ROWS = {"cpu": 100, "cuda": 200}
-# The largest relative decay per step, 2 * learning_rate * lambda_2, for which blocks are used: the powers of the
-# shrinking factor then stay close enough to 1 to lose no precision.
-LARGEST_BLOCK_DECAY = 0.02
 # A block's Gram matrix costs rows^2 * pixels once for all lanes; the lanes' products cost rows * outputs * pixels.
 LEAST_OUTPUTS_PER_ROW = 4
-
-
-def is_linear(training: TrainingSettings) -> bool:
-    """Whether this trial can be trained in blocks. The initial rate decides, since no schedule raises it."""
-    decay = 2.0 * training.learning_rate * training.lambda_2
-    return training.optimizer == "sgd" and training.lambda_1 == 0.0 and decay <= LARGEST_BLOCK_DECAY
+# The corrections within a block cost rows^2 * outputs / 2, and save reading and writing pixels * outputs weights for
+# each minibatch: with few pixels blocks are slower (docs/performance.md).
+LEAST_PIXELS_PER_ROW = 3
 
 
 @final
@@ -64,7 +62,6 @@ class DenseStep:
     """
 
     network: DenseNetwork
-    optimizer: Optimizer
     block_rows: int
     precision: Precision = "float32"
     beat: Callable[[], None] = lambda: None
@@ -75,16 +72,32 @@ class DenseStep:
 
     @torch.no_grad()
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
-        cut = stack.num_linear
-        parts = [(0, cut), (cut, stack.num_lanes)] if 0 < cut < stack.num_lanes else [(0, stack.num_lanes)]
+        has_own_images = images.dim() == 3
         losses = []
-        for start, stop in parts:
-            lanes = _LaneGroup(step=self, stack=stack.part(start, stop), batch_size=batch_size)
-            if images.dim() == 3:
-                losses.append(lanes.train(images[start:stop], labels[start:stop]))
-            else:
-                losses.append(lanes.train(images, labels))
+        for lanes, num_per_block in self._groups(stack, batch_size, has_own_images=has_own_images):
+            group = _LaneGroup(step=self, stack=stack.part(lanes), batch_size=batch_size, num_per_block=num_per_block)
+            its = (images[lanes], labels[lanes]) if has_own_images else (images, labels)
+            losses.append(group.train(*its))
         return torch.cat(losses)
+
+    def _groups(self, stack: LaneStack, batch_size: int, *, has_own_images: bool) -> list[tuple[slice, int]]:
+        """The groups of lanes that train one after the other, with their numbers of minibatches per block."""
+        linear = stack.linear
+        num_per_block = self._minibatches_per_block(linear.stop - linear.start, batch_size)
+        if num_per_block == 1 or has_own_images:  # lanes with different images would need one Gram matrix each
+            return [(slice(0, stack.num_lanes), 1)]
+        groups = [(slice(0, linear.start), 1), (linear, num_per_block), (slice(linear.stop, stack.num_lanes), 1)]
+        return [(lanes, number) for lanes, number in groups if lanes.stop > lanes.start]
+
+    def _minibatches_per_block(self, num_lanes: int, batch_size: int) -> int:
+        first, rows = self.network.layers[0], self.block_rows
+        if num_lanes == 0 or first.num_inputs < LEAST_PIXELS_PER_ROW * rows:
+            return 1
+        # In float32 both ways agree up to rounding. In TF32 and bfloat16 they round differently, and a trial must not
+        # depend on the number of lanes beside it.
+        if self.precision == "float32" and num_lanes * first.num_outputs < LEAST_OUTPUTS_PER_ROW * rows:
+            return 1
+        return max(1, rows // batch_size)
 
 
 @dataclass(kw_only=True)
@@ -114,15 +127,20 @@ class _Block:
 @final
 @dataclass(frozen=True, kw_only=True)
 class _LaneGroup:
-    """A group of lanes, all linear or all non-linear, that trains on consecutive minibatches."""
+    """A group of lanes that trains on consecutive minibatches.
+
+    Args:
+        num_per_block: minibatches per block; with more than one, all lanes are linear.
+    """
 
     step: DenseStep
     stack: LaneStack
     batch_size: int
+    num_per_block: int
 
     def train(self, images: Tensor, labels: Tensor) -> Tensor:
         """Train the lanes on all minibatches; returns the sum of the minibatches' mean NLLs, [L] float64."""
-        rows = self.batch_size * self._minibatches_per_block(images)
+        rows = self.batch_size * self.num_per_block
         losses = torch.zeros(self.stack.num_lanes, dtype=torch.float64, device=images.device)
         for start in range(0, labels.shape[-1], rows):
             size = min(rows, labels.shape[-1] - start)
@@ -133,18 +151,6 @@ class _LaneGroup:
             chosen = block.labels.expand(log_probabilities.shape[:-1]).unsqueeze(-1)
             losses -= log_probabilities.gather(-1, chosen).sum(dim=(1, 2), dtype=torch.float64)
         return losses / self.batch_size
-
-    def _minibatches_per_block(self, images: Tensor) -> int:
-        rows = self.step.block_rows
-        # Lanes with different images would need one Gram matrix each.
-        if images.dim() == 3 or self.stack.num_linear == 0:
-            return 1
-        # In float32 both ways agree up to rounding. In TF32 and bfloat16 they round differently, and a trial must not
-        # depend on the number of lanes beside it.
-        outputs = self.stack.num_lanes * self._first.num_outputs
-        if self.step.precision == "float32" and outputs < LEAST_OUTPUTS_PER_ROW * rows:
-            return 1
-        return max(1, rows // self.batch_size)
 
     def _block(self, images: Tensor, labels: Tensor) -> _Block:
         gram = images @ images.T if labels.shape[-1] > self.batch_size else None
@@ -167,22 +173,19 @@ class _LaneGroup:
         )
 
     def _train_block(self, block: _Block) -> None:
-        stack, optimizer = self.stack, self.step.optimizer
         num_rows = block.sums.shape[1]
         for start in range(0, num_rows, self.batch_size):
-            targets = optimizer.targets_(stack.parameters, stack.optimizer_state, stack.rates)
-            self._train_minibatch(block, slice(start, start + self.batch_size), targets)
-        name = self._first.weight
-        if block.gram is None:
-            self._penalties.add_gradient_(targets[name], stack.parameters[name])
-        self.step.products.add_product_(
-            targets[name], self.step.products.prepared(block.deltas).transpose(1, 2), block.prepared
-        )
-        if block.gram is not None and stack.penalties.has_l2:
-            targets[name].mul_(self._shrinking(num_rows // self.batch_size))
-        optimizer.finish_(stack.parameters, stack.optimizer_state, stack.rates, targets)
+            for update in self._updates:
+                update.begin()
+            self._train_minibatch(block, slice(start, start + self.batch_size))
+        deltas = self.step.products.prepared(block.deltas)
+        for update in self._updates:
+            update.add_product_(self._first.weight, deltas, block.prepared, is_penalised=block.gram is None)
+            if block.gram is not None and self.stack.penalties.has_l2:
+                update.targets[self._first.weight].mul_(self._shrinking(num_rows // self.batch_size))
+            update.finish()
 
-    def _train_minibatch(self, block: _Block, rows: slice, targets: Tensors) -> None:
+    def _train_minibatch(self, block: _Block, rows: slice) -> None:
         """Forward and backward pass of one minibatch, and every update except the one of the first layer's weights."""
         outputs = [self._first_outputs(block, rows)]
         for layer in self._layers[1:]:
@@ -198,12 +201,12 @@ class _LaneGroup:
             weights = self.step.products.prepared(self.stack.parameters[layer.weight])
             # Compute the deltas below before updating this layer: they need the weights of this forward pass.
             deltas_below = self.step.products.multiply(prepared, weights)
-            self._update(layer, prepared, deltas, inputs, targets)
+            self._update(layer, prepared, deltas, inputs)
             assert below.activation is not None  # only the last layer has none
             # The first layer's deltas are collected for the whole block.
             deltas = block.deltas[:, rows] if below is self._first else deltas_below
             below.activation.multiply_slope(deltas_below, inputs, out=deltas)
-        targets[self._first.bias].add_(deltas.sum(dim=1))
+        self._update_bias(self._first, deltas)
         if block.gram is not None and self.stack.penalties.has_l2:
             # Cancels in advance the shrinking that is applied to the whole sum when it is used.
             deltas.mul_(self._shrinking(-rows.start // self.batch_size - 1))
@@ -229,12 +232,16 @@ class _LaneGroup:
         bias = self.stack.parameters[layer.bias].unsqueeze(1)
         return sums.add_(bias) if layer.activation is None else layer.activation.apply_(sums, bias=bias)
 
-    def _update(self, layer: DenseLayer, prepared: Tensor, deltas: Tensor, inputs: Tensor, targets: Tensors) -> None:
-        self._penalties.add_gradient_(targets[layer.weight], self.stack.parameters[layer.weight])
-        self.step.products.add_product_(
-            targets[layer.weight], prepared.transpose(1, 2), self.step.products.prepared(inputs)
-        )
-        targets[layer.bias].add_(deltas.sum(dim=1))
+    def _update(self, layer: DenseLayer, prepared: Tensor, deltas: Tensor, inputs: Tensor) -> None:
+        inputs = self.step.products.prepared(inputs)
+        for update in self._updates:
+            update.add_product_(layer.weight, prepared, inputs)
+        self._update_bias(layer, deltas)
+
+    def _update_bias(self, layer: DenseLayer, deltas: Tensor) -> None:
+        sums = deltas.sum(dim=1)
+        for update in self._updates:
+            update.targets[layer.bias].add_(update.of(sums))
 
     def _downwards(self, outputs: list[Tensor]) -> list[tuple[DenseLayer, DenseLayer, Tensor]]:
         """(layer below, layer, the outputs between them), from the scores down to the second layer."""
@@ -242,7 +249,23 @@ class _LaneGroup:
 
     @cached_property
     def _layers(self) -> tuple[DenseLayer, ...]:
-        return self.step.network.layers
+        network = self.step.network
+        if isinstance(network.activation, LaneActivations):
+            activation = lane_activation([kind.activation for kind in self.stack.kinds])
+            network = replace(network, activation=activation)
+        return network.layers
+
+    @cached_property
+    def _updates(self) -> Sequence[_Update]:
+        return [
+            _Update(
+                lanes=None if stack is self.stack else lanes,
+                stack=stack,
+                optimizer=build_optimizer(name),
+                products=self.step.products,
+            )
+            for lanes, name, stack in self.stack.by_optimizer()
+        ]
 
     @property
     def _first(self) -> DenseLayer:
@@ -251,18 +274,13 @@ class _LaneGroup:
     @cached_property
     def _scale(self) -> Tensor:
         """The factor by which gradients are multiplied before they are added, [L] float64."""
-        return self.step.optimizer.gradient_scale(self.stack.rates)
+        return torch.cat([update.scale for update in self._updates])
 
     @cached_property
     def _scale_per_image(self) -> Tensor:
         """`_scale` divided by the batch size, [L, 1, 1] in the weights' precision."""
         like = self.stack.parameters[self._first.weight]
         return lanes_first(self._scale / self.batch_size, like)
-
-    @cached_property
-    def _penalties(self) -> ScaledPenalties:
-        like = self.stack.parameters[self._first.weight]
-        return self.stack.penalties.scaled(self._scale, like.dtype)
 
     @cached_property
     def _powers(self) -> dict[int, Tensor]:
@@ -275,3 +293,51 @@ class _LaneGroup:
             like = self.stack.parameters[self._first.weight]
             self._powers[num_minibatches] = lanes_first(factor**num_minibatches, like)
         return self._powers[num_minibatches]
+
+
+@final
+@dataclass(kw_only=True)
+class _Update:
+    """The updates of those lanes of a group that share an optimizer.
+
+    Args:
+        lanes: where they are in the group; None: they are the whole group.
+        stack: a view of them.
+    """
+
+    lanes: slice | None
+    stack: LaneStack
+    optimizer: Optimizer
+    products: Products
+    targets: Tensors = field(default_factory=dict)  # of the current minibatch
+
+    def begin(self) -> None:
+        """Prepare the targets of a minibatch."""
+        self.targets = self.optimizer.targets_(self.stack.parameters, self._state, self.stack.rates)
+
+    def add_product_(self, name: str, deltas: Tensor, inputs: Tensor, *, is_penalised: bool = True) -> None:
+        """Add the gradient of a weight, deltas^T @ inputs of the whole group, and that of its penalties."""
+        if is_penalised:
+            self._penalties.add_gradient_(self.targets[name], self.stack.parameters[name])
+        self.products.add_product_(self.targets[name], self.of(deltas).transpose(1, 2), self.of(inputs))
+
+    def finish(self) -> None:
+        """Update the parameters: every target has received its gradient."""
+        self.optimizer.finish_(self.stack.parameters, self._state, self.stack.rates, self.targets)
+
+    def of(self, values: Tensor) -> Tensor:
+        """These lanes' part of the group's values, [L, ...]."""
+        return values if self.lanes is None else values[self.lanes]
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """The factor by which gradients are multiplied before they are added, [L] float64."""
+        return self.optimizer.gradient_scale(self.stack.rates)
+
+    @cached_property
+    def _state(self) -> Tensors:
+        return self.stack.optimizer_state
+
+    @cached_property
+    def _penalties(self) -> ScaledPenalties:
+        return self.stack.penalties.scaled(self.scale, next(iter(self.stack.parameters.values())).dtype)

@@ -1,21 +1,26 @@
-"""The tensors of all busy lanes, all [L, ...]: parameters, best parameters, reference, optimizer state and rates."""
+"""The tensors of all busy lanes, all [L, ...]: parameters, best parameters, reference, optimizer state and rates.
+
+Lanes of one kind lie side by side, so that an operation which only some of them need works on a slice. An optimizer's
+state has rows for the lanes that use this optimizer, and no others.
+"""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from hpsearch.study.settings import TrainingSettings
+from hpsearch.study.settings import TrainingSettings, TrialSettings
 from hpsearch.training.correct_images import gained_and_lost
 from hpsearch.training.losses import LanePenalties
 from hpsearch.training.networks.network import Network
-from hpsearch.training.networks.padding import PADDED_FAMILIES, fit
+from hpsearch.training.networks.padding import PADDED_FAMILIES, fit, padding_bias
 from hpsearch.training.optimizers import Rates
-from hpsearch.training.tensors import Tensors
+from hpsearch.training.tensors import Tensors, runs
 
 # The numbers that are sent to the device for each lane at the start of an epoch.
 NUMBERS = ("learning_rate", "momentum", "beta_1", "beta_2", "epsilon", "lambda_1", "lambda_2")
@@ -23,9 +28,36 @@ NUMBERS = ("learning_rate", "momentum", "beta_1", "beta_2", "epsilon", "lambda_1
 _PARTS = {"parameters": "parameters", "optimizer": "optimizer_state", "best": "best_parameters", "correct": "correct"}
 
 
+# Trials may be trained in blocks of minibatches (`dense_step`) up to this relative decay per step, 2 * learning_rate *
+# lambda_2: the powers of the shrinking factor then stay close enough to 1 to lose no precision.
+LARGEST_BLOCK_DECAY = 0.02
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class LaneKind:
+    """What decides which operations train a lane. The order is that of the lanes in a stack.
+
+    Args:
+        is_linear: each step is a linear function of the weights, so that the lane may be trained in blocks of
+            minibatches (`dense_step`).
+    """
+
+    optimizer: str = "sgd"
+    is_linear: bool = False
+    activation: str = "tanh"
+
+    @classmethod
+    def of(cls, settings: TrialSettings) -> LaneKind:
+        training = settings.training
+        # The initial rate decides: no schedule raises it.
+        decay = 2.0 * training.learning_rate * training.lambda_2
+        is_linear = training.optimizer == "sgd" and training.lambda_1 == 0.0 and decay <= LARGEST_BLOCK_DECAY
+        return cls(optimizer=training.optimizer, is_linear=is_linear, activation=settings.model.activation)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrialTensors:
-    """All tensors from which a trial's training continues; of one trial, or stacked, of several trials."""
+    """All tensors from which one trial's training continues."""
 
     parameters: Tensors
     optimizer_state: Tensors
@@ -68,8 +100,7 @@ class LaneStack:
     Args:
         num_images: number of validation images.
         critical_gains: the table of a `ReferenceTest`, on the device; None: no reference is kept.
-        num_linear: the first `num_linear` lanes may be trained in blocks of minibatches (`dense_step`); they have
-            no L1.
+        kinds: of each lane, in order.
         version: incremented whenever tensors move to other memory or a step's operations change. Graphs captured
             under an earlier version must not be replayed.
     """
@@ -77,12 +108,12 @@ class LaneStack:
     device: torch.device
     num_images: int = 0
     critical_gains: Tensor | None = None
-    num_linear: int = 0
+    kinds: list[LaneKind] = field(default_factory=list)
     version: int = 0
     rates: Rates = field(init=False)
     penalties: LanePenalties = field(init=False)
     parameters: dict[str, Tensor] = field(default_factory=dict)
-    optimizer_state: dict[str, Tensor] = field(default_factory=dict)
+    optimizer_states: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # by optimizer; of its lanes only
     best_parameters: dict[str, Tensor] = field(default_factory=dict)
     best_losses: dict[str, Tensor] = field(default_factory=dict)  # zero_one, nll: [L] float64
     correct: dict[str, Tensor] = field(default_factory=dict)  # best and, if one is kept, reference: [L, N] bool
@@ -93,21 +124,36 @@ class LaneStack:
 
     @property
     def num_lanes(self) -> int:
-        return len(self.best_losses["nll"]) if self.best_losses else 0
+        return len(self.kinds)
 
-    def insert(self, lane: int, parameters: Tensors, optimizer_state: Tensors) -> None:
-        """Insert one trial's tensors before a lane, or after the last one. They are copied."""
+    @property
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The state of lanes that all have the same optimizer, [L, ...]."""
+        (optimizer,) = {kind.optimizer for kind in self.kinds}
+        return self.optimizer_states[optimizer]
+
+    @property
+    def linear(self) -> slice:
+        """The lanes that may be trained in blocks of minibatches."""
+        start = next((lane for lane, kind in enumerate(self.kinds) if kind.is_linear), 0)
+        return slice(start, start + sum(kind.is_linear for kind in self.kinds))
+
+    def insert(self, kind: LaneKind, parameters: Tensors, optimizer_state: Tensors) -> int:
+        """Insert one trial's tensors, which are copied, behind the lanes of its kind. Return its lane."""
         self.version += 1
-        for stacked, single in self._pairs(parameters, optimizer_state):
+        lane = bisect_right(self.kinds, kind)
+        self.kinds.insert(lane, kind)
+        for stacked, single, row in self._pairs(lane, parameters, optimizer_state):
             for name, value in single.items():
-                behind = stacked.get(name, value.new_empty(0, *value.shape))
-                stacked[name] = torch.cat([behind[:lane], value.unsqueeze(0), behind[lane:]])
+                rows = stacked.get(name, value.new_empty(0, *value.shape))
+                stacked[name] = torch.cat([rows[:row], value.unsqueeze(0), rows[row:]])
+        return lane
 
     def replace(self, lane: int, parameters: Tensors, optimizer_state: Tensors) -> None:
-        """Give a lane to another trial; the tensors keep their memory."""
-        for stacked, single in self._pairs(parameters, optimizer_state):
+        """Give a lane to another trial of the same kind; the tensors keep their memory."""
+        for stacked, single, row in self._pairs(lane, parameters, optimizer_state):
             for name, value in single.items():
-                stacked[name][lane].copy_(value)
+                stacked[name][row].copy_(value)
 
     def fresh_correct(self) -> dict[str, Tensor]:
         """The `correct` tensors of a trial before its first validation: no image is correct."""
@@ -123,50 +169,62 @@ class LaneStack:
         self.best_losses["zero_one"][lane] = zero_one
         self.best_losses["nll"][lane] = nll
 
-    def copied(self, lanes: Sequence[int]) -> TrialTensors:
-        """A copy of some lanes' tensors, stacked in this order, on the device; no host sync."""
-
-        def copy(stacked: Tensors) -> dict[str, Tensor]:
-            # Not index_select, which would transfer an index to the device.
-            return {name: torch.stack([value[lane] for lane in lanes]) for name, value in stacked.items() if lanes}
-
-        return TrialTensors(
-            parameters=copy(self.parameters),
-            optimizer_state=copy(self.optimizer_state),
-            best_parameters=copy(self.best_parameters),
-            correct=copy(self.correct),
-        )
+    def copied(self, lanes: Sequence[int]) -> list[TrialTensors]:
+        """A copy of each of these lanes' tensors, on the device; no host sync."""
+        shared = (self.parameters, self.best_parameters, self.correct)
+        parameters, best, correct = (_copied_rows(stacked, lanes) for stacked in shared)
+        states: dict[int, Tensors] = {}
+        for optimizer, state in self.optimizer_states.items():
+            its = [lane for lane in lanes if self.kinds[lane].optimizer == optimizer]
+            first = self._first_lane(optimizer)
+            states |= zip(its, _copied_rows(state, [lane - first for lane in its]), strict=True)
+        return [
+            TrialTensors(parameters=p, optimizer_state=states[lane], best_parameters=b, correct=c)
+            for lane, p, b, c in zip(lanes, parameters, best, correct, strict=True)
+        ]
 
     def remove(self, lane: int) -> None:
         """Remove a finished trial's lane; the lanes after it move up by one."""
         self.version += 1
-        for stacked in self._tensors():
+        for stacked, row in self._stacked(lane):
             for name, value in stacked.items():
                 # Two slices, since index_select would transfer an index to the device.
-                stacked[name] = torch.cat([value[:lane], value[lane + 1 :]])
+                stacked[name] = torch.cat([value[:row], value[row + 1 :]])
+        del self.kinds[lane]
 
-    def resize(self, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-        """Replace all lanes' parameters and optimizer state by resized ones."""
+    def resize(self, network: Network) -> None:
+        """Resize all lanes' parameters and optimizer state to the widths of another network."""
         self.version += 1
-        self.parameters = change(self.parameters)
-        self.optimizer_state = change(self.optimizer_state)
-        self.best_parameters = change(self.best_parameters)
+        bias = padding_bias([kind.activation for kind in self.kinds], self.device)
+        self.parameters = fit(self.parameters, network, bias)
+        self.best_parameters = fit(self.best_parameters, network, bias)
+        self.optimizer_states = {optimizer: fit(state, network) for optimizer, state in self.optimizer_states.items()}
 
-    def part(self, start: int, stop: int) -> LaneStack:
+    def part(self, lanes: slice) -> LaneStack:
         """A view of consecutive lanes that shares their memory: training it trains these lanes."""
-        lanes = slice(start, stop)
         part = LaneStack(
             device=self.device,
             num_images=self.num_images,
             critical_gains=self.critical_gains,
-            num_linear=min(max(self.num_linear - start, 0), stop - start),
+            kinds=self.kinds[lanes],
         )
         part.rates, part.penalties = self.rates.part(lanes), self.penalties.part(lanes)
-        if stop <= self.num_linear:
+        if all(kind.is_linear for kind in part.kinds):
             part.penalties = replace(part.penalties, has_l1=False)
-        for mine, its in zip(self._tensors(), part._tensors(), strict=True):
+        shared = ("parameters", "best_parameters", "best_losses", "correct")
+        for its, mine in ((getattr(part, name), getattr(self, name)) for name in shared):
             its.update({name: value[lanes] for name, value in mine.items()})
+        for optimizer in dict.fromkeys(kind.optimizer for kind in part.kinds):
+            first = self._first_lane(optimizer)
+            rows = slice(max(lanes.start - first, 0), lanes.stop - first)
+            state = self.optimizer_states[optimizer]
+            part.optimizer_states[optimizer] = {name: value[rows] for name, value in state.items()}
         return part
+
+    def by_optimizer(self) -> list[tuple[slice, str, LaneStack]]:
+        """The lanes of each optimizer: where they are, the optimizer's name, and a view of them."""
+        groups = list(runs(kind.optimizer for kind in self.kinds))
+        return [(lanes, name, self if len(groups) == 1 else self.part(lanes)) for lanes, name in groups]
 
     def set_rates(self, trainings: Sequence[TrainingSettings], learning_rates: Sequence[float]) -> None:
         """Set the rates and penalties of an epoch with one transfer to the device.
@@ -241,12 +299,28 @@ class LaneStack:
         torch.where(moves, correct, reference, out=reference)
         return gained.double(), lost.double()
 
-    def _pairs(self, parameters: Tensors, optimizer_state: Tensors) -> list[tuple[dict[str, Tensor], Tensors]]:
-        """Each group of stacked tensors with the tensors of a fresh trial for it."""
+    def _pairs(
+        self, lane: int, parameters: Tensors, optimizer_state: Tensors
+    ) -> list[tuple[dict[str, Tensor], Tensors, int]]:
+        """Each group of stacked tensors, with a fresh trial's tensors for it and the row of the lane."""
         worst = torch.tensor(math.inf, dtype=torch.float64, device=self.device)
         losses = {"zero_one": worst, "nll": worst}
-        fresh = [parameters, optimizer_state, parameters, losses, self.fresh_correct()]
-        return list(zip(self._tensors(), fresh, strict=True))
+        fresh = [parameters, parameters, losses, self.fresh_correct(), optimizer_state]
+        return [(stacked, its, row) for (stacked, row), its in zip(self._stacked(lane), fresh, strict=True)]
 
-    def _tensors(self) -> tuple[dict[str, Tensor], ...]:
-        return self.parameters, self.optimizer_state, self.best_parameters, self.best_losses, self.correct
+    def _stacked(self, lane: int) -> list[tuple[dict[str, Tensor], int]]:
+        """Each group of stacked tensors that a lane has a row in, with that row."""
+        optimizer = self.kinds[lane].optimizer
+        state = self.optimizer_states.setdefault(optimizer, {})
+        shared = (self.parameters, self.best_parameters, self.best_losses, self.correct)
+        return [*((stacked, lane) for stacked in shared), (state, lane - self._first_lane(optimizer))]
+
+    def _first_lane(self, optimizer: str) -> int:
+        return bisect_left(self.kinds, optimizer, key=lambda kind: kind.optimizer)
+
+
+def _copied_rows(stacked: Tensors, rows: Sequence[int]) -> list[Tensors]:
+    """A copy of some rows of stacked tensors, as the named tensors of each row."""
+    # Not index_select, which would transfer an index to the device.
+    copies = {name: torch.stack([value[row] for row in rows]) for name, value in stacked.items() if rows}
+    return [{name: value[index] for name, value in copies.items()} for index in range(len(rows))]

@@ -6,9 +6,9 @@ same numbers up to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.losses import mean_nll, nll_per_image
 from hpsearch.training.networks.dense import DenseNetwork
 from hpsearch.training.networks.network import Network
-from hpsearch.training.optimizers import Optimizer
+from hpsearch.training.optimizers import Optimizer, build_optimizer
 from hpsearch.training.precision import computing, multiplying
 from hpsearch.training.tensors import Tensors
 
@@ -32,7 +32,6 @@ TRAINING_SLICE_FLOATS = 2**23
 
 def build_step(
     network: Network,
-    optimizer: Optimizer,
     device: torch.device,
     precision: Precision = "float32",
     is_shuffled: bool = False,
@@ -52,17 +51,24 @@ def build_step(
     ignores_sharing = is_shuffled and precision != "float32"
     if isinstance(network, DenseNetwork):
         rows = 1 if ignores_sharing else BLOCK_ROWS[device.type]
-        step = DenseStep(network=network, optimizer=optimizer, precision=precision, block_rows=rows, beat=beat)
+        step = DenseStep(network=network, precision=precision, block_rows=rows, beat=beat)
     else:
         step = AutogradStep(
             network=network,
-            optimizer=optimizer,
             precision=precision,
             is_sliced=network.prefers_single_lanes(device),
             ignores_sharing=ignores_sharing,
             beat=beat,
         )
     return CapturedStep(step=step, capture=CudaCapture(device), beat=beat) if device.type == "cuda" else step
+
+
+class _Update(NamedTuple):
+    """The lanes that share an optimizer: where they are, and a view of them."""
+
+    lanes: slice
+    optimizer: Optimizer
+    stack: LaneStack
 
 
 @final
@@ -80,7 +86,6 @@ class AutogradStep:
     """
 
     network: Network
-    optimizer: Optimizer
     precision: Precision = "float32"
     is_sliced: bool = False
     ignores_sharing: bool = False
@@ -88,25 +93,30 @@ class AutogradStep:
 
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         losses = torch.zeros(stack.num_lanes, dtype=torch.float64, device=images.device)
+        updates = [_Update(lanes, build_optimizer(name), part) for lanes, name, part in stack.by_optimizer()]
+        scale = torch.cat([update.optimizer.gradient_scale(update.stack.rates) for update in updates])
         with multiplying(self.precision, images.device):
             for start in range(0, labels.shape[-1], batch_size):
                 minibatch = images.narrow(-2, start, batch_size), labels.narrow(-1, start, batch_size)
-                losses += self._train_minibatch(stack, *minibatch)
+                losses += self._train_minibatch(stack, updates, scale, *minibatch)
                 self.beat()
         return losses
 
-    def _train_minibatch(self, stack: LaneStack, images: Tensor, labels: Tensor) -> Tensor:
-        scale = self.optimizer.gradient_scale(stack.rates)
+    def _train_minibatch(
+        self, stack: LaneStack, updates: Sequence[_Update], scale: Tensor, images: Tensor, labels: Tensor
+    ) -> Tensor:
         gradients_of = self._lane_by_lane if self.is_sliced else self._all_at_once
         losses, gradients = gradients_of(stack.parameters, images, labels, scale)
         with torch.no_grad():
-            targets = self.optimizer.targets_(stack.parameters, stack.optimizer_state, stack.rates)
-            penalties = stack.penalties.scaled(scale, losses.dtype)
-            for name in self.network.weight_names:
-                penalties.add_gradient_(targets[name], stack.parameters[name])
-            for name, gradient in gradients.items():
-                targets[name].add_(gradient)
-            self.optimizer.finish_(stack.parameters, stack.optimizer_state, stack.rates, targets)
+            for update in updates:
+                parameters, state, rates = update.stack.parameters, update.stack.optimizer_state, update.stack.rates
+                targets = update.optimizer.targets_(parameters, state, rates)
+                penalties = update.stack.penalties.scaled(scale[update.lanes], losses.dtype)
+                for name in self.network.weight_names:
+                    penalties.add_gradient_(targets[name], parameters[name])
+                for name, gradient in gradients.items():
+                    targets[name].add_(gradient[update.lanes])
+                update.optimizer.finish_(parameters, state, rates, targets)
         return losses
 
     def _all_at_once(

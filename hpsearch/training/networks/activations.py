@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import ClassVar, final
 
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from hpsearch.study.registry import ACTIVATIONS
 from hpsearch.study.settings import ModelSettings
+from hpsearch.training.tensors import runs
 
 SIGMOID_GAIN = 4.0  # sigmoid needs 4 times tanh's interval (Glorot & Bengio 2010; docs/sources.md, section 2)
 
@@ -45,7 +49,13 @@ class Activation(ABC):
 
 
 def activation_of(model: ModelSettings) -> Activation:
-    activation: Activation = ACTIVATIONS[model.activation].implementation()
+    return activation_named(model.activation)
+
+
+@cache
+def activation_named(name: str) -> Activation:
+    """The activation of this name: always the same object."""
+    activation: Activation = ACTIVATIONS[name].implementation()
     return activation
 
 
@@ -104,3 +114,39 @@ class Relu(Activation):
     def weight_bound(self, fan_in: float, fan_out: float) -> float:
         """Source: He et al. 2015: docs/sources.md has no rule for ReLU; Glorot's loses half the variance with it."""
         return math.sqrt(6.0 / fan_in)
+
+
+@final
+@dataclass(frozen=True)
+class LaneActivations(Activation):
+    """The non-linearities of lanes, [L, ...], which may differ from lane to lane.
+
+    Args:
+        names: of each lane's activation. Neighbours with the same one are computed together.
+    """
+
+    names: tuple[str, ...]
+
+    @cached_property
+    def _runs(self) -> list[tuple[slice, Activation]]:
+        return [(lanes, activation_named(name)) for lanes, name in runs(self.names)]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return torch.cat([activation(inputs[lanes]) for lanes, activation in self._runs])
+
+    def apply_(self, inputs: Tensor, *, bias: Tensor | float = 0.0) -> Tensor:
+        for lanes, activation in self._runs:
+            activation.apply_(inputs[lanes], bias=bias[lanes] if isinstance(bias, Tensor) else bias)
+        return inputs
+
+    def multiply_slope(self, deltas: Tensor, outputs: Tensor, *, out: Tensor) -> None:
+        for lanes, activation in self._runs:
+            activation.multiply_slope(deltas[lanes], outputs[lanes], out=out[lanes])
+
+    def weight_bound(self, fan_in: float, fan_out: float) -> float:
+        raise TypeError("initial weights are those of one trial")
+
+
+def lane_activation(names: Sequence[str]) -> Activation:
+    """The activation of lanes with these names: a plain one if they all have the same."""
+    return LaneActivations(tuple(names)) if len(set(names)) > 1 else activation_named(names[0])

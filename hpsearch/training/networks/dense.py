@@ -55,9 +55,15 @@ class DenseLayer:
         }
 
 
-def hidden_and_scores(model: ModelSettings, *, num_inputs: int, num_classes: int) -> tuple[DenseLayer, DenseLayer]:
-    """A hidden layer of `hidden_units` units, and the softmax layer on it."""
-    width, activation = model.hidden_units, activation_of(model)
+def hidden_and_scores(
+    model: ModelSettings, *, num_inputs: int, num_classes: int, activation: Activation | None = None
+) -> tuple[DenseLayer, DenseLayer]:
+    """A hidden layer of `hidden_units` units, and the softmax layer on it.
+
+    Args:
+        activation: of the hidden layer; None: the one that `model` names.
+    """
+    width, activation = model.hidden_units, activation or activation_of(model)
     hidden = DenseLayer(name="hidden", num_inputs=num_inputs, num_outputs=width, activation=activation)
     scores = DenseLayer(name="output", num_inputs=width, num_outputs=num_classes, activation=None)
     return hidden, scores
@@ -75,7 +81,14 @@ def dense_logits(layers: Sequence[DenseLayer], parameters: Tensors, inputs: Tens
 
 @dataclass(frozen=True, kw_only=True)
 class DenseNetwork(Network):
-    """A sequence of fully connected layers; `dense_step` has their gradient written out."""
+    """A sequence of fully connected layers; `dense_step` has their gradient written out.
+
+    Args:
+        activation: of the hidden layers; None: the one that `model` names. Lanes may have different ones
+            (`activations.lane_activation`).
+    """
+
+    activation: Activation | None = None
 
     @property
     @abstractmethod
@@ -138,4 +151,6 @@ class Mlp(DenseNetwork):
 
     @cached_property
     def layers(self) -> tuple[DenseLayer, ...]:
-        return hidden_and_scores(self.model, num_inputs=self.num_pixels, num_classes=self.num_classes)
+        return hidden_and_scores(
+            self.model, num_inputs=self.num_pixels, num_classes=self.num_classes, activation=self.activation
+        )

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
+from hpsearch.training.lanes.stack import LaneStack
 
 CPU = torch.device("cpu")
 NUM_CLASSES = 10
@@ -142,3 +143,12 @@ def _tensors(tree: Any) -> list[Tensor]:
 @pytest.fixture
 def frozen_replay() -> type[FrozenReplay]:
     return FrozenReplay
+
+
+@pytest.fixture(scope="session")
+def stack_tensors() -> Callable[[LaneStack], list[Tensor]]:
+    def tensors(stack: LaneStack) -> list[Tensor]:
+        shared = (stack.parameters, stack.best_parameters, stack.best_losses, stack.correct)
+        return [tensor for group in (*shared, *stack.optimizer_states.values()) for tensor in group.values()]
+
+    return tensors

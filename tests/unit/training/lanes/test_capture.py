@@ -15,11 +15,10 @@ from torch import Tensor
 
 from hpsearch.study.settings import ModelSettings, TrainingSettings
 from hpsearch.training.lanes.capture import CapturedStep
-from hpsearch.training.lanes.stack import LaneStack
+from hpsearch.training.lanes.stack import LaneKind, LaneStack
 from hpsearch.training.lanes.steps import LaneStep, build_step
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network
-from hpsearch.training.optimizers import build_optimizer
 
 CPU = torch.device("cpu")
 Build = Callable[..., Any]
@@ -36,8 +35,7 @@ def stack_of(mlp: Network) -> Callable[..., LaneStack]:
     def build(*learning_rates: float) -> LaneStack:
         stack = LaneStack(device=CPU)
         for lane, _ in enumerate(learning_rates):
-            parameters = mlp.initial_parameters(seed=lane)
-            stack.insert(lane, parameters, {})
+            stack.insert(LaneKind(), mlp.initial_parameters(seed=lane), {})
         set_rates(stack, *learning_rates)
         return stack
 
@@ -61,7 +59,7 @@ def assert_same(one: LaneStack, other: LaneStack) -> None:
 
 @pytest.fixture
 def step(mlp: Network) -> LaneStep:
-    return build_step(mlp, build_optimizer("sgd"), CPU)
+    return build_step(mlp, CPU)
 
 
 def test_replays_train_on_the_images_and_rates_of_their_call(

@@ -35,7 +35,6 @@ Trial = Callable[..., TrialSettings]
 shapes = st.fixed_dictionaries(
     {
         "family": st.sampled_from(["mlp", "mlp", "logistic", "cnn"]),
-        "optimizer": st.sampled_from(["sgd", "momentum", "adam"]),
         "activation": st.sampled_from(["tanh", "sigmoid", "relu"]),
         "shuffle": st.booleans(),
         "batch_size": st.sampled_from([10, 20]),
@@ -43,6 +42,7 @@ shapes = st.fixed_dictionaries(
 )
 points = st.fixed_dictionaries(
     {
+        "optimizer": st.sampled_from(["sgd", "momentum", "adam"]),
         "lambda_1": st.sampled_from([0.0, 1e-4]),
         "lambda_2": st.sampled_from([0.0, 1e-3]),
         "schedule": st.sampled_from(["constant", "inverse-time", "exponential", "step", "plateau"]),
@@ -107,20 +107,21 @@ def test_every_trial_has_the_curve_of_an_uninterrupted_one(
     data: ResidentData,
     trial: Trial,
     frozen_replay: Callable[..., Any],
+    stack_tensors: Callable[..., list[Tensor]],
     shape: dict[str, Any],
     own: list[dict[str, Any]],
     happenings: list[tuple[int, str, int]],
 ) -> None:
-    rate = RATES[shape["optimizer"]]
-    common = {**shape, "learning_rate": rate, "schedule_patience": 1, "schedule_every": 2}
+    common = {**shape, "schedule_patience": 1, "schedule_every": 2}
     if shape["family"] == "logistic":  # whose cohorts know no widths
         own = [{**point, "hidden_units": 1} for point in own]
-    trials = [trial(**common, **point) for point in own]
+    trials = [trial(**common, **point, learning_rate=RATES[point["optimizer"]]) for point in own]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hpsearch.training.lanes.capture.GRAPH_MINIBATCHES", 3)
         patch.setattr("hpsearch.training.lanes.dense_step.LEAST_OUTPUTS_PER_ROW", 0)
+        patch.setattr("hpsearch.training.lanes.dense_step.LEAST_PIXELS_PER_ROW", 0)
         patch.setitem(lane_steps.BLOCK_ROWS, "cpu", 40)
-        service = Service(trials, _captured_cohorts(patch, trials[0], data, frozen_replay))
+        service = Service(trials, _captured_cohorts(patch, trials[0], data, frozen_replay, stack_tensors))
         for worker, event, index in happenings:
             service.happen(service.workers[worker], event, index)
         last = service.workers[0]
@@ -136,19 +137,23 @@ def test_every_trial_has_the_curve_of_an_uninterrupted_one(
 
 
 def _captured_cohorts(
-    patch: pytest.MonkeyPatch, settings: TrialSettings, data: ResidentData, frozen_replay: Callable[..., Any]
+    patch: pytest.MonkeyPatch,
+    settings: TrialSettings,
+    data: ResidentData,
+    frozen_replay: Callable[..., Any],
+    stack_tensors: Callable[..., list[Tensor]],
 ) -> list[Cohort]:
     """Two, whose steps and validations are replayed."""
     cohorts: list[Cohort] = []
 
     def state() -> list[Tensor]:
         stacks = [cohort._stack for cohort in cohorts]
-        return [tensor for stack in stacks for tensors in stack._tensors() for tensor in tensors.values()]
+        return [tensor for stack in stacks for tensor in stack_tensors(stack)]
 
     def captured(*arguments: Any) -> CapturedStep:
         step = lane_steps.build_step(*arguments)
         if isinstance(step, lane_steps.AutogradStep):  # as on a GPU: all lanes at once
-            step = lane_steps.AutogradStep(network=step.network, optimizer=step.optimizer)
+            step = lane_steps.AutogradStep(network=step.network)
         return CapturedStep(step=step, capture=frozen_replay(state))
 
     patch.setattr("hpsearch.training.lanes.cohort.build_step", captured)

@@ -479,9 +479,10 @@ def test_trials_of_one_shape_share_a_cohort_and_others_do_not(trial: Trial) -> N
         {"max_epochs": 3},
         {"hidden_units": 32},
         {"initialization": "lecun"},
+        {"activation": "relu"},
+        {"optimizer": "adam"},
     ]
-    other = [{"hidden_units": 33}, {"activation": "relu"}, {"batch_size": 21}, {"optimizer": "adam"}]
-    other += [{"shuffle": True}, {"precision": "bfloat16"}]
+    other = [{"hidden_units": 33}, {"batch_size": 21}, {"shuffle": True}, {"precision": "bfloat16"}]
 
     assert all(CohortShape.of(trial(**settings)) == shape for settings in same)
     assert {shape: 1}[CohortShape.of(trial(seed=1))] == 1

@@ -40,7 +40,6 @@ class RandomStudy:
         choose = self.random.choice
         self.family = choose(["mlp", "mlp", "logistic", "cnn"])
         self._common = {
-            "optimizer": choose(["sgd", "sgd", "sgd", "momentum", "adam"]),
             "activation": choose(["tanh", "sigmoid", "relu"]),
             "shuffle": choose([False, False, True]),
             "batch_size": choose([1, 5, 10, 20]),
@@ -52,10 +51,12 @@ class RandomStudy:
 
     def next_trial(self) -> TrialSettings:
         choose = self.random.choice
+        optimizer = choose(["sgd", "sgd", "sgd", "momentum", "adam"])
         own = {
-            "learning_rate": RATES[self._common["optimizer"]] * choose([1, 0.3]),
+            "optimizer": optimizer,
+            "learning_rate": RATES[optimizer] * choose([1, 0.3]),
             # Adam makes a whole step of a weight's sign, which near 0 hangs on rounding: curves part in the end.
-            "lambda_1": choose([0.0, 0.0, 1e-4 if self._common["optimizer"] != "adam" else 0.0]),
+            "lambda_1": choose([0.0, 0.0, 1e-4 if optimizer != "adam" else 0.0]),
             "lambda_2": choose([0.0, 0.0, 1e-3, 0.3]),
             "momentum": choose([0.5, 0.9]),
             "schedule": choose(["constant", "inverse-time", "exponential", "step"]),
@@ -63,9 +64,11 @@ class RandomStudy:
             "seed": self.random.randrange(2),  # shuffled lanes of one seed share their minibatches
             "study_seed": self.random.randrange(2),
         }
+        if self.family == "mlp":
+            own |= {"activation": choose(["tanh", "sigmoid", "relu"])}
         if self.family != "logistic":
             own |= {"hidden_units": choose([3, 7, 20, 32]), "initialization": choose(["glorot", "lecun"])}
-        return self._trial(self.family, **self._common, **own)
+        return self._trial(self.family, **{**self._common, **own})
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -74,21 +77,23 @@ def test_every_trial_of_a_random_study_has_its_own_curve(
     resident: Callable[..., ResidentData],
     trial: Trial,
     frozen_replay: Callable[..., Any],
+    stack_tensors: Callable[..., list[Tensor]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = RandomStudy(seed, trial)
     monkeypatch.setattr("hpsearch.training.lanes.capture.GRAPH_MINIBATCHES", study.graph_minibatches)
     monkeypatch.setattr("hpsearch.training.lanes.dense_step.LEAST_OUTPUTS_PER_ROW", 0)
+    monkeypatch.setattr("hpsearch.training.lanes.dense_step.LEAST_PIXELS_PER_ROW", 0)
     monkeypatch.setitem(lane_steps.BLOCK_ROWS, "cpu", study.block_rows)
     cohort: Cohort
 
     def captured(*arguments: object) -> CapturedStep:
         step = lane_steps.build_step(*arguments)
         if isinstance(step, lane_steps.AutogradStep):  # as on a GPU: all lanes at once
-            step = lane_steps.AutogradStep(network=step.network, optimizer=step.optimizer)
+            step = lane_steps.AutogradStep(network=step.network)
         return CapturedStep(
             step=step,
-            capture=frozen_replay(lambda: _state(cohort)),
+            capture=frozen_replay(lambda: stack_tensors(cohort._stack)),
         )
 
     monkeypatch.setattr("hpsearch.training.lanes.cohort.build_step", captured)
@@ -96,7 +101,7 @@ def test_every_trial_of_a_random_study_has_its_own_curve(
     first = study.next_trial()
     test = _reference_test(data)
     cohort = Cohort(CohortShape.of(first), data, CPU, study.validations_every, test, dtype=torch.float64)
-    cohort._captured_validation = CapturedValidation(capture=frozen_replay(lambda: _state(cohort)))
+    cohort._captured_validation = CapturedValidation(capture=frozen_replay(lambda: stack_tensors(cohort._stack)))
     trials: list[TrialSettings] = []
     curves: dict[int, list[EpochReport]] = {}
     bests = {}
@@ -127,10 +132,6 @@ def test_every_trial_of_a_random_study_has_its_own_curve(
 
 def _reference_test(data: ResidentData) -> ReferenceTest:
     return ReferenceTest(level=0.05, critical_gains=critical_gains(len(data.validation_labels), 0.05))
-
-
-def _state(cohort: Cohort) -> list[Tensor]:
-    return [tensor for tensors in cohort._stack._tensors() for tensor in tensors.values()]
 
 
 def _alone(settings: TrialSettings, data: ResidentData, validations_every: int, *, num_epochs: int) -> TrialResult:

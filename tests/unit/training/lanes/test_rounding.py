@@ -150,6 +150,7 @@ def test_neighbours_do_not_decide_whether_minibatches_are_gathered_in_blocks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a GPU in TF32 a block is rounded otherwise than its minibatches one by one."""
+    monkeypatch.setattr(dense_step, "LEAST_PIXELS_PER_ROW", 0)  # the images are small
     sizes: list[int] = []
     monkeypatch.setattr(dense_step._LaneGroup, "_block", _recording(dense_step._LaneGroup._block, sizes))
     seen = []

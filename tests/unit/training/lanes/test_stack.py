@@ -12,10 +12,12 @@ from torch import Tensor
 from hpsearch.search.significance import critical_gains
 from hpsearch.study.settings import TrainingSettings
 from hpsearch.training.correct_images import ReferenceTest
-from hpsearch.training.lanes.stack import LaneStack, TrialTensors
+from hpsearch.training.lanes.stack import LaneKind, LaneStack, TrialTensors
 
 CPU = torch.device("cpu")
 INF = math.inf
+MOMENTUM = LaneKind("momentum")
+KINDS = [LaneKind("adam"), MOMENTUM, LaneKind("momentum", activation="relu"), LaneKind(), LaneKind(is_linear=True)]
 
 
 def parameters(value: float) -> dict[str, Tensor]:
@@ -39,7 +41,7 @@ def earlier(value: float, **correct: list[bool]) -> TrialTensors:
 def stack_of(*values: float) -> LaneStack:
     stack = LaneStack(device=CPU)
     for value in values:
-        stack.insert(stack.num_lanes, parameters(value), state(value))
+        stack.insert(MOMENTUM, parameters(value), state(value))
     return stack
 
 
@@ -52,43 +54,60 @@ def keep_best(stack: LaneStack, zero_one: Tensor, nll: Tensor) -> None:
     stack.keep_best(zero_one, nll, torch.zeros(stack.num_lanes, stack.num_images, dtype=torch.bool))
 
 
-@given(st.lists(st.tuples(st.sampled_from(["insert", "replace", "remove"]), st.integers(0, 4)), max_size=12))
-def test_lanes_come_and_go_as_in_a_list(actions: list[tuple[str, int]]) -> None:
-    """Every tensor of the stack keeps the same trials in the same order as a plain list would."""
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["insert", "replace", "remove"]), st.integers(0, 4), st.sampled_from(KINDS)),
+        max_size=12,
+    )
+)
+def test_lanes_come_and_go_as_in_a_sorted_list(actions: list[tuple[str, int, LaneKind]]) -> None:
+    """Every tensor of the stack keeps the same trials in the same order as a plain list would, by kind."""
     stack, expected, next_value = LaneStack(device=CPU), [], 1.0
-    for action, lane in actions:
-        if action == "insert" and lane <= len(expected):
-            stack.insert(lane, parameters(next_value), state(next_value))
-            expected.insert(lane, next_value)
+    for action, lane, kind in actions:
+        if action == "insert":
+            where = stack.insert(kind, parameters(next_value), state(next_value) if kind.optimizer != "sgd" else {})
+            expected.insert(where, (kind, next_value))
+            assert expected == sorted(expected, key=lambda pair: pair[0])
         elif action == "replace" and lane < len(expected):
             keep_best(stack, doubles(*[0.5] * len(expected)), doubles(*[1.0] * len(expected)))
-            stack.replace(lane, parameters(next_value), state(next_value))
+            kind = stack.kinds[lane]
+            stack.replace(lane, parameters(next_value), state(next_value) if kind.optimizer != "sgd" else {})
             assert stack.best_losses["zero_one"][lane].isinf()
-            expected[lane] = next_value
+            expected[lane] = kind, next_value
         elif action == "remove" and lane < len(expected):
             stack.remove(lane)
             del expected[lane]
         next_value += 1
         assert stack.num_lanes == len(expected)
-    for group in (stack.parameters, stack.best_parameters, stack.optimizer_state):
-        for values in group.values():
-            assert (
-                values.flatten(start_dim=min(1, values.dim() - 1))
-                .reshape(len(expected), -1)
-                .float()
-                .mean(dim=1)
-                .tolist()
-                == expected
-                if expected
-                else len(values) == 0
-            )
+    values = [value for _, value in expected]
+    for group in (stack.parameters, stack.best_parameters):
+        assert all(_rows(tensor) == values for tensor in group.values())
+    for optimizer, group in stack.optimizer_states.items():
+        its = [value for kind, value in expected if kind.optimizer == optimizer]
+        assert all(_rows(tensor) == its for tensor in group.values())
+        assert bool(group) == (optimizer != "sgd")
     assert all(len(losses) == len(expected) for losses in stack.best_losses.values())
+    for lane, copy in enumerate(stack.copied(range(len(expected)))):
+        assert {tensor.float().mean().item() for name, tensor in copy.named().items() if "correct" not in name} == {
+            values[lane]
+        }
+    start, stop = len(expected) // 3, len(expected) - len(expected) // 3
+    if start < stop:
+        part = stack.part(slice(start, stop))
+        assert all(_rows(tensor) == values[start:stop] for tensor in part.parameters.values())
+        for optimizer, group in part.optimizer_states.items():
+            its = [value for kind, value in expected[start:stop] if kind.optimizer == optimizer]
+            assert all(_rows(tensor) == its for tensor in group.values())
+
+
+def _rows(values: Tensor) -> list[float]:
+    return [row.float().mean().item() for row in values]
 
 
 def test_inserting_copies_the_trials_tensors() -> None:
     first = parameters(1.0)
     stack = LaneStack(device=CPU)
-    stack.insert(0, first, {})
+    stack.insert(LaneKind(), first, {})
     stack.parameters["weight"].zero_()
 
     assert first["weight"].eq(1.0).all()
@@ -133,17 +152,19 @@ def test_penalties_are_known_to_be_absent_without_asking_the_device() -> None:
 
 
 def test_a_part_is_the_same_memory() -> None:
-    stack = stack_of(1.0, 2.0, 3.0)
-    stack.num_linear = 2
-    stack.set_rates([TrainingSettings(lambda_1=value) for value in (0.0, 0.0, 0.5)], [0.1, 0.2, 0.3])
+    stack = LaneStack(device=CPU)
+    for value, kind in ((1.0, LaneKind()), (2.0, LaneKind(is_linear=True)), (3.0, LaneKind(is_linear=True))):
+        stack.insert(kind, parameters(value), {})
+    stack.set_rates([TrainingSettings(lambda_1=value) for value in (0.5, 0.0, 0.0)], [0.1, 0.2, 0.3])
 
-    part = stack.part(1, 3)
+    part = stack.part(slice(0, 2))
     part.parameters["weight"].zero_()
 
-    assert stack.parameters["weight"].amax(dim=(1, 2)).tolist() == [1.0, 0.0, 0.0]
-    assert (part.num_lanes, part.num_linear) == (2, 1)
-    assert part.rates.learning_rate.tolist() == [0.2, 0.3]
-    assert part.penalties.lambda_1.tolist() == [0.0, 0.5]
+    assert stack.parameters["weight"].amax(dim=(1, 2)).tolist() == [0.0, 0.0, 3.0]
+    assert (part.num_lanes, part.linear) == (2, slice(1, 2))
+    assert part.rates.learning_rate.tolist() == [0.1, 0.2]
+    assert part.penalties.lambda_1.tolist() == [0.5, 0.0]
+    assert stack.part(slice(1, 3)).penalties.has_l1 is False  # known without asking the device
 
 
 def test_tensors_stay_where_they_are_while_the_number_of_lanes_does() -> None:
@@ -181,11 +202,11 @@ def test_a_best_from_earlier_is_beaten_by_a_better_one_only() -> None:
 def test_a_copy_of_lanes_stands_in_the_order_asked_for_and_in_memory_of_its_own() -> None:
     stack = stack_of(1.0, 2.0, 3.0)
     copies = stack.copied([2, 0])
-    for tensors in (stack.parameters, stack.optimizer_state, stack.best_parameters):
+    for tensors in (stack.parameters, stack.optimizer_states["momentum"], stack.best_parameters):
         for tensor in tensors.values():
             tensor.zero_()
 
-    named = copies.named()
+    named = copies[0].named()
     assert named.keys() == {
         "parameters/weight",
         "parameters/bias",
@@ -195,10 +216,10 @@ def test_a_copy_of_lanes_stands_in_the_order_asked_for_and_in_memory_of_its_own(
         "best/bias",
         "correct/best",
     }
-    assert named.pop("correct/best").shape == (2, 0)
-    assert all(tensor.reshape(2, -1).amax(dim=1).tolist() == [3.0, 1.0] for tensor in named.values())
-    assert named["optimizer/num_steps"].shape == (2,)
-    assert stack.copied([]).named() == {}
+    assert named.pop("correct/best").shape == (0,)
+    assert all(tensor.amax().item() == 3.0 for tensor in named.values())
+    assert all(tensor.eq(1.0).all() for name, tensor in copies[1].named().items())
+    assert stack.copied([]) == []
 
 
 # Which images are right
@@ -208,8 +229,8 @@ FIVE_OF_FIVE = ReferenceTest(level=1 / 32, critical_gains=critical_gains(8, 1 / 
 
 def with_reference(num_lanes: int = 1, num_images: int = 8) -> LaneStack:
     stack = LaneStack(device=CPU, num_images=num_images, critical_gains=FIVE_OF_FIVE.table(CPU))
-    for lane in range(num_lanes):
-        stack.insert(lane, parameters(1.0), {})
+    for _ in range(num_lanes):
+        stack.insert(LaneKind(), parameters(1.0), {})
     return stack
 
 
@@ -227,8 +248,8 @@ def look(stack: LaneStack, *rows: str, nll: float = 1.0) -> tuple[list[float], l
 
 def test_what_is_right_at_the_best_validation_is_kept_with_it() -> None:
     stack = LaneStack(device=CPU, num_images=4)
-    for lane in range(3):
-        stack.insert(lane, parameters(1.0), {})
+    for _ in range(3):
+        stack.insert(LaneKind(), parameters(1.0), {})
     assert stack.keep_best(doubles(0.5, 0.5, 0.5), doubles(1, 1, 1), bits("1100", "1100", "1100")) == ()
     stack.keep_best(doubles(0.25, 0.5, 0.5), doubles(9, 0.5, 1), bits("0111", "1010", "0011"))
 
@@ -273,6 +294,6 @@ def test_each_lane_has_a_reference_of_its_own_wherever_it_moves() -> None:
     assert look(stack, "00000001", "10101010", "11111111") == ([1.0, 4.0, 6.0], [0.0, 4.0, 0.0])
     stack.remove(0)
     assert look(stack, "01010101", "11111111") == ([0.0, 0.0], [0.0, 0.0])
-    part = stack.part(1, 2)
+    part = stack.part(slice(1, 2))
     assert torch.equal(part.correct["reference"], bits("11111111"))
-    assert torch.equal(stack.copied([1]).correct["reference"], bits("11111111"))
+    assert torch.equal(stack.copied([1])[0].correct["reference"], bits("11111111")[0])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.reference_loop import rates_of, regularised_loss, update_
-from hpsearch.study.settings import ModelSettings, TrainingSettings
-from hpsearch.training.lanes.dense_step import DenseStep, is_linear
-from hpsearch.training.lanes.stack import LaneStack
-from hpsearch.training.lanes.steps import AutogradStep, build_step
+from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
+from hpsearch.training.lanes.dense_step import DenseStep
+from hpsearch.training.lanes.stack import LaneKind, LaneStack
+from hpsearch.training.lanes.steps import BLOCK_ROWS, AutogradStep, build_step
 from hpsearch.training.losses import mean_nll
+from hpsearch.training.networks.activations import lane_activation
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.dense import DenseNetwork
 from hpsearch.training.networks.network import Network
@@ -44,14 +47,24 @@ def random_parameters(network: Network, seed: int) -> dict[str, Tensor]:
 
 
 def filled_stack(network: Network, optimizer: str, lanes: list[dict[str, float]]) -> LaneStack:
+    return stack_of(network, [TrainingSettings(optimizer=optimizer, **lane) for lane in lanes])
+
+
+def stack_of(network: Network, trainings: list[TrainingSettings], activations: Sequence[str] = ()) -> LaneStack:
+    """Lanes in the order of their kinds; the parameters of a training are those of its place in the list."""
     stack = LaneStack(device=CPU)
-    trainings = [TrainingSettings(optimizer=optimizer, **lane) for lane in lanes]
-    stack.num_linear = next((i for i, one in enumerate(trainings) if not is_linear(one)), len(lanes))
-    for lane in range(len(lanes)):
-        parameters = random_parameters(network, lane)
-        stack.insert(lane, parameters, build_optimizer(optimizer).initial_state(parameters))
-    stack.set_rates(trainings, [training.learning_rate for training in trainings])
+    names = activations or [network.model.activation] * len(trainings)
+    ordered = sorted(zip(map(kind_of, trainings, names), range(len(trainings)), strict=True))
+    for kind, index in ordered:
+        parameters = random_parameters(network, index)
+        stack.insert(kind, parameters, build_optimizer(kind.optimizer).initial_state(parameters))
+    in_order = [trainings[index] for _, index in ordered]
+    stack.set_rates(in_order, [training.learning_rate for training in in_order])
     return stack
+
+
+def kind_of(training: TrainingSettings, activation: str = "tanh") -> LaneKind:
+    return LaneKind.of(TrialSettings(model=ModelSettings(activation=activation), training=training))
 
 
 def batches(is_shared: bool) -> list[tuple[Tensor, Tensor]]:
@@ -75,7 +88,7 @@ def test_steps_of_lanes_equal_single_trials_by_autograd(
 ) -> None:
     network = build(family, activation)
     stack = filled_stack(network, optimizer, lanes)
-    step = build_step(network, build_optimizer(optimizer), CPU)
+    step = build_step(network, CPU)
 
     losses = torch.stack([step.train(stack, images, labels, BATCH) for images, labels in batches(is_shared)])
 
@@ -105,8 +118,8 @@ def test_the_hand_written_gradient_is_autograds(family: str, activation: str, op
     network = build(family, activation)
     assert isinstance(network, DenseNetwork)
     by_hand, by_autograd = (filled_stack(network, optimizer, LANES) for _ in range(2))
-    dense = DenseStep(network=network, optimizer=build_optimizer(optimizer), block_rows=BATCH)
-    autograd = AutogradStep(network=network, optimizer=build_optimizer(optimizer))
+    dense = DenseStep(network=network, block_rows=BATCH)
+    autograd = AutogradStep(network=network)
 
     for images, labels in batches(is_shared):
         torch.testing.assert_close(
@@ -129,7 +142,7 @@ def test_the_hand_written_gradient_agrees_with_central_differences(family: str) 
     stack = filled_stack(network, "sgd", [settings.model_dump(include={"learning_rate", "lambda_1", "lambda_2"})])
     before = random_parameters(network, 0)
 
-    build_step(network, build_optimizer("sgd"), CPU).train(stack, images, labels, BATCH)
+    build_step(network, CPU).train(stack, images, labels, BATCH)
 
     def loss() -> float:
         weights = [before[name] for name in network.weight_names]
@@ -157,7 +170,7 @@ def test_a_lane_of_nan_changes_no_bit_of_its_neighbours(family: str, activation:
     healthy, poisoned = (filled_stack(network, optimizer, LANES) for _ in range(2))
     for value in poisoned.parameters.values():
         value[1] = math.nan
-    step = build_step(network, build_optimizer(optimizer), CPU)
+    step = build_step(network, CPU)
 
     for images, labels in batches(is_shared=True):
         expected = step.train(healthy, images, labels, BATCH)
@@ -169,9 +182,46 @@ def test_a_lane_of_nan_changes_no_bit_of_its_neighbours(family: str, activation:
         assert torch.equal(value[[0, 2]], poisoned.parameters[name][[0, 2]])
 
 
+@pytest.mark.parametrize("block_rows", [1, 2 * BATCH])
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
+def test_lanes_of_different_optimizers_and_activations_equal_lanes_of_one(
+    family: str, block_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpsearch.training.lanes.dense_step.LEAST_OUTPUTS_PER_ROW", 0)
+    monkeypatch.setattr("hpsearch.training.lanes.dense_step.LEAST_PIXELS_PER_ROW", 0)
+    monkeypatch.setitem(BLOCK_ROWS, "cpu", block_rows)
+    activations = ["relu", "tanh", "sigmoid"] if family == "mlp" else ["tanh"]
+    trainings = [
+        TrainingSettings(optimizer=optimizer, **lane)
+        for lane in [*LANES, *FREE_LANES]
+        for optimizer in ("sgd", "adam", "momentum")
+        for _ in activations
+    ]
+    names = activations * (len(trainings) // len(activations))
+    network = build(family, "tanh")
+    mixed = stack_of(network, trainings, names)
+    if isinstance(network, DenseNetwork):
+        network = replace(network, activation=lane_activation([kind.activation for kind in mixed.kinds]))
+    images, labels = long_stretch(4)
+
+    losses = build_step(network, CPU).train(mixed, images, labels, BATCH)
+
+    ordered = sorted(zip(map(kind_of, trainings, names), range(len(trainings)), strict=True))
+    for lane, (kind, index) in enumerate(ordered):
+        own = build(family, kind.activation)
+        alone = LaneStack(device=CPU)
+        parameters = random_parameters(own, index)
+        alone.insert(kind, parameters, build_optimizer(kind.optimizer).initial_state(parameters))
+        alone.set_rates([trainings[index]], [trainings[index].learning_rate])
+        expected = AutogradStep(network=own).train(alone, images, labels, BATCH)
+        torch.testing.assert_close(losses[lane : lane + 1], expected, rtol=1e-10, atol=0)
+        for name, value in alone.parameters.items():
+            torch.testing.assert_close(mixed.parameters[name][lane], value[0], rtol=1e-8, atol=1e-10)
+
+
 def test_convolutions_take_the_general_step_and_dense_networks_the_hand_written_one() -> None:
-    assert isinstance(build_step(build("cnn", "tanh"), build_optimizer("sgd"), CPU), AutogradStep)
-    assert isinstance(build_step(build("mlp", "tanh"), build_optimizer("sgd"), CPU), DenseStep)
+    assert isinstance(build_step(build("cnn", "tanh"), CPU), AutogradStep)
+    assert isinstance(build_step(build("mlp", "tanh"), CPU), DenseStep)
 
 
 def long_stretch(num_minibatches: int) -> tuple[Tensor, Tensor]:
@@ -189,19 +239,18 @@ def test_a_block_of_minibatches_is_the_same_sgd(
 ) -> None:
     """Sums in another order, nothing else; blocks that end in the middle included. One lane has no L2."""
     monkeypatch.setattr("hpsearch.training.lanes.dense_step.LEAST_OUTPUTS_PER_ROW", 0)
+    monkeypatch.setattr("hpsearch.training.lanes.dense_step.LEAST_PIXELS_PER_ROW", 0)
     lanes = [{"learning_rate": 0.5, "lambda_2": lambda_2}, {"learning_rate": 2.0}, {"learning_rate": 0.01}]
     network = build(family, activation)
     assert isinstance(network, DenseNetwork)
     in_blocks, one_by_one = (filled_stack(network, "sgd", lanes) for _ in range(2))
-    assert in_blocks.num_linear == 3
+    assert in_blocks.linear == slice(0, 3)
     images, labels = long_stretch(8)
     rows = minibatches_per_block * BATCH
 
-    losses = DenseStep(network=network, optimizer=build_optimizer("sgd"), block_rows=rows).train(
-        in_blocks, images, labels, BATCH
-    )
+    losses = DenseStep(network=network, block_rows=rows).train(in_blocks, images, labels, BATCH)
 
-    autograd = AutogradStep(network=network, optimizer=build_optimizer("sgd"))
+    autograd = AutogradStep(network=network)
     torch.testing.assert_close(losses, autograd.train(one_by_one, images, labels, BATCH), rtol=1e-10, atol=0)
     for name, value in in_blocks.parameters.items():
         torch.testing.assert_close(value, one_by_one.parameters[name], rtol=1e-9, atol=1e-11)
@@ -211,15 +260,16 @@ def test_linear_lanes_go_in_blocks_and_their_neighbours_one_minibatch_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("hpsearch.training.lanes.dense_step.LEAST_OUTPUTS_PER_ROW", 0)
+    monkeypatch.setattr("hpsearch.training.lanes.dense_step.LEAST_PIXELS_PER_ROW", 0)
     lanes = [{"learning_rate": 0.5}, {"learning_rate": 0.1, "lambda_2": 0.01}, {"learning_rate": 0.3, "lambda_1": 0.01}]
     lanes.append({"learning_rate": 0.9, "lambda_2": 0.5})  # shrinks its weights too fast for a block
     network = build("mlp", "tanh")
     assert isinstance(network, DenseNetwork)
     mixed, one_by_one = (filled_stack(network, "sgd", lanes) for _ in range(2))
-    assert mixed.num_linear == 2
+    assert mixed.linear == slice(2, 4)
     images, labels = long_stretch(6)
-    dense = DenseStep(network=network, optimizer=build_optimizer("sgd"), block_rows=3 * BATCH)
-    autograd = AutogradStep(network=network, optimizer=build_optimizer("sgd"))
+    dense = DenseStep(network=network, block_rows=3 * BATCH)
+    autograd = AutogradStep(network=network)
 
     losses = dense.train(mixed, images, labels, BATCH)
 
@@ -240,7 +290,7 @@ def test_linear_lanes_go_in_blocks_and_their_neighbours_one_minibatch_at_a_time(
     ],
 )
 def test_updates_are_linear_in_the_weights_only_for_sgd_without_l1(settings: dict[str, object], expected: bool) -> None:
-    assert is_linear(TrainingSettings(**settings)) is expected
+    assert kind_of(TrainingSettings(**settings)).is_linear is expected
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
@@ -253,11 +303,10 @@ def test_slices_of_a_minibatch_lane_by_lane_are_the_same_step(
         "hpsearch.training.lanes.steps.TRAINING_SLICE_FLOATS", 3 * network.widest_activation
     )  # 7 = 3 + 3 + 1
     sliced, at_once = (filled_stack(network, optimizer, LANES) for _ in range(2))
-    build_by = {"network": network, "optimizer": build_optimizer(optimizer)}
 
     for images, labels in batches(is_shared):
-        losses = AutogradStep(**build_by, is_sliced=True).train(sliced, images, labels, BATCH)
-        expected = AutogradStep(**build_by).train(at_once, images, labels, BATCH)
+        losses = AutogradStep(network=network, is_sliced=True).train(sliced, images, labels, BATCH)
+        expected = AutogradStep(network=network).train(at_once, images, labels, BATCH)
         torch.testing.assert_close(losses, expected, rtol=1e-11, atol=0)
 
     for name, value in sliced.parameters.items():
@@ -272,8 +321,8 @@ def test_bfloat16_rounds_products_and_keeps_weights_and_losses_in_float32(family
         stack.parameters = {name: value.float() for name, value in stack.parameters.items()}
     for images, labels in batches(is_shared=True):
         minibatch = images.float(), labels, BATCH
-        expected = build_step(network, build_optimizer("sgd"), CPU).train(exact, *minibatch)
-        losses = build_step(network, build_optimizer("sgd"), CPU, "bfloat16").train(rounded, *minibatch)
+        expected = build_step(network, CPU).train(exact, *minibatch)
+        losses = build_step(network, CPU, "bfloat16").train(rounded, *minibatch)
         assert losses.dtype == torch.float64
         torch.testing.assert_close(losses, expected, rtol=0.05, atol=0)
         assert not torch.equal(losses, expected)

@@ -1,0 +1,189 @@
+"""`--lanes auto` against fixed numbers of lanes, on ten studies: what does the choice cost, and is it a good one?
+
+    python -m benchmarks.lane_choice                       # all studies of benchmarks/lane_studies, 3 rounds
+    python -m benchmarks.lane_choice --beside              # the same beside a process that takes one core
+    python -m benchmarks.lane_choice --studies 03,08 --rounds 1
+    python -m benchmarks.lane_choice --previous ../old     # also auto of another checkout, with its own .venv
+
+Each run is `hpsearch run STUDY.toml --lanes N`, from the start of the process to its end, in a home whose PostgreSQL
+exists. `auto` knows nothing when it begins: what earlier runs have remembered is removed before. `auto again` is a
+second study in the same home. A fixed number that takes LIMIT_RATIO times as long as the fastest run of its study is
+ended, and counts with that time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from benchmarks.measurement import (
+    RESULTS,
+    Measurement,
+    interleave,
+    machine,
+    print_measurements,
+    ratio,
+    run_script,
+    say,
+    write_result,
+)
+from benchmarks.scratch import scratch_folder
+from benchmarks.whole_study import environment_of, run_program
+from hpsearch.errors import HpsearchError, InputError
+
+STUDIES = Path(__file__).with_name("lane_studies")
+FIXED = (1, 2, 4, 8, 16, 32)
+AUTO, AGAIN, PREVIOUS = "auto", "auto again", "previous auto"
+LIMIT_RATIO = 4.0
+FIRST_LIMIT_SECONDS = 600.0
+LARGEST_MEDIAN, LARGEST = 1.10, 1.25  # the goals for auto over the best fixed number
+TITLE = "--lanes auto against fixed numbers of lanes"
+
+
+@dataclass(kw_only=True)
+class Study:
+    """One study file, and the fastest run of it so far.
+
+    Args:
+        previous: another checkout, whose `hpsearch run` is the contender `previous auto`.
+    """
+
+    path: Path
+    home: Path
+    previous: Path | None = None
+    epochs: dict[str, int] = field(default_factory=dict)  # trial-epochs that each contender trained
+    _fastest: float = FIRST_LIMIT_SECONDS / LIMIT_RATIO
+    _num_runs: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def contenders(self) -> dict[str, Callable[[], float]]:
+        # Not the slowest first: the limit of the others comes from the fastest.
+        names = [AUTO, AGAIN, *(str(number) for number in sorted(FIXED, reverse=True))]
+        if self.previous is not None:
+            names.append(PREVIOUS)
+        return {name: partial(self.run, name) for name in names}
+
+    def run(self, contender: str) -> float:
+        """Run the study once; returns seconds from the process's start to its end, at most the limit."""
+        self._num_runs += 1
+        is_auto = contender in (AUTO, AGAIN, PREVIOUS)
+        if contender in (AUTO, PREVIOUS):
+            shutil.rmtree(self.home / "lanes", ignore_errors=True)
+        python = sys.executable
+        if contender == PREVIOUS:
+            assert self.previous is not None
+            python = str(self.previous / ".venv/bin/python")
+        words = ["--lanes", "auto" if is_auto else contender, "--set", f"name={self.name}-{self._num_runs}"]
+        command = [python, "-m", "hpsearch", "run", str(self.path), "--json", "--device", "cpu", *words]
+        limit, started = LIMIT_RATIO * self._fastest, time.perf_counter()
+        try:
+            summary = json.loads(run_program(contender, command, environment_of(self.home), limit))
+        except HpsearchError as error:
+            if "did not end within" not in str(error):
+                raise
+            say(f"{self.name}, {contender}: more than {limit:.1f} s")
+            return limit
+        seconds = time.perf_counter() - started
+        self._fastest = min(self._fastest, seconds)
+        self.epochs[contender] = summary["epochs"]
+        say(f"{self.name}, {contender}: {seconds:.1f} s, {summary['epochs']} trial-epochs")
+        return seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _options(arguments)
+    described = machine()
+    measurements: list[Measurement] = []
+    epochs: dict[str, dict[str, int]] = {}
+    with _beside(is_wanted=options.beside):
+        for path in _chosen(options.studies):
+            with scratch_folder() as home:
+                _create_database(home)
+                study = Study(path=path, home=home, previous=options.previous)
+                seconds = interleave(study.contenders(), options.rounds, warm_ups=0)
+            measurements += summarise(study.name, seconds)
+            epochs[study.name] = study.epochs
+            print_measurements(study.name, measurements[-len(summarise(study.name, seconds)) :])
+    if options.output is not None:
+        write_result(
+            options.output,
+            title=TITLE,
+            machine=described,
+            settings={"rounds": options.rounds, "beside a process that takes one core": options.beside},
+            measurements=measurements,
+            details={"trial-epochs": epochs},
+        )
+
+
+def summarise(study: str, seconds: dict[str, list[float]]) -> list[Measurement]:
+    """Seconds of each contender, and `auto` over the fixed number whose median is the lowest."""
+    measured = {name: Measurement(name=f"{study}, {name}", unit="s", values=tuple(v)) for name, v in seconds.items()}
+    best = min((str(number) for number in FIXED), key=lambda name: measured[name].median)
+    ratios = [ratio(f"{study}, {name} / best fixed ({best})", seconds[name], seconds[best]) for name in (AUTO, AGAIN)]
+    if PREVIOUS in seconds:
+        ratios.append(ratio(f"{study}, {PREVIOUS} / {AUTO}", seconds[PREVIOUS], seconds[AUTO]))
+    return [*measured.values(), *ratios]
+
+
+def _create_database(home: Path) -> None:
+    """Run the smallest study in this home, which creates its PostgreSQL."""
+    smallest = ["--set", "data.dataset=digits", "--set", "training.max_epochs=1", "--lanes", "1", "--device", "cpu"]
+    command = [sys.executable, "-m", "hpsearch", "run", str(STUDIES / "02-one-point.toml"), "--json", *smallest]
+    run_program("the smallest study", command, environment_of(home))
+
+
+@contextmanager
+def _beside(*, is_wanted: bool) -> Iterator[None]:
+    """A process that takes one core, meanwhile."""
+    if not is_wanted:
+        yield
+        return
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            yield
+        finally:
+            other.kill()
+
+
+def _chosen(names: str | None) -> list[Path]:
+    """The study files whose names begin with one of these.
+
+    Raises:
+        InputError: one of them names no study.
+    """
+    files = sorted(STUDIES.glob("*.toml"))
+    if names is None:
+        return files
+    chosen = {name: [file for file in files if file.stem.startswith(name)] for name in names.split(",")}
+    for name, its in chosen.items():
+        if not its:
+            raise InputError(
+                f"--studies: no study begins with {name!r}", hint=f"they are {', '.join(f.stem for f in files)}"
+            )
+    return [file for its in chosen.values() for file in its]
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--studies", metavar="NAME,NAME", help="how the names of their files begin")
+    parser.add_argument("--beside", action="store_true", help="run a process that takes one core meanwhile")
+    parser.add_argument("--previous", type=Path, metavar="FOLDER", help="a checkout with a .venv to compare auto with")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", default=RESULTS / "lane_choice.json")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    run_script(main)
