@@ -24,8 +24,9 @@ from hpsearch.signals import StopSignal
 from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database
 from hpsearch.study.definition import parse_definition
+from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.worker import epoch_writer as epoch_writer_module
-from hpsearch.worker.cohorts import Cohorts
+from hpsearch.worker.cohorts import BuildCohort, Cohorts
 from hpsearch.worker.drawing import Drawing
 from hpsearch.worker.lane_count import FixedLanes
 from hpsearch.worker.options import WorkerSettings
@@ -52,7 +53,8 @@ def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
 class Bench:
     """One study on 200 of the bundled digits, and workers on it in this process."""
 
-    def __init__(self, database: Database, folder: Path, strategy: str, num_points: int) -> None:
+    def __init__(self, database: Database, folder: Path, strategy: str, num_points: int, **more: Any) -> None:
+        search = {key: value for key, value in {**SEARCH, **more}.items() if value is not None}
         self.database = database
         self.folder = folder
         document = {
@@ -62,7 +64,7 @@ class Bench:
             "model": {"family": "mlp"},
             "training": {"batch_size": 50, "max_epochs": 1},
             "stopping": {"rule": "none"},
-            "search": {"strategy": strategy, "num_points": num_points, **SEARCH},
+            "search": {"strategy": strategy, "num_points": num_points, **search},
         }
         locations = DataLocations(local=None, cache=folder / "cache", allow_download=False)
         self.prepared: PreparedStudy = prepare_study(
@@ -70,11 +72,11 @@ class Bench:
         )
         self.study = self.prepared.study
 
-    def worker(self, *, lanes: int = 1, stop: StopSignal | None = None) -> Worker:
+    def worker(self, *, lanes: int = 1, stop: StopSignal | None = None, build: BuildCohort = Cohort) -> Worker:
         return Worker(
             database=self.database,
             study=self.study,
-            cohorts=Cohorts(self.study.definition.stopping, ResidentData.place(self.prepared.data, CPU), CPU),
+            cohorts=Cohorts(self.study.definition.stopping, ResidentData.place(self.prepared.data, CPU), CPU, build),
             pinned=PinnedDevice(None),
             lanes=FixedLanes(lanes),
             artifacts=open_artifacts(self.folder / "artifacts"),
@@ -98,8 +100,8 @@ class Bench:
 
 @pytest.fixture
 def bench(database: Database, tmp_path: Path) -> Iterator[Callable[..., Bench]]:
-    def make(strategy: str, num_points: int = 14) -> Bench:
-        return Bench(database, tmp_path, strategy, num_points)
+    def make(strategy: str, num_points: int = 14, **search: Any) -> Bench:
+        return Bench(database, tmp_path, strategy, num_points, **search)
 
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -141,6 +143,34 @@ def test_the_same_seed_and_a_single_worker_give_the_same_points(strategy: str, b
     first.worker().run()
     second.worker().run()
     assert [trial.params for trial in second.counted()] == [trial.params for trial in first.counted()]
+
+
+@pytest.mark.parametrize("strategy", ["random", "qmc"])
+def test_points_of_one_cohort_are_claimed_together_before_they_are_drawn(
+    strategy: str, bench: Callable[..., Bench]
+) -> None:
+    """A worker opens each cohort once, and a point's cohort is the one of the parameters that are drawn later."""
+    study = bench(strategy, 24, batch_size=[10, 20, 40], hidden_units=[4, 6, 40])
+    opened: list[CohortShape] = []
+
+    def build(shape: CohortShape, *arguments: Any) -> Cohort:
+        opened.append(shape)
+        return Cohort(shape, *arguments)
+
+    study.worker(lanes=8, build=build).run()
+
+    shapes = [CohortShape.of(study.study.definition.resolve(trial.params)) for trial in study.counted()]
+    assert len(set(shapes)) > 3
+    assert opened == list(dict.fromkeys(shapes)), "in the order of their first points"
+
+
+def test_points_that_only_rates_tell_apart_are_not_drawn_twice(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Drawing, "foresee", None)
+    study = bench("random", 3, hidden_units=None)
+    study.worker(lanes=2).run()
+    assert len(study.counted()) == 3
 
 
 class BeforeEpoch(StopSignal):
