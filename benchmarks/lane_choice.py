@@ -45,7 +45,6 @@ FIXED = (1, 2, 4, 8, 16, 32)
 AUTO, AGAIN, PREVIOUS = "auto", "auto again", "previous auto"
 LIMIT_RATIO = 4.0
 FIRST_LIMIT_SECONDS = 600.0
-LARGEST_MEDIAN, LARGEST = 1.10, 1.25  # the goals for auto over the best fixed number
 TITLE = "--lanes auto against fixed numbers of lanes"
 
 
@@ -60,6 +59,8 @@ class Study:
     path: Path
     home: Path
     previous: Path | None = None
+    fixed: Sequence[int] = FIXED
+    overrides: Sequence[str] = ()
     epochs: dict[str, int] = field(default_factory=dict)  # trial-epochs that each contender trained
     _fastest: float = FIRST_LIMIT_SECONDS / LIMIT_RATIO
     _num_runs: int = 0
@@ -70,7 +71,7 @@ class Study:
 
     def contenders(self) -> dict[str, Callable[[], float]]:
         # Not the slowest first: the limit of the others comes from the fastest.
-        names = [AUTO, AGAIN, *(str(number) for number in sorted(FIXED, reverse=True))]
+        names = [AUTO, AGAIN, *(str(number) for number in sorted(self.fixed, reverse=True))]
         if self.previous is not None:
             names.append(PREVIOUS)
         return {name: partial(self.run, name) for name in names}
@@ -85,7 +86,9 @@ class Study:
         if contender == PREVIOUS:
             assert self.previous is not None
             python = str(self.previous / ".venv/bin/python")
-        words = ["--lanes", "auto" if is_auto else contender, "--set", f"name={self.name}-{self._num_runs}"]
+        words = ["--lanes", "auto" if is_auto else contender]
+        for override in (f"name={self.name}-{self._num_runs}", *self.overrides):
+            words += ["--set", override]
         command = [python, "-m", "hpsearch", "run", str(self.path), "--json", "--device", "cpu", *words]
         limit, started = LIMIT_RATIO * self._fastest, time.perf_counter()
         try:
@@ -107,21 +110,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     described = machine()
     measurements: list[Measurement] = []
     epochs: dict[str, dict[str, int]] = {}
+    fixed, overrides = ((1, 8), ("training.max_epochs=1",)) if options.tiny else (FIXED, ())
+    rounds = 1 if options.tiny else options.rounds
     with _beside(is_wanted=options.beside):
-        for path in _chosen(options.studies):
+        for path in _chosen("10" if options.tiny else options.studies):
             with scratch_folder() as home:
                 _create_database(home)
-                study = Study(path=path, home=home, previous=options.previous)
-                seconds = interleave(study.contenders(), options.rounds, warm_ups=0)
-            measurements += summarise(study.name, seconds)
+                study = Study(path=path, home=home, previous=options.previous, fixed=fixed, overrides=overrides)
+                seconds = interleave(study.contenders(), rounds, warm_ups=0)
+            found = summarise(study.name, seconds)
+            print_measurements(study.name, found)
+            measurements += found
             epochs[study.name] = study.epochs
-            print_measurements(study.name, measurements[-len(summarise(study.name, seconds)) :])
-    if options.output is not None:
+    output = options.output or (None if options.tiny else RESULTS / "lane_choice.json")
+    if output is not None:
         write_result(
-            options.output,
+            output,
             title=TITLE,
             machine=described,
-            settings={"rounds": options.rounds, "beside a process that takes one core": options.beside},
+            settings={"rounds": rounds, "beside a process that takes one core": options.beside},
             measurements=measurements,
             details={"trial-epochs": epochs},
         )
@@ -130,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def summarise(study: str, seconds: dict[str, list[float]]) -> list[Measurement]:
     """Seconds of each contender, and `auto` over the fixed number whose median is the lowest."""
     measured = {name: Measurement(name=f"{study}, {name}", unit="s", values=tuple(v)) for name, v in seconds.items()}
-    best = min((str(number) for number in FIXED), key=lambda name: measured[name].median)
+    best = min((name for name in seconds if name.isdecimal()), key=lambda name: measured[name].median)
     ratios = [ratio(f"{study}, {name} / best fixed ({best})", seconds[name], seconds[best]) for name in (AUTO, AGAIN)]
     if PREVIOUS in seconds:
         ratios.append(ratio(f"{study}, {PREVIOUS} / {AUTO}", seconds[PREVIOUS], seconds[AUTO]))
@@ -181,7 +188,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--studies", metavar="NAME,NAME", help="how the names of their files begin")
     parser.add_argument("--beside", action="store_true", help="run a process that takes one core meanwhile")
     parser.add_argument("--previous", type=Path, metavar="FOLDER", help="a checkout with a .venv to compare auto with")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", default=RESULTS / "lane_choice.json")
+    parser.add_argument("--tiny", action="store_true", help="one study on digits, one epoch; writes no result")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="default: benchmarks/results/lane_choice.json")
     return parser.parse_args(arguments)
 
 

@@ -57,6 +57,16 @@ def test_a_whole_study_is_timed_against_plain_optuna(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_choice_of_lanes_is_compared_with_fixed_numbers(tmp_path: Path) -> None:
+    result, table = result_of("lane_choice", tmp_path)
+    assert set(result["details"]["trial-epochs"]["10-own-module"].values()) == {30}
+    measured = {one["name"].rpartition(", ")[2].partition(" (")[0]: one["median"] for one in result["measurements"]}
+    assert measured.keys() == {"auto", "auto again", "1", "8", "auto / best fixed", "auto again / best fixed"}
+    assert measured["auto / best fixed"] == measured["auto"] / min(measured["1"], measured["8"])
+    assert "auto again" in table
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_RAY, reason="Ray Tune is not installed: pip install --editable '.[bench]'")
 def test_a_whole_study_is_timed_with_ray_tune(tmp_path: Path) -> None:
     result, _ = result_of("whole_study", tmp_path, "--contenders", "ray")
