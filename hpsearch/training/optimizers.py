@@ -97,8 +97,9 @@ class Momentum(Optimizer):
 
     def targets_(self, parameters: Tensors, state: Tensors, rates: Rates) -> Tensors:
         targets = {name: state[f"{name}/velocity"] for name in parameters}
+        momentum = rates.momentum.to(_dtype_of(parameters))  # once: these calls take longer than small tensors
         for velocity in targets.values():
-            velocity.mul_(lanes_first(rates.momentum, velocity))
+            velocity.mul_(lanes_first(momentum, velocity))
         return targets
 
     def finish_(self, parameters: Tensors, state: Tensors, rates: Rates, targets: Tensors) -> None:
@@ -130,12 +131,19 @@ class Adam(Optimizer):
 
     def finish_(self, parameters: Tensors, state: Tensors, rates: Rates, targets: Tensors) -> None:
         num_steps = state["num_steps"].add_(1.0)
-        step_size = rates.learning_rate / (1.0 - rates.beta_1**num_steps)
-        root_correction = (1.0 - rates.beta_2**num_steps).sqrt()
+        dtype = _dtype_of(parameters)
+        step_size = (-rates.learning_rate / (1.0 - rates.beta_1**num_steps)).to(dtype)
+        root_correction = (1.0 - rates.beta_2**num_steps).sqrt().to(dtype)
+        mean_weight, square_weight = (1.0 - rates.beta_1).to(dtype), (1.0 - rates.beta_2).to(dtype)
+        epsilon = rates.epsilon.to(dtype)
         for name, parameter in parameters.items():
             gradient, mean, square = targets[name], state[f"{name}/mean"], state[f"{name}/square"]
-            mean.lerp_(gradient, lanes_first(1.0 - rates.beta_1, mean))
-            square.lerp_(gradient.square(), lanes_first(1.0 - rates.beta_2, square))
+            mean.lerp_(gradient, lanes_first(mean_weight, mean))
+            square.lerp_(gradient.square(), lanes_first(square_weight, square))
             denominator = square.sqrt().div_(lanes_first(root_correction, square))
-            denominator.add_(lanes_first(rates.epsilon, square))
-            parameter.addcmul_(mean / denominator, lanes_first(-step_size, parameter))
+            denominator.add_(lanes_first(epsilon, square))
+            parameter.addcmul_(mean / denominator, lanes_first(step_size, parameter))
+
+
+def _dtype_of(parameters: Tensors) -> torch.dtype:
+    return next(iter(parameters.values())).dtype
