@@ -106,10 +106,19 @@ class Service:
         self.study: StoredStudy = studies.create(strategy, SEARCH, num_points=num_points, seed=SEED)
         self.draws: dict[int, Draw] = {}
         self._lock = threading.Lock()
-        build, draw = drawing_module.build_sampler, Drawing.draw
+        build, draw, foresee = drawing_module.build_sampler, Drawing.draw, Drawing.foresee
+        look = threading.local()  # into the future: not a draw
 
         def build_recorder(*arguments: Any, **named: Any) -> BaseSampler:
-            return Recorder(build(*arguments, **named), self._note)
+            sampler = build(*arguments, **named)
+            return sampler if hasattr(look, "is_ahead") else Recorder(sampler, self._note)
+
+        def foreseen(*arguments: Any) -> Any:
+            look.is_ahead = True
+            try:
+                return foresee(*arguments)
+            finally:
+                del look.is_ahead
 
         def recorded(drawing: Drawing, where: Any, claim: Any) -> Any:
             if claim.number in self.draws:  # it has waited for a cohort of its own: nothing is drawn again
@@ -121,6 +130,7 @@ class Service:
 
         monkeypatch.setattr(drawing_module, "build_sampler", build_recorder)
         monkeypatch.setattr(Drawing, "draw", recorded)
+        monkeypatch.setattr(Drawing, "foresee", foreseen)
 
     @property
     def definition(self) -> StudyDefinition:

@@ -36,7 +36,7 @@ from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database, DatabaseAwayError, open_database
 from hpsearch.store.progress import read_progress
 from hpsearch.store.rows.correct_images import Correctness, read_correctness
-from hpsearch.store.studies import _store_definition
+from hpsearch.store.studies import DEFINITION_ATTRIBUTE, _set_attributes
 from hpsearch.study.definition import StudyDefinition, parse_definition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes.cohort import Cohort
@@ -301,7 +301,8 @@ def test_a_worker_leaves_a_study_whose_number_is_another_studys_now(
 
     def replace_study() -> None:
         with database.engine.begin() as connection:
-            _store_definition(connection, study.prepared.study.study_id, another)
+            attributes = {DEFINITION_ATTRIBUTE: another.canonical_json()}
+            _set_attributes(connection, study.prepared.study.study_id, attributes)
         worker._ledger.holdings.note_server(datetime(2020, 1, 1, tzinfo=UTC))
 
     worker.stop = BeforeEpoch(2, replace_study)
