@@ -58,6 +58,7 @@ class Kind(Enum):
 
     NUMBER = ("a finite number", lambda value: type(value) in (int, float) and -_LARGEST <= value <= _LARGEST)
     WHOLE = ("a whole number, 0 or more", lambda value: type(value) is int and 0 <= value < 2**53)
+    COUNTS = ("a list of whole numbers", lambda value: isinstance(value, list) and all(type(n) is int for n in value))
     TEXT = ("a text", lambda value: isinstance(value, str))
     FLAG = ("true or false", lambda value: isinstance(value, bool))
     OBJECT = ("an object", lambda value: isinstance(value, dict))

@@ -28,6 +28,7 @@ TRIAL_COLUMNS = {
     "ended_at": "datetime64[ns, UTC]",
     "worker": "object",
     "device": "object",
+    "lanes": "object",
     "is_counted": "bool",
 }
 CURVE_COLUMNS = {"number": "int64", "point": "Int64", "epoch": "int64"} | {

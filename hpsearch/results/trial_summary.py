@@ -150,6 +150,7 @@ TRIAL_VALUES: Mapping[str, Callable[[TrialSummary], Any]] = {
     "ended_at": attrgetter("ended_at"),
     "worker": _attribute("worker"),
     "device": _attribute("device"),
+    "lanes": _attribute("lanes"),
     "is_counted": _is_counted,
     "params": attrgetter("point_parameters"),
 }
@@ -212,6 +213,7 @@ _KINDS = {
     NLL_ATTRIBUTE: Kind.NUMBER,
     "seconds": Kind.NUMBER,
     **dict.fromkeys((POINT_ATTRIBUTE, RESUMED_AT_ATTRIBUTE, "best_epoch", "epochs"), Kind.WHOLE),
+    "lanes": Kind.COUNTS,
     **dict.fromkeys(("stop_reason", "stop_detail", "fail_reason", "worker", "device"), Kind.TEXT),
 }
 

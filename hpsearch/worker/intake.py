@@ -66,8 +66,8 @@ class Intake:
     def __post_init__(self) -> None:
         self.brief_ledger = replace(self.ledger, database=self.ledger.database.brief())
         self._drawing = Drawing(self.study)
-        self._shape: CohortShape | None = None  # of the current cohort
-        self._cohort_name: str | None = None  # under which its waiting points are stored
+        self._opened_by: TrialSettings | None = None  # the first trial of the current cohort
+        self._cohort_name: str | None = None  # under which the cohort's waiting points are stored
         self._held_over: list[Claim] = []  # claimed, but of another cohort than the current one
         self._unadmitted: list[Claim] = []  # claimed and not yet processed: an outage may interrupt it
         self._ask_again_at = 0.0  # the database did not answer: not before this time.monotonic()
@@ -156,7 +156,7 @@ class Intake:
             claim = replace(claim, parameters=parameters)
         settings = definition.resolve(claim.parameters)
         is_first = not self.lanes
-        if not is_first and (CohortShape.of(settings) != self._shape or len(self.lanes) >= self.num_lanes):
+        if not is_first and (not self._fits_cohort(settings) or len(self.lanes) >= self.num_lanes):
             self._held_over.append(claim)
             return
         rule = self.cohorts.stopping_rule(settings)
@@ -175,6 +175,9 @@ class Intake:
             values = self.worker.name, claim.number, dict(claim.parameters)
             _log.debug("%s: trial %d starts: %s", *values, extra={"trial": claim.number})
 
+    def _fits_cohort(self, settings: TrialSettings) -> bool:
+        return self._opened_by is not None and CohortShape.of(settings) == CohortShape.of(self._opened_by)
+
     def _tell_lost(self, claim: Claim) -> None:
         self.ledger.holdings.drop([claim.hold])
         number = claim.number
@@ -187,23 +190,27 @@ class Intake:
             stored_name: of the trial's point. Another version of hpsearch may have stored another one than this version
                 gives; None: the point had no parameters when it was stored.
         """
-        self.cohort = None  # the measurement may need its memory
-        self._shape = CohortShape.of(settings)
-        self._cohort_name = stored_name or cohort_name(settings)
-        self.num_lanes = self.choice.num_lanes(settings, self._share)
+        self.cohort = None  # its memory counts as free for the next one
+        self._cohort_name, self._opened_by = stored_name or cohort_name(settings), settings
+        self.num_lanes = self.choice.num_lanes(settings, lambda: self._share(self.ledger))
         self.cohort = self.cohorts.open(settings)
         return self.cohort
 
-    def _share(self) -> int:
+    def review_lanes(self, num_busy: int, seconds: float) -> None:
+        """Adapt the number of lanes after an epoch: `fill` claims points for new lanes, and does not refill others."""
+        assert self._opened_by is not None
+        self.num_lanes = self.choice.review(self._opened_by, num_busy, seconds, lambda: self.ask(self._share, None))
+
+    def _share(self, ledger: Ledger) -> int:
         """Return how many points of the cohort this worker may take, at least 1.
 
         The unfinished points of the study are divided equally among the workers.
         """
         assert self._cohort_name is not None
-        num_workers = max(1, self.worker.num_siblings, self.ledger.num_workers())
-        share = -(-self.ledger.counts().unfinished // num_workers)
+        num_workers = max(1, self.worker.num_siblings, ledger.num_workers())
+        share = -(-ledger.counts().unfinished // num_workers)
         num_ours = len(self.held())
-        return max(1, min(share, num_ours + self.ledger.num_waiting(self._cohort_name)))
+        return max(1, min(share, num_ours + ledger.num_waiting(self._cohort_name)))
 
     def forget_history(self) -> None:
         """Make the sampler read all trials again."""

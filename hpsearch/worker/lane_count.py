@@ -1,8 +1,14 @@
-"""How many lanes a worker opens for a cohort: a fixed number, or a measured number that is fast on its device."""
+"""How many lanes a cohort has: a fixed number, or one that is learned from the epochs that the worker trains.
+
+A model of the device chooses the first number. Every epoch is then a reading of the time per trial with the lanes that
+were busy (`training/lanes/lane_times`). Nothing but the number of lanes depends on it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, final
 
@@ -13,30 +19,41 @@ from hpsearch.logs import get_logger
 from hpsearch.signals import StopSignal
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.device_memory import memory_of
-from hpsearch.training.lanes.cohort import Cohort
-from hpsearch.training.lanes.probe import BuildProbe, CohortTimer, LaneTimings, Measure, Obstacle, time_lanes
+from hpsearch.training.lanes.device_model import bytes_per_lane
+from hpsearch.training.lanes.lane_times import MARGIN, LaneTimes
+from hpsearch.training.networks.build import build_network
 from hpsearch.worker.cohorts import cohort_name
 from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
 from hpsearch.worker.options import MAX_LANES
 
 _log = get_logger("lanes")
-# A measurement taken while other processes kept the machine busy must not stay valid for ever: if old and new times
-# differ by more than this ratio, everything is measured again.
-DOUBT_RATIO = 1.5
+# Epochs from one change to the next. With another number of lanes the CUDA graphs are captured again, which takes
+# seconds, and the first epoch after a change measures little else. The number of epochs that would remain to pay for a
+# capture is unknown: the trials' stopping rules decide it.
+_EPOCHS_BETWEEN_CHANGES = {"cpu": 0, "cuda": 5}
+_WRITE_SECONDS = 60.0  # between two writes of a reading for the same number of lanes
 
 
 class LaneChoice(Protocol):
     """Decides on the number of lanes of each cohort."""
 
     def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
-        """Return the number of lanes for the cohort of this trial, at least 1.
-
-        May train for some seconds to measure it.
+        """Return the number of lanes for the cohort that this trial opens, at least 1.
 
         Args:
             share: returns how many of the study's points this worker may take.
         Raises:
-            WorkerStopped: asked to stop while it measured.
+            WorkerStopped: asked to stop while the device was measured.
+        """
+
+    def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
+        """Return the number of lanes from now on, after an epoch of the open cohort.
+
+        Args:
+            settings: of the trial that opened the cohort.
+            num_busy: lanes that were trained in the epoch.
+            seconds: duration of the epoch.
+            share: as in `num_lanes`; None if the database is away. Called only if more lanes are wanted than there are.
         """
 
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
@@ -54,20 +71,50 @@ class FixedLanes:
     def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
         return min(self.number, self._most.get(cohort_name(settings), self.number))
 
+    def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
+        return min(self.number, self._most.get(cohort_name(settings), self.number))
+
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
         self._most[cohort_name(settings)] = most
 
 
+@dataclass(kw_only=True)
+class _Case:
+    """One case in this process.
+
+    Args:
+        stored: the readings as they were last written.
+        written_at: number of lanes -> when its reading was last written, in seconds of the clock.
+        most: more lanes than this ran out of memory.
+        number: lanes of the open cohort.
+        num_epochs: epochs since that number was chosen.
+        is_denied: more lanes were wanted, but there are no points or no memory for them.
+        told: the number that was last logged.
+    """
+
+    case: LaneCase
+    times: LaneTimes
+    bytes_per_lane: int
+    stored: Mapping[int, float]
+    written_at: dict[int, float] = field(default_factory=dict)
+    most: int = MAX_LANES
+    number: int = 1
+    num_epochs: int = 0
+    is_denied: bool = False
+    told: int | None = None
+
+    def change(self, number: int) -> None:
+        self.number, self.num_epochs, self.is_denied = number, 0, False
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
-class MeasuredLanes:
-    """The smallest measured number of lanes within 5 % of the fastest, and at most the worker's share.
-
-    Once per process and case, one of the known timings is repeated: if it has changed, all of them are discarded.
+class LearnedLanes:
+    """The smallest number of lanes within 5 % of the fastest, and at most the worker's share, as far as is known.
 
     Args:
         num_sharing: number of workers on this machine, which share its main memory.
-        build_cohort: makes the temporary lanes that are timed.
+        clock: seconds from any origin.
     """
 
     memory: LaneMemory
@@ -75,65 +122,104 @@ class MeasuredLanes:
     device: torch.device
     stop: StopSignal
     num_sharing: int = 1
-    build_cohort: BuildProbe = Cohort
+    clock: Callable[[], float] = time.monotonic
     _most: dict[str, int] = field(default_factory=dict)  # by cohort
-    _believed: set[str] = field(default_factory=set)  # cases that this process has measured or checked
+    _cases: dict[LaneCase, _Case] = field(default_factory=dict)
 
     def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
-        share_limit = min(MAX_LANES, share())
-        known = self.memory.recall(LaneCase.of(settings, self.data, self.device))
+        points = min(MAX_LANES, share())
+        known = self.memory.recall(self._case_of(settings))
         most = min(known.most or MAX_LANES, self._most.get(cohort_name(settings), MAX_LANES))
-        limit = min(share_limit, most)
-        if limit <= 1:
-            return 1
-        known = self._measured(known, settings, limit)
-        number = known.timings.best(limit)
-        if most < share_limit:
-            _log.info("%d lanes: more than %d ran out of memory before", number, most)
-        else:
-            _log.info("%s", known.timings.describe(number, limit))
-        return self._that_fit(number, known.bytes_per_lane)
+        limit = min(points, most)
+        case = self._cases.get(LaneCase(words=known.case))
+        if case is None:
+            if limit == 1:  # nothing to choose: the device need not be known
+                return 1
+            case = self._cases[LaneCase(words=known.case)] = self._begin(settings, known)
+        case.most = most
+        wanted = case.times.choose(limit)
+        case.change(self._that_fit(case, wanted, num_held=0))
+        if case.number == wanted:
+            if wanted == points < case.times.choose(most):
+                self._tell(case, "no points for more")
+            elif wanted == most < MAX_LANES:
+                self._tell(case, f"more than {most} ran out of memory before")
+            else:
+                self._tell(case, _reason(case.times, wanted, limit))
+        return case.number
+
+    def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
+        case = self._cases.get(self._case_of(settings))
+        if case is None:
+            return 1  # opened for a single point
+        if case.times.observe(num_busy, seconds / num_busy):
+            self._remember(case, num_busy)
+        case.num_epochs += 1
+        if case.num_epochs <= _EPOCHS_BETWEEN_CHANGES[self.device.type]:
+            return case.number
+        wanted = case.times.choose(case.most, case.number)
+        if wanted == case.number or (wanted > case.number and case.is_denied):
+            return case.number
+        if wanted > case.number:
+            points = share()
+            if points is None:
+                return case.number
+            wanted = self._that_fit(case, min(wanted, points), num_held=num_busy)
+            if wanted <= case.number:
+                case.is_denied = True
+                return case.number
+        case.change(wanted)
+        self._tell(case, _reason(case.times, wanted, case.most))
+        return wanted
 
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
         self._most[cohort_name(settings)] = most
-        self.memory.note_shortage(LaneCase.of(settings, self.data, self.device), most)
+        self.memory.note_shortage(self._case_of(settings), most)
 
-    def _measured(self, known: KnownLanes, settings: TrialSettings, limit: int) -> KnownLanes:
-        """Measure what is missing, and remember it."""
-        timer = CohortTimer(
-            settings, self.data, self.device, build_cohort=self.build_cohort, num_sharing=self.num_sharing
-        )
+    def _case_of(self, settings: TrialSettings) -> LaneCase:
+        return LaneCase.of(settings, self.data, self.device, self.num_sharing)
+
+    def _begin(self, settings: TrialSettings, known: KnownLanes) -> _Case:
+        batch_size = settings.training.batch_size
+        network = build_network(settings.model, self.data.image_shape, self.data.num_classes)
         with self.stop.interruptible():
-            if known.case not in self._believed and _is_outdated(known.timings, timer, limit):
-                known = known.model_copy(update={"seconds": {}, "obstacle": None})
-            timings = time_lanes(timer, limit=limit, known=known.timings)
-        self._believed.add(known.case)
-        if timings == known.timings:
-            return known
-        news = {"seconds": timings.seconds, "obstacle": timings.obstacle, "bytes_per_lane": timer.bytes_per_lane}
-        measured = known.model_copy(update=news)
-        # What was not tried for lack of time, or of memory that other processes may have used, is left to the next
-        # worker, which continues from here.
-        is_final = timings.obstacle is None
-        self.memory.remember(measured if is_final else measured.model_copy(update={"obstacle": None}))
-        return measured
+            speed = self.memory.device_speed(self.device, self.num_sharing)
+            prior = speed.epoch_cost(network, self.data, batch_size, self.device)
+        return _Case(
+            case=LaneCase(words=known.case),
+            times=LaneTimes(prior, known.seconds),
+            bytes_per_lane=bytes_per_lane(network, batch_size),
+            stored=known.seconds,
+        )
 
-    def _that_fit(self, number: int, bytes_per_lane: int) -> int:
-        """Reduce the number to what fits into memory now: a measurement may be from a time with more free memory."""
+    def _remember(self, case: _Case, lanes: int) -> None:
+        """Write the readings if the one for this number of lanes is news, at most once per minute."""
+        readings = case.times.readings
+        before = case.stored.get(lanes)
+        is_news = before is None or abs(readings[lanes] - before) > MARGIN * before
+        if is_news and self.clock() - case.written_at.get(lanes, -math.inf) >= _WRITE_SECONDS:
+            self.memory.remember(self.memory.recall(case.case).model_copy(update={"seconds": readings}))
+            case.stored, case.written_at[lanes] = readings, self.clock()
+
+    def _that_fit(self, case: _Case, number: int, *, num_held: int) -> int:
+        """Reduce the number to what fits into memory now, beside the lanes that are held already."""
         available = memory_of(self.device, num_sharing=self.num_sharing).available()
-        fitting = max(1, available // max(1, bytes_per_lane))
+        fitting = max(1, num_held + available // case.bytes_per_lane)
         if fitting < number:
             _log.warning("%d lanes would pay, but there is memory for %d only", number, fitting)
         return min(number, fitting)
 
+    def _tell(self, case: _Case, reason: str) -> None:
+        if case.told != case.number:
+            case.told = case.number
+            _log.info("%d lane%s: %s", case.number, "" if case.number == 1 else "s", reason)
 
-def _is_outdated(known: LaneTimings, timer: Measure, limit: int) -> bool:
-    """Whether the best known timing, measured again, differs by more than DOUBT_RATIO."""
-    number = known.best(limit)
-    if number not in known.seconds:
-        return False
-    before, now = known.seconds[number], timer(number)
-    if isinstance(now, Obstacle) or max(before, now) <= DOUBT_RATIO * min(before, now):
-        return False
-    _log.info("lanes are measured again: %d took %.3g s per trial-epoch then, %.3g now", number, before, now)
-    return True
+
+def _reason(times: LaneTimes, number: int, limit: int) -> str:
+    """Compare the chosen number with twice as many lanes, or with half as many at the limit."""
+    other = 2 * number if 2 * number <= limit else max(1, number // 2)
+    seconds, others = times.estimate(number), times.estimate(other)
+    if not times.readings:
+        gain = f"{other} would gain {max(0.0, 1 - others / seconds):.0%}".replace("%", " %")
+        return f"by this machine's model{f', {gain}' if other > number else ''}"
+    return f"{seconds:.3g} s per trial-epoch" + (f", {other} would take {others:.3g}" if other != number else "")

@@ -1,7 +1,7 @@
-"""Measured lane counts of this machine, kept in hpsearch's home: one small JSON file per case.
+"""What workers of this machine have learned about lanes, kept in hpsearch's home: one small JSON file per case.
 
-Each case has its own file, which is replaced as a whole. Any number of workers may measure at once; the last write
-wins. A file that cannot be used is treated as missing.
+A file has the measured speed of a device, or the readings of one kind of cohort. Each is replaced as a whole. Any
+number of workers may write at once; the last write wins. A file that cannot be used is treated as missing.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -24,8 +25,7 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.home import make_folder
 from hpsearch.logs import get_logger
 from hpsearch.study.settings import TrialSettings
-from hpsearch.training.lanes.probe import LaneTimings, Obstacle
-from hpsearch.worker.cohorts import cohort_name
+from hpsearch.training.lanes.device_model import DeviceSpeed, Positive, measure_speed
 
 _log = get_logger("lanes")
 
@@ -34,84 +34,110 @@ SHORTAGE_LASTS = timedelta(days=1)
 
 @dataclass(frozen=True, kw_only=True)
 class LaneCase:
-    """Everything that a measurement depends on, as text."""
+    """Everything that readings depend on, as text. Optimizers and activations differ little and share a case."""
 
     words: str
 
     @classmethod
-    def of(cls, settings: TrialSettings, data: ResidentData, device: torch.device) -> LaneCase:
+    def of_device(cls, device: torch.device, num_sharing: int) -> LaneCase:
+        """The case of a device's speed.
+
+        Args:
+            num_sharing: number of workers on the machine.
+        """
+        words = _device_words(device, torch.get_num_threads())
+        return cls(words=f"{words}; torch {torch.__version__}; {num_sharing} workers on the machine")
+
+    @classmethod
+    def of(cls, settings: TrialSettings, data: ResidentData, device: torch.device, num_sharing: int) -> LaneCase:
+        """The case of a cohort that this trial opens."""
+        model, training = settings.model, settings.training
         height, width = data.image_shape
         parts = [
-            _device_words(device),
-            f"torch {torch.__version__}",
+            cls.of_device(device, num_sharing).words,
             f"hpsearch {__version__}",
-            f"{settings.model.family} of up to {_power_of_two(settings.model.hidden_units)} units",
-            f"batch {settings.training.batch_size}",
-            f"cohort {cohort_name(settings)}",
+            f"{model.family} of up to {_power_of_two(model.hidden_units)} units",
+            f"kernels {model.kernels}; options {model.options}",
+            f"batch {training.batch_size}{' shuffled' if training.shuffle else ''}; {training.precision}",
             f"{data.num_train} images of {height}x{width}{' in chunks' if data.is_chunked else ''}",
             f"{data.num_classes} classes",
         ]
         return cls(words="; ".join(parts))
 
 
-class KnownLanes(BaseModel):
-    """What is known of one case.
+class _Document(BaseModel):
+    """The content of a file. Format 1 had timings of temporary lanes.
 
     Args:
         case: the words of its `LaneCase`.
-        seconds, obstacle: as in `LaneTimings`.
-        bytes_per_lane: memory per lane, measured with the largest number of lanes that were timed.
-        most: more lanes than this ran out of memory during training.
-        most_until: when `most` expires: other processes may have used the memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     case: str
-    seconds: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
-    obstacle: Obstacle | None = None
-    bytes_per_lane: Annotated[int, Field(ge=0)] = 0
+
+
+class KnownDevice(_Document):
+    """The speed of a device."""
+
+    speed: DeviceSpeed
+
+
+class KnownLanes(_Document):
+    """What is known of one case.
+
+    Args:
+        seconds: number of lanes -> seconds per trial and epoch.
+        most: more lanes than this ran out of memory during training.
+        most_until: when `most` expires: other processes may have used the memory.
+    """
+
+    seconds: dict[Annotated[int, Field(ge=1)], Positive] = {}
     most: Annotated[int, Field(ge=1)] | None = None
     most_until: AwareDatetime | None = None
 
-    @property
-    def timings(self) -> LaneTimings:
-        return LaneTimings(seconds=self.seconds, obstacle=self.obstacle)
+
+D = TypeVar("D", bound=_Document)
 
 
 class LaneMemory:
-    """Remembers, per case, what was measured and what did not fit.
+    """Remembers, per case, what was read and what did not fit.
 
     Args:
         folder: need not exist; if it cannot be written, nothing is remembered.
         now: returns the current time, timezone-aware.
+        measure: measures the speed of a device that is not known.
     """
 
-    def __init__(self, folder: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        measure: Callable[[torch.device], DeviceSpeed] = measure_speed,
+    ) -> None:
         self.folder = folder
         self._now = now
+        self._measure = measure
+
+    def device_speed(self, device: torch.device, num_sharing: int) -> DeviceSpeed:
+        """Return the speed of the device. It is measured once per machine, which takes a fraction of a second."""
+        case = LaneCase.of_device(device, num_sharing)
+        known = self._read(case, KnownDevice)
+        if known is None:
+            known = KnownDevice(case=case.words, speed=self._measure(device))
+            self.remember(known)
+        return known.speed
 
     def recall(self, case: LaneCase) -> KnownLanes:
         """Return what is known of the case; nothing if its file is missing, damaged or not ours."""
-        path = self.path(case)
-        try:
-            known = KnownLanes.model_validate_json(path.read_bytes())
-            if known.case == case.words:
-                if known.most_until is not None and known.most_until < self._now():
-                    return known.model_copy(update={"most": None, "most_until": None})
-                return known
-            reason = "it is of another case"
-        except FileNotFoundError:
-            return KnownLanes(case=case.words)
-        except OSError as error:
-            reason = str(error.strerror)
-        except ValidationError as error:
-            reason = str(error.errors()[0]["msg"])
-        _log.warning("lanes are measured again: %s cannot be used: %s", path, reason)
-        return KnownLanes(case=case.words)
+        known = self._read(case, KnownLanes) or KnownLanes(case=case.words)
+        if known.most_until is not None and known.most_until < self._now():
+            return known.model_copy(update={"most": None, "most_until": None})
+        return known
 
-    def remember(self, known: KnownLanes) -> None:
+    def remember(self, known: KnownLanes | KnownDevice) -> None:
         """Replace what is stored for a case. A folder that cannot be written is logged."""
         path = self.path(LaneCase(words=known.case))
         try:
@@ -130,18 +156,38 @@ class LaneMemory:
         """The file of a case."""
         return self.folder / f"{hashlib.sha256(case.words.encode()).hexdigest()[:24]}.json"
 
+    def _read(self, case: LaneCase, kind: type[D]) -> D | None:
+        path = self.path(case)
+        try:
+            document = kind.model_validate_json(path.read_bytes())
+            if document.case == case.words:
+                return document
+            reason = "it is of another case"
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            reason = str(error.strerror)
+        except ValidationError as error:
+            first = error.errors()[0]
+            if first["loc"] == ("format",) and first["input"] == 1:
+                return None
+            reason = str(first["msg"])
+        _log.warning("lanes are learned again: %s cannot be used: %s", path, reason)
+        return None
+
 
 def _power_of_two(number: int) -> int:
-    """Return the next power of two, so that a search over widths need not measure each width."""
+    """Return the next power of two, so that a search over widths need not learn each width."""
     return int(1 << (number - 1).bit_length())
 
 
-def _device_words(device: torch.device) -> str:
+@cache
+def _device_words(device: torch.device, num_threads: int) -> str:
     """Return the model and size of the device, so that equal devices need not be measured separately."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory >> 20} MiB"
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{_processor()}, {num_threads} threads"
 
 
 def _processor() -> str:

@@ -76,7 +76,7 @@ class Objective:
         cohort.admit(number, settings)
         while True:
             report = self._train_epoch(cohort, number)
-            decision = lane.take_in(report)
+            decision = lane.take_in(report, num_lanes=1)
             if not report.has_diverged:
                 trial.report(report.best.zero_one, report.epoch)
             if decision is None and trial.should_prune():

@@ -37,7 +37,7 @@ from hpsearch.worker.cohorts import Cohorts
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.health.watchdog import Watchdog
-from hpsearch.worker.lane_count import FixedLanes, LaneChoice, MeasuredLanes
+from hpsearch.worker.lane_count import FixedLanes, LaneChoice, LearnedLanes
 from hpsearch.worker.measured_lane_counts import LaneMemory
 from hpsearch.worker.options import WorkerOptions, WorkerSettings
 from hpsearch.worker.preparation import check_networks, load_study_data, prepare_study
@@ -194,14 +194,8 @@ def _build_worker(found: Surroundings, pinned: PinnedDevice, metrics: WorkerMetr
     build_cohort = partial(Cohort, pulse=pulse)
     lanes: LaneChoice
     if options.lanes is None:
-        memory = LaneMemory(lane_folder())
-        lanes = MeasuredLanes(
-            memory=memory,
-            data=data,
-            device=device,
-            stop=found.stop,
-            num_sharing=num_siblings,
-            build_cohort=build_cohort,
+        lanes = LearnedLanes(
+            memory=LaneMemory(lane_folder()), data=data, device=device, stop=found.stop, num_sharing=num_siblings
         )
     else:
         lanes = FixedLanes(options.lanes)

@@ -30,6 +30,7 @@ class TrialInTraining:
         num_epochs: the last finite epoch, including those of the attempts that this one resumed from.
         seconds: training time, including that of the attempts that this one resumed from.
         last_value: value of the last finite epoch.
+        lanes: the distinct numbers of lanes that its epochs were trained with, itself included, in their order.
     """
 
     claim: Claim
@@ -40,13 +41,20 @@ class TrialInTraining:
     num_epochs: int = 0
     seconds: float = 0.0
     last_value: float | None = None
+    lanes: list[int] = field(default_factory=list)
     rungs: dict[str, Any] = field(default_factory=dict)  # the pruner's notes on this trial, by system attribute
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint stores of the trial: its history and its rule's, JSON-serialisable and exact."""
         best = None if self.best is None else asdict(self.best)
         history = {name: getattr(self, name) for name in _HISTORY}
-        return {"rule": self.rule.state(), "best": best, **history, "rungs": dict(self.rungs)}
+        return {
+            "rule": self.rule.state(),
+            "best": best,
+            **history,
+            "lanes": list(self.lanes),
+            "rungs": dict(self.rungs),
+        }
 
     def resumed(self, state: Mapping[str, Any]) -> TrialInTraining:
         """Return this trial with the history of an earlier attempt; it decides as that attempt would have.
@@ -57,6 +65,7 @@ class TrialInTraining:
         try:
             best = None if state["best"] is None else Validation(**state["best"])
             history = {name: state[name] for name in _HISTORY}
+            history["lanes"] = [int(number) for number in state.get("lanes", ())]  # unknown to older versions
             resumed = replace(self, rule=rule_from_state(state["rule"]), best=best, **history)
             resumed._check_history()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -66,10 +75,16 @@ class TrialInTraining:
             ) from error
         return resumed
 
-    def take_in(self, report: EpochReport) -> StopDecision | None:
-        """Update the trial's history with an epoch. Return a decision if it was the last one, else None."""
+    def take_in(self, report: EpochReport, num_lanes: int) -> StopDecision | None:
+        """Update the trial's history with an epoch. Return a decision if it was the last one, else None.
+
+        Args:
+            num_lanes: the number of lanes that were trained together.
+        """
         decision = decide(self.rule, report, self.settings.training.max_epochs)
         self.seconds += report.seconds
+        if num_lanes not in self.lanes:
+            self.lanes.append(num_lanes)
         if not report.has_diverged:
             self.num_epochs = report.epoch
             self.last_value = report.best.zero_one
@@ -104,6 +119,7 @@ class TrialInTraining:
                 "best_validation_zero_one": best_value,
                 NLL_ATTRIBUTE: self.best.nll if self.best else None,
                 "seconds": round(self.seconds, 3),
+                "lanes": list(self.lanes),
                 **origin,
             },
             claim=self.claim.token,

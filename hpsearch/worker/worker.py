@@ -289,10 +289,14 @@ class Worker:
         with self.stop.interruptible(None if per_lane is None else per_lane * num_lanes):
             self._is_mid_epoch = True
             by_trial = cast("dict[int, EpochReport]", cohort.train_epoch())  # the keys are our trial ids
-        self._note_epoch(num_lanes, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._note_epoch(num_lanes, seconds)
         self._out_of_memory.num_alone = 0
-        decisions = {trial_id: self._lanes[trial_id].take_in(report) for trial_id, report in by_trial.items()}
+        decisions = {
+            trial_id: self._lanes[trial_id].take_in(report, num_lanes) for trial_id, report in by_trial.items()
+        }
         self._is_mid_epoch = False  # from here on, the lanes' history and tensors are of the same epoch
+        self._intake.review_lanes(num_lanes, seconds)
         self._note(self._writer.collect())  # of the previous epoch
         reports = {i: r for i, r in by_trial.items() if i in self._lanes and not r.has_diverged}
         is_recorded = self._prune(reports, decisions)

@@ -157,10 +157,10 @@ def test_run_trains_every_point_once_and_prints_the_best_table(shell: Shell) -> 
     assert len({tuple(trial.params.items()) for trial in trials}) == 9
 
 
-def test_how_many_lanes_pay_is_measured_and_remembered(finished: Shell) -> None:
-    (case,) = (finished.folder / "home" / "lanes").glob("*.json")
-    assert "1" in json.loads(case.read_text())["seconds"]  # on a busy machine there may be no time for more
-    assert "s per trial-epoch" in (finished.folder / "home" / "logs" / "small-worker-0.log").read_text()
+def test_how_many_lanes_pay_is_learned_and_remembered(finished: Shell) -> None:
+    known = [json.loads(file.read_text()) for file in (finished.folder / "home" / "lanes").glob("*.json")]
+    assert any("speed" in document for document in known)
+    assert "lanes: " in (finished.folder / "home" / "logs" / "small-worker-0.log").read_text()
 
 
 def test_running_a_finished_study_again_does_nothing_and_says_so(finished: Shell) -> None:

@@ -43,13 +43,13 @@ from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker import epoch_writer as epoch_writer_module
 from hpsearch.worker import intake as intake_module
-from hpsearch.worker import lane_count as lane_choice_module
 from hpsearch.worker import worker as worker_module
 from hpsearch.worker.cohorts import BuildCohort, Cohorts
 from hpsearch.worker.epoch_writer import EpochEntry, EpochWriter, Written
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
-from hpsearch.worker.lane_count import FixedLanes, LaneChoice, MeasuredLanes
+from hpsearch.worker.intake import Intake
+from hpsearch.worker.lane_count import FixedLanes, LaneChoice, LearnedLanes
 from hpsearch.worker.lease_keeper import Presence
 from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
 from hpsearch.worker.options import WorkerSettings
@@ -427,6 +427,9 @@ class WholeShare:
         self.shares.append(share())
         return self.shares[-1]
 
+    def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
+        return self.shares[-1] if self.shares else num_busy
+
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
         pytest.fail("memory sufficed")
 
@@ -461,14 +464,14 @@ def test_a_cohort_opens_no_more_lanes_than_it_has_points(bench: Callable[..., Be
     assert lanes.shares == [3, 3]
 
 
-def test_measured_lanes_train_a_study_and_are_remembered(bench: Callable[..., Bench], tmp_path: Path) -> None:
-    study = bench()
+def test_learned_lanes_train_a_study_and_are_remembered(bench: Callable[..., Bench], tmp_path: Path) -> None:
+    study = bench(training={"max_epochs": 12})
     stop = StopSignal()
     memory = LaneMemory(tmp_path / "lanes")
-    lanes = MeasuredLanes(memory=memory, data=study.data, device=CPU, stop=stop)
+    lanes = LearnedLanes(memory=memory, data=study.data, device=CPU, stop=stop)
     assert study.worker(lanes=lanes, stop=stop).run() == 6
-    study.counted()
-    assert len(list(memory.folder.iterdir())) == 1
+    assert {tuple(trial.user_attrs["lanes"]) for trial in study.counted()} == {(6,)}
+    assert {path.name for path in memory.folder.iterdir()} >= {memory.path(LaneCase.of_device(CPU, 1)).name}
 
 
 def test_a_worker_that_is_stopped_while_it_measures_gives_its_point_back(
@@ -476,9 +479,67 @@ def test_a_worker_that_is_stopped_while_it_measures_gives_its_point_back(
 ) -> None:
     study = bench()
     stop = BeforeEpoch(1)  # the measurement is the first thing that can be interrupted
-    lanes = MeasuredLanes(memory=LaneMemory(tmp_path / "lanes"), data=study.data, device=CPU, stop=stop)
+    lanes = LearnedLanes(memory=LaneMemory(tmp_path / "lanes"), data=study.data, device=CPU, stop=stop)
     assert study.worker(lanes=lanes, stop=stop).run() == 0
     assert study.ledger.counts() == PointCounts(waiting=6)
+
+
+class Scheduled(FixedLanes):
+    """Has these numbers of lanes, epoch by epoch."""
+
+    schedule: list[int]
+    shares: list[int | None]
+
+    def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
+        return self.number
+
+    def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
+        self.shares.append(share())
+        return self.schedule.pop(0) if self.schedule else self.number
+
+
+def scheduled(first: int, schedule: list[int]) -> Scheduled:
+    lanes = Scheduled(first)
+    object.__setattr__(lanes, "schedule", schedule)
+    object.__setattr__(lanes, "shares", [])
+    return lanes
+
+
+def test_a_cohort_grows_between_epochs_and_trials_tell_with_how_many_they_were_trained(
+    bench: Callable[..., Bench],
+) -> None:
+    study = bench()
+    lanes = scheduled(2, [2, 4, 6, 6])
+    study.worker(lanes=lanes).run()
+    told = sorted(trial.user_attrs["lanes"] for trial in study.counted())
+    assert told == [[2, 4, 6]] * 2 + [[4, 6]] * 2 + [[6, 4, 2]] * 2
+    assert lanes.shares[:3] == [6, 6, 6]
+
+
+def test_lanes_that_are_too_many_are_not_refilled(bench: Callable[..., Bench]) -> None:
+    study = bench()
+    study.worker(lanes=scheduled(4, [2] * 20)).run()
+    assert sorted(trial.user_attrs["lanes"] for trial in study.counted()) == [[2]] * 2 + [[4]] * 4
+
+
+def test_the_curves_do_not_depend_on_changes_of_the_number_of_lanes(bench: Callable[..., Bench]) -> None:
+    constant, changing = bench(), bench()
+    constant.worker(lanes=1).run()
+    changing.worker(lanes=scheduled(1, [3, 2, 5, 6])).run()
+    for one, other in zip(constant.counted(), changing.counted(), strict=True):
+        assert one.intermediate_values == pytest.approx(other.intermediate_values, abs=0.051)
+        assert (one.params, one.user_attrs["epochs"]) == (other.params, other.user_attrs["epochs"])
+
+
+def test_without_the_database_the_number_of_lanes_is_not_asked_for(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = bench()
+    lanes = scheduled(2, [2, 2])
+    monkeypatch.setattr(Intake, "is_database_away", lambda self: len(lanes.shares) < 2)
+    study.worker(lanes=lanes).run()
+    study.counted()
+    assert lanes.shares[:2] == [None, None]
 
 
 def test_held_over_points_open_no_more_lanes_than_their_own_cohort_has(bench: Callable[..., Bench]) -> None:
@@ -865,16 +926,13 @@ def test_a_device_without_room_for_any_trial_ends_the_worker_before_all_points_a
     study.counted()
 
 
-def test_lanes_that_ran_out_of_memory_are_remembered(
-    bench: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lane_choice_module, "_is_outdated", lambda *_: False)  # the times below are not this machine's
+def test_lanes_that_ran_out_of_memory_are_remembered(bench: Callable[..., Bench], tmp_path: Path) -> None:
     study = bench()
     stop = StopSignal()
     memory = LaneMemory(tmp_path / "lanes")
-    lanes = MeasuredLanes(memory=memory, data=study.data, device=CPU, stop=stop)
+    lanes = LearnedLanes(memory=memory, data=study.data, device=CPU, stop=stop)
     settings = study.prepared.study.definition.resolve({"learning_rate": 0.2, "lambda_2": 0.0})
-    case = LaneCase.of(settings, study.data, CPU)
+    case = LaneCase.of(settings, study.data, CPU, 1)
     memory.remember(KnownLanes(case=case.words, seconds={1: 1.0, 2: 0.5, 4: 0.25, 6: 0.2}))
 
     class Roomy(Small):

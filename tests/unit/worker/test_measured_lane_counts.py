@@ -13,12 +13,12 @@ import torch
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.study.settings import TrialSettings
-from hpsearch.training.lanes.probe import LaneTimings, Obstacle
+from hpsearch.training.lanes.device_model import DeviceSpeed
 from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
 
 CPU = torch.device("cpu")
 CASE = LaneCase(words="a device; a network")
-KNOWN = KnownLanes(case=CASE.words, seconds={1: 1.0, 2: 0.5, 4: 0.1 + 0.2}, obstacle=Obstacle.MEMORY, bytes_per_lane=7)
+KNOWN = KnownLanes(case=CASE.words, seconds={1: 1.0, 2: 0.5, 4: 0.1 + 0.2})
 
 
 def test_what_was_remembered_is_recalled(tmp_path: Path) -> None:
@@ -26,7 +26,6 @@ def test_what_was_remembered_is_recalled(tmp_path: Path) -> None:
     assert memory.recall(CASE) == KnownLanes(case=CASE.words)
     memory.remember(KNOWN)
     assert memory.recall(CASE) == KNOWN
-    assert memory.recall(CASE).timings == LaneTimings(seconds=KNOWN.seconds, obstacle=Obstacle.MEMORY)
     assert memory.recall(LaneCase(words="another device")).seconds == {}
     assert [path.name for path in memory.folder.iterdir()] == [memory.path(CASE).name]  # nothing half-written is left
 
@@ -48,13 +47,13 @@ def test_a_shortage_is_added_to_what_is_known(tmp_path: Path) -> None:
         b"",
         b"\xff\xfe\x00",
         b"[1, 2]",
-        b'{"format": 2, "case": "a device; a network"}',
-        b'{"format": 1, "case": "a device; a network", "seconds": {"0": 1.0}}',
-        b'{"format": 1, "case": "a device; a network", "seconds": {"8": -1.0}}',
-        b'{"format": 1, "case": "a device; a network", "seconds": {"8": NaN}}',
-        b'{"format": 1, "case": "a device; a network", "most": 0}',
-        b'{"format": 1, "case": "a device; a network", "extra": 1}',
-        b'{"format": 1, "case": "somebody else\'s"}',
+        b'{"format": 3, "case": "a device; a network"}',
+        b'{"format": 2, "case": "a device; a network", "seconds": {"0": 1.0}}',
+        b'{"format": 2, "case": "a device; a network", "seconds": {"8": -1.0}}',
+        b'{"format": 2, "case": "a device; a network", "seconds": {"8": NaN}}',
+        b'{"format": 2, "case": "a device; a network", "most": 0}',
+        b'{"format": 2, "case": "a device; a network", "extra": 1}',
+        b'{"format": 2, "case": "somebody else\'s"}',
     ],
 )
 def test_a_damaged_or_foreign_file_is_as_none_and_is_told(
@@ -67,6 +66,29 @@ def test_a_damaged_or_foreign_file_is_as_none_and_is_told(
     assert str(memory.path(CASE)) in caplog.text
     memory.remember(KNOWN)
     assert memory.recall(CASE) == KNOWN
+
+
+def test_a_file_of_the_first_format_is_as_none_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    memory = LaneMemory(tmp_path)
+    memory.path(CASE).write_text(
+        '{"format": 1, "case": "a device; a network", "seconds": {"1": 1.0}, "obstacle": null}'
+    )
+    assert memory.recall(CASE) == KnownLanes(case=CASE.words)
+    assert caplog.messages == []
+
+
+def test_a_device_is_measured_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    speeds = [DeviceSpeed(flops=0.1 + 0.2 + i, bytes_per_second=1.0, call_seconds=1.0) for i in range(3)]
+    measured = iter(speeds)
+
+    def memory() -> LaneMemory:
+        return LaneMemory(tmp_path, measure=lambda device: next(measured))
+
+    assert [memory().device_speed(CPU, 1), memory().device_speed(CPU, 1)] == [speeds[0]] * 2
+    assert memory().device_speed(CPU, 2) == speeds[1]  # workers that share the machine
+    memory().path(LaneCase.of_device(CPU, 1)).write_text('{"format": 2}')
+    assert memory().device_speed(CPU, 1) == speeds[2]
+    assert "cannot be used" in caplog.text
 
 
 def test_a_folder_in_the_files_place_is_as_no_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -99,17 +121,23 @@ def test_a_case_is_all_that_the_measurement_depends_on(
     resident: Callable[..., ResidentData], trial: Callable[..., TrialSettings]
 ) -> None:
     def words(settings: dict[str, Any] | None = None, **sizes: Any) -> str:
-        return LaneCase.of(trial(**(settings or {})), resident(**sizes), CPU).words
+        num_sharing = sizes.pop("num_sharing", 1)
+        return LaneCase.of(trial(**(settings or {})), resident(**sizes), CPU, num_sharing).words
 
     usual = words()
     assert words() == usual
     assert words({"learning_rate": 0.5, "lambda_2": 0.1, "seed": 3}) == usual  # lanes of one cohort
+    assert words({"optimizer": "adam"}) == usual == words({"activation": "relu"})
     assert words({"hidden_units": 16}) == usual == words({"hidden_units": 9})  # 12 units otherwise
     others = [
         words({"hidden_units": 17}),
         words({"hidden_units": 8}),
         words({"batch_size": 10}),
-        words({"optimizer": "adam"}),
+        words({"precision": "bfloat16"}),
+        words({"shuffle": True}),
+        words({"family": "cnn"}, image_shape=(28, 28)),
+        words({"family": "cnn", "kernels": (2, 5)}, image_shape=(28, 28)),
+        words(num_sharing=2),
         words({"family": "logistic"}),
         words(num_train=131),
         words(image_shape=(20, 20)),

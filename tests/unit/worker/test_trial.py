@@ -10,7 +10,7 @@ import pytest
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.errors import ArtifactError
-from hpsearch.search.stopping import GeometricPatience
+from hpsearch.search.stopping import GeometricPatience, StopDecision, StopReason
 from hpsearch.store.claims.ledger import Claim
 from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.worker.trial import TrialInTraining
@@ -29,7 +29,7 @@ def trained(*zero_ones: float) -> TrialInTraining:
     for epoch, zero_one in enumerate(zero_ones, start=1):
         validation = Validation(iteration=10 * epoch, zero_one=zero_one, nll=zero_one / 3)
         report = EpochReport(epoch=epoch, validations=(validation,), train_nll=0.1, learning_rate=0.1, seconds=0.1)
-        lane.take_in(report)
+        lane.take_in(report, num_lanes=8 if epoch < 3 else 16)
     lane.rungs["completed_rung_0"] = 0.1 + 0.2
     return lane
 
@@ -41,6 +41,16 @@ def test_a_restored_lane_equals_the_one_that_was_saved(zero_ones: tuple[float, .
     assert restored.state() == lane.state()
     assert restored.rule == lane.rule
     assert restored.claim.number == 8
+
+
+def test_a_trial_tells_its_numbers_of_lanes_in_their_order() -> None:
+    lane = trained(0.5, 0.5, 0.5, 0.5)
+    assert lane.result(StopDecision(StopReason.MAX_EPOCHS, ""), {}).attributes["lanes"] == [8, 16]
+    assert fresh().resumed({**lane.state(), "lanes": [1]}).lanes == [1]
+
+
+def test_a_checkpoint_of_an_older_version_names_no_lanes() -> None:
+    assert fresh().resumed(without("lanes")).lanes == []
 
 
 def without(key: str) -> dict[str, Any]:

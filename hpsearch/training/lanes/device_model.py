@@ -1,0 +1,157 @@
+"""A model of the device: how long an epoch of one lane takes, from three numbers that are measured once per machine.
+
+It gives the first number of lanes, before any epoch was trained (`lane_times.EpochCost`), and how much memory a lane
+takes. It is good enough to choose among 1, 2, 4 ... lanes. docs/performance.md shows how far it is off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch.utils.flop_counter import FlopCounterMode
+
+from hpsearch.data.resident import ResidentData
+from hpsearch.training.device_memory import release_cached_memory
+from hpsearch.training.evaluation import SLICE_FLOATS
+from hpsearch.training.lanes.capture import CudaCapture
+from hpsearch.training.lanes.lane_times import EpochCost
+from hpsearch.training.networks.dense import DenseNetwork
+from hpsearch.training.networks.network import Network
+
+# Small calls that take as long as one minibatch's calls do: for each parameter tensor, and in addition. From one-lane
+# times of networks with 20 hidden units (docs/performance.md). Autograd calls each operation twice.
+_DENSE_CALLS = (30.0, 50.0)
+_AUTOGRAD_CALLS = (60.0, 50.0)
+# A minibatch reads and writes the weights about this many times from memory; further passes find them in a cache.
+_WEIGHT_PASSES = 2
+# What elementwise operations cost per image, as bytes of memory traffic: for each float of the widest intermediate
+# result, and for each class, because the losses take many operations.
+_ACTIVATION_BYTES = 20
+_CLASS_BYTES = 150
+# A lane keeps its parameters, the best ones, up to two states of the optimizer, targets or gradients, and while a
+# checkpoint is written, copies of the first four.
+_COPIES = 10
+# Validation keeps per lane one slice each of the scores, their logarithms and the layer before.
+VALIDATION_BYTES = 3 * 4 * SLICE_FLOATS
+
+_MEASURED_SECONDS = 0.1  # for each of the three numbers
+# Lanes, images, inputs and outputs of the timed product.
+_PRODUCTS = {"cpu": (8, 100, 256, 256), "cuda": (64, 100, 512, 512)}
+_COPIED_BYTES = {"cpu": 2**26, "cuda": 2**28}  # more than the caches hold
+_CALLS = 200
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class DeviceSpeed(BaseModel):
+    """What a device does per second.
+
+    Args:
+        flops: floating-point operations of a batched float32 product, per second.
+        bytes_per_second: read and written by a copy.
+        call_seconds: duration of a small torch call; on a GPU, of one that is part of a captured graph.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flops: Positive
+    bytes_per_second: Positive
+    call_seconds: Positive
+
+    def epoch_cost(self, network: Network, data: ResidentData, batch_size: int, device: torch.device) -> EpochCost:
+        """Predict the seconds of one trial's epoch, with one validation at its end."""
+        passes = count_flops(network, batch_size) / batch_size  # per image, forwards only
+        num_images = batch_size * data.num_minibatches(batch_size)
+        trained, validated = 3 * num_images, len(data.validation_labels)  # backwards are twice as many products
+        weights = 4 * num_parameters(network) * _WEIGHT_PASSES * data.num_minibatches(batch_size)
+        per_image = _ACTIVATION_BYTES * network.widest_activation + _CLASS_BYTES * network.num_classes
+        activations = per_image * (num_images + validated)
+        per_lane = (trained + validated) * passes / self.flops + (weights + activations) / self.bytes_per_second
+        per_tensor, others = _DENSE_CALLS if isinstance(network, DenseNetwork) else _AUTOGRAD_CALLS
+        num_calls = (per_tensor * len(network.parameter_shapes) + others) * data.num_minibatches(batch_size)
+        fixed = num_calls * self.call_seconds
+        if network.prefers_single_lanes(device):  # each lane has its own calls, and more lanes save none
+            return EpochCost(fixed=0.0, per_lane=per_lane + fixed)
+        return EpochCost(fixed=fixed, per_lane=per_lane)
+
+
+def measure_speed(device: torch.device) -> DeviceSpeed:
+    """Time a product, a copy and a small call on the device: about 0.3 seconds."""
+    speed = DeviceSpeed(
+        flops=_flops(device), bytes_per_second=_bytes_per_second(device), call_seconds=_call_seconds(device)
+    )
+    release_cached_memory(device)
+    return speed
+
+
+def _flops(device: torch.device) -> float:
+    lanes, images, inputs, outputs = _PRODUCTS[device.type]
+    left, right = torch.ones(lanes, images, inputs, device=device), torch.ones(lanes, inputs, outputs, device=device)
+    product = torch.empty(lanes, images, outputs, device=device)
+    return 2 * lanes * images * inputs * outputs / _fastest(lambda: torch.bmm(left, right, out=product), device)
+
+
+def _bytes_per_second(device: torch.device) -> float:
+    source = torch.ones(_COPIED_BYTES[device.type] // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), device)
+
+
+def _call_seconds(device: torch.device) -> float:
+    small = torch.zeros(8, device=device)
+
+    def calls() -> torch.Tensor:
+        for _ in range(_CALLS):
+            small.add_(1.0)
+        return small
+
+    return _fastest(CudaCapture(device)(calls) if device.type == "cuda" else calls, device) / _CALLS
+
+
+def _fastest(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest run: other processes only make a run longer. The first run warms up."""
+    work()
+    fastest, ends_at = float("inf"), time.perf_counter() + _MEASURED_SECONDS
+    while fastest == float("inf") or time.perf_counter() < ends_at:
+        _wait_for(device)
+        started = time.perf_counter()
+        work()
+        _wait_for(device)
+        fastest = min(fastest, time.perf_counter() - started)
+    return max(fastest, 1e-9)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def num_parameters(network: Network) -> int:
+    """The number of floats of one lane's parameters."""
+    return sum(torch.Size(parameter.shape).numel() for parameter in network.parameter_shapes.values())
+
+
+def count_flops(network: Network, batch_size: int) -> float:
+    """Floating-point operations of the products in one forward pass; two per parameter and image if torch counts none.
+
+    torch knows the operations of its own products and convolutions; a user's module may have others.
+    """
+    counter = FlopCounterMode(display=False)
+    try:
+        parameters = network.initial_parameters(seed=0)
+        with torch.no_grad(), counter:
+            network.logits(parameters, torch.zeros(batch_size, network.num_pixels))
+        counted = counter.get_total_flops()
+    except Exception:  # of a user's code, which has passed its check without the counter
+        counted = 0
+    return float(counted or 2 * num_parameters(network) * batch_size)
+
+
+def bytes_per_lane(network: Network, batch_size: int) -> int:
+    """Estimate the memory that one more lane takes, training, validation and a checkpoint included."""
+    activations = 4 * batch_size * (network.num_pixels + 4 * network.widest_activation)
+    return 4 * _COPIES * num_parameters(network) + activations + VALIDATION_BYTES

@@ -1,0 +1,93 @@
+"""The model of the device: measured in a moment, and right about what more lanes save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from hpsearch.data.resident import ResidentData
+from hpsearch.data.splits import SelectionData, Split
+from hpsearch.study.settings import ModelSettings
+from hpsearch.training.lanes import device_model as module
+from hpsearch.training.lanes.device_model import DeviceSpeed, bytes_per_lane, count_flops, measure_speed, num_parameters
+from hpsearch.training.lanes.lane_times import EpochCost, LaneTimes
+from hpsearch.training.networks.build import build_network
+from hpsearch.training.networks.network import Network
+
+CPU = torch.device("cpu")
+SPEED = DeviceSpeed(flops=1e11, bytes_per_second=1e10, call_seconds=2e-6)
+
+
+def network(pixels: int = 8, **model: object) -> Network:
+    return build_network(ModelSettings(**model), (pixels, pixels), 10)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def data() -> Callable[[int], ResidentData]:
+    def build(pixels: int) -> ResidentData:
+        images = np.zeros((100, pixels * pixels), np.float32)
+        split = Split(images=images, labels=np.zeros(100, np.int64))
+        sizes = {"image_shape": (pixels, pixels), "num_classes": 10, "name": "zeros", "checksums": {}}
+        return ResidentData.place(SelectionData(train=split, validation=split, **sizes), CPU)  # type: ignore[arg-type]
+
+    return build
+
+
+def test_a_real_device_has_three_plausible_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MEASURED_SECONDS", 0.01)
+    speed = measure_speed(CPU)
+    assert 1e7 < speed.flops < 1e15
+    assert 1e7 < speed.bytes_per_second < 1e14
+    assert 1e-8 < speed.call_seconds < 1e-2
+
+
+@pytest.mark.parametrize("model", [{"family": "logistic"}, {"hidden_units": 20}, {"hidden_units": 500}])
+def test_products_are_counted(model: dict[str, object]) -> None:
+    dense = network(**model)
+    weights = sum(math.prod(shape.shape) for shape in dense.parameter_shapes.values() if shape.is_weight)
+    assert count_flops(dense, 20) == 2 * 20 * weights
+
+
+def test_convolutions_count_for_each_pixel() -> None:
+    lenet = network(28, family="cnn", hidden_units=20)
+    assert count_flops(lenet, 10) > 5 * 2 * 10 * num_parameters(lenet)
+
+
+def test_where_nothing_can_be_counted_each_parameter_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = network(hidden_units=20)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("not with a counter")
+
+    for logits in (fail, lambda *_: None):
+        monkeypatch.setattr(type(dense), "logits", logits)
+        assert count_flops(dense, 20) == 2 * 20 * num_parameters(dense)
+
+
+def test_the_cost_of_calls_depends_on_minibatches_and_that_of_a_lane_on_its_size(
+    data: Callable[[int], ResidentData],
+) -> None:
+    def cost(hidden_units: int, batch_size: int) -> EpochCost:
+        return SPEED.epoch_cost(network(hidden_units=hidden_units), data(8), batch_size, CPU)
+
+    assert cost(20, 10).fixed == pytest.approx(5 * cost(20, 50).fixed)
+    assert cost(20, 10).fixed == cost(500, 10).fixed
+    assert cost(500, 10).per_lane > 5 * cost(20, 10).per_lane
+    assert LaneTimes(cost(20, 10)).choose(512) > LaneTimes(cost(500, 100)).choose(512)
+
+
+def test_a_network_that_is_computed_lane_by_lane_gets_one_lane(data: Callable[[int], ResidentData]) -> None:
+    cost = SPEED.epoch_cost(network(28, family="cnn"), data(28), 20, CPU)
+    assert cost.fixed == 0.0
+    assert LaneTimes(cost).choose(512) == 1
+
+
+def test_larger_networks_and_minibatches_take_more_memory() -> None:
+    small = bytes_per_lane(network(hidden_units=20), 20)
+    assert small < bytes_per_lane(network(hidden_units=500), 20)
+    assert small < bytes_per_lane(network(hidden_units=20), 500)
+    assert bytes_per_lane(network(hidden_units=500), 20) > 4 * 4 * num_parameters(network(hidden_units=500))
