@@ -22,10 +22,12 @@ from hpsearch.training.lanes.lane_times import EpochCost
 from hpsearch.training.networks.dense import DenseNetwork
 from hpsearch.training.networks.network import Network
 
-# Small calls that take as long as one minibatch's calls do: for each parameter tensor, and in addition. From one-lane
-# times of networks with 20 hidden units (docs/performance.md). Autograd calls each operation twice.
-_DENSE_CALLS = (30.0, 50.0)
-_AUTOGRAD_CALLS = (60.0, 50.0)
+# Small calls that take as long as one minibatch's calls do: for each parameter tensor, and in addition. On a CPU from
+# one-lane times of small networks (docs/performance.md), including Python's share. A captured graph has none: for a GPU
+# these are the kernels of a minibatch, counted in the code and not measured.
+_DENSE_CALLS = {"cpu": (35.0, 80.0), "cuda": (10.0, 20.0)}
+_AUTOGRAD_CALLS = {"cpu": (150.0, 400.0), "cuda": (12.0, 30.0)}
+_EPOCH_MINIBATCHES = 2  # an epoch's other calls, those of its validation among them, are as many as in 2 minibatches
 # A minibatch reads and writes the weights about this many times from memory; further passes find them in a cache.
 _WEIGHT_PASSES = 2
 # What elementwise operations cost per image, as bytes of memory traffic: for each float of the widest intermediate
@@ -40,9 +42,9 @@ VALIDATION_BYTES = 3 * 4 * SLICE_FLOATS
 
 _MEASURED_SECONDS = 0.1  # for each of the three numbers
 # Lanes, images, inputs and outputs of the timed product.
-_PRODUCTS = {"cpu": (8, 100, 256, 256), "cuda": (64, 100, 512, 512)}
+_PRODUCTS = {"cpu": (8, 50, 256, 256), "cuda": (64, 100, 512, 512)}
 _COPIED_BYTES = {"cpu": 2**26, "cuda": 2**28}  # more than the caches hold
-_CALLS = 200
+_CALLS = {"cpu": 20, "cuda": 200}  # in one run; short runs find moments in which no other process disturbs them
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -64,15 +66,19 @@ class DeviceSpeed(BaseModel):
 
     def epoch_cost(self, network: Network, data: ResidentData, batch_size: int, device: torch.device) -> EpochCost:
         """Predict the seconds of one trial's epoch, with one validation at its end."""
-        passes = count_flops(network, batch_size) / batch_size  # per image, forwards only
-        num_images = batch_size * data.num_minibatches(batch_size)
-        trained, validated = 3 * num_images, len(data.validation_labels)  # backwards are twice as many products
-        weights = 4 * num_parameters(network) * _WEIGHT_PASSES * data.num_minibatches(batch_size)
+        is_dense = isinstance(network, DenseNetwork)
+        num_minibatches = data.num_minibatches(batch_size)
+        num_trained, num_validated = batch_size * num_minibatches, len(data.validation_labels)
+        # Backwards are twice as many products as forwards, but the first layer, where a dense network has most of its
+        # products, needs no derivative of its inputs.
+        num_products = (2 if is_dense else 3) * num_trained + num_validated
+        products = num_products * count_flops(network, batch_size) / batch_size
+        weights = 4 * num_parameters(network) * _WEIGHT_PASSES * num_minibatches
         per_image = _ACTIVATION_BYTES * network.widest_activation + _CLASS_BYTES * network.num_classes
-        activations = per_image * (num_images + validated)
-        per_lane = (trained + validated) * passes / self.flops + (weights + activations) / self.bytes_per_second
-        per_tensor, others = _DENSE_CALLS if isinstance(network, DenseNetwork) else _AUTOGRAD_CALLS
-        num_calls = (per_tensor * len(network.parameter_shapes) + others) * data.num_minibatches(batch_size)
+        traffic = weights + per_image * (num_trained + num_validated)
+        per_lane = products / self.flops + traffic / self.bytes_per_second
+        per_tensor, others = (_DENSE_CALLS if is_dense else _AUTOGRAD_CALLS)[device.type]
+        num_calls = (per_tensor * len(network.parameter_shapes) + others) * (num_minibatches + _EPOCH_MINIBATCHES)
         fixed = num_calls * self.call_seconds
         if network.prefers_single_lanes(device):  # each lane has its own calls, and more lanes save none
             return EpochCost(fixed=0.0, per_lane=per_lane + fixed)
@@ -102,14 +108,18 @@ def _bytes_per_second(device: torch.device) -> float:
 
 
 def _call_seconds(device: torch.device) -> float:
-    small = torch.zeros(8, device=device)
+    """Seconds of a call that is a tiny product or a tiny sum, in turn."""
+    left, right = torch.ones(1, 8, 8, device=device), torch.ones(1, 8, 8, device=device)
+    product, num_calls = torch.zeros(1, 8, 8, device=device), _CALLS[device.type]
 
     def calls() -> torch.Tensor:
-        for _ in range(_CALLS):
-            small.add_(1.0)
-        return small
+        for _ in range(num_calls // 2):
+            torch.bmm(left, right, out=product)
+            product.add_(1.0)
+        return product
 
-    return _fastest(CudaCapture(device)(calls) if device.type == "cuda" else calls, device) / _CALLS
+    calls()  # cuBLAS is initialised here, not while a graph is captured
+    return _fastest(CudaCapture(device)(calls) if device.type == "cuda" else calls, device) / num_calls
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
