@@ -72,7 +72,7 @@ def log_folder() -> Path:
 
 
 def lane_folder() -> Path:
-    """The folder for measured lane counts of this machine."""
+    """The folder for what workers of this machine have learned about lanes."""
     return home_folder() / "lanes"
 
 

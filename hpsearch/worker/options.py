@@ -62,7 +62,7 @@ class WorkerOptions:
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        lanes: number of trials trained at once; None: measured.
+        lanes: number of trials trained at once; None: learned.
         artifacts: a folder or bucket; None: the default folder.
         waits_for_gpu: a worker that finds every GPU taken waits until one is free.
         shares_gpu: workers may share a GPU.

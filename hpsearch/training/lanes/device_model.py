@@ -40,6 +40,7 @@ _COPIES = 10
 # Validation keeps per lane one slice each of the scores, their logarithms and the layer before.
 VALIDATION_BYTES = 3 * 4 * SLICE_FLOATS
 
+_COUNTED_IMAGES = 2  # a module may treat a single image differently
 _MEASURED_SECONDS = 0.1  # for each of the three numbers
 # Lanes, images, inputs and outputs of the timed product.
 _PRODUCTS = {"cpu": (8, 50, 256, 256), "cuda": (64, 100, 512, 512)}
@@ -72,7 +73,7 @@ class DeviceSpeed(BaseModel):
         # Backwards are twice as many products as forwards, but the first layer, where a dense network has most of its
         # products, needs no derivative of its inputs.
         num_products = (2 if is_dense else 3) * num_trained + num_validated
-        products = num_products * count_flops(network, batch_size) / batch_size
+        products = num_products * flops_per_image(network)
         weights = 4 * num_parameters(network) * _WEIGHT_PASSES * num_minibatches
         per_image = _ACTIVATION_BYTES * network.widest_activation + _CLASS_BYTES * network.num_classes
         traffic = weights + per_image * (num_trained + num_validated)
@@ -145,8 +146,8 @@ def num_parameters(network: Network) -> int:
     return sum(torch.Size(parameter.shape).numel() for parameter in network.parameter_shapes.values())
 
 
-def count_flops(network: Network, batch_size: int) -> float:
-    """Floating-point operations of the products in one forward pass; two per parameter and image if torch counts none.
+def flops_per_image(network: Network) -> float:
+    """Floating-point operations of the products of a forward pass; two per parameter if torch can count none.
 
     torch knows the operations of its own products and convolutions; a user's module may have others.
     """
@@ -154,11 +155,11 @@ def count_flops(network: Network, batch_size: int) -> float:
     try:
         parameters = network.initial_parameters(seed=0)
         with torch.no_grad(), counter:
-            network.logits(parameters, torch.zeros(batch_size, network.num_pixels))
+            network.logits(parameters, torch.zeros(_COUNTED_IMAGES, network.num_pixels))
         counted = counter.get_total_flops()
     except Exception:  # of a user's code, which has passed its check without the counter
         counted = 0
-    return float(counted or 2 * num_parameters(network) * batch_size)
+    return (counted / _COUNTED_IMAGES) or 2.0 * num_parameters(network)
 
 
 def bytes_per_lane(network: Network, batch_size: int) -> int:

@@ -27,7 +27,16 @@ from tests.integration.results.vault_studies import Search, Searched, confirm
 DEEP = "[" * 5000 + "]" * 5000
 TEXTS = ["", "null", "[]", "{}", '"x"', "-1", "1e999", "9" * 4000, DEEP, '["a", {"b": null}]']
 NUMBERS = ["NaN", "Infinity", "-1", "2", "1e308"]
-ATTRIBUTES = ("best_validation_nll", "best_epoch", "stop_reason", "worker", "seconds", "resumed_at_epoch", "point")
+ATTRIBUTES = (
+    "best_validation_nll",
+    "best_epoch",
+    "stop_reason",
+    "worker",
+    "seconds",
+    "resumed_at_epoch",
+    "point",
+    "lanes",
+)
 # Table, column, which rows, and what they become.
 CELLS = [
     *(
@@ -109,7 +118,13 @@ def whole(search: Search, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Sear
     searched = search(str(folder))
     confirm(searched)
     with searched.database.engine.begin() as connection:
-        for key, value in (("stop_reason", '"x"'), ("worker", '"w"'), ("seconds", "1.0"), ("resumed_at_epoch", "0")):
+        for key, value in (
+            ("stop_reason", '"x"'),
+            ("worker", '"w"'),
+            ("seconds", "1.0"),
+            ("resumed_at_epoch", "0"),
+            ("lanes", "[1]"),
+        ):
             connection.execute(
                 text(
                     "INSERT INTO trial_user_attributes (trial_id, key, value_json) SELECT trial_id, :k, :v FROM trials"

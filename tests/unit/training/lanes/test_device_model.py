@@ -13,7 +13,13 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.study.settings import ModelSettings
 from hpsearch.training.lanes import device_model as module
-from hpsearch.training.lanes.device_model import DeviceSpeed, bytes_per_lane, count_flops, measure_speed, num_parameters
+from hpsearch.training.lanes.device_model import (
+    DeviceSpeed,
+    bytes_per_lane,
+    flops_per_image,
+    measure_speed,
+    num_parameters,
+)
 from hpsearch.training.lanes.lane_times import EpochCost, LaneTimes
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network
@@ -49,12 +55,12 @@ def test_a_real_device_has_three_plausible_speeds(monkeypatch: pytest.MonkeyPatc
 def test_products_are_counted(model: dict[str, object]) -> None:
     dense = network(**model)
     weights = sum(math.prod(shape.shape) for shape in dense.parameter_shapes.values() if shape.is_weight)
-    assert count_flops(dense, 20) == 2 * 20 * weights
+    assert flops_per_image(dense) == 2 * weights
 
 
 def test_convolutions_count_for_each_pixel() -> None:
     lenet = network(28, family="cnn", hidden_units=20)
-    assert count_flops(lenet, 10) > 5 * 2 * 10 * num_parameters(lenet)
+    assert flops_per_image(lenet) > 5 * 2 * num_parameters(lenet)
 
 
 def test_where_nothing_can_be_counted_each_parameter_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +71,7 @@ def test_where_nothing_can_be_counted_each_parameter_counts_once(monkeypatch: py
 
     for logits in (fail, lambda *_: None):
         monkeypatch.setattr(type(dense), "logits", logits)
-        assert count_flops(dense, 20) == 2 * 20 * num_parameters(dense)
+        assert flops_per_image(dense) == 2 * num_parameters(dense)
 
 
 def test_the_cost_of_calls_depends_on_minibatches_and_that_of_a_lane_on_its_size(
