@@ -82,7 +82,7 @@ Lanes = Annotated[
     typer.Option(
         metavar="N|auto",
         envvar=environment.LANES,
-        help="Number of trials that a worker trains at once; auto: the fastest number, measured on the device.",
+        help="Number of trials that a worker trains at once; auto: the fastest number, learned in training.",
     ),
 ]
 Workers = Annotated[
