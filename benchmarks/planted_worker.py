@@ -27,8 +27,9 @@ from hpsearch.device.pin import PinnedDevice
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database, open_database
-from hpsearch.store.rows.points import POINT_ATTRIBUTE
-from hpsearch.store.studies import StoredStudy, register_study
+from hpsearch.store.registration import register_study
+from hpsearch.store.rows.trial_state import POINT_ATTRIBUTE
+from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import parse_definition
 from hpsearch.study.settings import DataSettings, TrialSettings
 from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoint, copy_to_host

@@ -38,7 +38,7 @@ from benchmarks.simulated_workers import Load, Share, ShareResult, run_share, se
 from hpsearch.postgres.embedded import EmbeddedPostgres
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database, open_database
-from hpsearch.store.studies import register_study
+from hpsearch.store.registration import register_study
 from hpsearch.study.definition import parse_definition
 
 TITLE = "Epoch reports that one PostgreSQL takes"

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-from optuna.distributions import BaseDistribution, json_to_distribution
-
 from hpsearch.errors import StorageError
 
 ARTIFACT_RECORD_PREFIX = "artifacts:"  # of the system attributes in which Optuna stores its artifact records
@@ -69,27 +67,6 @@ def check_kind(value: Any, kind: Kind, what: str, place: str) -> None:
     name, is_kind = kind.value
     if not is_kind(value):
         raise damaged(what, place, f"expected {name}, found {repr(value)[:_MOST_SHOWN]}")
-
-
-def external_value(distribution: BaseDistribution, stored: float, what: str) -> Any:
-    """Convert a parameter that Optuna has stored as a number. Raises the errors of `parse_stored`."""
-    place = "table trial_params, column param_value"
-    check_kind(stored, Kind.NUMBER, what, place)
-    try:
-        return distribution.to_external_repr(stored)
-    except (IndexError, ValueError, OverflowError) as error:
-        raise damaged(what, place, error) from error
-
-
-def parse_stored_distribution(text: str, what: str) -> BaseDistribution:
-    """Parse a parameter's distribution, as Optuna stores it. Raises the errors of `parse_stored`."""
-    place = "table trial_params, column distribution_json"
-    try:
-        return json_to_distribution(text)
-    except RecursionError:
-        raise damaged(what, place, "it is nested too deeply") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise damaged(what, place, error if isinstance(error, ValueError) else repr(error)) from error
 
 
 def damaged(what: str, place: str, reason: object) -> StorageError:

@@ -17,7 +17,7 @@ import typer
 
 from hpsearch import environment
 from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
-from hpsearch.dashboard.gate import host_of
+from hpsearch.dashboard.hosts import host_of
 from hpsearch.errors import InputError
 from hpsearch.logs import take_over_logger
 from hpsearch.results.selection import Selection

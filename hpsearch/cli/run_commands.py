@@ -68,7 +68,7 @@ def create(
     from hpsearch.data.lookup import DataLocations
     from hpsearch.data.registry import with_absolute_dataset
     from hpsearch.results.status import read_status
-    from hpsearch.store.studies import find_study
+    from hpsearch.store.registration import find_study
     from hpsearch.worker.preparation import prepare_study
 
     with options.open_storage(storage) as database:

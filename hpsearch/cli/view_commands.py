@@ -13,7 +13,7 @@ from hpsearch import environment
 from hpsearch.cli import options
 from hpsearch.console.notice import say, show_line
 from hpsearch.console.screen import data_console, write_document, write_line
-from hpsearch.dashboard.gate import Access, canonical_host, is_loopback
+from hpsearch.dashboard.hosts import canonical_host, is_loopback
 from hpsearch.errors import InputError
 
 if TYPE_CHECKING:
@@ -168,6 +168,7 @@ def dashboard(
             f"--host {host} would admit other machines, and the dashboard has no login",
             hint="keep 127.0.0.1 and use a tunnel, --password-file, or an authenticating proxy and --behind-proxy",
         )
+    from hpsearch.dashboard.gate import Access
     from hpsearch.store.connection.address import read_password
 
     hint = "--password-file names a file whose first line is the password"

@@ -9,9 +9,10 @@ from hpsearch.console.notice import say
 from hpsearch.console.progress_view import download_progress, follow
 from hpsearch.data.download import DownloadProgress
 from hpsearch.launch.launcher import LaunchListener
-from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.progress import Progress
-from hpsearch.store.studies import Registration, StoredStudy
+from hpsearch.store.registration import Registration
+from hpsearch.store.rows.counts import PointCounts
+from hpsearch.store.studies import StoredStudy
 from hpsearch.wording import counted
 
 

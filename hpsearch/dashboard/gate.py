@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hmac
-import ipaddress
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -19,6 +18,8 @@ from http import HTTPStatus
 from typing import Any, final
 from wsgiref.headers import Headers
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from hpsearch.dashboard.hosts import canonical_host, host_of, is_loopback
 
 LOCAL_ADDRESS = "hpsearch.local_address"  # key in a request's environment: the address at which the request arrived
 HEALTH_PATH = "/healthz"
@@ -38,8 +39,6 @@ _OWN_PATHS = re.compile(r"|/|/(dashboard|api|static|csv)(/.*)?|/favicon\.ico|/in
 _HEALTH_IS_THAT_OF = "/api/studies"  # answers only while the database does
 _SHOWN_TYPES = ("image/", "audio/", "video/")  # of uploaded files: shown inside the dashboard's pages, never run
 _MAX_DRAINED_BYTES = 1 << 20
-
-_HOST = re.compile(r"(\[(?P<v6>[^\[\]]+)\]|(?P<name>[^\[\]:/@,\s]+))(:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,37 +167,6 @@ class DashboardGate:
         is_well = any(status.startswith("200") for status in statuses[-1:])
         status, text = (HTTPStatus.OK, "ok") if is_well else (HTTPStatus.SERVICE_UNAVAILABLE, "no database")
         return _send(environ, start_response, status, "text/plain; charset=utf-8", text + "\n")
-
-
-def host_of(netloc: str) -> str | None:
-    """Return the host of HOST[:PORT] in the form of `canonical_host`; None if the text has another form."""
-    found = _HOST.fullmatch(netloc)
-    if found is None:
-        return None
-    host = canonical_host(found["v6"] or found["name"])
-    return host if found["v6"] is None or _address_of(host) is not None else None
-
-
-def canonical_host(host: str) -> str:
-    """Normalise a host: a name in lower case without a final dot, or an address in its shortest form.
-
-    Zones and IPv4 mappings are removed from addresses.
-    """
-    return str(_address_of(host) or host.lower().removesuffix("."))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can be reached by this name or address."""
-    address = _address_of(host)
-    return host == "localhost" if address is None else address.is_loopback
-
-
-def _address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _with_safe_headers(start_response: StartResponse, *, is_upload: bool) -> StartResponse:

@@ -13,7 +13,8 @@ from wsgiref.types import WSGIEnvironment
 from optuna.storages import RDBStorage
 
 from hpsearch.artifacts.best_parameters import Artifacts
-from hpsearch.dashboard.gate import LOCAL_ADDRESS, Access, DashboardGate, canonical_host
+from hpsearch.dashboard.gate import LOCAL_ADDRESS, Access, DashboardGate
+from hpsearch.dashboard.hosts import canonical_host
 from hpsearch.errors import InputError
 from hpsearch.store.studies import DEFINITION_ATTRIBUTE
 

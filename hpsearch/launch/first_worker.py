@@ -17,7 +17,7 @@ from hpsearch.study.definition import StudyDefinition
 from hpsearch.worker.preparation_request import PreparationRequest, request_preparation
 
 if TYPE_CHECKING:
-    from hpsearch.store.studies import Registration
+    from hpsearch.store.registration import Registration
 
 
 class FirstWorker(AbstractContextManager["FirstWorker"]):

@@ -23,10 +23,12 @@ from hpsearch.launch.first_worker import FirstWorker
 from hpsearch.launch.options import Launch
 from hpsearch.launch.ray_launcher import ray_workers
 from hpsearch.launch.supervisor import Supervisor, WorkerLauncher
-from hpsearch.store.claims.ledger import Ledger, PointCounts
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Progress, is_finished
-from hpsearch.store.studies import Registration, StoredStudy, find_study
+from hpsearch.store.registration import Registration, find_study
+from hpsearch.store.rows.counts import PointCounts
+from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import StudyDefinition
 
 

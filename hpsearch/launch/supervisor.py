@@ -15,9 +15,9 @@ from typing import NoReturn, Protocol
 from hpsearch.errors import HpsearchError, InputError, SurroundingsError
 from hpsearch.launch.worker_command import WorkerProcess, WorkersFailedError, end_workers
 from hpsearch.logs import get_logger
-from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Progress, read_progress
+from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.studies import StoredStudy
 
 _log = get_logger("supervisor")

@@ -17,7 +17,7 @@ from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary, describe_counts
 from hpsearch.results.trial_summary import TrialSummary, values_of
-from hpsearch.search.significance import wilson_interval
+from hpsearch.search.proportions import wilson_interval
 from hpsearch.store.studies import StoredStudy
 from hpsearch.wording import counted
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from hpsearch.metric import error_text
 from hpsearch.results.choice import ChosenPoint, Estimate, choose_point, estimate_of
+from hpsearch.results.confirmation.companion_study import find_companion
 from hpsearch.results.confirmation.outcome import Confirmation
-from hpsearch.results.confirmation.read_outcome import read_confirmation
 from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.summary import StudySummary, read_summary
 from hpsearch.store.connection.database import Database
-from hpsearch.store.rows.correct_images import read_num_images
+from hpsearch.store.rows.counts import read_num_images
 from hpsearch.wording import parameters_label
 
 
@@ -108,8 +108,13 @@ def describe_point(chosen: ChosenPoint) -> str:
 def read_status(database: Database, name: str, *, with_curves: bool = False) -> StudyStatus:
     """Read a study as `read_summary` does, and the current results of its confirmation."""
     summary = read_summary(database, name, with_curves=with_curves)
+    companion, confirmation = find_companion(database, summary.study), None
+    if companion is not None:
+        from hpsearch.results.confirmation.read_outcome import read_confirmation  # loads numpy
+
+        confirmation = read_confirmation(database, summary, companion)
     return StudyStatus(
         summary=summary,
-        confirmation=read_confirmation(database, summary),
+        confirmation=confirmation,
         num_images=read_num_images(database, summary.study.study_id),
     )

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
 
-from optuna.trial import TrialState
 from sqlalchemy import Connection
 
 from hpsearch.errors import NothingCompleteError, UncountedPointsError
@@ -21,12 +20,11 @@ from hpsearch.home import log_folder
 from hpsearch.results.openings.intents import Intents, VaultIntent, select_intents
 from hpsearch.results.openings.record import OpeningEntry, Openings, VaultRecord, select_openings
 from hpsearch.results.trial_summary import TrialRows, TrialSummary, select_trials, trials_from, values_of
-from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.counts import PointCounts, num_lost_points
 from hpsearch.store.rows.foreign_endings import FAIL_REASON_ATTRIBUTE, FOREIGN_STATE_ATTRIBUTE
-from hpsearch.store.rows.points import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.rows.round_rows import StoredRound, has_ended, read_rounds
-from hpsearch.store.rows.widening import num_lost_points
+from hpsearch.store.rows.trial_state import RESUMED_AT_ATTRIBUTE, StoredState
 from hpsearch.store.studies import StoredStudy, load_study
 from hpsearch.wording import format_time, parameters_label, times
 
@@ -74,13 +72,13 @@ class StudySummary:
     @property
     def points(self) -> PointCounts:
         """The number of points by the state of their current trial."""
-        states = [trial.state for trial in self.trials if trial.is_current]
+        states = [trial.stored_state for trial in self.trials if trial.is_current]
         return PointCounts(
-            waiting=states.count(TrialState.WAITING) + sum(trial.awaits_requeue for trial in self.trials),
-            running=states.count(TrialState.RUNNING),
-            complete=states.count(TrialState.COMPLETE),
-            pruned=states.count(TrialState.PRUNED),
-            failed=states.count(TrialState.FAIL),
+            waiting=states.count(StoredState.WAITING) + sum(trial.awaits_requeue for trial in self.trials),
+            running=states.count(StoredState.RUNNING),
+            complete=states.count(StoredState.COMPLETE),
+            pruned=states.count(StoredState.PRUNED),
+            failed=states.count(StoredState.FAIL),
         )
 
     @property
@@ -102,7 +100,7 @@ class StudySummary:
     @property
     def running(self) -> tuple[TrialSummary, ...]:
         """The running trials, by number; their attributes `worker` and `device` say where they run."""
-        return _by_number(t for t in self.trials if t.is_current and t.state is TrialState.RUNNING)
+        return _by_number(t for t in self.trials if t.is_current and t.stored_state is StoredState.RUNNING)
 
     @property
     def num_epochs(self) -> int:
@@ -115,7 +113,7 @@ class StudySummary:
 
         Their points were or will be queued again, or were given up.
         """
-        return _by_number(trial for trial in self.trials if trial.state is TrialState.FAIL)
+        return _by_number(trial for trial in self.trials if trial.stored_state is StoredState.FAIL)
 
     @property
     def given_up(self) -> tuple[TrialSummary, ...]:

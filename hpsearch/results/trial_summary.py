@@ -9,26 +9,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Connection, Row, text
 
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE, FOREIGN_VALUES, foreign_attributes
-from hpsearch.store.rows.points import NLL_ATTRIBUTE, POINT_ATTRIBUTE, RESUMED_AT_ATTRIBUTE
-from hpsearch.stored_json import (
-    ARTIFACT_RECORD_PREFIX,
-    Kind,
-    check_kind,
-    external_value,
-    parse_stored,
-    parse_stored_distribution,
-)
+from hpsearch.store.rows.parameter_values import FromNumber, external_value, parse_from_number
+from hpsearch.store.rows.trial_state import NLL_ATTRIBUTE, POINT_ATTRIBUTE, RESUMED_AT_ATTRIBUTE, StoredState
+from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX, Kind, check_kind, parse_stored
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import ParameterValue, without_zero_switches
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, TrialState
 
 
 class EpochRecord(NamedTuple):
@@ -58,6 +54,7 @@ class TrialSummary:
         awaits_requeue: another program has ended it, and no worker has queued its point again yet. It is shown in its
             later state: FAIL, without a value.
         parameters: as stored by Optuna, with `_is_zero` switches.
+        stored_distributions: the parameters' distributions as Optuna's JSON.
         value: fraction of misclassified validation images: the best of a COMPLETE trial, the last of a PRUNED trial.
         attributes: the user attributes that the worker wrote.
         artifact_records: Optuna's system attributes that name artifacts.
@@ -71,9 +68,9 @@ class TrialSummary:
     number: int
     point: int | None
     is_current: bool
-    state: TrialState
+    stored_state: StoredState
     parameters: Mapping[str, ParameterValue]
-    distributions: Mapping[str, BaseDistribution]
+    stored_distributions: Mapping[str, str]
     value: float | None
     attributes: Mapping[str, Any]
     artifact_records: Mapping[str, str]
@@ -87,7 +84,19 @@ class TrialSummary:
     @property
     def is_complete(self) -> bool:
         """Whether the trial can be selected: it is COMPLETE, and the counted attempt at its point."""
-        return self.is_current and self.state is TrialState.COMPLETE and self.value is not None
+        return self.is_current and self.stored_state is StoredState.COMPLETE and self.value is not None
+
+    @property
+    def state(self) -> TrialState:
+        """Its state as Optuna's; what does not show it to users compares `stored_state`, which does not load Optuna."""
+        from optuna.trial import TrialState
+
+        return TrialState[self.stored_state.name]
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The parameters' distributions, as Optuna's."""
+        return {name: _distribution(text) for name, text in self.stored_distributions.items()}
 
     @property
     def point_parameters(self) -> dict[str, ParameterValue]:
@@ -112,6 +121,8 @@ class TrialSummary:
 
     def frozen(self) -> FrozenTrial:
         """The trial as an Optuna FrozenTrial, with its curve if that was read."""
+        from optuna.trial import FrozenTrial
+
         return FrozenTrial(
             number=self.number,
             trial_id=self.trial_id,
@@ -120,11 +131,18 @@ class TrialSummary:
             datetime_start=self.started_at and self.started_at.replace(tzinfo=None),
             datetime_complete=self.ended_at and self.ended_at.replace(tzinfo=None),
             params=dict(self.parameters),
-            distributions=dict(self.distributions),
+            distributions=self.distributions,
             user_attrs=dict(self.attributes),
             system_attrs=dict(self.artifact_records),
             intermediate_values={record.epoch: record.zero_one for record in self.curve},
         )
+
+
+@lru_cache(maxsize=1000)  # all trials of a study have the same ones
+def _distribution(text: str) -> BaseDistribution:
+    from hpsearch.store.rows.distributions import parse_stored_distribution
+
+    return parse_stored_distribution(text, "a parameter of a trial")
 
 
 def _attribute(name: str) -> Callable[[TrialSummary], Any]:
@@ -132,14 +150,14 @@ def _attribute(name: str) -> Callable[[TrialSummary], Any]:
 
 
 def _is_counted(trial: TrialSummary) -> bool:
-    return trial.is_current and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    return trial.is_current and trial.stored_state in (StoredState.COMPLETE, StoredState.PRUNED)
 
 
 # The values of a trial under their names in JSON documents, exports and data frames.
 TRIAL_VALUES: Mapping[str, Callable[[TrialSummary], Any]] = {
     "trial": attrgetter("number"),
     "point": attrgetter("point"),
-    "state": attrgetter("state.name"),
+    "state": attrgetter("stored_state.name"),
     "value": attrgetter("value"),
     "validation_nll": attrgetter("best_validation_nll"),
     "best_epoch": attrgetter("best_epoch"),
@@ -192,20 +210,20 @@ def trials_from(found: TrialRows, definition: StudyDefinition) -> tuple[TrialSum
         StorageError: a trial's records in the database are damaged.
     """
     # Every trial repeats the study's few distributions, so parsing is cached.
-    distribution_of = cache(partial(parse_stored_distribution, what=f"a parameter of study {definition.name!r}"))
-    trials = (_trial_from(row, found.curves.get(row.trial_id, ()), distribution_of, definition) for row in found.rows)
+    from_number_of = cache(partial(parse_from_number, what=f"a parameter of study {definition.name!r}"))
+    trials = (_trial_from(row, found.curves.get(row.trial_id, ()), from_number_of, definition) for row in found.rows)
     return tuple(sorted(trials, key=_rank))
 
 
 # COMPLETE first, then trials that have epochs, then waiting trials, then failures.
-_ORDER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL)
+_ORDER = (StoredState.COMPLETE, StoredState.PRUNED, StoredState.RUNNING, StoredState.WAITING, StoredState.FAIL)
 
 
 def _rank(trial: TrialSummary) -> tuple[int, float, float, int]:
     """The sort key of a trial. Ties in the value are broken by NLL, as between two validations of one trial."""
     value = math.inf if trial.value is None else trial.value
     nll = math.inf if trial.best_validation_nll is None else trial.best_validation_nll
-    return _ORDER.index(trial.state), value, nll, trial.number
+    return _ORDER.index(trial.stored_state), value, nll, trial.number
 
 
 # The types of the attributes that views use. Other attributes are not checked.
@@ -221,12 +239,12 @@ _KINDS = {
 def _trial_from(
     row: Row[Any],
     curve: list[Any] | tuple[()],
-    distribution_of: Callable[[str], BaseDistribution],
+    from_number_of: Callable[[str], FromNumber],
     definition: StudyDefinition,
 ) -> TrialSummary:
-    distributions = {name: distribution_of(text) for name, _, text in row.parameters or ()}
     what = f"trial {row.number} of study {definition.name!r}"
-    parameters = {n: external_value(distributions[n], value, what) for n, value, _ in row.parameters or ()}
+    from_numbers = {name: from_number_of(text) for name, _, text in row.parameters or ()}
+    parameters = {n: external_value(from_numbers[n], value, what) for n, value, _ in row.parameters or ()}
     attributes = _attributes(row.attributes, what, "table trial_user_attributes")
     is_ended_outside = bool(row.is_ended_outside)  # NULL for an earlier attempt
     if is_ended_outside:
@@ -238,9 +256,9 @@ def _trial_from(
         number=row.number,
         point=attributes.get(POINT_ATTRIBUTE) if row.point is None else row.point,
         is_current=row.point is not None and not is_ended_outside,
-        state=TrialState.FAIL if is_ended_outside else TrialState[row.state],
+        stored_state=StoredState.FAIL if is_ended_outside else StoredState(row.state),
         parameters=parameters,
-        distributions=distributions,
+        stored_distributions={name: text for name, _, text in row.parameters or ()},
         value=None if is_ended_outside else row.value,
         attributes=attributes,
         artifact_records=_attributes(row.records, what, "table trial_system_attributes"),

@@ -44,7 +44,7 @@ class ViewTable:
 def trials_table(trials: Sequence[TrialSummary], names: Iterable[str]) -> ViewTable:
     """A row per trial, best first, with the searched keys of these names."""
     seconds = [trial.attributes.get("seconds") for trial in trials]
-    ends = [str(trial.attributes.get("stop_reason") or trial.state.name.lower()) for trial in trials]
+    ends = [str(trial.attributes.get("stop_reason") or trial.stored_state.name.lower()) for trial in trials]
     columns = [
         _ranks(len(trials)),
         Column(metric.NAME, [error_text(trial.value) for trial in trials]),

@@ -32,7 +32,7 @@ from hpsearch.logs import get_logger
 from hpsearch.store import checkpoints_sql as statements
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.rows.columns import as_columns
-from hpsearch.store.rows.points import RESUMED_AT_ATTRIBUTE
+from hpsearch.store.rows.trial_state import RESUMED_AT_ATTRIBUTE
 
 _log = get_logger("checkpoints")
 _WrittenFile = tuple[int, int, str, int]  # trial id, epoch, artifact id, number of bytes

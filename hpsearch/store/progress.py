@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from hpsearch.store.claims.ledger import Ledger, PointCounts
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.counts import PointCounts, num_lost_points
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
-from hpsearch.store.rows.points import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.rows.round_rows import StoredRound, has_ended, read_rounds
-from hpsearch.store.rows.widening import num_lost_points
+from hpsearch.store.rows.trial_state import RESUMED_AT_ATTRIBUTE
 from hpsearch.store.studies import DEFINITION_ATTRIBUTE, StoredStudy
 
 

@@ -1,31 +1,19 @@
-"""Studies in the database: create one with its points, load one, or continue one with a changed definition.
-
-A study is created in one transaction: the Optuna study, its definition, and every known point as a WAITING trial. It is
-stored completely or not at all. Any number of processes may create the same study at once: one creates it, the others
-find it. A definition with more points or a larger budget changes the study, also in one transaction (widening.py).
-"""
+"""Studies in the database: their names, and what is stored of one. Registration (registration.py) writes them."""
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy
-import optuna
 from pydantic import ValidationError
 from sqlalchemy import Connection, Row, text
 
 import hpsearch
-from hpsearch.errors import DefinitionMismatchError, InputError, StorageError, StudyNotFoundError
+from hpsearch.errors import InputError, StorageError, StudyNotFoundError
 from hpsearch.store.connection.database import Database
-from hpsearch.store.rows.points import CohortOf, add_points, count_points, narrowing_of
-from hpsearch.store.rows.round_rows import insert_round
-from hpsearch.store.rows.widening import num_allowed, restore_lost_points, widen_study
 from hpsearch.stored_json import damaged, parse_stored, parse_stored_texts
-from hpsearch.study.change import StudyChange, compare_definitions
 from hpsearch.study.definition import StudyDefinition, check_study_name
 
 # Study attributes that mark an Optuna study as one of hpsearch. Optuna-dashboard shows them.
@@ -48,20 +36,6 @@ _NAMES = text(f"SELECT s.study_name, {_HAS_POINTS} {_MARKED}")
 _ATTRIBUTES = text(f"SELECT s.study_name, {_HAS_POINTS}, a.value_json {_MARKED}")
 
 _ATTRIBUTE = text("SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :key")
-
-_INSERT = text("""
-    WITH created AS (
-        INSERT INTO studies (study_name) VALUES (:name) RETURNING study_id
-    ), directed AS (
-        INSERT INTO study_directions (study_id, direction, objective) SELECT study_id, 'MINIMIZE', 0 FROM created
-    )
-    SELECT study_id FROM created
-""")
-
-_SET_ATTRIBUTE = text("""
-    INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:study, :key, :value)
-    ON CONFLICT (study_id, key) DO UPDATE SET value_json = excluded.value_json
-""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +62,9 @@ class StoredStudy:
 
 def current_versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    import torch  # the import takes seconds, and only code that stores versions needs it
+    import numpy  # these imports take seconds, and only code that stores versions needs them
+    import optuna
+    import torch
 
     return {
         "hpsearch": hpsearch.__version__,
@@ -99,84 +75,6 @@ def current_versions() -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Registration:
-    """The outcome of `register_study`.
-
-    Args:
-        study: with the definition as it is now stored.
-        is_new: this call created the study.
-        num_points: number of points that the study has now.
-        num_added: number of points that this call added to an existing study.
-        num_restored: number of points that were queued again because another program had deleted their trials.
-        changes: changes to the definition, one line each.
-    """
-
-    study: StoredStudy
-    is_new: bool
-    num_points: int
-    num_added: int = 0
-    num_restored: int = 0
-    changes: tuple[str, ...] = ()
-
-
-def register_study(
-    database: Database,
-    definition: StudyDefinition,
-    *,
-    dataset_checksums: Mapping[str, str],
-    cohort_of: CohortOf,
-) -> Registration:
-    """Create the study with its points, or find the existing one, or change it to this definition.
-
-    One transaction. Any number of processes may call it at once, also while workers train; calling it twice is safe.
-
-    Args:
-        dataset_checksums: file name -> SHA-256 of the unpacked content.
-        cohort_of: names the cohort of a point: points of one cohort can share a worker's lanes.
-    Raises:
-        DefinitionMismatchError: a study of this name has other data, or a definition that cannot become this one.
-        InputError: a study of this name exists but was not created by hpsearch, or is a copy that another program has
-            made; or no study of this name exists, but one that another program has renamed or copied from it.
-    """
-
-    def work(connection: Connection) -> Registration:
-        connection.execute(
-            text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
-            {"name": f"hpsearch:create:{definition.name}"},
-        )
-        stored = _select_study_or_heir(connection, definition.name)
-        if stored is None:
-            _insert_study(connection, definition, dataset_checksums, cohort_of)
-            return replace(_registration(connection, definition.name), is_new=True)
-        change = _allowed_change(stored, definition)
-        _check_data(stored, dataset_checksums)
-        if change.is_none:
-            if stored.is_renamed:
-                _set_attributes(connection, stored.study_id, {DEFINITION_ATTRIBUTE: stored.definition.canonical_json()})
-            num_restored = restore_lost_points(connection, stored.study_id, stored.definition, cohort_of)
-            return replace(_registration(connection, definition.name), num_restored=num_restored)
-        changed = definition.told_like(stored.definition)
-        num_added = widen_study(connection, stored.study_id, stored.definition, changed, cohort_of)
-        _set_attributes(connection, stored.study_id, {DEFINITION_ATTRIBUTE: changed.canonical_json()})
-        return replace(_registration(connection, definition.name), num_added=num_added, changes=change.lines)
-
-    return database.transaction(work)
-
-
-def find_study(database: Database, definition: StudyDefinition) -> StoredStudy | None:
-    """Return the study of this name if it exists with exactly this definition.
-
-    Returns None if `register_study` would create or change the study.
-
-    Raises:
-        DefinitionMismatchError: it exists with a definition that cannot become this one.
-        InputError: it exists, but hpsearch did not create it; or as `register_study` raises.
-    """
-    stored = database.transaction(lambda connection: _select_study_or_heir(connection, definition.name))
-    return stored if stored is not None and _allowed_change(stored, definition).is_none else None
-
-
 def load_study(database: Database, name: str) -> StoredStudy:
     """Load a study by name.
 
@@ -184,7 +82,7 @@ def load_study(database: Database, name: str) -> StoredStudy:
         StudyNotFoundError: there is no such study; the hint lists the existing ones.
         InputError: a study of this name exists but was not created by hpsearch, or is another program's copy.
     """
-    stored = database.transaction(lambda connection: _select_study(connection, name))
+    stored = database.transaction(lambda connection: select_study(connection, name))
     if stored is None:
         known = study_names(database)
         raise StudyNotFoundError(
@@ -244,27 +142,7 @@ def attribute_place(key: str) -> str:
     return f"table study_user_attributes, key {key}"
 
 
-def _allowed_change(stored: StoredStudy, definition: StudyDefinition) -> StudyChange:
-    change = compare_definitions(stored.definition, definition)
-    if change.refused:
-        lines = [next((why for why in change.refused if why.startswith(f"{line} (")), line) for line in change.lines]
-        raise DefinitionMismatchError(
-            f"study {definition.name!r} exists with another definition:\n  " + "\n  ".join(lines),
-            hint="resume it with its own definition, or choose another name (--set name=...)",
-        )
-    return change
-
-
-def _check_data(stored: StoredStudy, checksums: Mapping[str, str]) -> None:
-    if dict(stored.dataset_checksums) != dict(checksums):
-        raise DefinitionMismatchError(
-            f"study {stored.name!r} was trained on other data: its files have other checksums\n  "
-            + "\n  ".join(f"{file}: {sha} in the study" for file, sha in stored.dataset_checksums.items()),
-            hint="point HPSEARCH_DATA at the study's own data, or choose another name (--set name=...)",
-        )
-
-
-def _select_study(connection: Connection, name: str) -> StoredStudy | None:
+def select_study(connection: Connection, name: str) -> StoredStudy | None:
     """Return the study of this name, or None if there is none.
 
     Raises:
@@ -316,65 +194,3 @@ def _renamed(definition: StudyDefinition, name: str) -> StudyDefinition:
             f"study {name!r} was renamed from {definition.name!r} by another program: its name {error}",
             hint="rename it, with a statement such as UPDATE studies SET study_name = ...",
         ) from error
-
-
-def _select_study_or_heir(connection: Connection, name: str) -> StoredStudy | None:
-    """Return the study of this name, or None if there is neither such a study nor one that was made from it.
-
-    Raises:
-        InputError: as `_select_study`; or the study no longer exists, but another program's renamed study or copy does.
-    """
-    stored = _select_study(connection, name)
-    if stored is not None:
-        return stored
-    for row in read_attributes(connection, DEFINITION_ATTRIBUTE):
-        if name not in row.value_json:  # parsing takes longer
-            continue
-        try:
-            was = parse_stored_definition(row.value_json, f"study {row.study_name!r}").name
-        except (StorageError, ValidationError):  # not readable, so it cannot be identified
-            continue
-        if was == name:
-            heir = row.study_name
-            raise InputError(
-                f"study {name!r} no longer exists: another program has renamed it to {heir!r}"
-                if row.has_points
-                else f"study {name!r} no longer exists, only {heir!r}, a copy without points that another "
-                "program has made: its trials cannot be continued",
-                hint=f"continue it: --set name={heir}"
-                if row.has_points
-                else f"to train everything again, choose another name (--set name=...), or delete the copy {heir!r}: "
-                "optuna delete-study",
-            )
-    return None
-
-
-def _registration(connection: Connection, name: str) -> Registration:
-    """Return the study as it is now, in this transaction."""
-    study = _select_study(connection, name)
-    assert study is not None
-    return Registration(study=study, is_new=False, num_points=count_points(connection, study.study_id))
-
-
-def _insert_study(
-    connection: Connection, definition: StudyDefinition, checksums: Mapping[str, str], cohort_of: CohortOf
-) -> None:
-    study_id: int = connection.execute(_INSERT, {"name": definition.name}).scalar_one()
-    attributes = {
-        DEFINITION_ATTRIBUTE: definition.canonical_json(),
-        CHECKSUMS_ATTRIBUTE: dict(checksums),
-        VERSIONS_ATTRIBUTE: current_versions(),
-    }
-    _set_attributes(connection, study_id, attributes)
-    if definition.search.strategy != "coarse-to-fine":
-        add_points(connection, study_id, definition, list(definition.points()), cohort_of)
-        return
-    first = narrowing_of(definition).first_round(room=num_allowed(definition))
-    state, num_points = first.state.as_json(), len(first.points)
-    insert_round(connection, study_id, 0, num_points=num_points, state=state, reason=first.reason)
-    add_points(connection, study_id, definition, first.points, cohort_of, round_number=0)
-
-
-def _set_attributes(connection: Connection, study_id: int, attributes: Mapping[str, Any]) -> None:
-    for key, value in attributes.items():
-        connection.execute(_SET_ATTRIBUTE, {"study": study_id, "key": key, "value": json.dumps(value)})

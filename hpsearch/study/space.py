@@ -302,6 +302,11 @@ class SearchSettings(Settings):
         return self.strategy in DRAWN
 
 
+def point_key(values: Point) -> frozenset[tuple[str, ParameterValue]]:
+    """Return a point's identity: 0 and 0.0 are the same value, and the order of names does not matter."""
+    return frozenset(values.items())
+
+
 def grid_points(dimensions: tuple[Dimension, ...]) -> Iterator[dict[str, ParameterValue]]:
     """The product of all dimensions' values; the last dimension varies fastest."""
     names = [dimension.name for dimension in dimensions]

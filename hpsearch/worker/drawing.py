@@ -18,8 +18,8 @@ from sqlalchemy import Connection, text
 from hpsearch.search.samplers import SearchSpace, build_sampler, explore, learns
 from hpsearch.search.snapshot import StudySnapshot, SystemAttr
 from hpsearch.store.claims.ledger import Claim, Ledger
+from hpsearch.store.rows.distributions import insert_parameters
 from hpsearch.store.rows.history import History
-from hpsearch.store.rows.trial_rows import insert_parameters
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.space import ParameterValue
 from hpsearch.worker.cohorts import decides_cohort

@@ -18,12 +18,12 @@ from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError
 from hpsearch.search.pruners import build_pruner
 from hpsearch.store.connection.database import Database
-from hpsearch.store.rows.points import point_key
-from hpsearch.store.studies import Registration, StoredStudy, register_study
+from hpsearch.store.registration import Registration, register_study
+from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.document import section_of
 from hpsearch.study.settings import TrialSettings
-from hpsearch.study.space import Point, grid_points
+from hpsearch.study.space import Point, grid_points, point_key
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker.cohorts import cohort_name
 

@@ -28,7 +28,7 @@ from hpsearch.logs import get_logger
 from hpsearch.study.definition import StudyDefinition
 
 if TYPE_CHECKING:
-    from hpsearch.store.studies import Registration
+    from hpsearch.store.registration import Registration
 
 
 _log = get_logger("launcher")

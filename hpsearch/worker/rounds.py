@@ -13,7 +13,6 @@ from enum import Enum, auto
 from functools import cache, partial
 from typing import Any, final
 
-from optuna.trial import TrialState
 from pydantic import ValidationError
 from sqlalchemy import Connection, text
 
@@ -21,19 +20,13 @@ import hpsearch
 from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.narrowing.closed_round import Finished, FinishReason, KnownPoint, NarrowingState, Round
-from hpsearch.search.significance import SIGNIFICANCE_LEVEL, discordant, mcnemar_p_value, proportions_differ
+from hpsearch.search.proportions import SIGNIFICANCE_LEVEL, proportions_differ
+from hpsearch.search.significance import discordant, mcnemar_p_value
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Situation, read_situation
-from hpsearch.store.rows.correct_images import read_correctness, read_num_images
-from hpsearch.store.rows.points import (
-    RESUMED_AT_ATTRIBUTE,
-    CohortOf,
-    StoredPoint,
-    add_points,
-    narrowing_of,
-    point_key,
-    read_points,
-)
+from hpsearch.store.rows.correct_images import read_correctness
+from hpsearch.store.rows.counts import num_lost_points, read_num_images
+from hpsearch.store.rows.points import CohortOf, StoredPoint, add_points, narrowing_of, read_points
 from hpsearch.store.rows.round_rows import (
     damaged_state,
     has_ended,
@@ -41,11 +34,12 @@ from hpsearch.store.rows.round_rows import (
     read_last_state,
 )
 from hpsearch.store.rows.trial_rows import lock_study
-from hpsearch.store.rows.widening import num_allowed, num_lost_points, restore_lost_points
+from hpsearch.store.rows.trial_state import RESUMED_AT_ATTRIBUTE, StoredState
+from hpsearch.store.rows.widening import num_allowed, restore_lost_points
 from hpsearch.store.studies import parse_stored_definition
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
-from hpsearch.study.space import SearchSettings
+from hpsearch.study.space import SearchSettings, point_key
 from hpsearch.worker.cohorts import cohort_name
 
 _log = get_logger("rounds")
@@ -185,7 +179,7 @@ def _state_from(document: Mapping[str, Any], study_id: int) -> NarrowingState:
 
 
 def _known(point: StoredPoint) -> KnownPoint:
-    is_complete = point.state is TrialState.COMPLETE
+    is_complete = point.state is StoredState.COMPLETE
     return KnownPoint(point.values, point.value if is_complete else None, point.nll, point.trial_id)
 
 

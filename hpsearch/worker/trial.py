@@ -14,7 +14,7 @@ from hpsearch.search.snapshot import StudySnapshot
 from hpsearch.search.stopping import StopDecision, StoppingRule, StopReason, decide, rule_from_state
 from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.rows.curves import CurveReader
-from hpsearch.store.rows.points import NLL_ATTRIBUTE
+from hpsearch.store.rows.trial_state import NLL_ATTRIBUTE
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.settings import TrialSettings
 

@@ -17,7 +17,8 @@ from sqlalchemy import Engine, event, make_url, text
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.store.connection.answer_limit import limit_answers
 from hpsearch.store.connection.database import Database, open_database
-from hpsearch.store.studies import StoredStudy, register_study
+from hpsearch.store.registration import register_study
+from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import StudyDefinition, parse_definition
 from hpsearch.study.settings import TrialSettings
 from tests.databases import new_database

@@ -6,7 +6,8 @@ import pytest
 from optuna.distributions import FloatDistribution, distribution_to_json
 
 from hpsearch.errors import StorageError
-from hpsearch.stored_json import parse_stored, parse_stored_distribution, parse_stored_object
+from hpsearch.store.rows.distributions import parse_stored_distribution
+from hpsearch.stored_json import parse_stored, parse_stored_object
 
 
 def test_whole_json_is_read() -> None:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpsearch.store.connection.database import Database
-from hpsearch.store.rows.points import point_key
 from hpsearch.store.studies import StoredStudy, attribute_place, read_attributes
 from hpsearch.stored_json import Kind, check_kind, damaged, parse_stored_object
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.registry import FAMILIES
-from hpsearch.study.space import ParameterValue
+from hpsearch.study.space import ParameterValue, point_key
 
 # An attribute of the companion study: study, definition_sha256, value_sha256 and dataset_checksums of the confirmed
 # study, and num_parameters of each configuration.

@@ -13,7 +13,7 @@ from typing import Any
 
 from hpsearch.metric import error_text
 from hpsearch.results.confirmation.companion_study import can_seeds_matter
-from hpsearch.results.confirmation.comparison import Comparison, Difference, MeanError, simplest_of
+from hpsearch.results.confirmation.compared import Comparison, Difference, MeanError, simplest_of
 from hpsearch.results.summary import StudySummary, counts_as_json, describe_counts
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.study.space import ParameterValue

@@ -21,7 +21,7 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from hpsearch.errors import InputError, StudyNotFoundError
 from hpsearch.metric import error_text, interval_text
 from hpsearch.results.provenance import code_commit, user_at_host
-from hpsearch.search.significance import wilson_interval
+from hpsearch.search.proportions import wilson_interval
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.trial_rows import LockStrength, lock_study

@@ -8,7 +8,6 @@ from itertools import accumulate
 
 import optuna
 import plotly.graph_objects as go
-from optuna.trial import TrialState
 
 from hpsearch import metric
 from hpsearch.metric import in_percent
@@ -30,6 +29,7 @@ from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import EpochRecord, TrialSummary
 from hpsearch.search.snapshot import StudySnapshot
+from hpsearch.store.rows.trial_state import StoredState
 from hpsearch.study.space import ZERO_SUFFIX
 
 MAX_CURVES = 300  # more lines cannot be told apart, and are slow to draw
@@ -55,7 +55,7 @@ def search_history(status: StudyStatus) -> Plot:
 
 def learning_curves(status: StudyStatus) -> Plot:
     """The validation error of every counted or running trial after each epoch; the best trials are highlighted."""
-    trials = [t for t in status.summary.trials if t.curve and t.is_current and t.state is not TrialState.FAIL]
+    trials = [t for t in status.summary.trials if t.curve and t.is_current and t.stored_state is not StoredState.FAIL]
     shown = trials[:MAX_CURVES]
     highlighted = [trial for trial in shown if trial.is_complete][:_NUM_HIGHLIGHTED]
     background = [trial for trial in shown if trial not in highlighted]
@@ -102,9 +102,9 @@ def _curve_style(trial: TrialSummary, highlighted: Sequence[TrialSummary]) -> tu
         return f"best: trial {trial.number}", {"color": BEST, "width": 3}, 1.0
     if trial in highlighted:
         return f"next {len(highlighted) - 1}", {"color": COMPLETE, "width": 2.2}, 1.0
-    if trial.state is TrialState.RUNNING:
+    if trial.stored_state is StoredState.RUNNING:
         return "in training", {"color": RUNNING, "width": 1.2}, 0.8
-    if trial.state is TrialState.PRUNED:
+    if trial.stored_state is StoredState.PRUNED:
         return "pruned", {"color": PRUNED, "width": 1, "dash": "dot"}, 0.8
     return "complete", {"color": COMPLETE, "width": 1}, 0.35
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
-from optuna.trial import TrialState
 
 from hpsearch.metric import in_percent
 from hpsearch.results.report.plot_style import (
@@ -32,6 +31,7 @@ from hpsearch.results.report.plot_style import (
 )
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.trial_summary import TrialSummary
+from hpsearch.store.rows.trial_state import StoredState
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import Dimension
 from hpsearch.wording import value_label
@@ -191,7 +191,7 @@ def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[s
 def _scatter(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
     """Caption and scatter plot with one mark per trial, for values that are not listed."""
     complete = [trial for trial in trials if trial.is_complete][::-1]  # the best trials are drawn on top
-    pruned = [trial for trial in trials if trial.state is TrialState.PRUNED]
+    pruned = [trial for trial in trials if trial.stored_state is StoredState.PRUNED]
     colours = ErrorColours.of(map(_error, complete))
     dots = {
         "size": 12,
@@ -250,7 +250,7 @@ def _colour(trial: TrialSummary | None, colours: ErrorColours) -> float | None:
 
 
 def _ending(trial: TrialSummary) -> str:
-    return f"{_error(trial):.2f}" if trial.is_complete else trial.state.name.lower()
+    return f"{_error(trial):.2f}" if trial.is_complete else trial.stored_state.name.lower()
 
 
 def _hover(trial: TrialSummary | None) -> str:

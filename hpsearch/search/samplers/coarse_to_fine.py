@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hpsearch.search.narrowing.axes import DEFAULT_FINEST
 from hpsearch.search.narrowing.closed_round import Finished, KnownPoint, PointKey, Round, rounded_key
 from hpsearch.search.narrowing.ladder import Narrowing
-from hpsearch.search.significance import proportions_differ
+from hpsearch.search.proportions import proportions_differ
 from hpsearch.study.space import Choice, Dimension, LogGrid, ParameterValue, Point, Range
 
 COARSE_POINT_ATTRIBUTE: Final = "coarse_to_fine:point"  # system attributes of a trial

@@ -29,7 +29,6 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
-from optuna.trial import TrialState
 from sqlalchemy import Connection, Row, TextClause
 
 from hpsearch.epoch_report import EpochReport
@@ -41,9 +40,11 @@ from hpsearch.store.claims.lease import ABSENCE_SECONDS, LEASE_SECONDS, Lease, L
 from hpsearch.store.connection.database import Database, DatabaseOperation
 from hpsearch.store.rows.columns import as_columns
 from hpsearch.store.rows.correct_images import Correctness, write_correctness
+from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE_REASON
+from hpsearch.store.rows.parameter_values import external_value, parse_from_number
 from hpsearch.store.rows.trial_rows import lock_study, write_trial_attributes
-from hpsearch.stored_json import external_value, parse_stored_distribution
+from hpsearch.store.rows.trial_state import StoredState
 from hpsearch.study.space import ParameterValue
 
 _log = get_logger("ledger")
@@ -79,8 +80,8 @@ class Claim:
 class Outcome(Enum):
     """How a counted trial ended."""
 
-    COMPLETE = TrialState.COMPLETE
-    PRUNED = TrialState.PRUNED
+    COMPLETE = StoredState.COMPLETE
+    PRUNED = StoredState.PRUNED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,32 +111,6 @@ class Result:
     def __post_init__(self) -> None:
         # Optuna would take a COMPLETE trial of -inf for the best one, and fail on one without a value.
         assert math.isfinite(self.value) if self.value is not None else self.outcome is Outcome.PRUNED
-
-
-@dataclass(frozen=True, kw_only=True)
-class PointCounts:
-    """The points of a study by the state of their current trial."""
-
-    waiting: int = 0
-    running: int = 0
-    complete: int = 0
-    pruned: int = 0
-    failed: int = 0  # given up after MAX_CRASHES
-
-    @property
-    def counted(self) -> int:
-        """COMPLETE and PRUNED points."""
-        return self.complete + self.pruned
-
-    @property
-    def unfinished(self) -> int:
-        """Points that wait or run."""
-        return self.waiting + self.running
-
-    @property
-    def total(self) -> int:
-        """All points, including those that were given up."""
-        return self.unfinished + self.counted + self.failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,7 +362,7 @@ def _claim_from(row: Row[Any], token: int) -> Claim:
     parameters = {}
     for name, value, distribution in row.parameters or ():
         what = f"parameter {name} of trial {row.number}"
-        parameters[name] = external_value(parse_stored_distribution(distribution, what), value, what)
+        parameters[name] = external_value(parse_from_number(distribution, what), value, what)
     return Claim(**{**row._asdict(), "parameters": parameters, "token": token})
 
 

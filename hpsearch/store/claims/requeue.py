@@ -14,8 +14,8 @@ from hpsearch.safe_text import for_terminal
 from hpsearch.store.claims import ledger_sql as statements
 from hpsearch.store.rows.columns import as_columns
 from hpsearch.store.rows.foreign_endings import FAIL_REASON_ATTRIBUTE, set_aside
-from hpsearch.store.rows.points import ATTEMPT_ATTRIBUTE, POINT_ATTRIBUTE, ROUND_ATTRIBUTE
 from hpsearch.store.rows.trial_rows import insert_trials, write_trial_attributes
+from hpsearch.store.rows.trial_state import ATTEMPT_ATTRIBUTE, POINT_ATTRIBUTE, ROUND_ATTRIBUTE
 from hpsearch.stored_json import parse_stored
 
 MAX_CRASHES = 3  # a point is given up after this many crashes

@@ -15,11 +15,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import optuna
 import sqlalchemy
-from optuna.exceptions import StorageInternalError
 from sqlalchemy import Executable, Row, event
-from sqlalchemy.exc import DBAPIError
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -43,7 +40,9 @@ from hpsearch.store.connection.schema import prepare_schema
 from hpsearch.wording import first_line
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
+    import optuna
+
+    from hpsearch.store.connection.study_storage import StudyStorage
 
 _log = get_logger("database")
 T = TypeVar("T")
@@ -99,7 +98,7 @@ class Database:
         return replace(self, patience_seconds=0.0, answer_seconds=BRIEF_ANSWER_SECONDS)
 
     @property
-    def storage(self) -> RDBStorage:
+    def storage(self) -> StudyStorage:
         """The same database as Optuna sees it, opened at the first use. Raises as `transaction` does."""
         return self.patiently(self.optuna_storage)
 
@@ -147,7 +146,7 @@ class Database:
             try:
                 with answer_limit(answer_seconds, self.abandoned):
                     return work()
-            except (DBAPIError, StorageInternalError) as error:
+            except Exception as error:
                 if refusal_of(error) is SLOW:  # it may be a long statement, which no retry with this limit would end
                     answer_seconds = max(answer_seconds, min(2 * answer_seconds, patience))
                 raise
@@ -170,7 +169,7 @@ class Database:
         )
         try:
             return retrying(attempt)
-        except (DBAPIError, StorageInternalError) as error:
+        except Exception as error:
             refusal, waited = refusal_of(error), min(patience, time.monotonic() - started)
             if refusal is None:  # a bug keeps its own error and traceback
                 raise
@@ -189,6 +188,8 @@ class Database:
 
     def load_study(self, name: str) -> optuna.Study:
         """Return the study as plain Optuna reads it. Raises KeyError if there is none."""
+        import optuna  # takes a third of a second
+
         return optuna.load_study(study_name=name, storage=self.storage)
 
     def close(self) -> None:
@@ -208,9 +209,9 @@ class OptunaStorage:
         self._url = url
         self._options = options
         self._lock = threading.Lock()
-        self._storage: RDBStorage | None = None
+        self._storage: StudyStorage | None = None
 
-    def __call__(self) -> RDBStorage:
+    def __call__(self) -> StudyStorage:
         """Return the storage.
 
         Raises:
@@ -343,7 +344,7 @@ def _connect(
             is_read_only = check_sessions(url, options)
             prepare_schema(engine, describe_address(url), optuna_storage)
             return is_read_only
-        except (DBAPIError, StorageInternalError) as error:
+        except Exception as error:
             refusal, waited = refusal_of(error), time.monotonic() - started
             if refusal is None:
                 raise

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import KW_ONLY, dataclass, replace
 
-from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from hpsearch.wording import first_line
 
 _NAMES = "check user, password and database name in --storage or HPSEARCH_STORAGE"
+# What Optuna's storage raises from the driver's error. Named because loading Optuna takes a third of a second.
+_OPTUNAS_ERROR = "optuna.exceptions.StorageInternalError"
 _RESUMES = "running trials resume when a worker is started after the database is back"
 
 
@@ -186,6 +187,6 @@ def refusal_of(error: BaseException) -> Refusal | None:
 
 def driver_error(error: BaseException | None) -> DBAPIError | None:
     """Return the driver's error, even if Optuna has wrapped it; None if there is none."""
-    if isinstance(error, StorageInternalError):
+    if error is not None and f"{type(error).__module__}.{type(error).__name__}" == _OPTUNAS_ERROR:
         error = error.__cause__
     return error if isinstance(error, DBAPIError) else None

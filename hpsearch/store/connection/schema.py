@@ -14,7 +14,6 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import optuna
 import sqlalchemy
 from sqlalchemy import Connection, Engine, insert, select, text, update
 
@@ -25,14 +24,14 @@ from hpsearch.store.connection import tables
 from hpsearch.store.connection.lock_session import LockSession
 
 if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
+    from hpsearch.store.connection.study_storage import StudyStorage
 
 _log = get_logger("database")
 _LOCK_SECONDS = 60.0  # opening takes a quarter of a second at most: enough for hundreds of processes that start at once
 _SCHEMA_LOCK = 0x68707363  # "hpsc": advisory lock that guards the creation of tables
 
 
-def prepare_schema(engine: Engine, address: str, optuna_storage: Callable[[], RDBStorage]) -> None:
+def prepare_schema(engine: Engine, address: str, optuna_storage: Callable[[], StudyStorage]) -> None:
     """Create missing tables of Optuna and of hpsearch, and check both versions.
 
     Args:
@@ -51,7 +50,7 @@ def prepare_schema(engine: Engine, address: str, optuna_storage: Callable[[], RD
             activity=f"creating the tables at {address}",
             hint="find it in pg_stat_activity, or try again",
         )
-        _check_optuna_revision(optuna_storage(), address)
+        optuna_storage().check_revision(address)
         with engine.begin() as connection:
             _create_own_tables(connection, address)
 
@@ -69,19 +68,6 @@ def _is_current(engine: Engine) -> bool:
 
 _TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
 _ARE_THERE = text("SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(CAST(:names AS text[])) AS name")
-
-
-def _check_optuna_revision(storage: RDBStorage, address: str) -> None:
-    spoken, stored = storage.get_head_version(), storage.get_current_version()
-    if stored != spoken:
-        is_older = stored in storage.get_all_versions()
-        raise StorageError(
-            f"the database at {address} has Optuna's schema revision {stored}, "
-            f"Optuna {optuna.__version__} has {spoken}",
-            hint="back up the database, then run: optuna storage upgrade --storage URL"
-            if is_older
-            else "it was created by a newer Optuna: install that version",
-        )
 
 
 def _create_own_tables(connection: Connection, address: str) -> None:

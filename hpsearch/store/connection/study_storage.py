@@ -51,6 +51,19 @@ def open_study_storage(url: URL, engine_options: dict[str, Any]) -> StudyStorage
 class StudyStorage(RDBStorage):
     """The storage through which Optuna and its dashboard read and write the study database."""
 
+    def check_revision(self, address: str) -> None:
+        """Raise StorageError unless the tables are of the installed Optuna; `address` names the database."""
+        spoken, stored = self.get_head_version(), self.get_current_version()
+        if stored != spoken:
+            is_older = stored in self.get_all_versions()
+            raise StorageError(
+                f"the database at {address} has Optuna's schema revision {stored}, "
+                f"Optuna {optuna.__version__} has {spoken}",
+                hint="back up the database, then run: optuna storage upgrade --storage URL"
+                if is_older
+                else "it was created by a newer Optuna: install that version",
+            )
+
     def delete_study(self, study_id: int) -> None:
         """Delete a study with all its rows except the vault's. May be called at any time, while workers are active.
 

@@ -20,12 +20,6 @@ _READ = text("""
     SELECT trial_id, num_images, bits FROM hpsearch_correctness WHERE trial_id = ANY(CAST(:trial_ids AS int[]))
 """)
 
-# All trials of a study are evaluated on the same images.
-_NUM_IMAGES = text("""
-    SELECT max(c.num_images) AS num_images FROM hpsearch_correctness c JOIN trials t USING (trial_id)
-    WHERE t.study_id = :study AND c.num_images > 0
-""")
-
 _WRITE = text(f"""
     INSERT INTO hpsearch_correctness (trial_id, num_images, bits)
     SELECT * FROM {unnest("r", "trial_id int, num_images int, bits bytea")}
@@ -70,13 +64,6 @@ def read_correctness(database: Database, trial_ids: Sequence[int]) -> dict[int, 
                 *(trial_id, len(each.bits), each.num_images),
             )
     return {trial_id: each for trial_id, each in found.items() if each.is_whole}
-
-
-def read_num_images(database: Database, study_id: int) -> int | None:
-    """Return the number of images in the study's validation set, or None if no trial has a record of it."""
-    (row,) = database.rows(_NUM_IMAGES, {"study": study_id})
-    num_images: int | None = row.num_images
-    return num_images
 
 
 def write_correctness(connection: Connection, items: Iterable[tuple[int, Correctness | None]]) -> None:

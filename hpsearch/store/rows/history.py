@@ -16,8 +16,9 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import Connection, Row, text
 
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.distributions import parse_stored_distribution
 from hpsearch.store.rows.frozen_trial import frozen_trial
-from hpsearch.stored_json import external_value, parse_stored_distribution
+from hpsearch.store.rows.parameter_values import external_value
 
 _LIST = text("""
     SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value
@@ -83,7 +84,9 @@ class History:
 def _trial(row: Row[Any], details: Row[Any]) -> FrozenTrial:
     what, stored = f"trial {row.number}", details.parameters or ()
     distributions = {name: _distribution(text) for name, _, text in stored}
-    parameters = {name: external_value(distributions[name], float(value), what) for name, value, _ in stored}
+    parameters = {
+        name: external_value(distributions[name].to_external_repr, float(value), what) for name, value, _ in stored
+    }
     return frozen_trial(
         row, curve=details.last_values, notes=details.notes, distributions=distributions, parameters=parameters
     )

@@ -9,30 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from optuna.trial import TrialState
 from sqlalchemy import Connection, text
 
 from hpsearch.search.narrowing.ladder import Narrowing
 from hpsearch.store.rows.columns import as_columns, unnest
+from hpsearch.store.rows.distributions import insert_parameters
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
-from hpsearch.store.rows.trial_rows import (
-    insert_parameters,
-    insert_trials,
-    lock_study,
-    read_distributions,
-    write_trial_attributes,
+from hpsearch.store.rows.parameter_values import external_value, read_conversions
+from hpsearch.store.rows.trial_rows import insert_trials, lock_study, write_trial_attributes
+from hpsearch.store.rows.trial_state import (
+    ATTEMPT_ATTRIBUTE,
+    NLL_ATTRIBUTE,
+    POINT_ATTRIBUTE,
+    ROUND_ATTRIBUTE,
+    StoredState,
 )
-from hpsearch.stored_json import external_value, parse_stored
+from hpsearch.stored_json import parse_stored
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
-from hpsearch.study.space import ParameterValue, Point, without_zero_switches
-
-# Trial attributes, for readers that know only Optuna.
-POINT_ATTRIBUTE = "point"
-ATTEMPT_ATTRIBUTE = "attempt"
-ROUND_ATTRIBUTE = "round"  # the round that added the point (round_rows.py)
-RESUMED_AT_ATTRIBUTE = "resumed_at_epoch"  # the last epoch of the checkpoint that the trial continued (checkpoints.py)
-NLL_ATTRIBUTE = "best_validation_nll"  # in nats; written when the trial ends (worker/trial.py)
+from hpsearch.study.space import ParameterValue, Point, point_key, without_zero_switches
 
 CohortOf = Callable[[TrialSettings], str]
 
@@ -51,7 +46,7 @@ class StoredPoint:
 
     point: int
     trial_id: int
-    state: TrialState
+    state: StoredState
     parameters: Mapping[str, ParameterValue]
     value: float | None
     nll: float | None
@@ -88,11 +83,6 @@ def narrowing_of(
         is_admissible=is_admissible,
         finest=1 / definition.search.finest_per_decade,
     )
-
-
-def point_key(values: Point) -> frozenset[tuple[str, ParameterValue]]:
-    """Return a point's identity: 0 and 0.0 are the same value, and the order of names does not matter."""
-    return frozenset(values.items())
 
 
 def add_points(
@@ -140,16 +130,16 @@ def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
     """Return all points of a study with their current trials, in order. Two statements."""
     values = {"study": study_id, "nll": NLL_ATTRIBUTE}
     what = f"a parameter of study number {study_id}"
-    distributions = read_distributions(connection, study_id)
+    from_numbers = read_conversions(connection, study_id)
     return [
         StoredPoint(
             point=row.point,
             trial_id=row.trial_id,
-            state=TrialState[row.state],
+            state=StoredState(row.state),
             parameters={
-                name: external_value(distributions[hash_], value, what) for name, value, hash_ in row.parameters or ()
+                name: external_value(from_numbers[hash_], value, what) for name, value, hash_ in row.parameters or ()
             },
-            value=row.value if row.state == TrialState.COMPLETE.name else None,
+            value=row.value if row.state == StoredState.COMPLETE.value else None,
             nll=None if row.nll is None else _number(row.nll, f"trial id {row.trial_id}"),
         )
         for row in connection.execute(_POINTS, values)

@@ -13,12 +13,13 @@ from optuna.distributions import distribution_to_json
 from sqlalchemy import Connection, text
 
 from hpsearch.store.rows.columns import as_columns, unnest
-from hpsearch.store.rows.points import CohortOf, add_points, count_points, narrowing_of, point_key, read_points
+from hpsearch.store.rows.counts import num_lost_points
+from hpsearch.store.rows.parameter_values import external_value, read_conversions
+from hpsearch.store.rows.points import CohortOf, add_points, count_points, narrowing_of, read_points
 from hpsearch.store.rows.round_rows import insert_round, read_last_state, read_rounds, remove_end
-from hpsearch.store.rows.trial_rows import lock_study, read_distributions
-from hpsearch.stored_json import external_value
+from hpsearch.store.rows.trial_rows import lock_study
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.study.space import Point
+from hpsearch.study.space import Point, point_key
 
 WIDENED = "more points were asked for"
 
@@ -44,20 +45,6 @@ def widen_study(
         add_points(connection, study_id, given, points, cohort_of, round_number=number)
         insert_round(connection, study_id, number, num_points=len(points), state=state, reason=WIDENED)
     return len(points)
-
-
-def num_lost_points(definition: StudyDefinition, num_points: int) -> int:
-    """Return how many deleted points of a study can be queued again from its definition.
-
-    Another program has deleted their trials. Points of a coarse-to-fine search cannot be restored: only their trials
-    had their parameters.
-
-    Args:
-        num_points: number of points that the study has.
-    """
-    if definition.search.strategy == "coarse-to-fine":
-        return 0
-    return max(0, definition.num_points - num_points)
 
 
 def restore_lost_points(connection: Connection, study_id: int, definition: StudyDefinition, cohort_of: CohortOf) -> int:
@@ -101,9 +88,9 @@ def _encode_anew(connection: Connection, study_id: int, stored: StudyDefinition,
         return
     values = {"study": study_id, "names": list(changed)}
     what = f"a parameter of study number {study_id}"
-    distributions = read_distributions(connection, study_id)
+    from_numbers = read_conversions(connection, study_id)
     rows = [
-        (name, hash_, old, changed[name].to_internal_repr(external_value(distributions[hash_], old, what)))
+        (name, hash_, old, changed[name].to_internal_repr(external_value(from_numbers[hash_], old, what)))
         for name, hash_, old in connection.execute(_STORED_VALUES, values)
     ]
     encoded = as_columns("name hash old_value new_value", rows)

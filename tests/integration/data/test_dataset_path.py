@@ -13,7 +13,8 @@ from hpsearch.data.lookup import DataLocations
 from hpsearch.data.published import TRAIN_IMAGES, TRAIN_LABELS
 from hpsearch.data.registry import with_absolute_dataset
 from hpsearch.store.connection.database import Database
-from hpsearch.store.studies import find_study, load_study, register_study
+from hpsearch.store.registration import find_study, register_study
+from hpsearch.store.studies import load_study
 from hpsearch.study.definition import StudyDefinition, parse_definition
 from hpsearch.worker.cohorts import cohort_name
 from hpsearch.worker.preparation import load_study_data, prepare_study

@@ -108,13 +108,24 @@ def test_a_worker_that_dies_before_it_has_answered_is_an_error(launch: Launch) -
     assert "small-worker-0.log" in str(caught.value.hint)
 
 
+# Loaded by no command of a process that does not train.
+NEVER = "torch plotly sklearn scipy ray boto3 jinja2 prometheus_client alembic optuna.storages._rdb.models"
+# Each takes some hundredths of a second, numpy and Optuna several tenths; `status` shows a study without them.
+NOT_FOR_STATUS = (
+    "numpy optuna tqdm colorlog wsgiref hpsearch.store.claims hpsearch.store.registration hpsearch.search.narrowing "
+    "hpsearch.results.confirmation.comparison"
+)
+
+
 def test_a_launcher_loads_neither_torch_nor_what_draws(tables_url: str, tmp_path: Path) -> None:
-    """Nor does `status` load Optuna's storage: it reads the tables by its own statements."""
+    """Nor does `status` load Optuna or numpy: it reads the tables by its own statements."""
     file = tmp_path / "small.toml"
     file.write_text('name = "small"\n[data]\ndataset = "digits"\n[model]\nfamily = "logistic"\n[search]\nseed = [1]\n')
-    heavy = "torch plotly sklearn scipy ray jinja2 prometheus_client alembic optuna.storages._rdb.models"
     overrides = ["--set", "training.max_epochs=1", "--device", "cpu", "--artifacts", str(tmp_path / "artifacts")]
-    for arguments in (["run", str(file), *overrides], ["run", str(file), *overrides], ["status"], ["status", "small"]):
+    run = ["run", str(file), *overrides]
+    views = (["status"], ["status", "small"], ["status", "small", "--json"])
+    commands = [(run, NEVER), (run, NEVER), *((view, f"{NEVER} {NOT_FOR_STATUS}") for view in views)]
+    for arguments, heavy in commands:
         done = subprocess.run(
             [sys.executable, "-c", COMMAND, heavy, *arguments],
             capture_output=True,

@@ -24,9 +24,9 @@ from hpsearch.errors import InputError, SurroundingsError
 from hpsearch.launch.ray_launcher import connect, ray_workers
 from hpsearch.launch.supervisor import Supervisor
 from hpsearch.launch.worker_command import WorkerCommand, WorkersFailedError
-from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.connection.database import open_database
 from hpsearch.store.progress import Progress
+from hpsearch.store.rows.counts import PointCounts
 from hpsearch.worker.options import WorkerOptions
 
 pytestmark = pytest.mark.filterwarnings(

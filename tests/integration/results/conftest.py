@@ -13,7 +13,8 @@ from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.search.samplers import build_sampler
 from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database
-from hpsearch.store.studies import StoredStudy, register_study
+from hpsearch.store.registration import register_study
+from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import parse_definition
 from tests.integration.results.vault_studies import artifacts, folder, locations, search
 

@@ -25,7 +25,8 @@ from hpsearch.results.vault.final_test import VaultRequest, open_vault
 from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
-from hpsearch.store.studies import StoredStudy, load_study, register_study
+from hpsearch.store.registration import register_study
+from hpsearch.store.studies import StoredStudy, load_study
 from hpsearch.study.definition import parse_definition
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker.cohorts import cohort_name

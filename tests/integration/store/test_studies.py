@@ -23,8 +23,9 @@ from sqlalchemy import Connection
 from hpsearch.errors import DefinitionMismatchError, InputError, StorageError, StudyNotFoundError
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database, open_database
+from hpsearch.store.registration import Registration, find_study, register_study
 from hpsearch.store.rows import points
-from hpsearch.store.studies import Registration, find_study, load_study, register_study, study_names
+from hpsearch.store.studies import load_study, study_names
 from hpsearch.study.definition import StudyDefinition, parse_definition
 from hpsearch.study.settings import TrialSettings
 

@@ -21,9 +21,10 @@ from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import ArtifactError, StorageError
 from hpsearch.signals import StopSignal, WorkerStopped
 from hpsearch.store.claims import ledger_sql as ledger_statements
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, PointCounts, Result
+from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.claims.requeue import fail_and_requeue
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.rows.trial_rows import lock_study
 from hpsearch.store.studies import StoredStudy
 from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX

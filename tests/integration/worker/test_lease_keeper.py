@@ -16,9 +16,10 @@ from sqlalchemy.exc import OperationalError
 
 from hpsearch.errors import StorageError
 from hpsearch.store.claims.lease import PRESENCE_NAMESPACE
-from hpsearch.store.claims.ledger import Ledger, PointCounts
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.answer_limit import answer_limit
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.studies import StoredStudy
 from hpsearch.worker import lease_keeper as presence_module
 from hpsearch.worker.health.watchdog import Watchdog

@@ -21,12 +21,13 @@ from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import StorageError
 from hpsearch.results.summary import read_summary
 from hpsearch.search.narrowing.closed_round import KnownPoint
-from hpsearch.search.significance import proportions_differ
+from hpsearch.search.proportions import proportions_differ
 from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.progress import is_finished, read_progress
-from hpsearch.store.studies import StoredStudy, register_study
+from hpsearch.store.registration import register_study
+from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import parse_definition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import Point, without_zero_switches

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hpsearch.console.launch_view import describe_registration
-from hpsearch.store.studies import Registration, StoredStudy
+from hpsearch.store.registration import Registration
+from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import parse_definition
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from hpsearch.console.progress_view import describe, download_progress, follow
 from hpsearch.logs import LogFormat, configure_logging
-from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.progress import Progress
+from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.rows.round_rows import StoredRound
 
 

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from optuna.trial import TrialState
 from rich.console import Console
 
 from hpsearch.console.tables import status_view
@@ -14,6 +13,7 @@ from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.store.rows.round_rows import StoredRound
+from hpsearch.store.rows.trial_state import StoredState
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import parse_definition
 
@@ -24,9 +24,9 @@ def running(number: int, **attributes: Any) -> TrialSummary:
         number=number,
         point=number,
         is_current=True,
-        state=TrialState.RUNNING,
+        stored_state=StoredState.RUNNING,
         parameters={},
-        distributions={},
+        stored_distributions={},
         value=None,
         attributes=attributes,
         artifact_records={},

@@ -21,8 +21,8 @@ from hpsearch.launch import supervisor as module
 from hpsearch.launch import worker_command as command_module
 from hpsearch.launch.supervisor import MAX_RESTARTS, Supervisor
 from hpsearch.launch.worker_command import SPIN_COUNT, WorkerCommand, WorkersFailedError, end_workers
-from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.progress import Progress
+from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.rows.round_rows import StoredRound
 from hpsearch.worker.options import MetricsAddress, WorkerOptions
 

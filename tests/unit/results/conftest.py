@@ -7,10 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from optuna.distributions import distribution_to_json
 from optuna.trial import TrialState
 
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import EpochRecord, TrialSummary
+from hpsearch.store.rows.trial_state import StoredState
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import parse_definition
 from hpsearch.study.space import ParameterValue
@@ -61,9 +63,9 @@ def _trial(
         number=number,
         point=number,
         is_current=is_current,
-        state=state,
+        stored_state=StoredState[state.name],
         parameters=parameters or {},
-        distributions={},
+        stored_distributions={},
         value=value,
         attributes={key: v for key, v in {**written, **attributes}.items() if v is not None},
         artifact_records={},
@@ -89,9 +91,9 @@ def _summary(trials: Sequence[TrialSummary], search: dict[str, Any] | None = Non
     """A study over `search` with the definitions' own distributions on its trials."""
     document = {"name": "by-hand", "search": search or {}, **sections}
     definition = parse_definition(document, source="test")
-    distributions = {d.name: d.grid_distribution() for d in definition.search.dimensions}
+    distributions = {d.name: distribution_to_json(d.grid_distribution()) for d in definition.search.dimensions}
     for trial in trials:
-        trial.distributions.update({name: distributions[name] for name in trial.parameters})  # type: ignore[attr-defined]
+        trial.stored_distributions.update({name: distributions[name] for name in trial.parameters})  # type: ignore[attr-defined]
     study = StoredStudy(
         study_id=1,
         definition=definition,

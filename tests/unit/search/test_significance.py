@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from hpsearch.search.proportions import wilson_interval
 from hpsearch.search.significance import (
     critical_gains,
     discordant,
     gain_p_value,
     is_significant_gain,
     mcnemar_p_value,
-    wilson_interval,
 )
 
 counts = st.integers(0, 3000)

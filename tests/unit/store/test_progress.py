@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hpsearch.console.progress_view import EpochRate, describe
-from hpsearch.store.claims.ledger import PointCounts
 from hpsearch.store.progress import Progress, RunningTrial
+from hpsearch.store.rows.counts import PointCounts
 
 
 def progress(counts: PointCounts, *running: RunningTrial, epochs_of_counted: int = 40) -> Progress:

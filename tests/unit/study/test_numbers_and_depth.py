@@ -20,8 +20,9 @@ from hpsearch.errors import InputError, StorageError
 from hpsearch.search.pruners import build_pruner
 from hpsearch.search.samplers.build import build_sampler
 from hpsearch.search.stopping import stopping_rule
+from hpsearch.store.rows.distributions import parse_stored_distribution
 from hpsearch.store.rows.points import narrowing_of
-from hpsearch.stored_json import parse_stored, parse_stored_distribution
+from hpsearch.stored_json import parse_stored
 from hpsearch.study.definition import StudyDefinition, load_definition, parse_definition
 from hpsearch.study.space import DRAWN
 from hpsearch.worker.objective import Objective

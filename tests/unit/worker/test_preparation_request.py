@@ -14,7 +14,8 @@ import pytest
 
 from hpsearch import environment, errors
 from hpsearch.errors import HpsearchError, InputError
-from hpsearch.store.studies import Registration, StoredStudy
+from hpsearch.store.registration import Registration
+from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import parse_definition
 from hpsearch.worker.preparation_request import (
     PreparationRequest,

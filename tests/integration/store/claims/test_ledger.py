@@ -35,16 +35,12 @@ from hpsearch.store.claims import ledger_sql
 from hpsearch.store.claims import requeue as requeue_module
 from hpsearch.store.claims.holdings import Hold
 from hpsearch.store.claims.lease import PRESENCE_NAMESPACE, LeaseWatch
-from hpsearch.store.claims.ledger import (
-    Claim,
-    Ledger,
-    Outcome,
-    PointCounts,
-    Result,
-)
+from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database, DatabaseOperation, open_database
-from hpsearch.store.studies import StoredStudy, register_study
+from hpsearch.store.registration import register_study
+from hpsearch.store.rows.counts import PointCounts
+from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import parse_definition
 from tests.integration.lost_commits import Backup
 

@@ -12,8 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.epoch_report import EpochReport
 from hpsearch.store.claims.holdings import Holdings
-from hpsearch.store.claims.ledger import UNDONE, Claim, Ledger, Outcome, PointCounts, Result, new_claim_token
+from hpsearch.store.claims.ledger import UNDONE, Claim, Ledger, Outcome, Result, new_claim_token
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.studies import StoredStudy
 from tests.integration.lost_commits import Backup
 

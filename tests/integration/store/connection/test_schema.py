@@ -12,10 +12,11 @@ import sqlalchemy
 from sqlalchemy import create_engine, text
 
 from hpsearch.errors import StorageError
-from hpsearch.store.claims.ledger import Ledger, Outcome, PointCounts, Result
+from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 from hpsearch.store.connection import schema as schema_module
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database, open_database
+from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.studies import StoredStudy
 
 # What versions 2 and 4 have added.

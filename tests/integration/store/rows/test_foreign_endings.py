@@ -20,19 +20,14 @@ from hpsearch.results.confirmation.companion_study import CONFIRMS_ATTRIBUTE, co
 from hpsearch.results.data_frame import trials_frame
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.summary import read_summary
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, PointCounts, Result
+from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import is_finished, read_progress
+from hpsearch.store.registration import find_study, register_study
+from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.rows.curves import CurveReader
 from hpsearch.store.rows.points import read_points
-from hpsearch.store.studies import (
-    StoredStudy,
-    copied_study_names,
-    find_study,
-    load_study,
-    register_study,
-    study_names,
-)
+from hpsearch.store.studies import StoredStudy, copied_study_names, load_study, study_names
 from hpsearch.worker.rounds import Advance, advance
 from tests.integration.conftest import cohort_by_batch_size
 

@@ -18,7 +18,8 @@ from hpsearch.results.summary import read_summary
 from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.progress import is_finished
-from hpsearch.store.studies import Registration, find_study, load_study, register_study
+from hpsearch.store.registration import Registration, find_study, register_study
+from hpsearch.store.studies import load_study
 from hpsearch.study.definition import StudyDefinition, parse_definition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.worker.rounds import Advance, advance

@@ -10,13 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hpsearch.results.confirmation import comparison
-from hpsearch.results.confirmation.comparison import (
-    Comparison,
-    Difference,
-    MeanError,
-    compare,
-    simplest_of,
-)
+from hpsearch.results.confirmation.compared import Comparison, Difference, MeanError, simplest_of
+from hpsearch.results.confirmation.comparison import compare
 from hpsearch.results.confirmation.critical_values import critical_values
 
 ERROR = 0.02

@@ -7,7 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
 from optuna.trial import TrialState
 
 from hpsearch.results.report import figures
@@ -109,9 +109,9 @@ def test_optunas_doubts_about_an_importance_are_told(make_summary: Any, make_tri
     for number, value, is_zero in ((0, 0.1, True), (1, 0.2, True), (2, 0.3, False)):
         drawn = {} if is_zero else {"lambda_1": 0.001}
         trial = make_trial(number, value, {"lambda_1_is_zero": is_zero, **drawn})
-        trial.distributions["lambda_1_is_zero"] = switch
+        trial.stored_distributions["lambda_1_is_zero"] = distribution_to_json(switch)
         if drawn:
-            trial.distributions["lambda_1"] = FloatDistribution(1e-5, 1e-2, log=True)
+            trial.stored_distributions["lambda_1"] = distribution_to_json(FloatDistribution(1e-5, 1e-2, log=True))
         trials.append(trial)
     summary = StudySummary(study=summary.study, trials=tuple(trials))
     panel = parameter_importance(StudyStatus(summary=summary))

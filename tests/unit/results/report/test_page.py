@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, distribution_to_json
 from optuna.trial import TrialState
 
 from hpsearch.errors import NothingCompleteError
@@ -63,7 +63,7 @@ def hostile(make_summary: Any, make_trial: Any) -> StudySummary:
     # Choice values are checked by their sections today; a report must not depend on that.
     trials[0].parameters["activation"] = HOSTILE
     for trial in trials[:2]:
-        trial.distributions["activation"] = CategoricalDistribution((HOSTILE, "relu"))
+        trial.stored_distributions["activation"] = distribution_to_json(CategoricalDistribution((HOSTILE, "relu")))
     return summary
 
 

@@ -12,12 +12,12 @@ import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from hpsearch.search.proportions import proportions_differ
 from hpsearch.search.samplers.coarse_to_fine import (
     COARSE_POINT_ATTRIBUTE,
     ROUND_ATTRIBUTE,
     CoarseToFineSampler,
 )
-from hpsearch.search.significance import proportions_differ
 from hpsearch.study.space import LogGrid, Point, Range
 
 RATES = LogGrid(log10=(-1, -4))

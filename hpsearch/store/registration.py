@@ -1,0 +1,208 @@
+"""Creates a study with its points, or continues one with a changed definition.
+
+A study is created in one transaction: the Optuna study, its definition, and every known point as a WAITING trial. It is
+stored completely or not at all. Any number of processes may create the same study at once: one creates it, the others
+find it. A definition with more points or a larger budget changes the study, also in one transaction (widening.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import Connection, text
+
+from hpsearch.errors import DefinitionMismatchError, InputError, StorageError
+from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.points import CohortOf, add_points, count_points, narrowing_of
+from hpsearch.store.rows.round_rows import insert_round
+from hpsearch.store.rows.widening import num_allowed, restore_lost_points, widen_study
+from hpsearch.store.studies import (
+    CHECKSUMS_ATTRIBUTE,
+    DEFINITION_ATTRIBUTE,
+    VERSIONS_ATTRIBUTE,
+    StoredStudy,
+    current_versions,
+    parse_stored_definition,
+    read_attributes,
+    select_study,
+)
+from hpsearch.study.change import StudyChange, compare_definitions
+from hpsearch.study.definition import StudyDefinition
+
+_INSERT = text("""
+    WITH created AS (
+        INSERT INTO studies (study_name) VALUES (:name) RETURNING study_id
+    ), directed AS (
+        INSERT INTO study_directions (study_id, direction, objective) SELECT study_id, 'MINIMIZE', 0 FROM created
+    )
+    SELECT study_id FROM created
+""")
+
+_SET_ATTRIBUTE = text("""
+    INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (:study, :key, :value)
+    ON CONFLICT (study_id, key) DO UPDATE SET value_json = excluded.value_json
+""")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """The outcome of `register_study`.
+
+    Args:
+        study: with the definition as it is now stored.
+        is_new: this call created the study.
+        num_points: number of points that the study has now.
+        num_added: number of points that this call added to an existing study.
+        num_restored: number of points that were queued again because another program had deleted their trials.
+        changes: changes to the definition, one line each.
+    """
+
+    study: StoredStudy
+    is_new: bool
+    num_points: int
+    num_added: int = 0
+    num_restored: int = 0
+    changes: tuple[str, ...] = ()
+
+
+def register_study(
+    database: Database,
+    definition: StudyDefinition,
+    *,
+    dataset_checksums: Mapping[str, str],
+    cohort_of: CohortOf,
+) -> Registration:
+    """Create the study with its points, or find the existing one, or change it to this definition.
+
+    One transaction. Any number of processes may call it at once, also while workers train; calling it twice is safe.
+
+    Args:
+        dataset_checksums: file name -> SHA-256 of the unpacked content.
+        cohort_of: names the cohort of a point: points of one cohort can share a worker's lanes.
+    Raises:
+        DefinitionMismatchError: a study of this name has other data, or a definition that cannot become this one.
+        InputError: a study of this name exists but was not created by hpsearch, or is a copy that another program has
+            made; or no study of this name exists, but one that another program has renamed or copied from it.
+    """
+
+    def work(connection: Connection) -> Registration:
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
+            {"name": f"hpsearch:create:{definition.name}"},
+        )
+        stored = _select_study_or_heir(connection, definition.name)
+        if stored is None:
+            _insert_study(connection, definition, dataset_checksums, cohort_of)
+            return replace(_registration(connection, definition.name), is_new=True)
+        change = _allowed_change(stored, definition)
+        _check_data(stored, dataset_checksums)
+        if change.is_none:
+            if stored.is_renamed:
+                _set_attributes(connection, stored.study_id, {DEFINITION_ATTRIBUTE: stored.definition.canonical_json()})
+            num_restored = restore_lost_points(connection, stored.study_id, stored.definition, cohort_of)
+            return replace(_registration(connection, definition.name), num_restored=num_restored)
+        changed = definition.told_like(stored.definition)
+        num_added = widen_study(connection, stored.study_id, stored.definition, changed, cohort_of)
+        _set_attributes(connection, stored.study_id, {DEFINITION_ATTRIBUTE: changed.canonical_json()})
+        return replace(_registration(connection, definition.name), num_added=num_added, changes=change.lines)
+
+    return database.transaction(work)
+
+
+def find_study(database: Database, definition: StudyDefinition) -> StoredStudy | None:
+    """Return the study of this name if it exists with exactly this definition.
+
+    Returns None if `register_study` would create or change the study.
+
+    Raises:
+        DefinitionMismatchError: it exists with a definition that cannot become this one.
+        InputError: it exists, but hpsearch did not create it; or as `register_study` raises.
+    """
+    stored = database.transaction(lambda connection: _select_study_or_heir(connection, definition.name))
+    return stored if stored is not None and _allowed_change(stored, definition).is_none else None
+
+
+def _select_study_or_heir(connection: Connection, name: str) -> StoredStudy | None:
+    """Return the study of this name, or None if there is neither such a study nor one that was made from it.
+
+    Raises:
+        InputError: as `select_study`; or the study no longer exists, but another program's renamed study or copy does.
+    """
+    stored = select_study(connection, name)
+    if stored is not None:
+        return stored
+    for row in read_attributes(connection, DEFINITION_ATTRIBUTE):
+        if name not in row.value_json:  # parsing takes longer
+            continue
+        try:
+            was = parse_stored_definition(row.value_json, f"study {row.study_name!r}").name
+        except (StorageError, ValidationError):  # not readable, so it cannot be identified
+            continue
+        if was == name:
+            heir = row.study_name
+            raise InputError(
+                f"study {name!r} no longer exists: another program has renamed it to {heir!r}"
+                if row.has_points
+                else f"study {name!r} no longer exists, only {heir!r}, a copy without points that another "
+                "program has made: its trials cannot be continued",
+                hint=f"continue it: --set name={heir}"
+                if row.has_points
+                else f"to train everything again, choose another name (--set name=...), or delete the copy {heir!r}: "
+                "optuna delete-study",
+            )
+    return None
+
+
+def _registration(connection: Connection, name: str) -> Registration:
+    """Return the study as it is now, in this transaction."""
+    study = select_study(connection, name)
+    assert study is not None
+    return Registration(study=study, is_new=False, num_points=count_points(connection, study.study_id))
+
+
+def _insert_study(
+    connection: Connection, definition: StudyDefinition, checksums: Mapping[str, str], cohort_of: CohortOf
+) -> None:
+    study_id: int = connection.execute(_INSERT, {"name": definition.name}).scalar_one()
+    attributes = {
+        DEFINITION_ATTRIBUTE: definition.canonical_json(),
+        CHECKSUMS_ATTRIBUTE: dict(checksums),
+        VERSIONS_ATTRIBUTE: current_versions(),
+    }
+    _set_attributes(connection, study_id, attributes)
+    if definition.search.strategy != "coarse-to-fine":
+        add_points(connection, study_id, definition, list(definition.points()), cohort_of)
+        return
+    first = narrowing_of(definition).first_round(room=num_allowed(definition))
+    state, num_points = first.state.as_json(), len(first.points)
+    insert_round(connection, study_id, 0, num_points=num_points, state=state, reason=first.reason)
+    add_points(connection, study_id, definition, first.points, cohort_of, round_number=0)
+
+
+def _set_attributes(connection: Connection, study_id: int, attributes: Mapping[str, Any]) -> None:
+    for key, value in attributes.items():
+        connection.execute(_SET_ATTRIBUTE, {"study": study_id, "key": key, "value": json.dumps(value)})
+
+
+def _allowed_change(stored: StoredStudy, definition: StudyDefinition) -> StudyChange:
+    change = compare_definitions(stored.definition, definition)
+    if change.refused:
+        lines = [next((why for why in change.refused if why.startswith(f"{line} (")), line) for line in change.lines]
+        raise DefinitionMismatchError(
+            f"study {definition.name!r} exists with another definition:\n  " + "\n  ".join(lines),
+            hint="resume it with its own definition, or choose another name (--set name=...)",
+        )
+    return change
+
+
+def _check_data(stored: StoredStudy, checksums: Mapping[str, str]) -> None:
+    if dict(stored.dataset_checksums) != dict(checksums):
+        raise DefinitionMismatchError(
+            f"study {stored.name!r} was trained on other data: its files have other checksums\n  "
+            + "\n  ".join(f"{file}: {sha} in the study" for file, sha in stored.dataset_checksums.items()),
+            hint="point HPSEARCH_DATA at the study's own data, or choose another name (--set name=...)",
+        )
