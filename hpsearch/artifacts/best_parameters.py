@@ -11,18 +11,16 @@ import io
 import json
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.artifacts import ArtifactMeta
-from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from hpsearch.artifacts.store import ArtifactStore, open_store
+from hpsearch.artifacts.store import ArtifactStore, MissingArtifactError, open_store
 from hpsearch.errors import ArtifactError
 from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX, parse_stored_object
 from hpsearch.training.tensor_file import save_arrays, with_checksum
@@ -67,13 +65,16 @@ class Artifacts:
                 hint="free disk space, or name another place with --artifacts; earlier artifacts are intact",
             ) from error
         # As optuna.artifacts.upload_artifact records it, but after the file exists and not before.
-        record = ArtifactMeta(
-            artifact_id=artifact_id, filename=PARAMETERS_FILE, mimetype="application/octet-stream", encoding=None
-        )
+        record = {
+            "artifact_id": artifact_id,
+            "filename": PARAMETERS_FILE,
+            "mimetype": "application/octet-stream",
+            "encoding": None,
+        }
         try:
-            storage.set_trial_system_attr(trial_id, ARTIFACT_RECORD_PREFIX + artifact_id, json.dumps(asdict(record)))
+            storage.set_trial_system_attr(trial_id, ARTIFACT_RECORD_PREFIX + artifact_id, json.dumps(record))
         except (UpdateFinishedTrialError, KeyError) as error:  # KeyError: another program has deleted the trial
-            with contextlib.suppress(OSError, ArtifactNotFound):
+            with contextlib.suppress(OSError, MissingArtifactError):
                 self.store.remove(artifact_id)  # no record names it
             raise UpdateFinishedTrialError(f"trial id {trial_id} no longer belongs to this worker") from error
         return artifact_id

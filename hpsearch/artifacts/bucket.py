@@ -18,8 +18,9 @@ from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from optuna.artifacts import Boto3ArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
 
-from hpsearch.artifacts.store import check_artifact_id
+from hpsearch.artifacts.store import MissingArtifactError, check_artifact_id
 from hpsearch.errors import ArtifactError
 from hpsearch.wording import first_line
 
@@ -92,9 +93,11 @@ class BucketStore:
 
     @contextlib.contextmanager
     def _plain_errors(self) -> Iterator[None]:
-        """Raise the errors that a folder would raise, so that callers need not know boto3."""
+        """Raise the errors that a folder would raise, so that callers need not know boto3 or Optuna."""
         try:
             yield
+        except ArtifactNotFound as error:
+            raise MissingArtifactError(str(error)) from error
         except (BotoCoreError, Boto3Error, ClientError) as error:
             said = self._describe(error)
             # The cause is dropped if it contains a secret: a traceback would print it.

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command, get_group
 
+from hpsearch.cli.loading import loading
 from hpsearch.console.screen import keeps_stdout_for_data
 
 
@@ -39,7 +40,8 @@ class LazyCommand(TyperCommand):
 
     def load(self) -> Any:
         """The command itself, of the class that this version of typer makes of it."""
-        target = getattr(importlib.import_module(f"hpsearch.cli.{self._module}"), self._attribute)
+        with loading():
+            target = getattr(importlib.import_module(f"hpsearch.cli.{self._module}"), self._attribute)
         if isinstance(target, typer.Typer):
             return get_group(target)
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -8,6 +8,7 @@ from types import FrameType
 from typing import NoReturn
 
 from hpsearch.cli import options
+from hpsearch.cli.loading import loading
 from hpsearch.console.notice import show_line
 from hpsearch.signals import on_end
 from hpsearch.study.definition import load_definition
@@ -36,10 +37,11 @@ def run(
     launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=worker))
     with launch.first_worker(definition.name) as first:
         # The worker loads torch while this process loads the rest.
-        from hpsearch.console.launch_view import TerminalListener
-        from hpsearch.console.tables import print_json, print_status
-        from hpsearch.launch.launcher import train_study
-        from hpsearch.results.status import read_status
+        with loading():
+            from hpsearch.console.launch_view import TerminalListener
+            from hpsearch.console.tables import print_json, print_status
+            from hpsearch.launch.launcher import train_study
+            from hpsearch.results.status import read_status
 
         with options.open_storage(storage) as database:
             train_study(database, definition, launch, first, TerminalListener())
@@ -92,8 +94,9 @@ def worker(
     """Join a study from anywhere and train its points until none is left."""
     on_end(_leave_at_once)  # nothing is claimed yet; the worker has its own handler
 
-    from hpsearch.console.progress_view import download_progress
-    from hpsearch.worker.process import run_worker
+    with loading():
+        from hpsearch.console.progress_view import download_progress
+        from hpsearch.worker.process import run_worker
 
     run_worker(study, worker, lambda: options.open_storage(storage), download_progress)
     _leave_without_teardown()

@@ -11,6 +11,7 @@ import typer
 
 from hpsearch import environment
 from hpsearch.cli import options
+from hpsearch.cli.loading import loading
 from hpsearch.console.notice import say, show_line
 from hpsearch.console.screen import data_console, write_document, write_line
 from hpsearch.dashboard.hosts import canonical_host, is_loopback
@@ -41,9 +42,10 @@ def status(
     if seconds is not None:  # accepted until version 0.3
         say(f"--seconds has no effect any more: --watch looks every {_WATCH_SECONDS:g} seconds")
 
-    from hpsearch.console.tables import print_json
-    from hpsearch.results.status import read_status
-    from hpsearch.store.studies import copied_study_names, study_names
+    with loading():
+        from hpsearch.console.tables import print_json
+        from hpsearch.results.status import read_status
+        from hpsearch.store.studies import copied_study_names, study_names
 
     with options.open_storage(storage) as database:
         names = study_names(database) if study is None else [study]

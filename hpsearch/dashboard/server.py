@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import socketserver
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, BinaryIO, final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import WSGIEnvironment
 
+from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import RDBStorage
 
 from hpsearch.artifacts.best_parameters import Artifacts
+from hpsearch.artifacts.store import ArtifactStore, MissingArtifactError
 from hpsearch.dashboard.gate import LOCAL_ADDRESS, Access, DashboardGate
 from hpsearch.dashboard.hosts import canonical_host
 from hpsearch.errors import InputError
@@ -76,5 +79,33 @@ def build_app(storage: RDBStorage, artifacts: Artifacts, access: Access) -> Dash
         except KeyError:
             return False
 
-    app = wsgi(storage, artifact_store=artifacts.store)
+    app = wsgi(storage, artifact_store=OptunaStore(artifacts.store))
     return DashboardGate(app, access, is_hpsearch_study=is_hpsearch_study)
+
+
+@final
+class OptunaStore:
+    """An artifact store as optuna-dashboard expects it: a missing artifact is Optuna's error."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+
+    def open_reader(self, artifact_id: str) -> BinaryIO:
+        with _optunas_error():
+            return self._store.open_reader(artifact_id)
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        with _optunas_error():
+            self._store.write(artifact_id, content_body)
+
+    def remove(self, artifact_id: str) -> None:
+        with _optunas_error():
+            self._store.remove(artifact_id)
+
+
+@contextlib.contextmanager
+def _optunas_error() -> Iterator[None]:
+    try:
+        yield
+    except MissingArtifactError as error:
+        raise ArtifactNotFound(str(error)) from error

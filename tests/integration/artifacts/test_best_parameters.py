@@ -16,14 +16,13 @@ import numpy as np
 import optuna
 import pytest
 from optuna.artifacts import download_artifact, get_all_artifact_meta
-from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import UpdateFinishedTrialError
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from hpsearch import atomic_file, home
 from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
-from hpsearch.artifacts.store import FolderStore
+from hpsearch.artifacts.store import FolderStore, MissingArtifactError
 from hpsearch.errors import ArtifactError
 from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database
@@ -189,7 +188,7 @@ def test_no_id_leads_out_of_the_folder(tmp_path: Path, artifact_id: str) -> None
     store.folder.mkdir()
     uses = (store.read, store.open_reader, store.remove, store.path, lambda name: store.write(name, io.BytesIO(b"x")))
     for use in uses:
-        with pytest.raises(ArtifactNotFound, match="no artifact has the id"):
+        with pytest.raises(MissingArtifactError, match="no artifact has the id"):
             use(artifact_id)
     assert [path.name for path in tmp_path.rglob("*")] == ["artifacts"]
 

@@ -19,14 +19,13 @@ from wsgiref.util import FileWrapper, setup_testing_defaults
 import numpy as np
 import pytest
 from optuna.artifacts import Boto3ArtifactStore, download_artifact, get_all_artifact_meta, upload_artifact
-from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.exceptions import UpdateFinishedTrialError
 from safetensors.numpy import load, load_file
 
 from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
 from hpsearch.artifacts.bucket import BucketStore
 from hpsearch.artifacts.place import is_bucket, parse_bucket
-from hpsearch.artifacts.store import ArtifactStore, open_store
+from hpsearch.artifacts.store import ArtifactStore, MissingArtifactError, open_store
 from hpsearch.errors import ArtifactError, InputError
 from hpsearch.results.choice import choose_point
 from hpsearch.results.export import export_model
@@ -163,7 +162,7 @@ def test_an_object_is_replaced_whole_and_missed_by_name(bucket: Any) -> None:
     store.remove("x")
     store.remove("x")
     for read in (store.read, store.open_reader):
-        with pytest.raises(ArtifactNotFound):
+        with pytest.raises(MissingArtifactError):
             read("x")
 
 
@@ -171,7 +170,7 @@ def test_an_object_is_replaced_whole_and_missed_by_name(bucket: Any) -> None:
 def test_no_id_leads_out_of_the_prefix(bucket: Any, artifact_id: str) -> None:
     store = open_store(f"s3://{bucket.name}/p")
     for use in (store.read, store.open_reader, store.remove, lambda name: store.write(name, io.BytesIO(b"x"))):
-        with pytest.raises(ArtifactNotFound, match="no artifact has the id"):
+        with pytest.raises(MissingArtifactError, match="no artifact has the id"):
             use(artifact_id)
     assert keys(bucket) == []
 
