@@ -13,11 +13,11 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from hpsearch.artifacts.store import ArtifactStore, MissingArtifactError, open_store
@@ -26,6 +26,12 @@ from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX, parse_stored_object
 from hpsearch.training.tensor_file import save_arrays, with_checksum
 
 PARAMETERS_FILE = "parameters.safetensors"
+
+
+class Records(Protocol):
+    """Where a trial's artifacts are recorded: Optuna's storage, or `SystemAttributes` of the store."""
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Artifacts:
 
     def save_parameters(
         self,
-        storage: BaseStorage,
+        records: Records,
         trial_id: int,
         parameters: Mapping[str, NDArray[np.generic]],
         metadata: Mapping[str, str],
@@ -49,6 +55,7 @@ class Artifacts:
         """Write the parameters with a checksum, then record them on a RUNNING trial. Return the artifact's id.
 
         Args:
+            records: of the study database.
             parameters: name -> array.
             metadata: stored in the same file.
         Raises:
@@ -72,7 +79,7 @@ class Artifacts:
             "encoding": None,
         }
         try:
-            storage.set_trial_system_attr(trial_id, ARTIFACT_RECORD_PREFIX + artifact_id, json.dumps(record))
+            records.set_trial_system_attr(trial_id, ARTIFACT_RECORD_PREFIX + artifact_id, json.dumps(record))
         except (UpdateFinishedTrialError, KeyError) as error:  # KeyError: another program has deleted the trial
             with contextlib.suppress(OSError, MissingArtifactError):
                 self.store.remove(artifact_id)  # no record names it

@@ -29,6 +29,7 @@ from hpsearch.logs import get_logger
 from hpsearch.signals import FLUSH_SECONDS, StopSignal, WorkerStopped
 from hpsearch.store.claims.holdings import Hold
 from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.rows.system_attributes import SystemAttributes
 
 _log = get_logger("worker")
 
@@ -272,11 +273,9 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
 
     def _keep(self, trial_id: int, best: BestParameters) -> bool:
         """Save a trial's parameters. Return False if the trial no longer belongs to this worker."""
-        database = self._ledger.database
+        records = SystemAttributes(self._ledger.database)
         try:
-            database.patiently(
-                lambda: self._artifacts.save_parameters(database.storage, trial_id, best.arrays, best.metadata)
-            )
+            self._artifacts.save_parameters(records, trial_id, best.arrays, best.metadata)
         except UpdateFinishedTrialError:
             return False
         return True

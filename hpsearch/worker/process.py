@@ -95,7 +95,6 @@ def run_worker(
             with show_download() as progress:
                 selection = load_study_data(study, locations=DataLocations.from_environment(progress))
             check_networks(study.definition, selection)
-        _ = database.storage  # an Optuna that cannot keep best parameters is noticed before a point is claimed
         stop = StopSignal(parent_pid=supervisor_pid).install()
         surroundings = Surroundings(
             options=options,

@@ -74,7 +74,7 @@ def _from_number(text: str) -> FromNumber | None:
             }:
                 number, whole_step = (int, 1) if name == "IntDistribution" else (float, None)
                 is_ours = type(low) is type(high) is number and step == whole_step and not more and not others
-                if not is_ours or not (low > 0 if is_log else True) or not low <= high:
+                if not is_ours or (is_log and low <= 0) or not low <= high:
                     return None
                 return int if number is int else _unchanged
     except (ValueError, RecursionError):

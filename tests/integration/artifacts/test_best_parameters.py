@@ -26,6 +26,7 @@ from hpsearch.artifacts.store import FolderStore, MissingArtifactError
 from hpsearch.errors import ArtifactError
 from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.system_attributes import SystemAttributes
 from hpsearch.store.studies import StoredStudy
 from hpsearch.training.tensor_file import with_checksum
 from tests.full_disk import files_no_larger_than
@@ -72,7 +73,7 @@ def ledger(database: Database, new_study: Callable[..., StoredStudy]) -> Ledger:
 
 
 def save(folder: Artifacts, ledger: Ledger, trial_id: int) -> str:
-    return folder.save_parameters(ledger.database.storage, trial_id, PARAMETERS, METADATA)
+    return folder.save_parameters(SystemAttributes(ledger.database), trial_id, PARAMETERS, METADATA)
 
 
 def test_parameters_are_read_back_as_they_were(ledger: Ledger, tmp_path: Path) -> None:

@@ -239,8 +239,9 @@ def test_an_epoch_takes_the_same_number_of_statements_for_any_number_of_lanes(
         ends = [complete(claim, 0.1 + 0.001 * claim.number) for claim in claims]
         writer.hand_over(entry(claims, {c.trial_id: epoch(2) for c in claims}, *ends))
         assert len(writer.collect().counted) == num_lanes + 2
-    # Recorded; the best value looked up; the best one counted with its attributes, and then all others.
-    assert len(seen) == 1 + 1 + 1 + 2 + 2
+    # Recorded; the best value looked up; the file of the best one recorded; the best one counted with its attributes,
+    # and then all others.
+    assert len(seen) == 1 + 1 + 1 + 1 + 2 + 2
     assert kept(ledger) == {claims[0].number}
 
 

@@ -27,6 +27,7 @@ from hpsearch.store.registration import find_study, register_study
 from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.rows.curves import CurveReader
 from hpsearch.store.rows.points import read_points
+from hpsearch.store.rows.trial_state import StoredState
 from hpsearch.store.studies import StoredStudy, copied_study_names, load_study, study_names
 from hpsearch.worker.rounds import Advance, advance
 from tests.integration.conftest import cohort_by_batch_size
@@ -81,7 +82,8 @@ def nothing_is_counted(ledger: Ledger, study: StoredStudy) -> None:
     assert read_progress(database, study.study_id).best_value is None
     assert not any(trial.state.is_finished() for trial in CurveReader(database, study.study_id).read())
     points = database.transaction(lambda connection: read_points(connection, study.study_id))
-    assert [(point.state.is_finished(), point.value) for point in points] == [(False, None)] * 2
+    unfinished = (StoredState.WAITING, StoredState.RUNNING)
+    assert [(point.state in unfinished, point.value) for point in points] == [(True, None)] * 2
     assert not summary.is_finished
     assert not is_finished(database, study)
     assert advance(database, study.study_id) is Advance.UNFINISHED
