@@ -82,7 +82,7 @@ def test_the_columns_of_optunas_tables_that_tables_py_has_are_declared(name: str
     ("change", "place"),
     [
         ("ALTER TABLE trials RENAME COLUMN datetime_start TO started_at", "hpsearch.store.claims.ledger_sql.CLAIM[0]"),
-        ("ALTER TABLE trial_params RENAME TO parameters", "hpsearch.store.rows.trial_rows._INSERT_PARAMETERS[0]"),
+        ("ALTER TABLE trial_params RENAME TO parameters", "hpsearch.store.rows.distributions._INSERT_PARAMETERS[0]"),
     ],
 )
 def test_a_name_that_optuna_changes_is_found(
