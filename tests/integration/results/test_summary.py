@@ -160,10 +160,10 @@ def test_reading_takes_as_many_statements_however_many_trials_there_are(
     for name in ("small", "large"):
         with statements() as seen:
             read_summary(database, name)
-        assert len(seen) == 6
+        assert len(seen) == 5
         with statements() as seen:
             read_summary(database, name, with_curves=True)
-        assert len(seen) == 7
+        assert len(seen) == 6
 
 
 def test_an_unknown_study_is_named_with_those_that_are_there(learning_rates: Any) -> None:
