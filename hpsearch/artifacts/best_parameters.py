@@ -10,28 +10,24 @@ import contextlib
 import io
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial
 
-from hpsearch.artifacts.store import ArtifactStore, MissingArtifactError, open_store
+from hpsearch.artifacts.store import ArtifactStore, open_store
 from hpsearch.errors import ArtifactError
 from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX, parse_stored_object
 from hpsearch.training.tensor_file import save_arrays, with_checksum
 
 PARAMETERS_FILE = "parameters.safetensors"
 
-
-class Records(Protocol):
-    """Where a trial's artifacts are recorded: Optuna's storage, or `SystemAttributes` of the store."""
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None: ...
+# Sets a system attribute of a trial: id, key, value. Returns whether the trial accepts it; `Ledger` has such a method.
+SetSystemAttribute = Callable[[int, str, Any], bool]
 
 
 @dataclass(frozen=True)
@@ -47,20 +43,20 @@ class Artifacts:
 
     def save_parameters(
         self,
-        records: Records,
+        set_system_attribute: SetSystemAttribute,
         trial_id: int,
         parameters: Mapping[str, NDArray[np.generic]],
         metadata: Mapping[str, str],
-    ) -> str:
-        """Write the parameters with a checksum, then record them on a RUNNING trial. Return the artifact's id.
+    ) -> str | None:
+        """Write the parameters with a checksum, then record them on a RUNNING trial.
 
         Args:
-            records: of the study database.
             parameters: name -> array.
             metadata: stored in the same file.
+        Returns:
+            The artifact's id; None: the trial has ended or was deleted, and the file was removed again.
         Raises:
             ArtifactError: the store refuses; earlier artifacts are untouched and nothing is recorded.
-            optuna.exceptions.UpdateFinishedTrialError: the trial no longer belongs to this worker.
         """
         artifact_id = str(uuid.uuid4())
         content = save_arrays(parameters, with_checksum(parameters, metadata))
@@ -72,19 +68,13 @@ class Artifacts:
                 hint="free disk space, or name another place with --artifacts; earlier artifacts are intact",
             ) from error
         # As optuna.artifacts.upload_artifact records it, but after the file exists and not before.
-        record = {
-            "artifact_id": artifact_id,
-            "filename": PARAMETERS_FILE,
-            "mimetype": "application/octet-stream",
-            "encoding": None,
-        }
-        try:
-            records.set_trial_system_attr(trial_id, ARTIFACT_RECORD_PREFIX + artifact_id, json.dumps(record))
-        except (UpdateFinishedTrialError, KeyError) as error:  # KeyError: another program has deleted the trial
-            with contextlib.suppress(OSError, MissingArtifactError):
-                self.store.remove(artifact_id)  # no record names it
-            raise UpdateFinishedTrialError(f"trial id {trial_id} no longer belongs to this worker") from error
-        return artifact_id
+        kind = "application/octet-stream"
+        record = {"artifact_id": artifact_id, "filename": PARAMETERS_FILE, "mimetype": kind, "encoding": None}
+        if set_system_attribute(trial_id, ARTIFACT_RECORD_PREFIX + artifact_id, json.dumps(record)):
+            return artifact_id
+        with contextlib.suppress(OSError):
+            self.store.remove(artifact_id)  # no record names it
+        return None
 
     def parameters_id(self, trial: FrozenTrial) -> str | None:
         """Return the id of a trial's best parameters in its worker's store, or None if none are recorded.

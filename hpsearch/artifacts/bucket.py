@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from optuna.artifacts import Boto3ArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from hpsearch.artifacts.store import MissingArtifactError, check_artifact_id
+from hpsearch.artifacts.store import check_artifact_id
 from hpsearch.errors import ArtifactError
 from hpsearch.wording import first_line
 
@@ -97,7 +97,7 @@ class BucketStore:
         try:
             yield
         except ArtifactNotFound as error:
-            raise MissingArtifactError(str(error)) from error
+            raise FileNotFoundError(errno.ENOENT, first_line(error)) from error
         except (BotoCoreError, Boto3Error, ClientError) as error:
             said = self._describe(error)
             # The cause is dropped if it contains a secret: a traceback would print it.

@@ -8,6 +8,7 @@ folder needs nothing of Optuna: `optuna.artifacts` loads boto3 where it is insta
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -20,15 +21,11 @@ from hpsearch.errors import ArtifactError, InputError
 from hpsearch.home import make_folder, user_name
 
 
-class MissingArtifactError(Exception):
-    """The store has no artifact of this id."""
-
-
 class ArtifactStore(Protocol):
     """Optuna's artifact store with the additional methods that hpsearch needs. Thread-safe.
 
     Failures of the environment are an OSError whose `strerror` gives the reason; a missing artifact is a
-    MissingArtifactError.
+    FileNotFoundError.
     """
 
     @property
@@ -82,27 +79,17 @@ class FolderStore:
             ) from error
 
     def path(self, artifact_id: str) -> Path:
-        """Return the path of an artifact. Raises MissingArtifactError unless it is a file name in this folder."""
+        """Return the path of an artifact. Raises FileNotFoundError unless it is a file name in this folder."""
         return self.folder / check_artifact_id(artifact_id)
 
     def open_reader(self, artifact_id: str) -> BinaryIO:
-        try:
-            return self.path(artifact_id).open("rb")
-        except FileNotFoundError as error:
-            raise self._missing(artifact_id) from error
+        return self.path(artifact_id).open("rb")
 
     def read(self, artifact_id: str) -> bytes:
-        with self.open_reader(artifact_id) as file:
-            return file.read()
+        return self.path(artifact_id).read_bytes()
 
     def remove(self, artifact_id: str) -> None:
-        try:
-            self.path(artifact_id).unlink()
-        except FileNotFoundError as error:
-            raise self._missing(artifact_id) from error
-
-    def _missing(self, artifact_id: str) -> MissingArtifactError:
-        return MissingArtifactError(f"{artifact_id} is not in {self.folder}")
+        self.path(artifact_id).unlink()
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         with replacement_of(self.path(artifact_id)) as file:
@@ -124,10 +111,10 @@ def check_artifact_id(artifact_id: str) -> str:
     """Return the id if it is valid: ids come from the database, and must not lead to another file than an artifact.
 
     Raises:
-        MissingArtifactError: it is not a plain name, so no artifact has it.
+        FileNotFoundError: it is not a plain name, so no artifact has it.
     """
     if artifact_id in ("", ".", "..") or "/" in artifact_id or not artifact_id.isprintable():
-        raise MissingArtifactError(f"no artifact has the id {artifact_id!r}")
+        raise FileNotFoundError(errno.ENOENT, f"no artifact has the id {artifact_id!r}")
     return artifact_id
 
 

@@ -7,7 +7,7 @@ import socket
 import socketserver
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, BinaryIO, final
+from typing import Any, final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import WSGIEnvironment
 
@@ -15,7 +15,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.storages import RDBStorage
 
 from hpsearch.artifacts.best_parameters import Artifacts
-from hpsearch.artifacts.store import ArtifactStore, MissingArtifactError
+from hpsearch.artifacts.store import ArtifactStore
 from hpsearch.dashboard.gate import LOCAL_ADDRESS, Access, DashboardGate
 from hpsearch.dashboard.hosts import canonical_host
 from hpsearch.errors import InputError
@@ -88,24 +88,14 @@ class OptunaStore:
     """An artifact store as optuna-dashboard expects it: a missing artifact is Optuna's error."""
 
     def __init__(self, store: ArtifactStore) -> None:
-        self._store = store
-
-    def open_reader(self, artifact_id: str) -> BinaryIO:
-        with _optunas_error():
-            return self._store.open_reader(artifact_id)
-
-    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
-        with _optunas_error():
-            self._store.write(artifact_id, content_body)
-
-    def remove(self, artifact_id: str) -> None:
-        with _optunas_error():
-            self._store.remove(artifact_id)
+        self.write = store.write
+        self.open_reader = _optunas_error()(store.open_reader)
+        self.remove = _optunas_error()(store.remove)
 
 
 @contextlib.contextmanager
 def _optunas_error() -> Iterator[None]:
     try:
         yield
-    except MissingArtifactError as error:
+    except FileNotFoundError as error:
         raise ArtifactNotFound(str(error)) from error

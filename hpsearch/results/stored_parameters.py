@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from hpsearch.artifacts.best_parameters import PARAMETERS_FILE, Artifacts
-from hpsearch.artifacts.store import MissingArtifactError
 from hpsearch.errors import ArtifactError
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.store.studies import StoredStudy
@@ -38,7 +37,7 @@ def read_parameters(study: StoredStudy, trial: TrialSummary, artifacts: Artifact
     try:
         content = artifacts.store.read(artifact_id)
         arrays, metadata = load_arrays(content)
-    except MissingArtifactError as error:
+    except FileNotFoundError as error:
         raise ArtifactError(f"{found} is not in {artifacts.place}", hint=_PLACE_HINT) from error
     except OSError as error:
         raise ArtifactError(f"{found} in {artifacts.place} cannot be read: {error.strerror}") from error

@@ -27,7 +27,6 @@ from typing import final
 from sqlalchemy import Connection
 
 from hpsearch.artifacts.best_parameters import Artifacts
-from hpsearch.artifacts.store import MissingArtifactError
 from hpsearch.logs import get_logger
 from hpsearch.store import checkpoints_sql as statements
 from hpsearch.store.claims.ledger import Ledger
@@ -127,7 +126,7 @@ class Checkpoints:
         place = self._store.place
         try:
             content = self._store.read(stored.artifact_id)
-        except MissingArtifactError:
+        except FileNotFoundError:
             _log.warning("%s is not in %s: do all workers share that place? The trial starts again", where, place)
             return None
         except OSError as error:
@@ -229,7 +228,7 @@ class Checkpoints:
         for artifact_id in artifact_ids:
             try:
                 self._store.remove(artifact_id)
-            except MissingArtifactError:
+            except FileNotFoundError:
                 pass  # if the folder is not shared, the file is on another machine
             except OSError as error:
                 _log.debug("cannot remove %s from %s: %s", artifact_id, self._store.place, error.strerror)

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.exceptions import UpdateFinishedTrialError
 
 from hpsearch.artifacts.best_parameters import Artifacts
 from hpsearch.epoch_report import EpochReport
@@ -29,7 +28,6 @@ from hpsearch.logs import get_logger
 from hpsearch.signals import FLUSH_SECONDS, StopSignal, WorkerStopped
 from hpsearch.store.claims.holdings import Hold
 from hpsearch.store.claims.ledger import Ledger, Outcome, Result
-from hpsearch.store.rows.system_attributes import SystemAttributes
 
 _log = get_logger("worker")
 
@@ -273,12 +271,8 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
 
     def _keep(self, trial_id: int, best: BestParameters) -> bool:
         """Save a trial's parameters. Return False if the trial no longer belongs to this worker."""
-        records = SystemAttributes(self._ledger.database)
-        try:
-            self._artifacts.save_parameters(records, trial_id, best.arrays, best.metadata)
-        except UpdateFinishedTrialError:
-            return False
-        return True
+        note = self._ledger.set_system_attribute
+        return self._artifacts.save_parameters(note, trial_id, best.arrays, best.metadata) is not None
 
 
 def _value(result: Result) -> float:

@@ -211,6 +211,11 @@ class Ledger:
         self._give_back(self.holdings.surplus(stored))
         return {trial_id for trial_id, _ in (stored & believed) - gaps}
 
+    def set_system_attribute(self, trial_id: int, key: str, value: Any) -> bool:
+        """Set a system attribute of a trial as Optuna does. Returns False if the trial has ended or was deleted."""
+        given = {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+        return bool(self.database.rows(statements.SET_SYSTEM_ATTRIBUTE, given))
+
     def finish(self, results: Sequence[Result]) -> set[int]:
         """Count these trials: state, value, attributes, bits and the end of the lease, in three statements.
 

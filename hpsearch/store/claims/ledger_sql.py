@@ -101,6 +101,15 @@ RECORD_RUNGS = text(f"""
     ON CONFLICT (trial_id, key) DO NOTHING
 """)
 
+# As Optuna's storage writes it: the trial must not have ended, but whose it is decides the count that follows.
+SET_SYSTEM_ATTRIBUTE = text("""
+    INSERT INTO trial_system_attributes (trial_id, key, value_json)
+    SELECT trial_id, :key, :value_json FROM trials
+    WHERE trial_id = :trial_id AND state IN ('WAITING', 'RUNNING') FOR KEY SHARE
+    ON CONFLICT (trial_id, key) DO UPDATE SET value_json = excluded.value_json
+    RETURNING trial_id
+""")
+
 # If one of these trials is already counted, an earlier run of the same call has counted it: a trial has only one claim
 # in its life, because a point that changes hands gets a new trial. Not counted are trials that another program has
 # ended meanwhile (foreign_endings.py), and trials of which the database has lost parameters or epochs.

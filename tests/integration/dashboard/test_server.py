@@ -151,7 +151,8 @@ def test_a_study_is_as_it_was_after_each_attempt_to_change_it(
 ) -> None:
     ledger = Ledger(database=database, study_id=study.study_id, owner=1)
     (claim,) = ledger.claim(1)
-    artifact = artifacts.save_parameters(database.storage, claim.trial_id, {}, {})
+    artifact = artifacts.save_parameters(ledger.set_system_attribute, claim.trial_id, {}, {})
+    assert artifact is not None
     before = database.load_study(study.name).get_trials()
     filled = path.format(study=study.study_id, trial=claim.trial_id, artifact=artifact)
     answer = ask(gate(), method, filled, document)
@@ -199,7 +200,8 @@ def test_an_uploaded_file_never_stands_in_for_a_trials_parameters(
     for _ in range(3):
         file = {"file": "data:;base64,AAAA", "filename": PARAMETERS_FILE}
         assert ask(gate(), "POST", f"/api/artifacts/{study.study_id}/{claim.trial_id}", file).status == 201
-    ours = artifacts.save_parameters(database.storage, claim.trial_id, {}, {})
+    ours = artifacts.save_parameters(ledger.set_system_attribute, claim.trial_id, {}, {})
+    assert ours is not None
     ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=0.5)])
     best = read_summary(database, study.name).require_best()
     assert artifacts.parameters_id(best.frozen()) == ours

@@ -19,7 +19,7 @@ from hpsearch.results.choice import choose_point
 from hpsearch.results.export import ExportFormat, export_model, export_point, render_export
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary, read_summary
-from hpsearch.store.claims.ledger import Claim
+from hpsearch.store.claims.ledger import Claim, Ledger
 
 WEIGHTS = {"output.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
 
@@ -50,7 +50,8 @@ def _save(study: Any, artifacts: Artifacts, claim: Claim) -> None:
         "definition_sha256": study.study.definition.sha256,
         "trial": str(claim.number),
     }
-    artifacts.save_parameters(study.database.storage, claim.trial_id, WEIGHTS, metadata)
+    ledger = Ledger(database=study.database, study_id=study.study.study_id)
+    assert artifacts.save_parameters(ledger.set_system_attribute, claim.trial_id, WEIGHTS, metadata)
 
 
 def _artifact(artifacts: Artifacts) -> Path:

@@ -111,7 +111,7 @@ class Searched:
                 "settings": settings.model_dump_json(),
             }
             arrays = {name: value.numpy() for name, value in parameters.items()}
-            self.artifacts.save_parameters(self.database.storage, claim.trial_id, arrays, metadata)
+            self.artifacts.save_parameters(ledger.set_system_attribute, claim.trial_id, arrays, metadata)
         attributes = {"best_validation_nll": losses.nll, "best_epoch": 1}
         result = Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=value, attributes=attributes)
         assert ledger.finish([result])
