@@ -35,10 +35,11 @@ from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database, DatabaseAwayError, open_database
 from hpsearch.store.progress import read_progress
-from hpsearch.store.registration import _store_definition
+from hpsearch.store.registration import _set_attributes
 from hpsearch.store.rows.correct_images import Correctness, read_correctness
 from hpsearch.store.registration import DEFINITION_ATTRIBUTE, _set_attributes
 from hpsearch.store.rows.counts import PointCounts
+from hpsearch.store.studies import DEFINITION_ATTRIBUTE
 from hpsearch.study.definition import StudyDefinition, parse_definition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes.cohort import Cohort
