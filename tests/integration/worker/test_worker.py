@@ -37,7 +37,6 @@ from hpsearch.store.connection.database import Database, DatabaseAwayError, open
 from hpsearch.store.progress import read_progress
 from hpsearch.store.registration import _set_attributes
 from hpsearch.store.rows.correct_images import Correctness, read_correctness
-from hpsearch.store.registration import DEFINITION_ATTRIBUTE, _set_attributes
 from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.studies import DEFINITION_ATTRIBUTE
 from hpsearch.study.definition import StudyDefinition, parse_definition
