@@ -31,8 +31,8 @@ def cohort_name(settings: TrialSettings) -> str:
 
 def decides_cohort(dimension: str) -> bool:
     """Whether points that differ in this dimension only may be of different cohorts."""
-    shared = {field.name for field in fields(CohortShape)} | ModelSettings.model_fields.keys()
-    return dimension in shared or dimension.startswith(OPTION_PREFIX)
+    shape = {field.name for field in fields(CohortShape)} | ModelSettings.model_fields.keys()
+    return dimension in shape - {"activation", "initialization"} or dimension.startswith(OPTION_PREFIX)
 
 
 @final

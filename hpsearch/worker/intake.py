@@ -20,6 +20,7 @@ from hpsearch.store.claims.ledger import Claim, Ledger, new_claim_token
 from hpsearch.store.connection.database import DatabaseAwayError
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.settings import TrialSettings
+from hpsearch.study.space import ParameterValue
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.worker.checkpointer import Checkpointer
 from hpsearch.worker.cohorts import Cohorts, cohort_name
@@ -68,6 +69,7 @@ class Intake:
         self._drawing = Drawing(self.study)
         self._opened_by: TrialSettings | None = None  # the first trial of the current cohort
         self._cohort_name: str | None = None  # under which the cohort's waiting points are stored
+        self._has_unnamed = True  # waiting points may be without the name of a cohort
         self._held_over: list[Claim] = []  # claimed, but of another cohort than the current one
         self._unadmitted: list[Claim] = []  # claimed and not yet processed: an outage may interrupt it
         self._ask_again_at = 0.0  # the database did not answer: not before this time.monotonic()
@@ -118,8 +120,11 @@ class Intake:
                 return
 
     def _claim(self, number: int) -> list[Claim]:
-        if not self.lanes and self._drawing.foresees_cohorts:
-            name_cohorts(self.ledger.database, self.study.study_id, self._future_cohort)
+        if self._drawing.foresees_cohorts:
+            # Before a cohort is opened, and while its lanes are not full: one more of its points may be without a name.
+            self._has_unnamed = self._has_unnamed or not self.lanes
+            if self._has_unnamed:
+                self._has_unnamed = self.ask(self._name_cohorts, True)
         claims = self.ask(lambda ledger: self._claim_from(ledger, number), None) or []
         if not claims and not self.lanes and self.writer.is_outstanding:
             # A suspect point is given only to a worker that holds nothing else: its ended trials must be
@@ -128,14 +133,21 @@ class Intake:
             claims = self._claim_from(self.ledger, number)
         return claims
 
-    def _future_cohort(self, number: int, point: int) -> str:
-        return cohort_name(self.study.definition.resolve(self._drawing.foresee(number, point)))
+    def _name_cohorts(self, ledger: Ledger) -> bool:
+        return name_cohorts(ledger.database, self.study.study_id, self._future_cohort)
+
+    def _future_cohort(self, number: int, point: int, stored: Mapping[str, ParameterValue]) -> str:
+        try:
+            return cohort_name(self.study.definition.resolve(stored or self._drawing.foresee(number, point)))
+        except ValueError:  # left to the worker that claims the point
+            return "unknown"
 
     def _claim_from(self, ledger: Ledger, number: int) -> list[Claim]:
         self._claim_token = self._claim_token or new_claim_token()
         claims = ledger.claim(
             number,
             cohort=self._cohort_name if self.lanes else None,
+            takes_unnamed=not self._drawing.foresees_cohorts,
             token=self._claim_token,
             attributes=self.origin,
         )
@@ -188,8 +200,10 @@ class Intake:
 
         Args:
             stored_name: of the trial's point. Another version of hpsearch may have stored another one than this version
-                gives; None: the point had no parameters when it was stored.
+                gives. It is not used if the point had no parameters when it was stored.
         """
+        if self.study.definition.is_drawn:
+            stored_name = None
         self.cohort = None  # its memory counts as free for the next one
         self._cohort_name, self._opened_by = stored_name or cohort_name(settings), settings
         self.num_lanes = self.choice.num_lanes(settings, lambda: self._share(self.ledger))

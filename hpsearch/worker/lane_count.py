@@ -19,6 +19,7 @@ from hpsearch.logs import get_logger
 from hpsearch.signals import StopSignal
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.device_memory import memory_of
+from hpsearch.training.lanes.cohort import CohortShape
 from hpsearch.training.lanes.device_model import bytes_per_lane
 from hpsearch.training.lanes.lane_times import MARGIN, LaneTimes
 from hpsearch.training.networks.build import build_network
@@ -31,6 +32,7 @@ _log = get_logger("lanes")
 # seconds, and the first epoch after a change measures little else. The number of epochs that would remain to pay for a
 # capture is unknown: the trials' stopping rules decide it.
 _EPOCHS_BETWEEN_CHANGES = {"cpu": 0, "cuda": 5}
+_ASK_AGAIN_SECONDS = 60.0  # after more lanes were wanted in vain
 _WRITE_SECONDS = 60.0  # between two writes of a reading for the same number of lanes
 
 
@@ -88,7 +90,7 @@ class _Case:
         most: more lanes than this ran out of memory.
         number: lanes of the open cohort.
         num_epochs: epochs since that number was chosen.
-        is_denied: more lanes were wanted, but there are no points or no memory for them.
+        denied_at: when more lanes were last wanted, and there were no points or no memory for them.
         told: the number that was last logged.
     """
 
@@ -100,11 +102,11 @@ class _Case:
     most: int = MAX_LANES
     number: int = 1
     num_epochs: int = 0
-    is_denied: bool = False
+    denied_at: float = -math.inf
     told: int | None = None
 
     def change(self, number: int) -> None:
-        self.number, self.num_epochs, self.is_denied = number, 0, False
+        self.number, self.num_epochs, self.denied_at = number, 0, -math.inf
 
 
 @final
@@ -152,13 +154,14 @@ class LearnedLanes:
         case = self._cases.get(self._case_of(settings))
         if case is None:
             return 1  # opened for a single point
-        if case.times.observe(num_busy, seconds / num_busy):
+        # Lanes that are left over at the end of a cohort are not representative: their trials may be narrow or cheap.
+        if num_busy == case.number and case.times.observe(num_busy, seconds / num_busy):
             self._remember(case, num_busy)
         case.num_epochs += 1
         if case.num_epochs <= _EPOCHS_BETWEEN_CHANGES[self.device.type]:
             return case.number
         wanted = case.times.choose(case.most, case.number)
-        if wanted == case.number or (wanted > case.number and case.is_denied):
+        if wanted == case.number or (wanted > case.number and self.clock() - case.denied_at < _ASK_AGAIN_SECONDS):
             return case.number
         if wanted > case.number:
             points = share()
@@ -166,7 +169,7 @@ class LearnedLanes:
                 return case.number
             wanted = self._that_fit(case, min(wanted, points), num_held=num_busy)
             if wanted <= case.number:
-                case.is_denied = True
+                case.denied_at = self.clock()
                 return case.number
         case.change(wanted)
         self._tell(case, _reason(case.times, wanted, case.most))
@@ -181,14 +184,16 @@ class LearnedLanes:
 
     def _begin(self, settings: TrialSettings, known: KnownLanes) -> _Case:
         batch_size = settings.training.batch_size
-        network = build_network(settings.model, self.data.image_shape, self.data.num_classes)
+        shape = self.data.image_shape, self.data.num_classes
+        network = build_network(settings.model, *shape)
+        widest = build_network(CohortShape.of(settings).model, *shape)  # which other trials may bring into the cohort
         with self.stop.interruptible():
             speed = self.memory.device_speed(self.device, self.num_sharing)
             prior = speed.epoch_cost(network, self.data, batch_size, self.device)
         return _Case(
             case=LaneCase(words=known.case),
             times=LaneTimes(prior, known.seconds),
-            bytes_per_lane=bytes_per_lane(network, batch_size),
+            bytes_per_lane=bytes_per_lane(widest, batch_size),
             stored=known.seconds,
         )
 
@@ -198,7 +203,8 @@ class LearnedLanes:
         before = case.stored.get(lanes)
         is_news = before is None or abs(readings[lanes] - before) > MARGIN * before
         if is_news and self.clock() - case.written_at.get(lanes, -math.inf) >= _WRITE_SECONDS:
-            self.memory.remember(self.memory.recall(case.case).model_copy(update={"seconds": readings}))
+            known = self.memory.recall(case.case)
+            self.memory.remember(known.model_copy(update={"seconds": {**known.seconds, lanes: readings[lanes]}}))
             case.stored, case.written_at[lanes] = readings, self.clock()
 
     def _that_fit(self, case: _Case, number: int, *, num_held: int) -> int:

@@ -25,6 +25,7 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.home import make_folder
 from hpsearch.logs import get_logger
 from hpsearch.study.settings import TrialSettings
+from hpsearch.training.lanes.cohort import CohortShape
 from hpsearch.training.lanes.device_model import DeviceSpeed, Positive, measure_speed
 
 _log = get_logger("lanes")
@@ -34,7 +35,7 @@ SHORTAGE_LASTS = timedelta(days=1)
 
 @dataclass(frozen=True, kw_only=True)
 class LaneCase:
-    """Everything that readings depend on, as text. Optimizers and activations differ little and share a case."""
+    """What readings depend on, as text: of a cohort's trials what they share, not their optimizers and widths."""
 
     words: str
 
@@ -50,13 +51,13 @@ class LaneCase:
 
     @classmethod
     def of(cls, settings: TrialSettings, data: ResidentData, device: torch.device, num_sharing: int) -> LaneCase:
-        """The case of a cohort that this trial opens."""
-        model, training = settings.model, settings.training
+        """The case of a trial's cohort."""
+        model, training = CohortShape.of(settings).model, settings.training
         height, width = data.image_shape
         parts = [
             cls.of_device(device, num_sharing).words,
             f"hpsearch {__version__}",
-            f"{model.family} of up to {_power_of_two(model.hidden_units)} units",
+            f"{model.family} of up to {model.hidden_units} units",
             f"kernels {model.kernels}; options {model.options}",
             f"batch {training.batch_size}{' shuffled' if training.shuffle else ''}; {training.precision}",
             f"{data.num_train} images of {height}x{width}{' in chunks' if data.is_chunked else ''}",
@@ -174,11 +175,6 @@ class LaneMemory:
             reason = str(first["msg"])
         _log.warning("lanes are learned again: %s cannot be used: %s", path, reason)
         return None
-
-
-def _power_of_two(number: int) -> int:
-    """Return the next power of two, so that a search over widths need not learn each width."""
-    return int(1 << (number - 1).bit_length())
 
 
 @cache

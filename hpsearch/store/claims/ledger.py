@@ -42,7 +42,7 @@ from hpsearch.store.rows.columns import as_columns
 from hpsearch.store.rows.correct_images import Correctness, write_correctness
 from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE_REASON
-from hpsearch.store.rows.parameter_values import external_value, parse_from_number
+from hpsearch.store.rows.parameter_values import read_parameters
 from hpsearch.store.rows.trial_rows import lock_study, write_trial_attributes
 from hpsearch.store.rows.trial_state import StoredState
 from hpsearch.study.space import ParameterValue
@@ -141,6 +141,7 @@ class Ledger:
         limit: int,
         *,
         cohort: str | None = None,
+        takes_unnamed: bool = True,
         token: int | None = None,
         attributes: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Claim]:
@@ -152,12 +153,13 @@ class Ledger:
         Args:
             cohort: claim only points of this cohort, or points whose parameters are still to be drawn; None: use the
                 cohort of the first point found.
+            takes_unnamed: also claim points whose parameters are still to be drawn and whose cohort nobody has named.
             token: of this claim (`new_claim_token`). To repeat a claim whose answer was lost, pass the same token: the
                 call then returns the points of the first claim, and no others.
             attributes: user attributes to set on the claimed trials, for example where they are trained.
         """
         token = new_claim_token() if token is None else token
-        values = {**self.values, "limit": limit, "cohort": cohort, "claim": token}
+        values = {**self.values, "limit": limit, "cohort": cohort, "claim": token, "takes_unnamed": takes_unnamed}
 
         def work(connection: Connection) -> Sequence[Row[Any]]:
             # If the connection was lost after the commit, these points are already ours: claiming others instead would
@@ -364,10 +366,7 @@ def new_claim_token() -> int:
 
 
 def _claim_from(row: Row[Any], token: int) -> Claim:
-    parameters = {}
-    for name, value, distribution in row.parameters or ():
-        what = f"parameter {name} of trial {row.number}"
-        parameters[name] = external_value(parse_from_number(distribution, what), value, what)
+    parameters = read_parameters(row.parameters, f"trial {row.number}")
     return Claim(**{**row._asdict(), "parameters": parameters, "token": token})
 
 

@@ -43,13 +43,14 @@ CLAIM = text(f"""
         WHERE p.study_id = :study AND t.state = 'WAITING' AND NOT mine.is_alone
           AND (p.crashes < :suspect_crashes OR mine.held = 0)
           AND (CAST(:cohort AS text) IS NULL OR p.cohort IS NULL OR p.cohort = :cohort)
+          AND (:takes_unnamed OR p.cohort IS NOT NULL)
         ORDER BY p.crashes >= :suspect_crashes, p.point LIMIT 1
         FOR UPDATE OF p, t SKIP LOCKED
     ), free AS (
         SELECT p.trial_id
         FROM hpsearch_points p JOIN trials t USING (trial_id), first
         WHERE p.study_id = :study AND t.state = 'WAITING'
-          AND (p.cohort IS NULL OR p.cohort = coalesce(:cohort, first.cohort))
+          AND (p.cohort = coalesce(:cohort, first.cohort) OR (p.cohort IS NULL AND :takes_unnamed))
           AND CASE WHEN first.is_alone THEN p.point = first.point ELSE p.crashes < :suspect_crashes END
         ORDER BY p.point LIMIT :limit
         FOR UPDATE OF p, t SKIP LOCKED
@@ -231,6 +232,8 @@ COPY_PARAMETERS = text(f"""
 REPLACE_TRIAL = text(f"""
     UPDATE hpsearch_points p
     SET trial_id = r.new_id, attempt = p.attempt + 1, crashes = p.crashes + r.crash,
+        -- Parameters that were not drawn yet may be drawn differently for the new trial.
+        cohort = CASE WHEN EXISTS (SELECT FROM trial_params q WHERE q.trial_id = r.old_id) THEN p.cohort END,
         furthest_epoch = greatest(p.furthest_epoch, r.reached),
         owner = NULL, claim = NULL, lease_expires_at = NULL
     FROM {unnest("r", "old_id int, new_id int, crash int, reached int")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -24,6 +24,22 @@ def read_conversions(connection: Connection, study_id: int) -> dict[str, FromNum
     what = f"a parameter of study number {study_id}"
     texts = connection.execute(_DISTRIBUTIONS, {"study": study_id})
     return {row.hash: parse_from_number(row.distribution_json, what) for row in texts}
+
+
+def read_parameters(rows: Sequence[tuple[str, float, str]] | None, owner: str) -> dict[str, Any]:
+    """Return a trial's parameters.
+
+    Args:
+        rows: name, number and distribution of each; None: there are none.
+        owner: the trial in messages.
+    Raises:
+        StorageError: a distribution or a number is damaged.
+    """
+    parameters = {}
+    for name, value, distribution in rows or ():
+        what = f"parameter {name} of {owner}"
+        parameters[name] = external_value(parse_from_number(distribution, what), value, what)
+    return parameters
 
 
 def external_value(from_number: FromNumber, stored: float, what: str) -> Any:

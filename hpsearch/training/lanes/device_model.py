@@ -164,5 +164,26 @@ def flops_per_image(network: Network) -> float:
 
 def bytes_per_lane(network: Network, batch_size: int) -> int:
     """Estimate the memory that one more lane takes, training, validation and a checkpoint included."""
-    activations = 4 * batch_size * (network.num_pixels + 4 * network.widest_activation)
+    if isinstance(network, DenseNetwork):  # its gradient is written out
+        per_image = 4.0 * (network.num_pixels + 4 * network.widest_activation)
+    else:
+        per_image = 2 * _saved_bytes_per_image(network)  # with the gradients
+    activations = round(batch_size * per_image)
     return 4 * _COPIES * num_parameters(network) + activations + VALIDATION_BYTES
+
+
+def _saved_bytes_per_image(network: Network) -> float:
+    """Bytes that autograd keeps for each image from a forward pass to the backward pass."""
+    parameters = {name: value.requires_grad_() for name, value in network.initial_parameters(seed=0).items()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = torch.zeros(_COUNTED_IMAGES, network.num_pixels)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = network.logits(parameters, images)
+    others = [value.untyped_storage().data_ptr() for value in parameters.values()]
+    return (logits.nbytes + sum(size for place, size in kept.items() if place not in others)) / _COUNTED_IMAGES

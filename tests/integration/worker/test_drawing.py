@@ -21,6 +21,7 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.device.pin import PinnedDevice
 from hpsearch.search.samplers import build_sampler, explore
 from hpsearch.signals import StopSignal
+from hpsearch.store.claims import cohort_names
 from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database
 from hpsearch.study.definition import parse_definition
@@ -145,12 +146,22 @@ def test_the_same_seed_and_a_single_worker_give_the_same_points(strategy: str, b
     assert [trial.params for trial in second.counted()] == [trial.params for trial in first.counted()]
 
 
+@pytest.mark.parametrize("limit", [200, 5])
 @pytest.mark.parametrize("strategy", ["random", "qmc"])
 def test_points_of_one_cohort_are_claimed_together_before_they_are_drawn(
-    strategy: str, bench: Callable[..., Bench]
+    strategy: str, limit: int, bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker opens each cohort once, and a point's cohort is the one of the parameters that are drawn later."""
+    """A worker opens each cohort once, and a point's cohort is the one of the parameters that are drawn later.
+
+    So it does where not all points are named at once, and where points come back: drawn, or claimed and not drawn.
+    """
+    monkeypatch.setattr(cohort_names, "LIMIT", limit)
     study = bench(strategy, 24, batch_size=[10, 20, 40], hidden_units=[4, 6, 40])
+    lost = study.ledger(owner=99)
+    claims = lost.claim(6)
+    for claim in claims[:3]:
+        assert Drawing(study.study).draw(lost, claim) is not None
+    lost.release("it comes back")
     opened: list[CohortShape] = []
 
     def build(shape: CohortShape, *arguments: Any) -> Cohort:

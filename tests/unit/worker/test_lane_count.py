@@ -124,15 +124,13 @@ def test_readings_let_the_number_grow_by_doubling(lab: Lab, trial: Trial, caplog
 
 
 def test_readings_let_the_number_shrink(lab: Lab, trial: Trial) -> None:
-    lab.memory.remember(lab.known(trial()).model_copy(update={"seconds": {16: 1.0, 32: 0.9}}))
-    lab.truth = EpochCost(fixed=0.0, per_lane=1.2)
+    """32 lanes should be faster than 16, and are slower."""
     lanes = lab.lanes()
-    assert lanes.num_lanes(trial(), lambda: 1000) == 32
-    for _ in range(3):  # epochs of 16 lanes were at the end of a study
-        lanes.review(trial(), 16, 16 * 1.0, never)
-    numbers = [lanes.review(trial(), 32, 32 * 1.2, never) for _ in range(4)]
+    assert lanes.num_lanes(trial(), lambda: 16) == 16
+    numbers = [lanes.review(trial(), 16, 16 * lab.truth.seconds(16), lambda: 1000) for _ in range(2)]
+    assert numbers[-1] == 32
+    numbers = [lanes.review(trial(), 32, 32 * 1.35, never) for _ in range(2)]
     assert numbers[-1] == 16
-    assert lab.num_shares == 0
 
 
 def test_never_more_lanes_than_the_share(lab: Lab, trial: Trial, caplog: pytest.LogCaptureFixture) -> None:
@@ -162,7 +160,7 @@ def test_one_epoch_and_few_busy_lanes_change_nothing(lab: Lab, trial: Trial) -> 
     lab.truth = EpochCost(fixed=300.0, per_lane=1.0)
     assert set(lab.train(lab.lanes(), trial(), 1)) == {64}
     assert set(lab.train(lab.lanes(), trial(), 20, busy=3)) == {64}
-    assert 3 in lab.known(trial()).seconds
+    assert 3 not in lab.known(trial()).seconds, "the last trials of a cohort are not representative"
 
 
 def test_on_a_gpu_changes_are_some_epochs_apart(lab: Lab, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,13 +179,13 @@ def test_a_reading_is_written_when_it_is_news_and_not_every_epoch(lab: Lab, tria
     path.write_text("not read while nothing is new")
     old = lab.truth.seconds(number)
     for _ in range(5):
-        lanes.review(trial(), number, number * old, lambda: 64)
+        lanes.review(trial(), number, number * old, lambda: number)
     for _ in range(8):  # news, but the last write is less than a minute old
-        lanes.review(trial(), number, number * 1.1 * old, lambda: 64)
+        lanes.review(trial(), number, number * 1.1 * old, lambda: number)
     assert path.read_text() == "not read while nothing is new"
     path.write_text(before)
     lab.now = 61.0
-    lanes.review(trial(), number, number * 1.1 * old, lambda: 64)
+    lanes.review(trial(), number, number * 1.1 * old, lambda: number)
     assert lab.known(trial()).seconds[number] == pytest.approx(1.1 * old)
 
 
