@@ -43,8 +43,8 @@ from hpsearch.errors import HpsearchError, InputError
 STUDIES = Path(__file__).with_name("lane_studies")
 FIXED = (1, 2, 4, 8, 16, 32)
 AUTO, AGAIN, PREVIOUS = "auto", "auto again", "previous auto"
-LIMIT_RATIO = 4.0
-FIRST_LIMIT_SECONDS = 600.0
+LIMIT_RATIO = 2.0
+FIRST_LIMIT_SECONDS = 900.0
 TITLE = "--lanes auto against fixed numbers of lanes"
 
 
