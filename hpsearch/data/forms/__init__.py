@@ -1,5 +1,4 @@
-"""The forms in which data sets come: one module for each, with a `form.DataForm` of its own.
+"""The forms in which data sets come: one module for each, and a line in `data/registry.FORMS`.
 
-`data/registry.FORMS` lists them. `catalog` loads the training and validation part through them, and `held_out` the test
-part.
+`catalog` loads the training and validation part through them, and `test_split` the test part.
 """

@@ -15,7 +15,7 @@ from hpsearch.data.splits import SelectionData, Split
 @final
 @dataclass(frozen=True, slots=True)
 class OpeningPermit:
-    """Permits reading test images. Only `held_out` creates one, when the intent to open the test set is on record."""
+    """Permits reading test images. Only `test_split` creates one, when the intent to open the test set is on record."""
 
 
 class DataForm(ABC):
@@ -53,5 +53,5 @@ class DataForm(ABC):
         """Read the test images, with their checksums as in `HeldOutSplit`. Raises DataError as `load_selection`."""
 
     def test_file_marks(self) -> set[str]:
-        """Marks that identify test files of their own (`test_files`), without opening them."""
+        """Marks that identify test files of their own (`test_file_marks`), without opening them."""
         return set()

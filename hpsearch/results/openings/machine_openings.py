@@ -35,7 +35,7 @@ class MachineOpening(BaseModel):
         at: UTC.
         by: user@host.
         database: address of the database, without a password.
-        files: marks that identify its test files (`data.test_files`).
+        files: marks that identify its test files (`data.test_file_marks`).
         num_images, num_errors: None: no number was recorded.
     """
 

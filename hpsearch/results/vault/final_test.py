@@ -1,6 +1,6 @@
 """The vault: the only access to the test split. It is opened once per study, for the chosen point.
 
-No other module imports `hpsearch.data.held_out`; an import check enforces this. The steps of an opening:
+No other module imports `hpsearch.data.test_split`; an import check enforces this. The steps of an opening:
 
     check that the study is finished and its vault unopened
       -> load the chosen point's parameters, or train the point again
@@ -28,10 +28,10 @@ from torch import Tensor
 from hpsearch import metric
 from hpsearch.artifacts.best_parameters import Artifacts
 from hpsearch.data.download import DownloadProgress
-from hpsearch.data.held_out import HeldOutSplit, load_test_split
 from hpsearch.data.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
+from hpsearch.data.test_split import HeldOutSplit, load_test_split
 from hpsearch.device.devices import VisibleDevices, make_current, use_full_float32, wanted_gpus
 from hpsearch.device.pin import PinnedDevice, PinRules, pin_device
 from hpsearch.errors import ArtifactError, DataError, DeviceError, HpsearchError, InputError

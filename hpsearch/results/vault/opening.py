@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from hpsearch.data.test_files import marks_of_content, marks_of_test_files
+from hpsearch.data.test_file_marks import marks_of_content, marks_of_test_files
 from hpsearch.home import vault_file
 from hpsearch.results.openings.intents import declare_intent, is_declared, opened_before, read_intent_ids
 from hpsearch.results.openings.machine_openings import (

@@ -266,7 +266,7 @@ from hpsearch.data import published
 from hpsearch.data.catalog import load_selection_data
 from hpsearch.data.lookup import DataLocations
 from hpsearch.data.data_file import read_data_file
-from hpsearch.data.held_out import load_test_split
+from hpsearch.data.test_split import load_test_split
 from hpsearch.study.settings import DataSettings
 
 function, dataset, cache = sys.argv[1:]

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from hpsearch.console.tables import print_status
-from hpsearch.data import held_out
+from hpsearch.data import test_split
 from hpsearch.data.forms import idx_files
 from hpsearch.errors import DataError, VaultOpenedError
 from hpsearch.home import vault_file
@@ -136,7 +136,7 @@ def test_test_images_are_not_read_without_an_intent_on_record(
     searched = search(str(folder))
     monkeypatch.setattr(idx_files, "read_data_file", lambda path: pytest.fail("it was read"))
     with pytest.raises(DataError, match="their opening is not on record"):
-        held_out.load_test_split(searched.study.definition.data, searched.locations, lambda: False)
+        test_split.load_test_split(searched.study.definition.data, searched.locations, lambda: False)
 
 
 def test_an_unfinished_opening_is_for_its_own_point_and_parameters_only(

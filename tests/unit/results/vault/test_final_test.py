@@ -96,7 +96,7 @@ def test_only_the_vault_imports_the_reader_of_the_test_images() -> None:
     importers = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
-        if path.name != "held_out.py" and _mentions_reader(ast.parse(path.read_text()))
+        if path.name != "test_split.py" and _mentions_reader(ast.parse(path.read_text()))
     }
     assert importers == {"results/vault/final_test.py"}
 
@@ -107,15 +107,15 @@ def test_only_the_reader_permits_the_forms_of_data_to_read_their_test_part() -> 
         for path in PACKAGE.rglob("*.py")
         if re.search(r"OpeningPermit\(|\.read_test_part", path.read_text())
     }
-    assert users == {"data/held_out.py"}
+    assert users == {"data/test_split.py"}
 
 
 def test_an_import_in_any_form_would_be_noticed() -> None:
     for source in (
-        "from hpsearch.data.held_out import load_test_split",
-        "import hpsearch.data.held_out as reader",
-        "def f():\n    from hpsearch.data import held_out",
-        "importlib.import_module('hpsearch.data.held_out')",
+        "from hpsearch.data.test_split import load_test_split",
+        "import hpsearch.data.test_split as reader",
+        "def f():\n    from hpsearch.data import test_split",
+        "importlib.import_module('hpsearch.data.test_split')",
     ):
         assert _mentions_reader(ast.parse(source)), source
     assert not _mentions_reader(ast.parse("from hpsearch.data import catalog\n'held out'"))
@@ -131,4 +131,4 @@ def _mentions_reader(tree: ast.AST) -> bool:
                 named += [f"{module}.{alias.name}" for alias in aliases]
             case ast.Call(args=[ast.Constant(value=str(text)), *_]):
                 named.append(text)
-    return any("data.held_out" in name for name in named)
+    return any("data.test_split" in name for name in named)

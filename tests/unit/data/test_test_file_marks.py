@@ -22,7 +22,7 @@ from hpsearch.data.catalog import load_selection_data
 from hpsearch.data.lookup import DataLocations
 from hpsearch.data.published import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 from hpsearch.data.registry import resolve_dataset
-from hpsearch.data.test_files import marks_of_content, marks_of_test_files
+from hpsearch.data.test_file_marks import marks_of_content, marks_of_test_files
 from hpsearch.errors import DataError
 from hpsearch.study.settings import DataSettings
 from hpsearch.worker.objective import Objective

@@ -1,4 +1,4 @@
-"""Marks by which test files are recognised later, without opening them. Only held_out.py reads test files."""
+"""Marks by which test files are recognised later, without opening them. Only test_split.py reads test files."""
 
 from __future__ import annotations
 

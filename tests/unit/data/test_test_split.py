@@ -11,9 +11,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.held_out import load_test_split
 from hpsearch.data.lookup import DataLocations
 from hpsearch.data.published import TEST_IMAGES, TEST_LABELS
+from hpsearch.data.test_split import load_test_split
 from hpsearch.errors import DataError, InputError
 from hpsearch.study.settings import DataSettings
 
