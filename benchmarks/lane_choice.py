@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     described = machine()
     measurements: list[Measurement] = []
     epochs: dict[str, dict[str, int]] = {}
-    fixed, overrides = ((1, 8), ("training.max_epochs=1",)) if options.tiny else (FIXED, ())
+    fixed, overrides = ((1, 8), ("training.max_epochs=1",)) if options.tiny else (options.fixed, ())
     rounds = 1 if options.tiny else options.rounds
     with _beside(is_wanted=options.beside):
         for path in _chosen("10" if options.tiny else options.studies):
@@ -186,6 +186,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--studies", metavar="NAME,NAME", help="how the names of their files begin")
+    parser.add_argument("--fixed", type=int, nargs="+", metavar="N", default=FIXED, help="the fixed numbers of lanes")
     parser.add_argument("--beside", action="store_true", help="run a process that takes one core meanwhile")
     parser.add_argument("--previous", type=Path, metavar="FOLDER", help="a checkout with a .venv to compare auto with")
     parser.add_argument("--tiny", action="store_true", help="one study on digits, one epoch; writes no result")
