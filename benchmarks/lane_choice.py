@@ -89,7 +89,7 @@ class Study:
         words = ["--lanes", "auto" if is_auto else contender]
         for override in (f"name={self.name}-{self._num_runs}", *self.overrides):
             words += ["--set", override]
-        command = [python, "-m", "hpsearch", "run", str(self.path), "--json", "--device", "cpu", *words]
+        command = [python, "-P", "-m", "hpsearch", "run", str(self.path), "--json", "--device", "cpu", *words]
         limit, started = LIMIT_RATIO * self._fastest, time.perf_counter()
         try:
             summary = json.loads(run_program(contender, command, environment_of(self.home), limit))
