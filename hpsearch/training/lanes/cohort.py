@@ -56,13 +56,8 @@ class CohortShape:
 
     @classmethod
     def of(cls, settings: TrialSettings) -> CohortShape:
-        training = settings.training
-        return cls(
-            model=cohort_model(settings.model),
-            batch_size=training.batch_size,
-            shuffle=training.shuffle,
-            precision=training.precision,
-        )
+        model, its = cohort_model(settings.model), settings.training
+        return cls(model=model, batch_size=its.batch_size, shuffle=its.shuffle, precision=its.precision)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -85,10 +80,10 @@ class _Lane:
 class Cohort:
     """Lanes that share a `CohortShape` and train on the same data.
 
-    A trial's curve depends on its settings and the data, not on its lane or on the trials in other lanes. It is equal
-    bit for bit where the device's GEMM gives the same bits for every number of lanes, and otherwise up to the order of
-    float32 sums (tests state the tolerance). This also holds in TF32 and bfloat16: which numbers are rounded never
-    depends on another lane (`steps.build_step`). A lane that diverges does not affect the others.
+    A trial's curve depends on its settings and the data, not on its lane or its neighbours: bit for bit where a GEMM
+    gives the same bits for every number of lanes and all lanes are of one kind, otherwise up to the order of float32
+    sums (tests state the tolerance). Which numbers TF32 and bfloat16 round never depends on another lane. A lane that
+    diverges does not affect the others.
 
     Args:
         validations_every: minibatches between two validations within an epoch; each epoch also ends with one.
@@ -172,12 +167,8 @@ class Cohort:
         seed = lane.settings.training_seed
         parameters = lane.network.initial_parameters(seed=seed, dtype=self._dtype, device=self._device)
         state = build_optimizer(lane.settings.training.optimizer).initial_state(parameters)
-        return TrialTensors(
-            parameters=parameters,
-            optimizer_state=state,
-            best_parameters=parameters,
-            correct=self._stack.fresh_correct(),
-        )
+        correct = self._stack.fresh_correct()
+        return TrialTensors(parameters=parameters, optimizer_state=state, best_parameters=parameters, correct=correct)
 
     def _take_lane(self, newcomer: _Lane, tensors: TrialTensors) -> None:
         """Put a trial into a free lane of its kind, or into a new one."""
@@ -190,8 +181,7 @@ class Cohort:
         else:
             lane = self._stack.insert(kind, tensors.parameters, tensors.optimizer_state)
             self._lanes.insert(lane, newcomer)
-        if newcomer.best is not None:
-            best = newcomer.best
+        if (best := newcomer.best) is not None:
             self._stack.set_best(lane, tensors, zero_one=best.zero_one, nll=best.nll)
 
     def release(self, key: Hashable) -> None:
