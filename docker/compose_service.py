@@ -240,8 +240,8 @@ def _can_have_mnist(file: str) -> bool:
 
     try:
         with download_progress() as progress:
-            locations = DataLocations.from_environment()
-            load_selection_data(load_definition(Path(file), ()).data, locations=locations, progress=progress)
+            locations = DataLocations.from_environment(progress)
+            load_selection_data(load_definition(Path(file), ()).data, locations=locations)
     except DataError as error:
         return not isinstance(error.__cause__, MirrorsFailedError)
     return True
