@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from hpsearch.logs import get_logger
+from hpsearch.search.pruners import is_competitive
 from hpsearch.search.samplers import learns
 from hpsearch.store.checkpoints import ResumeOutcome
 from hpsearch.store.claims.cohort_names import name_cohorts
@@ -35,6 +36,7 @@ _log = get_logger("worker")
 T = TypeVar("T")
 D = TypeVar("D")
 
+GENERATIONS = 3  # of trials, at least, if trials are pruned because others were better
 ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there is something to train
 
 
@@ -218,11 +220,13 @@ class Intake:
     def _share(self, ledger: Ledger) -> int:
         """Return how many points of the cohort this worker may take, at least 1.
 
-        The unfinished points of the study are divided equally among the workers.
+        The unfinished points of the study are divided equally among the workers. With a pruner that compares trials,
+        a worker takes a third: trials that start together cannot prune each other.
         """
         assert self._cohort_name is not None
         num_workers = max(1, self.worker.num_siblings, ledger.num_workers())
-        share = -(-ledger.counts().unfinished // num_workers)
+        num_parts = num_workers * (GENERATIONS if is_competitive(self.study.definition.pruning) else 1)
+        share = -(-ledger.counts().unfinished // num_parts)
         num_ours = len(self.held())
         return max(1, min(share, num_ours + ledger.num_waiting(self._cohort_name)))
 

@@ -580,6 +580,17 @@ def test_held_over_points_are_among_those_that_lanes_are_opened_for(strategy: st
     assert lanes.shares == [8 if strategy == "tpe" else 8 - num_others, num_others]
 
 
+@pytest.mark.parametrize(("pruner", "expected"), [("none", 8), ("median", 3)])
+def test_a_pruner_that_compares_trials_has_three_generations_at_least(
+    pruner: str, expected: int, bench: Callable[..., Bench]
+) -> None:
+    search = {"learning_rate": [0.1, 0.2, 0.3, 0.4], "lambda_2": [0.0, 0.1]}
+    study = bench(search=search, pruning={"pruner": pruner})
+    lanes = WholeShare()
+    study.worker(lanes=lanes).run()
+    assert lanes.shares[0] == expected
+
+
 # Writing in the background
 
 
