@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import text
 
+from hpsearch.store.claims.ledger_sql import PARAMETERS
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.columns import as_columns, unnest
 from hpsearch.store.rows.parameter_values import read_parameters
@@ -38,10 +39,8 @@ def name_cohorts(database: Database, study_id: int, cohort_of: Callable[[int, in
     return len(names) == LIMIT
 
 
-_UNNAMED = text("""
-    SELECT p.point, t.number, (
-        SELECT json_agg(json_build_array(q.param_name, q.param_value, q.distribution_json) ORDER BY q.param_id)
-        FROM trial_params q WHERE q.trial_id = p.trial_id) AS parameters
+_UNNAMED = text(f"""
+    SELECT p.point, t.number, {PARAMETERS}
     FROM hpsearch_points p JOIN trials t USING (trial_id)
     WHERE p.study_id = :study AND t.state = 'WAITING' AND p.cohort IS NULL ORDER BY p.point LIMIT :limit
 """)

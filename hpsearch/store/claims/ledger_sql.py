@@ -20,11 +20,14 @@ _RENEWED = """
     lease_expires_at = now() + make_interval(secs => :lease)
 """
 
-# The points of one claim. `parameters` are those of the trial as Optuna stores them: [name, value, distribution].
-CLAIMED = text("""
-    SELECT p.trial_id, t.number, p.point, p.attempt, p.cohort, (
+# The parameters of a point's trial as Optuna stores them: [name, value, distribution]; NULL if it has none.
+PARAMETERS = """(
         SELECT json_agg(json_build_array(q.param_name, q.param_value, q.distribution_json) ORDER BY q.param_id)
-        FROM trial_params q WHERE q.trial_id = p.trial_id) AS parameters
+        FROM trial_params q WHERE q.trial_id = p.trial_id) AS parameters"""
+
+# The points of one claim.
+CLAIMED = text(f"""
+    SELECT p.trial_id, t.number, p.point, p.attempt, p.cohort, {PARAMETERS}
     FROM hpsearch_points p JOIN trials t USING (trial_id)
     WHERE p.study_id = :study AND p.owner = :owner AND p.claim = :claim ORDER BY p.point
 """)
