@@ -99,3 +99,10 @@ def test_larger_networks_and_minibatches_take_more_memory() -> None:
     assert small < bytes_per_lane(network(hidden_units=500), 20)
     assert small < bytes_per_lane(network(hidden_units=20), 500)
     assert bytes_per_lane(network(hidden_units=500), 20) > 4 * 4 * num_parameters(network(hidden_units=500))
+
+
+def test_a_lane_of_a_deep_network_keeps_the_results_of_all_its_layers() -> None:
+    """Autograd keeps them until the backward pass; the first convolution alone has 20 maps of 24x24."""
+    lenet = build_network(ModelSettings(family="cnn"), (28, 28), 10)
+    first_maps = 4 * 20 * 24 * 24
+    assert bytes_per_lane(lenet, 500) - bytes_per_lane(lenet, 100) > 400 * 2 * first_maps
