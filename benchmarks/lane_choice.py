@@ -6,9 +6,10 @@
     python -m benchmarks.lane_choice --previous ../old     # also auto of another checkout, with its own .venv
 
 Each run is `hpsearch run STUDY.toml --lanes N`, from the start of the process to its end, in a home whose PostgreSQL
-exists. `auto` knows nothing when it begins: what earlier runs have remembered is removed before. `auto again` is a
-second study in the same home. A fixed number that takes LIMIT_RATIO times as long as the fastest run of its study is
-ended, and counts with that time.
+exists. A first run with 8 lanes is not counted: it fills the caches. `auto` knows nothing when it begins: what earlier
+runs have remembered is removed before. `auto again` is a second study in the same home. A run that takes LIMIT_RATIO
+times as long as the fastest of its study is ended, and counts with that time. A fixed number that took DROP_RATIO times
+as long as the best one is not run in the next rounds: it will not be the best.
 """
 
 from __future__ import annotations
@@ -19,16 +20,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from benchmarks.measurement import (
     RESULTS,
     Measurement,
-    interleave,
     machine,
     print_measurements,
     ratio,
@@ -43,7 +42,9 @@ from hpsearch.errors import HpsearchError, InputError
 STUDIES = Path(__file__).with_name("lane_studies")
 FIXED = (1, 2, 4, 8, 16, 32)
 AUTO, AGAIN, PREVIOUS = "auto", "auto again", "previous auto"
+WARM_UP_LANES = 8
 LIMIT_RATIO = 2.0
+DROP_RATIO = 1.4
 FIRST_LIMIT_SECONDS = 900.0
 TITLE = "--lanes auto against fixed numbers of lanes"
 
@@ -69,12 +70,24 @@ class Study:
     def name(self) -> str:
         return self.path.stem
 
-    def contenders(self) -> dict[str, Callable[[], float]]:
+    def measure(self, rounds: int) -> dict[str, list[float]]:
+        """Run the contenders in turns, from one place further each round; returns the seconds of each, by rounds.
+
+        A contender that is dropped has fewer values than the others.
+        """
         # Not the slowest first: the limit of the others comes from the fastest.
         names = [AUTO, AGAIN, *(str(number) for number in sorted(self.fixed, reverse=True))]
         if self.previous is not None:
             names.append(PREVIOUS)
-        return {name: partial(self.run, name) for name in names}
+        self.run(str(WARM_UP_LANES))
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for index in range(rounds):
+            # `auto again` stays behind `auto`: it knows what that one has learned.
+            for name in [*names[2 + index :], *names[: 2 + index]]:
+                seconds[name].append(self.run(name))
+            best = min(min(values) for name, values in seconds.items() if name.isdecimal())
+            names = [name for name in names if not name.isdecimal() or min(seconds[name]) <= DROP_RATIO * best]
+        return seconds
 
     def run(self, contender: str) -> float:
         """Run the study once; returns seconds from the process's start to its end, at most the limit."""
@@ -112,32 +125,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     epochs: dict[str, dict[str, int]] = {}
     fixed, overrides = ((1, 8), ("training.max_epochs=1",)) if options.tiny else (options.fixed, ())
     rounds = 1 if options.tiny else options.rounds
+    output = options.output or (None if options.tiny else RESULTS / "lane_choice.json")
     with _beside(is_wanted=options.beside):
         for path in _chosen("10" if options.tiny else options.studies):
             with scratch_folder() as home:
                 _create_database(home)
                 study = Study(path=path, home=home, previous=options.previous, fixed=fixed, overrides=overrides)
-                seconds = interleave(study.contenders(), rounds, warm_ups=0)
+                seconds = study.measure(rounds)
             found = summarise(study.name, seconds)
             print_measurements(study.name, found)
             measurements += found
             epochs[study.name] = study.epochs
-    output = options.output or (None if options.tiny else RESULTS / "lane_choice.json")
-    if output is not None:
-        write_result(
-            output,
-            title=TITLE,
-            machine=described,
-            settings={"rounds": rounds, "beside a process that takes one core": options.beside},
-            measurements=measurements,
-            details={"trial-epochs": epochs},
-        )
+            if output is not None:  # after each study: the whole takes an hour or two
+                write_result(
+                    output,
+                    title=TITLE,
+                    machine=described,
+                    settings={"rounds": rounds, "beside a process that takes one core": options.beside},
+                    measurements=measurements,
+                    details={"trial-epochs": epochs},
+                )
 
 
 def summarise(study: str, seconds: dict[str, list[float]]) -> list[Measurement]:
-    """Seconds of each contender, and `auto` over the fixed number whose median is the lowest."""
+    """Seconds of each contender, and `auto` over the best fixed number by their medians."""
     measured = {name: Measurement(name=f"{study}, {name}", unit="s", values=tuple(v)) for name, v in seconds.items()}
-    best = min((name for name in seconds if name.isdecimal()), key=lambda name: measured[name].median)
+    complete = [name for name in seconds if name.isdecimal() and len(seconds[name]) == len(seconds[AUTO])]
+    best = min(complete, key=lambda name: measured[name].median)
     ratios = [ratio(f"{study}, {name} / best fixed ({best})", seconds[name], seconds[best]) for name in (AUTO, AGAIN)]
     if PREVIOUS in seconds:
         ratios.append(ratio(f"{study}, {PREVIOUS} / {AUTO}", seconds[PREVIOUS], seconds[AUTO]))
