@@ -202,6 +202,18 @@ def find_final_error(line: str) -> str | None:
     return str(fields["message"]) if {"message", "exit_code"} <= fields.keys() else None
 
 
+def find_message(line: str, room: str) -> str | None:
+    """Return the message of a log line, in either format, if the logger of this room wrote it."""
+    logger = f"{LOGGER_NAME}.{room}"
+    if line.startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):  # a truncated line, or one of another program
+            fields = json.loads(line)
+            return str(fields["message"]) if fields.get("logger") == logger and "message" in fields else None
+        return None
+    heading, found, message = line.partition(f" {logger}: ")
+    return message if found and len(heading.split()) == 2 else None  # time and level
+
+
 def _our_handler() -> _StderrHandler | None:
     handlers = logging.getLogger(LOGGER_NAME).handlers
     return next((handler for handler in handlers if isinstance(handler, _StderrHandler)), None)

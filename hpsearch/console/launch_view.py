@@ -44,6 +44,9 @@ class TerminalListener(LaunchListener):
     def training(self, study: StoredStudy) -> AbstractContextManager[Callable[[Progress], None]]:
         return follow(study)
 
+    def lanes_changed(self, worker: int, message: str) -> None:
+        say(f"worker {worker}: {message}")
+
     def interrupted(self, study: StoredStudy, num_left: int) -> None:
         say(f"interrupted: {num_left} points are left; the same command resumes the study")
 

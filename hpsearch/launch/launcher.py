@@ -52,6 +52,9 @@ class LaunchListener:
         """Open while workers train; the yielded function is called with the study's progress about once a second."""
         return contextlib.nullcontext(lambda progress: None)
 
+    def lanes_changed(self, worker: int, message: str) -> None:
+        """A worker of this machine has changed its number of lanes; the message says the number and why."""
+
     def interrupted(self, study: StoredStudy, num_left: int) -> None:
         """Ctrl-C was pressed and the workers have given their trials back. `num_left` points are unfinished."""
 
@@ -107,7 +110,9 @@ def _train(
         registration = first.prepare(definition, progress)
     study = registration.study
     listener.prepared(registration, num_workers, launch.options.worker.lanes_text)
-    supervisor = Supervisor(database=database, study=study, command=launcher, num_workers=num_workers)
+    supervisor = Supervisor(
+        database=database, study=study, command=launcher, num_workers=num_workers, on_lanes=listener.lanes_changed
+    )
     if first.joins:
         supervisor.processes[0] = first.process
     try:

@@ -219,6 +219,10 @@ class RayLauncher:
     def log_file(self, index: int) -> str:
         return self._end(index).log
 
+    def lane_changes(self, index: int) -> list[str]:
+        """Return nothing: the log is on the actor's node."""
+        return []
+
     def shorten_log(self, index: int) -> None:
         """Does nothing: an actor shortens the log on its own node."""
 

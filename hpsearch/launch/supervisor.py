@@ -32,6 +32,7 @@ class WorkerLauncher(Protocol):
     def last_words(self, index: int) -> str: ...
     def final_error(self, index: int) -> str | None: ...
     def log_file(self, index: int) -> Path | str: ...
+    def lane_changes(self, index: int) -> list[str]: ...
     def shorten_log(self, index: int) -> None: ...
 
 
@@ -40,6 +41,7 @@ class Supervisor:
     """Keeps `num_workers` workers running until the study is finished.
 
     Args:
+        on_lanes: called with a worker's index and what it has logged about its number of lanes, once per change.
         processes: by worker index; those that run already are taken over.
     """
 
@@ -47,6 +49,7 @@ class Supervisor:
     study: StoredStudy
     command: WorkerLauncher
     num_workers: int
+    on_lanes: Callable[[int, str], object] = lambda index, message: None
     poll_seconds: float = 1.0
     processes: dict[int, WorkerProcess] = field(default_factory=dict)
     _restarts: dict[int, int] = field(default_factory=dict)  # since a point was last counted or given up
@@ -78,6 +81,8 @@ class Supervisor:
             self._num_settled = counts.counted + counts.failed
             self._restarts.clear()
         for index, process in list(self.processes.items()):
+            for message in self.command.lane_changes(index):
+                self.on_lanes(index, message)
             self.command.shorten_log(index)
             code = process.poll()
             if code is None or code == 0:

@@ -22,7 +22,7 @@ from typing import Protocol
 from hpsearch import environment
 from hpsearch.errors import ArtifactError, HpsearchError
 from hpsearch.home import make_folder
-from hpsearch.logs import find_final_error
+from hpsearch.logs import find_final_error, find_message
 from hpsearch.safe_text import mask_passwords
 from hpsearch.signals import STOP_SECONDS
 from hpsearch.worker.options import WorkerOptions
@@ -94,6 +94,7 @@ class WorkerCommand:
     num_workers: int
     threads: int
     log_folder: Path
+    _num_read: dict[int, int] = field(default_factory=dict)  # by worker index: bytes of the log, for lane_changes
 
     def log_file(self, index: int) -> Path:
         """The log file of worker number `index`."""
@@ -157,6 +158,23 @@ class WorkerCommand:
         text = _end_of(self._older_log(index)) + _end_of(self.log_file(index))
         _, heading, text = text.rpartition(_LOG_HEADING)
         return text.strip().splitlines()[1 if heading else 0 :]
+
+    def lane_changes(self, index: int) -> list[str]:
+        """Return what a worker has logged about its number of lanes since the last call, or since its start."""
+        try:
+            with self.log_file(index).open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                # A log that was shortened is read from its new end.
+                start = min(self._num_read.get(index, max(0, size - _LOG_END_BYTES)), size)
+                log.seek(start)
+                whole, newline, _ = log.read().rpartition(b"\n")  # a line that is not complete is read next time
+        except OSError:  # a problem with a log must not end the training
+            return []
+        is_first = index not in self._num_read
+        self._num_read[index] = start + len(whole) + len(newline)
+        news = whole.rpartition(_LOG_HEADING.encode())[2] if is_first else whole
+        lines = news.decode(errors="replace").splitlines()
+        return [mask_passwords(message) for line in lines if (message := find_message(line, "lanes")) is not None]
 
     def shorten_log(self, index: int) -> None:
         """Move a worker's log to a second file once it is long. Call this periodically."""

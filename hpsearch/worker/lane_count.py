@@ -27,7 +27,7 @@ from hpsearch.worker.cohorts import cohort_name
 from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
 from hpsearch.worker.options import MAX_LANES
 
-_log = get_logger("lanes")
+_log = get_logger("lanes")  # `run` shows its lines (launch/worker_command)
 # Epochs from one change to the next. With another number of lanes the CUDA graphs are captured again, which takes
 # seconds, and the first epoch after a change measures little else. The number of epochs that would remain to pay for a
 # capture is unknown: the trials' stopping rules decide it.

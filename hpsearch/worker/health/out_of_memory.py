@@ -16,6 +16,7 @@ from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.claims.requeue import MAX_CRASHES
 
 _log = get_logger("worker")
+_lanes_log = get_logger("lanes")  # `run` shows these lines (launch/worker_command)
 _HINT = "choose a smaller network or training.batch_size, or free the device"
 
 
@@ -47,7 +48,7 @@ class OutOfMemory:
         if num_lanes > 1:
             limit_lanes(num_lanes // 2)
             num_released = ledger.release(f"{where} with {num_lanes} lanes")
-            _log.warning(
+            _lanes_log.warning(
                 "%s: %s with %d lanes (%s): %d trials will be trained again, in at most %d lanes",
                 *(self._name, where, num_lanes, request, num_released, num_lanes // 2),
             )

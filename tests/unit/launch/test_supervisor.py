@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -332,3 +333,51 @@ def test_an_exit_code_without_an_error_of_ours_is_a_death_like_any_other(
     with pytest.raises(WorkersFailedError, match=rf"died {MAX_RESTARTS + 1} times in a row \(exit code {code}\)") as e:
         supervisor(monkeypatch, tmp_path, program, [OPEN]).run(lambda progress: None)
     assert e.value.exit_code == 1
+
+
+TEXT_LINE = b"12:00:01 INFO hpsearch.lanes: 8 lanes: by this machine's model\n"
+JSON_LINE = b'{"time": "1", "level": "INFO", "logger": "hpsearch.lanes", "message": "4 lanes: 2 s, 8 would take 2"}\n'
+OTHER_LINES = b'12:00:02 INFO hpsearch.worker: joins\nprinted: hpsearch.lanes: 3\n{"logger": 1}\n{\n[]\n'
+
+
+def test_changes_of_the_lanes_are_told_once_each(tmp_path: Path) -> None:
+    worker = command(tmp_path)
+    assert worker.lane_changes(0) == []  # there is no log yet
+    for lines in (b"12:00:00 INFO hpsearch.lanes: 2 lanes: of an earlier start\n", TEXT_LINE + OTHER_LINES):
+        with worker._open_log(0) as log:
+            log.write(lines)
+    assert worker.lane_changes(0) == ["8 lanes: by this machine's model"]
+    assert worker.lane_changes(0) == []
+    with worker.log_file(0).open("ab") as log:
+        log.write(JSON_LINE[:40])
+        log.flush()
+        assert worker.lane_changes(0) == []
+        log.write(JSON_LINE[40:])
+    assert worker.lane_changes(0) == ["4 lanes: 2 s, 8 would take 2"]
+
+
+def test_changes_of_the_lanes_are_found_behind_a_log_that_was_shortened(tmp_path: Path) -> None:
+    worker = command(tmp_path)
+    with worker._open_log(0) as log:
+        log.write(OTHER_LINES * 100)
+    assert worker.lane_changes(0) == []
+    os.truncate(worker.log_file(0), 0)
+    assert worker.lane_changes(0) == []
+    with worker.log_file(0).open("ab") as log:
+        log.write(TEXT_LINE)
+    assert worker.lane_changes(0) == ["8 lanes: by this machine's model"]
+
+
+def test_the_supervisor_passes_on_changes_of_the_lanes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = f"import sys, time; print({TEXT_LINE.decode()!r}, flush=True); time.sleep(60)"
+    told: list[tuple[int, str]] = []
+
+    def open_until_told() -> Iterator[PointCounts]:
+        while not told:
+            yield OPEN
+        yield DONE
+
+    one = supervisor(monkeypatch, tmp_path, program, open_until_told())
+    one.on_lanes = lambda index, message: told.append((index, message))
+    one.run(lambda progress: None)
+    assert told == [(0, "8 lanes: by this machine's model")]
