@@ -123,19 +123,23 @@ def gemm_rate(device: torch.device, precision: Precision = "float32", size: int 
     return repetitions * 2 * size**3 / (_synchronised(device) - started) / 1e9
 
 
-def random_images(num_train: int) -> SelectionData:
-    """A data set of the notes' proportions with nothing to learn in it: arithmetic takes as long."""
+def random_images(num_train: int, *, side: int = 28) -> SelectionData:
+    """A data set of the notes' proportions with nothing to learn in it: arithmetic takes as long.
+
+    Args:
+        side: of the square images, in pixels.
+    """
     generator = np.random.default_rng(0)
 
     def split(num_images: int) -> Split:
-        images = generator.random((num_images, 784), dtype=np.float32)
+        images = generator.random((num_images, side * side), dtype=np.float32)
         return Split(images=images, labels=generator.integers(0, 10, num_images))
 
     return SelectionData(
         name="random",
         train=split(num_train),
         validation=split(num_train // 5),
-        image_shape=(28, 28),
+        image_shape=(side, side),
         num_classes=10,
         checksums={},
     )

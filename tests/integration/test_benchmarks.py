@@ -67,6 +67,19 @@ def test_the_choice_of_lanes_is_compared_with_fixed_numbers(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_the_models_number_of_lanes_is_compared_with_the_best_one(tmp_path: Path) -> None:
+    result, table = result_of("lane_model", tmp_path, "--rounds", "1")
+    measured = {one["name"].rpartition(", ")[2]: one["median"] for one in result["measurements"]}
+    ((chosen, lost),) = ((name.split()[2], value) for name, value in measured.items() if name.startswith("lost"))
+    times = {
+        name.split()[0]: value for name, value in measured.items() if name.endswith(" lanes") and name[0].isdigit()
+    }
+    assert times.keys() == {"1", "2", "4", "8", "16", "32", "64"}
+    assert lost == times[chosen] / min(times.values()) >= 1
+    assert "time / best" in table
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_RAY, reason="Ray Tune is not installed: pip install --editable '.[bench]'")
 def test_a_whole_study_is_timed_with_ray_tune(tmp_path: Path) -> None:
     result, _ = result_of("whole_study", tmp_path, "--contenders", "ray")
