@@ -8,8 +8,9 @@
 Each run is `hpsearch run STUDY.toml --lanes N`, from the start of the process to its end, in a home whose PostgreSQL
 exists. A first run with 8 lanes is not counted: it fills the caches. `auto` knows nothing when it begins: what earlier
 runs have remembered is removed before. `auto again` is a second study in the same home. A run that takes LIMIT_RATIO
-times as long as the fastest of its study is ended, and counts with that time. A fixed number that took DROP_RATIO times
-as long as the best one is not run in the next rounds: it will not be the best.
+times as long as the fastest of its study is ended, and counts with that time. What took DROP_RATIO times as long as the
+best fixed number is not run in the next rounds, except `auto`: a fixed number will not be the best, and the previous
+auto has lost.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Study:
             for name in [*names[2 + index :], *names[: 2 + index]]:
                 seconds[name].append(self.run(name))
             best = min(min(values) for name, values in seconds.items() if name.isdecimal())
-            names = [name for name in names if not name.isdecimal() or min(seconds[name]) <= DROP_RATIO * best]
+            names = [name for name in names if name in (AUTO, AGAIN) or min(seconds[name]) <= DROP_RATIO * best]
         return seconds
 
     def run(self, contender: str) -> float:
@@ -154,7 +155,9 @@ def summarise(study: str, seconds: dict[str, list[float]]) -> list[Measurement]:
     best = min(complete, key=lambda name: measured[name].median)
     ratios = [ratio(f"{study}, {name} / best fixed ({best})", seconds[name], seconds[best]) for name in (AUTO, AGAIN)]
     if PREVIOUS in seconds:
-        ratios.append(ratio(f"{study}, {PREVIOUS} / {AUTO}", seconds[PREVIOUS], seconds[AUTO]))
+        ratios.append(
+            ratio(f"{study}, {PREVIOUS} / {AUTO}", seconds[PREVIOUS], seconds[AUTO][: len(seconds[PREVIOUS])])
+        )
     return [*measured.values(), *ratios]
 
 

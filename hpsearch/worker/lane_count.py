@@ -23,6 +23,7 @@ from hpsearch.training.lanes.cohort import CohortShape
 from hpsearch.training.lanes.device_model import bytes_per_lane
 from hpsearch.training.lanes.lane_times import MARGIN, LaneTimes
 from hpsearch.training.networks.build import build_network
+from hpsearch.wording import counted
 from hpsearch.worker.cohorts import cohort_name
 from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
 from hpsearch.worker.options import MAX_LANES
@@ -33,6 +34,7 @@ _log = get_logger("lanes")  # `run` shows its lines (launch/worker_command)
 # capture is unknown: the trials' stopping rules decide it.
 _EPOCHS_BETWEEN_CHANGES = {"cpu": 0, "cuda": 5}
 _ASK_AGAIN_SECONDS = 60.0  # after more lanes were wanted in vain
+_NO_POINTS, _NO_MEMORY = "there are no points for more", "more ran out of memory before"
 _WRITE_SECONDS = 60.0  # between two writes of a reading for the same number of lanes
 
 
@@ -91,7 +93,6 @@ class _Case:
         number: lanes of the open cohort.
         num_epochs: epochs since that number was chosen.
         denied_at: when more lanes were last wanted, and there were no points or no memory for them.
-        told: the number that was last logged.
     """
 
     case: LaneCase
@@ -103,14 +104,13 @@ class _Case:
     number: int = 1
     num_epochs: int = 0
     denied_at: float = -math.inf
-    told: int | None = None
 
     def change(self, number: int) -> None:
         self.number, self.num_epochs, self.denied_at = number, 0, -math.inf
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class LearnedLanes:
     """The smallest number of lanes within 5 % of the fastest, and at most the worker's share, as far as is known.
 
@@ -127,6 +127,7 @@ class LearnedLanes:
     clock: Callable[[], float] = time.monotonic
     _most: dict[str, int] = field(default_factory=dict)  # by cohort
     _cases: dict[LaneCase, _Case] = field(default_factory=dict)
+    _told: int | None = None  # the number that was logged last: one line per change
 
     def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
         points = min(MAX_LANES, share())
@@ -136,6 +137,7 @@ class LearnedLanes:
         case = self._cases.get(LaneCase(words=known.case))
         if case is None:
             if limit == 1:  # nothing to choose: the device need not be known
+                self._tell(1, _NO_POINTS if points == 1 else _NO_MEMORY)
                 return 1
             case = self._cases[LaneCase(words=known.case)] = self._begin(settings, known)
         case.most = most
@@ -143,11 +145,11 @@ class LearnedLanes:
         case.change(self._that_fit(case, wanted, num_held=0))
         if case.number == wanted:
             if wanted == points < case.times.choose(most):
-                self._tell(case, "no points for more")
+                self._tell(case.number, _NO_POINTS)
             elif wanted == most < MAX_LANES:
-                self._tell(case, f"more than {most} ran out of memory before")
+                self._tell(case.number, _NO_MEMORY)
             else:
-                self._tell(case, _reason(case.times, wanted, limit))
+                self._tell(case.number, _reason(case.times, wanted, limit))
         return case.number
 
     def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
@@ -172,7 +174,7 @@ class LearnedLanes:
                 case.denied_at = self.clock()
                 return case.number
         case.change(wanted)
-        self._tell(case, _reason(case.times, wanted, case.most))
+        self._tell(case.number, _reason(case.times, wanted, case.most))
         return wanted
 
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
@@ -215,10 +217,10 @@ class LearnedLanes:
             _log.warning("%d lanes would pay, but there is memory for %d only", number, fitting)
         return min(number, fitting)
 
-    def _tell(self, case: _Case, reason: str) -> None:
-        if case.told != case.number:
-            case.told = case.number
-            _log.info("%d lane%s: %s", case.number, "" if case.number == 1 else "s", reason)
+    def _tell(self, number: int, reason: str) -> None:
+        if self._told != number:
+            self._told = number
+            _log.info("%s: %s", counted(number, "lane"), reason)
 
 
 def _reason(times: LaneTimes, number: int, limit: int) -> str:
