@@ -38,6 +38,7 @@ UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 COMMANDS = (
     LazyCommand("run", "run_commands:run"),
     LazyCommand("create", "run_commands:create"),
+    LazyCommand("check", "check_command:check"),
     LazyCommand("worker", "run_commands:worker"),
     LazyCommand("status", "view_commands:status"),
     LazyCommand("confirm", "confirm_command:confirm"),

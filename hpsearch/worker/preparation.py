@@ -20,10 +20,9 @@ from hpsearch.search.pruners import build_pruner
 from hpsearch.store.connection.database import Database
 from hpsearch.store.registration import Registration, register_study
 from hpsearch.store.studies import StoredStudy
+from hpsearch.study.corners import shape_settings
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.study.document import section_of
 from hpsearch.study.settings import TrialSettings
-from hpsearch.study.space import Point, grid_points, point_key
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker.cohorts import cohort_name
 
@@ -83,7 +82,7 @@ def check_points(definition: StudyDefinition, data: SelectionData) -> None:
         InputError: names the key, its value and the allowed range.
     """
     build_pruner(definition.pruning, definition.training.max_epochs)
-    corners = _corner_settings(definition)
+    corners = shape_settings(definition)
     resident = ResidentData.place(data, torch.device("cpu"), max_resident_bytes=definition.data.max_resident_bytes)
     for settings in corners:
         resident.num_minibatches(settings.training.batch_size)
@@ -96,28 +95,9 @@ def check_networks(definition: StudyDefinition, data: SelectionData) -> None:
     Raises:
         InputError: a network does not fit the data, or a custom family cannot be imported or trained.
     """
-    _build_networks(_corner_settings(definition), data)
+    _build_networks(shape_settings(definition), data)
 
 
 def _build_networks(corners: Iterable[TrialSettings], data: SelectionData) -> None:
     for model in dict.fromkeys(settings.model for settings in corners):
         build_network(model, data.image_shape, data.num_classes)
-
-
-def _corner_settings(definition: StudyDefinition) -> list[TrialSettings]:
-    return [definition.resolve(point) for point in _corner_points(definition)]
-
-
-def _corner_points(definition: StudyDefinition) -> list[Point]:
-    """Return points with every value of the dimensions that may determine tensor shapes. Others do not matter here.
-
-    A range contributes its two ends. As in the study's own points, parameters without effect are left out.
-    """
-    searched = (dimension.name for dimension in definition.search.dimensions)
-    names = {name for name in searched if section_of(name) == "model" or name == "batch_size"}
-    if definition.search.strategy == "listed":
-        corners = ({name: point[name] for name in point if name in names} for point in definition.points())
-    else:
-        dimensions = tuple(d for d in definition.search.dimensions if d.name in names)
-        corners = (definition.reduce(point) for point in grid_points(dimensions))
-    return list({point_key(point): point for point in corners}.values())

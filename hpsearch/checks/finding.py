@@ -1,0 +1,97 @@
+"""What a check says: a finding, and the report of all findings of one study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any, final
+
+
+class Verdict(StrEnum):
+    """The outcome of one check, from the best to the worst."""
+
+    PASSED = "passed"
+    SKIPPED = "skipped"
+    WARNING = "warning"
+    FAILED = "failed"
+
+    @property
+    def rank(self) -> int:
+        return list(Verdict).index(self)
+
+
+Number = int | float | str
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check says about one thing.
+
+    Args:
+        check: name of the check, such as "gradients".
+        subject: what was checked: the data, or a network.
+        found: what was found, or the reason why the check was skipped.
+        look_at: where the cause is likely to be, the likeliest first.
+        mend: the line of the study file that would mend it, such as `shuffle = true  # in [training]`.
+        numbers: the numbers behind `found`, by name.
+        pictures: pairs of images that the finding is about, as lines of text.
+    """
+
+    check: str
+    subject: str
+    verdict: Verdict
+    found: str
+    expected: str = ""
+    look_at: tuple[str, ...] = ()
+    mend: str = ""
+    numbers: Mapping[str, Number] = field(default_factory=dict)
+    pictures: tuple[str, ...] = ()
+
+    @classmethod
+    def skip(cls, check: str, subject: str, reason: str) -> Finding:
+        return cls(check=check, subject=subject, verdict=Verdict.SKIPPED, found=reason)
+
+    def of(self, subject: str) -> Finding:
+        return replace(self, subject=subject)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """All findings of one run of the checks.
+
+    Args:
+        date: UTC, as `2026-11-29T12:00:00Z`.
+        version: of hpsearch.
+        checksums: file name -> SHA-256 of the data that was checked.
+        unchecked: networks of the study that were not checked.
+    """
+
+    study: str
+    date: str
+    version: str
+    checksums: Mapping[str, str]
+    findings: Sequence[Finding]
+    unchecked: Sequence[str] = ()
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of a finding."""
+        return max((finding.verdict for finding in self.findings), key=lambda v: v.rank, default=Verdict.PASSED)
+
+    def count(self, verdict: Verdict) -> int:
+        return sum(finding.verdict is verdict for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as a JSON document."""
+        document = asdict(self)
+        document["findings"] = [_finding_json(finding) for finding in self.findings]
+        return {"verdict": self.verdict.value, **document}
+
+
+def _finding_json(finding: Finding) -> dict[str, Any]:
+    document = asdict(finding)
+    return {**document, "verdict": finding.verdict.value, "look_at": list(finding.look_at)}

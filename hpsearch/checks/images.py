@@ -1,0 +1,273 @@
+"""Checks of the training and validation data: classes, order, values, and whether labels belong to their images.
+
+All of them read arrays that are loaded anyway; together they take a fraction of a second for MNIST.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpsearch.checks.finding import Finding, Verdict
+from hpsearch.data.splits import SelectionData, Split
+
+SUBJECT = "data"
+# A z-score beyond this is no accident: p < 1e-15. Data sets are large, and small differences would pass a usual level.
+CERTAIN = 8.0
+LARGEST_IMBALANCE = 10.0
+LARGEST_SHARE_SHIFT = 0.05
+FEWEST_RUNS = 0.8  # of those that a random order would have
+LARGEST_VALUE = 10.0  # standardised inputs are rarely larger; grey levels reach 255
+SMALLEST_VALUE = 0.02  # of the largest input: levels that were divided by 255 twice reach 0.004
+MANY_CONSTANT = 0.95
+NEAREST_TRAIN, NEAREST_VALIDATION = 4000, 2000  # images of the label check
+_OTHER_VALIDATION = "validation labels that were shuffled or shifted, or images that were prepared in another way"
+_HARD_TASK = "a task that needs more than distances between images: then this is no fault"
+LARGEST_GAP = 0.1  # between the simple classifier's accuracies on training and validation images
+
+
+def check_classes(data: SelectionData, *, is_shuffled: bool) -> Iterator[Finding]:
+    """Balance of the classes in each part, classes that a part lacks, and the order of the labels."""
+    yield _balance(data)
+    yield _order(data.train.labels, is_shuffled=is_shuffled)
+
+
+def check_values(data: SelectionData) -> Iterator[Finding]:
+    """Constant, unscaled and invalid inputs, and validation images that look different from the training images."""
+    yield _range(data)
+    yield _likeness(data)
+
+
+def check_labels(data: SelectionData) -> Finding:
+    """Whether a simple classifier finds the labels of images that it has not seen better than by guessing.
+
+    The better one of two is taken: the nearest mean of a class, and the nearest training image.
+    """
+    train, validation = _thinned(data.train, NEAREST_TRAIN), _thinned(data.validation, NEAREST_VALIDATION)
+    known, others = _every_other(train)
+    share = np.bincount(data.train.labels).max() / len(data.train)
+    accuracies = [
+        max(np.mean(guess(known, part.images) == part.labels) for guess in (_nearest_mean, _nearest_image))
+        for part in (others, validation)
+    ]
+    on_train, on_validation = (float(accuracy) for accuracy in accuracies)
+    numbers = {"on_training": on_train, "on_validation": on_validation, "largest_class": float(share)}
+    found = (
+        f"the nearest image or class mean is right for {on_train:.1%} of other training images and "
+        f"{on_validation:.1%} of validation images; the largest class has {share:.1%}"
+    )
+    look_at: tuple[str, ...] = (_OTHER_VALIDATION,)
+    verdict = Verdict.WARNING
+    if not _beats(on_train, share, len(others)):
+        look_at = ("labels that were shuffled or shifted against the images", _HARD_TASK)
+    elif _beats(on_validation, share, len(validation)) and on_train - on_validation <= LARGEST_GAP:
+        verdict, look_at = Verdict.PASSED, ()
+    return Finding(
+        check="labels",
+        subject=SUBJECT,
+        verdict=verdict,
+        found=found,
+        expected="more than the largest class, about equally often in both parts",
+        look_at=look_at,
+        numbers=numbers,
+    )
+
+
+def _balance(data: SelectionData) -> Finding:
+    train, validation = (np.bincount(part.labels, minlength=data.num_classes) for part in (data.train, data.validation))
+    numbers = {
+        "classes": data.num_classes,
+        "training_images": len(data.train),
+        "validation_images": len(data.validation),
+        "smallest_class": int(train.min()),
+        "largest_class": int(train.max()),
+    }
+
+    def finding(verdict: Verdict, found: str, look_at: str = "", mend: str = "") -> Finding:
+        return Finding(
+            check="classes",
+            subject=SUBJECT,
+            verdict=verdict,
+            found=found,
+            expected="every class in both parts, in about equal shares",
+            look_at=(look_at,) if look_at else (),
+            mend=mend,
+            numbers=numbers,
+        )
+
+    absent = np.flatnonzero((train == 0) & (validation > 0))
+    if len(absent):
+        cause = "data that is sorted by class, of which the last sixth is for validation"
+        return finding(Verdict.FAILED, f"no training image of class {_listed(absent)}", cause)
+    absent = np.flatnonzero((validation == 0) & (train > 0))
+    if len(absent):
+        cause = "data that is sorted by class, or too few validation images"
+        return finding(Verdict.WARNING, f"no validation image of class {_listed(absent)}", cause)
+    unused = np.flatnonzero((validation == 0) & (train == 0))
+    if len(unused):
+        return finding(Verdict.WARNING, f"no image at all of class {_listed(unused)}", "labels that begin at 1")
+    shares = train / train.sum(), validation / validation.sum()
+    shift = int(np.argmax(np.abs(shares[0] - shares[1])))
+    pooled = (train[shift] + validation[shift]) / (train.sum() + validation.sum())
+    deviation = math.sqrt(pooled * (1 - pooled) * (1 / train.sum() + 1 / validation.sum()))
+    difference = abs(float(shares[0][shift] - shares[1][shift]))
+    if difference > LARGEST_SHARE_SHIFT and difference > CERTAIN * deviation:
+        of_each = " and ".join(f"{share[shift]:.1%}" for share in shares)
+        found = f"class {shift} has {of_each} of the training and validation images"
+        return finding(Verdict.WARNING, found, "parts that were not drawn alike, such as data that is sorted by class")
+    ratio = train.max() / train.min()
+    found = f"{data.num_classes} classes of {train.min():,} to {train.max():,} training images"
+    if ratio > LARGEST_IMBALANCE:
+        return finding(
+            Verdict.WARNING, found, f"the error rate: always naming the largest class has {1 - shares[0].max():.1%}"
+        )
+    return finding(Verdict.PASSED, found)
+
+
+def _order(labels: NDArray[np.int64], *, is_shuffled: bool) -> Finding:
+    """Compare the number of runs of equal labels with that of a random order (Wald and Wolfowitz)."""
+    num_runs = 1 + int(np.count_nonzero(np.diff(labels)))
+    same = float(np.sum((np.bincount(labels) / len(labels)) ** 2))  # probability that neighbours are alike
+    expected = 1 + (len(labels) - 1) * (1 - same)
+    deviation = math.sqrt(len(labels) * same * (1 - same)) or 1.0
+    is_sorted = num_runs < FEWEST_RUNS * expected and (expected - num_runs) / deviation > CERTAIN
+    verdict = Verdict.WARNING if is_sorted and not is_shuffled else Verdict.PASSED
+    shuffled = "; each epoch is shuffled" if is_sorted and is_shuffled else ""
+    return Finding(
+        check="order",
+        subject=SUBJECT,
+        verdict=verdict,
+        found=f"{num_runs:,} runs of equal labels among {len(labels):,} training images{shuffled}",
+        expected=f"about {expected:,.0f}, as in a random order",
+        look_at=("images that are sorted by class: each minibatch then pulls towards a few classes",)
+        if is_sorted
+        else (),
+        mend="shuffle = true  # in [training]" if verdict is Verdict.WARNING else "",
+        numbers={"runs": num_runs, "expected_runs": round(expected)},
+    )
+
+
+def _range(data: SelectionData) -> Finding:
+    train, validation = data.train.images, data.validation.images
+    low, high = float(min(train.min(), validation.min())), float(max(train.max(), validation.max()))
+    is_constant = np.ptp(train, axis=0) == 0
+    share = float(is_constant.mean())
+    numbers = {"smallest": low, "largest": high, "constant_inputs": int(is_constant.sum()), "inputs": len(is_constant)}
+
+    def finding(verdict: Verdict, found: str, look_at: str = "") -> Finding:
+        return Finding(
+            check="values",
+            subject=SUBJECT,
+            verdict=verdict,
+            found=found,
+            expected="finite inputs of about 0 to 1, most of which vary",
+            look_at=(look_at,) if look_at else (),
+            numbers={name: value for name, value in numbers.items() if math.isfinite(value)},
+        )
+
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return finding(Verdict.FAILED, "inputs that are NaN or infinite", "missing values, or a division by zero")
+    if share == 1:
+        return finding(Verdict.FAILED, "all images are the same", "the loader: it gives every image the same content")
+    values = f"inputs of {low:.3g} to {high:.3g}, {int(is_constant.sum()):,} of {len(is_constant):,} always the same"
+    largest = max(abs(low), abs(high))
+    if largest > LARGEST_VALUE:
+        return finding(Verdict.WARNING, values, "inputs that were not scaled: large ones saturate hidden units")
+    if largest < SMALLEST_VALUE:
+        return finding(Verdict.WARNING, values, "inputs that were scaled twice")
+    if share > MANY_CONSTANT:
+        return finding(Verdict.WARNING, values, "the loader: hardly an input says anything about the class")
+    return finding(Verdict.PASSED, values)
+
+
+_TURNS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "transposed": np.transpose,
+    "mirrored left to right": np.fliplr,
+    "mirrored top to bottom": np.flipud,
+    "turned by 180 degrees": lambda image: image[::-1, ::-1],
+    "inverted": np.negative,
+}
+
+
+def _likeness(data: SelectionData) -> Finding:
+    """Compare the mean image, brightness and contrast of the two parts."""
+    means = [
+        part.images.mean(axis=0, dtype=np.float64).reshape(data.image_shape) for part in (data.train, data.validation)
+    ]
+    as_it_is = _correlation(*means)
+    turned = {
+        name: _correlation(means[0], turn(means[1]))
+        for name, turn in _TURNS.items()
+        if turn(means[1]).shape == means[0].shape
+    }
+    best = max(turned, key=lambda name: turned[name])
+    deviations = [float(part.images.std()) for part in (data.train, data.validation)]
+    shift = abs(float(means[0].mean() - means[1].mean()))
+    ratio = max(deviations) / max(min(deviations), 1e-12)
+    verdict, look_at = Verdict.PASSED, ""
+    if as_it_is < 0.9 and turned[best] > as_it_is + 0.05:
+        verdict, look_at = Verdict.WARNING, f"validation images that are {best}"
+    elif ratio > 2 or shift > 0.5 * deviations[0]:
+        verdict, look_at = Verdict.WARNING, "validation images that were scaled in another way"
+    return Finding(
+        check="likeness",
+        subject=SUBJECT,
+        verdict=verdict,
+        found=(
+            f"the mean images of training and validation correlate with {as_it_is:.3f}; "
+            f"standard deviations {deviations[0]:.3g} and {deviations[1]:.3g}"
+        ),
+        expected="nearly 1, and equal deviations",
+        look_at=(look_at,) if look_at else (),
+        numbers={"correlation": as_it_is, **{f"correlation_{n.replace(' ', '_')}": c for n, c in turned.items()}},
+    )
+
+
+def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    scale = math.sqrt(float((one * one).sum() * (other * other).sum()))
+    return float((one * other).sum()) / scale if scale else 1.0
+
+
+def _nearest_mean(known: Split, images: NDArray[np.float32]) -> NDArray[np.int64]:
+    classes = np.unique(known.labels)
+    means = np.stack([known.images[known.labels == label].mean(axis=0) for label in classes])
+    guessed: NDArray[np.int64] = classes[_nearest(means, images)]
+    return guessed
+
+
+def _nearest_image(known: Split, images: NDArray[np.float32]) -> NDArray[np.int64]:
+    return known.labels[_nearest(known.images, images)]
+
+
+def _nearest(known: NDArray[np.float32], images: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Index of the nearest known image for each image, by Euclidean distance."""
+    squares = np.einsum("ij,ij->i", known, known)
+    nearest: NDArray[np.intp] = np.argmin(squares - 2 * (images @ known.T), axis=1)
+    return nearest
+
+
+def _beats(accuracy: float, share: float, num_images: int) -> bool:
+    """Whether an accuracy is above the share of the largest class, with p < 0.001 (one-sided)."""
+    deviation = math.sqrt(share * (1 - share) / num_images)
+    return accuracy > share + NormalDist().inv_cdf(0.999) * deviation
+
+
+def _thinned(part: Split, most: int) -> Split:
+    """At most this many images, evenly spaced."""
+    index = np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(np.intp))
+    return Split(images=part.images[index], labels=part.labels[index])
+
+
+def _every_other(part: Split) -> tuple[Split, Split]:
+    one, other = (Split(images=part.images[start::2], labels=part.labels[start::2]) for start in (0, 1))
+    return one, other
+
+
+def _listed(classes: NDArray[np.intp], most: int = 5) -> str:
+    named = ", ".join(map(str, classes[:most]))
+    return named + (f" and {len(classes) - most} more" if len(classes) > most else "")

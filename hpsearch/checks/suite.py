@@ -1,0 +1,83 @@
+"""All checks of a study, in the order of their cost. Findings are yielded as they come.
+
+The data is checked in the calling process, which needs no torch. Networks may run a user's code, and are checked in a
+process of their own (`isolation`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+from hpsearch.checks import isolation
+from hpsearch.checks.duplicates import exact_duplicates, near_duplicates
+from hpsearch.checks.finding import CheckReport, Finding
+from hpsearch.checks.images import check_classes, check_labels, check_values
+from hpsearch.checks.models import checked_models
+from hpsearch.data.splits import SelectionData
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.wording import format_time
+
+DEFAULT_SECONDS: Final = 120.0
+NEAR_SHARE: Final = 0.2  # of the time, at most, for near duplicates
+
+
+def check_study(
+    definition: StudyDefinition,
+    load: Callable[[], SelectionData],
+    *,
+    version: str,
+    seconds: float = DEFAULT_SECONDS,
+    on_finding: Callable[[Finding], object] = lambda finding: None,
+) -> CheckReport:
+    """Run all checks.
+
+    Args:
+        definition: with an absolute path to its data.
+        load: loads the data; it may be downloaded. Checks of networks load it again, from this machine.
+        seconds: checks that have not ended by then are skipped.
+        on_finding: called with each finding as it comes.
+    Raises:
+        InputError, DataError: the data cannot be loaded.
+    """
+    started, moment = time.monotonic(), datetime.now(UTC)
+    models, unchecked = checked_models(definition)
+    findings: list[Finding] = []
+    with isolation.ModelProcess(definition, models) as process:  # loads torch meanwhile
+        data = load()
+        deadline = time.monotonic() + seconds
+        for finding in _all_findings(definition, data, process, deadline=deadline, seconds=seconds):
+            findings.append(finding)
+            on_finding(finding)
+    return CheckReport(
+        study=definition.name,
+        date=format_time(moment),
+        version=version,
+        checksums=data.checksums,
+        findings=tuple(findings),
+        unchecked=tuple(unchecked),
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def check_data(definition: StudyDefinition, data: SelectionData) -> Iterator[Finding]:
+    """The checks that read what is loaded anyway, in half a second for MNIST."""
+    yield from check_classes(data, is_shuffled=definition.training.shuffle)
+    yield from check_values(data)
+    yield exact_duplicates(data)
+
+
+def _all_findings(
+    definition: StudyDefinition,
+    data: SelectionData,
+    process: isolation.ModelProcess,
+    *,
+    deadline: float,
+    seconds: float,
+) -> Iterator[Finding]:
+    yield from check_data(definition, data)
+    yield check_labels(data)
+    yield near_duplicates(data, deadline=time.monotonic() + NEAR_SHARE * seconds)
+    yield from process.findings(deadline)

@@ -1,0 +1,75 @@
+"""The command that looks at a set-up before hours are spent on it: check."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import hpsearch
+from hpsearch.checks.finding import CheckReport, Verdict
+from hpsearch.cli import options
+from hpsearch.cli.loading import loading
+from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
+from hpsearch.errors import HpsearchError
+from hpsearch.study.definition import load_definition
+
+Seconds = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=1.0,
+        max=MOST_SECONDS,
+        callback=check_seconds,
+        help="Checks that have not ended by then are skipped.",
+    ),
+]
+
+
+def check(
+    study_file: options.StudyFile,
+    overrides: options.Overrides = None,
+    seconds: Seconds = 120.0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check a study's data and networks before the search: gradients, losses, learning rates, duplicates, cost.
+
+    Ends with exit code 1 if a check fails. The test set is not read.
+    """
+    definition = load_definition(study_file, overrides or ())
+
+    with loading():
+        from hpsearch.checks.suite import check_study
+        from hpsearch.console.check_view import print_checks, tell_finding
+        from hpsearch.console.progress_view import download_progress
+        from hpsearch.console.tables import print_json
+        from hpsearch.data.catalog import load_selection_data
+        from hpsearch.data.lookup import DataLocations
+        from hpsearch.data.registry import with_absolute_dataset
+
+    definition = with_absolute_dataset(definition)
+    with download_progress() as progress:
+        report = check_study(
+            definition,
+            lambda: load_selection_data(definition.data, locations=DataLocations.from_environment(progress)),
+            version=hpsearch.__version__,
+            seconds=seconds,
+            on_finding=tell_finding,
+        )
+    try:
+        if as_json:
+            print_json(report.as_json())
+        else:
+            print_checks(report)
+    finally:  # the exit code is that of the checks, also where nobody reads the table
+        _require_passed(report)
+
+
+def _require_passed(report: CheckReport) -> None:
+    failed = [finding for finding in report.findings if finding.verdict is Verdict.FAILED]
+    if failed:
+        names = ", ".join(dict.fromkeys(finding.check for finding in failed))
+        raise HpsearchError(
+            f"study {report.study!r} has failed {len(failed)} of its checks: {names}",
+            hint="each failed check says above what to look at",
+        )
