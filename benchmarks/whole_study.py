@@ -21,7 +21,6 @@ import argparse
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -188,8 +187,9 @@ def run_program(
         try:
             stdout, stderr = process.communicate(timeout=limit_seconds)
         except BaseException as error:
-            # As Ctrl-C: it ends its workers and its database, whose folder is about to be removed.
-            process.send_signal(signal.SIGINT)
+            # It ends its workers and its database, whose folder is about to be removed. Not SIGINT, which a shell
+            # lets its background jobs ignore.
+            process.terminate()
             process.communicate()
             if isinstance(error, subprocess.TimeoutExpired):
                 raise HpsearchError(f"{name} did not end within {limit_seconds:.0f} s") from error
