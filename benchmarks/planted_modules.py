@@ -138,7 +138,7 @@ def needs_digits(*, image_shape: Size, num_classes: int) -> nn.Module:
     """Small differences of large numbers, which bfloat16 loses: its products have 8 bits."""
 
     def run(layers: Layers, images: Tensor) -> Tensor:
-        flat = layers[0](images)
-        return layers[3](layers[2](layers[1](flat + 1000.0) - layers[1](torch.full_like(flat, 1000.0))))
+        hidden = layers[2](layers[1](layers[0](images)))
+        return layers[3](hidden + 300.0) - layers[3](torch.full_like(hidden, 300.0))
 
     return _Forward(_layers(image_shape, num_classes), run)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.table import Table
+import textwrap
+
 from rich.text import Text
 
 from hpsearch.checks.finding import CheckReport, Finding, Verdict
 from hpsearch.console.notice import say
 from hpsearch.console.screen import data_console, text_of
+from hpsearch.safe_text import for_terminal
 from hpsearch.wording import counted, format_seconds
 
 _STYLES = {
@@ -18,6 +18,7 @@ _STYLES = {
     Verdict.WARNING: "bold yellow",
     Verdict.FAILED: "bold red",
 }
+_NARROWEST = 20  # characters of the details' column
 
 
 def tell_finding(finding: Finding) -> None:
@@ -29,9 +30,19 @@ def print_checks(report: CheckReport) -> None:
     """Print all findings by subject; those that did not pass with what was expected and what to look at."""
     console = data_console()
     console.print(text_of(f"study {report.study}"))
+    verdict_width = max(len(verdict.value) for verdict in Verdict)
+    check_width = max((len(finding.check) for finding in report.findings), default=0)
     for subject in dict.fromkeys(finding.subject for finding in report.findings):
-        console.print(text_of(f"\n{subject}"), style="bold")
-        console.print(_table([finding for finding in report.findings if finding.subject == subject]))
+        console.print(text_of(f"\n{subject}"), style="bold", soft_wrap=True)
+        for finding in report.findings:
+            if finding.subject == subject:
+                name = f"  {finding.check:<{check_width}}  "
+                verdict = Text(f"  {finding.verdict.value:<{verdict_width}}", style=_STYLES[finding.verdict])
+                indent = len(verdict) + len(name)
+                first, *others = _details(finding, console.width - indent)
+                console.print(Text.assemble(verdict, name, first), soft_wrap=True)
+                for line in others:
+                    console.print(Text(" " * indent + line), soft_wrap=True)
     console.print()
     for line in summary_lines(report):
         console.print(text_of(line), soft_wrap=True)
@@ -55,22 +66,12 @@ def summary_lines(report: CheckReport) -> list[str]:
     return lines
 
 
-def _table(findings: list[Finding]) -> RenderableType:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for finding in findings:
-        verdict = Text(finding.verdict.value, style=_STYLES[finding.verdict])
-        grid.add_row(verdict, text_of(finding.check), _details(finding))
-    return Padding(grid, (0, 0, 0, 2))
-
-
-def _details(finding: Finding) -> RenderableType:
+def _details(finding: Finding, width: int) -> list[str]:
+    """What was found; if the check did not pass also what was expected, the likely causes, and the remedy."""
     lines = [finding.found]
     if finding.verdict in (Verdict.WARNING, Verdict.FAILED):
         lines += [f"expected: {finding.expected}"] if finding.expected else []
         lines += [f"look at: {cause}" for cause in finding.look_at]
         lines += [f"mend: {finding.mend}"] if finding.mend else []
-    pictures = [Text(picture, no_wrap=True, style="dim") for picture in finding.pictures]
-    return Group(*map(text_of, lines), *pictures)
+    wrapped = [part for line in lines for part in textwrap.wrap(for_terminal(line), max(width, _NARROWEST)) or [""]]
+    return [*wrapped, *(row for picture in finding.pictures for row in picture.splitlines())]
