@@ -64,6 +64,7 @@ def run(
     storage: str | None = None,
     artifacts: str | os.PathLike[str] | None = None,
     progress: bool | Callable[[Progress], None] = True,
+    check: bool = True,
 ) -> Study:
     """Create or resume a study, train it with worker processes on this machine, and return it.
 
@@ -78,6 +79,7 @@ def run(
         artifacts: folder or s3://BUCKET/PREFIX; None: the value of HPSEARCH_ARTIFACTS, otherwise a folder in hpsearch's
             home.
         progress: whether to show progress on stderr; or a function that is called with it about once a second.
+        check: look at the data before the study is created.
     Raises:
         HpsearchError: the definition, the data, the storage or the device is not suitable, or workers keep dying.
         UncountedPointsError: the study has ended, but points were given up; `load` still returns it.
@@ -87,7 +89,7 @@ def run(
     _check_numbers(workers, lanes)
     storage = _storage(storage)
     worker = WorkerOptions(device=device, lanes=parse_lanes(str(lanes)), artifacts=_artifacts(artifacts))
-    launch = check_launch(LaunchOptions(storage=storage, workers=workers, worker=worker))
+    launch = check_launch(LaunchOptions(storage=storage, workers=workers, worker=worker, checks=check))
     with launch.first_worker(definition.name) as first, open_storage(storage) as database:
         stored = train_study(database, definition, launch, first, _listener(progress))
         read_summary(database, stored.name).require_all_counted()

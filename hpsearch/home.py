@@ -76,6 +76,11 @@ def lane_folder() -> Path:
     return home_folder() / "lanes"
 
 
+def check_folder() -> Path:
+    """The folder for the outcome of `hpsearch check`, until the study is created."""
+    return home_folder() / "checks"
+
+
 def vault_file() -> Path:
     """The file that lists this machine's openings of test sets, whatever database their studies are in."""
     return home_folder() / "vault.jsonl"

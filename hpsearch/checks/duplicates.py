@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from hpsearch.checks.finding import Finding, Verdict
-from hpsearch.checks.images import SUBJECT
+from hpsearch.checks.finding import DATA, Finding, Verdict
 from hpsearch.data.splits import SelectionData
 
 MOST_NEAR_IMAGES = 5000  # validation images whose nearest training image is looked for
@@ -79,7 +78,7 @@ def _finding(check: str, data: SelectionData, pairs: list[tuple[int, int]], num_
     differing = f", {others} of them with another label" if others else ""
     return Finding(
         check=check,
-        subject=SUBJECT,
+        subject=DATA,
         verdict=verdict,
         found=f"{len(pairs):,} of {num_looked_at:,} validation images: {what}{differing}",
         expected=f"at most {SHARE_TO_WARN:.0%}",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, final
+
+from hpsearch.wording import counted
 
 
 class Verdict(StrEnum):
@@ -22,6 +25,7 @@ class Verdict(StrEnum):
 
 
 Number = int | float | str
+DATA = "data"  # the subject of findings about the data
 
 
 @final
@@ -35,7 +39,7 @@ class Finding:
         found: what was found, or the reason why the check was skipped.
         look_at: where the cause is likely to be, the likeliest first.
         mend: the line of the study file that would mend it, such as `shuffle = true  # in [training]`.
-        numbers: the numbers behind `found`, by name.
+        numbers: the numbers behind `found`, by name. NaN and infinities are left out.
         pictures: pairs of images that the finding is about, as lines of text.
     """
 
@@ -49,12 +53,13 @@ class Finding:
     numbers: Mapping[str, Number] = field(default_factory=dict)
     pictures: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        finite = {n: v for n, v in self.numbers.items() if not isinstance(v, float) or math.isfinite(v)}
+        object.__setattr__(self, "numbers", finite)  # JSON has no other numbers
+
     @classmethod
     def skip(cls, check: str, subject: str, reason: str) -> Finding:
         return cls(check=check, subject=subject, verdict=Verdict.SKIPPED, found=reason)
-
-    def of(self, subject: str) -> Finding:
-        return replace(self, subject=subject)
 
 
 @final
@@ -66,7 +71,8 @@ class CheckReport:
         date: UTC, as `2026-11-29T12:00:00Z`.
         version: of hpsearch.
         checksums: file name -> SHA-256 of the data that was checked.
-        unchecked: networks of the study that were not checked.
+        unchecked: networks of the study that were not checked, because there are too many.
+        has_networks: networks were checked, and not only the data.
     """
 
     study: str
@@ -75,6 +81,7 @@ class CheckReport:
     checksums: Mapping[str, str]
     findings: Sequence[Finding]
     unchecked: Sequence[str] = ()
+    has_networks: bool = True
     seconds: float = 0.0
 
     @property
@@ -85,13 +92,28 @@ class CheckReport:
     def count(self, verdict: Verdict) -> int:
         return sum(finding.verdict is verdict for finding in self.findings)
 
+    def describe_counts(self) -> str:
+        """`1 failed, 2 warnings, 10 passed`: the number of findings by verdict, the worst first."""
+        parts = [
+            counted(number, verdict.value) if verdict is Verdict.WARNING else f"{number} {verdict.value}"
+            for verdict in (Verdict.FAILED, Verdict.WARNING, Verdict.PASSED, Verdict.SKIPPED)
+            if (number := self.count(verdict))
+        ]
+        return ", ".join(parts) or "nothing was checked"
+
     def as_json(self) -> dict[str, Any]:
         """The report as a JSON document."""
         document = asdict(self)
         document["findings"] = [_finding_json(finding) for finding in self.findings]
+        document["unchecked"] = list(self.unchecked)
         return {"verdict": self.verdict.value, **document}
 
 
 def _finding_json(finding: Finding) -> dict[str, Any]:
     document = asdict(finding)
-    return {**document, "verdict": finding.verdict.value, "look_at": list(finding.look_at)}
+    return {
+        **document,
+        "verdict": finding.verdict.value,
+        "look_at": list(finding.look_at),
+        "pictures": list(finding.pictures),
+    }

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -214,7 +213,7 @@ def _finding(model: CheckedModel, stages: list[_Errors]) -> Finding:
         look_at = (_likely_cause(stages, worst),)
     if not num_compared:
         return Finding.skip("gradients", model.name, "all derivatives that were looked at lie at kinks")
-    numbers = {f"error_{stage.stage}": _finite(stage.largest) for stage in stages}
+    numbers = {f"error_{stage.stage}": stage.largest for stage in stages}
     return Finding(
         check="gradients",
         subject=model.name,
@@ -237,7 +236,3 @@ def _likely_cause(stages: list[_Errors], worst: _Errors) -> str:
         f"what the network does with {', '.join(wrong[:3])}: a detached value, an operation without a derivative, "
         "or a backward pass of its own"
     )
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else float(np.finfo(np.float64).max)

@@ -64,7 +64,6 @@ def check_untrained(model: CheckedModel) -> Finding:
         elif high > guessing + ABOVE:
             verdict = Verdict.FAILED if low > guessing + FAR_ABOVE else Verdict.WARNING
             look_at = "initial weights that are too large, or inputs that were not scaled"
-    finite = [loss for loss in losses if math.isfinite(loss)]
     return Finding(
         check="untrained loss",
         subject=model.name,
@@ -72,16 +71,17 @@ def check_untrained(model: CheckedModel) -> Finding:
         found=f"{low:.6f}" if high - low < 5e-7 else f"{low:.4f} to {high:.4f} over {len(losses)} seeds",
         expected=expected,
         look_at=(look_at,) if look_at else (),
-        numbers={"lowest": min(finite), "highest": max(finite), "guessing": guessing} if finite else {},
+        numbers={"lowest": low, "highest": high, "guessing": guessing},
     )
 
 
 def check_units(model: CheckedModel) -> Finding:
     """Dead relu units and saturated tanh and sigmoid units before training."""
     images, _ = _some_training_images(model)
-    outputs = _HiddenOutputs(len(images))
+    outputs, network = _HiddenOutputs(len(images)), model.network  # which is built with gradients enabled
+    parameters = network.initial_parameters(seed=0)
     with torch.no_grad(), outputs:
-        model.network.logits(model.network.initial_parameters(seed=0), images)
+        network.logits(parameters, images)
     if not outputs.kinds:
         return Finding.skip("hidden units", model.name, "no relu, tanh or sigmoid was seen")
     worst = max(outputs.shares, key=lambda share: share[2])
@@ -141,7 +141,7 @@ def check_by_heart(model: CheckedModel) -> Finding:
         expected=f"below {BY_HEART_NLL} within {BY_HEART_STEPS} steps",
         look_at=tuple(causes),
         mend='precision = "float32"  # in [training]' if not has_learned and precision == "bfloat16" else "",
-        numbers={"nll": lowest, "steps": steps} if math.isfinite(lowest) else {"steps": steps},
+        numbers={"nll": lowest, "steps": steps},
     )
 
 

@@ -31,7 +31,7 @@ def check_learning_rates(model: CheckedModel) -> Finding:
     gained = _probe(model)
     rates = searched_rates(definition)
     shown = f"the study has {_range(min(rates), max(rates))}"
-    numbers = {f"nll_gain_{value_label(rate)}": gain for rate, gain in gained.items() if math.isfinite(gain)}
+    numbers = {f"nll_gain_{value_label(rate)}": gain for rate, gain in gained.items()}
     trained = sorted(rate for rate, gain in gained.items() if gain > TRAINS * math.log(model.data.num_classes))
     if not trained:
         return Finding(

@@ -34,11 +34,13 @@ def check(
 ) -> None:
     """Check a study's data and networks before the search: gradients, losses, learning rates, duplicates, cost.
 
-    Ends with exit code 1 if a check fails. The test set is not read.
+    Ends with exit code 1 if a check fails. The test set is not read. The outcome is stored with the study once it is
+    created or resumed on this machine.
     """
     definition = load_definition(study_file, overrides or ())
 
     with loading():
+        from hpsearch.checks.record import remember
         from hpsearch.checks.suite import check_study
         from hpsearch.console.check_view import print_checks, tell_finding
         from hpsearch.console.progress_view import download_progress
@@ -56,6 +58,7 @@ def check(
             seconds=seconds,
             on_finding=tell_finding,
         )
+    remember(report, definition)
     try:
         if as_json:
             print_json(report.as_json())

@@ -41,6 +41,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the study file; may be repeated."),
 ]
+Checks = Annotated[bool, typer.Option("--check/--no-check", help="Look at the data before the study is created.")]
 Storage = Annotated[
     str | None,
     typer.Option(

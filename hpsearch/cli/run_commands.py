@@ -24,6 +24,7 @@ def run(
     on: options.On = None,
     *,
     worker: WorkerOptions,
+    check: options.Checks = True,
     as_json: options.AsJson = False,
 ) -> None:
     """Create or resume a study, train it with workers of this machine or of a Ray cluster, end with the best table.
@@ -34,7 +35,7 @@ def run(
 
     from hpsearch.launch.options import LaunchOptions, check_launch
 
-    launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=worker))
+    launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=worker, checks=check))
     with launch.first_worker(definition.name) as first:
         # The worker loads torch while this process loads the rest.
         with loading():
@@ -59,6 +60,7 @@ def create(
     study_file: options.StudyFile,
     overrides: options.Overrides = None,
     storage: options.Storage = None,
+    check: options.Checks = True,
     as_json: options.AsJson = False,
 ) -> None:
     """Register a study with all its points; workers join it with `hpsearch worker`."""
@@ -77,7 +79,7 @@ def create(
         find_study(database, with_absolute_dataset(definition))
         with download_progress() as progress:
             locations = DataLocations.from_environment(progress)
-            prepared = prepare_study(database, definition, locations=locations)
+            prepared = prepare_study(database, definition, locations=locations, checks=check)
         if as_json:
             print_json(read_status(database, prepared.study.name).as_json())
         else:

@@ -10,7 +10,7 @@ from hpsearch.checks.finding import CheckReport, Finding, Verdict
 from hpsearch.console.notice import say
 from hpsearch.console.screen import data_console, text_of
 from hpsearch.safe_text import for_terminal
-from hpsearch.wording import counted, format_seconds
+from hpsearch.wording import format_seconds
 
 _STYLES = {
     Verdict.PASSED: "green",
@@ -50,17 +50,7 @@ def print_checks(report: CheckReport) -> None:
 
 def summary_lines(report: CheckReport) -> list[str]:
     """The number of findings of each verdict, and what was not checked."""
-    numbers = [
-        counted(report.count(verdict), noun) if noun == "warning" else f"{report.count(verdict)} {noun}"
-        for verdict, noun in (
-            (Verdict.FAILED, "failed"),
-            (Verdict.WARNING, "warning"),
-            (Verdict.PASSED, "passed"),
-            (Verdict.SKIPPED, "skipped"),
-        )
-        if report.count(verdict)
-    ]
-    lines = [f"{', '.join(numbers)}, in {format_seconds(report.seconds)}"]
+    lines = [f"{report.describe_counts()}, in {format_seconds(report.seconds)}"]
     if report.unchecked:
         lines.append(f"not checked: {'; '.join(report.unchecked)}")
     return lines

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpsearch import metric
+from hpsearch.checks.record import describe as describe_checks
 from hpsearch.console.fitted_table import FittedTable
 from hpsearch.console.screen import data_console, text_of, write_line
 from hpsearch.metric import error_text
@@ -81,6 +82,7 @@ def status_view(status: StudyStatus) -> RenderableType:
     confirmation = status.confirmation.brief() if status.confirmation else []
     openings = summary.describe_test_set()
     progress = [_headline(summary), *_round_lines(summary)]
+    progress.append(describe_checks(summary.study.checks))
     progress += [*_given_up_lines(summary), *_foreign_lines(summary), *_running_lines(summary)]
     return Group(*map(text_of, [*progress, *status.answer(), *confirmation, *openings]), _trials(summary))
 

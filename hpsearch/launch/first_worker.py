@@ -25,10 +25,12 @@ class FirstWorker(AbstractContextManager["FirstWorker"]):
 
     Args:
         joins: it trains after it has prepared the study; otherwise it leaves.
+        checks: it looks at the data before the study is created.
     """
 
-    def __init__(self, command: WorkerCommand, *, joins: bool) -> None:
+    def __init__(self, command: WorkerCommand, *, joins: bool, checks: bool = True) -> None:
         self._command = command
+        self._checks = checks
         self.joins = joins
         self._has_begun = False
         self._pipe, of_worker = Pipe()
@@ -42,7 +44,7 @@ class FirstWorker(AbstractContextManager["FirstWorker"]):
             HpsearchError: as `prepare_study` raises; or the worker has died.
         """
         self._has_begun = True
-        request = PreparationRequest(definition=definition, joins=self.joins)
+        request = PreparationRequest(definition=definition, joins=self.joins, checks=self._checks)
         registration = request_preparation(self._pipe, request, progress)
         if registration is None:
             raise self._death()

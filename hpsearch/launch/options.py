@@ -22,12 +22,14 @@ class LaunchOptions:
         workers: number of workers; None: one per GPU, or one without GPUs; on a cluster, one per GPU, or one per node.
         on: address of a Ray cluster; None: this machine.
         worker: options of each worker.
+        checks: look at the data before the study is created.
     """
 
     storage: str | None = field(default=None, repr=False)  # it may hold a password
     workers: int | None = None
     on: str | None = None
     worker: WorkerOptions = field(default_factory=WorkerOptions)
+    checks: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class Launch:
         Raises:
             ArtifactError: its log cannot be written.
         """
-        return FirstWorker(self.command(study_name), joins=self.options.on is None)
+        return FirstWorker(self.command(study_name), joins=self.options.on is None, checks=self.options.checks)
 
     def command(self, study_name: str) -> WorkerCommand:
         """How to start a worker on this machine. A password that was read from a file is read by each worker again."""

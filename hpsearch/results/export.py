@@ -20,6 +20,7 @@ import yaml
 
 from hpsearch.artifacts.best_parameters import Artifacts
 from hpsearch.atomic_file import replaced_file
+from hpsearch.checks.record import describe as describe_checks
 from hpsearch.errors import InputError
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.status import StudyStatus, openings_of_others
@@ -69,6 +70,7 @@ def export_point(chosen: ChosenPoint, status: StudyStatus, *, now: datetime | No
         earlier_test_openings   openings by deleted studies of this name
         test_intents, earlier_test_intents   openings that were begun and have no number (`VaultIntent.as_json`)
         confirmation        the confirmation (`Confirmation.as_json`); absent if there is none
+        checks              one line: when data and networks were checked, and with which outcome; or "not checked"
         exported_at         UTC
     """
     trial, summary, confirmation = chosen.trial, status.summary, status.confirmation
@@ -94,6 +96,7 @@ def export_point(chosen: ChosenPoint, status: StudyStatus, *, now: datetime | No
         "test_openings": [record.as_json() for record in summary.openings if record not in others],
         "other_test_openings": [record.as_json() for record in others],
         "confirmation": confirmation and confirmation.as_json(),
+        "checks": describe_checks(summary.study.checks),
         "exported_at": format_time(now or datetime.now(UTC)),
     }
     document: dict[str, Any] = _without_nulls(content)

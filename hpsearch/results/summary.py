@@ -197,6 +197,8 @@ class StudySummary:
         best                null, or the best trial: trial (its number), point, value (fraction of
                             misclassified validation images), validation_nll (nats), best_epoch, epochs,
                             params (the searched keys)
+        checks              null if neither data nor networks were checked, otherwise the report of the last checks
+                            (`CheckReport.as_json`): verdict, date, version, checksums, findings, ...
         test_openings       openings of the test set, in order (`VaultRecord.as_json`); [] if it is unopened
         earlier_test_openings   openings by deleted studies of this name
         test_intents        openings that were begun and have no number (`VaultIntent.as_json`)
@@ -233,6 +235,7 @@ class StudySummary:
             ],
             "best": best
             and values_of(best, "trial", "point", "value", "validation_nll", "best_epoch", "epochs", "params"),
+            "checks": self.study.checks,
             **self.test_set_as_json(),
         }
 

@@ -21,6 +21,7 @@ from hpsearch.store.rows.points import CohortOf, add_points, count_points, narro
 from hpsearch.store.rows.round_rows import insert_round
 from hpsearch.store.rows.widening import num_allowed, restore_lost_points, widen_study
 from hpsearch.store.studies import (
+    CHECKS_ATTRIBUTE,
     CHECKSUMS_ATTRIBUTE,
     DEFINITION_ATTRIBUTE,
     VERSIONS_ATTRIBUTE,
@@ -75,6 +76,7 @@ def register_study(
     *,
     dataset_checksums: Mapping[str, str],
     cohort_of: CohortOf,
+    checks: Mapping[str, Any] | None = None,
 ) -> Registration:
     """Create the study with its points, or find the existing one, or change it to this definition.
 
@@ -83,6 +85,7 @@ def register_study(
     Args:
         dataset_checksums: file name -> SHA-256 of the unpacked content.
         cohort_of: names the cohort of a point: points of one cohort can share a worker's lanes.
+        checks: report of new checks, which is stored with the study; None: what is stored stays.
     Raises:
         DefinitionMismatchError: a study of this name has other data, or a definition that cannot become this one.
         InputError: a study of this name exists but was not created by hpsearch, or is a copy that another program has
@@ -97,9 +100,11 @@ def register_study(
         stored = _select_study_or_heir(connection, definition.name)
         if stored is None:
             _insert_study(connection, definition, dataset_checksums, cohort_of)
+            _store_checks(connection, definition.name, checks)
             return replace(_registration(connection, definition.name), is_new=True)
         change = _allowed_change(stored, definition)
         _check_data(stored, dataset_checksums)
+        _store_checks(connection, definition.name, checks)
         if change.is_none:
             if stored.is_renamed:
                 _set_attributes(connection, stored.study_id, {DEFINITION_ATTRIBUTE: stored.definition.canonical_json()})
@@ -181,6 +186,12 @@ def _insert_study(
     state, num_points = first.state.as_json(), len(first.points)
     insert_round(connection, study_id, 0, num_points=num_points, state=state, reason=first.reason)
     add_points(connection, study_id, definition, first.points, cohort_of, round_number=0)
+
+
+def _store_checks(connection: Connection, name: str, checks: Mapping[str, Any] | None) -> None:
+    study = None if checks is None else select_study(connection, name)
+    if study is not None:
+        _set_attributes(connection, study.study_id, {CHECKS_ATTRIBUTE: checks})
 
 
 def _set_attributes(connection: Connection, study_id: int, attributes: Mapping[str, Any]) -> None:

@@ -13,13 +13,14 @@ from sqlalchemy import Connection, Row, text
 import hpsearch
 from hpsearch.errors import InputError, StorageError, StudyNotFoundError
 from hpsearch.store.connection.database import Database
-from hpsearch.stored_json import damaged, parse_stored, parse_stored_texts
+from hpsearch.stored_json import damaged, parse_stored, parse_stored_object, parse_stored_texts
 from hpsearch.study.definition import StudyDefinition, check_study_name
 
 # Study attributes that mark an Optuna study as one of hpsearch. Optuna-dashboard shows them.
 DEFINITION_ATTRIBUTE = "hpsearch:definition"
 CHECKSUMS_ATTRIBUTE = "hpsearch:dataset_checksums"
 VERSIONS_ATTRIBUTE = "hpsearch:versions"
+CHECKS_ATTRIBUTE = "hpsearch:checks"
 
 # Whether the study `s` has points. Optuna's tools copy a study's attributes and its trials, but not its points.
 _HAS_POINTS = "EXISTS (SELECT FROM hpsearch_points p WHERE p.study_id = s.study_id) AS has_points"
@@ -47,6 +48,7 @@ class StoredStudy:
         dataset_checksums: file name -> SHA-256 of the unpacked content that the study is trained on.
         versions: versions of the programs that created it: hpsearch, torch, optuna, python ...
         is_renamed: another program has changed the name of its row.
+        checks: the report of the last checks of its data and networks, a JSON document; None if there were none.
     """
 
     study_id: int
@@ -54,6 +56,7 @@ class StoredStudy:
     dataset_checksums: Mapping[str, str]
     versions: Mapping[str, str]
     is_renamed: bool = False
+    checks: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -150,7 +153,7 @@ def select_study(connection: Connection, name: str) -> StoredStudy | None:
             given it a name that hpsearch does not allow.
         StorageError: a newer hpsearch created it, or its attributes are damaged.
     """
-    ours = [DEFINITION_ATTRIBUTE, CHECKSUMS_ATTRIBUTE, VERSIONS_ATTRIBUTE]
+    ours = [DEFINITION_ATTRIBUTE, CHECKSUMS_ATTRIBUTE, VERSIONS_ATTRIBUTE, CHECKS_ATTRIBUTE]
     found = connection.execute(_FIND, {"name": name, "keys": ours}).one_or_none()
     if found is None:
         return None
@@ -182,7 +185,12 @@ def select_study(connection: Connection, name: str) -> StoredStudy | None:
         dataset_checksums=checksums,
         versions=versions,
         is_renamed=definition.name != name,
+        checks=_parse_checks(texts.get(CHECKS_ATTRIBUTE), what),
     )
+
+
+def _parse_checks(document: str | None, what: str) -> Mapping[str, Any] | None:
+    return None if document is None else parse_stored_object(document, what, attribute_place(CHECKS_ATTRIBUTE))
 
 
 def _renamed(definition: StudyDefinition, name: str) -> StudyDefinition:

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+import hpsearch
+from hpsearch.checks.finding import CheckReport
+from hpsearch.checks.record import recall, require_possible
+from hpsearch.checks.suite import check_data_only
 from hpsearch.data.catalog import load_selection_data
 from hpsearch.data.lookup import DataLocations
 from hpsearch.data.registry import with_absolute_dataset
@@ -18,7 +22,7 @@ from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError
 from hpsearch.search.pruners import build_pruner
 from hpsearch.store.connection.database import Database
-from hpsearch.store.registration import Registration, register_study
+from hpsearch.store.registration import Registration, find_study, register_study
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.corners import shape_settings
 from hpsearch.study.definition import StudyDefinition
@@ -39,13 +43,17 @@ class PreparedStudy:
         return self.registration.study
 
 
-def prepare_study(database: Database, definition: StudyDefinition, *, locations: DataLocations) -> PreparedStudy:
+def prepare_study(
+    database: Database, definition: StudyDefinition, *, locations: DataLocations, checks: bool = True
+) -> PreparedStudy:
     """Create the study, find it with the same definition and the same data, or change it to this definition.
 
     `find_study` tells before any data is fetched that a definition cannot change; callers that may wait call it first.
 
+    Args:
+        checks: look at the data first, unless the study was checked with it already. The outcome is stored.
     Raises:
-        InputError: a point cannot be trained on this data; or as `register_study` raises.
+        InputError: a point cannot be trained on this data, or the data cannot be right; or as `register_study` raises.
         DefinitionMismatchError: the study exists with other data, or a definition that cannot become this one.
         DataError: the data is missing or damaged.
         StorageError: the database went away.
@@ -53,8 +61,32 @@ def prepare_study(database: Database, definition: StudyDefinition, *, locations:
     definition = with_absolute_dataset(definition)
     data = load_selection_data(definition.data, locations=locations)
     check_points(definition, data)
-    registration = register_study(database, definition, dataset_checksums=data.checksums, cohort_of=cohort_name)
+    report = _check(database, definition, data) if checks else None
+    registration = register_study(
+        database,
+        definition,
+        dataset_checksums=data.checksums,
+        cohort_of=cohort_name,
+        checks=None if report is None else report.as_json(),
+    )
     return PreparedStudy(registration=registration, data=data)
+
+
+def _check(database: Database, definition: StudyDefinition, data: SelectionData) -> CheckReport | None:
+    """The report to store: that of `hpsearch check`, or one about the data; None if the study has one.
+
+    Raises:
+        InputError: the data cannot be right.
+    """
+    report = recall(definition, data.checksums)
+    stored = find_study(database, definition)
+    known = (stored and stored.checks) or {}
+    is_known = known.get("checksums") == dict(data.checksums)
+    if is_known and (report is None or str(known.get("date")) >= report.date):
+        return None
+    report = report or check_data_only(definition, data, version=hpsearch.__version__)
+    require_possible(report)
+    return report
 
 
 def load_study_data(study: StoredStudy, *, locations: DataLocations) -> SelectionData:

@@ -40,10 +40,12 @@ class PreparationRequest:
 
     Args:
         joins: the worker trains afterwards; otherwise it leaves.
+        checks: it looks at the data first.
     """
 
     definition: StudyDefinition
     joins: bool
+    checks: bool = True
 
 
 def request_preparation(

@@ -122,7 +122,7 @@ def _prepare(
 
     with launcher, passing_errors(launcher):
         locations = DataLocations.from_environment(show_download)
-        prepared = prepare_study(database, request.definition, locations=locations)
+        prepared = prepare_study(database, request.definition, locations=locations, checks=request.checks)
         send(launcher, prepared.registration)
     return prepared.study, prepared.data
 

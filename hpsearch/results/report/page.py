@@ -18,6 +18,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from hpsearch.atomic_file import write_file
+from hpsearch.checks.record import describe as describe_checks
+from hpsearch.checks.record import read_stored
 from hpsearch.metric import error_text, interval_text
 from hpsearch.results.report.confirmed_errors import confirmed_errors
 from hpsearch.results.report.figures import best_trial_losses, learning_curves, parameter_importance, search_history
@@ -63,6 +65,7 @@ SECTIONS = (
     Section("importance", "Parameter importance", parameter_importance),
     Section("trials", "Best trials of the search"),
     Section("failed", "Failed attempts", is_shown=lambda status: status.summary.failed_attempts),
+    Section("checks", "Checks of data and networks"),
     Section("definition", "Definition, data and versions"),
 )
 
@@ -109,6 +112,8 @@ def render_report(status: StudyStatus) -> str:
         confirmation=confirmation,
         configurations=confirmation and configurations_table(confirmation),
         exporting_versions=current_versions(),
+        checks=read_stored(summary.study.checks),
+        checks_line=describe_checks(summary.study.checks),
         nonce=secrets.token_urlsafe(16),
         plotly=Markup(get_plotlyjs()),
     )
