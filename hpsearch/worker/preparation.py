@@ -82,7 +82,8 @@ def _check(database: Database, definition: StudyDefinition, data: SelectionData)
     stored = find_study(database, definition)
     known = (stored and stored.checks) or {}
     is_known = known.get("checksums") == dict(data.checksums)
-    if is_known and (report is None or str(known.get("date")) >= report.date):
+    is_newer = report is None or (known.get("has_networks") and str(known.get("date")) >= report.date)
+    if is_known and is_newer:
         return None
     report = report or check_data_only(definition, data, version=hpsearch.__version__)
     require_possible(report)

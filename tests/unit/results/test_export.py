@@ -67,6 +67,7 @@ def test_a_document_holds_the_configuration_and_its_evidence(summary: StudySumma
         "test_intents": [],
         "earlier_test_intents": [],
         "earlier_test_openings": [],
+        "checks": "not checked",
         "exported_at": "2026-11-21T12:00:00Z",
     }
     assert settings["model"]["hidden_units"] == 500

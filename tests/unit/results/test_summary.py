@@ -43,6 +43,7 @@ def test_json_has_the_documented_keys(summary: StudySummary) -> None:
             "epochs": 2,
             "params": {"learning_rate": 0.01},
         },
+        "checks": None,
         "test_openings": [],
         "earlier_test_openings": [],
         "test_intents": [],
