@@ -2,6 +2,7 @@
 
     python -m benchmarks.planted_faults
     python -m benchmarks.planted_faults --only softmax,sorted
+    python -m benchmarks.planted_faults --document docs/results/believe.md    # put the stored result's tables there
 
 Each fault is planted from outside: into the arrays of a data set, a network of one's own (planted_modules.py), the
 settings, or a function of hpsearch. A fault is noticed if a check fails or warns, and named if one of the first two
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +27,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.measurement import RESULTS, machine, print_table, run_script, say, write_result
+from benchmarks.notes import write_between
 from hpsearch.checks.duplicates import near_duplicates
 from hpsearch.checks.finding import Finding, Verdict
 from hpsearch.checks.images import check_labels
@@ -274,8 +277,34 @@ def is_named(cause: str, findings: Sequence[Finding]) -> bool:
     return any(re.search(cause, words, re.IGNORECASE) for words in causes[:2])
 
 
+def fill_document(page: Path, details: Mapping[str, Any]) -> None:
+    """Put the tables of a stored result between their markers on this page."""
+    faults, healthy = details["faults"], details["healthy"]
+    lines = ["| fault | what failed or warned | first causes | noticed | named |", "|---|---|---|---|---|"]
+    for fault in faults:
+        findings = fault["findings"]
+        told = ", ".join(dict.fromkeys(f"{each['check']} {each['verdict']}" for each in findings)) or "-"
+        causes = [words for each in findings for words in (each["look_at"] or [each["found"]])][:2]
+        marks = ["yes" if findings else "**no**", "yes" if fault["is_named"] else "**no**"]
+        lines.append(f"| {fault['name']} | {told} | {'; '.join(causes) or '-'} | {' | '.join(marks)} |")
+    noticed, named = sum(bool(f["findings"]) for f in faults), sum(f["is_named"] for f in faults)
+    summary = f"{len(faults)} faults: {noticed} noticed, {named} with the cause among the first two that are told."
+    write_between(page, "faults", "\n".join([summary, "", *lines]))
+    verdicts = [each["verdict"] for one in healthy for each in one["findings"]]
+    summary = (
+        f"{len(healthy)} healthy set-ups: {verdicts.count('failed')} failures, {verdicts.count('warning')} warnings."
+    )
+    told = [f"- {one['name']}: {each['check']}: {each['found']}" for one in healthy for each in one["findings"]]
+    write_between(page, "healthy", "\n".join([summary, "", *told]).rstrip())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
+    if options.document is not None:
+        stored = options.output or RESULTS / "planted_faults.json"
+        fill_document(options.document, json.loads(stored.read_text())["details"])
+        say(f"wrote {options.document}")
+        return
     described = machine()
     chosen = [
         fault for fault in FAULTS if not options.only or any(word in fault.name for word in options.only.split(","))
@@ -330,6 +359,7 @@ def _detail(name: str, findings: Sequence[Finding], **more: Any) -> dict[str, An
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="WORDS", help="faults whose name has one of these words; writes no result")
+    parser.add_argument("--document", type=Path, help="measure nothing: put the tables of --output into this file")
     parser.add_argument("--tiny", action="store_true", help="two faults; writes no result")
     parser.add_argument(
         "--output", type=Path, metavar="FILE.json", help="default: benchmarks/results/planted_faults.json"
