@@ -294,8 +294,8 @@ def fill_document(page: Path, details: Mapping[str, Any]) -> None:
     summary = (
         f"{len(healthy)} healthy set-ups: {verdicts.count('failed')} failures, {verdicts.count('warning')} warnings."
     )
-    told = [f"- {one['name']}: {each['check']}: {each['found']}" for one in healthy for each in one["findings"]]
-    write_between(page, "healthy", "\n".join([summary, "", *told]).rstrip())
+    remarks = [f"- {one['name']}: {each['check']}: {each['found']}" for one in healthy for each in one["findings"]]
+    write_between(page, "healthy", "\n".join([summary, "", *remarks]).rstrip())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,10 +8,10 @@ from hpsearch.checks.finding import Finding, Verdict
 from hpsearch.checks.samples import CPU, NEVER, CheckedModel
 from hpsearch.data.resident import ResidentData
 from hpsearch.search.pruners import is_competitive
+from hpsearch.study.corners import model_settings
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.training.device_memory import memory_of
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
-from hpsearch.training.lanes.device_model import bytes_per_lane, measure_speed
+from hpsearch.training.lanes.device_model import measure_speed
 from hpsearch.training.lanes.lane_times import LaneTimes
 from hpsearch.wording import counted, format_seconds
 
@@ -26,24 +26,23 @@ def check_cost(model: CheckedModel) -> Finding:
     definition, data = model.definition, ResidentData.place(model.data, CPU)
     batch_size = model.settings.training.batch_size
     prior = measure_speed(CPU).epoch_cost(model.network, data, batch_size, CPU)
-    num_fitting = int(memory_of(CPU).available() // bytes_per_lane(model.network, batch_size))
-    num_points = definition.num_points
-    if definition.search.strategy == "coarse-to-fine" and definition.search.budget_points is not None:
-        num_points = definition.search.budget_points
-    if num_fitting < 1:
-        return Finding.skip("cost", model.name, "there is no memory for one lane")
-    num_lanes = LaneTimes(prior).choose(min(MOST_LANES, num_points, num_fitting))
+    num_fitting = model.fitting_lanes(batch_size)
+    num_lanes = LaneTimes(prior).choose(max(1, min(MOST_LANES, definition.num_points, num_fitting)))
     per_trial_epoch = _measure(model, data, num_lanes, predicted=num_lanes * prior.seconds(num_lanes))
-    least_epochs, most_epochs = _epochs_per_point(definition)
-    most = num_points * most_epochs * per_trial_epoch
-    least = num_points * least_epochs * per_trial_epoch
-    span = format_seconds(most) if least_epochs == most_epochs else f"{format_seconds(least)} to {format_seconds(most)}"
-    rounds = ""
-    if definition.search.strategy == "coarse-to-fine" and definition.search.budget_points is None:
-        rounds = " for the first round"
+    num_points, whole = _points_with_this_network(definition)
+    least, most = (
+        num_points * epochs * per_trial_epoch for epochs in _epochs_per_point(model, data.num_minibatches(batch_size))
+    )
+    search = definition.search
+    if search.budget_epochs is not None:
+        most = min(most, search.budget_epochs * per_trial_epoch)
+    if search.budget_hours is not None:
+        most = min(most, 3600 * search.budget_hours)
+    least = min(least, most)
+    span = format_seconds(most) if least == most else f"{format_seconds(least)} to {format_seconds(most)}"
     found = (
         f"{format_seconds(per_trial_epoch)} per trial and epoch with {counted(num_lanes, 'lane')}; "
-        f"{num_points:,} points: {span}{rounds} with one worker on this machine's CPU; memory for {num_fitting:,} lanes"
+        f"{num_points:,.0f} {whole}: {span} with one worker on this machine's CPU; memory for {num_fitting:,} lanes"
     )
     return Finding(
         check="cost",
@@ -84,12 +83,26 @@ def _measure(model: CheckedModel, data: ResidentData, num_lanes: int, *, predict
     return min(seconds) / share / num_lanes
 
 
-def _epochs_per_point(definition: StudyDefinition) -> tuple[float, float]:
+def _points_with_this_network(definition: StudyDefinition) -> tuple[float, str]:
+    """The number of points that are trained with one of the study's networks, and what to call them."""
+    num_points: float = definition.num_points
+    words = "points"
+    if definition.search.strategy == "coarse-to-fine":
+        budget = definition.search.budget_points
+        num_points, words = (budget, words) if budget is not None else (num_points, "points of the first round")
+    num_networks = len(model_settings(definition))
+    return num_points / num_networks, words if num_networks == 1 else f"{words} with this network"
+
+
+def _epochs_per_point(model: CheckedModel, num_minibatches: int) -> tuple[float, float]:
     """The fewest and the most epochs of a point, as far as pruning and stopping are known in advance."""
-    most = definition.training.max_epochs
+    definition, most = model.definition, model.settings.training.max_epochs
+    stopping, pruning = definition.stopping, definition.pruning
     least = most
-    if definition.stopping.rule != "none":
-        least = 1
-    if is_competitive(definition.pruning):
-        least = min(least, max(1, definition.pruning.warmup_epochs, definition.pruning.min_epochs))
+    if stopping.rule == "no-improvement-in-n":
+        least = min(most, 1 + stopping.n)
+    elif stopping.rule != "none":  # both rules of patience train so many minibatches in any case
+        least = min(most, -(-stopping.patience // num_minibatches))
+    if is_competitive(pruning):
+        least = min(least, max(1, pruning.warmup_epochs, pruning.min_epochs))
     return least, most

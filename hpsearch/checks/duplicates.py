@@ -20,6 +20,7 @@ SHARE_TO_WARN = 0.01  # MNIST has a few images that are alike; a leak has many
 SHARE_TO_FAIL = 0.5
 NUM_PICTURES = 3
 _BLOCK = 512  # rows of a block of distances: 100 MB for MNIST
+_MOST_COLUMNS = 32  # of a picture: reports are stored with studies
 _RAMP = " .:-=+*#%@"
 
 
@@ -103,11 +104,13 @@ def _picture(data: SelectionData, train: int, validation: int) -> str:
     pair = [data.train.images[train].reshape(height, width), data.validation.images[validation].reshape(height, width)]
     lines = [f"training image {train} (class {data.train.labels[train]}) and validation image {validation} "]
     lines[0] += f"(class {data.validation.labels[validation]})"
-    step = 1 if height <= 16 else 2  # a character is twice as high as wide
+    across = -(-width // _MOST_COLUMNS)
+    down = max(1, 2 * across if height > 16 else across)  # a character is twice as high as wide
     low, high = min(float(image.min()) for image in pair), max(float(image.max()) for image in pair)
-    for row in range(0, height, step):
+    for row in range(0, height, down):
         shown = [
-            [_RAMP[int((len(_RAMP) - 1) * (v - low) / ((high - low) or 1.0))] for v in image[row]] for image in pair
+            [_RAMP[int((len(_RAMP) - 1) * (v - low) / ((high - low) or 1.0))] for v in image[row, ::across]]
+            for image in pair
         ]
         lines.append("  ".join("".join(part) for part in shown).rstrip())
     return "\n".join(lines)

@@ -26,6 +26,7 @@ class Verdict(StrEnum):
 
 Number = int | float | str
 DATA = "data"  # the subject of findings about the data
+DEFAULT_SECONDS = 120.0  # for all checks of a study
 
 
 @final
@@ -38,7 +39,7 @@ class Finding:
         subject: what was checked: the data, or a network.
         found: what was found, or the reason why the check was skipped.
         look_at: where the cause is likely to be, the likeliest first.
-        mend: the line of the study file that would mend it, such as `shuffle = true  # in [training]`.
+        fix: the line of the study file that would fix it, such as `shuffle = true  # in [training]`.
         numbers: the numbers behind `found`, by name. NaN and infinities are left out.
         pictures: pairs of images that the finding is about, as lines of text.
     """
@@ -49,7 +50,7 @@ class Finding:
     found: str
     expected: str = ""
     look_at: tuple[str, ...] = ()
-    mend: str = ""
+    fix: str = ""
     numbers: Mapping[str, Number] = field(default_factory=dict)
     pictures: tuple[str, ...] = ()
 

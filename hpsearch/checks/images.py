@@ -37,7 +37,7 @@ LARGEST_GAP = 0.1  # between the simple classifier's accuracies on training and 
 def check_classes(data: SelectionData, *, is_shuffled: bool) -> Iterator[Finding]:
     """Balance of the classes in each part, classes that a part lacks, and the order of the labels."""
     yield _balance(data)
-    yield _order(data.train.labels, is_shuffled=is_shuffled)
+    yield _order(data.train.labels, data.validation.labels, is_shuffled=is_shuffled)
 
 
 def check_values(data: SelectionData) -> Iterator[Finding]:
@@ -52,7 +52,9 @@ def check_labels(data: SelectionData) -> Finding:
 
     The better one of two is taken: the nearest mean of a class, and the nearest training image.
     """
-    train, validation = _thinned(data.train, NEAREST_TRAIN), _thinned(data.validation, NEAREST_VALIDATION)
+    if len(data.train) < 2 * data.num_classes:
+        return Finding.skip("labels", DATA, f"only {len(data.train)} training images for {data.num_classes} classes")
+    train, validation = thinned(data.train, NEAREST_TRAIN), thinned(data.validation, NEAREST_VALIDATION)
     known, others = _every_other(train)
     share = np.bincount(data.train.labels).max() / len(data.train)
     accuracies = [
@@ -69,7 +71,7 @@ def check_labels(data: SelectionData) -> Finding:
     verdict = Verdict.WARNING
     if not _beats(on_train, share, len(others)):
         look_at = ("labels that were shuffled or shifted against the images", _HARD_TASK)
-    elif _beats(on_validation, share, len(validation)) and on_train - on_validation <= LARGEST_GAP:
+    elif _beats(on_validation, share, len(validation)) and not _is_far_below(on_validation, on_train, len(validation)):
         verdict, look_at = Verdict.PASSED, ()
     return Finding(
         check="labels",
@@ -92,7 +94,7 @@ def _balance(data: SelectionData) -> Finding:
         "largest_class": int(train.max()),
     }
 
-    def finding(verdict: Verdict, found: str, look_at: str = "", mend: str = "") -> Finding:
+    def finding(verdict: Verdict, found: str, look_at: str = "", fix: str = "") -> Finding:
         return Finding(
             check="classes",
             subject=DATA,
@@ -100,7 +102,7 @@ def _balance(data: SelectionData) -> Finding:
             found=found,
             expected="every class in both parts, in about equal shares",
             look_at=(look_at,) if look_at else (),
-            mend=mend,
+            fix=fix,
             numbers=numbers,
         )
 
@@ -136,33 +138,40 @@ def _balance(data: SelectionData) -> Finding:
     return finding(Verdict.PASSED, found)
 
 
-def _order(labels: NDArray[np.int64], *, is_shuffled: bool) -> Finding:
+def _order(train: NDArray[np.int64], validation: NDArray[np.int64], *, is_shuffled: bool) -> Finding:
     """Compare the number of runs of equal labels with that of a random order (Wald and Wolfowitz)."""
-    num_runs = 1 + int(np.count_nonzero(np.diff(labels)))
-    same = float(np.sum((np.bincount(labels) / len(labels)) ** 2))  # probability that neighbours are alike
-    expected = 1 + (len(labels) - 1) * (1 - same)
-    deviation = math.sqrt(len(labels) * same * (1 - same)) or 1.0
-    is_sorted = num_runs < FEWEST_RUNS * expected and (expected - num_runs) / deviation > CERTAIN
+    (num_runs, expected, is_sorted), of_validation = _runs(train), _runs(validation)
     verdict = Verdict.WARNING if is_sorted and not is_shuffled else Verdict.PASSED
-    shuffled = "; each epoch is shuffled" if is_sorted and is_shuffled else ""
+    found = f"{num_runs:,} runs of equal labels among {len(train):,} training images"
+    found += "; each epoch is shuffled" if is_sorted and is_shuffled else ""
+    found += "; the validation images are sorted, which does no harm" if of_validation[2] else ""
+    cause = "images that are sorted by class: each minibatch then pulls towards a few classes"
     return Finding(
         check="order",
         subject=DATA,
         verdict=verdict,
-        found=f"{num_runs:,} runs of equal labels among {len(labels):,} training images{shuffled}",
-        expected=f"about {expected:,.0f}, as in a random order",
-        look_at=("images that are sorted by class: each minibatch then pulls towards a few classes",)
-        if is_sorted
-        else (),
-        mend="shuffle = true  # in [training]" if verdict is Verdict.WARNING else "",
-        numbers={"runs": num_runs, "expected_runs": round(expected)},
+        found=found,
+        expected=f"about {expected:,}, as in a random order",
+        look_at=(cause,) if is_sorted else (),
+        fix="shuffle = true  # in [training]" if verdict is Verdict.WARNING else "",
+        numbers={"runs": num_runs, "expected_runs": expected, "validation_runs": of_validation[0]},
     )
+
+
+def _runs(labels: NDArray[np.int64]) -> tuple[int, int, bool]:
+    """The number of runs of equal labels, the number in a random order, and whether the labels are sorted."""
+    num_runs = 1 + int(np.count_nonzero(np.diff(labels)))
+    same = float(np.sum((np.bincount(labels) / len(labels)) ** 2))  # probability that neighbours are alike
+    expected = 1 + (len(labels) - 1) * (1 - same)
+    deviation = math.sqrt(len(labels) * same * (1 - same)) or 1.0
+    return num_runs, round(expected), num_runs < FEWEST_RUNS * expected and expected - num_runs > CERTAIN * deviation
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Values:
     """The inputs of one part: smallest, largest and mean of each, [pixels]; and the standard deviation of all."""
 
+    num_images: int
     smallest: NDArray[np.float32]
     largest: NDArray[np.float32]
     mean: NDArray[np.float64]
@@ -181,13 +190,21 @@ class _Values:
             squares += float(np.vdot(block, block))
         mean = total / len(images)
         variance = squares / images.size - float(mean.mean()) ** 2
-        return cls(smallest=smallest, largest=largest, mean=mean, deviation=math.sqrt(max(variance, 0.0)))
+        return cls(
+            num_images=len(images),
+            smallest=smallest,
+            largest=largest,
+            mean=mean,
+            deviation=math.sqrt(max(variance, 0.0)),
+        )
 
 
 def _range(train: _Values, validation: _Values) -> Finding:
     low = float(min(train.smallest.min(), validation.smallest.min()))
     high = float(max(train.largest.max(), validation.largest.max()))
-    is_constant = train.largest == train.smallest
+    is_constant = train.smallest == train.largest
+    if train.num_images == 1:
+        is_constant &= (validation.smallest == train.smallest) & (validation.largest == train.largest)
     share = float(is_constant.mean())
     numbers = {"smallest": low, "largest": high, "constant_inputs": int(is_constant.sum()), "inputs": len(is_constant)}
 
@@ -289,7 +306,13 @@ def _beats(accuracy: float, share: float, num_images: int) -> bool:
     return accuracy > share + NormalDist().inv_cdf(0.999) * deviation
 
 
-def _thinned(part: Split, most: int) -> Split:
+def _is_far_below(accuracy: float, other: float, num_images: int) -> bool:
+    """Whether an accuracy is so much lower that neither chance nor a harder sample explains it."""
+    deviation = math.sqrt(max(other * (1 - other), 0.01) / num_images)
+    return other - accuracy > LARGEST_GAP + 3 * deviation
+
+
+def thinned(part: Split, most: int) -> Split:
     """At most this many images, evenly spaced."""
     index = np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(np.intp))
     return Split(images=part.images[index], labels=part.labels[index])

@@ -1,4 +1,4 @@
-"""Whether a network can learn: its loss before training, its hidden units, a few images by heart, and shuffled labels.
+"""Whether a network can learn: its loss before training, its hidden units, a few images overfit, and shuffled labels.
 
 Source: docs/sources.md, section 7.
 """
@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from hpsearch.checks.finding import Finding, Verdict
+from hpsearch.checks.images import thinned
 from hpsearch.checks.samples import CPU, NEVER, CheckedModel, distinct_images, resident
 from hpsearch.data.splits import Split
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
@@ -28,11 +29,11 @@ EXACTNESS = 1e-6  # nats: of built-in networks, whose softmax layer begins at 0
 BELOW, ABOVE, FAR_ABOVE = 0.2, 0.7, 3.0  # nats from ln(classes): of a user's own network
 NUM_LOOKED_AT = 256  # images for hidden units and the untrained loss
 MANY_DEAD, MANY_SATURATED = 0.5, 0.5
-NUM_BY_HEART = 10
-BY_HEART_NLL = 0.01
-NEARLY_BY_HEART_NLL = 0.5  # then nothing is wrong, but the network is small
-BY_HEART_STEPS = 500
-BY_HEART_RATES = (0.003, 0.0003, 0.03, 0.1)
+NUM_OVERFIT, FEWEST_OVERFIT = 10, 5
+OVERFIT_NLL = 0.01
+NEARLY_OVERFIT = 0.5  # of the loss of guessing: below, the network is small, and perhaps nothing is wrong
+OVERFIT_STEPS = 500
+OVERFIT_RATES = (0.003, 0.0003, 0.03, 0.1)
 NUM_SHUFFLES = 5
 T_OF_SHUFFLES = 7.17  # of Student's t with 4 degrees of freedom, one-sided, p = 0.001
 NUM_SHUFFLED, SHUFFLED_EPOCHS = 1000, 2
@@ -108,44 +109,45 @@ def check_units(model: CheckedModel) -> Finding:
     )
 
 
-def check_by_heart(model: CheckedModel) -> Finding:
-    """Learn a few images by heart, without regularisation: the loss must nearly vanish."""
-    index = distinct_images(model.data.train, NUM_BY_HEART)
-    if len(index) < 5:
-        return Finding.skip("by heart", model.name, f"only {len(index)} different training images")
+def check_overfit(model: CheckedModel) -> Finding:
+    """Learn a few images overfit, without regularisation: the loss must nearly vanish."""
+    index = distinct_images(model.data.train, NUM_OVERFIT)
+    if len(index) < FEWEST_OVERFIT:
+        return Finding.skip("overfit", model.name, f"only {len(index)} different training images")
     few = Split(images=model.data.train.images[index], labels=model.data.train.labels[index])
     data = resident(model.data, index, few)
     common = {"optimizer": "adam", "lambda_1": 0.0, "lambda_2": 0.0, "batch_size": len(index), "schedule": "constant"}
-    settings = [model.training(**common, learning_rate=rate, shuffle=False) for rate in BY_HEART_RATES]
+    rates = OVERFIT_RATES[: model.fitting_lanes(len(index))]
+    settings = [model.training(**common, learning_rate=rate, shuffle=False) for rate in rates]
     cohort = Cohort(CohortShape.of(settings[0]), data, CPU, NEVER)
     for lane, its in enumerate(settings):
         cohort.admit(lane, its)
     lowest, steps = math.inf, 0
-    while steps < BY_HEART_STEPS and lowest >= BY_HEART_NLL:
+    while steps < OVERFIT_STEPS and lowest >= OVERFIT_NLL:
         model.check_time()
         reports = cohort.train_epoch()
         steps += 1
         finite = [r.validations[-1].nll for r in reports.values() if math.isfinite(r.validations[-1].nll)]
         lowest = min([lowest, *finite])
-    has_learned = lowest < BY_HEART_NLL
+    has_learned, is_nearly = lowest < OVERFIT_NLL, NEARLY_OVERFIT * math.log(model.data.num_classes)
     precision = model.settings.training.precision
-    causes = [] if has_learned else _why_not_by_heart(lowest, model.data.num_classes)
+    causes = [] if has_learned else _why_not_overfit(lowest, model.data.num_classes)
     if precision == "bfloat16" and not has_learned:
         causes.insert(0, "precision bfloat16, which is too coarse for this network")
     found = f"NLL {lowest:.3g} after {steps} steps of Adam on {len(index)} images"
     return Finding(
-        check="by heart",
+        check="overfit",
         subject=model.name,
-        verdict=Verdict.PASSED if has_learned else Verdict.WARNING if lowest < NEARLY_BY_HEART_NLL else Verdict.FAILED,
+        verdict=Verdict.PASSED if has_learned else Verdict.WARNING if lowest < is_nearly else Verdict.FAILED,
         found=found if math.isfinite(lowest) else "the loss is never finite",
-        expected=f"below {BY_HEART_NLL} within {BY_HEART_STEPS} steps",
+        expected=f"below {OVERFIT_NLL} within {OVERFIT_STEPS} steps",
         look_at=tuple(causes),
-        mend='precision = "float32"  # in [training]' if not has_learned and precision == "bfloat16" else "",
+        fix='precision = "float32"  # in [training]' if not has_learned and precision == "bfloat16" else "",
         numbers={"nll": lowest, "steps": steps},
     )
 
 
-def _why_not_by_heart(nll: float, num_classes: int) -> list[str]:
+def _why_not_overfit(nll: float, num_classes: int) -> list[str]:
     """The likely causes, the likeliest first, by how far the loss has come."""
     softmax = "scores that went through a softmax already: return them as they are"
     unconnected = "scores that do not depend on the images, or a part of the network that gets no gradient"
@@ -163,7 +165,9 @@ def check_shuffled_labels(model: CheckedModel) -> Finding:
     therefore trained with several shuffles, whose spread decides (a one-sided t-test).
     """
     train, validation = model.data.train, model.data.validation
-    looked_at = Split(images=validation.images[:NUM_SHUFFLED], labels=validation.labels[:NUM_SHUFFLED])
+    if len(train) < 10 * model.data.num_classes:
+        return Finding.skip("shuffled labels", model.name, f"only {len(train)} training images")
+    looked_at = thinned(validation, NUM_SHUFFLED)
     accuracies = [_accuracy_with_shuffled_labels(model, seed, train, looked_at) for seed in range(NUM_SHUFFLES)]
     share = float(np.bincount(looked_at.labels).max() / len(looked_at))
     mean, deviation = statistics.fmean(accuracies), statistics.stdev(accuracies)
@@ -190,7 +194,9 @@ def _accuracy_with_shuffled_labels(model: CheckedModel, seed: int, train: Split,
         learning_rate=0.001,
         schedule="constant",
         shuffle=False,
+        seed=seed,  # other initial weights as well: five independent trainings
     )
+    model.fitting_lanes(settings.training.batch_size)
     cohort = Cohort(CohortShape.of(settings), data, CPU, NEVER)
     cohort.admit("it", settings)
     accuracy = 0.0
@@ -214,9 +220,13 @@ _KINDS: dict[Callable[..., Any], str] = {
     functional.relu: "relu",
     torch.tanh: "tanh",
     Tensor.tanh: "tanh",
+    torch.tanh_: "tanh",
+    Tensor.tanh_: "tanh",
     functional.tanh: "tanh",
     torch.sigmoid: "sigmoid",
     Tensor.sigmoid: "sigmoid",
+    torch.sigmoid_: "sigmoid",
+    Tensor.sigmoid_: "sigmoid",
     functional.sigmoid: "sigmoid",
 }
 _SATURATED_SLOPE = 0.05  # of the derivative at 0

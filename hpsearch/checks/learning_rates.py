@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from hpsearch.checks.finding import Finding, Verdict
+from hpsearch.checks.images import thinned
 from hpsearch.checks.samples import CPU, NEVER, CheckedModel, resident
 from hpsearch.data.resident import ResidentData
-from hpsearch.data.splits import Split
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import rounded
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
@@ -22,7 +22,7 @@ MOST_FLOPS = 4e11  # of the whole probe, about: a few seconds
 FEWEST_MINIBATCHES = 10
 DIVERGED = 2.0  # times the loss of guessing
 TRAINS = 0.05  # of the loss of guessing, which must be gained in the short epoch
-FAR = 30.0  # a study whose rates are all this much smaller than the best one of the probe hardly trains
+FAR, NEAR = 10.0, 10**0.5  # how far below and above the rates that train a rate may be: long trainings need lower ones
 
 
 def check_learning_rates(model: CheckedModel) -> Finding:
@@ -48,16 +48,23 @@ def check_learning_rates(model: CheckedModel) -> Finding:
     found = f"{_range(low, high)} train, {value_label(best)} gains most in a short epoch"
     if diverged:
         found += f", from {value_label(min(diverged))} on training diverges"
+    dimension = next((d for d in definition.search.dimensions if d.name == "learning_rate"), None)
+    useful = low / FAR, high * NEAR
+    if dimension is not None and dimension.is_continuous:
+        is_covered = min(rates) <= useful[1] and max(rates) >= useful[0]
+    else:
+        is_covered = any(useful[0] <= rate <= useful[1] for rate in rates)
     verdict, look_at = Verdict.PASSED, ""
-    if min(rates) > high:
-        verdict, look_at = Verdict.WARNING, "learning rates that are all too high"
-    elif max(rates) * FAR < best:
-        verdict, look_at = Verdict.WARNING, "learning rates that are all too low"
-    is_searched = any(dimension.name == "learning_rate" for dimension in definition.search.dimensions)
+    if not is_covered:
+        verdict, look_at = Verdict.WARNING, "learning rates that are too low or too high, and none between"
+        if min(rates) > useful[1]:
+            look_at = "learning rates that are all too high"
+        elif max(rates) < useful[0]:
+            look_at = "learning rates that are all too low"
     mended = (
         f"learning_rate = {{ log10 = [{math.floor(math.log10(high))}, {math.floor(math.log10(low))}] }}  # in [search]"
     )
-    if not is_searched:
+    if dimension is None:
         mended = f"learning_rate = {value_label(best)}  # in [training]"
     return Finding(
         check="learning rates",
@@ -66,7 +73,7 @@ def check_learning_rates(model: CheckedModel) -> Finding:
         found=f"{found}; {shown}",
         expected="rates of the study among those that train",
         look_at=(look_at,) if look_at else (),
-        mend=mended if verdict is not Verdict.PASSED else "",
+        fix=mended if verdict is not Verdict.PASSED else "",
         numbers={"lowest": low, "highest": high, "best": best, **numbers},
     )
 
@@ -86,7 +93,7 @@ def _probe(model: CheckedModel) -> dict[float, float]:
     affordable = int(MOST_FLOPS / (3 * len(EXPONENTS) * flops_per_image(model.network)))
     number = min(len(train), max(FEWEST_MINIBATCHES * batch_size, min(NUM_TRAIN, affordable)))
     index = np.sort(np.random.default_rng(0).permutation(len(train))[:number])
-    looked_at = Split(images=validation.images[:NUM_VALIDATION], labels=validation.labels[:NUM_VALIDATION])
+    looked_at = thinned(validation, NUM_VALIDATION)
     data = resident(model.data, index, looked_at)
     gained: dict[float, float] = {}
     _train(model, data, [10.0**exponent for exponent in EXPONENTS], batch_size, gained)
@@ -99,16 +106,22 @@ def _probe(model: CheckedModel) -> dict[float, float]:
 def _train(
     model: CheckedModel, data: ResidentData, rates: list[float], batch_size: int, gained: dict[float, float]
 ) -> None:
-    """Train an epoch with each rate, and add the loss that it has gained over guessing; -inf if it diverged."""
-    model.check_time()
-    settings = {rate: model.training(learning_rate=rate, schedule="constant", batch_size=batch_size) for rate in rates}
-    cohort = Cohort(CohortShape.of(settings[rates[0]]), data, CPU, NEVER)
-    for rate in rates:
-        cohort.admit(rate, settings[rate])
+    """Train with each rate, and add the loss that it has gained over guessing; -inf if it diverged."""
     guessing = math.log(model.data.num_classes)
-    for rate, report in zip(rates, cohort.train_epoch().values(), strict=True):
-        nll = report.validations[-1].nll
-        gained[rate] = guessing - nll if nll < DIVERGED * guessing else -math.inf
+    settings = {rate: model.training(learning_rate=rate, schedule="constant", batch_size=batch_size) for rate in rates}
+    num_epochs = -(-FEWEST_MINIBATCHES // data.num_minibatches(batch_size))
+    most = model.fitting_lanes(batch_size)
+    for start in range(0, len(rates), most):
+        group = rates[start : start + most]
+        cohort = Cohort(CohortShape.of(settings[group[0]]), data, CPU, NEVER)
+        for rate in group:
+            cohort.admit(rate, settings[rate])
+        for _ in range(num_epochs):
+            model.check_time()
+            reports = cohort.train_epoch()
+        for rate in group:
+            nll = reports[rate].validations[-1].nll
+            gained[rate] = guessing - nll if nll < DIVERGED * guessing else -math.inf
 
 
 def _range(low: float, high: float) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 from hpsearch.study.corners import model_settings
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.registry import CUSTOM_FAMILY, FAMILIES
-from hpsearch.study.settings import OptionValue, TrialSettings, kernels_text
+from hpsearch.study.settings import ModelSettings, OptionValue, TrialSettings, kernels_text
 from hpsearch.wording import parameters_label
 
 MOST_MODELS: Final = 4
@@ -17,7 +17,7 @@ MODEL_CHECKS: Final = {
     "untrained loss": "hpsearch.checks.learning:check_untrained",
     "hidden units": "hpsearch.checks.learning:check_units",
     "gradients": "hpsearch.checks.gradients:check_gradients",
-    "by heart": "hpsearch.checks.learning:check_by_heart",
+    "overfit": "hpsearch.checks.learning:check_overfit",
     "learning rates": "hpsearch.checks.learning_rates:check_learning_rates",
     "shuffled labels": "hpsearch.checks.learning:check_shuffled_labels",
     "cost": "hpsearch.checks.cost:check_cost",
@@ -43,6 +43,7 @@ def model_name(settings: TrialSettings) -> str:
     model = settings.model
     keys: Mapping[str, OptionValue] = dict(model.options)
     if model.family in FAMILIES and model.family != CUSTOM_FAMILY:
-        shown = (key for key in FAMILIES[model.family].keys if key != "initialization")
+        default = ModelSettings.model_fields["initialization"].default
+        shown = (k for k in FAMILIES[model.family].keys if k != "initialization" or model.initialization != default)
         keys = {key: kernels_text(getattr(model, key)) for key in shown}
     return f"{model.family} ({parameters_label(keys)})" if keys else model.family

@@ -1,4 +1,4 @@
-"""The checks of networks, as the process runs them that is theirs alone (`isolation`)."""
+"""The checks of networks, as the child process of `isolation` runs them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import logging
 import pkgutil
 from collections.abc import Iterator, Sequence
 
-from hpsearch.checks.finding import Finding, Verdict
+from hpsearch.checks.finding import DATA, Finding, Verdict
+from hpsearch.checks.isolation import share_of_time
 from hpsearch.checks.models import MODEL_CHECKS, OUT_OF_TIME
-from hpsearch.checks.samples import CheckedModel, OutOfTimeError
+from hpsearch.checks.samples import CPU, CheckedModel, NoMemoryError, OutOfTimeError
+from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import InputError
+from hpsearch.study.corners import shape_settings
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.device_memory import is_out_of_memory
-from hpsearch.wording import first_line
+from hpsearch.wording import counted, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -34,8 +37,11 @@ def check_networks(
     Yields:
         Before each check the number of the network and the check's name, and then its finding.
     """
+    if first == 0:
+        yield _points(definition, data)
     for place, settings in enumerate(models[first:], start=first):
-        model = CheckedModel(definition=definition, settings=settings, data=data, deadline=deadline)
+        until = share_of_time(deadline, len(models) - place)
+        model = CheckedModel(definition=definition, settings=settings, data=data, deadline=until)
         yield place, "network"
         refusal = _refusal(model)
         if refusal is not None:
@@ -45,6 +51,26 @@ def check_networks(
         for name in MODEL_CHECKS:
             yield place, name
             yield _run(name, model)
+
+
+def _points(definition: StudyDefinition, data: SelectionData) -> Finding:
+    """Whether all batch sizes of the study fit its data, as `run` requires."""
+    shapes = shape_settings(definition)
+    try:
+        resident = ResidentData.place(data, CPU, max_resident_bytes=definition.data.max_resident_bytes)
+        for batch_size in dict.fromkeys(settings.training.batch_size for settings in shapes):
+            resident.num_minibatches(batch_size)
+    except InputError as error:
+        return Finding(
+            check="batch sizes",
+            subject=DATA,
+            verdict=Verdict.FAILED,
+            found=str(error),
+            expected="minibatches that the training images fill",
+            look_at=(error.hint or "training.batch_size, and its values in [search]",),
+        )
+    found = f"{counted(len(shapes), 'shape')} of minibatches and networks, all with enough training images"
+    return Finding(check="batch sizes", subject=DATA, verdict=Verdict.PASSED, found=found)
 
 
 def _refusal(model: CheckedModel) -> Finding | None:
@@ -70,6 +96,10 @@ def _run(name: str, model: CheckedModel) -> Finding:
         return finding
     except OutOfTimeError:
         return Finding.skip(name, model.name, OUT_OF_TIME)
+    except NoMemoryError:
+        return Finding.skip(name, model.name, "there is not enough memory for one lane")
+    except InputError as error:  # such as a batch size that the data does not fill
+        return Finding.skip(name, model.name, str(error))
     except Exception as error:
         if is_out_of_memory(error):
             return Finding.skip(name, model.name, "there is not enough memory")

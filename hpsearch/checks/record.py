@@ -1,13 +1,16 @@
 """What is kept of a run of the checks: on this machine until the study is created, and then with the study.
 
-`hpsearch check` remembers its report in the home folder, by definition and data. Whoever creates or resumes the study
-there stores it with the study. Without one, the checks of the data are made, which read what is loaded anyway.
+`hpsearch check` remembers its report in the home folder, by definition, data and the code of a custom network. The next
+`run` or `create` of the study on this machine stores it with the study. Without a report, they check the data, which is
+loaded anyway.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -18,34 +21,42 @@ from pydantic import TypeAdapter, ValidationError
 import hpsearch
 from hpsearch.atomic_file import write_file
 from hpsearch.checks.finding import DATA, CheckReport, Finding, Verdict
-from hpsearch.errors import HpsearchError, InputError, StorageError
+from hpsearch.errors import HpsearchError, InputError
 from hpsearch.home import check_folder, make_folder
 from hpsearch.logs import get_logger
 from hpsearch.stored_json import parse_stored_object
 from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.settings import is_custom_family
 from hpsearch.wording import first_line
 
 _log = get_logger("checks")
+CHECKS_THAT_STOP: Final = ("classes", "values", "duplicates")
 _REPORT: Final = TypeAdapter(CheckReport)
 _FIELDS: Final = tuple(each.name for each in fields(CheckReport))
 
 
 def remember(report: CheckReport, definition: StudyDefinition) -> None:
-    """Keep a report on this machine. A folder that cannot be written is only warned about."""
-    path = _place(definition, report.checksums)
+    """Keep a report on this machine, unless an earlier one has more finished checks.
+
+    A folder that cannot be written is only warned about.
+    """
+    before = recall(definition, report.checksums)
+    if before is not None and before.count(Verdict.SKIPPED) < report.count(Verdict.SKIPPED):
+        return
     try:
+        path = _place(definition, report.checksums)
         make_folder(path.parent)
         write_file(path, json.dumps(report.as_json()))
     except (OSError, HpsearchError) as error:
-        _log.warning("the outcome of the checks cannot be kept in %s: %s", path.parent, first_line(error))
+        _log.warning("the outcome of the checks cannot be kept on this machine: %s", first_line(error))
 
 
 def recall(definition: StudyDefinition, checksums: Mapping[str, str]) -> CheckReport | None:
     """The report about this definition and data by this version of hpsearch; None if there is none."""
-    path = _place(definition, checksums)
     try:
+        path = _place(definition, checksums)
         report = read_report(parse_stored_object(path.read_text(encoding="utf-8"), "the outcome", str(path)))
-    except (OSError, ValueError, StorageError):
+    except (OSError, ValueError, HpsearchError):
         return None
     return report if report.version == hpsearch.__version__ else None
 
@@ -55,14 +66,17 @@ def read_report(document: Mapping[str, Any]) -> CheckReport:
     return _REPORT.validate_python({name: document[name] for name in _FIELDS if name in document})
 
 
-def require_possible(report: CheckReport) -> None:
-    """Refuse data with which no trial can be right; warn of everything else that did not pass.
+def require_possible(report: CheckReport, *, is_new: bool) -> None:
+    """Refuse to create a study on data with which no trial can be right; warn of everything else that did not pass.
 
+    Args:
+        is_new: the study does not exist yet. One that exists goes on.
     Raises:
-        InputError: a check of the data has failed.
+        InputError: one of the checks in CHECKS_THAT_STOP has failed.
     """
     for finding in report.findings:
-        if finding.verdict is Verdict.FAILED and finding.subject == DATA:
+        is_impossible = finding.verdict is Verdict.FAILED and finding.check in CHECKS_THAT_STOP
+        if is_new and is_impossible and finding.subject == DATA:
             raise InputError(
                 f"the data cannot be right: {_told(finding)}",
                 hint="hpsearch check STUDY.toml says more; --no-check trains all the same",
@@ -97,5 +111,15 @@ def _told(finding: Finding) -> str:
 
 
 def _place(definition: StudyDefinition, checksums: Mapping[str, str]) -> Path:
-    meaning = definition.model_copy(update={"name": "checked"}).sha256, dict(checksums)
+    code = _code_of(definition.model.family) if is_custom_family(definition.model.family) else ""
+    meaning = definition.model_copy(update={"name": "checked"}).sha256, dict(checksums), code
     return check_folder() / f"{hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()}.json"
+
+
+def _code_of(family: str) -> str:
+    """SHA-256 of the file that "package.module:name" names; "" if it is not found. The code is not imported."""
+    file = Path(*family.partition(":")[0].split(".")).with_suffix(".py")
+    for folder in (Path.cwd(), *map(Path, sys.path)):
+        with contextlib.suppress(OSError):
+            return hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    return ""

@@ -17,6 +17,8 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrainingSettings, TrialSettings, is_custom_family
+from hpsearch.training.device_memory import memory_of
+from hpsearch.training.lanes.device_model import bytes_per_lane
 from hpsearch.training.lanes.stack import LaneKind, LaneStack
 from hpsearch.training.lanes.steps import build_step
 from hpsearch.training.networks.build import build_network
@@ -26,6 +28,10 @@ from hpsearch.training.tensors import Tensors
 
 NEVER = 10**9  # minibatches between validations within an epoch
 CPU = torch.device("cpu")
+
+
+class NoMemoryError(Exception):
+    """There is no memory for one lane. On a CPU an allocation would not fail: the process would be killed."""
 
 
 class OutOfTimeError(Exception):
@@ -65,6 +71,13 @@ class CheckedModel:
         """The settings with other values in [training]."""
         training = TrainingSettings.model_validate({**self.settings.training.model_dump(), **changes})
         return self.settings.model_copy(update={"training": training})
+
+    def fitting_lanes(self, batch_size: int) -> int:
+        """How many lanes fit into the memory that is available now. Raises NoMemoryError if not even one does."""
+        number = int(memory_of(CPU).available() // bytes_per_lane(self.network, batch_size))
+        if number < 1:
+            raise NoMemoryError
+        return number
 
     def check_time(self) -> None:
         """Raises OutOfTimeError."""

@@ -13,14 +13,14 @@ from typing import Final
 
 from hpsearch.checks import isolation
 from hpsearch.checks.duplicates import exact_duplicates, near_duplicates
-from hpsearch.checks.finding import CheckReport, Finding
+from hpsearch.checks.finding import DEFAULT_SECONDS, CheckReport, Finding
 from hpsearch.checks.images import check_classes, check_labels, check_values
 from hpsearch.checks.models import checked_models
 from hpsearch.data.splits import SelectionData
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.wording import format_time
 
-DEFAULT_SECONDS: Final = 120.0
+MOST_UNCHECKED: Final = 20  # that are named
 NEAR_SHARE: Final = 0.2  # of the time, at most, for near duplicates
 
 
@@ -57,7 +57,7 @@ def check_study(
         version=version,
         checksums=data.checksums,
         findings=tuple(findings),
-        unchecked=tuple(unchecked),
+        unchecked=_shortened(unchecked),
         seconds=round(time.monotonic() - started, 1),
     )
 
@@ -84,6 +84,11 @@ def check_data(definition: StudyDefinition, data: SelectionData) -> Iterator[Fin
     yield exact_duplicates(data)
 
 
+def _shortened(names: list[str]) -> tuple[str, ...]:
+    more = len(names) - MOST_UNCHECKED
+    return (*names[:MOST_UNCHECKED], *([f"and {more} more"] if more > 0 else []))
+
+
 def _all_findings(
     definition: StudyDefinition,
     data: SelectionData,
@@ -94,5 +99,5 @@ def _all_findings(
 ) -> Iterator[Finding]:
     yield from check_data(definition, data)
     yield check_labels(data)
-    yield near_duplicates(data, deadline=time.monotonic() + NEAR_SHARE * seconds)
+    yield near_duplicates(data, deadline=min(deadline, time.monotonic() + NEAR_SHARE * seconds))
     yield from process.findings(deadline)

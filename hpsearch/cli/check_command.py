@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import hpsearch
-from hpsearch.checks.finding import CheckReport, Verdict
+from hpsearch.checks.finding import DEFAULT_SECONDS, CheckReport, Verdict
 from hpsearch.cli import options
 from hpsearch.cli.loading import loading
 from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
@@ -29,7 +29,7 @@ Seconds = Annotated[
 def check(
     study_file: options.StudyFile,
     overrides: options.Overrides = None,
-    seconds: Seconds = 120.0,
+    seconds: Seconds = DEFAULT_SECONDS,
     as_json: options.AsJson = False,
 ) -> None:
     """Check a study's data and networks before the search: gradients, losses, learning rates, duplicates, cost.
@@ -58,13 +58,13 @@ def check(
             seconds=seconds,
             on_finding=tell_finding,
         )
-    remember(report, definition)
     try:
         if as_json:
             print_json(report.as_json())
         else:
             print_checks(report)
     finally:  # the exit code is that of the checks, also where nobody reads the table
+        remember(report, definition)
         _require_passed(report)
 
 

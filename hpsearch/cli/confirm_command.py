@@ -51,7 +51,7 @@ def confirm(
     from hpsearch.results.confirmation.plan import plan_confirmation
     from hpsearch.results.status import read_status
 
-    launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=worker))
+    launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=worker, checks=False))
     open_artifacts(artifact_place(worker.artifacts))  # before the companion study is created
     with options.open_storage(storage) as database:
         plan = plan_confirmation(database, study, top=top, num_seeds=seeds, name=name)

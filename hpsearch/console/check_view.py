@@ -62,6 +62,6 @@ def _details(finding: Finding, width: int) -> list[str]:
     if finding.verdict in (Verdict.WARNING, Verdict.FAILED):
         lines += [f"expected: {finding.expected}"] if finding.expected else []
         lines += [f"look at: {cause}" for cause in finding.look_at]
-        lines += [f"mend: {finding.mend}"] if finding.mend else []
+        lines += [f"fix: {finding.fix}"] if finding.fix else []
     wrapped = [part for line in lines for part in textwrap.wrap(for_terminal(line), max(width, _NARROWEST)) or [""]]
     return [*wrapped, *(row for picture in finding.pictures for row in picture.splitlines())]

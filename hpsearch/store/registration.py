@@ -190,7 +190,12 @@ def _insert_study(
 
 def _store_checks(connection: Connection, name: str, checks: Mapping[str, Any] | None) -> None:
     study = None if checks is None else select_study(connection, name)
-    if study is not None:
+    if study is None or checks is None:
+        return
+    before = study.checks or {}
+    # Of two processes that create the study, one may have checked its networks.
+    is_poorer = before.get("has_networks") and not checks.get("has_networks")
+    if not is_poorer or before.get("checksums") != checks.get("checksums"):
         _set_attributes(connection, study.study_id, {CHECKS_ATTRIBUTE: checks})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def load_study(database: Database, name: str) -> StoredStudy:
         StudyNotFoundError: there is no such study; the hint lists the existing ones.
         InputError: a study of this name exists but was not created by hpsearch, or is another program's copy.
     """
-    stored = database.transaction(lambda connection: select_study(connection, name))
+    stored = study_named(database, name)
     if stored is None:
         known = study_names(database)
         raise StudyNotFoundError(
@@ -93,6 +94,11 @@ def load_study(database: Database, name: str) -> StoredStudy:
             hint="there are: " + ", ".join(known) if known else "there is none yet: hpsearch run STUDY.toml",
         )
     return stored
+
+
+def study_named(database: Database, name: str) -> StoredStudy | None:
+    """Return the study of this name, or None if there is none. Raises the errors of `select_study`."""
+    return database.transaction(lambda connection: select_study(connection, name))
 
 
 def stored_definition(database: Database, study_id: int) -> StudyDefinition | None:
@@ -190,7 +196,10 @@ def select_study(connection: Connection, name: str) -> StoredStudy | None:
 
 
 def _parse_checks(document: str | None, what: str) -> Mapping[str, Any] | None:
-    return None if document is None else parse_stored_object(document, what, attribute_place(CHECKS_ATTRIBUTE))
+    """The report, or None: a damaged one stops nobody, because nothing depends on it."""
+    with contextlib.suppress(StorageError):
+        return None if document is None else parse_stored_object(document, what, attribute_place(CHECKS_ATTRIBUTE))
+    return None
 
 
 def _renamed(definition: StudyDefinition, name: str) -> StudyDefinition:

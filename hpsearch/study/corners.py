@@ -40,6 +40,8 @@ def middle(dimension: Dimension) -> ParameterValue:
     """The middle value of a dimension: of a range the (geometric, if logarithmic) mean of its ends."""
     if not dimension.is_continuous:
         listed = [value for value in dimension.values if not (dimension.has_zero and value == 0)]
+        if not any(isinstance(value, str | bool) for value in listed):
+            listed.sort(key=float)
         return listed[len(listed) // 2]
     low, high = (float(value) for value in dimension.values)
     mean = math.sqrt(low * high) if dimension.is_log else (low + high) / 2

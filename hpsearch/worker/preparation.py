@@ -22,8 +22,8 @@ from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError
 from hpsearch.search.pruners import build_pruner
 from hpsearch.store.connection.database import Database
-from hpsearch.store.registration import Registration, find_study, register_study
-from hpsearch.store.studies import StoredStudy
+from hpsearch.store.registration import Registration, register_study
+from hpsearch.store.studies import StoredStudy, study_named
 from hpsearch.study.corners import shape_settings
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
@@ -76,17 +76,17 @@ def _check(database: Database, definition: StudyDefinition, data: SelectionData)
     """The report to store: that of `hpsearch check`, or one about the data; None if the study has one.
 
     Raises:
-        InputError: the data cannot be right.
+        InputError: the study is new, and its data cannot be right.
     """
-    report = recall(definition, data.checksums)
-    stored = find_study(database, definition)
+    stored = study_named(database, definition.name)
     known = (stored and stored.checks) or {}
-    is_known = known.get("checksums") == dict(data.checksums)
-    is_newer = report is None or (known.get("has_networks") and str(known.get("date")) >= report.date)
-    if is_known and is_newer:
-        return None
+    report = recall(definition, data.checksums)
+    if known.get("checksums") == dict(data.checksums):
+        is_newer = report is not None and (not known.get("has_networks") or str(known.get("date")) < report.date)
+        if not is_newer:
+            return None
     report = report or check_data_only(definition, data, version=hpsearch.__version__)
-    require_possible(report)
+    require_possible(report, is_new=stored is None)
     return report
 
 

@@ -153,7 +153,7 @@ def prepare_confirmation(database: Database, plan: ConfirmPlan, *, locations: Da
             stored = _find_study(database, name)
             if stored is not None:  # before the new points are added: `num_parameters` always covers all points
                 database.storage.set_study_user_attr(stored.study_id, CONFIRMS_ATTRIBUTE, mark)
-            prepared = prepare_study(database, plan.definition, locations=locations)
+            prepared = prepare_study(database, plan.definition, locations=locations, checks=False)
             if stored is None:
                 database.storage.set_study_user_attr(prepared.study.study_id, CONFIRMS_ATTRIBUTE, mark)
     return plan

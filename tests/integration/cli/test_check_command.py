@@ -146,3 +146,22 @@ def test_a_limit_that_is_short_skips_the_rest(study_file: Written, capsys: pytes
 
 def test_data_that_is_not_there_is_an_error_of_the_surroundings(study_file: Written, tmp_path: Path) -> None:
     assert run("check", str(study_file(str(tmp_path / "away")))) == 3
+
+
+def test_a_study_that_exists_goes_on_whatever_its_data_is_like(
+    study_file: Written, tables_url: str, database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(study_file(idx_folder(tmp_path / "blank", np.arange(300) % 10, are_blank=True)))
+    assert run("create", path, "--no-check", "--storage", tables_url) == 0
+    assert run("create", path, "--storage", tables_url) == 0
+    assert "check of data: values: all images are the same" in capsys.readouterr().err
+    assert read_status(database, "checked").as_json()["checks"]["verdict"] == "failed"
+
+
+def test_a_wider_study_keeps_its_full_report(study_file: Written, tables_url: str, database: Database) -> None:
+    path = study_file()
+    assert run("check", str(path)) == 0
+    assert run("create", str(path), "--storage", tables_url) == 0
+    path.write_text(path.read_text().replace("[0.1, 0.01]", "[0.1, 0.01, 0.001]"))
+    assert run("create", str(path), "--storage", tables_url) == 0
+    assert read_status(database, "checked").as_json()["checks"]["has_networks"]

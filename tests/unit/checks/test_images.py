@@ -114,7 +114,7 @@ def test_a_fault_is_found_and_its_cause_is_named(
 
 def test_sorted_images_are_no_fault_if_each_epoch_is_shuffled(digits: SelectionData) -> None:
     data = replace(digits, train=sort_by_class(digits.train))
-    assert findings(data, is_shuffled=False)["order"].mend == "shuffle = true  # in [training]"
+    assert findings(data, is_shuffled=False)["order"].fix == "shuffle = true  # in [training]"
     assert findings(data, is_shuffled=True)["order"].verdict is Verdict.PASSED
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def finding(verdict: Verdict = Verdict.PASSED, subject: str = DATA) -> Finding:
         found="found it",
         expected="nothing",
         look_at=("a cause",),
-        mend="shuffle = true",
+        fix="shuffle = true",
         numbers={"one": 1, "half": 0.5, "none": float("nan"), "word": "a"},
         pictures=("##",),
     )
@@ -87,14 +88,18 @@ def test_a_folder_that_cannot_be_written_is_only_warned_about(
 
 
 def test_only_data_that_cannot_be_right_stops_a_study(caplog: pytest.LogCaptureFixture) -> None:
-    require_possible(report(finding(Verdict.PASSED), finding(Verdict.WARNING), finding(Verdict.FAILED, "mlp")))
+    passing = report(finding(Verdict.PASSED), finding(Verdict.WARNING), finding(Verdict.FAILED, "mlp"))
+    require_possible(passing, is_new=True)
     assert caplog.messages == [
         f"check of {subject}: order: found it (a cause); hpsearch check STUDY.toml says more"
         for subject in (DATA, "mlp")
     ]
-    with pytest.raises(InputError, match=r"the data cannot be right: order: found it \(a cause\)") as caught:
-        require_possible(report(finding(Verdict.FAILED)))
+    impossible = report(replace(finding(Verdict.FAILED), check="values"))
+    with pytest.raises(InputError, match=r"the data cannot be right: values: found it \(a cause\)") as caught:
+        require_possible(impossible, is_new=True)
     assert "--no-check" in str(caught.value.hint)
+    require_possible(impossible, is_new=False)
+    require_possible(report(replace(finding(Verdict.FAILED), check="near duplicates")), is_new=True)
 
 
 def test_a_stored_report_is_told_in_one_line() -> None:
@@ -105,3 +110,25 @@ def test_a_stored_report_is_told_in_one_line() -> None:
     assert describe(report(finding(), has_networks=False).as_json()).startswith("only the data was checked, 2026")
     assert describe(None) == "not checked"
     assert "another version" in describe({"findings": 3})
+
+
+def test_a_report_with_more_finished_checks_is_kept(define: Define) -> None:
+    remember(report(finding(), finding()), define())
+    remember(report(finding(), finding(Verdict.SKIPPED)), define())  # with a short --seconds
+    kept = recall(define(), CHECKSUMS)
+    assert kept is not None
+    assert kept.count(Verdict.SKIPPED) == 0
+
+
+def test_a_network_whose_code_has_changed_was_not_checked(
+    define: Define, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = define(model={"family": "own.nets:Net"})
+    (tmp_path / "own").mkdir()
+    code = tmp_path / "own/nets.py"
+    code.write_text("Net = 1")
+    remember(report(finding()), study)
+    assert recall(study, CHECKSUMS) is not None
+    code.write_text("Net = 2")
+    assert recall(study, CHECKSUMS) is None
