@@ -8,9 +8,9 @@
 Each run is `hpsearch run STUDY.toml --lanes N`, from the start of the process to its end, in a home whose PostgreSQL
 exists. A first run with 8 lanes is not counted: it fills the caches. `auto` knows nothing when it begins: what earlier
 runs have remembered is removed before. `auto again` is a second study in the same home. A run that takes LIMIT_RATIO
-times as long as the fastest of its study is ended, and counts with that time. What took DROP_RATIO times as long as the
-best fixed number is not run in the next rounds, except `auto`: a fixed number will not be the best, and the previous
-auto has lost.
+times as long as the fastest of its study is ended, and counts with that time (the previous auto: four times as long).
+What took DROP_RATIO times as long as the best fixed number is not run in the next rounds, except `auto`: a fixed number
+will not be the best, and the previous auto has lost.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ FIXED = (1, 2, 4, 8, 16, 32)
 AUTO, AGAIN, PREVIOUS = "auto", "auto again", "previous auto"
 WARM_UP_LANES = 8
 LIMIT_RATIO = 2.0
+LIMIT_RATIO_OF_PREVIOUS = 4.0
 DROP_RATIO = 1.4
 FIRST_LIMIT_SECONDS = 900.0
 TITLE = "--lanes auto against fixed numbers of lanes"
@@ -104,7 +105,8 @@ class Study:
         for override in (f"name={self.name}-{self._num_runs}", *self.overrides):
             words += ["--set", override]
         command = [python, "-P", "-m", "hpsearch", "run", str(self.path), "--json", "--device", "cpu", *words]
-        limit, started = LIMIT_RATIO * self._fastest, time.perf_counter()
+        limit = (LIMIT_RATIO_OF_PREVIOUS if contender == PREVIOUS else LIMIT_RATIO) * self._fastest
+        started = time.perf_counter()
         try:
             summary = json.loads(run_program(contender, command, environment_of(self.home), limit))
         except HpsearchError as error:
@@ -126,14 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     epochs: dict[str, dict[str, int]] = {}
     fixed, overrides = ((1, 8), ("training.max_epochs=1",)) if options.tiny else (options.fixed, ())
     rounds = 1 if options.tiny else options.rounds
-    output = options.output or (None if options.tiny else RESULTS / "lane_choice.json")
+    name = "lane_choice_beside.json" if options.beside else "lane_choice.json"
+    output = options.output or (None if options.tiny else RESULTS / name)
     with _beside(is_wanted=options.beside):
         for path in _chosen("10" if options.tiny else options.studies):
             with scratch_folder() as home:
                 _create_database(home)
                 study = Study(path=path, home=home, previous=options.previous, fixed=fixed, overrides=overrides)
                 seconds = study.measure(rounds)
-            found = summarise(study.name, seconds)
+            found = summarise(study.name, seconds, study.epochs)
             print_measurements(study.name, found)
             measurements += found
             epochs[study.name] = study.epochs
@@ -148,8 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
 
 
-def summarise(study: str, seconds: dict[str, list[float]]) -> list[Measurement]:
-    """Seconds of each contender, and `auto` over the best fixed number by their medians."""
+def summarise(study: str, seconds: dict[str, list[float]], epochs: dict[str, int]) -> list[Measurement]:
+    """Seconds of each contender, trial-epochs per second of `auto`, and `auto` over the best fixed number."""
     measured = {name: Measurement(name=f"{study}, {name}", unit="s", values=tuple(v)) for name, v in seconds.items()}
     complete = [name for name in seconds if name.isdecimal() and len(seconds[name]) == len(seconds[AUTO])]
     best = min(complete, key=lambda name: measured[name].median)
@@ -158,7 +161,8 @@ def summarise(study: str, seconds: dict[str, list[float]]) -> list[Measurement]:
         ratios.append(
             ratio(f"{study}, {PREVIOUS} / {AUTO}", seconds[PREVIOUS], seconds[AUTO][: len(seconds[PREVIOUS])])
         )
-    return [*measured.values(), *ratios]
+    rate = tuple(epochs[AUTO] / each for each in seconds[AUTO])
+    return [*measured.values(), Measurement(name=f"{study}, rate of auto", unit="trial-epochs/s", values=rate), *ratios]
 
 
 def _create_database(home: Path) -> None:

@@ -69,6 +69,7 @@ class Supervisor:
             while True:
                 progress = read_progress(self.database, self.study.study_id)
                 on_progress(progress)
+                self._tell_lanes()
                 if progress.is_finished:
                     return progress
                 self._look_after_workers(progress.counts)
@@ -76,13 +77,16 @@ class Supervisor:
         finally:
             end_workers(self.processes.values())
 
+    def _tell_lanes(self) -> None:
+        for index in self.processes:
+            for message in self.command.lane_changes(index):
+                self.on_lanes(index, message)
+
     def _look_after_workers(self, counts: PointCounts) -> None:
         if counts.counted + counts.failed > self._num_settled:
             self._num_settled = counts.counted + counts.failed
             self._restarts.clear()
         for index, process in list(self.processes.items()):
-            for message in self.command.lane_changes(index):
-                self.on_lanes(index, message)
             self.command.shorten_log(index)
             code = process.poll()
             if code is None or code == 0:

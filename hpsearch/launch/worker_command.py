@@ -164,7 +164,7 @@ class WorkerCommand:
         try:
             with self.log_file(index).open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
-                # A log that was shortened is read from its new end.
+                # A log that another process has shortened is read from its new end.
                 start = min(self._num_read.get(index, max(0, size - _LOG_END_BYTES)), size)
                 log.seek(start)
                 whole, newline, _ = log.read().rpartition(b"\n")  # a line that is not complete is read next time
@@ -184,6 +184,7 @@ class WorkerCommand:
                 # Copied and truncated, not renamed: the worker keeps appending to this file (O_APPEND).
                 shutil.copyfile(path, self._older_log(index))
                 os.truncate(path, 0)
+                self._num_read[index] = 0
 
     def _older_log(self, index: int) -> Path:
         return self.log_folder / f"{self.log_file(index).name}.1"

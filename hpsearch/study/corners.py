@@ -12,12 +12,16 @@ from hpsearch.study.space import Dimension, ParameterValue, Point, grid_points, 
 
 
 def shape_settings(definition: StudyDefinition) -> list[TrialSettings]:
-    """Settings with every value of the dimensions that may determine tensor shapes. Others do not matter here.
+    """The settings of `shape_points`."""
+    return [definition.resolve(point) for point in shape_points(definition)]
+
+
+def shape_points(definition: StudyDefinition) -> list[Point]:
+    """Points with every value of the dimensions that may determine tensor shapes. Others do not matter here.
 
     A range contributes its two ends. As in the study's own points, parameters without effect are left out.
     """
-    points = _corner_points(definition, lambda name: _is_of_model(name) or name == "batch_size")
-    return [definition.resolve(point) for point in points]
+    return _corner_points(definition, lambda name: _is_of_model(name) or name == "batch_size")
 
 
 def model_settings(definition: StudyDefinition) -> list[TrialSettings]:

@@ -36,7 +36,9 @@ _log = get_logger("worker")
 T = TypeVar("T")
 D = TypeVar("D")
 
-GENERATIONS = 3  # of trials, at least, if trials are pruned because others were better
+# Of trials, at least: trials that start together cannot prune each other, and a sampler learns nothing from them.
+GENERATIONS_TO_PRUNE, GENERATIONS_TO_LEARN = 3, 5
+HELD_PER_LANE = 2  # trials that a worker holds at most for each lane, with those that wait for another cohort
 ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there is something to train
 
 
@@ -93,11 +95,15 @@ class Intake:
         """Return claims to admit: first those that an outage interrupted, then those held over, then new ones."""
         if self._unadmitted:
             claims = self._unadmitted
-        elif self._held_over:
-            # They wait until the current cohort is empty, then open their own.
-            claims, self._held_over = ([], self._held_over) if self.lanes else (self._held_over, [])
+        elif self._held_over and not self.lanes:
+            claims, self._held_over = self._held_over, []  # the first one opens its cohort
+        elif fitting := [claim for claim in self._held_over if self._fits(claim)][:number]:
+            claims = fitting
+            self._held_over = [claim for claim in self._held_over if claim not in fitting]
         else:
-            claims = self._claim(number)
+            # Until so many wait for another cohort, the next point may be of this one.
+            room = HELD_PER_LANE * max(1, self.num_lanes) - len(self.held())
+            claims = self._claim(min(number, room)) if room > 0 else []
         return claims
 
     def _admit_all(self, claims: Sequence[Claim]) -> None:
@@ -189,6 +195,9 @@ class Intake:
             values = self.worker.name, claim.number, dict(claim.parameters)
             _log.debug("%s: trial %d starts: %s", *values, extra={"trial": claim.number})
 
+    def _fits(self, claim: Claim) -> bool:
+        return self._fits_cohort(self.study.definition.resolve(claim.parameters))
+
     def _fits_cohort(self, settings: TrialSettings) -> bool:
         return self._opened_by is not None and CohortShape.of(settings) == CohortShape.of(self._opened_by)
 
@@ -220,13 +229,18 @@ class Intake:
     def _share(self, ledger: Ledger) -> int:
         """Return how many points of the cohort this worker may take, at least 1.
 
-        The unfinished points of the study are divided equally among the workers. With a pruner that compares trials,
-        a worker takes a third: trials that start together cannot prune each other.
+        The unfinished points of the study are divided equally among the workers. With a pruner that compares trials, or
+        a sampler that learns, a worker takes no more than a part of all points.
         """
         assert self._cohort_name is not None
         num_workers = max(1, self.worker.num_siblings, ledger.num_workers())
-        num_parts = num_workers * (GENERATIONS if is_competitive(self.study.definition.pruning) else 1)
-        share = -(-ledger.counts().unfinished // num_parts)
+        definition, counts = self.study.definition, ledger.counts()
+        num_generations = 1
+        if is_competitive(definition.pruning):
+            num_generations = GENERATIONS_TO_PRUNE
+        if definition.is_drawn and learns(definition.search.strategy):
+            num_generations = GENERATIONS_TO_LEARN
+        share = min(-(-counts.unfinished // num_workers), -(-counts.total // (num_workers * num_generations)))
         num_ours = len(self.held())
         return max(1, min(share, num_ours + ledger.num_waiting(self._cohort_name)))
 

@@ -34,7 +34,7 @@ _log = get_logger("lanes")  # `run` shows its lines (launch/worker_command)
 # capture is unknown: the trials' stopping rules decide it.
 _EPOCHS_BETWEEN_CHANGES = {"cpu": 0, "cuda": 5}
 _ASK_AGAIN_SECONDS = 60.0  # after more lanes were wanted in vain
-_NO_POINTS, _NO_MEMORY = "there are no points for more", "more ran out of memory before"
+_NO_POINTS, _NO_MEMORY = "its share of the points", "more ran out of memory before"
 _WRITE_SECONDS = 60.0  # between two writes of a reading for the same number of lanes
 
 
@@ -91,6 +91,7 @@ class _Case:
         written_at: number of lanes -> when its reading was last written, in seconds of the clock.
         most: more lanes than this ran out of memory.
         number: lanes of the open cohort.
+        peak: the most lanes that were busy since that number was chosen: there may be fewer points than lanes.
         num_epochs: epochs since that number was chosen.
         denied_at: when more lanes were last wanted, and there were no points or no memory for them.
     """
@@ -102,11 +103,12 @@ class _Case:
     written_at: dict[int, float] = field(default_factory=dict)
     most: int = MAX_LANES
     number: int = 1
+    peak: int = 0
     num_epochs: int = 0
     denied_at: float = -math.inf
 
     def change(self, number: int) -> None:
-        self.number, self.num_epochs, self.denied_at = number, 0, -math.inf
+        self.number, self.peak, self.num_epochs, self.denied_at = number, 0, 0, -math.inf
 
 
 @final
@@ -127,6 +129,7 @@ class LearnedLanes:
     clock: Callable[[], float] = time.monotonic
     _most: dict[str, int] = field(default_factory=dict)  # by cohort
     _cases: dict[LaneCase, _Case] = field(default_factory=dict)
+    _told_fitting: int | None = None  # the last number that memory allowed only
     _told: int | None = None  # the number that was logged last: one line per change
 
     def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
@@ -157,7 +160,9 @@ class LearnedLanes:
         if case is None:
             return 1  # opened for a single point
         # Lanes that are left over at the end of a cohort are not representative: their trials may be narrow or cheap.
-        if num_busy == case.number and case.times.observe(num_busy, seconds / num_busy):
+        is_full = num_busy in (case.number, max(case.peak, num_busy))
+        case.peak = max(case.peak, num_busy)
+        if is_full and case.times.observe(num_busy, seconds / num_busy):
             self._remember(case, num_busy)
         case.num_epochs += 1
         if case.num_epochs <= _EPOCHS_BETWEEN_CHANGES[self.device.type]:
@@ -206,14 +211,17 @@ class LearnedLanes:
         is_news = before is None or abs(readings[lanes] - before) > MARGIN * before
         if is_news and self.clock() - case.written_at.get(lanes, -math.inf) >= _WRITE_SECONDS:
             known = self.memory.recall(case.case)
-            self.memory.remember(known.model_copy(update={"seconds": {**known.seconds, lanes: readings[lanes]}}))
-            case.stored, case.written_at[lanes] = readings, self.clock()
+            # All of them: they are of one condition of the machine. A single one would not fit to those of another.
+            seconds = {**known.seconds, **readings}
+            self.memory.remember(known.model_copy(update={"seconds": seconds}))
+            case.stored, case.written_at[lanes] = seconds, self.clock()
 
     def _that_fit(self, case: _Case, number: int, *, num_held: int) -> int:
         """Reduce the number to what fits into memory now, beside the lanes that are held already."""
         available = memory_of(self.device, num_sharing=self.num_sharing).available()
         fitting = max(1, num_held + available // case.bytes_per_lane)
-        if fitting < number:
+        if fitting < number and self._told_fitting != fitting:
+            self._told_fitting = fitting
             _log.warning("%d lanes would pay, but there is memory for %d only", number, fitting)
         return min(number, fitting)
 

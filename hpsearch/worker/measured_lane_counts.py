@@ -121,15 +121,21 @@ class LaneMemory:
         self.folder = folder
         self._now = now
         self._measure = measure
+        self._speeds: dict[LaneCase, DeviceSpeed] = {}  # also where the folder cannot be written
 
     def device_speed(self, device: torch.device, num_sharing: int) -> DeviceSpeed:
         """Return the speed of the device. It is measured once per machine, which takes a fraction of a second."""
         case = LaneCase.of_device(device, num_sharing)
-        known = self._read(case, KnownDevice)
-        if known is None:
-            known = KnownDevice(case=case.words, speed=self._measure(device))
-            self.remember(known)
-        return known.speed
+        if case not in self._speeds:
+            known = self._read(case, KnownDevice)
+            if known is None:
+                measured = KnownDevice(case=case.words, speed=self._measure(device))
+                # Workers that start together all measure, and disturb each other: they agree on the first result.
+                known = self._read(case, KnownDevice) or measured
+                if known is measured:
+                    self.remember(known)
+            self._speeds[case] = known.speed
+        return self._speeds[case]
 
     def recall(self, case: LaneCase) -> KnownLanes:
         """Return what is known of the case; nothing if its file is missing, damaged or not ours."""

@@ -6,8 +6,9 @@ takes. It is good enough to choose among 1, 2, 4 ... lanes. docs/performance.md 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
@@ -41,7 +42,8 @@ _COPIES = 10
 VALIDATION_BYTES = 3 * 4 * SLICE_FLOATS
 
 _COUNTED_IMAGES = 2  # a module may treat a single image differently
-_MEASURED_SECONDS = 0.1  # for each of the three numbers
+_MEASURED_SECONDS = 0.1  # for each of the three numbers, in _TURNS parts
+_TURNS = 4
 # Lanes, images, inputs and outputs of the timed product.
 _PRODUCTS = {"cpu": (8, 50, 256, 256), "cuda": (64, 100, 512, 512)}
 _COPIED_BYTES = {"cpu": 2**26, "cuda": 2**28}  # more than the caches hold
@@ -87,29 +89,36 @@ class DeviceSpeed(BaseModel):
 
 
 def measure_speed(device: torch.device) -> DeviceSpeed:
-    """Time a product, a copy and a small call on the device: about 0.3 seconds."""
+    """Time a product, a copy and a small call on the device, in turns: about 0.3 seconds."""
+    (product, flops), (copy, num_bytes), (calls, num_calls) = _product(device), _copy(device), _small_calls(device)
+    seconds = _fastest([product, copy, calls], device)
     speed = DeviceSpeed(
-        flops=_flops(device), bytes_per_second=_bytes_per_second(device), call_seconds=_call_seconds(device)
+        flops=flops / seconds[0], bytes_per_second=num_bytes / seconds[1], call_seconds=seconds[2] / num_calls
     )
     release_cached_memory(device)
     return speed
 
 
-def _flops(device: torch.device) -> float:
+Work = Callable[[], object]
+
+
+def _product(device: torch.device) -> tuple[Work, int]:
+    """A batched product, and its floating-point operations."""
     lanes, images, inputs, outputs = _PRODUCTS[device.type]
     left, right = torch.ones(lanes, images, inputs, device=device), torch.ones(lanes, inputs, outputs, device=device)
     product = torch.empty(lanes, images, outputs, device=device)
-    return 2 * lanes * images * inputs * outputs / _fastest(lambda: torch.bmm(left, right, out=product), device)
+    return lambda: torch.bmm(left, right, out=product), 2 * lanes * images * inputs * outputs
 
 
-def _bytes_per_second(device: torch.device) -> float:
+def _copy(device: torch.device) -> tuple[Work, int]:
+    """A copy, and the bytes that it reads and writes."""
     source = torch.ones(_COPIED_BYTES[device.type] // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), device)
+    return lambda: target.copy_(source), 2 * source.nbytes
 
 
-def _call_seconds(device: torch.device) -> float:
-    """Seconds of a call that is a tiny product or a tiny sum, in turn."""
+def _small_calls(device: torch.device) -> tuple[Work, int]:
+    """Calls that are a tiny product or a tiny sum, in turn, and their number."""
     left, right = torch.ones(1, 8, 8, device=device), torch.ones(1, 8, 8, device=device)
     product, num_calls = torch.zeros(1, 8, 8, device=device), _CALLS[device.type]
 
@@ -120,20 +129,30 @@ def _call_seconds(device: torch.device) -> float:
         return product
 
     calls()  # cuBLAS is initialised here, not while a graph is captured
-    return _fastest(CudaCapture(device)(calls) if device.type == "cuda" else calls, device) / num_calls
+    capture = CudaCapture(device)(calls) if device.type == "cuda" else calls
+    return capture, num_calls
 
 
-def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest run: other processes only make a run longer. The first run warms up."""
-    work()
-    fastest, ends_at = float("inf"), time.perf_counter() + _MEASURED_SECONDS
-    while fastest == float("inf") or time.perf_counter() < ends_at:
-        _wait_for(device)
-        started = time.perf_counter()
+def _fastest(works: Sequence[Work], device: torch.device) -> list[float]:
+    """Seconds of the fastest run of each: other processes only make a run longer.
+
+    They are run in turns, so that one disturbance does not change their ratio. The first run of each warms up.
+    """
+    for work in works:
         work()
-        _wait_for(device)
-        fastest = min(fastest, time.perf_counter() - started)
-    return max(fastest, 1e-9)
+    fastest = [math.inf] * len(works)
+    for _ in range(_TURNS):
+        for place, work in enumerate(works):
+            ends_at = time.perf_counter() + _MEASURED_SECONDS / _TURNS
+            while True:
+                _wait_for(device)
+                started = time.perf_counter()
+                work()
+                _wait_for(device)
+                fastest[place] = min(fastest[place], time.perf_counter() - started)
+                if time.perf_counter() >= ends_at:
+                    break
+    return [max(seconds, 1e-9) for seconds in fastest]
 
 
 def _wait_for(device: torch.device) -> None:

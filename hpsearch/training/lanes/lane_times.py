@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -25,6 +25,7 @@ PRIOR_WEIGHT = 0.1
 # cannot show it; twice as many lanes are then tried once.
 PRIOR_DOUBT = 4.0
 _MOST_LANES = 512
+_MOST_PARTS = 4  # equal groups of the points that are considered beside powers of two
 
 
 @final
@@ -74,25 +75,37 @@ class LaneTimes:
     def choose(self, limit: int, current: int | None = None) -> int:
         """The smallest number within MARGIN of the fastest one, among 1, 2, 4 ... and `limit`.
 
-        Once there are readings, the number is at most twice the largest one that was read, because the fit is a rough
-        guess further away. The current number is kept until this process has read it twice.
+        Once there are readings, the number grows to at most twice the largest one, because the fit is a rough guess
+        further away. The current number is kept until this process has read it twice.
 
         Args:
-            current: the number of lanes in use; None if none are.
+            limit: the most lanes that there are points and memory for.
+            current: the number of lanes in use; None if none are: then `limit` points are about to be trained, and all
+                of them count, also those that do not fill the lanes at the end.
         """
-        candidates = {*numbers_up_to(min(limit, self._horizon()))} | ({limit} if limit <= self._horizon() else set())
+        numbers = {*numbers_up_to(limit), limit}
         if current is None:
-            return self._smallest_good(candidates)
+            numbers |= {-(-limit // parts) for parts in range(2, _MOST_PARTS + 1)}
+            horizon = max(self._horizon(), self._believed())
+            near = [lanes for lanes in numbers if lanes <= horizon]
+            return self._smallest_good(near, lambda lanes: self._mean_seconds(limit, lanes))
+        candidates = {lanes for lanes in numbers if lanes <= self._horizon()}
         if self._num_accepted.get(current, 0) < 2:
             return current
-        best = self._smallest_good(candidates | {current})
+        best = self._smallest_good(candidates | {current}, self.estimate)
         if best == current and 2 * current in candidates and self._is_worth_a_try(2 * current):
             best = 2 * current
         if best >= current:
             return best
         read = [lanes for lanes in candidates if lanes < current and lanes in self._recent]
         enough = (1 - SHRINK_MARGIN) * self.estimate(current)
-        return self._smallest_good(read) if read and min(map(self.estimate, read)) <= enough else current
+        return self._smallest_good(read, self.estimate) if read and min(map(self.estimate, read)) <= enough else current
+
+    def _mean_seconds(self, num_points: int, lanes: int) -> float:
+        """Seconds per point and epoch if so many points are trained in groups of this many lanes."""
+        num_full, rest = divmod(num_points, lanes)
+        seconds = num_full * lanes * self.estimate(lanes) + (rest * self.estimate(rest) if rest else 0.0)
+        return seconds / num_points
 
     def observe(self, lanes: int, seconds: float) -> bool:
         """Take in an epoch that was trained with this number of lanes from its beginning to its end.
@@ -135,9 +148,22 @@ class LaneTimes:
         if not self._recent:
             return _MOST_LANES
         largest = max(self._recent)
+        return largest if self._rises() else 2 * largest
+
+    def _rises(self) -> bool:
         # A neighbouring number proves nothing: 7 and 8 lanes differ by less than the noise.
+        largest = max(self._recent)
         fewer = [self.estimate(lanes) for lanes in self._recent if 2 * lanes <= largest]
-        return largest if fewer and self.estimate(largest) > min(fewer) else 2 * largest
+        return bool(fewer) and self.estimate(largest) > min(fewer)
+
+    def _believed(self) -> int:
+        """The number that the prior chooses, as long as no two readings could contradict it; otherwise 1.
+
+        A study of few points, read with few lanes, must not make the next one timid.
+        """
+        if self._recent and 2 * min(self._recent) <= max(self._recent):
+            return 1
+        return self._smallest_good(numbers_up_to(_MOST_LANES), self._prior.seconds)
 
     def _is_worth_a_try(self, lanes: int) -> bool:
         """Whether a wrong prior could be the reason why twice as many lanes do not seem to help."""
@@ -146,8 +172,8 @@ class LaneTimes:
         doubtful = EpochCost(fixed=PRIOR_DOUBT * self._prior.fixed, per_lane=self._prior.per_lane)
         return doubtful.seconds(lanes) * (1 + MARGIN) < doubtful.seconds(lanes // 2)
 
-    def _smallest_good(self, numbers: Iterable[int]) -> int:
-        seconds = {lanes: self.estimate(lanes) for lanes in numbers}
+    def _smallest_good(self, numbers: Iterable[int], seconds_of: Callable[[int], float]) -> int:
+        seconds = {lanes: seconds_of(lanes) for lanes in numbers}
         enough = (1 + MARGIN) * min(seconds.values())
         return min(lanes for lanes in seconds if seconds[lanes] <= enough)
 

@@ -50,7 +50,7 @@ from hpsearch.worker.cohorts import BuildCohort, Cohorts
 from hpsearch.worker.epoch_writer import EpochEntry, EpochWriter, Written
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
-from hpsearch.worker.intake import Intake
+from hpsearch.worker.intake import HELD_PER_LANE, Intake
 from hpsearch.worker.lane_count import FixedLanes, LaneChoice, LearnedLanes
 from hpsearch.worker.lease_keeper import Presence
 from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
@@ -568,27 +568,57 @@ def test_held_over_points_open_no_more_lanes_than_their_own_cohort_has(bench: Ca
     assert busy[20] == 2
 
 
-@pytest.mark.parametrize("strategy", ["random", "tpe"])
-def test_held_over_points_are_among_those_that_lanes_are_opened_for(strategy: str, bench: Callable[..., Bench]) -> None:
-    search = {"strategy": strategy, "num_points": 8, "batch_size": [10, 20], "learning_rate": [0.1, 0.2]}
+def test_points_of_another_cohort_are_not_among_those_that_lanes_are_opened_for(bench: Callable[..., Bench]) -> None:
+    search = {"strategy": "random", "num_points": 8, "batch_size": [10, 20], "learning_rate": [0.1, 0.2]}
     study = bench(search=search)
     lanes = WholeShare()
     study.worker(lanes=lanes).run()
     sizes = [trial.params["batch_size"] for trial in study.counted()]
     num_others = sum(size != sizes[0] for size in sizes)
-    # With tpe all eight are claimed at once; those that turn out to have another size wait for the others to end.
-    assert lanes.shares == [8 if strategy == "tpe" else 8 - num_others, num_others]
+    assert lanes.shares == [8 - num_others, num_others]
 
 
-@pytest.mark.parametrize(("pruner", "expected"), [("none", 8), ("median", 3)])
-def test_a_pruner_that_compares_trials_has_three_generations_at_least(
-    pruner: str, expected: int, bench: Callable[..., Bench]
+def test_points_that_a_sampler_draws_fill_the_lanes_as_long_as_few_wait_for_another_cohort(
+    bench: Callable[..., Bench],
 ) -> None:
+    """With tpe a point's cohort is known only when it is drawn; those of another cohort wait for the next one."""
+    num_lanes, num_points = 4, 24
+    search = {"strategy": "tpe", "num_points": num_points, "batch_size": [10, 20], "learning_rate": [0.1, 0.2]}
+    study = bench(search=search, training={"batch_size": 10, "max_epochs": 2})
+    seen: list[tuple[int, int]] = []  # lanes that are busy, trials that are held in all
+
+    class Watching(StopSignal):
+        @contextlib.contextmanager
+        def interruptible(self, expected_seconds: float | None = None) -> Iterator[None]:
+            seen.append((len(worker._lanes), len(worker._intake.held())))
+            with super().interruptible(expected_seconds):
+                yield
+
+    worker = study.worker(lanes=num_lanes, stop=Watching())
+    worker.run()
+    study.counted()
+    assert max(held for _, held in seen) <= HELD_PER_LANE * num_lanes
+    assert max(held - busy for busy, held in seen) > 0
+    # Before, lanes stayed empty from the first point of another cohort on: on average 2 were busy.
+    assert sum(busy for busy, _ in seen) / len(seen) > 0.75 * num_lanes
+
+
+def test_a_sampler_that_learns_has_five_generations_at_least(bench: Callable[..., Bench]) -> None:
+    study = bench(search={"strategy": "tpe", "num_points": 20, "learning_rate": {"low": 0.1, "high": 0.2}})
+    lanes = WholeShare()
+    study.worker(lanes=lanes).run()
+    study.counted()
+    assert lanes.shares == [4] * 5
+
+
+@pytest.mark.parametrize("pruner", ["none", "median"])
+def test_a_pruner_that_compares_trials_has_three_generations_at_least(pruner: str, bench: Callable[..., Bench]) -> None:
     search = {"learning_rate": [0.1, 0.2, 0.3, 0.4], "lambda_2": [0.0, 0.1]}
     study = bench(search=search, pruning={"pruner": pruner})
     lanes = WholeShare()
     study.worker(lanes=lanes).run()
-    assert lanes.shares[0] == expected
+    # The part is one of all points: the last generation is no smaller because few are left.
+    assert lanes.shares == ([8] if pruner == "none" else [3, 3, 2])
 
 
 # Writing in the background

@@ -10,8 +10,9 @@ from torch import nn
 
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.errors import InputError
+from hpsearch.study.corners import shape_points
 from hpsearch.study.definition import parse_definition
-from hpsearch.worker.preparation import _corner_points, check_networks, check_points
+from hpsearch.worker.preparation import check_networks, check_points
 
 BUILT: list[int] = []
 
@@ -63,7 +64,7 @@ def test_every_searched_number_of_feature_maps_is_tried(data: SelectionData) -> 
     """Images of 8x8 are too small for LeNet, whatever its feature maps; the mlp beside it does not mind."""
     search = {"family": ["mlp", "cnn"], "kernels": [[2, 3], [4, 5]], "batch_size": [10]}
     wanted = parse_definition({"name": "a", "search": search}, source="study.toml")
-    corners = [dict(point) for point in _corner_points(wanted)]
+    corners = [dict(point) for point in shape_points(wanted)]
     assert corners == [
         {"family": "mlp", "batch_size": 10},
         {"family": "cnn", "kernels": "2x3", "batch_size": 10},

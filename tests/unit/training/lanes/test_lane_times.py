@@ -70,9 +70,31 @@ def test_readings_far_apart_determine_the_curve_whatever_the_prior(truth: EpochC
 
 def test_once_there_are_readings_the_number_at_most_doubles() -> None:
     times = settled(LaneTimes(EpochCost(fixed=100.0, per_lane=0.1)), 4, 25.0)
-    assert times.choose(LIMIT) == 8
     assert times.choose(LIMIT, 4) == 8
+    settled(times, 2, 50.0)
+    assert times.choose(LIMIT) == 8
     assert times.choose(6) == 6
+
+
+def test_a_study_of_few_points_does_not_make_the_next_one_timid() -> None:
+    """One number was read, with few lanes, and agrees with the prior: the prior is believed as if nothing was read."""
+    prior = EpochCost(fixed=64.0, per_lane=1.0)
+    for lanes in (2, 5):
+        assert LaneTimes(prior, {lanes: prior.seconds(lanes)}).choose(300) == LaneTimes(prior).choose(300)
+
+
+@pytest.mark.parametrize("num_points", [*range(1, 40), 100, 300])
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 5.0, 24.0, 100.0])
+def test_points_that_do_not_fill_the_lanes_at_the_end_count(num_points: int, ratio: float) -> None:
+    cost = EpochCost(fixed=ratio, per_lane=1.0)
+
+    def seconds(lanes: int) -> float:
+        num_full, rest = divmod(num_points, lanes)
+        return num_full * lanes * cost.seconds(lanes) + (rest and rest * cost.seconds(rest))
+
+    chosen = LaneTimes(cost).choose(num_points)
+    assert chosen <= num_points
+    assert seconds(chosen) <= 1.05 * min(map(seconds, range(1, num_points + 1))) + 1e-9
 
 
 def test_where_readings_rise_no_more_lanes_are_tried() -> None:
