@@ -73,7 +73,7 @@ def run(
 
     Args:
         workers: None: one per GPU, or one.
-        lanes: number of trials that a worker trains at once; `auto`: measured on the device.
+        lanes: number of trials that a worker trains at once; `auto`: the fastest number, learned in training.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         storage: URL of a PostgreSQL; None: the value of HPSEARCH_STORAGE, otherwise the embedded one.
         artifacts: folder or s3://BUCKET/PREFIX; None: the value of HPSEARCH_ARTIFACTS, otherwise a folder in hpsearch's

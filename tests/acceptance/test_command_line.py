@@ -172,7 +172,7 @@ def test_running_a_finished_study_again_does_nothing_and_says_so(finished: Shell
 
 
 def test_a_finished_study_is_told_even_where_its_data_is_not(shell: Shell, tmp_path: Path) -> None:
-    images = np.zeros((60, 28, 28), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8)
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "train-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, 60, 28, 28) + images.tobytes())
