@@ -46,18 +46,23 @@ class Drawing:
         Raises:
             StorageError: the database is away. Repeating the draw is safe.
         """
-        strategy = self._study.definition.search.strategy
-        trials = self._history.read(ledger.database, only=None if learns(strategy) else claim.trial_id)
+        trials = self._history.read(ledger.database, only=None if self.learns else claim.trial_id)
         if not any(trial._trial_id == claim.trial_id for trial in trials):
             return None
         storage = self._ask_sampler(trials, claim.trial_id, number=claim.number, point=claim.point)
         return _store(ledger, storage.get_trial(claim.trial_id), storage.drain_system_attrs())
 
     @cached_property
+    def learns(self) -> bool:
+        """Whether parameters are drawn by a sampler that uses other trials."""
+        definition = self._study.definition
+        return definition.is_drawn and learns(definition.search.strategy)
+
+    @cached_property
     def foresees_cohorts(self) -> bool:
         """Whether cohorts differ within the study and can be named before the parameters are drawn."""
         definition = self._study.definition
-        if not definition.is_drawn or learns(definition.search.strategy):
+        if not definition.is_drawn or self.learns:
             return False
         return any(decides_cohort(dimension.name) for dimension in definition.search.dimensions)
 

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import is_competitive
-from hpsearch.search.samplers import learns
 from hpsearch.store.checkpoints import ResumeOutcome
 from hpsearch.store.claims.cohort_names import name_cohorts
 from hpsearch.store.claims.holdings import Hold
@@ -38,7 +37,9 @@ D = TypeVar("D")
 
 # Of trials, at least: trials that start together cannot prune each other, and a sampler learns nothing from them.
 GENERATIONS_TO_PRUNE, GENERATIONS_TO_LEARN = 3, 5
-HELD_PER_LANE = 2  # trials that a worker holds at most for each lane, with those that wait for another cohort
+# Trials that a worker may hold, with those that wait for another cohort: for each lane, and as a part of its share of
+# all points. What is drawn waits for its turn, and learns nothing from what ends meanwhile.
+HELD_PER_LANE, HELD_OF_SHARE = 2, 0.5
 ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there is something to train
 
 
@@ -73,6 +74,7 @@ class Intake:
         self._drawing = Drawing(self.study)
         self._opened_by: TrialSettings | None = None  # the first trial of the current cohort
         self._cohort_name: str | None = None  # under which the cohort's waiting points are stored
+        self._most_held = 1
         self._has_unnamed = True  # waiting points may be without the name of a cohort
         self._held_over: list[Claim] = []  # claimed, but of another cohort than the current one
         self._unadmitted: list[Claim] = []  # claimed and not yet processed: an outage may interrupt it
@@ -102,14 +104,13 @@ class Intake:
             self._held_over = [claim for claim in self._held_over if claim not in fitting]
         else:
             # Until so many wait for another cohort, the next point may be of this one.
-            room = HELD_PER_LANE * max(1, self.num_lanes) - len(self.held())
+            room = max(self.num_lanes, self._most_held) - len(self.held())
             claims = self._claim(min(number, room)) if room > 0 else []
         return claims
 
     def _admit_all(self, claims: Sequence[Claim]) -> None:
         self._unadmitted = list(claims)
-        definition = self.study.definition
-        if definition.is_drawn and learns(definition.search.strategy):
+        if self._drawing.learns:
             # The sampler must see the trials that ended here: they are written first. With lanes in training, the wait
             # is only a moment, and the claims may be left to a later turn.
             self.note(self.writer.collect() if self.lanes else self.writer.drain())
@@ -218,6 +219,10 @@ class Intake:
         self.cohort = None  # its memory counts as free for the next one
         self._cohort_name, self._opened_by = stored_name or cohort_name(settings), settings
         self.num_lanes = self.choice.num_lanes(settings, lambda: self._share(self.ledger))
+        if self._drawing.learns:
+            num_workers = max(1, self.worker.num_siblings, self.ledger.num_workers())
+            part = int(HELD_OF_SHARE * self.study.definition.num_points / num_workers)
+            self._most_held = min(HELD_PER_LANE * self.num_lanes, part)
         self.cohort = self.cohorts.open(settings)
         return self.cohort
 
@@ -238,7 +243,7 @@ class Intake:
         num_generations = 1
         if is_competitive(definition.pruning):
             num_generations = GENERATIONS_TO_PRUNE
-        if definition.is_drawn and learns(definition.search.strategy):
+        if self._drawing.learns:
             num_generations = GENERATIONS_TO_LEARN
         share = min(-(-counts.unfinished // num_workers), -(-counts.total // (num_workers * num_generations)))
         num_ours = len(self.held())

@@ -44,6 +44,7 @@ def shown(*trials: TrialSummary, rounds: tuple[StoredRound, ...] = ()) -> list[s
     with console.capture() as capture:
         console.print(status_view(StudyStatus(summary=summary, confirmation=None)))
     lines = capture.get().splitlines()[1:-1]  # between the headline and the best trials
+    lines.remove("not checked")
     return [
         line for line in lines if not line.startswith("by other programs")
     ]  # these trials are not all of its points
