@@ -30,6 +30,7 @@ from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 
 GRACE_SECONDS = 5.0  # after a network's time, for a check that is about to end
+_END_SECONDS = 10.0  # for a child that has closed its end of the pipe
 _START_SECONDS = 60.0  # for importing torch, on a busy machine
 # As workers are started: no file of the current folder is imported in place of a module of Python.
 _PROGRAM: Final = "import sys; sys.path.append(sys.argv[1]); from hpsearch.checks.isolation import serve; serve()"
@@ -87,7 +88,7 @@ class ModelProcess(AbstractContextManager["ModelProcess"]):
                 return self._pipe.recv()
             return None
         with contextlib.suppress(subprocess.TimeoutExpired):  # it has closed its end: it ends
-            self._process.wait(GRACE_SECONDS)
+            self._process.wait(_END_SECONDS)
         return None
 
     def _end_of_child(self, place: int, check: str, *, is_over: bool) -> Finding:
