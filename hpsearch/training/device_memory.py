@@ -7,11 +7,12 @@ therefore be estimated in advance there. On a GPU a failed allocation does no ha
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Protocol, final
 
 import psutil
 import torch
+
+from hpsearch.cgroups import free_memory
 
 GIB = 2**30
 # The share of free memory that this process may use. A GPU belongs to one worker. Main memory is shared with other
@@ -29,7 +30,6 @@ _SHORTAGES = (
     "std::bad_alloc",
 )
 _REQUEST = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.I)
-_NO_CGROUP_LIMIT = "max"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -82,21 +82,16 @@ def memory_of(device: torch.device, *, num_sharing: int = 1) -> DeviceMemory:
 
 @final
 class MainMemory:
-    """Main memory, or the part of it that the container's limit allows.
+    """Main memory, or the part of it that the container's limits allow."""
 
-    Args:
-        cgroup: folder of the container's limits (control groups, version 2); injected in tests.
-    """
-
-    def __init__(self, *, num_sharing: int = 1, cgroup: Path = Path("/sys/fs/cgroup")) -> None:
+    def __init__(self, *, num_sharing: int = 1) -> None:
         self._share = _CPU_SHARE / num_sharing
-        self._cgroup = cgroup
         self._process = psutil.Process()
         self._before = 0
 
     def available(self) -> int:
         free = int(psutil.virtual_memory().available)
-        limit = self._free_in_container()
+        limit = free_memory()
         return int(self._share * (free if limit is None else min(free, limit)))
 
     def start(self) -> None:
@@ -104,14 +99,6 @@ class MainMemory:
 
     def growth(self) -> int:
         return max(0, int(self._process.memory_info().rss) - self._before)
-
-    def _free_in_container(self) -> int | None:
-        try:
-            limit = (self._cgroup / "memory.max").read_text().strip()
-            used = int((self._cgroup / "memory.current").read_text())
-            return None if limit == _NO_CGROUP_LIMIT else max(0, int(limit) - used)
-        except (OSError, ValueError):  # no container, or control groups of another version
-            return None
 
 
 @final

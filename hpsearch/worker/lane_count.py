@@ -93,6 +93,7 @@ class _Case:
         number: lanes of the open cohort.
         peak: the most lanes that were busy since that number was chosen: there may be fewer points than lanes.
         num_epochs: epochs since that number was chosen.
+        is_trial: more lanes than were ever read are trained, for the first epoch.
         denied_at: when more lanes were last wanted, and there were no points or no memory for them.
     """
 
@@ -105,10 +106,16 @@ class _Case:
     number: int = 1
     peak: int = 0
     num_epochs: int = 0
+    is_trial: bool = False
     denied_at: float = -math.inf
 
     def change(self, number: int) -> None:
         self.number, self.peak, self.num_epochs, self.denied_at = number, 0, 0, -math.inf
+
+    @property
+    def largest(self) -> int:
+        """The largest number of lanes that was read."""
+        return max(self.times.readings, default=1)
 
 
 @final
@@ -145,7 +152,7 @@ class LearnedLanes:
             case = self._cases[LaneCase(words=known.case)] = self._begin(settings, known)
         case.most = most
         wanted = case.times.choose(limit)
-        case.change(self._that_fit(case, wanted, num_held=0))
+        self._change(case, self._that_fit(case, wanted, num_held=0))
         if case.number == wanted:
             if wanted == points < case.times.choose(most):
                 self._tell(case.number, _NO_POINTS)
@@ -160,6 +167,9 @@ class LearnedLanes:
         if case is None:
             return 1  # opened for a single point
         # Lanes that are left over at the end of a cohort are not representative: their trials may be narrow or cheap.
+        if case.is_trial:
+            case.is_trial = False
+            self.memory.end_trial(case.case)
         is_full = num_busy in (case.number, max(case.peak, num_busy))
         case.peak = max(case.peak, num_busy)
         if is_full and case.times.observe(num_busy, seconds / num_busy):
@@ -178,13 +188,19 @@ class LearnedLanes:
             if wanted <= case.number:
                 case.denied_at = self.clock()
                 return case.number
-        case.change(wanted)
+        self._change(case, wanted)
         self._tell(case.number, _reason(case.times, wanted, case.most))
         return wanted
 
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
         self._most[cohort_name(settings)] = most
         self.memory.note_shortage(self._case_of(settings), most)
+
+    def _change(self, case: _Case, number: int) -> None:
+        case.change(number)
+        if self.device.type == "cpu" and number > case.largest:
+            case.is_trial = True
+            self.memory.begin_trial(case.case, number)
 
     def _case_of(self, settings: TrialSettings) -> LaneCase:
         return LaneCase.of(settings, self.data, self.device, self.num_sharing)

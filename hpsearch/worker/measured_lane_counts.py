@@ -16,11 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
+import psutil
 import torch
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from hpsearch import __version__
 from hpsearch.atomic_file import replacement_of
+from hpsearch.cgroups import num_oom_kills
 from hpsearch.data.resident import ResidentData
 from hpsearch.home import make_folder
 from hpsearch.logs import get_logger
@@ -85,6 +87,20 @@ class KnownDevice(_Document):
     speed: DeviceSpeed
 
 
+class LaneTrial(_Document):
+    """A number of lanes that a worker trains for the first time. The file is removed after its first epoch.
+
+    Args:
+        pid, started_at: of the worker's process; another one may get its number.
+        oom_kills: how many processes of its control group had been killed for memory when it began.
+    """
+
+    lanes: Annotated[int, Field(ge=1)]
+    pid: int
+    started_at: float
+    oom_kills: int
+
+
 class KnownLanes(_Document):
     """What is known of one case.
 
@@ -137,14 +153,42 @@ class LaneMemory:
             self._speeds[case] = known.speed
         return self._speeds[case]
 
+    def begin_trial(self, case: LaneCase, lanes: int) -> None:
+        """Note that this process trains with so many lanes for the first time.
+
+        On a CPU memory that runs out is no error: the kernel kills the process. `recall` finds out.
+        """
+        kills = num_oom_kills()
+        if kills is not None:
+            process, words = psutil.Process(), _trial_of(case).words
+            started_at = process.create_time()
+            self.remember(LaneTrial(case=words, lanes=lanes, pid=process.pid, started_at=started_at, oom_kills=kills))
+
+    def end_trial(self, case: LaneCase) -> None:
+        """Note that an epoch was trained with them."""
+        with contextlib.suppress(OSError):
+            self.path(_trial_of(case)).unlink(missing_ok=True)
+
     def recall(self, case: LaneCase) -> KnownLanes:
-        """Return what is known of the case; nothing if its file is missing, damaged or not ours."""
+        """Return what is known of the case; nothing if its file is missing, damaged or not ours.
+
+        Lanes that were being tried when a process of this control group was killed for memory count as a shortage.
+        """
+        tried = self._read(_trial_of(case), LaneTrial)
+        if tried is not None and not _lives(tried):
+            self.end_trial(case)
+            if (num_oom_kills() or 0) > tried.oom_kills:
+                _log.warning("a worker with %d lanes was killed because memory ran out: half as many", tried.lanes)
+                self.note_shortage(case, max(1, tried.lanes // 2))
+        return self._recall(case)
+
+    def _recall(self, case: LaneCase) -> KnownLanes:
         known = self._read(case, KnownLanes) or KnownLanes(case=case.words)
         if known.most_until is not None and known.most_until < self._now():
             return known.model_copy(update={"most": None, "most_until": None})
         return known
 
-    def remember(self, known: KnownLanes | KnownDevice) -> None:
+    def remember(self, known: KnownLanes | KnownDevice | LaneTrial) -> None:
         """Replace what is stored for a case. A folder that cannot be written is logged."""
         path = self.path(LaneCase(words=known.case))
         try:
@@ -157,7 +201,7 @@ class LaneMemory:
     def note_shortage(self, case: LaneCase, most: int) -> None:
         """Remember, for SHORTAGE_LASTS, that more than `most` lanes ran out of memory."""
         until = self._now() + SHORTAGE_LASTS
-        self.remember(self.recall(case).model_copy(update={"most": most, "most_until": until}))
+        self.remember(self._recall(case).model_copy(update={"most": most, "most_until": until}))
 
     def path(self, case: LaneCase) -> Path:
         """The file of a case."""
@@ -181,6 +225,17 @@ class LaneMemory:
             reason = str(first["msg"])
         _log.warning("lanes are learned again: %s cannot be used: %s", path, reason)
         return None
+
+
+def _lives(trial: LaneTrial) -> bool:
+    try:
+        return psutil.Process(trial.pid).create_time() == trial.started_at
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _trial_of(case: LaneCase) -> LaneCase:
+    return LaneCase(words=f"tried: {case.words}")
 
 
 @cache

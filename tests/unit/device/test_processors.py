@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpsearch.device import processors
+from hpsearch import cgroups
 from hpsearch.device.processors import threads_per_worker
 
 
@@ -35,8 +35,8 @@ def test_processors_that_a_worker_may_use(
         (groups / name).parent.mkdir(parents=True, exist_ok=True)
         (groups / name).write_text(text)
     (tmp_path / "own").write_text(f"{own}\n")
-    monkeypatch.setattr(processors, "_GROUPS", groups)
-    monkeypatch.setattr(processors, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(cgroups, "_GROUPS", groups)
+    monkeypatch.setattr(cgroups, "_OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert threads_per_worker(1) == expected

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -15,8 +17,9 @@ from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes.device_model import DeviceSpeed
 from hpsearch.training.lanes.lane_times import EpochCost
 from hpsearch.worker import lane_count as module
+from hpsearch.worker import measured_lane_counts
 from hpsearch.worker.lane_count import FixedLanes, LearnedLanes
-from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
+from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory, LaneTrial
 from hpsearch.worker.options import MAX_LANES
 
 CPU = torch.device("cpu")
@@ -232,6 +235,37 @@ def test_what_ran_out_of_memory_once_is_not_tried_again(
     assert 64 in lab.known(trial()).seconds  # the readings stay
 
 
+def test_a_number_whose_first_epoch_cost_the_worker_its_life_is_halved(
+    lab: Lab, trial: Trial, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a CPU nothing is raised when memory runs out: the kernel kills the worker, and counts it."""
+    kills = 3
+    alive = True
+    monkeypatch.setattr("hpsearch.worker.measured_lane_counts.num_oom_kills", lambda: kills)
+    monkeypatch.setattr("hpsearch.worker.measured_lane_counts._lives", lambda trial: alive)
+    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 64
+    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 64  # it still trains
+    alive = False
+    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 64  # it was killed for another reason
+    kills = 4
+    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 32
+    assert "a worker with 64 lanes was killed because memory ran out" in caplog.text
+    kills = 5
+    assert lab.train(lab.lanes(), trial(), 3) == [16] * 4
+    kills = 6  # after an epoch: something else
+    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 16
+
+
+def test_a_process_lives_until_it_has_ended_or_another_has_its_number() -> None:
+    process = psutil.Process()
+    trial = LaneTrial(case="c", lanes=2, pid=process.pid, started_at=process.create_time(), oom_kills=0)
+    assert measured_lane_counts._lives(trial)
+    assert not measured_lane_counts._lives(trial.model_copy(update={"started_at": 1.0}))
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    assert not measured_lane_counts._lives(trial.model_copy(update={"pid": ended.pid}))
+
+
 def test_only_lanes_that_fit_into_memory_are_opened(lab: Lab, trial: Trial, caplog: pytest.LogCaptureFixture) -> None:
     lab.available = 3500
     assert lab.lanes().num_lanes(trial(), lambda: 100) == 3
@@ -267,5 +301,5 @@ def test_a_real_device_is_measured_once_and_remembered(
     for _ in range(2):
         lanes = LearnedLanes(memory=LaneMemory(tmp_path), data=resident(), device=CPU, stop=StopSignal())
         assert 1 <= lanes.num_lanes(trial(), lambda: 3) <= 3
-    (file,) = tmp_path.iterdir()
+    (file,) = [file for file in tmp_path.iterdir() if "speed" in file.read_text()]
     assert "call_seconds" in file.read_text()

@@ -1,0 +1,98 @@
+"""The control groups of this process (Linux), which limit its processor time and its memory.
+
+A container's limits apply to its group and to all parents of it. Both versions of control groups are read; on a machine
+with both, memory may be in the first and other controllers in the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_UNLIMITED = 2**60  # of the first version: no limit is a number near 2**63
+T = TypeVar("T")
+
+
+def processor_quotas() -> Iterator[float]:
+    """Yield the quotas, in processors, of this process's groups and their parents."""
+    yield from _read_each("cpu", _quota, _quota_of_first_version)
+
+
+def free_memory() -> int | None:
+    """Return the bytes that this process may still use within its groups' limits; None if there is no limit."""
+    return min(_read_each("memory", _free, _free_of_first_version), default=None)
+
+
+def num_oom_kills() -> int | None:
+    """Return how many processes of this group the kernel has killed because memory ran out; None if it is not known."""
+    return next(_read_each("memory", _kills("memory.events"), _kills("memory.oom_control")), None)
+
+
+def _read_each(
+    controller: str, read: Callable[[Path], T | None], read_first_version: Callable[[Path], T | None]
+) -> Iterator[T]:
+    """Yield what is read in the folder of each group with this controller, from the process's own group upwards."""
+    try:
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            yield from _read_group_and_parents(_GROUPS, path, read)
+        elif controller in controllers.split(","):
+            yield from _read_group_and_parents(_GROUPS / controller, path, read_first_version)
+
+
+def _read_group_and_parents(root: Path, path: str, read: Callable[[Path], T | None]) -> Iterator[T]:
+    # A container may see its own group as the root, whatever its path is outside: missing folders are skipped.
+    relative = PurePosixPath(path.lstrip("/"))
+    for group in (relative, *relative.parents):
+        try:
+            value = read(root / group)
+        except (OSError, ValueError):
+            continue
+        if value is not None:
+            yield value
+
+
+def _quota(group: Path) -> float | None:
+    quota, period = (group / "cpu.max").read_text().split()
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_of_first_version(group: Path) -> float | None:
+    quota = int((group / "cpu.cfs_quota_us").read_text())
+    return None if quota < 0 else quota / int((group / "cpu.cfs_period_us").read_text())
+
+
+def _free(group: Path) -> int | None:
+    limit = (group / "memory.max").read_text().strip()
+    return None if limit == "max" else max(0, int(limit) - _used(group, "memory.current", "inactive_file"))
+
+
+def _free_of_first_version(group: Path) -> int | None:
+    limit = int((group / "memory.limit_in_bytes").read_text())
+    used = "memory.usage_in_bytes", "total_inactive_file"
+    return None if limit >= _UNLIMITED else max(0, limit - _used(group, *used))
+
+
+def _used(group: Path, file_name: str, reclaimable: str) -> int:
+    """Bytes in use, without the files that the kernel keeps in memory as long as nobody else needs it."""
+    return int((group / file_name).read_text()) - _counts(group / "memory.stat").get(reclaimable, 0)
+
+
+def _counts(file: Path) -> dict[str, int]:
+    """Lines of a name and a number; none if there is no such file."""
+    try:
+        lines = file.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    return {name: int(number) for name, number in (line.split() for line in lines)}
+
+
+def _kills(file_name: str) -> Callable[[Path], int | None]:
+    return lambda group: _counts(group / file_name).get("oom_kill")
