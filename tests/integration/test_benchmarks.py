@@ -80,6 +80,15 @@ def test_the_models_number_of_lanes_is_compared_with_the_best_one(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_planted_faults_are_noticed_and_named(tmp_path: Path) -> None:
+    result, table = result_of("planted_faults", tmp_path)
+    first, second = result["details"]["faults"]
+    assert (first["name"], first["is_named"]) == ("training labels shuffled", True)
+    assert second["findings"]
+    assert "labels warning" in table
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_RAY, reason="Ray Tune is not installed: pip install --editable '.[bench]'")
 def test_a_whole_study_is_timed_with_ray_tune(tmp_path: Path) -> None:
     result, _ = result_of("whole_study", tmp_path, "--contenders", "ray")
