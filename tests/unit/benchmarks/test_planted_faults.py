@@ -46,5 +46,5 @@ def test_the_page_tells_the_stored_result(tmp_path: Path) -> None:
     assert "| two | - | - | **no** | **no** |" in text
     assert "1 healthy set-ups: 0 failures, 1 warnings." in text
     assert "- well: order: sorted" in text
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert "between" in text
