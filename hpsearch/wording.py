@@ -46,6 +46,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def percent(fraction: float, digits: int = 0) -> str:
+    """Return `98.6 %`."""
+    return f"{100 * fraction:.{digits}f} %"
+
+
 def times(number: int) -> str:
     """Return `once`, `3 times`."""
     return "once" if number == 1 else f"{number} times"

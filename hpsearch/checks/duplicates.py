@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hpsearch.checks.finding import DATA, Finding, Verdict
 from hpsearch.data.splits import SelectionData
+from hpsearch.wording import percent
 
 MOST_NEAR_IMAGES = 5000  # validation images whose nearest training image is looked for
 NEAR = 0.15  # of an image's own distance from the mean image
@@ -82,7 +83,7 @@ def _finding(check: str, data: SelectionData, pairs: list[tuple[int, int]], num_
         subject=DATA,
         verdict=verdict,
         found=f"{len(pairs):,} of {num_looked_at:,} validation images: {what}{differing}",
-        expected=f"at most {SHARE_TO_WARN:.0%}",
+        expected=f"at most {percent(SHARE_TO_WARN)}",
         look_at=("how the parts were split: images of one source belong into one part",)
         if verdict is not Verdict.PASSED
         else (),

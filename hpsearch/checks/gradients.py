@@ -32,6 +32,7 @@ NUM_TRAINED_STEPS = 20
 LEAST_LAMBDA = 1e-3  # of both penalties, so that they are checked if the study has none
 LARGEST_ERROR = 1e-5
 SURELY_WRONG = 1e-2
+TINY_ERROR = 1e-9
 # Derivatives far below a tensor's largest are compared with a part of it: a difference of two losses cannot show them.
 NEGLIGIBLE = 1e-3
 SMALLEST_SCALE = 1e-5
@@ -206,6 +207,8 @@ def _finding(model: CheckedModel, stages: list[_Errors]) -> Finding:
         verdict = Verdict.FAILED if worst.largest > SURELY_WRONG else Verdict.WARNING
     num_compared, num_kinks = sum(s.num_compared for s in stages), sum(s.num_kinks for s in stages)
     found = f"largest relative error {worst.largest:.1e} ({worst.worst}, {worst.stage}) of {num_compared} derivatives"
+    if worst.largest < TINY_ERROR:
+        found = f"relative errors below {TINY_ERROR:.0e} of {num_compared} derivatives"
     if num_kinks:
         found += f"; {num_kinks} at kinks left out"
     look_at: tuple[str, ...] = ()

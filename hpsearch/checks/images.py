@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hpsearch.checks.finding import DATA, Finding, Verdict
 from hpsearch.data.splits import SelectionData, Split
+from hpsearch.wording import percent
 
 # A z-score beyond this is no accident: p < 1e-15. Data sets are large, and small differences would pass a usual level.
 CERTAIN = 8.0
@@ -64,8 +65,8 @@ def check_labels(data: SelectionData) -> Finding:
     on_train, on_validation = (float(accuracy) for accuracy in accuracies)
     numbers = {"on_training": on_train, "on_validation": on_validation, "largest_class": float(share)}
     found = (
-        f"the nearest image or class mean is right for {on_train:.1%} of other training images and "
-        f"{on_validation:.1%} of validation images; the largest class has {share:.1%}"
+        f"the nearest image or class mean is right for {percent(on_train, 1)} of other training images and "
+        f"{percent(on_validation, 1)} of validation images; the largest class has {percent(share, 1)}"
     )
     look_at: tuple[str, ...] = (_OTHER_VALIDATION,)
     verdict = Verdict.WARNING
@@ -126,14 +127,16 @@ def _balance(data: SelectionData) -> Finding:
     deviation = math.sqrt(pooled * (1 - pooled) * (1 / train.sum() + 1 / validation.sum()))
     difference = abs(float(shares[0][shift] - shares[1][shift]))
     if difference > LARGEST_SHARE_SHIFT and difference > CERTAIN * deviation:
-        of_each = " and ".join(f"{share[shift]:.1%}" for share in shares)
+        of_each = " and ".join(f"{percent(share[shift], 1)}" for share in shares)
         found = f"class {shift} has {of_each} of the training and validation images"
         return finding(Verdict.WARNING, found, "parts that were not drawn alike, such as data that is sorted by class")
     ratio = train.max() / train.min()
     found = f"{data.num_classes} classes of {train.min():,} to {train.max():,} training images"
     if ratio > LARGEST_IMBALANCE:
         return finding(
-            Verdict.WARNING, found, f"the error rate: always naming the largest class has {1 - shares[0].max():.1%}"
+            Verdict.WARNING,
+            found,
+            f"the error rate: always naming the largest class has {percent(1 - shares[0].max(), 1)}",
         )
     return finding(Verdict.PASSED, found)
 

@@ -23,6 +23,7 @@ from hpsearch.checks.samples import CPU, NEVER, CheckedModel, distinct_images, r
 from hpsearch.data.splits import Split
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.training.losses import mean_nll
+from hpsearch.wording import percent
 
 NUM_SEEDS = 10
 EXACTNESS = 1e-6  # nats: of built-in networks, whose softmax layer begins at 0
@@ -87,7 +88,7 @@ def check_units(model: CheckedModel) -> Finding:
         return Finding.skip("hidden units", model.name, "no relu, tanh or sigmoid was seen")
     worst = max(outputs.shares, key=lambda share: share[2])
     shown = "; ".join(
-        f"{kind} {number}: {share:.0%} {'dead' if kind == 'relu' else 'saturated'}"
+        f"{kind} {number}: {percent(share)} {'dead' if kind == 'relu' else 'saturated'}"
         for kind, number, share in outputs.shares
     )
     kind, number, share = worst
@@ -103,7 +104,7 @@ def check_units(model: CheckedModel) -> Finding:
         subject=model.name,
         verdict=verdict,
         found=shown,
-        expected=f"at most {MANY_DEAD:.0%}",
+        expected=f"at most {percent(MANY_DEAD)}",
         look_at=look_at,
         numbers={f"{kind}_{number}": share for kind, number, share in outputs.shares},
     )
@@ -176,7 +177,10 @@ def check_shuffled_labels(model: CheckedModel) -> Finding:
         check="shuffled labels",
         subject=model.name,
         verdict=Verdict.FAILED if is_better else Verdict.PASSED,
-        found=f"{mean:.1%} of validation images right, over {NUM_SHUFFLES} shuffles; the largest class has {share:.1%}",
+        found=(
+            f"{percent(mean, 1)} of validation images right, over {NUM_SHUFFLES} shuffles; "
+            f"the largest class has {percent(share, 1)}"
+        ),
         expected="no more than the largest class (p < 0.001)",
         look_at=("labels that reach the network by another way than through training",) if is_better else (),
         numbers={"accuracy": mean, "deviation": deviation, "largest_class": share},

@@ -14,7 +14,7 @@ from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import rounded
 from hpsearch.training.lanes.cohort import Cohort, CohortShape
 from hpsearch.training.lanes.device_model import flops_per_image
-from hpsearch.wording import value_label
+from hpsearch.wording import percent, value_label
 
 EXPONENTS = tuple(range(2, -7, -1))  # 100 .. 1e-6; half decades only beside the best one
 NUM_TRAIN, NUM_VALIDATION = 4000, 1000
@@ -38,7 +38,7 @@ def check_learning_rates(model: CheckedModel) -> Finding:
             check="learning rates",
             subject=model.name,
             verdict=Verdict.WARNING,
-            found=f"no rate from 1e-6 to 100 lowers the loss by {TRAINS:.0%} in a short epoch; {shown}",
+            found=f"no rate from 1e-6 to 100 lowers the loss by {percent(TRAINS)} in a short epoch; {shown}",
             expected="a rate that trains",
             look_at=("lambda_1 and lambda_2, which may outweigh the loss", "the other findings about this network"),
             numbers=numbers,

@@ -23,7 +23,7 @@ from hpsearch.training.lanes.cohort import CohortShape
 from hpsearch.training.lanes.device_model import bytes_per_lane
 from hpsearch.training.lanes.lane_times import MARGIN, LaneTimes
 from hpsearch.training.networks.build import build_network
-from hpsearch.wording import counted
+from hpsearch.wording import counted, percent
 from hpsearch.worker.cohorts import cohort_name
 from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
 from hpsearch.worker.options import MAX_LANES
@@ -252,6 +252,6 @@ def _reason(times: LaneTimes, number: int, limit: int) -> str:
     other = 2 * number if 2 * number <= limit else max(1, number // 2)
     seconds, others = times.estimate(number), times.estimate(other)
     if not times.readings:
-        gain = f"{other} would gain {max(0.0, 1 - others / seconds):.0%}".replace("%", " %")
+        gain = f"{other} would gain {percent(max(0.0, 1 - others / seconds))}"
         return f"by this machine's model{f', {gain}' if other > number else ''}"
     return f"{seconds:.3g} s per trial-epoch" + (f", {other} would take {others:.3g}" if other != number else "")

@@ -71,7 +71,7 @@ def test_check_prints_every_finding_and_its_outcome_is_stored_with_the_study(
     assert run("check", path) == 0
     shown = capsys.readouterr()
     assert "\ndata\n" in shown.out
-    assert "  passed   gradients        largest relative error" in shown.out
+    assert "  passed   gradients        relative errors below" in shown.out
     assert "passed: gradients (logistic)" in shown.err
     assert run("create", path, "--storage", tables_url) == 0
     stored = read_status(database, "checked").as_json()["checks"]
