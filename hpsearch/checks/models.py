@@ -12,7 +12,7 @@ from hpsearch.study.settings import ModelSettings, OptionValue, TrialSettings, k
 from hpsearch.wording import parameters_label
 
 MOST_MODELS: Final = 4
-# The checks of one network, from the cheapest to the dearest, and where each one is: a function of a `CheckedModel`.
+# The checks of one network, in the order of their cost, and where each one is: a function of a `CheckedModel`.
 MODEL_CHECKS: Final = {
     "untrained loss": "hpsearch.checks.learning:check_untrained",
     "hidden units": "hpsearch.checks.learning:check_units",

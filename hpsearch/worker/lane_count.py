@@ -93,7 +93,7 @@ class _Case:
         number: lanes of the open cohort.
         peak: the most lanes that were busy since that number was chosen: there may be fewer points than lanes.
         num_epochs: epochs since that number was chosen.
-        is_trial: more lanes than were ever read are trained, for the first epoch.
+        is_first_epoch: more lanes than were ever read are trained, for the first epoch.
         denied_at: when more lanes were last wanted, and there were no points or no memory for them.
     """
 
@@ -106,7 +106,7 @@ class _Case:
     number: int = 1
     peak: int = 0
     num_epochs: int = 0
-    is_trial: bool = False
+    is_first_epoch: bool = False
     denied_at: float = -math.inf
 
     def change(self, number: int) -> None:
@@ -167,10 +167,10 @@ class LearnedLanes:
         if case is None:
             return 1  # opened for a single point
         # Lanes that are left over at the end of a cohort are not representative: their trials may be narrow or cheap.
-        if case.is_trial:
-            case.is_trial = False
-            self.memory.end_trial(case.case)
-        is_full = num_busy in (case.number, max(case.peak, num_busy))
+        if case.is_first_epoch:
+            case.is_first_epoch = False
+            self.memory.end_first_epoch(case.case)
+        is_full = num_busy == case.number or num_busy >= case.peak
         case.peak = max(case.peak, num_busy)
         if is_full and case.times.observe(num_busy, seconds / num_busy):
             self._remember(case, num_busy)
@@ -199,8 +199,8 @@ class LearnedLanes:
     def _change(self, case: _Case, number: int) -> None:
         case.change(number)
         if self.device.type == "cpu" and number > case.largest:
-            case.is_trial = True
-            self.memory.begin_trial(case.case, number)
+            case.is_first_epoch = True
+            self.memory.begin_first_epoch(case.case, number)
 
     def _case_of(self, settings: TrialSettings) -> LaneCase:
         return LaneCase.of(settings, self.data, self.device, self.num_sharing)

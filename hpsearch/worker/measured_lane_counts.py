@@ -87,7 +87,7 @@ class KnownDevice(_Document):
     speed: DeviceSpeed
 
 
-class LaneTrial(_Document):
+class FirstEpoch(_Document):
     """A number of lanes that a worker trains for the first time. The file is removed after its first epoch.
 
     Args:
@@ -153,30 +153,30 @@ class LaneMemory:
             self._speeds[case] = known.speed
         return self._speeds[case]
 
-    def begin_trial(self, case: LaneCase, lanes: int) -> None:
+    def begin_first_epoch(self, case: LaneCase, lanes: int) -> None:
         """Note that this process trains with so many lanes for the first time.
 
         On a CPU memory that runs out is no error: the kernel kills the process. `recall` finds out.
         """
         kills = num_oom_kills()
         if kills is not None:
-            process, words = psutil.Process(), _trial_of(case).words
+            process, words = psutil.Process(), _first_epoch_of(case).words
             started_at = process.create_time()
-            self.remember(LaneTrial(case=words, lanes=lanes, pid=process.pid, started_at=started_at, oom_kills=kills))
+            self.remember(FirstEpoch(case=words, lanes=lanes, pid=process.pid, started_at=started_at, oom_kills=kills))
 
-    def end_trial(self, case: LaneCase) -> None:
+    def end_first_epoch(self, case: LaneCase) -> None:
         """Note that an epoch was trained with them."""
         with contextlib.suppress(OSError):
-            self.path(_trial_of(case)).unlink(missing_ok=True)
+            self.path(_first_epoch_of(case)).unlink(missing_ok=True)
 
     def recall(self, case: LaneCase) -> KnownLanes:
         """Return what is known of the case; nothing if its file is missing, damaged or not ours.
 
         Lanes that were being tried when a process of this control group was killed for memory count as a shortage.
         """
-        tried = self._read(_trial_of(case), LaneTrial)
+        tried = self._read(_first_epoch_of(case), FirstEpoch)
         if tried is not None and not _lives(tried):
-            self.end_trial(case)
+            self.end_first_epoch(case)
             if (num_oom_kills() or 0) > tried.oom_kills:
                 _log.warning("a worker with %d lanes was killed because memory ran out: half as many", tried.lanes)
                 self.note_shortage(case, max(1, tried.lanes // 2))
@@ -188,7 +188,7 @@ class LaneMemory:
             return known.model_copy(update={"most": None, "most_until": None})
         return known
 
-    def remember(self, known: KnownLanes | KnownDevice | LaneTrial) -> None:
+    def remember(self, known: KnownLanes | KnownDevice | FirstEpoch) -> None:
         """Replace what is stored for a case. A folder that cannot be written is logged."""
         path = self.path(LaneCase(words=known.case))
         try:
@@ -227,14 +227,14 @@ class LaneMemory:
         return None
 
 
-def _lives(trial: LaneTrial) -> bool:
+def _lives(first_epoch: FirstEpoch) -> bool:
     try:
-        return psutil.Process(trial.pid).create_time() == trial.started_at
+        return psutil.Process(first_epoch.pid).create_time() == first_epoch.started_at
     except psutil.NoSuchProcess:
         return False
 
 
-def _trial_of(case: LaneCase) -> LaneCase:
+def _first_epoch_of(case: LaneCase) -> LaneCase:
     return LaneCase(words=f"tried: {case.words}")
 
 

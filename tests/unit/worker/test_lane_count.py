@@ -19,7 +19,7 @@ from hpsearch.training.lanes.lane_times import EpochCost
 from hpsearch.worker import lane_count as module
 from hpsearch.worker import measured_lane_counts
 from hpsearch.worker.lane_count import FixedLanes, LearnedLanes
-from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory, LaneTrial
+from hpsearch.worker.measured_lane_counts import FirstEpoch, KnownLanes, LaneCase, LaneMemory
 from hpsearch.worker.options import MAX_LANES
 
 CPU = torch.device("cpu")
@@ -258,7 +258,7 @@ def test_a_number_whose_first_epoch_cost_the_worker_its_life_is_halved(
 
 def test_a_process_lives_until_it_has_ended_or_another_has_its_number() -> None:
     process = psutil.Process()
-    trial = LaneTrial(case="c", lanes=2, pid=process.pid, started_at=process.create_time(), oom_kills=0)
+    trial = FirstEpoch(case="c", lanes=2, pid=process.pid, started_at=process.create_time(), oom_kills=0)
     assert measured_lane_counts._lives(trial)
     assert not measured_lane_counts._lives(trial.model_copy(update={"started_at": 1.0}))
     with subprocess.Popen(["true"]) as ended:
