@@ -25,7 +25,8 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.study.settings import ModelSettings, Precision, TrainingSettings, TrialSettings
 from hpsearch.training.host_memory import keep_freed_memory
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 
 NOTES_IMAGES = 50_000  # the notes' training set; validation has a fifth of it
 NEVER = 10**9  # validate at the epoch's end only
@@ -139,7 +140,7 @@ def random_images(num_train: int, *, side: int = 28) -> SelectionData:
         name="random",
         train=split(num_train),
         validation=split(num_train // 5),
-        image_shape=(side, side),
+        example_shape=(side, side),
         num_classes=10,
         checksums={},
     )

@@ -45,7 +45,8 @@ from hpsearch.errors import SurroundingsError
 from hpsearch.search.significance import critical_gains
 from hpsearch.study.settings import ModelSettings, Precision, TrainingSettings, TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -164,7 +165,7 @@ def _differences(
             cohort.release(1)  # fewer lanes: captured anew
         for key, report in cohort.train_epoch().items():
             curves[int(str(key))].append(report)
-            correct[int(str(key))] = cohort.best_correct(key)
+            correct[int(str(key))] = cohort.best_record(key).astype(bool)
     worst, most = 0.0, 0
     for index, settings in enumerate(trials):
         num_epochs = len(curves[index])

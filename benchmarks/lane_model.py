@@ -24,7 +24,8 @@ from benchmarks.measurement import RESULTS, Measurement, machine, print_table, r
 from hpsearch.data.resident import ResidentData
 from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.training.host_memory import keep_freed_memory
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.device_model import measure_speed
 from hpsearch.training.lanes.lane_times import LaneTimes, numbers_up_to
 from hpsearch.training.networks.build import build_network
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def choose(case: Case, data: ResidentData) -> int:
     """Measure the device, as a worker's first cohort does, and return the number of lanes that follows."""
-    network = build_network(case.settings.model, data.image_shape, data.num_classes)
+    network = build_network(case.settings.model, data.example_shape, data.num_outputs)
     prior = measure_speed(DEVICE).epoch_cost(network, data, case.batch_size, DEVICE)
     return LaneTimes(prior).choose(case.most_lanes)
 

@@ -8,6 +8,7 @@ lie apart.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -24,6 +25,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from scipy.special import stdtrit
 
 from hpsearch.atomic_file import write_file
 from hpsearch.errors import ArtifactError, HpsearchError
@@ -117,6 +119,14 @@ def ratio(
     """of / over, round by round: `ratio("lanes over eager", of=eager_seconds, over=lane_seconds)`."""
     values = tuple(a / b for a, b in zip(of, over, strict=True))
     return Measurement(name=name, unit=unit, values=values, at_least=at_least)
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half the width of its 95 % interval (Student's t); 0 for a single value."""
+    if len(values) < 2:
+        return statistics.mean(values), 0.0
+    quantile = float(stdtrit(len(values) - 1, 0.975))
+    return statistics.mean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from torch import Tensor
 import hpsearch
 from benchmarks.measurement import run_script, say
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.errors import HpsearchError
 from hpsearch.results.summary import read_summary
 from hpsearch.results.trial_summary import EpochRecord, TrialSummary
@@ -111,7 +111,7 @@ def write_curve(run: Run, curve: Sequence[EpochRecord]) -> None:
         writer.writerow(COLUMNS)
         for record in curve:
             nlls = f"{record.train_nll:.6f}", f"{record.validation_nll:.6f}"
-            row = (record.epoch, f"{record.zero_one:.4f}", *nlls, f"{record.learning_rate:g}", f"{record.seconds:.2f}")
+            row = (record.epoch, f"{record.value:.4f}", *nlls, f"{record.learning_rate:g}", f"{record.seconds:.2f}")
             writer.writerow(row)
 
 
@@ -155,8 +155,8 @@ def original_logistic(divisor: int, num_validation: int) -> tuple[float, int, in
     torch.set_num_threads(1)
     data = load_selection_data(DataSettings(dataset="mnist"), locations=DataLocations.from_environment())
     batch_size, rate = 600, 0.13
-    images, labels = _scaled(data.train.images, divisor), torch.from_numpy(data.train.labels)
-    validation = _scaled(data.validation.images, divisor)[:num_validation]
+    images, labels = _scaled(data.train.floats(), divisor), torch.from_numpy(data.train.labels)
+    validation = _scaled(data.validation.floats(), divisor)[:num_validation]
     validation_labels = torch.from_numpy(data.validation.labels)[:num_validation]
     targets = torch.nn.functional.one_hot(labels, 10).float()
     num_minibatches = len(images) // batch_size
@@ -208,7 +208,7 @@ def draw(curves: dict[Run, Sequence[EpochRecord]]) -> str:
 
 
 def _panel(run: Run, curve: Sequence[EpochRecord], left: int) -> str:
-    percents = [100 * record.zero_one for record in curve]
+    percents = [100 * record.value for record in curve]
     low = min([*percents, run.reported])
     high = max(low * 1.05, float(np.percentile(percents, 98)))  # the first epochs would hide the rest
     last = curve[-1].epoch

@@ -159,13 +159,13 @@ def replay(contender: Contender, table: Table, point: int, patience: int) -> tup
         zero_one = float(table.errors[point, epoch - 1])
         validation = Validation(
             iteration=epoch * NUM_MINIBATCHES,
-            zero_one=zero_one,
+            loss=zero_one,
             nll=float(table.nlls[point, epoch - 1]),
             gained=gained,
             lost=lost,
         )
         best = rule.best
-        is_new_best = best is None or zero_one < best.zero_one
+        is_new_best = best is None or zero_one < best.loss
         report = EpochReport(epoch=epoch, validations=(validation,), train_nll=0.0, learning_rate=1.0, seconds=0.0)
         decision = decide(rule, report, num_epochs)
         is_moved = contender.level is not None and (
@@ -174,7 +174,7 @@ def replay(contender: Contender, table: Table, point: int, patience: int) -> tup
         if is_new_best and is_moved:
             reference = bits
         if decision is not None:
-            best_error = zero_one if rule.best is None else rule.best.zero_one
+            best_error = zero_one if rule.best is None else rule.best.loss
             return epoch, best_error, decision.reason is StopReason.MAX_EPOCHS
     raise AssertionError("the last epoch ends every trial")
 

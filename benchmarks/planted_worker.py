@@ -21,19 +21,20 @@ from optuna.trial import FrozenTrial, TrialState
 from benchmarks.scratch import scratch_folder, scratch_postgres
 from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.device.pin import PinnedDevice
-from hpsearch.epoch_report import EpochReport, Validation
+from hpsearch.epoch_report import Diagnosis, EpochReport, Validation
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.registration import register_study
 from hpsearch.store.rows.trial_state import POINT_ATTRIBUTE
 from hpsearch.store.studies import StoredStudy
-from hpsearch.study.definition import parse_definition
 from hpsearch.study.settings import DataSettings, TrialSettings
+from hpsearch.study.study_file import parse_definition
 from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoint, copy_to_host
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.worker.cohorts import BuildCohort, Cohorts, cohort_name
 from hpsearch.worker.lane_count import FixedLanes
 from hpsearch.worker.options import WorkerSettings
@@ -69,6 +70,9 @@ class PlantedCohort(Cohort):
     def release(self, key: Hashable) -> None:
         del self._curves[key], self._num_epochs[key]
 
+    def diagnose(self, keys: Iterable[Hashable]) -> dict[Hashable, Diagnosis]:
+        return {}
+
     def train_epoch(self) -> dict[Hashable, EpochReport]:
         return {key: self._next_report(key) for key in self._curves}
 
@@ -78,7 +82,7 @@ class PlantedCohort(Cohort):
         error = curve[epoch - 1]
         return EpochReport(
             epoch=epoch,
-            validations=(Validation(iteration=epoch, zero_one=error, nll=error),),
+            validations=(Validation(iteration=epoch, loss=error, nll=error),),
             train_nll=error,
             learning_rate=1.0,
             seconds=0.0,
@@ -88,7 +92,7 @@ class PlantedCohort(Cohort):
     def best_parameters(self, key: Hashable) -> dict[str, NDArray[Any]]:
         return {"none": np.zeros(1, np.float32)}
 
-    def best_correct(self, key: Hashable) -> NDArray[np.bool_]:
+    def best_record(self, key: Hashable) -> NDArray[np.bool_]:
         return np.ones(1, np.bool_)
 
     def checkpoint(self, keys: Iterable[Hashable]) -> PendingCheckpoint:
@@ -98,7 +102,7 @@ class PlantedCohort(Cohort):
 
 def planting(curve: Curve) -> BuildCohort:
     """What builds a worker's cohorts."""
-    return lambda shape, *_: PlantedCohort(curve, shape)
+    return lambda shape, *_, **__: PlantedCohort(curve, shape)
 
 
 class PlantedStudies:

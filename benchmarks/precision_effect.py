@@ -18,11 +18,12 @@ import torch
 
 from benchmarks.measurement import RESULTS, Measurement, machine, print_table, run_script, say, write_result
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.study.settings import DataSettings, ModelSettings, Precision, TrainingSettings, TrialSettings
 from hpsearch.training.host_memory import keep_freed_memory
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 
 NEVER = 10**9
 # Well-known good points; epochs enough for the error to settle within a tenth of a percent or so.
@@ -100,7 +101,7 @@ def _errors(
     for _ in range(num_epochs):
         cohort.train_epoch()
     bests = [cohort.best(seed) for seed in range(num_seeds)]
-    return [best.zero_one for best in bests if best is not None]
+    return [best.loss for best in bests if best is not None]
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -20,11 +20,12 @@ import torch
 
 from benchmarks.recorded_trials import RECORDED
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.study.settings import DataSettings, ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.training.evaluation import validate_lanes
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 
 LEARNING_RATES = [float(f"{10.0 ** (quarter / 4):.12g}") for quarter in range(2, -17, -1)]
 LAMBDAS = [0.0, *(float(f"{10.0 ** (half / 2):.12g}") for half in range(-4, -11, -1))]
@@ -83,9 +84,9 @@ def _train(
     for epoch in range(recording.epochs):
         cohort.train_epoch()
         # A cohort tells the images of the best epoch only, to others.
-        zero_one, nll, correct = validate_lanes(cohort._network, cohort._stack.parameters, data)
+        loss, nll, correct = validate_lanes(cohort._network, cohort._stack.parameters, data, cohort._judge)
         for lane, trial in enumerate(settings):  # in the order of their admission
-            yield epoch, trial, float(zero_one[lane]), float(nll[lane]), correct[lane].numpy()
+            yield epoch, trial, float(loss[lane]), float(nll[lane]), correct[lane].numpy()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -107,7 +107,7 @@ def _replayed(
     while decision is None:
         epoch += 1
         validation = Validation(
-            iteration=epoch * num_minibatches, zero_one=float(errors[epoch - 1]), nll=float(nlls[epoch - 1])
+            iteration=epoch * num_minibatches, loss=float(errors[epoch - 1]), nll=float(nlls[epoch - 1])
         )
         report = EpochReport(
             epoch=epoch, validations=(validation,), train_nll=validation.nll, learning_rate=cell[0], seconds=0.0
@@ -117,7 +117,7 @@ def _replayed(
         return Recorded(known=KnownPoint(point, None), epochs=epoch)
     best_epoch = rule.best.iteration // num_minibatches
     key = bits[best_epoch - 1].tobytes()
-    return Recorded(known=KnownPoint(point, rule.best.zero_one, rule.best.nll, key), epochs=epoch)
+    return Recorded(known=KnownPoint(point, rule.best.loss, rule.best.nll, key), epochs=epoch)
 
 
 def _cell(point: Point) -> Cell:

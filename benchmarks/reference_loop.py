@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpsearch.data.resident import ResidentData
+from hpsearch.data.resident import ResidentData, as_inputs
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.study.settings import TrainingSettings, TrialSettings
+from hpsearch.training.class_weights import class_weights_of
 from hpsearch.training.correct_images import ReferenceTest, gained_and_lost
 from hpsearch.training.evaluation import evaluate
-from hpsearch.training.losses import lanes_first, mean_nll
+from hpsearch.training.losses import lanes_first, mean_loss
 from hpsearch.training.minibatches import is_validation_due, minibatch_order
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network
@@ -81,7 +82,7 @@ class _Trial:
         """Count images gained and lost. A new best that is significantly better becomes the reference."""
         reference = torch.zeros_like(correct) if self.reference is None else self.reference
         gained, lost = (int(count) for count in gained_and_lost(correct, reference))
-        is_new_best = validation.is_finite and (self.best is None or validation.zero_one < self.best.zero_one)
+        is_new_best = validation.is_finite and (self.best is None or validation.loss < self.best.loss)
         if is_new_best and (self.best is None or gained >= test.critical_gains[gained + lost]):
             self.reference = correct
         return replace(validation, gained=gained, lost=lost)
@@ -109,7 +110,7 @@ def train_trial(
     """
     training = settings.training
     data.num_minibatches(training.batch_size)  # refuses a batch size that does not fit, before any work
-    network = build_network(settings.model, data.image_shape, data.num_classes)
+    network = build_network(settings.model, data.example_shape, data.num_outputs)
     optimizer = build_optimizer(training.optimizer)
     schedule = build_schedule(training)
     parameters = network.initial_parameters(seed=settings.training_seed, dtype=dtype, device=device)
@@ -126,7 +127,7 @@ def train_trial(
         learning_rate = schedule.learning_rate
         rates = rates_of(training, learning_rate, device)
         train_nll, validations = _train_epoch(trial, settings, data, epoch, rates, validations_every)
-        schedule.finish_epoch(min(validation.zero_one for validation in validations))
+        schedule.finish_epoch(min(validation.loss for validation in validations))
         report = EpochReport(
             epoch=epoch,
             validations=tuple(validations),
@@ -156,6 +157,9 @@ def _train_epoch(
     dtype = parameters[network.weight_names[0]].dtype
     order = minibatch_order(settings.training_seed, epoch, data.num_train) if training.shuffle else None
 
+    class_weights = class_weights_of(training.class_weights, data.class_counts)
+    if class_weights is not None:
+        class_weights = class_weights.to(parameters[network.weight_names[0]].device)
     total_nll, validations = 0.0, []
     batches = minibatches(data, training.batch_size, dtype=dtype, order=order)
     for minibatch, (images, labels) in enumerate(batches, start=1):
@@ -164,9 +168,10 @@ def _train_epoch(
             parameter.requires_grad_(True)
         with multiplying(training.precision, images.device), computing(training.precision, images.device):
             logits = network.logits(parameters, images).to(dtype)
-        nll = mean_nll(logits, labels)
+        nll = mean_loss(logits, labels)
+        minimised = nll if class_weights is None else mean_loss(logits, labels, class_weights)
         weights = [parameters[name] for name in network.weight_names]
-        loss = regularised_loss(nll, weights, lambda_1=training.lambda_1, lambda_2=training.lambda_2)
+        loss = regularised_loss(minimised, weights, lambda_1=training.lambda_1, lambda_2=training.lambda_2)
 
         # Backward: the gradient of the loss, and one optimizer step.
         with multiplying(training.precision, images.device):
@@ -194,7 +199,7 @@ def minibatches(
     for images, labels in data.chunks(batch_size, order):
         for start in range(0, len(labels), batch_size):
             rows = slice(start, start + batch_size)
-            yield images[rows].to(dtype), labels[rows]
+            yield as_inputs(images[rows], dtype), labels[rows]
 
 
 def validate(network: Network, parameters: Tensors, data: ResidentData, *, iteration: int) -> tuple[Validation, Tensor]:
@@ -204,7 +209,7 @@ def validate(network: Network, parameters: Tensors, data: ResidentData, *, itera
         iteration: minibatches that the trial has trained on so far.
     """
     losses = evaluate(network, parameters, data.validation_images, data.validation_labels)
-    return Validation(iteration=iteration, zero_one=losses.zero_one, nll=losses.nll), losses.correct
+    return Validation(iteration=iteration, loss=losses.loss, nll=losses.nll), losses.record
 
 
 def l1_norm(weights: Iterable[Tensor]) -> Tensor:

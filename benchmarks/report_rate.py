@@ -39,7 +39,7 @@ from hpsearch.postgres.embedded import EmbeddedPostgres
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.registration import register_study
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 
 TITLE = "Epoch reports that one PostgreSQL takes"
 KEPT_UP = 0.95  # of the calls that were due

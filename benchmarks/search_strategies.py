@@ -34,9 +34,8 @@ from typing import Any, Self
 
 import numpy as np
 import optuna
-from scipy.special import stdtrit
 
-from benchmarks.measurement import RESULTS, machine, run_script, say, write_result
+from benchmarks.measurement import RESULTS, machine, mean_and_interval, run_script, say, write_result
 from benchmarks.planted_surfaces import SURFACES, PlantedTrials, Surface, bits_differ, dimension_of
 from benchmarks.planted_worker import PlantedStudies, curve_of_value, planted_studies
 from benchmarks.recorded_trials import RECORDED, RecordedTrials, read_tables, worth
@@ -242,14 +241,6 @@ def recorded_outcomes(tables: Sequence[RecordedTrials], draws: int, drawer: Draw
                 _outcome(search, fine, cost_of=cost_of, fine_cost=fine_cost, excess=excess)
             )
     return outcomes
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half the width of its 95 % interval (Student's t); 0 for a single value."""
-    if len(values) < 2:
-        return statistics.mean(values), 0.0
-    quantile = float(stdtrit(len(values) - 1, 0.975))
-    return statistics.mean(values), quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def markdown_table(outcomes: Outcomes, *, is_planted: bool) -> list[str]:

@@ -191,5 +191,5 @@ _CLAIMS = sqlalchemy.text("""
 
 
 def _epoch_report(epoch: int) -> EpochReport:
-    validation = Validation(iteration=2500 * epoch, zero_one=1 / (epoch + 1), nll=2 / (epoch + 1))
+    validation = Validation(iteration=2500 * epoch, loss=1 / (epoch + 1), nll=2 / (epoch + 1))
     return EpochReport(epoch=epoch, validations=(validation,), train_nll=0.5, learning_rate=0.01, seconds=1.0)

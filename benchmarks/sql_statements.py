@@ -34,14 +34,15 @@ from sqlalchemy import event
 from benchmarks.measurement import RESULTS, machine, print_table, run_script, write_result
 from benchmarks.scratch import scratch_folder, scratch_postgres
 from hpsearch.artifacts.best_parameters import open_artifacts
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.device.pin import PinnedDevice
 from hpsearch.search.pruners import build_pruner
 from hpsearch.signals import StopSignal
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database, open_database
-from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.cohorts import Cohorts
 from hpsearch.worker.lane_count import FixedLanes
 from hpsearch.worker.options import WorkerSettings

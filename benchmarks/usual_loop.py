@@ -135,4 +135,4 @@ def check_settings(settings: TrialSettings) -> None:
 
 def _as_dataset(split: Split) -> TensorDataset:
     # Copied: Ray hands out arrays that may not be written to, of which torch would warn.
-    return TensorDataset(torch.tensor(split.images), torch.tensor(split.labels))
+    return TensorDataset(torch.from_numpy(split.floats()), torch.tensor(split.labels))

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from benchmarks.usual_loop import check_settings
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import InputError
-from hpsearch.study.definition import StudyDefinition, load_definition
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.study_file import load_definition
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,8 @@ from benchmarks.measurement import (
 from benchmarks.scratch import scratch_folder
 from benchmarks.usual_study import StudyResult, load_images
 from hpsearch.errors import HpsearchError, InputError
-from hpsearch.study.definition import StudyDefinition, load_definition
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.study_file import load_definition
 
 STUDY_FILE = Path(__file__).with_name("whole_study.toml")
 CONTENDERS = ("hpsearch", "optuna", "optuna-parallel", "ray")

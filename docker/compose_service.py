@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from hpsearch.device.processors import usable_processors
+from hpsearch.cgroups import usable_processors
 from hpsearch.errors import InputError
 from hpsearch.logs import LogFormat, configure_logging, get_logger, log_final_error
 
@@ -33,7 +33,8 @@ PASSWORD_FILE = Path("/run/secrets/database_password")
 OWN_PASSWORD_FILE = Path("/run/own-secrets/database_password")
 NAME_FILE = Path("/cache/current-study")
 DATA_FOLDER = Path("/data")
-STUDY_FOLDERS = (Path("studies"), Path("examples"))
+APP_FOLDER = Path("/app")  # our studies and examples; the current folder is the user's own, /code
+STUDY_FOLDERS = (Path(), Path("studies"), Path("examples"))
 QUICK_START = "studies/quickstart.toml"
 QUICK_START_ON_DIGITS = ("--set", "data.dataset=digits", "--set", "name=quickstart-digits")
 LEAST_SECONDS = {"HPSEARCH_CHECKPOINT_SECONDS": 0, "HPSEARCH_STALL_SECONDS": 1, "HPSEARCH_LIFE_SIGN_MAX_AGE": 1}
@@ -100,8 +101,9 @@ def create_study(environment: Mapping[str, str]) -> int:
     check_settings(environment)
     # Here and not above: the role `password` needs none of it, and it takes seconds.
     from hpsearch.cli.main import run_command_line
-    from hpsearch.study.definition import load_definition
+    from hpsearch.data.dataset_path import load_study_file
 
+    check_program(file, options[1::2], environment)
     if not environment.get("STUDY") and not options and not _can_have_mnist(file):
         _say(
             "*** MNIST cannot be had here: THE QUICK START RUNS ON DIGITS (1,797 images of scikit-learn) INSTEAD ***",
@@ -111,7 +113,7 @@ def create_study(environment: Mapping[str, str]) -> int:
     code = run_command_line(["create", file, *options])
     if code == 0:
         logging.disable(logging.WARNING)  # what there is to say about the file has been said
-        name = load_definition(Path(file), options[1::2]).name
+        name = load_study_file(Path(file), options[1::2]).name
         logging.disable(logging.NOTSET)
         _write_whole(NAME_FILE, name, mode=0o644)
     return code
@@ -139,14 +141,15 @@ def show_dashboard(environment: Mapping[str, str]) -> int:
 
 
 def study_file(environment: Mapping[str, str]) -> str:
-    """The file that STUDY names, by its path or, in one of our folders, by its name alone."""
+    """The file that STUDY names, by its path or its name alone: in the user's own folder, or in one of ours."""
     named = environment.get("STUDY") or QUICK_START
-    if named.endswith(".toml"):
-        return named
-    for folder in STUDY_FOLDERS:
-        path = folder / f"{named}.toml"
+    is_path = named.endswith(".toml")
+    places = [Path(named)] if is_path else [folder / f"{named}.toml" for folder in STUDY_FOLDERS]
+    for path in [*places, *(APP_FOLDER / place for place in places)]:
         if path.is_file():
             return str(path)
+    if is_path:
+        return named
     raise SettingError(f"STUDY must name a study file, got {named!r}", f"for example STUDY={QUICK_START}")
 
 
@@ -191,6 +194,24 @@ def check_settings(environment: Mapping[str, str]) -> None:
         raise SettingError(message, error.hint or "correct it in .env") from None
 
 
+def check_program(file: str, overrides: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Refuse a study of programs that no worker may run; with any other error, the command that follows says more."""
+    from hpsearch.data.dataset_path import load_study_file
+
+    logging.disable(logging.WARNING)
+    try:
+        is_program = load_study_file(Path(file), overrides).is_program
+    except InputError:
+        return
+    finally:
+        logging.disable(logging.NOTSET)
+    if is_program and environment.get("HPSEARCH_COMMANDS") != "1":
+        raise SettingError(
+            f"the study of {file} runs a program, which nobody has allowed",
+            "HPSEARCH_COMMANDS=1 in .env allows it; CODE names the folder with your script",
+        )
+
+
 def study_options(environment: Mapping[str, str]) -> tuple[str, ...]:
     """STUDY_OPTIONS as arguments: any number of `--set KEY=VALUE`, quoted as in a shell."""
     text = environment.get("STUDY_OPTIONS", "")
@@ -233,15 +254,15 @@ def _can_have_mnist(file: str) -> bool:
     """
     from hpsearch.console.progress_view import download_progress
     from hpsearch.data.catalog import load_selection_data
-    from hpsearch.data.download import MirrorsFailedError
-    from hpsearch.data.lookup import DataLocations
+    from hpsearch.data.dataset_path import load_study_file
+    from hpsearch.data.files.download import MirrorsFailedError
+    from hpsearch.data.files.lookup import DataLocations
     from hpsearch.errors import DataError
-    from hpsearch.study.definition import load_definition
 
     try:
         with download_progress() as progress:
             locations = DataLocations.from_environment(progress)
-            load_selection_data(load_definition(Path(file), ()).data, locations=locations)
+            load_selection_data(load_study_file(Path(file), ()).data, locations=locations)
     except DataError as error:
         return not isinstance(error.__cause__, MirrorsFailedError)
     return True

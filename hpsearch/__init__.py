@@ -1,4 +1,4 @@
-"""hpsearch: a hyper-parameter search service for image classifiers, coordinated by PostgreSQL."""
+"""hpsearch: a hyper-parameter search service for images and tables, coordinated by PostgreSQL."""
 
 import importlib
 

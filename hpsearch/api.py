@@ -28,13 +28,17 @@ from hpsearch.artifacts.best_parameters import open_artifacts
 from hpsearch.artifacts.place import artifact_place
 from hpsearch.atomic_file import write_file
 from hpsearch.console.launch_view import TerminalListener
+from hpsearch.data.dataset_path import load_study_file
+from hpsearch.data.given_arrays import with_stored_arrays
 from hpsearch.errors import InputError
 from hpsearch.launch.launcher import LaunchListener, train_study
 from hpsearch.launch.options import LaunchOptions, check_launch
+from hpsearch.pictures import Pictures
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.data_frame import curves_frame, trials_frame
 from hpsearch.results.export import MODEL_SUFFIX, choose_format, export_model, export_point, render_export
+from hpsearch.results.prediction import Predictor
 from hpsearch.results.report.page import write_report
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
@@ -44,7 +48,9 @@ from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.store.connection.database import Database, open_storage
 from hpsearch.store.progress import Progress
 from hpsearch.store.studies import StoredStudy, load_study
-from hpsearch.study.definition import StudyDefinition, load_definition, parse_definition
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.own_networks import require_own_networks
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.objective import Objective
 from hpsearch.worker.options import MAX_LANES, WorkerOptions, parse_lanes
 
@@ -89,7 +95,9 @@ def run(
     _check_numbers(workers, lanes)
     storage = _storage(storage)
     worker = WorkerOptions(device=device, lanes=parse_lanes(str(lanes)), artifacts=_artifacts(artifacts))
-    launch = check_launch(LaunchOptions(storage=storage, workers=workers, worker=worker, checks=check))
+    launch = check_launch(
+        LaunchOptions(storage=storage, workers=workers, worker=worker, checks=check, study=definition)
+    )
     with launch.first_worker(definition.name) as first, open_storage(storage) as database:
         stored = train_study(database, definition, launch, first, _listener(progress))
         read_summary(database, stored.name).require_all_counted()
@@ -113,8 +121,9 @@ def load(name: str, storage: str | None = None, *, artifacts: str | os.PathLike[
 def objective(definition: Definition, *, device: str = "auto") -> Objective:
     """Return a plain Optuna objective for `study.optimize`, with any sampler, pruner and storage.
 
-    It draws the dimensions of `[search]`, trains one trial in this process, reports the validation zero-one loss after
-    every epoch, lets the study's pruner decide, and returns the best loss. The data is read during this call.
+    It draws the dimensions of `[search]`, trains one trial in this process, reports the value of the study's metric
+    after every epoch, lets the study's pruner decide, and returns the best value. An AUC or R2 needs an Optuna
+    study with direction maximize. The data is read during this call.
 
     Raises:
         HpsearchError: the definition, the data or the device is not suitable.
@@ -188,6 +197,35 @@ class Study:
         )
         return arrays
 
+    def predict(self, examples: Any, point: PointName | None = None) -> NDArray[Any]:
+        """Return the class of each row or image, or in regression the value in the target's unit: [N].
+
+        Only the database and the artifacts are needed, and not the data set. Use `predictor` for many calls.
+
+        Args:
+            examples: of a table a pandas.DataFrame, a pyarrow.Table, a dict of columns or a list of dicts, with the
+                columns that the model was trained on; otherwise images [N, rows, columns] or [N, rows, columns, 3] of
+                uint8, or of floats in 0..1.
+            point: as for `export`.
+        Raises:
+            InputError: columns are missing or of a wrong kind, or images have another shape than in training.
+            NothingCompleteError, ArtifactError: as `best_parameters`.
+        """
+        return self.predictor(point).predict(examples)
+
+    def predict_proba(self, examples: Any, point: PointName | None = None) -> NDArray[np.float64]:
+        """Return the probability of each class, [N, classes], in the order of `predictor().classes`.
+
+        Raises:
+            InputError: as `predict`, or the study is for regression.
+        """
+        return self.predictor(point).predict_proba(examples)
+
+    def predictor(self, point: PointName | None = None) -> Predictor:
+        """Return the chosen model, read once, with `predict`, `predict_proba` and `classes`."""
+        chosen = self._status().choose(_selection(point))
+        return Predictor.of(chosen, open_artifacts(self._artifacts, is_read_only=True))
+
     def trials_dataframe(self) -> Any:
         """Return all trials, best first, as a pandas.DataFrame; docs/python-api.md lists its columns.
 
@@ -237,7 +275,19 @@ class Study:
             ArtifactError: the file cannot be written.
         """
         with self._open() as database:
-            write_report(database, self.name, Path(path))
+            write_report(database, self.name, Path(path), artifacts=self._artifacts)
+
+    def pictures(self) -> Pictures:
+        """Pictures of the trials as of now: filters over time, confusion matrix, most confidently wrong images.
+
+        Nothing is trained. Filters need `keep_every` in the study; the other pictures need the parameters of the trial,
+        which are always kept of the best one, and the data set on this machine.
+
+        Raises:
+            InputError: the study's trials are programs.
+        """
+        require_own_networks(self.definition, "there are no pictures", "study.report(path) draws the reported curves")
+        return Pictures(self.summary, self._artifacts)
 
     def optuna_study(self) -> optuna.Study:
         """Return the study as plain Optuna reads it, for Optuna's plots and tables.
@@ -299,9 +349,9 @@ def _read_definition(definition: Definition) -> StudyDefinition:
         case StudyDefinition():
             return definition
         case str() | os.PathLike():
-            return load_definition(Path(definition))
+            return load_study_file(Path(definition))
         case Mapping():
-            return parse_definition(dict(definition), source="the definition")
+            return parse_definition(with_stored_arrays(definition), source="the definition")
     raise InputError(
         f"definition must be a StudyDefinition, a dict or a path, got {type(definition).__name__}",
         hint='hpsearch.run("study.toml"), or hpsearch.run({"name": "mine", "search": {...}})',

@@ -6,6 +6,8 @@ with both, memory may be in the first and other controllers in the second.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -14,6 +16,15 @@ _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
 _UNLIMITED = 2**60  # of the first version: no limit is a number near 2**63
 T = TypeVar("T")
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use, at least 1: by its CPU affinity and its groups' time quotas.
+
+    A container's limit (`docker run --cpus`) is a time quota, which the affinity does not show.
+    """
+    quotas = [math.ceil(quota) for quota in processor_quotas()]
+    return max(1, min([_num_in_affinity(), *quotas]))
 
 
 def processor_quotas() -> Iterator[float]:
@@ -57,6 +68,12 @@ def _read_group_and_parents(root: Path, path: str, read: Callable[[Path], T | No
             continue
         if value is not None:
             yield value
+
+
+def _num_in_affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
 
 
 def _quota(group: Path) -> float | None:

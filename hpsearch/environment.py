@@ -25,6 +25,7 @@ WAIT_FOR_GPU: Final = "HPSEARCH_WAIT_FOR_GPU"
 SHARE_GPU: Final = "HPSEARCH_SHARE_GPU"
 CHECKPOINT_SECONDS: Final = "HPSEARCH_CHECKPOINT_SECONDS"
 STALL_SECONDS: Final = "HPSEARCH_STALL_SECONDS"
+COMMANDS: Final = "HPSEARCH_COMMANDS"  # 1: studies may run programs; or the hash of the one that may
 
 # Watching workers and studies.
 LOG_FORMAT: Final = "HPSEARCH_LOG_FORMAT"  # text or json
@@ -43,3 +44,13 @@ USER: Final = "HPSEARCH_USER"  # for containers, whose own user is not a person
 SUPERVISOR_PID: Final = "HPSEARCH_SUPERVISOR_PID"
 SUPERVISED_WORKERS: Final = "HPSEARCH_SUPERVISED_WORKERS"  # number of workers on this machine: they share its memory
 PREPARATION_PIPE: Final = "HPSEARCH_PREPARATION_PIPE"  # a descriptor (worker/preparation_request.py)
+
+# Set for a user's script, and for nothing else (scripts/script_environment.py, trial.py).
+REPORTS: Final = "HPSEARCH_REPORTS"  # path of the pipe for its reports
+VERDICT: Final = "HPSEARCH_VERDICT"  # path of the file that says whether it should stop
+FOLDER: Final = "HPSEARCH_FOLDER"  # path of its attempt's folder
+SEED: Final = "HPSEARCH_SEED"
+TRIAL: Final = "HPSEARCH_TRIAL"  # number of its trial
+ATTEMPT: Final = "HPSEARCH_ATTEMPT"
+PARAMETERS: Final = "HPSEARCH_PARAMETERS"  # path of a JSON file with its point
+PARAMETER_PREFIX: Final = "HPSEARCH_PARAM_"  # of one variable for each dimension: HPSEARCH_PARAM_LEARNING_RATE

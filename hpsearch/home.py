@@ -71,9 +71,19 @@ def log_folder() -> Path:
     return home_folder() / "logs"
 
 
+def attempts_folder() -> Path:
+    """The folder for the attempts of trials that are programs."""
+    return home_folder() / "attempts"
+
+
 def lane_folder() -> Path:
     """The folder for what workers of this machine have learned about lanes."""
     return home_folder() / "lanes"
+
+
+def array_folder() -> Path:
+    """The folder for arrays that a notebook has handed over."""
+    return home_folder() / "arrays"
 
 
 def check_folder() -> Path:

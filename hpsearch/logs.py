@@ -30,6 +30,7 @@ from hpsearch.safe_text import for_terminal, masked
 LOGGER_NAME = "hpsearch"
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _ERROR_PREFIX = "error: "
+HINT_PREFIX = "hint: "  # of the line after the lines of an error
 _RECORD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 

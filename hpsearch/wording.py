@@ -51,6 +51,11 @@ def percent(fraction: float, digits: int = 0) -> str:
     return f"{100 * fraction:.{digits}f} %"
 
 
+def megabytes(num_bytes: int) -> str:
+    """Return `12.3 MB`."""
+    return f"{num_bytes / 1e6:,.1f} MB"
+
+
 def times(number: int) -> str:
     """Return `once`, `3 times`."""
     return "once" if number == 1 else f"{number} times"

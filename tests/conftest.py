@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import shutil
+import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,3 +91,37 @@ def mnist_folder() -> Path:
     if not folder:
         pytest.skip("real MNIST is not here: set HPSEARCH_DATA to the folder with its four IDX files")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cifar_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some of the CIFAR-10 images as JPEG files, 100 per class in train/ and 20 in test/; unpacked once per session."""
+    datasets = os.environ.get("HPSEARCH_DATASETS")
+    if not datasets:
+        pytest.skip("the CIFAR-10 images are not here: set HPSEARCH_DATASETS to the folder with cifar10-jpeg.tar.gz")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base  # of all workers of this session
+    folder = shared / "cifar10-jpeg"
+    with (shared / "cifar10-jpeg.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            _unpack_some(Path(datasets) / "cifar10-jpeg.tar.gz", folder)
+    return folder
+
+
+def _unpack_some(archive: Path, folder: Path) -> None:
+    wanted, counts = {"train": 100, "test": 20}, Counter[str]()
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    with tarfile.open(archive) as members:
+        for member in members:
+            path = Path(member.name)
+            part = path.parts[-3] if len(path.parts) >= 3 and member.isfile() else ""
+            key = f"{part}/{path.parent.name}"
+            if counts[key] < wanted.get(part, 0):
+                counts[key] += 1
+                content = members.extractfile(member)
+                assert content is not None
+                target = unfinished / part / path.parent.name / path.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.read())
+    unfinished.rename(folder)

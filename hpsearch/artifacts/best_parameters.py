@@ -1,4 +1,4 @@
-"""Artifacts of trials: best parameters as safetensors files, found through Optuna's artifact records.
+"""Artifacts of trials: best parameters and filters as safetensors files, found through Optuna's artifact records.
 
 Each file is complete in the store before its record is added to the trial, where optuna-dashboard shows it. Nothing is
 pickled.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial
 
+from hpsearch.artifacts.record import artifact_record, recorded_id
 from hpsearch.artifacts.store import ArtifactStore, open_store
 from hpsearch.errors import ArtifactError
-from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX, parse_stored_object
 from hpsearch.training.tensor_file import save_arrays, with_checksum
 
 PARAMETERS_FILE = "parameters.safetensors"
+FILTERS_FILE = "filters.safetensors"  # the first layer at several epochs (training/filter_series.py)
+FILTERS_PREFIX = "filters-"  # of the names in the store
 
 # Sets a system attribute of a trial: id, key, value. Returns whether the trial accepts it; `Ledger` has such a method.
 SetSystemAttribute = Callable[[int, str, Any], bool]
@@ -32,7 +33,7 @@ SetSystemAttribute = Callable[[int, str, Any], bool]
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Best parameters of trials, in one store that all workers of a study share."""
+    """Files of trials, in one store that all workers of a study share."""
 
     store: ArtifactStore
 
@@ -58,37 +59,42 @@ class Artifacts:
         Raises:
             ArtifactError: the store refuses; earlier artifacts are untouched and nothing is recorded.
         """
-        artifact_id = str(uuid.uuid4())
-        content = save_arrays(parameters, with_checksum(parameters, metadata))
+        artifact_id = self.write(parameters, metadata, "the best parameters")
+        if set_system_attribute(trial_id, *artifact_record(artifact_id, PARAMETERS_FILE)):
+            return artifact_id
+        self.remove(artifact_id)
+        return None
+
+    def remove(self, artifact_id: str) -> None:
+        """Remove a file that no record names, if the store can do that now."""
+        with contextlib.suppress(OSError):
+            self.store.remove(artifact_id)
+
+    def write(
+        self, arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str], what: str, prefix: str = ""
+    ) -> str:
+        """Write a safetensors file with a checksum, and return its id; no record names it yet.
+
+        Args:
+            what: the content, in error messages.
+            prefix: of the id.
+        Raises:
+            ArtifactError: the store refuses; earlier artifacts are untouched.
+        """
+        artifact_id = f"{prefix}{uuid.uuid4()}"
+        content = save_arrays(arrays, with_checksum(arrays, metadata))
         try:
             self.store.write(artifact_id, io.BytesIO(content))
         except OSError as error:
             raise ArtifactError(
-                f"cannot write the best parameters into {self.place}: {error.strerror or error}",
+                f"cannot write {what} into {self.place}: {error.strerror or error}",
                 hint="free disk space, or name another place with --artifacts; earlier artifacts are intact",
             ) from error
-        # As optuna.artifacts.upload_artifact records it, but after the file exists and not before.
-        kind = "application/octet-stream"
-        record = {"artifact_id": artifact_id, "filename": PARAMETERS_FILE, "mimetype": kind, "encoding": None}
-        if set_system_attribute(trial_id, ARTIFACT_RECORD_PREFIX + artifact_id, json.dumps(record)):
-            return artifact_id
-        with contextlib.suppress(OSError):
-            self.store.remove(artifact_id)  # no record names it
-        return None
+        return artifact_id
 
     def parameters_id(self, trial: FrozenTrial) -> str | None:
-        """Return the id of a trial's best parameters in its worker's store, or None if none are recorded.
-
-        The last record with the right file name is used: a file of that name that a user has uploaded was recorded
-        earlier, because a trial that has ended accepts no records.
-        """
-        for key, value in reversed(trial.system_attrs.items()):
-            if key.startswith(ARTIFACT_RECORD_PREFIX):
-                place = f"table trial_system_attributes, key {key}"
-                record = parse_stored_object(value, f"trial {trial.number}", place, ("filename", "artifact_id"))
-                if record["filename"] == PARAMETERS_FILE:
-                    return str(record["artifact_id"])
-        return None
+        """Return the id of a trial's best parameters in its worker's store, or None if none are recorded."""
+        return recorded_id(trial.system_attrs, PARAMETERS_FILE, trial.number)
 
 
 def open_artifacts(place: str | Path, *, is_read_only: bool = False) -> Artifacts:

@@ -62,7 +62,8 @@ class BucketStore:
             )
         except (BotoCoreError, ValueError) as error:  # ValueError: AWS_ENDPOINT_URL is not a URL
             raise ArtifactError(f"cannot use {self.place}: {self._describe(error)}", hint=_HINT) from error
-        self._store = Boto3ArtifactStore(bucket, client)
+        # Without Optuna's copy of the whole content in memory; boto3 closes the given file instead.
+        self._store = Boto3ArtifactStore(bucket, client, avoid_buf_copy=True)
 
     def check_writable(self) -> None:
         try:

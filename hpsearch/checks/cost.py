@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 
 from hpsearch.checks.finding import Finding, Verdict
+from hpsearch.checks.fix import line_for, line_in
 from hpsearch.checks.samples import CPU, NEVER, CheckedModel
 from hpsearch.data.resident import ResidentData
 from hpsearch.search.pruners import is_competitive
 from hpsearch.study.corners import model_settings
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.device_model import measure_speed
 from hpsearch.training.lanes.lane_times import LaneTimes
 from hpsearch.wording import counted, format_seconds
@@ -40,6 +42,7 @@ def check_cost(model: CheckedModel) -> Finding:
         most = min(most, 3600 * search.budget_hours)
     least = min(least, most)
     span = format_seconds(most) if least == most else f"{format_seconds(least)} to {format_seconds(most)}"
+    is_long = least > LONG_SECONDS
     found = (
         f"{format_seconds(per_trial_epoch)} per trial and epoch with {counted(num_lanes, 'lane')}; "
         f"{num_points:,.0f} {whole}: {span} with one worker on this machine's CPU; memory for {num_fitting:,} lanes"
@@ -47,10 +50,11 @@ def check_cost(model: CheckedModel) -> Finding:
     return Finding(
         check="cost",
         subject=model.name,
-        verdict=Verdict.WARNING if least > LONG_SECONDS else Verdict.PASSED,
+        verdict=Verdict.WARNING if is_long else Verdict.PASSED,
         found=found,
         expected="less than a week",
-        look_at=("the number of points, max_epochs, and a GPU or more workers",) if least > LONG_SECONDS else (),
+        look_at=("the number of points and max_epochs: lower them, or take a GPU or more workers",) if is_long else (),
+        fix=_cheaper(definition, num_points * per_trial_epoch) if is_long else "",
         numbers={
             "seconds_per_trial_epoch": per_trial_epoch,
             "lanes": num_lanes,
@@ -59,6 +63,17 @@ def check_cost(model: CheckedModel) -> Finding:
             "most_hours": most / 3600,
         },
     )
+
+
+def _cheaper(definition: StudyDefinition, seconds_per_epoch: float) -> str:
+    """The line of the study file with which the points take a week, or the fewest epochs.
+
+    Args:
+        seconds_per_epoch: of one epoch of all points.
+    """
+    if definition.search.strategy == "coarse-to-fine":
+        return line_in("search", "budget_hours", LONG_SECONDS / 3600)
+    return line_for(definition, "training", "max_epochs", max(1, int(LONG_SECONDS / seconds_per_epoch)))
 
 
 def _measure(model: CheckedModel, data: ResidentData, num_lanes: int, *, predicted: float) -> float:

@@ -34,14 +34,18 @@ DEFAULT_SECONDS = 120.0  # for all checks of a study
 class Finding:
     """What one check says about one thing.
 
+    A warning or a failure also has `expected`, and a `look_at` that says what to do after a colon, or a `fix`
+    (tests/unit/checks/test_findings.py).
+
     Args:
         check: name of the check, such as "gradients".
         subject: what was checked: the data, or a network.
         found: what was found, or the reason why the check was skipped.
-        look_at: where the cause is likely to be, the likeliest first.
-        fix: the line of the study file that would fix it, such as `shuffle = true  # in [training]`.
+        look_at: where the cause is likely to be, the likeliest first: `what may be wrong: what to do about it`.
+        fix: the line of the study file that would fix it, such as `shuffle = true  # in [training]` (`fix.py`); "" if
+            no line can, because data or code must be mended.
         numbers: the numbers behind `found`, by name. NaN and infinities are left out.
-        pictures: pairs of images that the finding is about, as lines of text.
+        pictures: lines of text to be shown as they are: pairs of images, command lines, the last lines of a program.
     """
 
     check: str

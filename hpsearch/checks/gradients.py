@@ -65,7 +65,7 @@ def check_gradients(model: CheckedModel) -> Finding:
     """Compare derivatives at the initial parameters, without and with regularisation, and after a short training."""
     network = model.network
     index = distinct_images(model.data.train, NUM_IMAGES)
-    images = torch.from_numpy(model.data.train.images[index]).double()
+    images = torch.from_numpy(model.data.train.floats(index)).double()
     labels = torch.from_numpy(model.data.train.labels[index])
     generator = torch.Generator().manual_seed(0)
     common = {"optimizer": "sgd", "schedule": "constant", "precision": "float32"}
@@ -94,7 +94,8 @@ def check_gradients(model: CheckedModel) -> Finding:
         if stage == "trained":
             for _ in range(NUM_TRAINED_STEPS):
                 rate = min(0.05, model.settings.training.learning_rate)
-                trained = lane_step(network, [settings] * NUM_LANES, trained, images, labels, rate)
+                its = [settings] * NUM_LANES
+                trained = lane_step(network, its, trained, images, labels, rate, model.class_weights)
         stages.append(_compare(model, stage, settings, trained, images, labels, generator))
     return _finding(model, stages)
 
@@ -115,12 +116,13 @@ def _compare(
     generator: torch.Generator,
 ) -> _Errors:
     network, errors = model.network, _Errors(stage=stage)
-    after = lane_step(network, [settings] * len(parameters), parameters, images, labels, RATE)
+    weights = model.class_weights
+    after = lane_step(network, [settings] * len(parameters), parameters, images, labels, RATE, weights)
     for before, moved in zip(parameters, after, strict=True):
         values = {name: value.clone() for name, value in before.items()}
 
         def loss(values: Tensors = values) -> float:
-            return _loss(network, values, settings, images, labels)
+            return _loss(network, values, settings, images, labels, weights)
 
         for name, value in values.items():
             model.check_time()
@@ -188,11 +190,22 @@ def _unit(value: Tensor, place: int) -> Tensor:
 
 
 @torch.no_grad()
-def _loss(network: Network, parameters: Tensors, settings: TrialSettings, images: Tensor, labels: Tensor) -> float:
-    """Mean NLL, with lambda_1 sum |W| + lambda_2 sum W^2 over tensors of two or more dimensions: no biases."""
+def _loss(
+    network: Network,
+    parameters: Tensors,
+    settings: TrialSettings,
+    images: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None,
+) -> float:
+    """Mean weighted NLL, with lambda_1 sum |W| + lambda_2 sum W^2 over tensors of two or more dimensions: no biases."""
     scores = network.logits(parameters, images)
-    chosen = scores.gather(1, labels.unsqueeze(1)).squeeze(1)
-    loss = (torch.logsumexp(scores, dim=1) - chosen).sum() / len(labels)
+    if labels.is_floating_point():
+        loss = (scores.squeeze(1) - labels).square().sum() / len(labels)
+    else:
+        chosen = scores.gather(1, labels.unsqueeze(1)).squeeze(1)
+        losses = torch.logsumexp(scores, dim=1) - chosen
+        loss = (losses if class_weights is None else class_weights[labels] * losses).sum() / len(labels)
     its = settings.training
     for value in parameters.values():
         if value.dim() >= 2:
@@ -213,7 +226,7 @@ def _finding(model: CheckedModel, stages: list[_Errors]) -> Finding:
         found += f"; {num_kinks} at kinks left out"
     look_at: tuple[str, ...] = ()
     if verdict is not Verdict.PASSED:
-        look_at = (_likely_cause(stages, worst),)
+        look_at = (_likely_cause(stages, worst, is_custom=model.is_custom),)
     if not num_compared:
         return Finding.skip("gradients", model.name, "all derivatives that were looked at lie at kinks")
     numbers = {f"error_{stage.stage}": stage.largest for stage in stages}
@@ -228,14 +241,21 @@ def _finding(model: CheckedModel, stages: list[_Errors]) -> Finding:
     )
 
 
-def _likely_cause(stages: list[_Errors], worst: _Errors) -> str:
+def _likely_cause(stages: list[_Errors], worst: _Errors, *, is_custom: bool) -> str:
+    """What is wrong, and what to do about it."""
+    report = "report this as a fault of hpsearch"
     initial = stages[0]
+    if initial.largest <= LARGEST_ERROR and worst.stage == "regularised":
+        return f"the regularisation of {worst.worst}: {report}; lambda_1 = 0 and lambda_2 = 0 avoid it"
     if initial.largest <= LARGEST_ERROR:
-        return f"the regularisation of {worst.worst}" if worst.stage == "regularised" else "what training changes"
+        cause, remedy = "what training changes", "let forward depend on the parameters and images alone"
+        return f"{cause}: {remedy if is_custom else report}"
     wrong = [name for name, error in initial.by_parameter.items() if error > LARGEST_ERROR]
     if len(wrong) == len(initial.by_parameter):
-        return "the loss, or what the network does to its scores: every parameter's gradient is wrong"
-    return (
-        f"what the network does with {', '.join(wrong[:3])}: a detached value, an operation without a derivative, "
-        "or a backward pass of its own"
+        cause = "the loss, or what the network does to its scores, as every parameter's gradient is wrong"
+        return f"{cause}: {'look at the last layers first' if is_custom else report}"
+    cause = (
+        f"what the network does with {', '.join(wrong[:3])}, such as a detached value, an operation without a "
+        "derivative, or a backward pass of its own"
     )
+    return f"{cause}: {'leave these out, one after another' if is_custom else report}"

@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpsearch.checks.finding import DATA, Finding, Verdict
+from hpsearch.checks.fix import line_for, line_in, searched
+from hpsearch.data.example_shape import ExampleShape, is_image, maps_shape
 from hpsearch.data.splits import SelectionData, Split
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.wording import percent
 
 # A z-score beyond this is no accident: p < 1e-15. Data sets are large, and small differences would pass a usual level.
@@ -26,26 +29,30 @@ FEWEST_RUNS = 0.8  # of those that a random order would have
 LARGEST_VALUE = 10.0  # standardised inputs are rarely larger; grey levels reach 255
 SMALLEST_VALUE = 0.02  # of the largest input: levels that were divided by 255 twice reach 0.004
 MANY_CONSTANT = 0.95
+_TRAIN_PER_VALIDATION = 5  # images: the last sixth of a data set is for validation
 _BLOCK = 1024  # images
 NEAREST_TRAIN, NEAREST_VALIDATION = 4000, 2000  # images of the label check
-_OTHER_VALIDATION = "validation labels that were shuffled or shifted, or images that were prepared in another way"
+_OTHER_VALIDATION = (
+    "validation labels that were shuffled or shifted, or images that were prepared in another way: "
+    "prepare both parts with the same code"
+)
 _HARD_TASK = "a task that needs more than distances between images: then this is no fault"
 # A mean image that another turn of the images explains so much better is no accident of few images.
 LEAST_MISSING, TIMES_MISSING = 0.02, 2.0
 LARGEST_GAP = 0.1  # between the simple classifier's accuracies on training and validation images
 
 
-def check_classes(data: SelectionData, *, is_shuffled: bool) -> Iterator[Finding]:
+def check_classes(data: SelectionData, definition: StudyDefinition) -> Iterator[Finding]:
     """Balance of the classes in each part, classes that a part lacks, and the order of the labels."""
-    yield _balance(data)
-    yield _order(data.train.labels, data.validation.labels, is_shuffled=is_shuffled)
+    yield _balance(data, definition.data.train_samples)
+    yield _order(data.train.labels, data.validation.labels, definition)
 
 
 def check_values(data: SelectionData) -> Iterator[Finding]:
     """Constant, unscaled and invalid inputs, and validation images that look different from the training images."""
-    train, validation = _Values.of(data.train.images), _Values.of(data.validation.images)
+    train, validation = _Values.of(data.train), _Values.of(data.validation)
     yield _range(train, validation)
-    yield _likeness(train, validation, data.image_shape)
+    yield _likeness(train, validation, data.example_shape)
 
 
 def check_labels(data: SelectionData) -> Finding:
@@ -59,7 +66,7 @@ def check_labels(data: SelectionData) -> Finding:
     known, others = _every_other(train)
     share = np.bincount(data.train.labels).max() / len(data.train)
     accuracies = [
-        max(np.mean(guess(known, part.images) == part.labels) for guess in (_nearest_mean, _nearest_image))
+        max(np.mean(guess(known, part.floats()) == part.labels) for guess in (_nearest_mean, _nearest_image))
         for part in (others, validation)
     ]
     on_train, on_validation = (float(accuracy) for accuracy in accuracies)
@@ -71,7 +78,8 @@ def check_labels(data: SelectionData) -> Finding:
     look_at: tuple[str, ...] = (_OTHER_VALIDATION,)
     verdict = Verdict.WARNING
     if not _beats(on_train, share, len(others)):
-        look_at = ("labels that were shuffled or shifted against the images", _HARD_TASK)
+        cause = "labels that were shuffled or shifted against the images: show some images with their labels"
+        look_at = (cause, _HARD_TASK)
     elif _beats(on_validation, share, len(validation)) and not _is_far_below(on_validation, on_train, len(validation)):
         verdict, look_at = Verdict.PASSED, ()
     return Finding(
@@ -85,7 +93,7 @@ def check_labels(data: SelectionData) -> Finding:
     )
 
 
-def _balance(data: SelectionData) -> Finding:
+def _balance(data: SelectionData, train_samples: int | None) -> Finding:
     train, validation = (np.bincount(part.labels, minlength=data.num_classes) for part in (data.train, data.validation))
     numbers = {
         "classes": data.num_classes,
@@ -109,18 +117,22 @@ def _balance(data: SelectionData) -> Finding:
 
     absent = np.flatnonzero((train == 0) & (validation > 0))
     if len(absent):
-        cause = "data that is sorted by class, of which the last sixth is for validation"
+        cause, fix = "data that is sorted by class, of which the last sixth is for validation: shuffle the files", ""
+        if train_samples is not None:
+            cause = f"data.train_samples: the first {train_samples:,} images lack the class; take more, or all"
+            fix = line_in("data", "train_samples", max(train_samples, _TRAIN_PER_VALIDATION * len(data.validation)))
         largest = max(validation[absent]) / validation.sum()
         by_accident = (1 - largest) ** train.sum()
         verdict = Verdict.FAILED if by_accident < ACCIDENT else Verdict.WARNING
-        return finding(verdict, f"no training image of class {_listed(absent)}", cause)
+        return finding(verdict, f"no training image of class {_listed(data, absent)}", cause, fix)
     absent = np.flatnonzero((validation == 0) & (train > 0))
     if len(absent):
-        cause = "data that is sorted by class, or too few validation images"
-        return finding(Verdict.WARNING, f"no validation image of class {_listed(absent)}", cause)
+        cause = "data that is sorted by class, or too few validation images: shuffle the files, or add images"
+        return finding(Verdict.WARNING, f"no validation image of class {_listed(data, absent)}", cause)
     unused = np.flatnonzero((validation == 0) & (train == 0))
     if len(unused):
-        return finding(Verdict.WARNING, f"no image at all of class {_listed(unused)}", "labels that begin at 1")
+        cause = "labels that begin at 1, or leave numbers out: number the classes from 0"
+        return finding(Verdict.WARNING, f"no image at all of class {_listed(data, unused)}", cause)
     shares = train / train.sum(), validation / validation.sum()
     shift = int(np.argmax(np.abs(shares[0] - shares[1])))
     pooled = (train[shift] + validation[shift]) / (train.sum() + validation.sum())
@@ -128,27 +140,28 @@ def _balance(data: SelectionData) -> Finding:
     difference = abs(float(shares[0][shift] - shares[1][shift]))
     if difference > LARGEST_SHARE_SHIFT and difference > CERTAIN * deviation:
         of_each = " and ".join(f"{percent(share[shift], 1)}" for share in shares)
-        found = f"class {shift} has {of_each} of the training and validation images"
-        return finding(Verdict.WARNING, found, "parts that were not drawn alike, such as data that is sorted by class")
+        found = f"class {data.class_name(shift)} has {of_each} of the training and validation images"
+        cause = "parts that were not drawn alike, such as data that is sorted by class: shuffle the files"
+        return finding(Verdict.WARNING, found, cause)
     ratio = train.max() / train.min()
     found = f"{data.num_classes} classes of {train.min():,} to {train.max():,} training images"
     if ratio > LARGEST_IMBALANCE:
-        return finding(
-            Verdict.WARNING,
-            found,
-            f"the error rate: always naming the largest class has {percent(1 - shares[0].max(), 1)}",
-        )
+        largest_error = percent(1 - shares[0].max(), 1)
+        cause = f"the error rate: compare it with {largest_error}, that of always naming the largest class"
+        return finding(Verdict.WARNING, found, cause)
     return finding(Verdict.PASSED, found)
 
 
-def _order(train: NDArray[np.int64], validation: NDArray[np.int64], *, is_shuffled: bool) -> Finding:
+def _order(train: NDArray[np.int64], validation: NDArray[np.int64], definition: StudyDefinition) -> Finding:
     """Compare the number of runs of equal labels with that of a random order (Wald and Wolfowitz)."""
+    dimension = searched(definition, "shuffle")
+    is_shuffled = definition.training.shuffle if dimension is None else all(dimension.values)
     (num_runs, expected, is_sorted), of_validation = _runs(train), _runs(validation)
     verdict = Verdict.WARNING if is_sorted and not is_shuffled else Verdict.PASSED
     found = f"{num_runs:,} runs of equal labels among {len(train):,} training images"
     found += "; each epoch is shuffled" if is_sorted and is_shuffled else ""
     found += "; the validation images are sorted, which does no harm" if of_validation[2] else ""
-    cause = "images that are sorted by class: each minibatch then pulls towards a few classes"
+    cause = "images that are sorted by class, so that each minibatch pulls towards a few: shuffle each epoch"
     return Finding(
         check="order",
         subject=DATA,
@@ -156,7 +169,7 @@ def _order(train: NDArray[np.int64], validation: NDArray[np.int64], *, is_shuffl
         found=found,
         expected=f"about {expected:,}, as in a random order",
         look_at=(cause,) if is_sorted else (),
-        fix="shuffle = true  # in [training]" if verdict is Verdict.WARNING else "",
+        fix=line_for(definition, "training", "shuffle", True) if verdict is Verdict.WARNING else "",
         numbers={"runs": num_runs, "expected_runs": expected, "validation_runs": of_validation[0]},
     )
 
@@ -181,20 +194,20 @@ class _Values:
     deviation: float
 
     @classmethod
-    def of(cls, images: NDArray[np.float32]) -> _Values:
+    def of(cls, part: Split) -> _Values:
         """Read the images once, in blocks that stay in the processor's cache."""
-        smallest, largest = images[0].copy(), images[0].copy()
-        total, squares = np.zeros(images.shape[1]), 0.0
-        for start in range(0, len(images), _BLOCK):
-            block = images[start : start + _BLOCK]
+        smallest, largest = part.floats(slice(0, 1))[0].copy(), part.floats(slice(0, 1))[0].copy()
+        total, squares = np.zeros(part.images.shape[1]), 0.0
+        for start in range(0, len(part), _BLOCK):
+            block = part.floats(slice(start, start + _BLOCK))
             np.minimum(smallest, block.min(axis=0), out=smallest)
             np.maximum(largest, block.max(axis=0), out=largest)
             total += block.sum(axis=0)
             squares += float(np.vdot(block, block))
-        mean = total / len(images)
-        variance = squares / images.size - float(mean.mean()) ** 2
+        mean = total / len(part)
+        variance = squares / part.images.size - float(mean.mean()) ** 2
         return cls(
-            num_images=len(images),
+            num_images=len(part),
             smallest=smallest,
             largest=largest,
             mean=mean,
@@ -223,17 +236,21 @@ def _range(train: _Values, validation: _Values) -> Finding:
         )
 
     if not (math.isfinite(low) and math.isfinite(high)):
-        return finding(Verdict.FAILED, "inputs that are NaN or infinite", "missing values, or a division by zero")
+        cause = "missing values, or a division by zero: mend the files"
+        return finding(Verdict.FAILED, "inputs that are NaN or infinite", cause)
     if share == 1:
-        return finding(Verdict.FAILED, "all images are the same", "the loader: it gives every image the same content")
+        cause = "the loader, which gives every image the same content: mend the files"
+        return finding(Verdict.FAILED, "all images are the same", cause)
     values = f"inputs of {low:.3g} to {high:.3g}, {int(is_constant.sum()):,} of {len(is_constant):,} always the same"
     largest = max(abs(low), abs(high))
     if largest > LARGEST_VALUE:
-        return finding(Verdict.WARNING, values, "inputs that were not scaled: large ones saturate hidden units")
+        cause = "inputs that were not scaled, which saturate hidden units: divide them by the largest"
+        return finding(Verdict.WARNING, values, cause)
     if largest < SMALLEST_VALUE:
-        return finding(Verdict.WARNING, values, "inputs that were scaled twice")
+        return finding(Verdict.WARNING, values, "inputs that were scaled twice: scale them once, to 0 to 1")
     if share > MANY_CONSTANT:
-        return finding(Verdict.WARNING, values, "the loader: hardly an input says anything about the class")
+        cause = "the loader, as hardly an input varies: look at some images, and mend the files"
+        return finding(Verdict.WARNING, values, cause)
     return finding(Verdict.PASSED, values)
 
 
@@ -246,25 +263,25 @@ _TURNS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 }
 
 
-def _likeness(train: _Values, validation: _Values, image_shape: tuple[int, int]) -> Finding:
+def _likeness(train: _Values, validation: _Values, example_shape: ExampleShape) -> Finding:
     """Compare the mean image, brightness and contrast of the two parts."""
-    means = [values.mean.reshape(image_shape) for values in (train, validation)]
+    means = [_seen(values.mean, example_shape) for values in (train, validation)]
     as_it_is = _correlation(*means)
     turned = {
         name: _correlation(means[0], turn(means[1]))
         for name, turn in _TURNS.items()
-        if turn(means[1]).shape == means[0].shape
+        if turn(means[1]).shape == means[0].shape and is_image(example_shape)
     }
-    best = max(turned, key=lambda name: turned[name])
+    best = max(turned, key=lambda name: turned[name], default="")
     deviations = [train.deviation, validation.deviation]
     shift = abs(float(means[0].mean() - means[1].mean()))
     ratio = max(deviations) / max(min(deviations), 1e-12)
     verdict, look_at = Verdict.PASSED, ""
-    missing, missing_turned = 1 - as_it_is, 1 - turned[best]
+    missing, missing_turned = 1 - as_it_is, 1 - turned.get(best, as_it_is)
     if missing > LEAST_MISSING and missing > TIMES_MISSING * missing_turned:
-        verdict, look_at = Verdict.WARNING, f"validation images that are {best}"
+        verdict, look_at = Verdict.WARNING, f"validation images that are {best}: prepare both parts with the same code"
     elif ratio > 2 or shift > 0.5 * deviations[0]:
-        verdict, look_at = Verdict.WARNING, "validation images that were scaled in another way"
+        verdict, look_at = Verdict.WARNING, "validation images that were scaled in another way: scale both parts alike"
     return Finding(
         check="likeness",
         subject=DATA,
@@ -279,6 +296,11 @@ def _likeness(train: _Values, validation: _Values, image_shape: tuple[int, int])
     )
 
 
+def _seen(example: NDArray[np.float64], shape: ExampleShape) -> NDArray[np.float64]:
+    """An image in grey, [rows, columns]; a row of a table as [1, features]."""
+    return example.reshape(maps_shape(shape)).mean(axis=0) if is_image(shape) else example[np.newaxis]
+
+
 def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     one, other = one - one.mean(), other - other.mean()
     scale = math.sqrt(float((one * one).sum() * (other * other).sum()))
@@ -287,13 +309,13 @@ def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 def _nearest_mean(known: Split, images: NDArray[np.float32]) -> NDArray[np.int64]:
     classes = np.unique(known.labels)
-    means = np.stack([known.images[known.labels == label].mean(axis=0) for label in classes])
+    means = np.stack([known.floats()[known.labels == label].mean(axis=0) for label in classes])
     guessed: NDArray[np.int64] = classes[_nearest(means, images)]
     return guessed
 
 
 def _nearest_image(known: Split, images: NDArray[np.float32]) -> NDArray[np.int64]:
-    return known.labels[_nearest(known.images, images)]
+    return known.labels[_nearest(known.floats(), images)]
 
 
 def _nearest(known: NDArray[np.float32], images: NDArray[np.float32]) -> NDArray[np.intp]:
@@ -316,16 +338,16 @@ def _is_far_below(accuracy: float, other: float, num_images: int) -> bool:
 
 
 def thinned(part: Split, most: int) -> Split:
-    """At most this many images, evenly spaced."""
+    """At most this many images, evenly spaced, as floats."""
     index = np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(np.intp))
-    return Split(images=part.images[index], labels=part.labels[index])
+    return Split(images=part.floats(index), labels=part.labels[index])
 
 
 def _every_other(part: Split) -> tuple[Split, Split]:
-    one, other = (Split(images=part.images[start::2], labels=part.labels[start::2]) for start in (0, 1))
+    one, other = (Split(images=part.floats()[start::2], labels=part.labels[start::2]) for start in (0, 1))
     return one, other
 
 
-def _listed(classes: NDArray[np.intp], most: int = 5) -> str:
-    named = ", ".join(map(str, classes[:most]))
+def _listed(data: SelectionData, classes: NDArray[np.intp], most: int = 5) -> str:
+    named = ", ".join(data.class_name(int(label)) for label in classes[:most])
     return named + (f" and {len(classes) - most} more" if len(classes) > most else "")

@@ -99,7 +99,7 @@ class ModelProcess(AbstractContextManager["ModelProcess"]):
                 verdict=Verdict.WARNING,
                 found=f"stopped while it ran, {OUT_OF_TIME}",
                 expected="an end in this network's share of the time",
-                look_at=("an endless loop in the network's code, or a network that is too slow for --seconds",),
+                look_at=("an endless loop in the network's code, or too few --seconds for it: mend it, or give more",),
             )
         code = self._process.returncode
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
@@ -109,7 +109,10 @@ class ModelProcess(AbstractContextManager["ModelProcess"]):
             verdict=Verdict.FAILED,
             found=f"its process ended ({how})",
             expected="a network that does not end its process",
-            look_at=("the network's code", "the machine's memory, if the signal is 9"),
+            look_at=(
+                "the network's code: see what in it ends the process",
+                "the machine's memory, if the signal is 9: free some, or check on another machine",
+            ),
         )
 
     def _name(self, place: int) -> str:
@@ -157,7 +160,7 @@ def serve() -> None:
 
         from hpsearch.checks.network_checks import check_networks
         from hpsearch.data.catalog import load_selection_data
-        from hpsearch.data.lookup import DataLocations
+        from hpsearch.data.files.lookup import DataLocations
         from hpsearch.training.host_memory import keep_freed_memory
 
         keep_freed_memory()  # as workers do

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from hpsearch.checks.finding import Finding, Verdict
+from hpsearch.checks.fix import line_for, line_for_values, searched
 from hpsearch.checks.images import thinned
 from hpsearch.checks.samples import CPU, NEVER, CheckedModel, distinct_images, resident
 from hpsearch.data.splits import Split
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
-from hpsearch.training.losses import mean_nll
+from hpsearch.training.diagnosis.hidden_units import HiddenUnits
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
+from hpsearch.training.losses import guessing_loss, loss_name, mean_loss
 from hpsearch.wording import percent
 
 NUM_SEEDS = 10
@@ -35,37 +34,42 @@ OVERFIT_NLL = 0.01
 NEARLY_OVERFIT = 0.5  # of the loss of guessing: below, the network is small, and perhaps nothing is wrong
 OVERFIT_STEPS = 500
 OVERFIT_RATES = (0.003, 0.0003, 0.03, 0.1)
+_TOO_SMALL = "too small a network, or inputs that were not scaled: give it more units"
 NUM_SHUFFLES = 5
 T_OF_SHUFFLES = 7.17  # of Student's t with 4 degrees of freedom, one-sided, p = 0.001
 NUM_SHUFFLED, SHUFFLED_EPOCHS = 1000, 2
 
 
 def check_untrained(model: CheckedModel) -> Finding:
-    """The loss before training must be that of guessing: ln(classes)."""
-    guessing = math.log(model.data.num_classes)
+    """The loss before training must be that of guessing: ln(classes), or the mean square of the target."""
     images, labels = _some_training_images(model)
+    guessing = math.log(model.data.num_classes) if model.data.num_classes else float(labels.double().square().mean())
     seeds = range(NUM_SEEDS if model.is_custom else 2)
     losses = []
     for seed in seeds:
         model.check_time()
         parameters = model.network.initial_parameters(seed=seed)
         with torch.no_grad():
-            losses.append(float(mean_nll(model.network.logits(parameters, images).double(), labels)))
+            losses.append(float(mean_loss(model.network.logits(parameters, images).double(), labels)))
     low, high = min(losses), max(losses)
-    expected = f"{guessing:.4f}, the loss of guessing among {model.data.num_classes} classes"
+    what = f"guessing among {model.data.num_classes} classes" if model.data.num_classes else "the target's mean"
+    expected = f"{guessing:.4f}, the loss of {what}"
     verdict, look_at = Verdict.PASSED, ""
     if not all(map(math.isfinite, losses)):
-        verdict, look_at = Verdict.FAILED, "initial weights that are too large, or inputs that are not finite"
+        verdict = Verdict.FAILED
+        look_at = "initial weights that are too large, or inputs that are not finite: make both about 1 or less"
     elif not model.is_custom:
         if max(abs(loss - guessing) for loss in losses) > EXACTNESS:
-            verdict, look_at = Verdict.FAILED, "the initial weights of the softmax layer, which should be 0"
+            verdict = Verdict.FAILED
+            look_at = "the initial weights of the softmax layer, which should be 0: report this as a fault of hpsearch"
     else:
         expected = f"{guessing - BELOW:.2f} to {guessing + ABOVE:.2f}; guessing has {guessing:.4f}"
         if low < guessing - BELOW:
-            verdict, look_at = Verdict.WARNING, "scores that depend on the label, or a bias that names a large class"
+            verdict = Verdict.WARNING
+            look_at = "scores that depend on the label, or a bias that names a large class: begin with a bias of 0"
         elif high > guessing + ABOVE:
             verdict = Verdict.FAILED if low > guessing + FAR_ABOVE else Verdict.WARNING
-            look_at = "initial weights that are too large, or inputs that were not scaled"
+            look_at = "initial weights that are too large, or inputs that were not scaled: make the scores about 0"
     return Finding(
         check="untrained loss",
         subject=model.name,
@@ -80,25 +84,28 @@ def check_untrained(model: CheckedModel) -> Finding:
 def check_units(model: CheckedModel) -> Finding:
     """Dead relu units and saturated tanh and sigmoid units before training."""
     images, _ = _some_training_images(model)
-    outputs, network = _HiddenOutputs(len(images)), model.network  # which is built with gradients enabled
+    units, network = HiddenUnits(len(images)), model.network  # which is built with gradients enabled
     parameters = network.initial_parameters(seed=0)
-    with torch.no_grad(), outputs:
+    with torch.no_grad(), units:
         network.logits(parameters, images)
-    if not outputs.kinds:
+    shares = [(kind, number, float(share)) for number, (kind, share) in enumerate(units.shares, start=1)]
+    if not shares:
         return Finding.skip("hidden units", model.name, "no relu, tanh or sigmoid was seen")
-    worst = max(outputs.shares, key=lambda share: share[2])
+    worst = max(shares, key=lambda share: share[2])
     shown = "; ".join(
         f"{kind} {number}: {percent(share)} {'dead' if kind == 'relu' else 'saturated'}"
-        for kind, number, share in outputs.shares
+        for kind, number, share in shares
     )
     kind, number, share = worst
     is_many = share > (MANY_DEAD if kind == "relu" else MANY_SATURATED)
     verdict = Verdict.PASSED if not is_many else Verdict.FAILED if share == 1.0 else Verdict.WARNING
     look_at: tuple[str, ...] = ()
     if is_many and kind == "relu":
-        look_at = (f"the biases and initial weights before relu {number}: a dead unit gives 0 for every image",)
+        cause = f"the biases and initial weights before relu {number}, as a dead unit gives 0 for every image"
+        look_at = (f"{cause}: make the biases 0, and the weights about 1 / sqrt(inputs)",)
     elif is_many:
-        look_at = (f"the scale of the inputs and initial weights before {kind} {number}: saturated units hardly learn",)
+        cause = f"the scale of the inputs and initial weights before {kind} {number}, as saturated units hardly learn"
+        look_at = (f"{cause}: make both smaller",)
     return Finding(
         check="hidden units",
         subject=model.name,
@@ -106,8 +113,18 @@ def check_units(model: CheckedModel) -> Finding:
         found=shown,
         expected=f"at most {percent(MANY_DEAD)}",
         look_at=look_at,
-        numbers={f"{kind}_{number}": share for kind, number, share in outputs.shares},
+        fix=_other_units(model, kind) if is_many else "",
+        numbers={f"{kind}_{number}": share for kind, number, share in shares},
     )
+
+
+def _other_units(model: CheckedModel, kind: str) -> str:
+    """The line of the study file that gives a built-in network other hidden units, or smaller initial weights."""
+    if model.is_custom:
+        return ""
+    if kind != "relu" and model.settings.model.initialization != "lecun":
+        return line_for(model.definition, "model", "initialization", "lecun")
+    return line_for(model.definition, "model", "activation", "tanh" if kind == "relu" else "relu")
 
 
 def check_overfit(model: CheckedModel) -> Finding:
@@ -130,12 +147,12 @@ def check_overfit(model: CheckedModel) -> Finding:
         steps += 1
         finite = [r.validations[-1].nll for r in reports.values() if math.isfinite(r.validations[-1].nll)]
         lowest = min([lowest, *finite])
-    has_learned, is_nearly = lowest < OVERFIT_NLL, NEARLY_OVERFIT * math.log(model.data.num_classes)
+    has_learned, is_nearly = lowest < OVERFIT_NLL, NEARLY_OVERFIT * guessing_loss(model.data.num_classes)
     precision = model.settings.training.precision
     causes = [] if has_learned else _why_not_overfit(lowest, model.data.num_classes)
     if precision == "bfloat16" and not has_learned:
-        causes.insert(0, "precision bfloat16, which is too coarse for this network")
-    found = f"NLL {lowest:.3g} after {steps} steps of Adam on {len(index)} images"
+        causes.insert(0, "precision bfloat16, which is too coarse for this network: take float32")
+    found = f"{loss_name(model.data.num_classes)} {lowest:.3g} after {steps} steps of Adam on {len(index)} images"
     return Finding(
         check="overfit",
         subject=model.name,
@@ -143,20 +160,36 @@ def check_overfit(model: CheckedModel) -> Finding:
         found=found if math.isfinite(lowest) else "the loss is never finite",
         expected=f"below {OVERFIT_NLL} within {OVERFIT_STEPS} steps",
         look_at=tuple(causes),
-        fix='precision = "float32"  # in [training]' if not has_learned and precision == "bfloat16" else "",
+        fix="" if has_learned else _to_overfit(model, causes[0]),
         numbers={"nll": lowest, "steps": steps},
     )
+
+
+def _to_overfit(model: CheckedModel, cause: str) -> str:
+    """The line of the study file against the likeliest cause, if one is."""
+    definition, its = model.definition, model.settings
+    if its.training.precision == "bfloat16":
+        return line_for(definition, "training", "precision", "float32")
+    if model.is_custom or its.model.family == "logistic" or cause != _TOO_SMALL:
+        return ""
+    width, dimension = its.model.hidden_units, searched(definition, "hidden_units")
+    wider = [value for value in dimension.values if int(value) > width] if dimension else []
+    return line_for_values(definition, "model", "hidden_units", wider, 4 * width)
 
 
 def _why_not_overfit(nll: float, num_classes: int) -> list[str]:
     """The likely causes, the likeliest first, by how far the loss has come."""
     softmax = "scores that went through a softmax already: return them as they are"
-    unconnected = "scores that do not depend on the images, or a part of the network that gets no gradient"
-    small = "too small a network, or inputs that were not scaled"
+    unconnected = (
+        "scores that do not depend on the images, or a part of the network that gets no gradient: "
+        "see that every layer is used, and none is detached"
+    )
+    if not num_classes:
+        return [unconnected, _TOO_SMALL] if nll > 0.9 else [_TOO_SMALL, unconnected]
     if nll > 0.9 * math.log(num_classes):
         return [unconnected, softmax]
     lowest_of_softmax = math.log(1 + (num_classes - 1) / math.e)  # scores of 1 and 0
-    return [softmax, small] if abs(nll - lowest_of_softmax) < 0.05 else [small, unconnected]
+    return [softmax, _TOO_SMALL] if abs(nll - lowest_of_softmax) < 0.05 else [_TOO_SMALL, unconnected]
 
 
 def check_shuffled_labels(model: CheckedModel) -> Finding:
@@ -166,12 +199,15 @@ def check_shuffled_labels(model: CheckedModel) -> Finding:
     therefore trained with several shuffles, whose spread decides (a one-sided t-test).
     """
     train, validation = model.data.train, model.data.validation
+    if not model.data.num_classes:
+        return Finding.skip("shuffled labels", model.name, "the target is a number")
     if len(train) < 10 * model.data.num_classes:
         return Finding.skip("shuffled labels", model.name, f"only {len(train)} training images")
     looked_at = thinned(validation, NUM_SHUFFLED)
     accuracies = [_accuracy_with_shuffled_labels(model, seed, train, looked_at) for seed in range(NUM_SHUFFLES)]
     share = float(np.bincount(looked_at.labels).max() / len(looked_at))
     mean, deviation = statistics.fmean(accuracies), statistics.stdev(accuracies)
+    cause = "labels that reach the network by another way than through training: find it in the network's code"
     is_better = mean - share > T_OF_SHUFFLES * max(deviation, 0.01) / math.sqrt(NUM_SHUFFLES)
     return Finding(
         check="shuffled labels",
@@ -182,7 +218,7 @@ def check_shuffled_labels(model: CheckedModel) -> Finding:
             f"the largest class has {percent(share, 1)}"
         ),
         expected="no more than the largest class (p < 0.001)",
-        look_at=("labels that reach the network by another way than through training",) if is_better else (),
+        look_at=(cause,) if is_better else (),
         numbers={"accuracy": mean, "deviation": deviation, "largest_class": share},
     )
 
@@ -206,63 +242,11 @@ def _accuracy_with_shuffled_labels(model: CheckedModel, seed: int, train: Split,
     accuracy = 0.0
     for _ in range(SHUFFLED_EPOCHS):
         model.check_time()
-        accuracy = 1 - cohort.train_epoch()["it"].validations[-1].zero_one
+        accuracy = 1 - cohort.train_epoch()["it"].validations[-1].loss
     return accuracy
 
 
 def _some_training_images(model: CheckedModel) -> tuple[Tensor, Tensor]:
     train = model.data.train
     index = np.unique(np.linspace(0, len(train) - 1, NUM_LOOKED_AT).astype(np.intp))
-    return torch.from_numpy(train.images[index]), torch.from_numpy(train.labels[index])
-
-
-_KINDS: dict[Callable[..., Any], str] = {
-    torch.relu: "relu",
-    torch.relu_: "relu",
-    Tensor.relu: "relu",
-    Tensor.relu_: "relu",
-    functional.relu: "relu",
-    torch.tanh: "tanh",
-    Tensor.tanh: "tanh",
-    torch.tanh_: "tanh",
-    Tensor.tanh_: "tanh",
-    functional.tanh: "tanh",
-    torch.sigmoid: "sigmoid",
-    Tensor.sigmoid: "sigmoid",
-    torch.sigmoid_: "sigmoid",
-    Tensor.sigmoid_: "sigmoid",
-    functional.sigmoid: "sigmoid",
-}
-_SATURATED_SLOPE = 0.05  # of the derivative at 0
-
-
-class _HiddenOutputs(TorchFunctionMode):
-    """Records, for each non-linearity in the order of its use, the share of dead or saturated outputs."""
-
-    def __init__(self, num_images: int) -> None:
-        super().__init__()
-        self.shares: list[tuple[str, int, float]] = []  # kind, its number among all, share
-        self._num_images = num_images
-
-    @property
-    def kinds(self) -> set[str]:
-        return {kind for kind, _, _ in self.shares}
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        kind = _KINDS.get(func)
-        if kind is not None and isinstance(result, Tensor) and result.shape[:1] == (self._num_images,):
-            self.shares.append((kind, len(self.shares) + 1, _share(kind, result)))
-        return result
-
-
-def _share(kind: str, outputs: Tensor) -> float:
-    """Of relu the units, or feature maps, that are 0 for every image; of the others the outputs with a small slope."""
-    with torch.no_grad():
-        if kind == "relu":
-            by_unit = outputs.transpose(0, 1).flatten(start_dim=1) if outputs.dim() > 1 else outputs.unsqueeze(0)
-            return float((by_unit <= 0).all(dim=1).double().mean())
-        slope = 1 - outputs.square() if kind == "tanh" else 4 * outputs * (1 - outputs)
-        return float((slope < _SATURATED_SLOPE).double().mean())
+    return torch.from_numpy(train.floats(index)), torch.from_numpy(train.labels[index])

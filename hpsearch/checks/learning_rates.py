@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from hpsearch.checks.finding import Finding, Verdict
+from hpsearch.checks.fix import line_for, line_in, searched
 from hpsearch.checks.images import thinned
-from hpsearch.checks.samples import CPU, NEVER, CheckedModel, resident
+from hpsearch.checks.samples import CPU, NEVER, CheckedModel, OutOfTimeError, resident
 from hpsearch.data.resident import ResidentData
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import rounded
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.device_model import flops_per_image
+from hpsearch.training.losses import guessing_loss
 from hpsearch.wording import percent, value_label
 
 EXPONENTS = tuple(range(2, -7, -1))  # 100 .. 1e-6; half decades only beside the best one
@@ -32,15 +36,17 @@ def check_learning_rates(model: CheckedModel) -> Finding:
     rates = searched_rates(definition)
     shown = f"the study has {_range(min(rates), max(rates))}"
     numbers = {f"nll_gain_{value_label(rate)}": gain for rate, gain in gained.items()}
-    trained = sorted(rate for rate, gain in gained.items() if gain > TRAINS * math.log(model.data.num_classes))
+    trained = _that_train(model, gained)
     if not trained:
+        penalty = _outweighing_penalty(model)
         return Finding(
             check="learning rates",
             subject=model.name,
             verdict=Verdict.WARNING,
             found=f"no rate from 1e-6 to 100 lowers the loss by {percent(TRAINS)} in a short epoch; {shown}",
             expected="a rate that trains",
-            look_at=("lambda_1 and lambda_2, which may outweigh the loss", "the other findings about this network"),
+            look_at=_why_nothing_trains(penalty),
+            fix=line_for(definition, "training", penalty, 0.0) if penalty else "",
             numbers=numbers,
         )
     low, high, best = trained[0], trained[-1], max(trained, key=lambda rate: gained[rate])
@@ -48,7 +54,7 @@ def check_learning_rates(model: CheckedModel) -> Finding:
     found = f"{_range(low, high)} train, {value_label(best)} gains most in a short epoch"
     if diverged:
         found += f", from {value_label(min(diverged))} on training diverges"
-    dimension = next((d for d in definition.search.dimensions if d.name == "learning_rate"), None)
+    dimension = searched(definition, "learning_rate")
     useful = low / FAR, high * NEAR
     if dimension is not None and dimension.is_continuous:
         is_covered = min(rates) <= useful[1] and max(rates) >= useful[0]
@@ -61,11 +67,11 @@ def check_learning_rates(model: CheckedModel) -> Finding:
             look_at = "learning rates that are all too high"
         elif max(rates) < useful[0]:
             look_at = "learning rates that are all too low"
-    mended = (
-        f"learning_rate = {{ log10 = [{math.floor(math.log10(high))}, {math.floor(math.log10(low))}] }}  # in [search]"
-    )
-    if dimension is None:
-        mended = f"learning_rate = {value_label(best)}  # in [training]"
+        look_at += f": search from {_range(low, high)}"
+    mended = line_for(definition, "training", "learning_rate", best)
+    if dimension is not None and mended:
+        exponents = [math.floor(math.log10(rate)) for rate in (high, low)]
+        mended = line_in("search", "learning_rate", {"log10": exponents})
     return Finding(
         check="learning rates",
         subject=model.name,
@@ -78,6 +84,29 @@ def check_learning_rates(model: CheckedModel) -> Finding:
     )
 
 
+def _that_train(model: CheckedModel, gained: Mapping[float, float]) -> list[float]:
+    """The rates that lower the loss enough, in order."""
+    return sorted(rate for rate, gain in gained.items() if gain > TRAINS * guessing_loss(model.data.num_classes))
+
+
+def _outweighing_penalty(model: CheckedModel) -> str:
+    """The larger one of lambda_1 and lambda_2 if some rate trains without both; "" if none does, or time is over."""
+    its = model.settings.training
+    if its.lambda_1 == its.lambda_2 == 0:
+        return ""
+    try:
+        if not _that_train(model, _probe(model, lambda_1=0.0, lambda_2=0.0)):
+            return ""
+    except OutOfTimeError:
+        return ""
+    return "lambda_1" if its.lambda_1 > its.lambda_2 else "lambda_2"
+
+
+def _why_nothing_trains(penalty: str) -> tuple[str, ...]:
+    others = "the other findings about this network and the data: mend what they name first"
+    return (f"{penalty}, which outweighs the loss: lower it", others) if penalty else (others,)
+
+
 def searched_rates(definition: StudyDefinition) -> list[float]:
     """The learning rates of the study: the searched values, or its only one."""
     for dimension in definition.search.dimensions:
@@ -86,8 +115,12 @@ def searched_rates(definition: StudyDefinition) -> list[float]:
     return [definition.training.learning_rate]
 
 
-def _probe(model: CheckedModel) -> dict[float, float]:
-    """The loss that each rate has gained over guessing; -inf if it diverged."""
+def _probe(model: CheckedModel, **changes: float) -> dict[float, float]:
+    """The loss that each rate has gained over guessing; -inf if it diverged.
+
+    Args:
+        changes: other values in [training].
+    """
     train, validation = model.data.train, model.data.validation
     batch_size = min(model.settings.training.batch_size, len(train))
     affordable = int(MOST_FLOPS / (3 * len(EXPONENTS) * flops_per_image(model.network)))
@@ -96,19 +129,25 @@ def _probe(model: CheckedModel) -> dict[float, float]:
     looked_at = thinned(validation, NUM_VALIDATION)
     data = resident(model.data, index, looked_at)
     gained: dict[float, float] = {}
-    _train(model, data, [10.0**exponent for exponent in EXPONENTS], batch_size, gained)
+    _train(model, data, [10.0**exponent for exponent in EXPONENTS], batch_size, gained, changes)
     if gained:
         best = max(gained, key=lambda rate: gained[rate])
-        _train(model, data, [rounded(best * 10**step) for step in (-0.5, 0.5)], batch_size, gained)
+        _train(model, data, [rounded(best * 10**step) for step in (-0.5, 0.5)], batch_size, gained, changes)
     return gained
 
 
 def _train(
-    model: CheckedModel, data: ResidentData, rates: list[float], batch_size: int, gained: dict[float, float]
+    model: CheckedModel,
+    data: ResidentData,
+    rates: list[float],
+    batch_size: int,
+    gained: dict[float, float],
+    changes: Mapping[str, float],
 ) -> None:
     """Train with each rate, and add the loss that it has gained over guessing; -inf if it diverged."""
-    guessing = math.log(model.data.num_classes)
-    settings = {rate: model.training(learning_rate=rate, schedule="constant", batch_size=batch_size) for rate in rates}
+    guessing = guessing_loss(model.data.num_classes)
+    common = {**changes, "schedule": "constant", "batch_size": batch_size}
+    settings = {rate: model.training(**common, learning_rate=rate) for rate in rates}
     num_epochs = -(-FEWEST_MINIBATCHES // data.num_minibatches(batch_size))
     most = model.fitting_lanes(batch_size)
     for start in range(0, len(rates), most):

@@ -6,18 +6,17 @@ import logging
 import pkgutil
 from collections.abc import Iterator, Sequence
 
-from hpsearch.checks.finding import DATA, Finding, Verdict
+from hpsearch.checks.finding import Finding, Verdict
+from hpsearch.checks.fix import line_for, searched
 from hpsearch.checks.isolation import share_of_time
 from hpsearch.checks.models import MODEL_CHECKS, OUT_OF_TIME
-from hpsearch.checks.samples import CPU, CheckedModel, NoMemoryError, OutOfTimeError
-from hpsearch.data.resident import ResidentData
+from hpsearch.checks.samples import CheckedModel, NoMemoryError, OutOfTimeError
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import InputError
-from hpsearch.study.corners import shape_settings
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.device_memory import is_out_of_memory
-from hpsearch.wording import counted, first_line
+from hpsearch.wording import first_line
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +36,6 @@ def check_networks(
     Yields:
         Before each check the number of the network and the check's name, and then its finding.
     """
-    if first == 0:
-        yield _points(definition, data)
     for place, settings in enumerate(models[first:], start=first):
         until = share_of_time(deadline, len(models) - place)
         model = CheckedModel(definition=definition, settings=settings, data=data, deadline=until)
@@ -53,38 +50,22 @@ def check_networks(
             yield _run(name, model)
 
 
-def _points(definition: StudyDefinition, data: SelectionData) -> Finding:
-    """Whether all batch sizes of the study fit its data, as `run` requires."""
-    shapes = shape_settings(definition)
-    try:
-        resident = ResidentData.place(data, CPU, max_resident_bytes=definition.data.max_resident_bytes)
-        for batch_size in dict.fromkeys(settings.training.batch_size for settings in shapes):
-            resident.num_minibatches(batch_size)
-    except InputError as error:
-        return Finding(
-            check="batch sizes",
-            subject=DATA,
-            verdict=Verdict.FAILED,
-            found=str(error),
-            expected="minibatches that the training images fill",
-            look_at=(error.hint or "training.batch_size, and its values in [search]",),
-        )
-    found = f"{counted(len(shapes), 'shape')} of minibatches and networks, all with enough training images"
-    return Finding(check="batch sizes", subject=DATA, verdict=Verdict.PASSED, found=found)
-
-
 def _refusal(model: CheckedModel) -> Finding | None:
     """The finding about a network that cannot be built; None if it can."""
     try:
         _ = model.network
     except InputError as error:
+        # The only built-in network that an image can be too small for is LeNet.
+        cause = "the network's code" if model.is_custom else "the size of the images"
+        can_change = not model.is_custom and searched(model.definition, "kernels") is None
         return Finding(
             check="network",
             subject=model.name,
             verdict=Verdict.FAILED,
             found=str(error),
             expected="a network that lanes can train",
-            look_at=(error.hint,) if error.hint else (),
+            look_at=(f"{cause}: {error.hint or 'mend what the message names'}",),
+            fix=line_for(model.definition, "model", "family", "mlp") if can_change else "",
         )
     return None
 
@@ -112,5 +93,5 @@ def _run(name: str, model: CheckedModel) -> Finding:
             verdict=Verdict.FAILED,
             found=f"{type(error).__name__}: {first_line(error)}",
             expected="a network that can be trained",
-            look_at=("the network's code",),
+            look_at=("the network's code: hpsearch --verbose check shows where it fails",),
         )

@@ -17,6 +17,7 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrainingSettings, TrialSettings, is_custom_family
+from hpsearch.training.class_weights import class_weights_of
 from hpsearch.training.device_memory import memory_of
 from hpsearch.training.lanes.device_model import bytes_per_lane
 from hpsearch.training.lanes.stack import LaneKind, LaneStack
@@ -56,11 +57,17 @@ class CheckedModel:
     @cached_property
     def network(self) -> Network:
         """The network. Raises InputError if it cannot be built or trained."""
-        return build_network(self.settings.model, self.data.image_shape, self.data.num_classes)
+        return build_network(self.settings.model, self.data.example_shape, self.data.num_outputs)
 
     @property
     def is_custom(self) -> bool:
         return is_custom_family(self.settings.model.family)
+
+    @cached_property
+    def class_weights(self) -> Tensor | None:
+        """The weight of each class in the loss, [classes]; None: all are weighed alike."""
+        counts = self.data.train.class_counts(self.data.num_classes)
+        return class_weights_of(self.settings.training.class_weights, counts)
 
     @property
     def name(self) -> str:
@@ -104,7 +111,7 @@ def resident(data: SelectionData, train: NDArray[np.intp], validation: Split) ->
         name=data.name,
         train=part,
         validation=validation,
-        image_shape=data.image_shape,
+        example_shape=data.example_shape,
         num_classes=data.num_classes,
         checksums={},
     )
@@ -118,17 +125,19 @@ def lane_step(
     images: Tensor,
     labels: Tensor,
     rate: float,
+    class_weights: Tensor | None = None,
 ) -> list[dict[str, Tensor]]:
     """Train lanes with these parameters by one minibatch, with the step that a study uses; return the new parameters.
 
     Args:
         settings: of each lane, all with the same optimizer.
         images: [B, pixels], in the precision of the parameters.
+        class_weights: [classes] (`class_weights_of`).
     """
     stack = LaneStack(device=CPU)
     for its, values in zip(settings, parameters, strict=True):
         state = build_optimizer(its.training.optimizer).initial_state(values)
         stack.insert(LaneKind.of(its), values, state)
     stack.set_rates([its.training for its in settings], [rate] * len(settings))
-    build_step(network, CPU).train(stack, images, labels, len(labels))
+    build_step(network, CPU, class_weights=class_weights).train(stack, images, labels, len(labels))
     return [{name: value[lane].clone() for name, value in stack.parameters.items()} for lane in range(len(settings))]

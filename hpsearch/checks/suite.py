@@ -12,10 +12,13 @@ from datetime import UTC, datetime
 from typing import Final
 
 from hpsearch.checks import isolation
+from hpsearch.checks.batch_sizes import check_batch_sizes
 from hpsearch.checks.duplicates import exact_duplicates, near_duplicates
 from hpsearch.checks.finding import DEFAULT_SECONDS, CheckReport, Finding
 from hpsearch.checks.images import check_classes, check_labels, check_values
 from hpsearch.checks.models import checked_models
+from hpsearch.checks.rows import check_row_values, check_targets, row_duplicates, said_of_rows
+from hpsearch.data.example_shape import is_image
 from hpsearch.data.splits import SelectionData
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.wording import format_time
@@ -79,9 +82,23 @@ def check_data_only(definition: StudyDefinition, data: SelectionData, *, version
 
 def check_data(definition: StudyDefinition, data: SelectionData) -> Iterator[Finding]:
     """The checks that read what is loaded anyway, in about a tenth of a second for MNIST."""
-    yield from check_classes(data, is_shuffled=definition.training.shuffle)
+    if not is_image(data.example_shape):
+        yield from _check_rows(definition, data)
+        return
+    if data.num_classes:
+        yield from check_classes(data, definition)
     yield from check_values(data)
     yield exact_duplicates(data)
+
+
+def _check_rows(definition: StudyDefinition, data: SelectionData) -> Iterator[Finding]:
+    """The same for a table."""
+    if data.num_classes:
+        yield from map(said_of_rows, check_classes(data, definition))
+    else:
+        yield check_targets(data)
+    yield from check_row_values(data)
+    yield row_duplicates(data, definition.data.group)
 
 
 def _shortened(names: list[str]) -> tuple[str, ...]:
@@ -97,7 +114,14 @@ def _all_findings(
     deadline: float,
     seconds: float,
 ) -> Iterator[Finding]:
+    batch_sizes = check_batch_sizes(definition, data)
+    yield batch_sizes if is_image(data.example_shape) else said_of_rows(batch_sizes)
     yield from check_data(definition, data)
-    yield check_labels(data)
-    yield near_duplicates(data, deadline=min(deadline, time.monotonic() + NEAR_SHARE * seconds))
-    yield from process.findings(deadline)
+    if data.num_classes:
+        labels = check_labels(data)
+        yield labels if is_image(data.example_shape) else said_of_rows(labels)
+    if is_image(data.example_shape):
+        yield near_duplicates(data, deadline=min(deadline, time.monotonic() + NEAR_SHARE * seconds))
+        yield from process.findings(deadline)
+    else:
+        yield from map(said_of_rows, process.findings(deadline))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,8 +12,9 @@ from hpsearch.checks.finding import DEFAULT_SECONDS, CheckReport, Verdict
 from hpsearch.cli import options
 from hpsearch.cli.loading import loading
 from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
+from hpsearch.data.dataset_path import load_study_file
 from hpsearch.errors import HpsearchError
-from hpsearch.study.definition import load_definition
+from hpsearch.study.definition import StudyDefinition
 
 Seconds = Annotated[
     float,
@@ -35,9 +37,13 @@ def check(
     """Check a study's data and networks before the search: gradients, losses, learning rates, duplicates, cost.
 
     Ends with exit code 1 if a check fails. The test set is not read. The outcome is stored with the study once it is
-    created or resumed on this machine.
+    created or resumed on this machine. Of a study with [command], the command is run until its first report;
+    that of a study with [objective] is imported.
     """
-    definition = load_definition(study_file, overrides or ())
+    definition = load_study_file(study_file, overrides or ())
+    if definition.is_program:
+        _check_program(definition, seconds, as_json=as_json)
+        return
 
     with loading():
         from hpsearch.checks.record import remember
@@ -46,7 +52,7 @@ def check(
         from hpsearch.console.progress_view import download_progress
         from hpsearch.console.tables import print_json
         from hpsearch.data.catalog import load_selection_data
-        from hpsearch.data.lookup import DataLocations
+        from hpsearch.data.files.lookup import DataLocations
         from hpsearch.data.registry import with_absolute_dataset
 
     definition = with_absolute_dataset(definition)
@@ -65,6 +71,23 @@ def check(
             print_checks(report)
     finally:  # the exit code is that of the checks, also where nobody reads the table
         remember(report, definition)
+        _require_passed(report)
+
+
+def _check_program(definition: StudyDefinition, seconds: float, *, as_json: bool) -> None:
+    from hpsearch.console.check_view import print_checks, tell_finding
+    from hpsearch.console.tables import print_json
+    from hpsearch.worker.programs.command_check import check_command_study, check_objective_study
+
+    place, version = Path.cwd(), hpsearch.__version__
+    check_study = check_command_study if definition.objective is None else check_objective_study
+    report = check_study(definition, place, version=version, seconds=seconds, on_finding=tell_finding)
+    try:
+        if as_json:
+            print_json(report.as_json())
+        else:
+            print_checks(report)
+    finally:
         _require_passed(report)
 
 

@@ -34,6 +34,7 @@ def confirm(
     on: options.On = None,
     *,
     worker: WorkerOptions,
+    commands: options.Commands = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Train the best points again over fresh seeds, compare them, and pick the simplest of those that are tied.
@@ -50,11 +51,19 @@ def confirm(
     from hpsearch.launch.options import LaunchOptions, check_launch
     from hpsearch.results.confirmation.plan import plan_confirmation
     from hpsearch.results.status import read_status
+    from hpsearch.worker.programs.preparation import require_consent
 
-    launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=worker, checks=False))
+    # Before the database is opened. How many workers the GPUs allow depends on the program, which is known later.
+    check_launch(LaunchOptions(storage=storage, on=on, worker=worker))
     open_artifacts(artifact_place(worker.artifacts))  # before the companion study is created
     with options.open_storage(storage) as database:
         plan = plan_confirmation(database, study, top=top, num_seeds=seeds, name=name)
+        program = plan.definition.program
+        if program is not None:  # unlike that of `run`, it comes from the database
+            require_consent(plan.search.study.definition, is_given=commands, command=f"hpsearch confirm {study}")
+        launch = check_launch(
+            LaunchOptions(storage=storage, workers=workers, on=on, worker=worker, checks=False, study=plan.definition)
+        )
         plan = _prepare(database, plan, top)
         became = "created" if plan.is_created else "widened" if plan.num_added else "resumed"
         with launch.first_worker(plan.definition.name) as first:
@@ -74,7 +83,7 @@ def _prepare(database: Database, plan: ConfirmPlan, top: int) -> ConfirmPlan:
     """Say what will be done, and bring the companion study to what it shall be; returns what was done."""
     from hpsearch.console.notice import say
     from hpsearch.console.progress_view import download_progress
-    from hpsearch.data.lookup import DataLocations
+    from hpsearch.data.files.lookup import DataLocations
     from hpsearch.results.confirmation.plan import prepare_confirmation
     from hpsearch.results.summary import describe_counts
 
@@ -86,12 +95,19 @@ def _prepare(database: Database, plan: ConfirmPlan, top: int) -> ConfirmPlan:
         say(f"--top {top}: the search has only {found} that are complete")
     if plan.num_configurations > top:
         say(f"--top {top}: study {plan.definition.name!r} has more points than these already; it keeps them all")
+    command = plan.definition.command
+    if command is not None and not command.takes_seed:
+        say(
+            "the command has no {seed}: the program must take its seed from hpsearch.trial.seed() or HPSEARCH_SEED, "
+            "or all seeds of a point give the same value"
+        )
     if not plan.can_seeds_matter:
         say("one seed is enough: logistic regression begins with all weights 0, and nothing is shuffled")
     each = f"{counted(plan.num_configurations, 'point')} with {counted(plan.num_seeds, 'seed')} each"
     say(
         f"confirming study {plan.search.name!r} as {plan.definition.name!r}: {each}, "
         f"{plan.num_added} of {plan.definition.num_points} trainings are new"
+        + (f", and the others go on to epoch {plan.definition.training.max_epochs}" if plan.has_more_epochs else "")
     )
     with download_progress() as progress:
         return prepare_confirmation(database, plan, locations=DataLocations.from_environment(progress))

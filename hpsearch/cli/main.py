@@ -46,7 +46,7 @@ COMMANDS = (
     LazyCommand("report", "view_commands:report"),
     LazyCommand("export", "view_commands:export"),
     LazyCommand("dashboard", "view_commands:dashboard"),
-    LazyCommand("data", "data_commands:app", "Fetch and verify data sets."),
+    LazyCommand("data", "data_commands:app", "Fetch, verify and describe data sets."),
     LazyCommand("health", "health_command:health"),
 )
 

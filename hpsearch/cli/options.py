@@ -78,6 +78,13 @@ ShareGpu = Annotated[
         help="Share the GPU with other workers that were started with this option.",
     ),
 ]
+Commands = Annotated[
+    bool,
+    typer.Option(
+        "--commands",
+        help="Run the program of a study whose trials are programs; it has your rights. Or set HPSEARCH_COMMANDS=1.",
+    ),
+]
 Lanes = Annotated[
     str,
     typer.Option(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from hpsearch.cli import options
 from hpsearch.cli.loading import loading
 from hpsearch.console.notice import show_line
+from hpsearch.data.dataset_path import load_study_file
 from hpsearch.signals import on_end
-from hpsearch.study.definition import load_definition
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.worker.options import WorkerOptions
 
 
@@ -31,11 +34,13 @@ def run(
 
     Ctrl-C leaves a study that the same command resumes.
     """
-    definition = load_definition(study_file, overrides or ())
+    definition = load_study_file(study_file, overrides or ())
 
     from hpsearch.launch.options import LaunchOptions, check_launch
 
-    launch = check_launch(LaunchOptions(storage=storage, workers=workers, on=on, worker=worker, checks=check))
+    launch = check_launch(
+        LaunchOptions(storage=storage, workers=workers, on=on, worker=worker, checks=check, study=definition)
+    )
     with launch.first_worker(definition.name) as first:
         # The worker loads torch while this process loads the rest.
         with loading():
@@ -64,15 +69,20 @@ def create(
     as_json: options.AsJson = False,
 ) -> None:
     """Register a study with all its points; workers join it with `hpsearch worker`."""
-    definition = load_definition(study_file, overrides or ())
+    definition = load_study_file(study_file, overrides or ())
 
     from hpsearch.console.launch_view import describe_registration
     from hpsearch.console.progress_view import download_progress
     from hpsearch.console.tables import print_json
-    from hpsearch.data.lookup import DataLocations
+    from hpsearch.data.files.lookup import DataLocations
     from hpsearch.data.registry import with_absolute_dataset
     from hpsearch.results.status import read_status
     from hpsearch.store.registration import find_study
+
+    if definition.is_program:
+        _create_program(definition, storage, as_json=as_json)
+        return
+
     from hpsearch.worker.preparation import prepare_study
 
     with options.open_storage(storage) as database:
@@ -86,19 +96,35 @@ def create(
             show_line(describe_registration(prepared.registration, "was there already, with the same definition"))
 
 
+def _create_program(definition: StudyDefinition, storage: str | None, *, as_json: bool) -> None:
+    from hpsearch.console.launch_view import describe_registration
+    from hpsearch.console.tables import print_json
+    from hpsearch.results.status import read_status
+    from hpsearch.worker.programs.preparation import prepare_program
+
+    with options.open_storage(storage) as database:
+        registration = prepare_program(database, definition, Path.cwd())
+        if as_json:
+            print_json(read_status(database, registration.study.name).as_json())
+        else:
+            show_line(describe_registration(registration, "was there already, with the same definition"))
+
+
 @options.with_worker_options
 def worker(
     study: options.StudyName,
     storage: options.Storage = None,
     *,
     worker: WorkerOptions,
+    commands: options.Commands = False,
 ) -> None:
     """Join a study from anywhere and train its points until none is left."""
+    worker = replace(worker, commands=commands)
     on_end(_leave_at_once)  # nothing is claimed yet; the worker has its own handler
 
     with loading():
         from hpsearch.console.progress_view import download_progress
-        from hpsearch.worker.process import run_worker
+        from hpsearch.worker.entry import run_worker
 
     run_worker(study, worker, lambda: options.open_storage(storage), download_progress)
     _leave_without_teardown()

@@ -67,14 +67,15 @@ def report(
     study: options.StudyName,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE.html")] = Path("report.html"),
     storage: options.Storage = None,
+    artifacts: options.Artifacts = None,
 ) -> None:
-    """Write one self-contained HTML file: search history, learning curves, heat map, importance."""
+    """Write one self-contained HTML file: search history, learning curves, heat map, importance, pictures."""
     refuse_stdout("--output", output)
 
     from hpsearch.results.report.page import write_report
 
     with options.open_storage(storage) as database:
-        write_report(database, study, output)
+        write_report(database, study, output, artifacts=artifacts)
     say(f"wrote {output}")
 
 
@@ -108,7 +109,7 @@ def export(
     from hpsearch.artifacts.best_parameters import open_artifacts
     from hpsearch.artifacts.place import artifact_place
     from hpsearch.atomic_file import write_file
-    from hpsearch.results.export import choose_format, export_model, export_point, render_export
+    from hpsearch.results.export import choose_format, export_model, export_point, render_export, require_model
     from hpsearch.results.selection import Selection
     from hpsearch.results.status import read_status
 
@@ -116,6 +117,8 @@ def export(
     with options.open_storage(storage) as database:
         status = read_status(database, study)
         chosen = status.choose(point)
+        if model is not None:
+            require_model(chosen, model)  # before anything is written
         if status.best_is_another:
             is_best = chosen.selection is Selection.BEST
             which, other = ("best", "confirmed") if is_best else ("confirmed", "best")

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 from hpsearch.console.notice import say
 from hpsearch.console.progress_view import download_progress, follow
-from hpsearch.data.download import DownloadProgress
+from hpsearch.data.files.download import DownloadProgress
 from hpsearch.launch.launcher import LaunchListener
 from hpsearch.store.progress import Progress
 from hpsearch.store.registration import Registration
@@ -36,9 +36,8 @@ class TerminalListener(LaunchListener):
     def download(self) -> AbstractContextManager[DownloadProgress | None]:
         return download_progress()
 
-    def prepared(self, registration: Registration, num_workers: int, lanes: str) -> None:
-        each = "the fastest number of lanes" if lanes == "auto" else f"{counted(int(lanes), 'lane')} each"
-        workers = f"{counted(num_workers, 'worker')} with {each}"
+    def prepared(self, registration: Registration, num_workers: int, num_at_once: int | None) -> None:
+        workers = f"{counted(num_workers, 'worker')} with {_at_once(registration.study, num_at_once)}"
         say(describe_registration(registration, self._found, f", {workers}"))
 
     def training(self, study: StoredStudy) -> AbstractContextManager[Callable[[Progress], None]]:
@@ -51,8 +50,16 @@ class TerminalListener(LaunchListener):
         say(f"interrupted: {num_left} points are left; the same command resumes the study")
 
 
+def _at_once(study: StoredStudy, number: int | None) -> str:
+    if study.definition.is_program:
+        return "as many programs as fit" if number is None else f"{counted(number, 'program')} at once"
+    return "the fastest number of lanes" if number is None else f"{counted(number, 'lane')} each"
+
+
 def describe_registration(registration: Registration, found: str, more: str = "") -> str:
     """`study 'a' widened: 12 new points, 24 in all`, followed by the changes of its definition, one per line.
+
+    Of a new study, the lines tell which task and which columns of a table were chosen.
 
     Args:
         found: the word for an existing, unchanged study.
@@ -67,5 +74,9 @@ def describe_registration(registration: Registration, found: str, more: str = ""
         state += f", {restored} of them again: their trials were deleted by another program"
     elif registration.changes:
         state = f"changed: no new points, {registration.num_points} in all"
-    lines = "".join(f"\n  {line}" for line in registration.changes)
+    if registration.num_continued:
+        going_on = f"{counted(registration.num_continued, 'trial')} that max_epochs had ended"
+        state += f"; {going_on} will go on to epoch {registration.study.definition.training.max_epochs}"
+    told = registration.study.data_record.get("lines", ()) if registration.is_new else ()
+    lines = "".join(f"\n  {line}" for line in (*told, *registration.changes))
     return f"study {registration.study.name!r} {state}{more}{lines}"

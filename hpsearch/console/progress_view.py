@@ -24,9 +24,8 @@ from rich.text import Text
 
 from hpsearch.console.notice import say
 from hpsearch.console.screen import stderr_console, text_of
-from hpsearch.data.download import DownloadProgress
+from hpsearch.data.files.download import DownloadProgress
 from hpsearch.logs import get_logger, is_json_logging
-from hpsearch.metric import error_text
 from hpsearch.wording import format_seconds
 
 if TYPE_CHECKING:
@@ -93,9 +92,9 @@ def describe(progress: Progress, epochs_per_second: float) -> str:
     if counts.failed:
         parts.append(f"{counts.failed} FAILED")
     if progress.best_value is not None:
-        parts.append(f"best {error_text(progress.best_value)} (trial {progress.best_trial})")
+        parts.append(f"best {progress.metric.text(progress.best_value)} (trial {progress.best_trial})")
     if epochs_per_second > 0:
-        parts.append(f"{epochs_per_second:.2f} epochs/s")
+        parts.append(f"{epochs_per_second:.2f} {progress.metric.step}s/s")
     remaining = progress.remaining_seconds(epochs_per_second)
     if remaining is not None and counts.unfinished:
         parts.append(f"about {format_seconds(remaining)} left")
@@ -104,7 +103,7 @@ def describe(progress: Progress, epochs_per_second: float) -> str:
 
 def _running_lines(progress: Progress, most: int = 8) -> Text:
     lines = [
-        f"  trial {trial.number:<4} epoch {trial.epoch:<4} {error_text(trial.value):>8}"
+        f"  trial {trial.number:<4} {progress.metric.step} {trial.epoch:<4} {progress.metric.text(trial.value):>8}"
         for trial in progress.running[:most]
     ]
     if len(progress.running) > most:
@@ -130,7 +129,7 @@ def _line_printer(tell: Callable[[str], object], rate: EpochRate) -> Callable[[P
 
 @contextlib.contextmanager
 def download_progress() -> Iterator[DownloadProgress]:
-    """Show a bar per downloaded file. Nothing is shown without a download, or if the log is JSON."""
+    """Show a bar per file that is downloaded, and per set that is decoded. Nothing is shown if the log is JSON."""
     console = stderr_console(quiet=is_json_logging())
     bars = RichProgress(
         TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console

@@ -10,16 +10,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hpsearch import metric
 from hpsearch.checks.record import describe as describe_checks
 from hpsearch.console.fitted_table import FittedTable
 from hpsearch.console.screen import data_console, text_of, write_line
-from hpsearch.metric import error_text
 from hpsearch.results.confirmation.outcome import Confirmation
+from hpsearch.results.failures import Failure, failure_of
 from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, describe_point
 from hpsearch.results.summary import StudySummary
+from hpsearch.results.verdicts import describe_verdicts
 from hpsearch.results.view_tables import Column, ViewTable, configurations_table, trials_table
 from hpsearch.safe_text import masked
 from hpsearch.wording import counted, parameters_label, times
@@ -44,17 +44,23 @@ def print_opening(record: VaultRecord, status: StudyStatus) -> None:
     chosen = record.chosen
     retrained = ", retrained" if chosen["is_retrained"] else ""
     choice = f"trial {chosen['trial']}: {Selection(chosen['selection']).label}{retrained}"
+    metric = record.metric
+    shown = metric.text(chosen["validation_error"])
     rows = [
-        (metric.TEST_NAME, record.describe_number()),
-        (metric.NAME, f"{error_text(chosen['validation_error'])}, on the images of the selection"),
+        (metric.test_label, record.describe_number()),
+        (metric.validation_label, f"{shown}, on the {record.examples} of the selection"),
         ("point", f"{parameters_label(chosen['params'])} ({choice})"),
         ("opened", f"{record.opened_at:%Y-%m-%d %H:%M:%S} UTC by {record.opened_by} on {chosen['device']}"),
         ("commit", record.code_commit or "not known"),
         ("parameters", f"SHA-256 {record.parameters_sha256}"),
     ]
+    if record.macro_f1 is not None:
+        rows.insert(1, ("test macro-F1", record.macro_f1_text))
     if record.machine_openings:
         opened = f"opened {times(record.machine_openings)} before, for other studies on this machine"
         rows.append(("same files", opened))
+    if (copies := record.describe_copies()) is not None:
+        rows.append(("copies", copies))
     grid = Table.grid(padding=(0, 2))
     for heading, told in rows:
         grid.add_row(heading, text_of(told))
@@ -82,8 +88,14 @@ def status_view(status: StudyStatus) -> RenderableType:
     confirmation = status.confirmation.brief() if status.confirmation else []
     openings = summary.describe_test_set()
     progress = [_headline(summary), *_round_lines(summary)]
-    progress.append(describe_checks(summary.study.checks))
-    progress += [*_given_up_lines(summary), *_foreign_lines(summary), *_running_lines(summary)]
+    progress += _setup_lines(summary)
+    progress += [line for line in (describe_verdicts(summary.trials), summary.describe_small_budget()) if line]
+    progress += [
+        *_given_up_lines(summary),
+        *_tried_again_lines(summary),
+        *_foreign_lines(summary),
+        *_running_lines(summary),
+    ]
     return Group(*map(text_of, [*progress, *status.answer(), *confirmation, *openings]), _trials(summary))
 
 
@@ -95,7 +107,7 @@ def studies_view(summaries: list[StudySummary]) -> RenderableType:
         Column("study", [summary.name for summary in summaries], is_text=True),
         Column("points", [str(count.total) for count in points]),
         *(Column(state, [str(getattr(count, state)) for count in points], leaves=n) for state, n in states.items()),
-        Column("best error", [error_text(s.best.value if s.best else None) for s in summaries]),
+        Column("best value", [s.metric.text(s.best.value if s.best else None) for s in summaries]),
     ]
     return FittedTable(ViewTable(columns=columns))
 
@@ -108,8 +120,16 @@ def _headline(summary: StudySummary) -> str:
         parts.append(f"{points.running} running, {points.waiting} waiting")
     if points.failed:
         parts.append(f"{points.failed} FAILED")
-    parts.append(f"{summary.num_epochs:,} epochs on {summary.study.definition.data.dataset}")
+    dataset = summary.study.definition.dataset
+    parts.append(f"{summary.num_epochs:,} {summary.metric.step}s" + (f" on {dataset}" if dataset else ""))
     return " · ".join(parts)
+
+
+def _setup_lines(summary: StudySummary) -> list[str]:
+    """The program that trials run, if they are programs, and the last checks."""
+    program, checks = summary.study.definition.program, summary.study.checks
+    lines = [] if program is None else [f"{program.section}: {program.line}"]
+    return lines if program is not None and checks is None else [*lines, describe_checks(checks)]
 
 
 def _round_lines(summary: StudySummary) -> list[str]:
@@ -125,10 +145,27 @@ def _round_lines(summary: StudySummary) -> list[str]:
 
 def _given_up_lines(summary: StudySummary) -> list[str]:
     """Why points were given up: `given up, 2 points: its worker failed: ValueError: boom (mine.py:10)`."""
-    reasons = list(summary.reasons_of_given_up.items())
-    lines = [f"given up, {counted(number, 'point')}: {reason}" for reason, number in reasons]
+    reasons = list(summary.reasons_of_given_up.values())
+    lines = []
+    for failures in reasons[:_MOST_REASONS]:
+        lines += _failure_lines(f"given up, {counted(len(failures), 'point')}", failures[-1])
     more = len(reasons) - _MOST_REASONS
-    return [*lines[:_MOST_REASONS], *([f"given up for {more} other reasons: see the report"] if more > 0 else [])]
+    return [*lines, *([f"given up for {more} other reasons: see the report"] if more > 0 else [])]
+
+
+def _tried_again_lines(summary: StudySummary) -> list[str]:
+    """While programs run: the last failure of one whose point is tried again."""
+    again = [trial for trial in summary.failed_attempts if not trial.is_current]
+    if summary.is_finished or not again or not summary.study.definition.is_program:
+        return []
+    return _failure_lines(f"tried again, {counted(len(again), 'failed attempt')}", failure_of(again[-1]))
+
+
+def _failure_lines(heading: str, failure: Failure) -> list[str]:
+    lines = [f"{heading}: {failure.reason}"]
+    if failure.last_lines:
+        lines[0] += f"; the last lines of trial {failure.trial.number}:"
+    return [*lines, *(f"    {line}" for line in failure.last_lines)]
 
 
 def _foreign_lines(summary: StudySummary) -> list[str]:
@@ -155,10 +192,10 @@ def _running_lines(summary: StudySummary) -> list[str]:
 
 
 def _trials(summary: StudySummary) -> RenderableType:
-    trials = [trial for trial in summary.trials if trial.value is not None and trial.is_current]
+    trials = [trial for trial in summary.trials if trial.value is not None and trial.is_listed]
     if not trials:
-        return Text("no trial has ended yet")
-    names = (dimension.name for dimension in summary.study.definition.search.dimensions)
-    table = FittedTable(trials_table(trials[:MOST_TRIALS], names))
+        has_ended = summary.points.counted + summary.points.failed > 0
+        return Text("no trial has a value" if has_ended else "no trial has ended yet")
+    table = FittedTable(trials_table(trials[:MOST_TRIALS], summary.searched_names, summary.metric))
     more = len(trials) - MOST_TRIALS
     return Group(table, Text(f"and {more} more")) if more > 0 else table

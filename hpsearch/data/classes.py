@@ -1,38 +1,43 @@
-"""Count the classes of a data set, and check that training and validation images have the same classes.
+"""Count the classes of a data set, and check that training and validation examples have the same classes.
 
-A network has one output for each class from 0 to the highest label. At most ten classes are supported; data sets with
-more are refused.
+A network has one output for each class from 0 to the highest label.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hpsearch.errors import DataError
 
-MAX_CLASSES = 10
+MAX_CLASSES = 1000
+_LEAST_SHARE_USED = 0.5  # of the classes from 0 to the highest label; with fewer, labels are damaged or no numbers
 # If the probability that a class is missing by chance is below this, it is considered missing for another reason.
 _LEAST_CHANCE = 1e-6
 
 Labels = NDArray[np.integer]
 
 
-def check_label_range(labels: Labels, source: str) -> None:
-    """Check that all labels, [N], are in 0..9.
+def class_name(label: int, names: Sequence[str]) -> str:
+    """The name of a class; its number if the classes have no names."""
+    return names[label] if names else str(label)
+
+
+def check_label_range(labels: Labels, source: str, num_classes: int = MAX_CLASSES) -> None:
+    """Check that all labels, [N], are in 0..num_classes - 1.
 
     Raises:
         DataError: a label is outside this range.
     """
-    wrong = np.flatnonzero((labels < 0) | (labels >= MAX_CLASSES))
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if wrong.size:
         raise DataError(
-            f"{source}: expected labels in 0..{MAX_CLASSES - 1}, found {labels.min()} .. {labels.max()} "
+            f"{source}: expected labels in 0..{num_classes - 1}, found {labels.min()} .. {labels.max()} "
             f"({len(np.unique(labels))} classes): label {wrong[0]} is {labels[wrong[0]]}, {wrong.size} are wrong",
-            hint=f"at most {MAX_CLASSES} classes are trained, counted from 0 (of EMNIST, `digits` and `mnist`); "
-            "renumber the labels, or leave the other classes out",
+            hint="classes are counted from 0: renumber the labels, or leave the other classes out",
         )
 
 
@@ -67,7 +72,15 @@ def count_classes(train: Labels, validation: Labels, source: str) -> int:
         )
     if len(in_train | in_validation) < 2:
         raise DataError(f"{source}: all images have {_names(in_train)}", hint="there is nothing to classify")
-    return int(both.max()) + 1
+    num_classes = int(both.max()) + 1
+    if len(in_train | in_validation) < _LEAST_SHARE_USED * num_classes:
+        first = int(np.flatnonzero(np.concatenate([train, validation]) == both.max())[0])
+        raise DataError(
+            f"{source}: the labels go up to {both.max()} (label {first}), but only {len(in_train | in_validation)} of "
+            f"these {num_classes:,} classes occur",
+            hint="classes are counted from 0 without gaps: correct the labels, or renumber them",
+        )
+    return num_classes
 
 
 def _names(labels: set[int]) -> str:

@@ -15,9 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hpsearch.data.splits import SelectionData
-from hpsearch.errors import InputError
+from hpsearch.data.example_shape import ExampleShape
+from hpsearch.data.minibatch_fit import bytes_per_image, check_batch_size, check_resident_bytes
+from hpsearch.data.splits import LARGEST_LEVEL, SelectionData, Split
 
+# Levels of 8 bits take a quarter of the memory, but scaling them again in each epoch costs a logistic regression 30 to
+# 70 % of its time (an MLP nothing that can be measured): benchmarks/results/own_images.json. MNIST's floats fit.
+MOST_FLOAT_BYTES = 2**28
 Transfer = Callable[[Tensor, torch.device], Tensor]
 
 
@@ -26,22 +30,42 @@ def copy_to_device(host: Tensor, device: torch.device) -> Tensor:
     return host.to(device)
 
 
+def as_inputs(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Images as a network takes them: levels are scaled to [0, 1], exactly as `Split.floats` scales them.
+
+    Args:
+        images: of any shape, floating or uint8.
+        dtype: of the result.
+    """
+    if images.dtype != torch.uint8:
+        return images.to(dtype)
+    # The divisor is a tensor on the device: by a number of the host, CUDA multiplies with a rounded 1/255 instead.
+    largest = torch.full((), LARGEST_LEVEL, dtype=torch.float32, device=images.device)
+    return (images / largest).to(dtype)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ResidentData:
     """The training and validation tensors of one data set on one device; created by `place`.
 
     Args:
         train: read with `chunks`.
-        validation_images: [V, pixels] float32 in [0, 1], on the device.
-        validation_labels: [V] int64, on the device.
-        image_shape: height and width in pixels.
+        validation_images: [V, inputs] on the device, float32 or uint8 (`as_inputs`).
+        validation_labels: [V] int64, or float32 in regression; on the device.
+        num_classes: 0 in regression.
+        target_deviation: of the target in its own unit, in regression.
+        class_counts: training examples of each class; empty in regression.
+        validation_groups: [V] int64 on the device (`Split.groups`); None: all validation examples are independent.
     """
 
     train: _WholeTraining | _ChunkedTraining
     validation_images: Tensor
     validation_labels: Tensor
-    image_shape: tuple[int, int]
+    example_shape: ExampleShape
     num_classes: int
+    target_deviation: float = 1.0
+    class_counts: tuple[int, ...] = ()
+    validation_groups: Tensor | None = None
 
     @classmethod
     def place(
@@ -50,6 +74,7 @@ class ResidentData:
         device: torch.device,
         *,
         max_resident_bytes: int | None = None,
+        keeps_levels: bool | None = None,
         transfer: Transfer = copy_to_device,
     ) -> ResidentData:
         """Put a data set on a device: four transfers (two if the training part is copied in chunks).
@@ -58,9 +83,15 @@ class ResidentData:
             max_resident_bytes: bound on the training images and labels on the device; larger ones are copied in
                 chunks. It does not include the validation tensors, which are always resident, and the gathered copy
                 that a shuffled epoch of resident training data needs.
+            keeps_levels: whether uint8 images stay what they are on the device (`as_inputs`); None: if as floats they
+                would exceed MOST_FLOAT_BYTES or `max_resident_bytes`. The results are the same, bit for bit.
             transfer: copies one host tensor to the device; tests count its calls.
         """
-        images, labels = _as_tensor(data.train.images, np.float32), _as_tensor(data.train.labels, np.int64)
+        if keeps_levels is None:
+            limit = min(MOST_FLOAT_BYTES, max_resident_bytes or MOST_FLOAT_BYTES)
+            keeps_levels = data.train.images.size * torch.float32.itemsize + data.train.labels.nbytes > limit
+        groups = data.validation.groups
+        images, labels = _stored(data.train, keeps_levels=keeps_levels), _as_labels(data.train.labels)
         train: _WholeTraining | _ChunkedTraining
         if max_resident_bytes is None or images.nbytes + labels.nbytes <= max_resident_bytes:
             train = _WholeTraining(transfer(images, device), transfer(labels, device))
@@ -68,10 +99,13 @@ class ResidentData:
             train = _ChunkedTraining(images, labels, device, max_resident_bytes)
         return cls(
             train=train,
-            validation_images=transfer(_as_tensor(data.validation.images, np.float32), device),
-            validation_labels=transfer(_as_tensor(data.validation.labels, np.int64), device),
-            image_shape=data.image_shape,
+            validation_images=transfer(_stored(data.validation, keeps_levels=keeps_levels), device),
+            validation_labels=transfer(_as_labels(data.validation.labels), device),
+            example_shape=data.example_shape,
             num_classes=data.num_classes,
+            target_deviation=data.target_deviation,
+            class_counts=data.train.class_counts(data.num_classes),
+            validation_groups=None if groups is None else torch.from_numpy(np.array(groups)).to(device),
         )
 
     def head(self, *, num_train: int, num_validation: int) -> ResidentData:
@@ -84,7 +118,13 @@ class ResidentData:
             train=self.train.head(num_train),
             validation_images=self.validation_images[:num_validation],
             validation_labels=self.validation_labels[:num_validation],
+            validation_groups=None if self.validation_groups is None else self.validation_groups[:num_validation],
         )
+
+    @property
+    def num_outputs(self) -> int:
+        """The number of a network's outputs: one per class, a single one in regression."""
+        return self.num_classes or 1
 
     @property
     def num_train(self) -> int:
@@ -94,6 +134,11 @@ class ResidentData:
     def is_chunked(self) -> bool:
         return isinstance(self.train, _ChunkedTraining)
 
+    def train_images(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Copies of some training images, [N, inputs] float32, and their labels [N], on the device."""
+        images, labels = self.train.rows(torch.from_numpy(rows))
+        return as_inputs(images, torch.float32), labels
+
     def num_minibatches(self, batch_size: int) -> int:
         """The number of minibatches in an epoch. Images that do not fill a last minibatch are left out.
 
@@ -101,10 +146,7 @@ class ResidentData:
             InputError: the batch size is below 1 or above the number of training images, or one minibatch is
                 larger than `max_resident_bytes`.
         """
-        if not 1 <= batch_size <= self.num_train:
-            raise InputError(
-                f"training.batch_size must be in 1..{self.num_train} (the training images), got {batch_size}"
-            )
+        check_batch_size(batch_size, self.num_train)
         self.train.check_fit(batch_size)
         return self.num_train // batch_size
 
@@ -118,8 +160,8 @@ class ResidentData:
             order: [num_train] int64 on the host, a permutation of the images (`minibatch_order`); None: file
                 order.
         Returns:
-            An iterator over images [K * batch_size, pixels] and labels [K * batch_size]; K may be smaller in the last
-            chunk.
+            An iterator over images [K * batch_size, inputs], float32 or uint8 (`as_inputs`), and labels
+            [K * batch_size]; K may be smaller in the last chunk.
         Raises:
             InputError: as `num_minibatches`, when it is called.
             ValueError: `order` has a wrong shape or type.
@@ -145,6 +187,10 @@ class _WholeTraining:
     def head(self, num_images: int) -> _WholeTraining:
         return _WholeTraining(self._images[:num_images], self._labels[:num_images])
 
+    def rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        index = rows.to(self._images.device)
+        return self._images[index], self._labels[index]
+
     def check_fit(self, batch_size: int) -> None:
         """Nothing to check: all data are on the device."""
 
@@ -168,7 +214,7 @@ class _ChunkedTraining:
     def __init__(self, images: Tensor, labels: Tensor, device: torch.device, max_resident_bytes: int) -> None:
         self._host = images, labels
         self._max_resident_bytes = max_resident_bytes
-        self._image_bytes = (images.nbytes + labels.nbytes) // len(labels)  # size of one image and its label
+        self._image_bytes = bytes_per_image(images.shape[1], images.element_size())
         self._capacity = max_resident_bytes // self._image_bytes
         self._buffers = tuple(torch.empty_like(part[: self._capacity], device=device) for part in self._host)
         # CUDA copies asynchronously from pinned memory only. On the CPU chunks are gathered directly into the buffers.
@@ -182,13 +228,12 @@ class _ChunkedTraining:
         images, labels = (part[:num_images] for part in self._host)
         return _ChunkedTraining(images, labels, self._buffers[0].device, self._max_resident_bytes)
 
+    def rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = (part[rows].to(self._buffers[0].device) for part in self._host)
+        return images, labels
+
     def check_fit(self, batch_size: int) -> None:
-        if batch_size > self._capacity:
-            raise InputError(
-                f"data.max_resident_bytes = {self._max_resident_bytes} holds {self._capacity} training "
-                f"images of {self._image_bytes} bytes, but a minibatch has {batch_size}",
-                hint=f"set data.max_resident_bytes to at least {batch_size * self._image_bytes}",
-            )
+        check_resident_bytes(batch_size, self._image_bytes, self._max_resident_bytes)
 
     def chunks(self, batch_size: int, order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         num_images = self.num_images // batch_size * batch_size
@@ -233,6 +278,17 @@ def _gather(host: tuple[Tensor, Tensor], chosen: slice | Tensor, targets: tuple[
             target.copy_(source[chosen])
         else:
             torch.index_select(source, 0, chosen, out=target)
+
+
+def _stored(part: Split, *, keeps_levels: bool) -> Tensor:
+    """Images on the host, in the type in which the device keeps them."""
+    if keeps_levels and part.images.dtype == np.uint8:
+        return _as_tensor(part.images, np.uint8)
+    return _as_tensor(part.floats(), np.float32)
+
+
+def _as_labels(labels: NDArray[np.generic]) -> Tensor:
+    return _as_tensor(labels, np.float32 if labels.dtype.kind == "f" else np.int64)
 
 
 def _as_tensor(array: NDArray[np.generic], dtype: type[np.generic]) -> Tensor:

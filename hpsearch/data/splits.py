@@ -5,13 +5,18 @@ Every loader of `catalog` returns a `SelectionData`, from which `resident` start
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpsearch.data.classes import class_name
+from hpsearch.data.example_shape import ExampleShape
 from hpsearch.errors import DataError, InputError
 
+LARGEST_LEVEL = 255  # of a uint8 image: white
 _VALIDATION_SHARE = 6  # one image in six: 10,000 of MNIST's 60,000
 
 
@@ -20,12 +25,27 @@ class Split:
     """Images with their labels.
 
     Args:
-        images: [N, pixels] float32 in [0, 1] (0 black, 1 white), in row-major order.
-        labels: [N] int64.
+        images: [N, inputs], in row-major order: float32 as networks take them (pixels in [0, 1], 0 black, 1 white), or
+            uint8 levels, which stand for level / 255. Read with `floats`, but to store or compare them.
+        labels: [N] int64; or, in regression, the standardised target values, float32.
+        groups: [N] int64, from 0: rows with the same number are not independent of each other (`data.group`); None:
+            all rows are. Only of the parts that are evaluated.
     """
 
-    images: NDArray[np.float32] = field(repr=False)
-    labels: NDArray[np.int64] = field(repr=False)
+    images: NDArray[np.float32] | NDArray[np.uint8] = field(repr=False)
+    labels: NDArray[Any] = field(repr=False)
+    groups: NDArray[np.int64] | None = field(default=None, repr=False)
+
+    def floats(self, rows: slice | NDArray[np.integer] = slice(None)) -> NDArray[np.float32]:
+        """Some of the images, or all, as networks take them: [rows, inputs] float32.
+
+        Images that are float32 already are not copied for a slice.
+        """
+        return as_floats(self.images[rows])
+
+    def class_counts(self, num_classes: int) -> tuple[int, ...]:
+        """The number of examples of each class; empty in regression (0 classes)."""
+        return tuple(np.bincount(self.labels, minlength=num_classes).tolist()) if num_classes else ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,26 +57,58 @@ class SelectionData:
 
     Args:
         name: name in the catalogue, or name of the folder or file.
-        image_shape: (rows, columns); their product is the number of pixels.
-        checksums: file name -> SHA-256 of its unpacked content, for the files that were read.
+        num_classes: 0 in regression.
+        checksums: file name -> SHA-256 of its unpacked content, for the files that were read; and, for data whose split
+            hpsearch draws, SHA-256 of the split and of the prepared arrays. All are part of a study's identity.
+        class_names: names of the classes, in the order of their numbers; empty: the numbers are the names.
+        record: how the data was split and prepared, a JSON document that is stored with the study; empty if there is
+            nothing to tell.
     """
 
     name: str
     train: Split
     validation: Split
-    image_shape: tuple[int, int]
+    example_shape: ExampleShape
     num_classes: int
     checksums: dict[str, str]
+    class_names: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def class_name(self, label: int) -> str:
+        """The name of a class; its number if it has no other name."""
+        return class_name(label, self.class_names)
+
+    @property
+    def num_outputs(self) -> int:
+        """The number of a network's outputs: one per class, a single one in regression."""
+        return self.num_classes or 1
+
+    @property
+    def target_deviation(self) -> float:
+        """The standard deviation by which the target was divided, in its own unit; 1 in classification."""
+        return float(self.record.get("target", {}).get("deviation", 1.0))
 
 
-def scaled_split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Split:
-    """Convert grey levels [N, rows, columns] 0..255 to [N, rows * columns] float32 = level / 255.
+def record_of_names(form: str, class_names: Sequence[str], example_shape: ExampleShape) -> dict[str, Any]:
+    """`SelectionData.record` of published images, so that predictions and exports name the classes; empty: no names."""
+    return {"form": form, "classes": list(class_names), "shape": list(example_shape)} if class_names else {}
+
+
+def as_floats(images: NDArray[np.float32] | NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Images as networks take them: uint8 levels become level / 255, and others stay what they are.
 
     Source: docs/sources.md, section 1.
     """
-    pixels = images.reshape(len(images), -1).astype(np.float32)
-    pixels /= np.float32(255)  # in place: a second copy of MNIST would be 188 MB
-    return Split(images=pixels, labels=labels.astype(np.int64))
+    if images.dtype != np.uint8:
+        return np.asarray(images, dtype=np.float32)
+    pixels = images.astype(np.float32)
+    pixels /= np.float32(LARGEST_LEVEL)  # in place: a second copy of MNIST would be 188 MB
+    return pixels
+
+
+def scaled_split(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Split:
+    """Grey levels [N, rows, columns] 0..255, each of which stands for level / 255, as [N, rows * columns] uint8."""
+    return Split(images=images.reshape(len(images), -1), labels=labels.astype(np.int64))
 
 
 def selection_slices(num_images: int, train_samples: int | None, *, source: str) -> tuple[slice, slice]:

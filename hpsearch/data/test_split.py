@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from hpsearch.data.forms.form import OpeningPermit
-from hpsearch.data.lookup import DataLocations
-from hpsearch.data.registry import resolve_dataset
+from hpsearch.data.files.lookup import DataLocations
+from hpsearch.data.forms.form import DataRequest, OpeningPermit
+from hpsearch.data.registry import form_of
 from hpsearch.data.splits import Split
 from hpsearch.errors import DataError
 from hpsearch.study.settings import DataSettings
@@ -30,11 +31,17 @@ class HeldOutSplit(Split):
     checksums: Mapping[str, str]
 
 
-def load_test_split(settings: DataSettings, locations: DataLocations, is_declared: Callable[[], bool]) -> HeldOutSplit:
+def load_test_split(
+    settings: DataSettings,
+    locations: DataLocations,
+    is_declared: Callable[[], bool],
+    stored: Mapping[str, Any] | None = None,
+) -> HeldOutSplit:
     """Load the whole test part of a data set (`train_samples` limits training only).
 
     Args:
         is_declared: whether the intent to open the test set is committed to the database; called before any read.
+        stored: `SelectionData.record` of the study.
     Raises:
         InputError: no such data set.
         DataError: there is no intent on record; or files are missing, damaged, or do not match their checksums.
@@ -44,5 +51,6 @@ def load_test_split(settings: DataSettings, locations: DataLocations, is_declare
             "the test images are not read: their opening is not on record",
             hint="hpsearch test STUDY does both",
         )
-    split, checksums = resolve_dataset(settings.dataset).read_test_part(OpeningPermit(), locations)
-    return HeldOutSplit(images=split.images, labels=split.labels, checksums=checksums)
+    request = DataRequest(settings=settings, locations=locations, stored=stored or None)
+    split, checksums = form_of(settings, locations.local).read_test_part(OpeningPermit(), request)
+    return HeldOutSplit(images=split.images, labels=split.labels, groups=split.groups, checksums=checksums)

@@ -11,6 +11,8 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,6 +24,9 @@ from hpsearch.signals import StopSignal
 from hpsearch.store.connection.answer_limit import answer_limit
 from hpsearch.store.connection.database import Database
 from hpsearch.wording import first_line
+
+if TYPE_CHECKING:
+    import torch
 
 _log = get_logger("devices")
 
@@ -54,15 +59,19 @@ class PinnedDevice:
     """
 
     def __init__(self, gpu: Gpu | None, session: GpuLockSession | None = None, *, is_shared: bool = False) -> None:
-        import torch
-
-        self.device = gpu.device if gpu else torch.device("cpu")
+        self._gpu = gpu
         self.description = gpu.description if gpu else "cpu"  # for people, and for the trials' attribute `device`
         self._uuid = gpu.uuid if gpu else None
         self._session = session
         self._is_shared = is_shared
         self._mutex = threading.Lock()
         self._is_lost = False
+
+    @cached_property
+    def device(self) -> torch.device:
+        import torch  # a worker whose trials are programs does not need it
+
+        return self._gpu.device if self._gpu else torch.device("cpu")
 
     @property
     def is_lost(self) -> bool:

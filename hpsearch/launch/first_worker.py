@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from multiprocessing import Pipe
 from typing import TYPE_CHECKING
 
-from hpsearch.data.download import DownloadProgress
+from hpsearch.data.files.download import DownloadProgress
 from hpsearch.errors import HpsearchError, InputError, SurroundingsError
 from hpsearch.launch.worker_command import WorkerCommand, WorkersFailedError, end_workers
 from hpsearch.study.definition import StudyDefinition
@@ -64,4 +64,4 @@ class FirstWorker(AbstractContextManager["FirstWorker"]):
         self._pipe.close()
         if not self._has_begun:  # before the request, a worker holds nothing that it could give back
             self.process.kill()
-        end_workers([self.process])
+        end_workers([self.process], self._command.stop_seconds)

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from hpsearch.artifacts.best_parameters import open_artifacts
-from hpsearch.data.download import DownloadProgress
+from hpsearch.data.files.download import DownloadProgress
 from hpsearch.data.registry import with_absolute_dataset
 from hpsearch.device.pin import describe_taken
 from hpsearch.launch.first_worker import FirstWorker
@@ -45,8 +45,12 @@ class LaunchListener:
         """Open while the data is located; the yielded object is notified of each file that is downloaded."""
         return contextlib.nullcontext()
 
-    def prepared(self, registration: Registration, num_workers: int, lanes: str) -> None:
-        """The study exists with all its points, and the workers are about to start."""
+    def prepared(self, registration: Registration, num_workers: int, num_at_once: int | None) -> None:
+        """The study exists with all its points, and the workers are about to start.
+
+        Args:
+            num_at_once: lanes or programs of each worker; None: the worker finds that out.
+        """
 
     def training(self, study: StoredStudy) -> AbstractContextManager[Callable[[Progress], None]]:
         """Open while workers train; the yielded function is called with the study's progress about once a second."""
@@ -109,7 +113,7 @@ def _train(
     with listener.download() as progress:
         registration = first.prepare(definition, progress)
     study = registration.study
-    listener.prepared(registration, num_workers, launch.options.worker.lanes_text)
+    listener.prepared(registration, num_workers, launch.num_at_once)
     supervisor = Supervisor(
         database=database, study=study, command=launcher, num_workers=num_workers, on_lanes=listener.lanes_changed
     )

@@ -9,8 +9,11 @@ from hpsearch.device.devices import Gpu, VisibleDevices, num_local_workers, want
 from hpsearch.device.processors import threads_per_worker
 from hpsearch.home import log_folder
 from hpsearch.launch.first_worker import FirstWorker
-from hpsearch.launch.worker_command import WorkerCommand
+from hpsearch.launch.worker_command import WorkerCommand, stop_seconds
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.program import ProgramSettings
 from hpsearch.worker.options import WorkerOptions
+from hpsearch.worker.programs.slots import num_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,7 @@ class LaunchOptions:
         on: address of a Ray cluster; None: this machine.
         worker: options of each worker.
         checks: look at the data before the study is created.
+        study: what is to be trained; None: networks. If its trials are programs, a launch is the consent to run them.
     """
 
     storage: str | None = field(default=None, repr=False)  # it may hold a password
@@ -30,6 +34,11 @@ class LaunchOptions:
     on: str | None = None
     worker: WorkerOptions = field(default_factory=WorkerOptions)
     checks: bool = True
+    study: StudyDefinition | None = None
+
+    @property
+    def program(self) -> ProgramSettings | None:
+        return None if self.study is None else self.study.program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +63,14 @@ class Launch:
         """
         return FirstWorker(self.command(study_name), joins=self.options.on is None, checks=self.options.checks)
 
+    @property
+    def num_at_once(self) -> int | None:
+        """How many trials each worker runs at once; None: it is not known before the workers have started."""
+        program, lanes = self.options.program, self.options.worker.lanes
+        if lanes is not None or program is None or self.options.on is not None:
+            return lanes
+        return num_slots(program, lanes, has_gpus=bool(self.gpus), num_workers=self.num_workers)
+
     def command(self, study_name: str) -> WorkerCommand:
         """How to start a worker on this machine. A password that was read from a file is read by each worker again."""
         return WorkerCommand(
@@ -63,6 +80,8 @@ class Launch:
             num_workers=self.num_workers,
             threads=threads_per_worker(self.num_workers),
             log_folder=log_folder(),
+            consent=None if self.options.study is None else self.options.study.consent,
+            stop_seconds=stop_seconds(self.options.program),
         )
 
 
@@ -73,7 +92,9 @@ def check_launch(options: LaunchOptions) -> Launch:
         InputError: no such device, more workers than GPUs, or not the address of a cluster.
         DeviceError: the requested GPU does not exist.
     """
-    device = options.worker.device
+    device, program = options.worker.device, options.program
+    if program is not None and program.gpus == 0:
+        device = "cpu"
     if options.on is not None:
         from hpsearch.launch.ray_launcher import check_placement
 
@@ -82,6 +103,8 @@ def check_launch(options: LaunchOptions) -> Launch:
     num_workers = options.workers or 1
     if options.on is None:
         num_workers = num_local_workers(options.workers, device, visible, is_shared=options.worker.shares_gpu)
+        if program is not None and program.gpus and options.workers is None:
+            num_workers = max(1, num_workers // program.gpus)
     gpus = wanted_gpus(device, visible) if options.on is None else ()
     artifacts = artifact_place(options.worker.artifacts)
     options = replace(options, worker=replace(options.worker, artifacts=artifacts))

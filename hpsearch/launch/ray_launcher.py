@@ -21,6 +21,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -76,14 +77,19 @@ class RayWorker:
 
     Args:
         variables: HPSEARCH_ variables of the machine on which `run` was started; they override the node's own.
+        place: the folder in which `run` was started, if trials are programs: they are started in the same one here.
     """
 
-    def __init__(self, command: WorkerCommand, index: int, variables: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: WorkerCommand, index: int, variables: Mapping[str, str], place: str | None = None
+    ) -> None:
         os.environ.update(variables)
         self._command = replace(command, log_folder=log_folder())  # of this node
         self._index = index
         self._process: subprocess.Popen[bytes] | HpsearchError
         try:
+            if place is not None:
+                _enter(place)
             self._process = self._command.start(index)
         except HpsearchError as error:  # raised through Ray, the error would lose its exit code
             self._process = error
@@ -110,6 +116,17 @@ class RayWorker:
         """Send a signal to the worker, if it runs."""
         if isinstance(self._process, subprocess.Popen):
             self._process.send_signal(number)
+
+
+def _enter(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise SurroundingsError(
+            f"there is no folder {folder} on node {platform.node()}, in which the study's program is to be started: "
+            f"{error.strerror}",
+            hint="start `run` in a folder that all nodes of the cluster share",
+        ) from error
 
 
 # Where `run` was started
@@ -205,7 +222,8 @@ class RayLauncher:
             max_task_retries=-1,
             scheduling_strategy="SPREAD",
         )
-        actor = actor_class.remote(self.command, index, self.variables)
+        place = None if self.command.consent is None else str(Path.cwd())
+        actor = actor_class.remote(self.command, index, self.variables, place)
         name = f"worker {index} ({self.command.threads} CPUs, {self.num_gpus} GPUs)"
         self._processes[index] = RayProcess(self.ray, actor, name)
         return self._processes[index]

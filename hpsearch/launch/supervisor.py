@@ -7,13 +7,13 @@ Ctrl-C as SIGTERM, and reads progress. Workers notice when their supervisor is g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Protocol
 
 from hpsearch.errors import HpsearchError, InputError, SurroundingsError
-from hpsearch.launch.worker_command import WorkerProcess, WorkersFailedError, end_workers
+from hpsearch.launch.worker_command import WorkerProcess, WorkersFailedError, end_workers, stop_seconds
 from hpsearch.logs import get_logger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Progress, read_progress
@@ -67,7 +67,7 @@ class Supervisor:
                 if index not in self.processes:
                     self.processes[index] = self.command.start(index)
             while True:
-                progress = read_progress(self.database, self.study.study_id)
+                progress = read_progress(self.database, self.study.study_id, self.study.definition.judged_by)
                 on_progress(progress)
                 self._tell_lanes()
                 if progress.is_finished:
@@ -75,7 +75,13 @@ class Supervisor:
                 self._look_after_workers(progress.counts)
                 time.sleep(self.poll_seconds)
         finally:
-            end_workers(self.processes.values())
+            end_workers(self.processes.values(), stop_seconds(self.study.definition.program))
+
+    @property
+    def _verdicts(self) -> Collection[int]:
+        """Exit codes of a worker that another one would end with, too. A program fails by itself, not its worker."""
+        verdicts = (InputError.exit_code, SurroundingsError.exit_code)
+        return (*verdicts, HpsearchError.exit_code) if self.study.definition.is_program else verdicts
 
     def _tell_lanes(self) -> None:
         for index in self.processes:
@@ -93,9 +99,8 @@ class Supervisor:
                 continue
             # Without our error line, the code may come from the user's code, perhaps in one trial only: restart the
             # worker.
-            is_verdict = code in (InputError.exit_code, SurroundingsError.exit_code)
-            if is_verdict and self.command.final_error(index) is not None:
-                self._give_up(index, "cannot work", code)
+            if code in self._verdicts and self.command.final_error(index) is not None:
+                self._give_up(index, "cannot work" if code != HpsearchError.exit_code else "gave up", code)
             self._restart(index, code)
         if self.processes and all(process.poll() == 0 for process in self.processes.values()):
             # All workers have ended, but a point is open or a round is due: a point was given back, or the study

@@ -6,6 +6,7 @@ Imports nothing heavy: `run` starts its first worker before it imports what it n
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -22,9 +23,10 @@ from typing import Protocol
 from hpsearch import environment
 from hpsearch.errors import ArtifactError, HpsearchError
 from hpsearch.home import make_folder
-from hpsearch.logs import find_final_error, find_message
+from hpsearch.logs import HINT_PREFIX, find_final_error, find_message
 from hpsearch.safe_text import mask_passwords
 from hpsearch.signals import STOP_SECONDS
+from hpsearch.study.program import ProgramSettings
 from hpsearch.worker.options import WorkerOptions
 
 LOG_LIMIT_BYTES = 16 * 2**20  # of a worker's log; one older part of the same size is kept
@@ -50,9 +52,19 @@ class WorkerProcess(Protocol):
     def kill(self) -> None: ...
 
 
-def end_workers(processes: Collection[WorkerProcess]) -> None:
+def stop_seconds(program: ProgramSettings | None) -> float:
+    """How long a worker may take to stop.
+
+    Args:
+        program: of its study, if its trials are programs: they have their own grace, and what is written before and
+            after takes seconds, too.
+    """
+    return STOP_SECONDS if program is None else max(STOP_SECONDS, program.grace_seconds + 5.0)
+
+
+def end_workers(processes: Collection[WorkerProcess], seconds: float = STOP_SECONDS) -> None:
     """End these workers: SIGTERM first, then SIGKILL for those that do not stop in time, or at a second Ctrl-C."""
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + seconds
     try:
         for process in processes:
             if process.poll() is None:
@@ -86,6 +98,8 @@ class WorkerCommand:
             points.
         threads: CPU threads per worker.
         log_folder: one log file per worker.
+        consent: hash of the program that the workers may run; None: they train networks.
+        stop_seconds: how long a worker may take to stop.
     """
 
     study_name: str
@@ -94,6 +108,8 @@ class WorkerCommand:
     num_workers: int
     threads: int
     log_folder: Path
+    consent: str | None = None
+    stop_seconds: float = STOP_SECONDS
     _num_read: dict[int, int] = field(default_factory=dict)  # by worker index: bytes of the log, for lane_changes
 
     def log_file(self, index: int) -> Path:
@@ -122,6 +138,9 @@ class WorkerCommand:
             url = parse_url(self.storage_url)
             password = url.password
             variables[environment.STORAGE] = without_password(url).render_as_string()
+        variables.pop(environment.COMMANDS, None)
+        if self.consent is not None:
+            variables[environment.COMMANDS] = self.consent
         variables.pop(environment.LIFE_SIGN, None)  # names one process's file; several workers would overwrite it
         variables.pop(environment.METRICS, None)
         if self.options.artifacts is not None:
@@ -149,9 +168,15 @@ class WorkerCommand:
         return self.final_error(index) or mask_passwords((self._lines(index) or ["its log is empty"])[-1])
 
     def final_error(self, index: int) -> str | None:
-        """Return the error message with which a worker ended; None if it ended without one."""
-        errors = [error for line in self._lines(index) if (error := find_final_error(line)) is not None]
-        return mask_passwords(errors[-1]) if errors else None
+        """Return the error message with which a worker ended, with all its lines; None if it ended without one."""
+        lines = self._lines(index)
+        found = [(number, error) for number, line in enumerate(lines) if (error := find_final_error(line)) is not None]
+        if not found:
+            return None
+        number, error = found[-1]
+        more = itertools.takewhile(lambda line: not line.startswith(HINT_PREFIX), lines[number + 1 :])
+        is_text = not lines[number].startswith("{")
+        return mask_passwords("\n".join([error, *more] if is_text else [error]))
 
     def _lines(self, index: int) -> list[str]:
         """Return the end of what a worker has written to its log since its last start."""

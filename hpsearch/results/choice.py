@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from hpsearch import metric
 from hpsearch.errors import InputError
+from hpsearch.metric import ZERO_ONE, Metric
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.openings.record import VaultRecord
 from hpsearch.results.selection import Selection
@@ -97,18 +97,22 @@ class Estimate:
     """An error estimate of the chosen point, with its interval and a remark about its reliability.
 
     Args:
-        error: a fraction.
+        metric: of the study.
+        error: a value of the metric; None: it is not defined on the test examples.
         interval: 95 % interval: Wilson's over the images, or for a confirmed mean over other seeds and other images.
-            None: the number of images is not known.
+            None: it is not known.
         num_images: size of the test set or validation set; None: not known.
+        examples: what they are called; groups, if their rows are not independent.
         name: what the error is, for display.
         remark: how far it can be trusted, in a few words.
     """
 
     evidence: Evidence
-    error: float
+    metric: Metric
+    error: float | None
     interval: tuple[float, float] | None
     num_images: int | None
+    examples: str
     name: str
     remark: str
 
@@ -116,18 +120,20 @@ class Estimate:
         """The estimate as text: `test error 5.07 % (95 % interval 4.66 to 5.52 %; 10,000 images; ...)`."""
         told = []
         if self.interval is not None:
-            told.append(f"95 % interval {metric.interval_text(self.interval)}")
+            told.append(f"95 % interval {self.metric.interval_text(self.interval)}")
         if self.num_images is not None:
-            told.append(f"{self.num_images:,} images")
-        return f"{self.name} {metric.error_text(self.error)} ({'; '.join([*told, self.remark])})"
+            told.append(f"{self.num_images:,} {self.examples}")
+        return f"{self.name} {self.metric.text(self.error)} ({'; '.join([*told, self.remark])})"
 
     def as_json(self) -> dict[str, Any]:
         """The estimate in `status --json` and exports. These keys are stable; new keys may be added."""
         return {
             "evidence": self.evidence.value,
+            "metric": self.metric.name,
             "error": self.error,
             "interval": None if self.interval is None else list(self.interval),
             "num_images": self.num_images,
+            "units": None if self.metric.is_reported else self.examples,
         }
 
 
@@ -140,37 +146,48 @@ def estimate_of(
         summary: of the searched study.
         num_images: size of its validation set; None: not known.
     """
+    metric, examples = summary.metric, summary.study.examples
     record = next((record for record in summary.openings if chosen.is_of(record)), None)
     if record is not None:
         which = "" if record.opening == 1 else f", opening {record.opening} of the test set"
         retrained = ", retrained" if record.chosen["is_retrained"] else ""
         return Estimate(
             evidence=Evidence.TEST,
-            error=record.test_error,
+            metric=record.metric,
+            error=record.test_value,
             interval=record.interval,
             num_images=record.num_images,
-            name=metric.TEST_NAME,
-            remark=f"on images that no selection used{which}{retrained}",
+            examples=examples,
+            name=record.metric.test_label,
+            remark=f"on {examples} that no selection used{which}{retrained}",
         )
     confirmed = confirmation and confirmation.chosen
     mean = confirmed and confirmed.configuration.mean
     if chosen.selection is Selection.CONFIRMED and confirmation and confirmation.comparison and mean:
         return Estimate(
             evidence=Evidence.CONFIRMED,
-            error=mean.mean,
-            interval=mean.interval,
+            metric=metric,
+            error=metric.value_of(mean.mean),
+            interval=None if mean.interval is None else metric.interval_of(mean.interval),
             num_images=confirmation.comparison.num_images,
-            name=f"confirmed {metric.NAME}",
-            remark=f"mean over {counted(len(confirmation.seeds), 'fresh seed')}, on the images of the selection",
+            examples=summary.study.units,
+            name=f"confirmed {metric.validation_label}",
+            remark=f"mean over {counted(len(confirmation.seeds), 'fresh seed')}"
+            + ("" if metric.is_reported else f", on the {examples} of the selection"),
         )
     value = chosen.trial.value
     assert value is not None, "a complete trial has a value"
-    share = min(max(value, 0.0), 1.0)
+    share, interval = min(max(value, 0.0), 1.0), None
+    # The database has the losses of groups, but not how many errors a group has.
+    if metric is ZERO_ONE and num_images is not None and summary.study.group_sizes is None:
+        interval = wilson_interval(round(share * num_images), num_images)
     return Estimate(
         evidence=Evidence.SEARCH,
+        metric=metric,
         error=value,
-        interval=None if num_images is None else wilson_interval(round(share * num_images), num_images),
+        interval=interval,
         num_images=num_images,
-        name=f"{metric.NAME} in the search",
-        remark="the lowest of many trials, so it tends to be too low",
+        examples=summary.study.units,
+        name=f"the search's {metric.label}" if metric.is_reported else f"{metric.validation_label} in the search",
+        remark=f"the {metric.best_word} of many trials, so it tends to be too {'low' if metric.sign > 0 else 'high'}",
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from hpsearch.metric import error_text
 from hpsearch.results.choice import ChosenPoint, Estimate, choose_point, estimate_of
 from hpsearch.results.confirmation.companion_study import find_companion
 from hpsearch.results.confirmation.outcome import Confirmation
@@ -61,7 +60,7 @@ class StudyStatus:
             return []
         lines = [f"chosen point: {describe_point(chosen)}: {self.estimate(chosen).describe()}"]
         if self.best_is_another:
-            error = f"{error_text(best.value)} in the search"
+            error = f"{self.summary.metric.text(best.value)} in the search"
             lines.append(f"the search's best is another point: trial {best.number}, {error}; --point best selects it")
         return lines + [describe_other_opening(record) for record in openings_of_others(self.summary, chosen)]
 
@@ -95,7 +94,7 @@ def openings_of_others(summary: StudySummary, chosen: ChosenPoint) -> Sequence[V
 
 def describe_other_opening(record: VaultRecord) -> str:
     """One line: the test set was opened for another point, with its number."""
-    evaluated = f"{record.model}: test error {record.describe_number()}"
+    evaluated = f"{record.model}: {record.metric.test_label} {record.describe_number()}"
     return f"the test set was opened for another point than the chosen one, {evaluated}"
 
 

@@ -6,7 +6,6 @@ module only reads. Reading takes six SQL statements (seven with curves), whateve
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,18 +16,28 @@ from sqlalchemy import Connection
 
 from hpsearch.errors import NothingCompleteError, UncountedPointsError
 from hpsearch.home import log_folder
+from hpsearch.metric import Metric
+from hpsearch.results.failures import Failure, by_reason, failure_of
 from hpsearch.results.openings.intents import Intents, VaultIntent, select_intents
 from hpsearch.results.openings.record import OpeningEntry, Openings, VaultRecord, select_openings
 from hpsearch.results.trial_summary import TrialRows, TrialSummary, select_trials, trials_from, values_of
+from hpsearch.results.verdicts import group_by_verdict
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.counts import PointCounts, num_lost_points
-from hpsearch.store.rows.foreign_endings import FAIL_REASON_ATTRIBUTE, FOREIGN_STATE_ATTRIBUTE
+from hpsearch.store.rows.foreign_endings import FOREIGN_STATE_ATTRIBUTE
 from hpsearch.store.rows.round_rows import StoredRound, has_ended, read_rounds
-from hpsearch.store.rows.trial_state import RESUMED_AT_ATTRIBUTE, StoredState
+from hpsearch.store.rows.trial_state import MAX_EPOCHS_REASON, RESUMED_AT_ATTRIBUTE, STOP_REASON_ATTRIBUTE, StoredState
 from hpsearch.store.studies import StoredStudy, load_study
 from hpsearch.wording import format_time, parameters_label, times
 
+_FEWEST_EPOCHS = 10
+_NUM_BEST = 5  # trials that tell whether the budget was too small
+_MOST_FAILURES = 10  # failed attempts that are shown
 _MOST_NAMED = 3  # points that an error message names
+_OF_BEST = (
+    *("trial", "point", "value", "validation_nll", "best_epoch", "epochs", "params"),
+    *("verdict", "verdict_detail"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,17 @@ class StudySummary:
     @property
     def name(self) -> str:
         return self.study.name
+
+    @property
+    def metric(self) -> Metric:
+        return self.study.definition.judged_by
+
+    @property
+    def searched_names(self) -> tuple[str, ...]:
+        """The names of the searched parameters: those of the study file, or what an objective has asked for so far."""
+        if self.study.definition.objective is None:
+            return tuple(dimension.name for dimension in self.study.definition.search.dimensions)
+        return tuple(dict.fromkeys(name for trial in self.trials for name in trial.point_parameters))
 
     @property
     def complete(self) -> tuple[TrialSummary, ...]:
@@ -121,10 +141,14 @@ class StudySummary:
         return tuple(trial for trial in self.failed_attempts if trial.is_current)
 
     @property
-    def reasons_of_given_up(self) -> Mapping[str, int]:
-        """The reasons why points were given up, with the number of points; the most frequent reason first."""
-        reasons = (str(t.attributes.get(FAIL_REASON_ATTRIBUTE) or "no reason recorded") for t in self.given_up)
-        return dict(Counter(reasons).most_common())
+    def reasons_of_given_up(self) -> Mapping[str, Sequence[Failure]]:
+        """The last failures of points that were given up, by their reason; the most frequent reason first."""
+        return by_reason(self.given_up)
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """The latest failed attempts, the last one first."""
+        return tuple(map(failure_of, self.failed_attempts[: -_MOST_FAILURES - 1 : -1]))
 
     @property
     def num_lost_points(self) -> int:
@@ -141,6 +165,38 @@ class StudySummary:
         """Trials that another program has ended. Their points were queued again, or will be by the next worker."""
         return sum(FOREIGN_STATE_ATTRIBUTE in trial.attributes for trial in self.trials)
 
+    @property
+    def still_improving(self) -> tuple[TrialSummary, ...]:
+        """Those of the best trials that max_epochs ended while they still improved: best epoch among the last tenth.
+
+        None if the number of epochs is searched, or so small that this says nothing.
+        """
+        definition = self.study.definition
+        is_searched = any(dimension.name in ("max_epochs", "seed") for dimension in definition.search.dimensions)
+        if is_searched or definition.training.max_epochs < _FEWEST_EPOCHS:
+            return ()
+        return tuple(
+            trial
+            for trial in self.complete[:_NUM_BEST]
+            if trial.attributes.get(STOP_REASON_ATTRIBUTE) == MAX_EPOCHS_REASON
+            and trial.num_epochs == definition.training.max_epochs
+            and (trial.best_epoch or 0) > 0.9 * trial.num_epochs
+        )
+
+    def describe_small_budget(self) -> str:
+        """One line if the budget of epochs was too small for most of the best trials; otherwise empty."""
+        best, improving = self.complete[:_NUM_BEST], self.still_improving
+        if not improving or (best[0] not in improving and 2 * len(improving) <= len(best)):
+            return ""
+        definition = self.study.definition
+        epochs = definition.training.max_epochs
+        who = "the best trial" if len(best) == 1 else f"{len(improving)} of the best {len(best)} trials"
+        were = "were" if len(improving) > 1 else "was"
+        told = f"{who} {were} still improving when max_epochs = {epochs} ended them"
+        if not definition.is_continuable:
+            return f"{told}: more epochs need a new study, because {definition.pruning.pruner} has divided them"
+        return f"{told}: run it with --set training.max_epochs={2 * epochs}, and they go on"
+
     def require_best(self) -> TrialSummary:
         """The best trial.
 
@@ -150,11 +206,17 @@ class StudySummary:
         if self.best is None:
             raise NothingCompleteError(
                 f"study {self.name!r} has no complete trial yet: {describe_counts(self.points)}",
-                hint=f"train it first: hpsearch worker {self.name}"
-                if self.points.unfinished
-                else "every point was pruned or given up: change the search space or the pruning",
+                hint=self._why_nothing_is_complete,
             )
         return self.best
+
+    @property
+    def _why_nothing_is_complete(self) -> str:
+        if self.points.unfinished:
+            return f"train it first: hpsearch worker {self.name}"
+        if self.given_up and self.study.definition.is_program:
+            return f"hpsearch status {self.name} shows what its programs printed before they failed"
+        return "every point was pruned or given up: change the search space or the pruning"
 
     def require_all_counted(self) -> None:
         """Check that no point was given up.
@@ -167,9 +229,15 @@ class StudySummary:
             return
         named = "; ".join(f"point {t.point} ({parameters_label(t.point_parameters)})" for t in given_up[:_MOST_NAMED])
         more = f" and {len(given_up) - _MOST_NAMED} more" if len(given_up) > _MOST_NAMED else ""
+        counts = f"{len(given_up)} of {self.points.total} points"
+        if self.study.definition.is_program:
+            raise UncountedPointsError(
+                f"{counts} were given up, their programs failed each time: {named}{more}",
+                hint=f"hpsearch status {self.name} shows their last lines; the dashboard has more: the first "
+                "and last 256 KB of each output",
+            )
         raise UncountedPointsError(
-            f"{len(given_up)} of {self.points.total} points could not be trained, their workers died or "
-            f"failed each time: {named}{more}",
+            f"{counts} could not be trained, their workers died or failed each time: {named}{more}",
             hint=f"the logs of the workers are in {log_folder()}",
         )
 
@@ -178,7 +246,10 @@ class StudySummary:
 
         These keys are stable; new keys may be added.
 
-        name, strategy, dataset, seed, definition_sha256, read_at (UTC)
+        name, strategy, seed, definition_sha256, read_at (UTC)
+        dataset             null if trials are programs
+        command             null, or what a program's trials run, with its placeholders; of an objective its function
+        metric, direction   name of the study's metric, and minimize or maximize
         finished            no point is waiting or running, and no round will follow
         points              total, waiting, running, complete, pruned, failed (given up)
         rounds              rounds of points, in order: round (its number, as in the trials' attribute), points (number
@@ -186,7 +257,9 @@ class StudySummary:
         search_ended        null, or why no further round was opened
         epochs              epochs trained so far, including failed attempts
         given_up            number of points given up, by the reason of their last attempt
-        failed_attempts     number of trials that failed with their worker, or were ended by another program
+        failed_attempts     number of trials that failed, or were ended by another program
+        failures            the last ten of these, the latest first: trial, point, attempt, given_up, reason,
+                            last_lines (of a program's output)
         ended_outside       number of trials that another program has ended: their values are ignored, and their points
                             are trained again
         lost_points         number of points whose trials another program has deleted: trained again, except in a
@@ -194,9 +267,14 @@ class StudySummary:
         foreign_trials      number of trials that other programs have added to the study: they are ignored
         running             running trials: trial (its number), point, epochs, worker and device (null if not known),
                             params
-        best                null, or the best trial: trial (its number), point, value (fraction of
-                            misclassified validation images), validation_nll (nats), best_epoch, epochs,
-                            params (the searched keys)
+        best                null, or the best trial: trial (its number), point, value (of the
+                            study's metric), validation_nll (what training minimises), best_epoch, epochs,
+                            params (the searched keys), verdict and verdict_detail (null if it has none)
+        still_improving     numbers of those of the best five trials that max_epochs ended while they still improved
+        budgets             the numbers of epochs that the study has had, in order, the present one last; of a program
+                            its max_steps, if it has any
+        verdicts            number of counted trials by the likeliest cause that their verdict names, such as fine or
+                            learning rate too low; "no verdict" for others
         checks              null if neither data nor networks were checked, otherwise the report of the last checks
                             (`CheckReport.as_json`): verdict, date, version, checksums, findings, ...
         test_openings       openings of the test set, in order (`VaultRecord.as_json`); [] if it is unopened
@@ -208,7 +286,10 @@ class StudySummary:
         return {
             "name": self.name,
             "strategy": definition.search.strategy,
-            "dataset": definition.data.dataset,
+            "dataset": definition.dataset,
+            "command": definition.program and definition.program.line,
+            "metric": self.metric.name,
+            "direction": self.metric.direction,
             "seed": definition.seed,
             "definition_sha256": definition.sha256,
             "read_at": format_time(self.read_at),
@@ -226,15 +307,18 @@ class StudySummary:
             "search_ended": self.search_ended,
             "epochs": self.num_epochs,
             "failed_attempts": len(self.failed_attempts),
-            "given_up": dict(self.reasons_of_given_up),
+            "given_up": {reason: len(failures) for reason, failures in self.reasons_of_given_up.items()},
+            "failures": [failure.as_json() for failure in self.failures],
             "ended_outside": self.num_ended_outside,
             "lost_points": self.num_lost_points,
             "foreign_trials": self.num_foreign,
             "running": [
                 values_of(trial, "trial", "point", "epochs", "worker", "device", "params") for trial in self.running
             ],
-            "best": best
-            and values_of(best, "trial", "point", "value", "validation_nll", "best_epoch", "epochs", "params"),
+            "best": best and values_of(best, *_OF_BEST),
+            "still_improving": [trial.number for trial in self.still_improving],
+            "budgets": list(self.study.budgets or filter(None, [definition.step_limit])),
+            "verdicts": {group.cause: len(group.trials) for group in group_by_verdict(self.trials)},
             "checks": self.study.checks,
             **self.test_set_as_json(),
         }

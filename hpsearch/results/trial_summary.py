@@ -15,11 +15,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, Row, text
 
+from hpsearch.epoch_report import Diagnosis
+from hpsearch.store.rows.diagnoses import COLUMNS, NUMBERS
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE, FOREIGN_VALUES, foreign_attributes
 from hpsearch.store.rows.parameter_values import FromNumber, external_value, parse_from_number
-from hpsearch.store.rows.trial_state import NLL_ATTRIBUTE, POINT_ATTRIBUTE, RESUMED_AT_ATTRIBUTE, StoredState
-from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX, Kind, check_kind, parse_stored
+from hpsearch.store.rows.trial_state import (
+    CONTINUES_ATTRIBUTE,
+    MAX_EPOCHS_REASON,
+    NLL_ATTRIBUTE,
+    POINT_ATTRIBUTE,
+    RESUMED_AT_ATTRIBUTE,
+    STOP_REASON_ATTRIBUTE,
+    VERDICT_ATTRIBUTES,
+    StoredState,
+)
+from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX, Kind, check_kind, parse_stored, parse_stored_object
 from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import ParameterValue, without_zero_switches
 
 if TYPE_CHECKING:
@@ -31,15 +43,16 @@ class EpochRecord(NamedTuple):
     """One epoch of a learning curve, as stored in the database.
 
     Args:
-        zero_one: fraction of misclassified validation images at the epoch's best validation.
-        train_nll, validation_nll: nats.
+        value: of the study's metric, at the epoch's best validation.
+        train_nll, validation_nll: means of what training minimises (`epoch_report.Validation`); as the learning rate,
+            None for the report of a program.
     """
 
     epoch: int
-    zero_one: float
-    train_nll: float
-    validation_nll: float
-    learning_rate: float
+    value: float
+    train_nll: float | None
+    validation_nll: float | None
+    learning_rate: float | None
     seconds: float
 
 
@@ -50,18 +63,22 @@ class TrialSummary:
     Args:
         number: Optuna's trial number, from 0.
         point: the number of its point.
-        is_current: False for an attempt that failed and was or will be replaced.
+        is_current: False for an attempt that failed and was or will be replaced, and for a trial that was continued.
+        was_continued: another trial of its point goes on where this one ended, with more epochs.
+        is_prior: it was continued, and is its point's result until the new trial has ended.
         awaits_requeue: another program has ended it, and no worker has queued its point again yet. It is shown in its
             later state: FAIL, without a value.
         parameters: as stored by Optuna, with `_is_zero` switches.
         stored_distributions: the parameters' distributions as Optuna's JSON.
-        value: fraction of misclassified validation images: the best of a COMPLETE trial, the last of a PRUNED trial.
+        value: of the study's metric: the best of a COMPLETE trial, the last of a PRUNED trial.
+        loss: of that value; lower is better.
         attributes: the user attributes that the worker wrote.
         artifact_records: Optuna's system attributes that name artifacts.
         left_to_study: the study's own values of searched keys that its (listed) point does not name.
         num_epochs: number of reported epochs.
         started_at, ended_at: UTC.
         curve: its epochs in order; empty unless curves were read.
+        diagnoses: by epoch; empty unless curves were read.
     """
 
     trial_id: int
@@ -72,19 +89,38 @@ class TrialSummary:
     parameters: Mapping[str, ParameterValue]
     stored_distributions: Mapping[str, str]
     value: float | None
+    loss: float | None
     attributes: Mapping[str, Any]
     artifact_records: Mapping[str, str]
     num_epochs: int
     started_at: datetime | None
     ended_at: datetime | None
     curve: tuple[EpochRecord, ...] = ()
+    diagnoses: Mapping[int, Diagnosis] = field(default_factory=dict)
     left_to_study: Mapping[str, ParameterValue] = field(default_factory=dict)
     awaits_requeue: bool = False
+    was_continued: bool = False
+    is_prior: bool = False
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether views of the points show it: it is neither a replaced attempt nor superseded."""
+        return self.is_current or self.is_prior
 
     @property
     def is_complete(self) -> bool:
-        """Whether the trial can be selected: it is COMPLETE, and the counted attempt at its point."""
-        return self.is_current and self.stored_state is StoredState.COMPLETE and self.value is not None
+        """Whether the trial can be selected: it is COMPLETE, and its point's result."""
+        return self.is_listed and self.stored_state is StoredState.COMPLETE and self.value is not None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it is its point's result: COMPLETE or PRUNED."""
+        return self.is_listed and self.stored_state in (StoredState.COMPLETE, StoredState.PRUNED)
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether another trial has continued it with more epochs and taken its place."""
+        return self.was_continued and not self.is_listed
 
     @property
     def state(self) -> TrialState:
@@ -107,6 +143,14 @@ class TrialSummary:
     def named_parameters(self) -> dict[str, ParameterValue]:
         """The values that the point itself names, without those that a listed point leaves to the study."""
         return without_zero_switches(self.parameters)
+
+    def settings(self, definition: StudyDefinition) -> TrialSettings:
+        """The settings that it was trained with: the study may have been given more epochs since."""
+        settings = definition.resolve(self.parameters)
+        if self.attributes.get(STOP_REASON_ATTRIBUTE) != MAX_EPOCHS_REASON or not definition.is_continuable:
+            return settings
+        training = settings.training.model_copy(update={"max_epochs": self.num_epochs})
+        return settings.model_copy(update={"training": training})
 
     @property
     def best_validation_nll(self) -> float | None:
@@ -134,7 +178,7 @@ class TrialSummary:
             distributions=self.distributions,
             user_attrs=dict(self.attributes),
             system_attrs=dict(self.artifact_records),
-            intermediate_values={record.epoch: record.zero_one for record in self.curve},
+            intermediate_values={record.epoch: record.value for record in self.curve},
         )
 
 
@@ -147,10 +191,6 @@ def _distribution(text: str) -> BaseDistribution:
 
 def _attribute(name: str) -> Callable[[TrialSummary], Any]:
     return lambda trial: trial.attributes.get(name)
-
-
-def _is_counted(trial: TrialSummary) -> bool:
-    return trial.is_current and trial.stored_state in (StoredState.COMPLETE, StoredState.PRUNED)
 
 
 # The values of a trial under their names in JSON documents, exports and data frames.
@@ -169,8 +209,10 @@ TRIAL_VALUES: Mapping[str, Callable[[TrialSummary], Any]] = {
     "worker": _attribute("worker"),
     "device": _attribute("device"),
     "lanes": _attribute("lanes"),
-    "is_counted": _is_counted,
+    **{name: _attribute(name) for name in VERDICT_ATTRIBUTES},
+    "is_counted": attrgetter("is_counted"),
     "params": attrgetter("point_parameters"),
+    "continues_trial": _attribute(CONTINUES_ATTRIBUTE),
 }
 
 
@@ -221,18 +263,20 @@ _ORDER = (StoredState.COMPLETE, StoredState.PRUNED, StoredState.RUNNING, StoredS
 
 def _rank(trial: TrialSummary) -> tuple[int, float, float, int]:
     """The sort key of a trial. Ties in the value are broken by NLL, as between two validations of one trial."""
-    value = math.inf if trial.value is None else trial.value
+    loss = math.inf if trial.loss is None else trial.loss
     nll = math.inf if trial.best_validation_nll is None else trial.best_validation_nll
-    return _ORDER.index(trial.stored_state), value, nll, trial.number
+    return _ORDER.index(trial.stored_state), loss, nll, trial.number
 
 
 # The types of the attributes that views use. Other attributes are not checked.
 _KINDS = {
     NLL_ATTRIBUTE: Kind.NUMBER,
     "seconds": Kind.NUMBER,
-    **dict.fromkeys((POINT_ATTRIBUTE, RESUMED_AT_ATTRIBUTE, "best_epoch", "epochs"), Kind.WHOLE),
+    **dict.fromkeys((POINT_ATTRIBUTE, RESUMED_AT_ATTRIBUTE, CONTINUES_ATTRIBUTE, "best_epoch", "epochs"), Kind.WHOLE),
     "lanes": Kind.COUNTS,
     **dict.fromkeys(("stop_reason", "stop_detail", "fail_reason", "worker", "device"), Kind.TEXT),
+    **dict.fromkeys(VERDICT_ATTRIBUTES[:2], Kind.TEXT),
+    **dict.fromkeys(VERDICT_ATTRIBUTES[2:], Kind.NUMBER),
 }
 
 
@@ -251,6 +295,7 @@ def _trial_from(
         attributes |= foreign_attributes(row.state, row.told)
     if row.point is not None and row.value is not None and not is_ended_outside:
         check_kind(row.value, Kind.NUMBER, what, "table trial_values, column value")
+    value = None if is_ended_outside else row.value
     return TrialSummary(
         trial_id=row.trial_id,
         number=row.number,
@@ -259,15 +304,19 @@ def _trial_from(
         stored_state=StoredState.FAIL if is_ended_outside else StoredState(row.state),
         parameters=parameters,
         stored_distributions={name: text for name, _, text in row.parameters or ()},
-        value=None if is_ended_outside else row.value,
+        value=value,
+        loss=None if value is None else definition.judged_by.loss_of(value),
         attributes=attributes,
         artifact_records=_attributes(row.records, what, "table trial_system_attributes"),
         num_epochs=row.num_epochs or 0,
         started_at=_utc(row.datetime_start),
         ended_at=_utc(row.datetime_complete),
-        curve=tuple(_epoch_from(what, *epoch) for epoch in curve),
-        left_to_study={} if row.point is None else definition.left_to_study(parameters),
+        curve=tuple(_epoch_from(what, *epoch, is_reported=definition.is_program) for epoch, _ in curve),
+        diagnoses={epoch[0]: _diagnosis_from(what, epoch[0], found) for epoch, found in curve if found is not None},
+        left_to_study={} if row.point is None and not row.was_continued else definition.left_to_study(parameters),
         awaits_requeue=is_ended_outside,
+        was_continued=row.was_continued,
+        is_prior=row.is_prior,
     )
 
 
@@ -279,10 +328,21 @@ def _attributes(texts: Mapping[str, str] | None, what: str, table: str) -> dict[
     return found
 
 
-def _epoch_from(what: str, epoch: int, *numbers: float) -> EpochRecord:
-    for number in numbers:
+def _epoch_from(what: str, epoch: int, *numbers: Any, is_reported: bool) -> EpochRecord:
+    """A program reports a value and no losses and learning rate, which are then NULL."""
+    is_value_alone = is_reported and all(number is None for number in numbers[1:4])
+    for number in (numbers[0], numbers[4]) if is_value_alone else numbers:
         check_kind(number, Kind.NUMBER, f"epoch {epoch} of {what}", "tables trial_intermediate_values, hpsearch_epochs")
     return EpochRecord(epoch, *numbers)
+
+
+def _diagnosis_from(what: str, epoch: int, found: list[Any]) -> Diagnosis:
+    what, place = f"the diagnosis after epoch {epoch} of {what}", "table hpsearch_diagnoses"
+    *numbers, ratios = *found[:-1], parse_stored_object(found[-1], what, f"{place}, column update_ratios")
+    for number in (*numbers, *ratios.values()):
+        if number is not None:
+            check_kind(number, Kind.NUMBER, what, place)
+    return Diagnosis(**dict(zip(NUMBERS, numbers, strict=True)), update_ratios=ratios)
 
 
 def _utc(moment: datetime | None) -> datetime | None:
@@ -290,7 +350,8 @@ def _utc(moment: datetime | None) -> datetime | None:
     return moment and moment.replace(tzinfo=UTC)
 
 
-# A trial without a point is either a failed attempt, which has its point's number as an attribute, or foreign.
+# A trial without a point is a failed attempt, which has its point's number as an attribute, or was continued by its
+# point's current trial, or is foreign.
 _TRIALS = text(f"""
     SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value, p.point,
         (SELECT json_agg(json_build_array(param_name, param_value, distribution_json) ORDER BY param_id)
@@ -301,20 +362,30 @@ _TRIALS = text(f"""
             FROM trial_system_attributes WHERE trial_id = t.trial_id AND key LIKE :record) AS records,
         (SELECT max(epoch) FROM hpsearch_epochs WHERE trial_id = t.trial_id) AS num_epochs,
         {ENDED_OUTSIDE} AS is_ended_outside, CASE WHEN {ENDED_OUTSIDE} THEN {FOREIGN_VALUES} END AS told,
-        p.point IS NULL AND NOT (t.state = 'FAIL' AND EXISTS (
+        k.trial_id IS NOT NULL AS was_continued,
+        k.trial_id IS NOT NULL AND p.point IS NULL
+            AND EXISTS (SELECT FROM hpsearch_points c
+                WHERE (c.study_id, c.point) = (k.study_id, k.point) AND NOT c.is_counted)
+            AND NOT EXISTS (SELECT FROM hpsearch_continued l
+                WHERE (l.study_id, l.point) = (k.study_id, k.point) AND l.trial_id > k.trial_id) AS is_prior,
+        p.point IS NULL AND k.trial_id IS NULL AND NOT (t.state = 'FAIL' AND EXISTS (
             SELECT FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key = :point_key)) AS is_foreign
     FROM trials t
     LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
     LEFT JOIN hpsearch_points p ON p.trial_id = t.trial_id
+    LEFT JOIN hpsearch_continued k ON k.trial_id = t.trial_id
     WHERE t.study_id = :study
 """)
 
-_CURVES = text("""
+_CURVES = text(f"""
     SELECT trial_id, json_agg(json_build_array(
-        epoch, intermediate_value, train_nll, validation_nll, learning_rate, seconds) ORDER BY epoch) AS curve
+        json_build_array(e.epoch, intermediate_value, train_nll, validation_nll, learning_rate, seconds),
+        CASE WHEN d.epoch IS NOT NULL THEN json_build_array({", ".join(f"d.{name}" for name in COLUMNS)}) END
+        ) ORDER BY e.epoch) AS curve
     FROM trials
     JOIN trial_intermediate_values USING (trial_id)
-    JOIN hpsearch_epochs USING (trial_id)
-    WHERE study_id = :study AND epoch = step
+    JOIN hpsearch_epochs e USING (trial_id)
+    LEFT JOIN hpsearch_diagnoses d USING (trial_id, epoch)
+    WHERE study_id = :study AND e.epoch = step
     GROUP BY trial_id
 """)

@@ -45,7 +45,7 @@ class _ReplayedRule(BasePruner):
         """The trial's reports as validations, in order of their steps."""
         reports = sorted(trial.intermediate_values.items())
         offset = _offset(reports[0][0]) if reports else 0
-        return (Validation(iteration=step + offset, zero_one=value, nll=0.0) for step, value in reports)
+        return (Validation(iteration=step + offset, loss=value, nll=0.0) for step, value in reports)
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """Whether the rule ends the trial at this report or an earlier one; a value that is not finite also ends it.
@@ -56,7 +56,8 @@ class _ReplayedRule(BasePruner):
         if study.direction is not StudyDirection.MINIMIZE:
             raise InputError(
                 f"{type(self).__name__} expects losses, lower being better: the study {study.study_name} maximises",
-                hint="report the error rate instead of the accuracy, and create the study with direction minimize",
+                hint="report the error rate instead of the accuracy, and create the study with direction minimize; for "
+                "metrics auc and r2 take one of Optuna's pruners",
             )
         if any(not math.isfinite(value) for value in trial.intermediate_values.values()):
             return True
@@ -145,14 +146,14 @@ class SignificancePatiencePruner(_ReplayedRule):
         reference = best = None
         offset = _offset(steps[0]) if steps else 0
         for step in steps:
-            gained, lost, zero_one = 0, 0, math.inf  # a step without bits is not a new best
+            gained, lost, loss = 0, 0, math.inf  # a step without bits is not a new best
             if step in bits:
                 gained, lost = discordant(bits[step], reference or bytes(len(bits[step])))
-                zero_one = _num_wrong(bits[step], num_images) / num_images
-                if best is None or (zero_one < best and is_significant_gain(gained, lost, self._level)):
+                loss = _num_wrong(bits[step], num_images) / num_images
+                if best is None or (loss < best and is_significant_gain(gained, lost, self._level)):
                     reference = bits[step]
-                best = zero_one if best is None else min(best, zero_one)
-            yield Validation(iteration=step + offset, zero_one=zero_one, nll=0.0, gained=gained, lost=lost)
+                best = loss if best is None else min(best, loss)
+            yield Validation(iteration=step + offset, loss=loss, nll=0.0, gained=gained, lost=lost)
 
 
 def report_correctness(trial: BaseTrial, step: int, correct: ArrayLike) -> None:

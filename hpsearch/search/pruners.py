@@ -46,7 +46,8 @@ def is_competitive(settings: PruningSettings) -> bool:
 def build_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
     """Optuna's pruner for these settings; it expects values at the steps 1 to `max_epochs`.
 
-    All pruners compare validation zero-one losses; lower is better. `study.registry.PRUNERS` names their functions.
+    All pruners compare the losses of the study's metric; lower is better. `study.registry.PRUNERS` names their
+    functions.
 
     Raises:
         InputError: the first rung is after the last epoch, so that no trial could be pruned.

@@ -20,6 +20,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+NUM_FLIPS = 1999
+_FLIPS_AT_ONCE = 250  # 2.5 MB for 10,000 examples
+
 
 def discordant(bits_a: bytes, bits_b: bytes) -> tuple[int, int]:
     """Count the images on which only a is right, and those on which only b is right.
@@ -69,6 +72,32 @@ def gain_p_value(gained: int, lost: int) -> float:
     total = 1 << num_coins
     # Python rounds the quotient of two integers correctly, even if neither fits into a float.
     return (num_ways if is_upper else total - num_ways) / total
+
+
+def sign_flip_p_value(differences: NDArray[np.float64]) -> float:
+    """The two-sided p-value that the mean of paired differences is 0, by a test that flips their signs at random.
+
+    If neither of two trials is better, each example's difference could as well have the other sign. The p-value is the
+    share of `NUM_FLIPS` random signs, and of the signs as they are, that give a mean at least as far from 0. The signs
+    depend on the number of differences alone, so that every process finds the same.
+
+    Args:
+        differences: [N] losses of one trial minus those of the other, on the same examples.
+    Source: Fisher, "The design of experiments" (1935), chapter 3.
+    """
+    differences = differences[differences != 0]
+    if not len(differences):
+        return 1.0
+    found = abs(float(differences.sum())) * (1 - 1e-12)  # equal sums in another order differ by rounding
+    words = np.random.PCG64(np.random.SeedSequence(len(differences)))
+    num_as_far = 1
+    for start in range(0, NUM_FLIPS, _FLIPS_AT_ONCE):
+        number = min(_FLIPS_AT_ONCE, NUM_FLIPS - start)
+        bits = words.random_raw(number * -(-len(differences) // 64)).reshape(number, -1).view(np.uint8)
+        is_kept = np.unpackbits(bits, axis=1, count=len(differences))
+        sums = 2.0 * (is_kept @ differences) - differences.sum()
+        num_as_far += int((np.abs(sums) >= found).sum())
+    return num_as_far / (NUM_FLIPS + 1)
 
 
 @lru_cache(maxsize=16)

@@ -136,7 +136,7 @@ class StudySnapshot(BaseStorage):
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
         self._check_study_id(study_id)
-        return [StudyDirection.MINIMIZE]  # hpsearch always minimises the validation zero-one loss
+        return [StudyDirection.MINIMIZE]  # the trials have the losses of the study's metric
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Always empty: no pruner or sampler reads them."""

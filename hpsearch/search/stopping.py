@@ -28,8 +28,11 @@ class StopReason(StrEnum):
     NO_IMPROVEMENT = "no-improvement"
     SCHEDULE_EXHAUSTED = "schedule-exhausted"
     MAX_EPOCHS = "max-epochs"
+    MAX_STEPS = "max-steps"  # of a program
     DIVERGED = "diverged"
     PRUNED = "pruned"  # the pruner found it worse than other trials
+    FINISHED = "finished"  # a program has ended by itself
+    TIMEOUT = "timeout"  # of a program's attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class StoppingRule(ABC):
     All fields are plain numbers, so that `state` is JSON and a trial can be resumed from a checkpoint.
 
     Args:
-        best: the validation with the lowest zero-one loss so far, the first one in case of a tie. (Between two trials
+        best: the validation with the lowest loss so far, the first one in case of a tie. (Between two trials
             with equal losses the NLL breaks the tie; here it does not.)
     """
 
@@ -66,15 +69,15 @@ class StoppingRule(ABC):
 
     def state(self) -> dict[str, Any]:
         """The rule with its history as JSON-serialisable values, exact; `rule_from_state` restores it."""
-        return {"rule": self.name, **asdict(self)}
+        return {"rule": self.name, **asdict(self), "best": self.best and self.best.as_stored()}
 
     def _improves_on_best(self, validation: Validation) -> bool:
-        return self.best is None or validation.zero_one < self.best.zero_one
+        return self.best is None or validation.loss < self.best.loss
 
     def _describe_best(self) -> str:
         if self.best is None:
             return "nothing was validated before"
-        return f"best validation zero-one loss {self.best.zero_one:.6g} at minibatch {self.best.iteration}"
+        return f"best validation loss {self.best.loss:.6g} at minibatch {self.best.iteration}"
 
 
 @dataclass(kw_only=True)
@@ -158,8 +161,8 @@ class GeometricPatience(_Patience):
         )
 
     def _is_significant(self, new_best: Validation) -> bool:
-        best_loss = math.inf if self.best is None else self.best.zero_one
-        return new_best.zero_one < best_loss * self.threshold
+        best_loss = math.inf if self.best is None else self.best.loss
+        return new_best.loss < best_loss * self.threshold
 
 
 @final
@@ -279,7 +282,7 @@ def rule_from_state(state: Mapping[str, Any]) -> StoppingRule:
     try:
         rule: type[StoppingRule] = STOPPING_RULES[fields.pop("rule")].implementation
         best = fields.pop("best")
-        return rule(best=None if best is None else Validation(**best), **fields)
+        return rule(best=None if best is None else Validation.from_stored(best), **fields)
     except (KeyError, TypeError) as error:
         raise ArtifactError(
             f"the saved state of a trial's stopping rule cannot be read: {error!r}",

@@ -8,6 +8,7 @@ checkpoint stays when the point is requeued, so that the next attempt continues 
     load      read the file
     resume    copy the earlier attempt's curve to the new attempt
     discard   remove checkpoints of points that are counted or given up
+    keep_ends keep the last states of trials that max_epochs ended, for a study that is given more epochs
 
 The row is authoritative. A file is written before a row names it and removed only when no row names it any more. A
 crash in between leaves an orphaned file (docs/service.md explains how to find those), never a row without a file. This
@@ -36,7 +37,7 @@ from hpsearch.store.rows.trial_state import RESUMED_AT_ATTRIBUTE
 _log = get_logger("checkpoints")
 _WrittenFile = tuple[int, int, str, int]  # trial id, epoch, artifact id, number of bytes
 
-CHECKPOINT_PREFIX = "checkpoint-"  # of the file names
+CHECKPOINT_PREFIX, END_STATE_PREFIX = "checkpoint-", "end-state-"  # of the file names
 RESUMED_FROM_ATTRIBUTE = "resumed_from_trial"  # user attributes of a resumed trial
 
 
@@ -83,6 +84,7 @@ class Checkpoints:
         self._store = artifacts.store
         # Files that a row may or may not name, because the database went away during the transaction.
         self._doubtful: set[str] = set()
+        self._doubtful_ends: set[str] = set()
         self._trouble: str | None = None  # why the last file could not be written
         # `discard` must see the rows that `save` writes while their points are being counted.
         self._recording = threading.Lock()
@@ -179,14 +181,40 @@ class Checkpoints:
             self.ledger.rows(statements.DELETE, artifact_ids=needless)
         return len(needless)
 
-    def _write(self, items: Mapping[int, tuple[int, bytes]]) -> list[_WrittenFile]:
+    def keep_ends(self, items: Mapping[int, tuple[int, bytes]], *, num_states: int, num_bytes: int) -> None:
+        """Keep the last states of counted trials, so that they can go on with more epochs (claims/continuing.py).
+
+        Of all that the study has, the best trials' states stay. A state that cannot be written is logged and left out.
+
+        Args:
+            items: as for `save`.
+            num_states, num_bytes: limits on the number and the size of the study's states.
+        """
+        columns = as_columns("trial_id epoch artifact_id num_bytes", self._write(items, END_STATE_PREFIX))
+        # As in `_record`: files that a row may or may not name, until a transaction has answered.
+        self._doubtful_ends.update(columns["artifact_id"])
+
+        def work(connection: Connection) -> set[str]:
+            connection.execute(statements.KEEP_ENDS, {**self.ledger.values, **columns})
+            limits = {"num_states": num_states, "num_bytes": num_bytes}
+            surplus = connection.execute(statements.DROP_SURPLUS_ENDS, {**self.ledger.values, **limits})
+            self._doubtful_ends.update(surplus.scalars())
+            asked = {"artifact_ids": list(self._doubtful_ends)}
+            return set(connection.execute(statements.RECORDED_ENDS, asked).scalars())
+
+        recorded = self.ledger.database.transaction(work)
+        # Rows first: a state may have become a checkpoint meanwhile. A crash in between leaves orphaned files.
+        needless, self._doubtful_ends = self._doubtful_ends - recorded, set()
+        self._remove(needless)
+
+    def _write(self, items: Mapping[int, tuple[int, bytes]], prefix: str = CHECKPOINT_PREFIX) -> list[_WrittenFile]:
         """Write files until one is refused, because the others would be refused too.
 
         Returns those that were written.
         """
         files: list[_WrittenFile] = []
         for trial_id, (epoch, content) in items.items():
-            artifact_id = f"{CHECKPOINT_PREFIX}{uuid.uuid4()}"
+            artifact_id = f"{prefix}{uuid.uuid4()}"
             try:
                 self._store.write(artifact_id, io.BytesIO(content))
             except OSError as error:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from sqlalchemy import text
 
 from hpsearch.store.rows.columns import unnest
+from hpsearch.store.rows.diagnoses import COLUMNS, INSERT
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
+from hpsearch.store.rows.trial_state import loss_sql
 
 # An earlier attempt's checkpoint is always replaced: if this attempt could have used it, it would have started there.
 SAVE = text(f"""
@@ -48,7 +50,7 @@ FIND = text("""
 
 # The earlier attempt has ended, so its rows no longer change. If the database was away at its end, it may have recorded
 # fewer epochs than its checkpoint contains; a checkpoint with an incomplete curve is not resumed.
-RESUME = text("""
+RESUME = text(f"""
     WITH held AS (
         SELECT p.trial_id FROM hpsearch_points p
         WHERE p.study_id = :study AND p.owner = :owner AND p.trial_id = :trial_id AND NOT p.is_counted
@@ -72,6 +74,11 @@ RESUME = text("""
         SELECT whole.trial_id, e.epoch, e.train_nll, e.validation_nll, e.learning_rate, e.seconds
         FROM whole, hpsearch_epochs e WHERE e.trial_id = :source_id AND e.epoch BETWEEN 1 AND :epoch
         ON CONFLICT (trial_id, epoch) DO NOTHING
+    ), diagnosed AS (
+        {INSERT}
+        SELECT whole.trial_id, d.epoch, {", ".join(f"d.{name}" for name in COLUMNS)}
+        FROM whole, hpsearch_diagnoses d WHERE d.trial_id = :source_id AND d.epoch BETWEEN 1 AND :epoch
+        ON CONFLICT (trial_id, epoch) DO NOTHING
     ), told AS (
         INSERT INTO trial_user_attributes (trial_id, key, value_json)
         SELECT whole.trial_id, a.key, CAST(a.value AS text)
@@ -93,4 +100,39 @@ NEEDLESS = text(f"""
 DELETE = text("""
     DELETE FROM hpsearch_checkpoints WHERE study_id = :study AND artifact_id = ANY(CAST(:artifact_ids AS text[]))
     RETURNING artifact_id
+""")
+
+# End states are written after their trials were counted. A state whose trial is not, or no longer, its point's result
+# is not recorded.
+KEEP_ENDS = text(f"""
+    WITH ended AS (
+        SELECT f.*, p.study_id
+        FROM {unnest("f", "trial_id int, epoch int, artifact_id text, num_bytes bigint")}
+        JOIN hpsearch_points p ON p.trial_id = f.trial_id
+        WHERE p.study_id = :study AND p.is_counted
+        ORDER BY p.point
+        FOR KEY SHARE OF p
+    )
+    INSERT INTO hpsearch_end_states (trial_id, study_id, epoch, artifact_id, num_bytes, saved_at)
+    SELECT trial_id, study_id, epoch, artifact_id, num_bytes, now() FROM ended
+    ON CONFLICT (trial_id) DO NOTHING
+""")
+
+# The best ones stay, up to a number and a size; and none of a trial that was continued.
+DROP_SURPLUS_ENDS = text(f"""
+    DELETE FROM hpsearch_end_states WHERE study_id = :study AND trial_id IN (
+        SELECT trial_id FROM (
+            SELECT s.trial_id, row_number() OVER best_first AS rank, sum(s.num_bytes) OVER best_first AS total
+            FROM hpsearch_end_states s LEFT JOIN trial_values v ON v.trial_id = s.trial_id AND v.objective = 0
+            WHERE s.study_id = :study
+            WINDOW best_first AS (ORDER BY {loss_sql("v.value")} NULLS LAST, s.trial_id)) ranked
+        WHERE rank > :num_states OR total > :num_bytes
+            OR NOT EXISTS (SELECT FROM hpsearch_points p WHERE p.trial_id = ranked.trial_id))
+    RETURNING artifact_id
+""")
+
+# Which of these files are in use. Run in the same transaction, after them.
+RECORDED_ENDS = text("""
+    SELECT artifact_id FROM hpsearch_end_states WHERE artifact_id = ANY(CAST(:artifact_ids AS text[]))
+    UNION SELECT artifact_id FROM hpsearch_checkpoints WHERE artifact_id = ANY(CAST(:artifact_ids AS text[]))
 """)

@@ -6,12 +6,20 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
+from hpsearch.metric import ZERO_ONE, Metric
+from hpsearch.store.claims.continuing import num_continuable
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.counts import PointCounts, num_lost_points
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
 from hpsearch.store.rows.round_rows import StoredRound, has_ended, read_rounds
-from hpsearch.store.rows.trial_state import RESUMED_AT_ATTRIBUTE
+from hpsearch.store.rows.trial_state import (
+    BUDGETS_ATTRIBUTE,
+    POINT_RESULTS,
+    RESUMED_AT_ATTRIBUTE,
+    loss_sql,
+    parse_budgets,
+)
 from hpsearch.store.studies import DEFINITION_ATTRIBUTE, StoredStudy
 
 
@@ -36,10 +44,11 @@ class Progress:
         epochs: trial-epochs trained so far. Epochs of failed attempts are included; epochs that a resumed trial took
             over from an earlier attempt are counted once.
         epochs_of_counted: trial-epochs of the counted points.
-        best_value: lowest value of a COMPLETE trial, or None.
+        best_value: best value of a COMPLETE trial, or None.
         best_trial: number of the trial with the best value, or None.
         running: trials in training, by number.
         rounds: rounds of points, in order, including the row that ends a search.
+        metric: of the values.
     """
 
     counts: PointCounts
@@ -49,6 +58,7 @@ class Progress:
     best_trial: int | None
     running: tuple[RunningTrial, ...]
     rounds: tuple[StoredRound, ...] = ()
+    metric: Metric = ZERO_ONE
 
     @property
     def is_finished(self) -> bool:
@@ -67,7 +77,7 @@ class Progress:
         return max(0.0, self.counts.unfinished * epochs_per_point - done_of_running) / epochs_per_second
 
 
-def read_progress(database: Database, study_id: int) -> Progress:
+def read_progress(database: Database, study_id: int, metric: Metric = ZERO_ONE) -> Progress:
     """Read the progress of a study. Each of the four statements is a transaction of its own."""
     values = {"study": study_id, "resumed": RESUMED_AT_ATTRIBUTE}
     (totals,) = database.rows(_TOTALS, values)
@@ -77,6 +87,7 @@ def read_progress(database: Database, study_id: int) -> Progress:
         **totals._asdict(),
         running=tuple(RunningTrial(**row._asdict()) for row in running),
         rounds=database.transaction(lambda connection: read_rounds(connection, study_id)),
+        metric=metric,
     )
 
 
@@ -87,29 +98,33 @@ class Situation:
     Args:
         definition: the stored text, unparsed; None: the study was deleted.
         num_unfinished: points whose trial waits, runs, or was ended by another program.
+        num_continuable: points whose trials ended at a number of epochs that the study had before.
     """
 
     definition: str | None
     rounds: tuple[StoredRound, ...]
     num_points: int
     num_unfinished: int
+    num_continuable: int = 0
 
 
 def read_situation(connection: Connection, study_id: int) -> Situation:
     """Read the situation of a study. One statement, and the rounds."""
     values = {"study": study_id, "definition": DEFINITION_ATTRIBUTE}
-    row = connection.execute(_SITUATION, values).one()
-    return Situation(**row._asdict(), rounds=read_rounds(connection, study_id))
+    row = connection.execute(_SITUATION, values).one()._asdict()
+    budgets = parse_budgets(row.pop("budgets"), f"study number {study_id}")
+    number = num_continuable(connection, study_id, budgets[-1]) if budgets else 0
+    return Situation(**row, num_continuable=number, rounds=read_rounds(connection, study_id))
 
 
 def is_finished(database: Database, study: StoredStudy) -> bool:
     """Whether the study needs no more workers. Only this function and `has_ended` decide that."""
     situation = database.transaction(lambda connection: read_situation(connection, study.study_id))
     num_lost = num_lost_points(study.definition, situation.num_points)
-    return has_ended(situation.num_unfinished + num_lost, situation.rounds)
+    return has_ended(situation.num_unfinished + situation.num_continuable + num_lost, situation.rounds)
 
 
-_TOTALS = text("""
+_TOTALS = text(f"""
     SELECT count(e.epoch) FILTER (WHERE e.epoch > coalesce(CAST(r.value_json AS int), 0)) AS epochs,
         count(e.epoch) FILTER (WHERE p.is_counted) AS epochs_of_counted,
         max(best.value) AS best_value, max(best.number) AS best_trial
@@ -117,9 +132,9 @@ _TOTALS = text("""
         LEFT JOIN trial_user_attributes r ON r.trial_id = t.trial_id AND r.key = :resumed
         LEFT JOIN (
             SELECT v.value, b.number
-            FROM hpsearch_points c JOIN trials b USING (trial_id) JOIN trial_values v USING (trial_id)
+            FROM {POINT_RESULTS} c JOIN trials b USING (trial_id) JOIN trial_values v USING (trial_id)
             WHERE c.study_id = :study AND c.is_counted AND b.state = 'COMPLETE' AND v.objective = 0
-            ORDER BY v.value, b.number LIMIT 1) best ON true
+            ORDER BY {loss_sql("v.value")}, b.number LIMIT 1) best ON true
     WHERE t.study_id = :study
 """)
 
@@ -134,6 +149,8 @@ _RUNNING = text("""
 _SITUATION = text(f"""
     SELECT count(*) AS num_points,
         count(*) FILTER (WHERE t.state IN ('WAITING', 'RUNNING') OR {ENDED_OUTSIDE}) AS num_unfinished,
-        (SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :definition) AS definition
+        (SELECT value_json FROM study_user_attributes WHERE study_id = :study AND key = :definition) AS definition,
+        (SELECT value_json FROM study_user_attributes
+            WHERE study_id = :study AND key = '{BUDGETS_ATTRIBUTE}') AS budgets
     FROM hpsearch_points p JOIN trials t USING (trial_id) WHERE p.study_id = :study
 """)

@@ -8,6 +8,7 @@ find it. A definition with more points or a larger budget changes the study, als
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,14 +16,18 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import Connection, text
 
+from hpsearch.data.dataset_path import at_stored_place
 from hpsearch.errors import DefinitionMismatchError, InputError, StorageError
+from hpsearch.store.claims.continuing import continue_trials, num_continuable
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.points import CohortOf, add_points, count_points, narrowing_of
-from hpsearch.store.rows.round_rows import insert_round
+from hpsearch.store.rows.round_rows import insert_round, remove_end
+from hpsearch.store.rows.trial_state import BUDGETS_ATTRIBUTE, PROGRAM_ATTRIBUTE
 from hpsearch.store.rows.widening import num_allowed, restore_lost_points, widen_study
 from hpsearch.store.studies import (
     CHECKS_ATTRIBUTE,
     CHECKSUMS_ATTRIBUTE,
+    DATA_ATTRIBUTE,
     DEFINITION_ATTRIBUTE,
     VERSIONS_ATTRIBUTE,
     StoredStudy,
@@ -38,7 +43,8 @@ _INSERT = text("""
     WITH created AS (
         INSERT INTO studies (study_name) VALUES (:name) RETURNING study_id
     ), directed AS (
-        INSERT INTO study_directions (study_id, direction, objective) SELECT study_id, 'MINIMIZE', 0 FROM created
+        INSERT INTO study_directions (study_id, direction, objective)
+        SELECT study_id, CAST(:direction AS studydirection), 0 FROM created
     )
     SELECT study_id FROM created
 """)
@@ -58,6 +64,7 @@ class Registration:
         is_new: this call created the study.
         num_points: number of points that the study has now.
         num_added: number of points that this call added to an existing study.
+        num_continued: number of trials that go on with more epochs.
         num_restored: number of points that were queued again because another program had deleted their trials.
         changes: changes to the definition, one line each.
     """
@@ -66,6 +73,7 @@ class Registration:
     is_new: bool
     num_points: int
     num_added: int = 0
+    num_continued: int = 0
     num_restored: int = 0
     changes: tuple[str, ...] = ()
 
@@ -77,6 +85,7 @@ def register_study(
     dataset_checksums: Mapping[str, str],
     cohort_of: CohortOf,
     checks: Mapping[str, Any] | None = None,
+    data_record: Mapping[str, Any] | None = None,
 ) -> Registration:
     """Create the study with its points, or find the existing one, or change it to this definition.
 
@@ -85,6 +94,7 @@ def register_study(
     Args:
         dataset_checksums: file name -> SHA-256 of the unpacked content.
         cohort_of: names the cohort of a point: points of one cohort can share a worker's lanes.
+        data_record: how the data was split and prepared, which is stored with a new study.
         checks: report of new checks, which is stored with the study; None: what is stored stays.
     Raises:
         DefinitionMismatchError: a study of this name has other data, or a definition that cannot become this one.
@@ -99,21 +109,26 @@ def register_study(
         )
         stored = _select_study_or_heir(connection, definition.name)
         if stored is None:
-            _insert_study(connection, definition, dataset_checksums, cohort_of)
+            _insert_study(connection, definition, dataset_checksums, cohort_of, data_record or {})
             _store_checks(connection, definition.name, checks)
             return replace(_registration(connection, definition.name), is_new=True)
-        change = _allowed_change(stored, definition)
+        requested = at_stored_place(definition, stored.definition)
+        change = _allowed_change(stored, requested)
         _check_data(stored, dataset_checksums)
         _store_checks(connection, definition.name, checks)
         if change.is_none:
             if stored.is_renamed:
                 _set_attributes(connection, stored.study_id, {DEFINITION_ATTRIBUTE: stored.definition.canonical_json()})
             num_restored = restore_lost_points(connection, stored.study_id, stored.definition, cohort_of)
-            return replace(_registration(connection, definition.name), num_restored=num_restored)
-        changed = definition.told_like(stored.definition)
+            num_continued = _continue(connection, stored, stored.definition)
+            now = _registration(connection, definition.name)
+            return replace(now, num_restored=num_restored, num_continued=num_continued)
+        changed = requested.told_like(stored.definition)
         num_added = widen_study(connection, stored.study_id, stored.definition, changed, cohort_of)
         _set_attributes(connection, stored.study_id, {DEFINITION_ATTRIBUTE: changed.canonical_json()})
-        return replace(_registration(connection, definition.name), num_added=num_added, changes=change.lines)
+        num_continued = _continue(connection, stored, changed)
+        now = _registration(connection, definition.name)
+        return replace(now, num_added=num_added, num_continued=num_continued, changes=change.lines)
 
     return database.transaction(work)
 
@@ -127,8 +142,17 @@ def find_study(database: Database, definition: StudyDefinition) -> StoredStudy |
         DefinitionMismatchError: it exists with a definition that cannot become this one.
         InputError: it exists, but hpsearch did not create it; or as `register_study` raises.
     """
-    stored = database.transaction(lambda connection: _select_study_or_heir(connection, definition.name))
-    return stored if stored is not None and _allowed_change(stored, definition).is_none else None
+
+    def work(connection: Connection) -> StoredStudy | None:
+        stored = _select_study_or_heir(connection, definition.name)
+        if stored is None or not _allowed_change(stored, at_stored_place(definition, stored.definition)).is_none:
+            return None
+        # A worker that knew the old number of epochs may have ended a trial there after it was raised.
+        can_go_on = stored.budgets and stored.definition.is_continuable
+        has_left_over = can_go_on and num_continuable(connection, stored.study_id, stored.budgets[-1])
+        return None if has_left_over else stored
+
+    return database.transaction(work)
 
 
 def _select_study_or_heir(connection: Connection, name: str) -> StoredStudy | None:
@@ -169,14 +193,37 @@ def _registration(connection: Connection, name: str) -> Registration:
     return Registration(study=study, is_new=False, num_points=count_points(connection, study.study_id))
 
 
+def _continue(connection: Connection, stored: StoredStudy, changed: StudyDefinition) -> int:
+    """Let trials go on that an earlier number of epochs has ended, and return how many."""
+    max_epochs = changed.training.max_epochs
+    budgets = stored.budgets or (stored.definition.training.max_epochs,)
+    if max_epochs != budgets[-1]:
+        budgets = (*budgets, max_epochs)
+        _set_attributes(connection, stored.study_id, {BUDGETS_ATTRIBUTE: list(budgets)})
+    if len(budgets) == 1 or not changed.is_continuable:
+        return 0
+    number = continue_trials(connection, stored.study_id, max_epochs)
+    if number:
+        remove_end(connection, stored.study_id)  # the search goes on from the new values
+    return number
+
+
 def _insert_study(
-    connection: Connection, definition: StudyDefinition, checksums: Mapping[str, str], cohort_of: CohortOf
+    connection: Connection,
+    definition: StudyDefinition,
+    checksums: Mapping[str, str],
+    cohort_of: CohortOf,
+    data_record: Mapping[str, Any],
 ) -> None:
-    study_id: int = connection.execute(_INSERT, {"name": definition.name}).scalar_one()
+    study_id: int = connection.execute(
+        _INSERT, {"name": definition.name, "direction": definition.judged_by.direction.upper()}
+    ).scalar_one()
     attributes = {
         DEFINITION_ATTRIBUTE: definition.canonical_json(),
         CHECKSUMS_ATTRIBUTE: dict(checksums),
-        VERSIONS_ATTRIBUTE: current_versions(),
+        VERSIONS_ATTRIBUTE: current_versions(trains=not definition.is_program),
+        **({DATA_ATTRIBUTE: dict(data_record)} if data_record else {}),
+        **_program_attribute(definition),
     }
     _set_attributes(connection, study_id, attributes)
     if definition.search.strategy != "coarse-to-fine":
@@ -186,6 +233,13 @@ def _insert_study(
     state, num_points = first.state.as_json(), len(first.points)
     insert_round(connection, study_id, 0, num_points=num_points, state=state, reason=first.reason)
     add_points(connection, study_id, definition, first.points, cohort_of, round_number=0)
+
+
+def _program_attribute(definition: StudyDefinition) -> dict[str, Any]:
+    """What marks a study of programs; its key names the folders of its attempts, whatever the study is called."""
+    if definition.program is None:
+        return {}
+    return {PROGRAM_ATTRIBUTE: {"section": definition.program.section, "key": secrets.token_hex(8)}}
 
 
 def _store_checks(connection: Connection, name: str, checks: Mapping[str, Any] | None) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from sqlalchemy import Connection, Row, text
 import hpsearch
 from hpsearch.errors import InputError, StorageError, StudyNotFoundError
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.trial_state import BUDGETS_ATTRIBUTE, PROGRAM_ATTRIBUTE, parse_budgets
 from hpsearch.stored_json import damaged, parse_stored, parse_stored_object, parse_stored_texts
 from hpsearch.study.definition import StudyDefinition, check_study_name
 
@@ -22,6 +24,9 @@ DEFINITION_ATTRIBUTE = "hpsearch:definition"
 CHECKSUMS_ATTRIBUTE = "hpsearch:dataset_checksums"
 VERSIONS_ATTRIBUTE = "hpsearch:versions"
 CHECKS_ATTRIBUTE = "hpsearch:checks"
+DATA_ATTRIBUTE = "hpsearch:data"
+EXAMPLES_KEY = "examples"  # of this attribute: "rows" if the examples are no images
+GROUPS_KEY = "groups"  # of this attribute: groups of rows that are the units of tests (data.tables.loading)
 
 # Whether the study `s` has points. Optuna's tools copy a study's attributes and its trials, but not its points.
 _HAS_POINTS = "EXISTS (SELECT FROM hpsearch_points p WHERE p.study_id = s.study_id) AS has_points"
@@ -50,6 +55,9 @@ class StoredStudy:
         versions: versions of the programs that created it: hpsearch, torch, optuna, python ...
         is_renamed: another program has changed the name of its row.
         checks: the report of the last checks of its data and networks, a JSON document; None if there were none.
+        program_key: of a study whose trials are programs: a random name that no other study has.
+        data_record: how its data was split and prepared (`SelectionData.record`); empty if there is nothing to tell.
+        budgets: the numbers of epochs that it has had, in order; empty if it has had only one.
     """
 
     study_id: int
@@ -58,21 +66,55 @@ class StoredStudy:
     versions: Mapping[str, str]
     is_renamed: bool = False
     checks: Mapping[str, Any] | None = None
+    budgets: tuple[int, ...] = ()
+    data_record: Mapping[str, Any] = field(default_factory=dict)
+    program_key: str = ""
 
     @property
     def name(self) -> str:
         return self.definition.name
 
+    @property
+    def examples(self) -> str:
+        """What its examples are called: images, or rows of a table."""
+        return str(self.data_record.get(EXAMPLES_KEY, "images"))
 
-def current_versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    @property
+    def group_sizes(self) -> tuple[int, ...] | None:
+        """The number of validation rows of each group, if groups are the units of tests; None: examples are."""
+        groups = self.data_record.get(GROUPS_KEY)
+        sizes = groups.get("validation") if isinstance(groups, Mapping) else None
+        is_sound = isinstance(sizes, list) and sizes and all(type(size) is int and size > 0 for size in sizes)
+        return tuple(sizes) if is_sound and sizes else None
+
+    @property
+    def units(self) -> str:
+        """What the units of tests and intervals are called."""
+        return self.examples if self.group_sizes is None else "groups"
+
+    @property
+    def value_sha256(self) -> str:
+        """`StudyDefinition.value_sha256` with the first number of epochs: it stays when the study gets more."""
+        definition = self.definition
+        return (definition.with_max_epochs(self.budgets[0]) if self.budgets else definition).value_sha256
+
+
+def current_versions(*, trains: bool = True) -> dict[str, str]:
+    """Return the versions that a result depends on.
+
+    Args:
+        trains: hpsearch itself trains; a program brings its own libraries.
+    """
+    own = {"hpsearch": hpsearch.__version__, "python": platform.python_version()}
+    if not trains:
+        return {**own, "optuna": importlib.metadata.version("optuna")}
+
     import numpy  # these imports take seconds, and only code that stores versions needs them
     import optuna
     import torch
 
     return {
-        "hpsearch": hpsearch.__version__,
-        "python": platform.python_version(),
+        **own,
         "torch": str(torch.__version__),  # a class of its own, which YAML refuses
         "optuna": optuna.__version__,
         "numpy": numpy.__version__,
@@ -159,7 +201,8 @@ def select_study(connection: Connection, name: str) -> StoredStudy | None:
             given it a name that hpsearch does not allow.
         StorageError: a newer hpsearch created it, or its attributes are damaged.
     """
-    ours = [DEFINITION_ATTRIBUTE, CHECKSUMS_ATTRIBUTE, VERSIONS_ATTRIBUTE, CHECKS_ATTRIBUTE]
+    ours = [DEFINITION_ATTRIBUTE, CHECKSUMS_ATTRIBUTE, VERSIONS_ATTRIBUTE]
+    ours += [CHECKS_ATTRIBUTE, DATA_ATTRIBUTE, BUDGETS_ATTRIBUTE, PROGRAM_ATTRIBUTE]
     found = connection.execute(_FIND, {"name": name, "keys": ours}).one_or_none()
     if found is None:
         return None
@@ -192,6 +235,9 @@ def select_study(connection: Connection, name: str) -> StoredStudy | None:
         versions=versions,
         is_renamed=definition.name != name,
         checks=_parse_checks(texts.get(CHECKS_ATTRIBUTE), what),
+        data_record=_parse_record(texts.get(DATA_ATTRIBUTE), what),
+        budgets=parse_budgets(texts.get(BUDGETS_ATTRIBUTE), what),
+        program_key=_parse_program_key(texts.get(PROGRAM_ATTRIBUTE), what),
     )
 
 
@@ -200,6 +246,16 @@ def _parse_checks(document: str | None, what: str) -> Mapping[str, Any] | None:
     with contextlib.suppress(StorageError):
         return None if document is None else parse_stored_object(document, what, attribute_place(CHECKS_ATTRIBUTE))
     return None
+
+
+def _parse_record(document: str | None, what: str) -> Mapping[str, Any]:
+    return {} if document is None else parse_stored_object(document, what, attribute_place(DATA_ATTRIBUTE))
+
+
+def _parse_program_key(document: str | None, what: str) -> str:
+    if document is None:
+        return ""
+    return str(parse_stored_object(document, what, attribute_place(PROGRAM_ATTRIBUTE), ("key",))["key"])
 
 
 def _renamed(definition: StudyDefinition, name: str) -> StudyDefinition:

@@ -2,7 +2,8 @@
 
 The values of a study are compared with each other, so everything that they depend on besides their point must be the
 same for all of them: data, model, training, stopping, pruning and seed. The search can be extended by more points, a
-wider grid or a larger budget. Trained points are kept.
+wider grid or a larger budget. Trained points are kept. The one key of training that may change is max_epochs, upwards:
+trials that ended there go on. Of a study of programs, keys that say how they are run may change (`RUN_TIME_KEYS`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hpsearch.study.definition import StudyDefinition, is_same_place
-from hpsearch.study.document import inline_text, written_dimension
+from hpsearch.study.definition import KEPT, StudyDefinition
+from hpsearch.study.document import inline_text, is_same_place, written_dimension
+from hpsearch.study.program import RUN_TIME_KEYS
 
-_FREE_KEYS = ("search.max_points", "search.budget_", "search.finest_per_decade", "keep_parameters")
+_FREE_KEYS = ("search.max_points", "search.budget_", "search.finest_per_decade", *KEPT)
 _NUM_POINTS = "search.num_points"
 _POINTS = "search.points"
+_EPOCHS = "training.max_epochs"
+_KIND = "trials"  # not a key: what trials are, networks or programs
+# Why these keys of a program cannot change.
+_OF_PROGRAMS = {
+    "max_steps": "a program that was ended there cannot go on",
+    "timeout_minutes": "a program that was ended by it cannot go on",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +59,8 @@ def describe_differences(stored: StudyDefinition, given: StudyDefinition) -> lis
 
     The order of keys, dimensions and listed points is not compared.
     """
+    if _kind(stored) != _kind(given):
+        return [f"{_KIND}: {_kind(stored)} in the study, {_kind(given)} given"]
     old, new = (dict(_lines(definition)) for definition in (stored, given))
     lines = {
         key: f"{key}: {old.get(key, 'absent')} in the study, {new.get(key, 'absent')} given"
@@ -70,6 +81,9 @@ def _objection(key: str, stored: StudyDefinition, given: StudyDefinition) -> str
     """Why this key must not change in this way; None if it may."""
     if key.startswith(_FREE_KEYS):
         return None
+    section, _, name = key.partition(".")
+    if given.program is not None and section == given.program.section:
+        return None if name in RUN_TIME_KEYS else _OF_PROGRAMS.get(name, _meaning(key))
     if stored.search.strategy != given.search.strategy:
         return "the strategy of a study cannot change" if key.startswith("search") else _meaning(key)
     if key == _NUM_POINTS:
@@ -77,9 +91,25 @@ def _objection(key: str, stored: StudyDefinition, given: StudyDefinition) -> str
     if key == _POINTS:
         missing = set(map(frozenset, stored.search.points)) - set(map(frozenset, given.search.points))
         return f"{len(missing)} points of the study are missing" if missing else None
+    if key == _EPOCHS:
+        return _epochs_objection(stored, given)
     if key.startswith("search."):
         return _dimension_objection(key.removeprefix("search."), stored, given)
     return _meaning(key)
+
+
+def _kind(definition: StudyDefinition) -> str:
+    return "hpsearch's own networks" if definition.program is None else f"programs, [{definition.program.section}]"
+
+
+def _epochs_objection(stored: StudyDefinition, given: StudyDefinition) -> str | None:
+    if given.training.max_epochs < stored.training.max_epochs:
+        return "the number of epochs can only be raised"
+    if any(d.name == "max_epochs" for d in (*stored.search.dimensions, *given.search.dimensions)):
+        return "max_epochs is searched: its values belong to the points"
+    if stored.pruning.pruner == "hyperband":
+        return "hyperband has divided the trials by the old number of epochs"
+    return None
 
 
 def _meaning(key: str) -> str:
@@ -117,7 +147,8 @@ def _lines(definition: StudyDefinition) -> Iterator[tuple[str, str]]:
     """Every field with its value, and dimensions as in a study file."""
     for section, content in definition.model_dump(mode="json").items():
         if not isinstance(content, dict):
-            yield section, inline_text(content)
+            if content is not None:
+                yield section, inline_text(content)
             continue
         for key, value in content.items():
             if key != "dimensions":

@@ -19,7 +19,9 @@ from hpsearch.study.space import Dimension, ParameterValue, Point, SearchSetting
 
 _log = get_logger("study")
 
-Sections = Mapping[str, Any]  # section -> key -> value, as `StudyDefinition.model_dump` gives them
+# Section -> key -> value, as `StudyDefinition.model_dump` gives them; empty for programs, whose keys always have an
+# effect.
+Sections = Mapping[str, Any]
 
 # key -> its owner, and the owner's values for which the key has an effect. A key that is not here always has one.
 EFFECTS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
@@ -73,6 +75,18 @@ def check_effects(sections: Sections, search: SearchSettings, set_keys: Collecti
             _log.warning("%s: %s has no effect: %s", source, key, because)
 
 
+def warn_of_idle_program_keys(sections: Sections, set_keys: Collection[str], source: str) -> None:
+    """Warn of keys of [stopping] and [pruning] that are set in the study of a program and have no effect.
+
+    Args:
+        set_keys: see `check_effects`.
+    """
+    for key, (owner, values) in EFFECTS.items():
+        section, _, name = owner.partition(".")
+        if section in ("stopping", "pruning") and key in set_keys and sections[section][name] not in values:
+            _log.warning("%s: %s has no effect: %s is %s", source, key, owner, sections[section][name])
+
+
 def active_dimensions(
     dimensions: tuple[Dimension, ...], sections: Sections, chosen: Mapping[str, ParameterValue]
 ) -> Iterator[Dimension]:
@@ -89,7 +103,7 @@ def active_dimensions(
 def has_effect(name: str, point: Point, sections: Sections) -> bool:
     """Whether a searched key has an effect in a point. Keys that the point lacks have the values in `sections`."""
     key = _key(name)
-    if key not in EFFECTS:
+    if key not in EFFECTS or not sections:
         return True
     owner, values = EFFECTS[key]
     section, owner_name = owner.split(".")
@@ -103,7 +117,7 @@ def without_idle(point: Point, sections: Sections) -> dict[str, ParameterValue]:
 
 def effective_points(dimensions: tuple[Dimension, ...], sections: Sections) -> Iterator[dict[str, ParameterValue]]:
     """The distinct points of a grid in order; each has conditional parameters only if they have an effect."""
-    if not _are_conditional(dimensions):
+    if not _are_conditional(dimensions, sections):
         yield from grid_points(dimensions)
         return
     seen = set()
@@ -118,7 +132,7 @@ def num_effective_points(dimensions: tuple[Dimension, ...], sections: Sections) 
     """The number of `effective_points`, computed without listing all of them."""
     owners = tuple(dimension for dimension in dimensions if _is_owner(dimension.name))
     others = [dimension for dimension in dimensions if not _is_owner(dimension.name)]
-    if not _are_conditional(dimensions):
+    if not _are_conditional(dimensions, sections):
         return math.prod(len(dimension.values) for dimension in dimensions)
     return sum(
         math.prod(len(dimension.values) for dimension in others if has_effect(dimension.name, point, sections))
@@ -126,9 +140,11 @@ def num_effective_points(dimensions: tuple[Dimension, ...], sections: Sections) 
     )
 
 
-def _are_conditional(dimensions: tuple[Dimension, ...]) -> bool:
-    return any(_key(dimension.name) in EFFECTS for dimension in dimensions) and any(
-        _is_owner(dimension.name) for dimension in dimensions
+def _are_conditional(dimensions: tuple[Dimension, ...], sections: Sections) -> bool:
+    return (
+        bool(sections)
+        and any(_key(dimension.name) in EFFECTS for dimension in dimensions)
+        and any(_is_owner(dimension.name) for dimension in dimensions)
     )
 
 
@@ -161,3 +177,16 @@ def _name(key: str) -> str:
 
 def _either(values: Collection[ParameterValue]) -> str:
     return " or ".join(str(value) for value in values)
+
+
+def warn_of_small_budget(search: SearchSettings, sections: Mapping[str, Any], source: str) -> None:
+    """Warn if a coarse-to-fine search cannot train the points that it begins with."""
+    budget = search.budget_points
+    if search.strategy == "coarse-to-fine" and budget is not None:
+        num_points = num_effective_points(search.dimensions, sections)
+        if budget < num_points:
+            _log.warning(
+                "%s: search.budget_points = %d is less than the %d points of the grid that the search begins with: "
+                "only a part of them will be trained",
+                *(source, budget, num_points),
+            )

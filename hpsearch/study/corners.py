@@ -40,6 +40,18 @@ def model_settings(definition: StudyDefinition) -> list[TrialSettings]:
     return [its[len(its) // 2] for its in by_model.values()]
 
 
+def sample_points(definition: StudyDefinition) -> list[Point]:
+    """At most three different points of a study: the middle of its space, and its first and last corner."""
+    if definition.search.strategy == "listed":
+        listed = list(definition.points())
+        points = [listed[len(listed) // 2], listed[0], listed[-1]]
+    else:
+        dimensions = definition.search.dimensions
+        choices = (middle, lambda d: d.values[0], lambda d: d.values[-1])
+        points = [definition.reduce({d.name: choose(d) for d in dimensions}) for choose in choices]
+    return list({point_key(point): point for point in points}.values())
+
+
 def middle(dimension: Dimension) -> ParameterValue:
     """The middle value of a dimension: of a range the (geometric, if logarithmic) mean of its ends."""
     if not dimension.is_continuous:

@@ -10,38 +10,40 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from pydantic import AfterValidator, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
-from hpsearch.errors import InputError
-from hpsearch.logs import get_logger
+from hpsearch.metric import METRICS, ONLY_SHOWN, ZERO_ONE, Metric, PairedTest
 from hpsearch.study.conditions import (
     active_dimensions,
-    check_effects,
     effective_points,
     idle_keys,
     num_effective_points,
     without_idle,
 )
 from hpsearch.study.document import (
-    apply_override,
-    check_document,
-    flat_search,
-    parse_dimension,
-    parse_toml,
+    is_same_place,
     section_of,
-    validated,
     with_value,
-    written_dimension,
+    written_dimensions,
 )
-from hpsearch.study.listed_points import values_left_to_study, with_listed_points
+from hpsearch.study.listed_points import values_left_to_study
 from hpsearch.study.messages import shown
+from hpsearch.study.program import (
+    RUN_TIME_KEYS,
+    CommandSettings,
+    ObjectiveSettings,
+    ProgramSettings,
+)
 from hpsearch.study.registry import STRATEGIES, choices_by_key
 from hpsearch.study.settings import (
+    ASKED_FOR,
+    MOST,
+    Count,
     DataSettings,
+    LongCount,
     ModelSettings,
     PruningSettings,
     Seed,
@@ -49,9 +51,9 @@ from hpsearch.study.settings import (
     StoppingSettings,
     TrainingSettings,
     TrialSettings,
+    named_in,
 )
 from hpsearch.study.space import (
-    Dimension,
     KeptParameters,
     ParameterValue,
     Point,
@@ -64,11 +66,22 @@ from hpsearch.study.space import (
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-_log = get_logger("study")
 _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+# Keys that say what is kept of trials, and change no value.
+KEPT: Final = ("keep_parameters", "keep_every", "keep_end_states", "keep_end_bytes")
+BEST_WITH_PICTURES: Final = 5  # trials whose whole models are kept for pictures
 _OWN_KEYS: Final = choices_by_key(STRATEGIES)  # keys of [search] that only some strategies have
+PROGRAMS: Final[dict[str, type[ProgramSettings]]] = {"command": CommandSettings, "objective": ObjectiveSettings}
+# Why a study of a program has no such section or key.
+NOT_OF_PROGRAMS: Final = {
+    "model": "the program brings its own model",
+    "data": "the program reads its own data",
+    "training": "the program trains by itself: what it needs to know are parameters of its command",
+    "metric": "the program's metric has its place beside the program",
+    **dict.fromkeys(("keep_parameters", "keep_every", "keep_end_states", "keep_end_bytes"), "of own networks"),
+}
 
 
 def check_study_name(name: str) -> str:
@@ -85,28 +98,113 @@ def check_study_name(name: str) -> str:
     return name
 
 
+def _refuse_only_shown(name: object) -> object:
+    if isinstance(name, str) and name in ONLY_SHOWN:
+        raise ValueError(
+            f"must have a test for paired comparisons, which {name} has not: it is no mean over examples; take "
+            f"{ONLY_SHOWN[name]}, which also counts all classes alike; {name} is shown by hpsearch test"
+        )
+    return name
+
+
 class StudyDefinition(Settings):
     """The definition of a study: frozen, validated, and the same for every worker.
 
     Args:
+        metric: by which trials are judged (`metric.METRICS`).
+        command, objective: trials are programs; `data`, `model` and `training` are then not used.
         keep_parameters: the trials whose best parameters are stored as artifacts: "best": each trial that may be the
             study's best when it ends; "all": all complete trials.
+        keep_every: epochs between two copies of a trial's first-layer filters, of which pictures are made; None: none
+            is kept.
+        keep_end_states: number of the best trials ended by max_epochs whose last state is kept, so that they can go on
+            with more epochs; other trials then begin anew.
+        keep_end_bytes: limit on the size of these states.
     """
+
+    JOINED_LATER = frozenset({"metric", "keep_every", "keep_end_states", "keep_end_bytes", *PROGRAMS})
 
     name: Annotated[str, AfterValidator(check_study_name)]
     seed: Seed = 0
+    metric: Annotated[str, named_in(METRICS), BeforeValidator(_refuse_only_shown)] = ZERO_ONE.name
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     search: SearchSettings = SearchSettings()
     stopping: StoppingSettings = StoppingSettings()
     pruning: PruningSettings = PruningSettings()
+    command: CommandSettings | None = None
+    objective: ObjectiveSettings | None = None
     keep_parameters: KeptParameters = "best"
+    keep_every: Count | None = None
+    keep_end_states: Annotated[int, Field(ge=0, le=10**6)] = 20
+    keep_end_bytes: LongCount = 2 * 2**30
+
+    @property
+    def program(self) -> ProgramSettings | None:
+        """What trials run, if they are programs; None: hpsearch trains its own networks."""
+        return self.command or self.objective
+
+    @property
+    def consent(self) -> str | None:
+        """A hash of what a worker runs: consent to one program is no consent to another. None: no program is run.
+
+        It covers the texts that are put into the command; numbers can do no more harm than the command does with them.
+        """
+        if self.program is None:
+            return None
+        texts = [[d.name, [value for value in d.values if isinstance(value, str)]] for d in self.search.dimensions]
+        harmless = set(RUN_TIME_KEYS) - {"pass_environment"}
+        what = [self.program.section, self.program.model_dump(mode="json", exclude=harmless), sorted(texts)]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def is_program(self) -> bool:
+        return self.program is not None
+
+    @property
+    def judged_by(self) -> Metric:
+        return METRICS[self.metric] if self.program is None else self.program.judged_by
+
+    @property
+    def dataset(self) -> str | None:
+        """The data that trials are trained on; None: a program reads its own."""
+        return self.data.dataset if self.program is None else None
+
+    @property
+    def step_limit(self) -> int | None:
+        """The last epoch of a trial, or of a program the last step; None: there is none."""
+        return self.training.max_epochs if self.program is None else self.program.max_steps
+
+    @property
+    def max_steps(self) -> int:
+        """`step_limit` as a number."""
+        return self.step_limit or MOST
+
+    @model_validator(mode="after")
+    def _check_rule_has_a_test(self) -> StudyDefinition:
+        if self.stopping.rule == "significance" and self.judged_by.test is not PairedTest.MCNEMAR:
+            raise ValueError(
+                f"stopping.rule significance needs metric {ZERO_ONE.name}: two validations of one trial have no test "
+                f"for metric {self.metric}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_rule_suits_groups(self, info: ValidationInfo) -> StudyDefinition:
+        if self.stopping.rule == "significance" and self.data.group is not None and info.context == ASKED_FOR:
+            raise ValueError(
+                "stopping.rule significance takes rows as independent, which rows of one data.group are not: "
+                "take geometric-patience or no-improvement-in-n"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_number_of_points(self) -> StudyDefinition:
         search = self.search
         _check_own_keys(search)
+        if self.is_program:
+            self._check_program()
         for dimension in search.dimensions:
             if not search.is_drawn and dimension.log_grid and dimension.log_grid.zero_share is not None:
                 raise ValueError(f"search.{dimension.name}: zero_share belongs to strategies that draw")
@@ -119,7 +217,7 @@ class StudyDefinition(Settings):
                     )
         elif search.is_drawn and search.num_points is None:
             raise ValueError(f"search.num_points is missing: strategy {search.strategy} draws that many")
-        elif not search.dimensions:
+        elif not search.dimensions and self.objective is None:
             what = "draw from" if search.is_drawn else "look at"
             raise ValueError(f"search has no dimension for strategy {search.strategy} to {what}")
         if self.num_points > search.max_points:
@@ -129,6 +227,31 @@ class StudyDefinition(Settings):
                 f"raise it with --set search.max_points={self.num_points}"
             )
         return self
+
+    def _check_program(self) -> None:
+        """Refuse what needs networks of hpsearch's own."""
+        rule, pruner = self.stopping.rule, self.pruning.pruner
+        if rule not in ("none", "no-improvement-in-n"):
+            raise ValueError(
+                f"stopping.rule {rule} counts minibatches, which a program does not report: take no-improvement-in-n, "
+                "which counts reports, or none"
+            )
+        if pruner == "hyperband" and self.program is not None and self.program.max_steps is None:
+            raise ValueError(
+                f"pruning.pruner hyperband divides trials by their steps: set {self.program.section}.max_steps"
+            )
+        if self.search.budget_epochs is not None:
+            raise ValueError("search.budget_epochs counts epochs of hpsearch's own networks: take budget_hours")
+        if self.objective is None:
+            return
+        if not self.is_drawn:
+            raise ValueError(
+                f"search.strategy {self.search.strategy} needs the dimensions, which an objective names only when "
+                "it is called: take random, qmc, tpe, gp or cmaes"
+            )
+        if self.search.dimensions:
+            name = self.search.dimensions[0].name
+            raise ValueError(f"search.{name}: the space of an objective stands in its own suggest_* calls")
 
     @property
     def num_points(self) -> int:
@@ -150,7 +273,15 @@ class StudyDefinition(Settings):
         return self.keep_parameters == "all"
 
     @property
+    def num_best_kept(self) -> int:
+        """How many of the best complete trials keep their parameters."""
+        return 1 if self.keep_every is None else BEST_WITH_PICTURES
+
+    @property
     def _sections(self) -> dict[str, dict[str, Any]]:
+        """The sections whose keys can be searched; none if trials are programs."""
+        if self.is_program:
+            return {}
         return {"model": self.model.model_dump(), "training": self.training.model_dump()}
 
     def points(self) -> Iterator[dict[str, ParameterValue]]:
@@ -178,6 +309,9 @@ class StudyDefinition(Settings):
         """The searched keys that a listed point does not name, with the study's own values."""
         if self.search.strategy != "listed":
             return {}
+        if self.is_program:
+            is_searched = any(dimension.name == "seed" for dimension in self.search.dimensions)
+            return {"seed": self.seed} if is_searched and "seed" not in point else {}
         return values_left_to_study(point, self.search.dimensions, {**self._sections, "seed": self.seed})
 
     def draw(self, trial: Suggester) -> dict[str, ParameterValue]:
@@ -189,6 +323,8 @@ class StudyDefinition(Settings):
 
     def is_admissible(self, point: Point) -> bool:
         """Whether the settings accept these values; a growing grid may reach an invalid value, such as momentum 1."""
+        if self.is_program:
+            return True
         try:
             self.resolve(point)
         except ValidationError:
@@ -215,6 +351,7 @@ class StudyDefinition(Settings):
         Raises:
             ValidationError: the settings do not accept a value.
         """
+        assert not self.is_program, "a program has no settings of a network"
         sections = self._sections
         for name, value in without_zero_switches(parameters).items():
             section = section_of(name)
@@ -233,6 +370,9 @@ class StudyDefinition(Settings):
         """
         sections = self.model_dump(mode="json")
         idle = idle_keys(sections, self.search)
+        for name in NOT_OF_PROGRAMS if self.is_program else ():
+            sections.pop(name, None)
+        sections = {name: content for name, content in sections.items() if content is not None}
         document = {
             section: _without_absent(content, section, idle) if isinstance(content, dict) else content
             for section, content in sections.items()
@@ -242,8 +382,9 @@ class StudyDefinition(Settings):
         for name, strategies in _OWN_KEYS.items():
             if self.search.strategy not in strategies:
                 search.pop(name, None)
-        if self.search.strategy != "listed":
-            search.update(_written_dimensions(self.search.dimensions))
+        if self.search.strategy != "listed" and self.search.dimensions:
+            written = written_dimensions(self.search.dimensions)
+            search.update({"parameters": written} if self.is_program else written)
         return document
 
     def told_like(self, other: StudyDefinition) -> StudyDefinition:
@@ -270,6 +411,16 @@ class StudyDefinition(Settings):
         return cls.model_validate_json(text, strict=False)
 
     @property
+    def is_continuable(self) -> bool:
+        """Whether trials that max_epochs ended can go on with more epochs (`change`)."""
+        is_searched = any(dimension.name == "max_epochs" for dimension in self.search.dimensions)
+        return not self.is_program and self.pruning.pruner != "hyperband" and not is_searched
+
+    def with_max_epochs(self, max_epochs: int) -> StudyDefinition:
+        """This definition with another number of epochs."""
+        return self.model_copy(update={"training": self.training.model_copy(update={"max_epochs": max_epochs})})
+
+    @property
     def sha256(self) -> str:
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
@@ -277,31 +428,14 @@ class StudyDefinition(Settings):
     def value_sha256(self) -> str:
         """SHA-256 of everything that a trial's value depends on besides its point.
 
-        Unlike the search, it must not change during the life of a study.
+        Unlike the search, it does not change during the life of a study, except for its number of epochs
+        (`StoredStudy.value_sha256`).
         """
-        meaning = self.model_dump(mode="json", exclude={"name", "search", "keep_parameters"})
+        left_out: dict[str, Any] = dict.fromkeys(("name", "search", *KEPT), True)
+        if self.program is not None:
+            left_out[self.program.section] = set(RUN_TIME_KEYS)
+        meaning = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
-
-
-def load_definition(path: Path, overrides: Sequence[str] = ()) -> StudyDefinition:
-    """Read a study file and apply `key=value` overrides.
-
-    Raises:
-        InputError: the file cannot be read, is not TOML, or is not a valid definition.
-    """
-    try:
-        document = parse_toml(path.read_text(encoding="utf-8-sig"), str(path))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such study file", hint="see the studies/ folder for examples") from None
-    except OSError as error:
-        hint = "name a TOML file that you may read"
-        raise InputError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8", hint="save the file as UTF-8") from error
-    for override in overrides:
-        apply_override(document, override)
-    # The wrong value may be in an override instead of in the file.
-    return parse_definition(document, source=f"{path} with --set" if overrides else str(path))
 
 
 def _check_own_keys(search: SearchSettings) -> None:
@@ -314,78 +448,10 @@ def _check_own_keys(search: SearchSettings) -> None:
             )
 
 
-def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinition:
-    """Turn a parsed TOML document into a definition.
-
-    Args:
-        source: name of the document in error messages, usually its path.
-    Raises:
-        InputError: names source, key, value and what was expected.
-    """
-    check_document(document, source)
-    document = dict(document)
-    search = document.pop("search", {})
-    if not isinstance(search, dict):
-        raise InputError(f"{source}: search must be a section, got {shown(search)}", hint="write [search]")
-    search = flat_search(search, source)
-    # Validate the other sections first: a dimension's values are validated as part of their section.
-    base = validated(StudyDefinition, {**document, "search": {}}, source=source)
-    own = {key: value for key, value in search.items() if key in SearchSettings.model_fields}
-    own.pop("dimensions", None)
-    settings = validated(SearchSettings, own, source=source, section="search")
-    sections = base.model_dump()
-    specs = {name: spec for name, spec in search.items() if name not in own}
-    if settings.strategy == "listed":
-        settings = with_listed_points(settings, specs, sections, source)
-    else:
-        dimensions = (parse_dimension(n, spec, sections, settings.max_points, source) for n, spec in specs.items())
-        settings = settings.model_copy(update={"dimensions": tuple(dimensions)})
-    check_effects(sections, settings, _set_keys(document), source)
-    _warn_of_small_budget(settings, sections, source)
-    return validated(StudyDefinition, {**document, "search": settings}, source=source)
-
-
-def _warn_of_small_budget(search: SearchSettings, sections: Mapping[str, Any], source: str) -> None:
-    budget = search.budget_points
-    if search.strategy == "coarse-to-fine" and budget is not None:
-        num_points = num_effective_points(search.dimensions, sections)
-        if budget < num_points:
-            _log.warning(
-                "%s: search.budget_points = %d is less than the %d points of the grid that the search begins with: "
-                "only a part of them will be trained",
-                *(source, budget, num_points),
-            )
-
-
-def is_same_place(stored: str, given: str) -> bool:
-    """Whether a dataset's absolute path may be the same as a relative path that an older hpsearch stored.
-
-    The folder that a stored relative path refers to is not known; the checksums of the data are compared elsewhere.
-    """
-    old, new = PurePath(stored), PurePath(given)
-    return new.is_absolute() and not old.is_absolute() and new.parts[-len(old.parts) :] == old.parts != ()
-
-
-def _written_dimensions(dimensions: Sequence[Dimension]) -> dict[str, Any]:
-    """The dimensions as in a study file, in a form in which TOML preserves their order.
-
-    In TOML the values of a section come before its tables, so a list that follows a table is written as a table.
-    """
-    written: dict[str, Any] = {}
-    for dimension in dimensions:
-        spec = written_dimension(dimension)
-        follows_table = any(isinstance(other, dict) for other in written.values())
-        written[dimension.name] = {"values": spec} if follows_table and isinstance(spec, list) else spec
-    return written
-
-
-def _set_keys(document: dict[str, Any]) -> set[str]:
-    """The keys that the document itself sets, as `section.key`."""
-    return {f"{section}.{key}" for section, content in document.items() if isinstance(content, dict) for key in content}
-
-
 def _without_absent(content: dict[str, Any], section: str, idle: Collection[str]) -> dict[str, Any]:
     """A section without nulls, which TOML lacks, and without defaults that have no effect."""
+    if section in PROGRAMS:
+        return {key: value for key, value in content.items() if value not in (None, [], {})}
     kind = StudyDefinition.model_fields[section].annotation
     assert isinstance(kind, type)
     assert issubclass(kind, Settings)

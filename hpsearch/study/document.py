@@ -10,6 +10,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -95,7 +96,7 @@ def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_value
     """
     section = _searchable_section(name, source)
     is_integer = _is_integer(section, name, sections[section])
-    shape = _parse_shape(name, spec, section, source)
+    shape = parse_shape(name, spec, section, source)
     try:
         raw = shape.listed(is_integer=is_integer, limit=max_values)
     except ValueError as error:
@@ -166,9 +167,14 @@ def with_value(section: Mapping[str, Any], name: str, value: Any) -> dict[str, A
 
 
 def value_in(section: Mapping[str, Any], name: str) -> Any:
-    """A section's value of a searched key; None for an option that it does not have."""
+    """A section's value of a searched key; None for an option that it does not have.
+
+    A dump of the section lacks keys of `Settings.JOINED_LATER` at their default.
+    """
     if not name.startswith(OPTION_PREFIX):
-        return section[name]
+        kind = _SECTIONS.get(section_of(name) or "")
+        is_default = kind is not None and name in kind.JOINED_LATER and name not in section
+        return kind.model_fields[name].get_default() if kind is not None and is_default else section[name]
     return section["options"].get(name.removeprefix(OPTION_PREFIX))
 
 
@@ -179,11 +185,34 @@ def written_dimension(dimension: Dimension) -> dict[str, Any] | list[ParameterVa
         finer = {"per_decade": grid.per_decade} if grid.per_decade != 1 else {}
         zero = {"zero": True} if grid.zero else {}
         share = {} if grid.zero_share is None else {"zero_share": grid.zero_share}
-        return {"log10": exponents, **finer, **zero, **share}
+        whole = {"integer": True} if grid.integer else {}
+        return {"log10": exponents, **finer, **zero, **share, **whole}
     if dimension.is_continuous:
         low, high = dimension.values
         return {"low": low, "high": high, **({"log": True} if dimension.is_log else {})}
     return list(dimension.values)
+
+
+def is_same_place(stored: str, given: str) -> bool:
+    """Whether a dataset's absolute path may be the same as a relative path that an older hpsearch stored.
+
+    The folder that a stored relative path refers to is not known; the checksums of the data are compared elsewhere.
+    """
+    old, new = PurePath(stored), PurePath(given)
+    return new.is_absolute() and not old.is_absolute() and new.parts[-len(old.parts) :] == old.parts != ()
+
+
+def written_dimensions(dimensions: Sequence[Dimension]) -> dict[str, Any]:
+    """The dimensions as in a study file, in a form in which TOML preserves their order.
+
+    In TOML the values of a section come before its tables, so a list that follows a table is written as a table.
+    """
+    written: dict[str, Any] = {}
+    for dimension in dimensions:
+        spec = written_dimension(dimension)
+        follows_table = any(isinstance(other, dict) for other in written.values())
+        written[dimension.name] = {"values": spec} if follows_table and isinstance(spec, list) else spec
+    return written
 
 
 def inline_text(value: Any) -> str:
@@ -209,8 +238,14 @@ def _searchable_section(name: str, source: str) -> str:
     raise InputError(f"{source}: search.{name}: {reason}", hint=suggest_names(name, [*own, *searchable]))
 
 
-def _parse_shape(name: str, spec: Any, section: str, source: str) -> LogGrid | Range | Choice:
-    """Parse one of the three forms of a dimension, which differ by their keys."""
+def parse_shape(name: str, spec: Any, section: str, source: str) -> LogGrid | Range | Choice:
+    """Parse one of the three forms of a dimension, which differ by their keys.
+
+    Args:
+        section: where a single value would belong.
+    Raises:
+        InputError: it is none of them.
+    """
     key = f"search.{name}"
     table = {"values": spec} if isinstance(spec, list) else spec
     if isinstance(table, dict):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +19,9 @@ from pydantic import (
     Field,
     FiniteFloat,
     PlainSerializer,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
+    model_serializer,
 )
 from pydantic_core import PydanticCustomError
 
@@ -65,6 +67,10 @@ _Whole = Annotated[int, BeforeValidator(_refuse_bool)]
 Count = Annotated[_Whole, Field(ge=1), _at_most(MOST)]
 LongCount = Annotated[_Whole, Field(ge=1), _at_most(10**15)]  # for minibatches and bytes: also exact as a float
 PointCount = Annotated[_Whole, Field(ge=1), _at_most(MOST_POINTS)]
+ImageSide = Annotated[_Whole, Field(ge=1), _at_most(4096)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+CountOrNone = Annotated[_Whole, Field(ge=0), _at_most(MOST)]
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
 Units = Annotated[_Whole, Field(ge=1), _at_most(MOST_UNITS)]
 Kernels = Annotated[_Whole, Field(ge=1), _at_most(MOST_KERNELS)]
 Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, lt=2**63)]
@@ -132,27 +138,93 @@ OptionTable = Annotated[
 ]
 Initialization = Literal["glorot", "lecun"]
 Precision = Literal["float32", "tf32", "bfloat16"]
+ClassWeights = Literal["none", "balanced"] | tuple[PositiveNumber, ...]
+
+
+def _parse_class_weights(weights: object) -> object:
+    if weights in ("none", "balanced"):
+        return weights
+    if isinstance(weights, list | tuple) and weights and all(map(_is_weight, weights)):
+        return tuple(weights)
+    raise ValueError(f'must be "none", "balanced" or a list of one positive number for each class, got {weights!r:.60}')
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST
 
 
 class Settings(BaseModel):
-    """Base of all sections: unknown keys are errors, values are frozen and never coerced from strings."""
+    """Base of all sections: unknown keys are errors, values are frozen and never coerced from strings.
+
+    Args:
+        JOINED_LATER: keys that a section has had only since there were studies. At its default such a key is in no
+            stored text and no hash, so that a study from before the key keeps both and goes on.
+    """
+
+    JOINED_LATER: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    @model_serializer(mode="wrap")
+    def _without_unused_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        unused = {k for k in self.JOINED_LATER if getattr(self, k) == type(self).model_fields[k].get_default()}
+        return {key: value for key, value in fields.items() if key not in unused}
+
 
 class DataSettings(Settings):
-    """[data]: which images, and how they are stored on the device.
+    """[data]: which examples, how they are split and prepared, and how they are stored on the device.
 
     Args:
-        dataset: a name of the catalogue, a folder of IDX files, or the path of an mnist.pkl.gz.
+        dataset: a name of the catalogue, or the path of data in one of the forms of `data.registry`.
         train_samples: number of training images to use, from the first; for first experiments on a subset
             (docs/sources.md, section 6).
         max_resident_bytes: training tensors larger than this stay on the host and are copied to the device in chunks.
+        validation, test: the part that hpsearch sets aside: a fraction, a number of examples, or a file; None: one
+            seventh of all examples for the test, one sixth of the others for validation. `test = 0`: no test part.
+        split_seed: determines the split and the order of examples.
+        group: column of a table: rows with the same value are kept on one side of each split.
+        image_size: rows and columns to which images of a folder are resized; None: all must have one size.
+        task: what the target is; None: numbers with more than 20 distinct values, or fractions, are for regression.
+        target: column of a table.
+        features, exclude: columns that are inputs, or are not; None: all that are numbers, truth values or categories.
+        separator, decimal, encoding, missing: how a text table is written; None: they are found out (UTF-8).
     """
+
+    JOINED_LATER = frozenset(
+        {
+            "validation",
+            "test",
+            "split_seed",
+            "group",
+            "image_size",
+            "task",
+            "target",
+            "features",
+            "exclude",
+            "separator",
+            "decimal",
+            "encoding",
+            "missing",
+        }
+    )
 
     dataset: str = "mnist"
     train_samples: Count | None = None
     max_resident_bytes: LongCount | None = None
+    validation: Share | Count | str | None = None
+    test: Share | CountOrNone | str | None = None
+    split_seed: Seed = 0
+    group: str | None = None
+    image_size: Annotated[tuple[ImageSide, ImageSide], Field(strict=False)] | None = None
+    task: Literal["classification", "regression"] | None = None
+    target: str | None = None
+    features: Texts | None = None
+    exclude: Texts | None = None
+    separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    decimal: Literal[".", ","] | None = None
+    encoding: str | None = None
+    missing: Texts | None = None
 
 
 class ModelSettings(Settings):
@@ -183,6 +255,8 @@ class TrainingSettings(Settings):
             bits of mantissa; CUDA only, float32 elsewhere) or `bfloat16` (7 bits). Weights, losses and validations
             are always float32.
         shuffle: use a new order of images in each epoch (from the seed); otherwise file order.
+        class_weights: of the examples in the loss: `balanced`: so that all classes have the same sum; or a list, in the
+            order of the classes, of which only the ratios matter (`training.class_weights`).
         schedule_decay: `inverse-time`: eta0 / (1 + decay * epoch).
         schedule_factor: `step`, `plateau`, `halving`, `exponential`: the factor by which the rate is multiplied.
             None: 0.5 (0.95 for `exponential`).
@@ -193,6 +267,8 @@ class TrainingSettings(Settings):
         schedule_stop_ratio: `halving`: the trial ends when the rate would fall below eta0 / ratio.
     Source: docs/sources.md, sections 3 and 4.
     """
+
+    JOINED_LATER = frozenset({"class_weights"})
 
     batch_size: Count = 20
     max_epochs: Count = 200
@@ -214,6 +290,7 @@ class TrainingSettings(Settings):
     shuffle: bool = False
     precision: Precision = "float32"
     seed: Seed | None = None
+    class_weights: Annotated[ClassWeights, BeforeValidator(_parse_class_weights)] = "none"
 
 
 class StoppingSettings(Settings):

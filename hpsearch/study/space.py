@@ -22,8 +22,6 @@ from pydantic import (
     BeforeValidator,
     Field,
     PlainSerializer,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -68,18 +66,16 @@ class LogGrid(Settings):
         per_decade: number of values per decade; 1 gives the decades of docs/sources.md, section 4.
         zero: adds 0 as the first value, which no log-spaced grid reaches.
         zero_share: fraction of draws that are 0, for strategies that draw; None: half of them.
+        integer: values are whole numbers; for programs, whose other settings do not tell.
     """
+
+    JOINED_LATER = frozenset({"zero_share", "integer"})
 
     log10: Annotated[tuple[Exponent, Exponent], Field(strict=False)]
     per_decade: Annotated[int, Field(ge=1, le=1000)] = 1
     zero: bool = False
     zero_share: Annotated[Number, Field(gt=0, lt=1)] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_share(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out an unset `zero_share`, so that definitions from before this key keep their text and hash."""
-        fields: dict[str, Any] = handler(self)
-        return {key: value for key, value in fields.items() if key != "zero_share" or value is not None}
+    integer: bool = False
 
     @model_validator(mode="after")
     def _check_exponents(self) -> LogGrid:

@@ -1,35 +1,59 @@
-"""The loss that training minimises (negative log-likelihood, L1, L2) and the loss used for selection (zero-one loss).
+"""The loss that training minimises: negative log-likelihood or squared error, with L1 and L2 terms.
 
-NLL and zero-one loss accept any leading dimensions: logits [B, classes] of one trial or [L, B, classes] of lanes, with
-labels [B] (shared by the lanes) or [L, B]. Lanes never mix: each result is [L].
+The type of the labels decides: int64 labels are classes, floating-point labels are standardised target values.
+Losses accept any leading dimensions: outputs [B, classes] of one trial or [L, B, classes] of lanes ([..., B, 1] in
+regression), with labels [B] (shared by the lanes) or [L, B]. Lanes never mix: each result is [L].
 Source: docs/sources.md, section 3.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 
-def nll_per_image(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log p(label | image) in nats, [..., B]."""
-    chosen = labels.expand(logits.shape[:-1]).unsqueeze(-1)
-    return -torch.log_softmax(logits, dim=-1).gather(-1, chosen).squeeze(-1)
+def loss_per_example(outputs: Tensor, labels: Tensor) -> Tensor:
+    """-log p(label | example) in nats, or the squared error, [..., B]."""
+    if labels.is_floating_point():
+        return (outputs.squeeze(-1) - labels.to(outputs.dtype)).square()
+    chosen = labels.expand(outputs.shape[:-1]).unsqueeze(-1)
+    return -torch.log_softmax(outputs, dim=-1).gather(-1, chosen).squeeze(-1)
 
 
-def mean_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood per image, in nats, [...]: the loss that training minimises.
+def mean_loss(outputs: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Mean loss per example, [...]: what training minimises.
 
     With the mean, unlike the sum, the scale of the gradient does not depend on the batch size.
+
+    Args:
+        class_weights: [classes], by which each example's loss is multiplied; its mean stays one over all examples.
     """
-    return nll_per_image(logits, labels).mean(dim=-1)
+    losses = loss_per_example(outputs, labels)
+    return (losses if class_weights is None else losses * weight_per_example(class_weights, labels, losses)).mean(
+        dim=-1
+    )
 
 
-def sum_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the negative log-likelihoods, in nats, [...]; float64, to keep precision on large sets."""
-    return nll_per_image(logits, labels).sum(dim=-1, dtype=torch.float64)
+def weight_per_example(class_weights: Tensor, labels: Tensor, like: Tensor) -> Tensor:
+    """The weight of each example's class, of the shape of the labels."""
+    return class_weights.to(like.dtype)[labels]
+
+
+def sum_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the losses, [...]; float64, to keep precision on large sets."""
+    return loss_per_example(outputs, labels).sum(dim=-1, dtype=torch.float64)
+
+
+def guessing_loss(num_classes: int) -> float:
+    """The loss of a network that knows nothing: ln(classes), or 1 in regression (0 classes), the target's variance."""
+    return math.log(num_classes) if num_classes else 1.0
+
+
+def loss_name(num_classes: int) -> str:
+    return "NLL" if num_classes else "MSE"
 
 
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:

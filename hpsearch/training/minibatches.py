@@ -58,8 +58,9 @@ def lane_stretches(
         orders: one [num_train] int64 on the host per lane, or a single one for all lanes
             (`minibatch_order`); None: the file's order for all.
     Yields:
-        Images [N, pixels] shared by all lanes or, with several orders, [L, N, pixels]; labels [N] or [L, N]; both
-        valid until the next stretch is requested. The third element is the number of the last minibatch.
+        Images [N, inputs] shared by all lanes or, with several orders, [L, N, inputs], of `dtype` or uint8: the steps
+        scale levels minibatch by minibatch (`as_inputs`). Labels [N] or [L, N]. Both are valid until the next stretch
+        is requested. The third element is the number of the last minibatch.
     """
     done = 0
     for images, labels in _pieces(data, batch_size, orders):
@@ -69,7 +70,8 @@ def lane_stretches(
             size = min(length - position, next_end - done)
             rows = position * batch_size, size * batch_size
             done, position = done + size, position + size
-            yield images.narrow(-2, *rows).to(dtype), labels.narrow(-1, *rows), done
+            stretch = images.narrow(-2, *rows)
+            yield stretch if stretch.dtype == torch.uint8 else stretch.to(dtype), labels.narrow(-1, *rows), done
 
 
 def _pieces(data: ResidentData, batch_size: int, orders: Sequence[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -83,7 +85,7 @@ def _pieces(data: ResidentData, batch_size: int, orders: Sequence[Tensor] | None
     # With minibatches of one image no remainder is dropped: this chunk is the whole training set, not a copy.
     ((images, labels),) = data.chunks(1)
     indices = torch.stack(list(orders)).to(images.device)  # [L, num_train], the epoch's only transfer
-    bytes_per_minibatch = len(orders) * batch_size * images.shape[1] * images.element_size()
+    bytes_per_minibatch = len(orders) * batch_size * images.shape[1] * torch.float32.itemsize  # levels take a quarter
     rows = batch_size * max(1, GATHERED_BYTES // bytes_per_minibatch)
     num_images = data.num_minibatches(batch_size) * batch_size
     for start in range(0, num_images, rows):

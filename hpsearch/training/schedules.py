@@ -20,14 +20,14 @@ class ScheduleState:
 
     Args:
         num_epochs: finished epochs.
-        best_zero_one: lowest validation zero-one loss so far.
+        best_loss: lowest validation loss so far.
         num_stale_epochs: epochs in a row without a new best, since the best or since the rate last fell.
         num_falls: how many times the rate has fallen for lack of progress.
         is_exhausted: the next fall would take the rate below its floor; the trial should end.
     """
 
     num_epochs: int = 0
-    best_zero_one: float | None = None
+    best_loss: float | None = None
     num_stale_epochs: int = 0
     num_falls: int = 0
     is_exhausted: bool = False
@@ -57,13 +57,13 @@ class LearningRateSchedule(ABC):
         factor = self.training.schedule_factor
         return self.default_factor if factor is None else factor
 
-    def finish_epoch(self, zero_one: float) -> None:
-        """Record the lowest validation zero-one loss of an epoch."""
-        is_best = self.state.best_zero_one is None or zero_one < self.state.best_zero_one
+    def finish_epoch(self, loss: float) -> None:
+        """Record the lowest validation loss of an epoch."""
+        is_best = self.state.best_loss is None or loss < self.state.best_loss
         self.state = replace(
             self.state,
             num_epochs=self.state.num_epochs + 1,
-            best_zero_one=zero_one if is_best else self.state.best_zero_one,
+            best_loss=loss if is_best else self.state.best_loss,
             num_stale_epochs=0 if is_best else self.state.num_stale_epochs + 1,
         )
 
@@ -120,7 +120,7 @@ class ExponentialSchedule(LearningRateSchedule):
 
 
 class ProgressSchedule(LearningRateSchedule):
-    """A rate that falls after n epochs in a row without a new best validation zero-one loss.
+    """A rate that falls after n epochs in a row without a new best validation loss.
 
     After a fall the count starts again from 0.
     """
@@ -129,8 +129,8 @@ class ProgressSchedule(LearningRateSchedule):
     def learning_rate(self) -> float:
         return float(self.training.learning_rate * self.factor**self.state.num_falls)
 
-    def finish_epoch(self, zero_one: float) -> None:
-        super().finish_epoch(zero_one)
+    def finish_epoch(self, loss: float) -> None:
+        super().finish_epoch(loss)
         if self.state.num_stale_epochs >= self.training.schedule_patience:
             self.state = self._after_fall()
 

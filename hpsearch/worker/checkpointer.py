@@ -4,24 +4,31 @@ Between two epochs, when the interval has passed, the lanes' tensors are copied 
 copies them to the host, writes a file per trial and records the files, after the epochs that they contain: the curve of
 a recorded checkpoint is always in the database. Only one checkpoint is in progress at a time. A failure does not end
 the worker: it costs the epochs since the previous checkpoint.
+
+The last states of the best trials that max_epochs ended are kept in the same way, so that they can go on when the study
+gets more epochs (store/claims/continuing.py).
 """
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, cast, final
 
 from hpsearch.errors import ArtifactError
 from hpsearch.logs import get_logger
+from hpsearch.search.stopping import StopDecision, StopReason
 from hpsearch.signals import LAST_CHECKPOINT_SECONDS
 from hpsearch.store.checkpoints import Checkpoints, ResumeOutcome, StoredCheckpoint
 from hpsearch.store.claims.ledger import Claim
 from hpsearch.store.connection.database import DatabaseAwayError
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.training.device_memory import is_out_of_memory
+from hpsearch.training.filter_series import FilterSeries
 from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoint
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.wording import first_line
@@ -31,6 +38,18 @@ from hpsearch.worker.trial import TrialInTraining
 _log = get_logger("checkpoints")
 
 _FILES_AT_ONCE = 16  # trials whose files are held in memory at once, and recorded by one statement
+
+
+# Trial id -> its last epoch, its history (`TrialInTraining.state`) and its filters.
+States = Mapping[int, tuple[int, dict[str, Any], FilterSeries]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndedTrials:
+    """The last states of trials that have ended, copied before their lanes were given away."""
+
+    pending: PendingCheckpoint
+    states: States
 
 
 class Checkpointer(AbstractContextManager["Checkpointer"]):
@@ -49,12 +68,13 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
         self._job: Future[None] | None = None
         self._discarded: Future[None] | None = None  # the last one that was started
+        self._kept: Future[None] | None = None  # the last end states
         self._taken_at = time.monotonic()
         self._known: set[int] = set()  # trials that may have a checkpoint
         self._found: dict[int, StoredCheckpoint] = {}  # checkpoints from which newly claimed trials may resume
 
     def __exit__(self, *_: object) -> None:
-        outstanding = [job for job in (self._job, self._discarded) if job is not None]
+        outstanding = [job for job in (self._job, self._discarded, self._kept) if job is not None]
         is_idle = not wait(outstanding, timeout=LAST_CHECKPOINT_SECONDS).not_done
         self._thread.shutdown(wait=is_idle, cancel_futures=True)
 
@@ -79,6 +99,24 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
             if job is None or wait([job], timeout=max(0.0, deadline - time.monotonic())).done:
                 return
         _log.warning("%s: the last checkpoint took too long; the trials will resume from the previous one", self._name)
+
+    def copy(self, cohort: Cohort, trial_ids: Collection[int]) -> PendingCheckpoint | None:
+        """Copy the state of these lanes on the device; None if it has no memory for that."""
+        try:
+            return cohort.checkpoint(list(trial_ids))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _log.warning("%s: checkpoint skipped: the device has no memory for a copy of the lanes", self._name)
+            return None
+
+    def keep_ends(self, ends: EndedTrials, written: Future[Any] | None, *, num_states: int, num_bytes: int) -> None:
+        """Store the last states of trials, in the background, after their ends were written.
+
+        Args:
+            num_states, num_bytes: limits for the whole study.
+        """
+        self._kept = self._thread.submit(self._keep_ends, ends, written, num_states, num_bytes)
 
     def discard(self, trial_ids: Collection[int]) -> None:
         """Remove the checkpoints of counted trials, in the background."""
@@ -123,7 +161,7 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
         self._known.add(claim.trial_id)
         try:
             checkpoint = TrialCheckpoint.from_bytes(content)
-            resumed = lane.resumed(checkpoint.extra)
+            resumed = lane.resumed(checkpoint.extra, checkpoint.extra_arrays)
             _check_epoch(checkpoint, resumed, stored)
             cohort.admit(claim.trial_id, lane.settings, checkpoint)
         except ArtifactError as error:
@@ -159,13 +197,9 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
     ) -> Future[None] | None:
         self._taken_at = time.monotonic()
         self._known.update(lanes)
-        states = {trial_id: (lane.num_epochs, lane.state()) for trial_id, lane in lanes.items()}
-        try:
-            pending = cohort.checkpoint(list(lanes))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            _log.warning("%s: checkpoint skipped: the device has no memory for a copy of the lanes", self._name)
+        states = {trial_id: (lane.num_epochs, lane.state(), lane.filters) for trial_id, lane in lanes.items()}
+        pending = self.copy(cohort, list(lanes))
+        if pending is None:
             return None
         self._job = self._thread.submit(self._write, pending, states, written)
         return self._job
@@ -175,21 +209,14 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
     def _write(
         self,
         pending: PendingCheckpoint,
-        states: Mapping[int, tuple[int, dict[str, Any]]],
+        states: States,
         written: Future[Any] | None,
     ) -> None:
         try:
             if written is not None:
                 written.result()
-            items: dict[int, tuple[int, bytes]] = {}
-            for key, checkpoint in pending.fetch_each():
-                trial_id = cast("int", key)  # the key that was passed in
-                epoch, state = states[trial_id]
-                items[trial_id] = (epoch, replace(checkpoint, extra=state).to_bytes())
-                if len(items) == _FILES_AT_ONCE:
-                    self._save(items)
-                    items = {}
-            self._save(items)
+            for items in _contents(pending, states):
+                self._save(items)
         except Exception as error:
             # If the trouble lasts, the worker's own writes fail and end it.
             _log.warning("%s: a checkpoint failed: %s", self._name, first_line(error))
@@ -199,11 +226,80 @@ class Checkpointer(AbstractContextManager["Checkpointer"]):
         """Save checkpoints. A trial that has ended meanwhile is no failure; `save` logs a store that refuses a file."""
         self._metrics.checkpoints["written"].inc(len(self._checkpoints.save(items)))
 
+    def _keep_ends(self, ends: EndedTrials, written: Future[Any] | None, num_states: int, num_bytes: int) -> None:
+        try:
+            if written is not None:
+                written.result()
+            for items in _contents(ends.pending, ends.states):
+                self._checkpoints.keep_ends(items, num_states=num_states, num_bytes=num_bytes)
+        except Exception as error:
+            _log.warning("%s: the last states of ended trials were not kept: %s", self._name, first_line(error))
+
     def _discard(self, trial_ids: Collection[int] | None) -> None:
         try:
             self._checkpoints.discard(trial_ids)
         except Exception as error:
             _log.info("%s: checkpoints of finished trials could not be removed: %s", self._name, first_line(error))
+
+
+@final
+class EndStates:
+    """Chooses, among the trials that max_epochs has ended, those that may be among the study's best.
+
+    A worker compares a trial with its own earlier ones only; the database then keeps the best of all workers.
+    """
+
+    def __init__(self, definition: StudyDefinition, checkpointer: Checkpointer) -> None:
+        self._most = definition.keep_end_states if definition.is_continuable else 0
+        self._num_bytes = definition.keep_end_bytes
+        self._checkpointer = checkpointer
+        self._best: list[float] = []  # negative values of this worker's best trials, a heap: the worst one first
+
+    def copied(
+        self, cohort: Cohort, lanes: Mapping[int, TrialInTraining], decisions: Mapping[int, StopDecision | None]
+    ) -> EndedTrials | None:
+        """Copy the states that are to be kept, while the trials still have their lanes; None if there are none."""
+        ended = [
+            (lane.best.loss, trial_id)
+            for trial_id, decision in decisions.items()
+            if decision is not None and decision.reason is StopReason.MAX_EPOCHS
+            if (lane := lanes.get(trial_id)) is not None and lane.best is not None
+        ]
+        chosen = [trial_id for value, trial_id in sorted(ended) if self._is_among_best(value)]
+        pending = self._checkpointer.copy(cohort, chosen) if chosen else None
+        if pending is None:
+            return None
+        return EndedTrials(
+            pending=pending, states={i: (lanes[i].num_epochs, lanes[i].state(), lanes[i].filters) for i in chosen}
+        )
+
+    def keep(self, ends: EndedTrials | None, written: Future[Any] | None) -> None:
+        """Store these states in the background, after the trials' ends were written."""
+        if ends is not None:
+            self._checkpointer.keep_ends(ends, written, num_states=self._most, num_bytes=self._num_bytes)
+
+    def _is_among_best(self, value: float) -> bool:
+        if self._most == 0:
+            return False
+        if len(self._best) < self._most:
+            heapq.heappush(self._best, -value)
+            return True
+        return -value > heapq.heappushpop(self._best, -value)
+
+
+def _contents(pending: PendingCheckpoint, states: States) -> Iterator[dict[int, tuple[int, bytes]]]:
+    """The files of these checkpoints, with the epochs that they contain: at most `_FILES_AT_ONCE` at a time."""
+    items: dict[int, tuple[int, bytes]] = {}
+    for key, checkpoint in pending.fetch_each():
+        trial_id = cast("int", key)  # the key that was passed in
+        epoch, state, filters = states[trial_id]
+        whole = replace(checkpoint, extra=state, extra_arrays=filters.arrays())
+        items[trial_id] = (epoch, whole.to_bytes())
+        if len(items) == _FILES_AT_ONCE:
+            yield items
+            items = {}
+    if items:
+        yield items
 
 
 def _check_epoch(checkpoint: TrialCheckpoint, lane: TrialInTraining, stored: StoredCheckpoint) -> None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import final
 
 import torch
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.errors import InputError
+from hpsearch.metric import ZERO_ONE, Metric
 from hpsearch.search.significance import critical_gains
 from hpsearch.search.stopping import StoppingRule, stopping_rule, validation_interval
 from hpsearch.study.settings import OPTION_PREFIX, ModelSettings, StoppingSettings, TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.judge import judge_of
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.networks.build import build_network
 
-BuildCohort = Callable[[CohortShape, ResidentData, torch.device, int, ReferenceTest | None], Cohort]
+BuildCohort = Callable[..., Cohort]  # with the arguments of `Cohort`
 
 
 def cohort_name(settings: TrialSettings) -> str:
@@ -26,7 +30,9 @@ def cohort_name(settings: TrialSettings) -> str:
 
     The name is the same in every process.
     """
-    return hashlib.sha256(repr(CohortShape.of(settings)).encode()).hexdigest()[:16]
+    shape = CohortShape.of(settings)
+    weights = "" if shape.class_weights == "none" else f", class_weights={shape.class_weights!r}"
+    return hashlib.sha256(f"{shape!r}{weights}".encode()).hexdigest()[:16]
 
 
 def decides_cohort(dimension: str) -> bool:
@@ -41,17 +47,33 @@ class Cohorts:
 
     Args:
         data: resident on `device`; it does not include the test set.
-        build: makes a cohort; `Cohort` itself, except where minibatches are counted or nothing is trained.
+        metric: by which validations are judged.
+        build: makes a cohort; `Cohort` itself, except where lanes are diagnosed, minibatches are counted or nothing is
+            trained.
     """
 
     def __init__(
-        self, stopping: StoppingSettings, data: ResidentData, device: torch.device, build: BuildCohort = Cohort
+        self,
+        stopping: StoppingSettings,
+        data: ResidentData,
+        device: torch.device,
+        build: BuildCohort = Cohort,
+        metric: Metric = ZERO_ONE,
     ) -> None:
         self._stopping = stopping
         self._data = data
         self._build = build
         self._trainable: dict[tuple[int, ModelSettings], bool] = {}  # by batch size and model
         self.device = device
+        self.num_classes = data.num_classes
+        self.metric = metric
+        self._judge = partial(
+            judge_of,
+            metric.name,
+            num_classes=data.num_classes,
+            deviation=data.target_deviation,
+            groups=data.validation_groups,
+        )
 
     def open(self, settings: TrialSettings) -> Cohort:
         """Return a cohort without trials, which this trial may join. It validates as often as the stopping rule needs.
@@ -64,7 +86,7 @@ class Cohorts:
             gains = critical_gains(len(self._data.validation_labels), level)
             test = ReferenceTest(level=level, critical_gains=gains)
         interval = validation_interval(self._stopping, self._num_minibatches(settings))
-        return self._build(CohortShape.of(settings), self._data, self.device, interval, test)
+        return self._build(CohortShape.of(settings), self._data, self.device, interval, test, judge=self._judge)
 
     def stopping_rule(self, settings: TrialSettings) -> StoppingRule:
         """Return a new stopping rule for a trial with these settings."""
@@ -79,7 +101,7 @@ class Cohorts:
         if key not in self._trainable:
             try:
                 self._num_minibatches(settings)
-                build_network(settings.model, self._data.image_shape, self._data.num_classes)
+                build_network(settings.model, self._data.example_shape, self._data.num_outputs)
                 self._trainable[key] = True
             except InputError:
                 self._trainable[key] = False

@@ -22,7 +22,6 @@ from hpsearch.store.rows.distributions import insert_parameters
 from hpsearch.store.rows.history import History
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.space import ParameterValue
-from hpsearch.worker.cohorts import decides_cohort
 
 
 class Drawing:
@@ -50,7 +49,7 @@ class Drawing:
         if not any(trial._trial_id == claim.trial_id for trial in trials):
             return None
         storage = self._ask_sampler(trials, claim.trial_id, number=claim.number, point=claim.point)
-        return _store(ledger, storage.get_trial(claim.trial_id), storage.drain_system_attrs())
+        return store_parameters(ledger, storage.get_trial(claim.trial_id), storage.drain_system_attrs())
 
     @cached_property
     def learns(self) -> bool:
@@ -62,8 +61,11 @@ class Drawing:
     def foresees_cohorts(self) -> bool:
         """Whether cohorts differ within the study and can be named before the parameters are drawn."""
         definition = self._study.definition
-        if not definition.is_drawn or self.learns:
+        if not definition.is_drawn or self.learns or definition.is_program:
             return False
+
+        from hpsearch.worker.cohorts import decides_cohort  # loads torch
+
         return any(decides_cohort(dimension.name) for dimension in definition.search.dimensions)
 
     def foresee(self, number: int, point: int) -> Mapping[str, ParameterValue]:
@@ -89,7 +91,9 @@ class Drawing:
         return storage
 
 
-def _store(ledger: Ledger, trial: FrozenTrial, notes: Sequence[SystemAttr]) -> Mapping[str, ParameterValue] | None:
+def store_parameters(
+    ledger: Ledger, trial: FrozenTrial, notes: Sequence[SystemAttr]
+) -> Mapping[str, ParameterValue] | None:
     """Write the drawn parameters in one transaction. None: the lease on the trial is lost, and nothing was written.
 
     Args:

@@ -12,7 +12,9 @@ MAX_BUFFERED_REPORTS, beyond which the training waits.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -22,12 +24,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hpsearch.artifacts.best_parameters import Artifacts
+from hpsearch.artifacts.best_parameters import FILTERS_FILE, FILTERS_PREFIX, Artifacts
+from hpsearch.artifacts.record import artifact_record
 from hpsearch.epoch_report import EpochReport
+from hpsearch.errors import ArtifactError
 from hpsearch.logs import get_logger
 from hpsearch.signals import FLUSH_SECONDS, StopSignal, WorkerStopped
 from hpsearch.store.claims.holdings import Hold
 from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.training.filter_series import FilterSeries
 
 _log = get_logger("worker")
 
@@ -35,6 +40,8 @@ _log = get_logger("worker")
 # down; one that is away does not.
 SLOW_SECONDS = 1.0
 MAX_BUFFERED_REPORTS = 200_000  # about 200 MB
+FILTER_SECONDS = 10.0  # for the filters of trials that end together; those that are left are not stored
+FILTER_PAUSE_SECONDS = 60.0  # after the store has refused filters
 _LOOK_SECONDS = 0.5  # between two checks of the stop signal while the database is slow
 
 
@@ -47,6 +54,14 @@ class BestParameters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilterFile:
+    """The filters of a trial that has ended, not empty, and what is stored in the same file."""
+
+    series: FilterSeries
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochEntry:
     """What is to be written after one epoch of all lanes.
 
@@ -54,7 +69,8 @@ class EpochEntry:
         held: all holds of the worker after the epoch.
         reports: trial id -> its epoch, without diverged ones; None if they are already recorded.
         results: of the trials that have ended; they are among `held`.
-        parameters: trial id -> its best parameters, for each of these trials that may be the study's best.
+        parameters: trial id -> its best parameters, for each of these trials that may be among the study's best.
+        filters: trial id -> its filters, for each of these trials that has any.
         num_restarts: number of server restarts known when the worker decided whose parameters to keep (holdings.py).
     """
 
@@ -62,6 +78,7 @@ class EpochEntry:
     reports: Mapping[int, EpochReport] | None
     results: Sequence[Result] = ()
     parameters: Mapping[int, BestParameters] = field(default_factory=dict)
+    filters: Mapping[int, FilterFile] = field(default_factory=dict)
     num_restarts: int = 0
 
 
@@ -72,19 +89,20 @@ class Written:
     Args:
         lost: those of the entry's holds that no longer belong to this worker.
         counted: trials whose ends are in the database.
-        best_value: lowest value of all COMPLETE trials, if it was looked up.
+        worst_kept: the value of the worst of the best COMPLETE trials, which keep their parameters; None: it was not
+            looked up, or there are fewer trials.
     """
 
     lost: frozenset[Hold] = frozenset()
     counted: frozenset[int] = frozenset()
-    best_value: float | None = None
+    worst_kept: float | None = None
 
     def followed_by(self, later: Written) -> Written:
         """Return the combined outcome of this entry and a later one."""
         return Written(
             lost=self.lost | later.lost,
             counted=self.counted | later.counted,
-            best_value=self.best_value if later.best_value is None else later.best_value,
+            worst_kept=self.worst_kept if later.worst_kept is None else later.worst_kept,
         )
 
 
@@ -94,11 +112,19 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
     Args:
         ledger: in the worker's name.
         name: name of the worker, for the log.
-        keeps_all: keep the parameters even if another trial is better.
+        keeps_all: keep the parameters even if other trials are better.
+        num_kept: keep the parameters of this many of the best trials. With several workers a few more may be kept.
     """
 
     def __init__(
-        self, ledger: Ledger, artifacts: Artifacts, stop: StopSignal, name: str, *, keeps_all: bool = False
+        self,
+        ledger: Ledger,
+        artifacts: Artifacts,
+        stop: StopSignal,
+        name: str,
+        *,
+        keeps_all: bool = False,
+        num_kept: int = 1,
     ) -> None:
         # An event of its own, so that the thread can be made to give up after its worker has left.
         self._abandoned = threading.Event()
@@ -107,6 +133,9 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
         self._stop = stop
         self._name = name
         self._keeps_all = keeps_all
+        self._num_kept = num_kept
+        self._no_filters_until = -math.inf  # after the store has refused some
+        self._are_filters_refused = False  # by the store, the last time
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="epoch writer")
         # Entries that were handed over, with the number of reports that each of them keeps in memory.
         self._queue: deque[tuple[Future[Written], int]] = deque()
@@ -226,11 +255,12 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
         results = [result for result in entry.results if result.trial_id in held]
         if entry.num_restarts != self._ledger.holdings.num_restarts:
             results = self._without_lost_bests(results, entry.parameters)
-        counted, best_value = self._finish(results, entry.parameters)
+        self._keep_filters({r.trial_id: entry.filters[r.trial_id] for r in results if r.trial_id in entry.filters})
+        counted, worst_kept = self._finish(results, entry.parameters)
         held -= {result.trial_id for result in entry.results} - counted
         lost = frozenset(hold for hold in entry.held if hold[0] not in held)
         self._ledger.holdings.drop(lost)  # a refused end ends the hold, too: others train the point
-        return Written(lost=lost, counted=frozenset(counted), best_value=best_value)
+        return Written(lost=lost, counted=frozenset(counted), worst_kept=worst_kept)
 
     def _without_lost_bests(self, results: Sequence[Result], parameters: Mapping[int, BestParameters]) -> list[Result]:
         """Leave out trials that are now the study's best but come without parameters.
@@ -239,35 +269,70 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
 
         They count as lost and are given back with the next renewal.
         """
-        best = self._ledger.best_value()
+        best = self._ledger.best_loss()
         return [
             result
             for result in results
             if result.outcome is not Outcome.COMPLETE
             or result.trial_id in parameters
-            or (best is not None and _value(result) >= best)
+            or (best is not None and _loss(result) >= best)
         ]
 
     def _finish(
         self, results: Sequence[Result], parameters: Mapping[int, BestParameters]
     ) -> tuple[set[int], float | None]:
-        """Count the trials, the best ones first: once one is counted, the parameters of worse trials are not needed."""
+        """Count the trials, the best ones first: once enough are counted, worse trials need no parameters."""
         candidates = [result for result in results if result.trial_id in parameters]
         others = [result for result in results if result.trial_id not in parameters]
-        best_value = self._ledger.best_value() if candidates else None
+        best = self._ledger.best_losses(self._num_kept) if candidates else []
         counted: set[int] = set()
-        for value, equals in itertools.groupby(sorted(candidates, key=_value), key=_value):
-            is_worse = best_value is not None and value > best_value
+        for loss, equals in itertools.groupby(sorted(candidates, key=_loss), key=_loss):
+            is_worse = len(best) == self._num_kept and loss > best[-1]
             if is_worse and not self._keeps_all:
                 others += equals
                 continue
             # The file and its record must exist before the trials are finished: Optuna accepts no attributes
             # afterwards.
-            accepted = self._ledger.finish([r for r in equals if self._keep(r.trial_id, parameters[r.trial_id])])
+            its = list(equals)
+            try:
+                accepted = self._ledger.finish([r for r in its if self._keep(r.trial_id, parameters[r.trial_id])])
+            except ArtifactError as error:
+                if self._keeps_all or not best or loss <= best[0]:
+                    raise  # without the study's best parameters a result is worth little
+                _log.warning("%s: %s; the trial is counted without them", self._name, error)
+                others += its
+                continue
             counted |= accepted
-            if accepted and not is_worse:
-                best_value = value
-        return counted | self._ledger.finish(others), best_value
+            best = sorted([*best, *(loss for _ in accepted)])[: self._num_kept]
+        worst_kept = best[-1] if len(best) == self._num_kept else None
+        return counted | self._ledger.finish(others), worst_kept
+
+    def _keep_filters(self, filters: Mapping[int, FilterFile]) -> None:
+        """Store the filters of trials that end.
+
+        A store that refuses them, or that is slow, costs only pictures: the ends of the trials do not wait for them.
+        """
+        deadline, artifact_ids = time.monotonic() + FILTER_SECONDS, dict[int, str]()
+        for trial_id, kept in filters.items():
+            if self._stop.is_set() or time.monotonic() > deadline or time.monotonic() < self._no_filters_until:
+                break
+            try:
+                artifact_id = self._artifacts.write(kept.series.arrays(), kept.metadata, "filters", FILTERS_PREFIX)
+            except ArtifactError as error:
+                if not self._are_filters_refused:  # a disk may stay full for the whole search
+                    _log.warning("%s: %s; the trials are counted without them", self._name, error)
+                self._are_filters_refused = True
+                self._no_filters_until = time.monotonic() + FILTER_PAUSE_SECONDS
+                break
+            if self._are_filters_refused:
+                _log.info("%s: filters are stored again", self._name)
+                self._are_filters_refused = False
+            artifact_ids[trial_id] = artifact_id
+        if artifact_ids:  # one statement for all of them, before they are finished
+            records = [(i, *artifact_record(artifact_id, FILTERS_FILE)) for i, artifact_id in artifact_ids.items()]
+            held = self._ledger.record({}, records)
+            for trial_id in artifact_ids.keys() - held:
+                self._artifacts.remove(artifact_ids[trial_id])
 
     def _keep(self, trial_id: int, best: BestParameters) -> bool:
         """Save a trial's parameters. Return False if the trial no longer belongs to this worker."""
@@ -275,6 +340,6 @@ class EpochWriter(AbstractContextManager["EpochWriter"]):
         return self._artifacts.save_parameters(note, trial_id, best.arrays, best.metadata) is not None
 
 
-def _value(result: Result) -> float:
-    assert result.value is not None  # only a diverged trial has none, and it is not COMPLETE
-    return result.value
+def _loss(result: Result) -> float:
+    assert result.loss is not None  # only a diverged trial has none, and it is not COMPLETE
+    return result.loss

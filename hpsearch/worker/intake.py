@@ -19,9 +19,11 @@ from hpsearch.store.claims.holdings import Hold
 from hpsearch.store.claims.ledger import Claim, Ledger, new_claim_token
 from hpsearch.store.connection.database import DatabaseAwayError
 from hpsearch.store.studies import StoredStudy
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import ParameterValue
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.worker.checkpointer import Checkpointer
 from hpsearch.worker.cohorts import Cohorts, cohort_name
 from hpsearch.worker.drawing import Drawing
@@ -169,19 +171,21 @@ class Intake:
 
     def _admit(self, claim: Claim) -> None:
         definition = self.study.definition
-        if definition.is_drawn:
+        if definition.is_drawn and not claim.is_continued:  # which has the parameters of the trial before it
             parameters = self._drawing.draw(self.brief_ledger if self.lanes else self.ledger, claim)
             if parameters is None:
                 self._tell_lost(claim)
                 return
             claim = replace(claim, parameters=parameters)
-        settings = definition.resolve(claim.parameters)
+        settings = _with_epochs(definition.resolve(claim.parameters), claim, definition)
         is_first = not self.lanes
         if not is_first and (not self._fits_cohort(settings) or len(self.lanes) >= self.num_lanes):
             self._held_over.append(claim)
             return
         rule = self.cohorts.stopping_rule(settings)
-        lane = self.lanes[claim.trial_id] = TrialInTraining(claim=claim, settings=settings, rule=rule)
+        lane = self.lanes[claim.trial_id] = TrialInTraining(
+            claim=claim, settings=settings, rule=rule, num_classes=self.cohorts.num_classes, metric=self.cohorts.metric
+        )
         try:
             cohort = self._open_cohort(settings, claim.cohort) if is_first or self.cohort is None else self.cohort
             outcome, self.lanes[claim.trial_id] = self.checkpointer.resume(lane, cohort, is_brief=not is_first)
@@ -299,3 +303,11 @@ class Intake:
         self._held_over.clear()
         self._unadmitted.clear()
         self.cohort = None
+
+
+def _with_epochs(settings: TrialSettings, claim: Claim, definition: StudyDefinition) -> TrialSettings:
+    """The settings with the study's present number of epochs: it may have been raised since this worker began."""
+    if claim.max_epochs is None or not definition.is_continuable:
+        return settings
+    training = settings.training.model_copy(update={"max_epochs": claim.max_epochs})
+    return settings.model_copy(update={"training": training})

@@ -19,7 +19,7 @@ from hpsearch.logs import get_logger
 from hpsearch.signals import StopSignal
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.device_memory import memory_of
-from hpsearch.training.lanes.cohort import CohortShape
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.device_model import bytes_per_lane
 from hpsearch.training.lanes.lane_times import MARGIN, LaneTimes
 from hpsearch.training.networks.build import build_network
@@ -125,6 +125,7 @@ class LearnedLanes:
 
     Args:
         num_sharing: number of workers on this machine, which share its main memory.
+        judging_bytes: memory that a lane needs for the judge of the study's metric (`training.judge.judging_bytes`).
         clock: seconds from any origin.
     """
 
@@ -133,6 +134,7 @@ class LearnedLanes:
     device: torch.device
     stop: StopSignal
     num_sharing: int = 1
+    judging_bytes: int = 0
     clock: Callable[[], float] = time.monotonic
     _most: dict[str, int] = field(default_factory=dict)  # by cohort
     _cases: dict[LaneCase, _Case] = field(default_factory=dict)
@@ -207,7 +209,7 @@ class LearnedLanes:
 
     def _begin(self, settings: TrialSettings, known: KnownLanes) -> _Case:
         batch_size = settings.training.batch_size
-        shape = self.data.image_shape, self.data.num_classes
+        shape = self.data.example_shape, self.data.num_outputs
         network = build_network(settings.model, *shape)
         widest = build_network(CohortShape.of(settings).model, *shape)  # which other trials may bring into the cohort
         with self.stop.interruptible():
@@ -216,7 +218,7 @@ class LearnedLanes:
         return _Case(
             case=LaneCase(words=known.case),
             times=LaneTimes(prior, known.seconds),
-            bytes_per_lane=bytes_per_lane(widest, batch_size),
+            bytes_per_lane=bytes_per_lane(widest, batch_size) + self.judging_bytes,
             stored=known.seconds,
         )
 

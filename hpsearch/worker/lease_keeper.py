@@ -82,6 +82,11 @@ class Presence:
                 self._ask(_UNLOCK, self.ledger.owner)
         self._session.close()
 
+    @property
+    def seconds_since_renewal(self) -> float:
+        """Seconds since the leases were last renewed, or since the start."""
+        return time.monotonic() - self._renewed_at
+
     def renew(self, ledger: Ledger) -> None:
         """Renew the leases, and take the lock again if its session was cut.
 

@@ -23,11 +23,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from hpsearch import __version__
 from hpsearch.atomic_file import replacement_of
 from hpsearch.cgroups import num_oom_kills
+from hpsearch.data.example_shape import shape_text
 from hpsearch.data.resident import ResidentData
 from hpsearch.home import make_folder
 from hpsearch.logs import get_logger
 from hpsearch.study.settings import TrialSettings
-from hpsearch.training.lanes.cohort import CohortShape
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.device_model import DeviceSpeed, Positive, measure_speed
 
 _log = get_logger("lanes")
@@ -55,14 +56,13 @@ class LaneCase:
     def of(cls, settings: TrialSettings, data: ResidentData, device: torch.device, num_sharing: int) -> LaneCase:
         """The case of a trial's cohort."""
         model, training = CohortShape.of(settings).model, settings.training
-        height, width = data.image_shape
         parts = [
             cls.of_device(device, num_sharing).words,
             f"hpsearch {__version__}",
             f"{model.family} of up to {model.hidden_units} units",
             f"kernels {model.kernels}; options {model.options}",
             f"batch {training.batch_size}{' shuffled' if training.shuffle else ''}; {training.precision}",
-            f"{data.num_train} images of {height}x{width}{' in chunks' if data.is_chunked else ''}",
+            f"{data.num_train} images of {shape_text(data.example_shape)}{' in chunks' if data.is_chunked else ''}",
             f"{data.num_classes} classes",
         ]
         return cls(words="; ".join(parts))

@@ -68,6 +68,7 @@ class WorkerOptions:
         shares_gpu: workers may share a GPU.
         checkpoint_seconds: between two checkpoints of all lanes; 0: only when the worker is stopped.
         stall_seconds: after this time without a minibatch, the device counts as hung, and the worker ends.
+        commands: run the programs of studies whose trials are programs.
         metrics: where the first worker serves its metrics, if anywhere; each further worker uses the next port.
     """
 
@@ -78,6 +79,7 @@ class WorkerOptions:
     shares_gpu: bool = False
     checkpoint_seconds: float = DEFAULT_CHECKPOINT_SECONDS
     stall_seconds: float = DEFAULT_STALL_SECONDS
+    commands: bool = False
     metrics: MetricsAddress | None = None
 
     @property
@@ -91,6 +93,7 @@ class WorkerOptions:
             *("--device", self.device, "--lanes", self.lanes_text),
             *([] if self.waits_for_gpu else ["--no-wait-for-gpu"]),
             *(["--share-gpu"] if self.shares_gpu else []),
+            *(["--commands"] if self.commands else []),
             f"--checkpoint-seconds={self.checkpoint_seconds:g}",
             f"--stall-seconds={self.stall_seconds:g}",
         ]

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from hpsearch import environment
-from hpsearch.data.download import DownloadProgress
+from hpsearch.data.files.download import DownloadProgress
 from hpsearch.errors import HpsearchError
 from hpsearch.logs import get_logger
 from hpsearch.study.definition import StudyDefinition

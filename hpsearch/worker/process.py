@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -15,8 +14,8 @@ import torch
 from hpsearch import environment
 from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
 from hpsearch.artifacts.place import artifact_place
-from hpsearch.data.download import DownloadProgress
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.download import DownloadProgress
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData
 from hpsearch.device.devices import VisibleDevices, make_current, use_full_float32, wanted_gpus
@@ -31,6 +30,7 @@ from hpsearch.store.connection.database import Database, DatabaseAwayError
 from hpsearch.store.progress import is_finished as is_study_finished
 from hpsearch.store.studies import StoredStudy, load_study
 from hpsearch.training.host_memory import keep_freed_memory
+from hpsearch.training.judge import judging_bytes
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.pulse import Pulse
 from hpsearch.worker.cohorts import Cohorts
@@ -39,17 +39,13 @@ from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.health.watchdog import Watchdog
 from hpsearch.worker.lane_count import FixedLanes, LaneChoice, LearnedLanes
 from hpsearch.worker.measured_lane_counts import LaneMemory
+from hpsearch.worker.name import worker_name
 from hpsearch.worker.options import WorkerOptions, WorkerSettings
 from hpsearch.worker.preparation import check_networks, load_study_data, prepare_study
 from hpsearch.worker.preparation_request import PreparationRequest, inherited_pipe, passing_errors, receive, send
 from hpsearch.worker.worker import Worker
 
 _log = get_logger("worker")
-
-
-def worker_name() -> str:
-    """`host:pid`: the name of this worker in trials and logs."""
-    return f"{platform.node()}:{os.getpid()}"
 
 
 def run_worker(
@@ -190,11 +186,20 @@ def _build_worker(found: Surroundings, pinned: PinnedDevice, metrics: WorkerMetr
     data = ResidentData.place(found.selection, device, max_resident_bytes=study.definition.data.max_resident_bytes)
     num_siblings = int(os.environ.get(environment.SUPERVISED_WORKERS, "1"))
     pulse = Pulse(device)
-    build_cohort = partial(Cohort, pulse=pulse)
+    build_cohort = partial(Cohort, is_diagnosed=True, pulse=pulse)
     lanes: LaneChoice
     if options.lanes is None:
         lanes = LearnedLanes(
-            memory=LaneMemory(lane_folder()), data=data, device=device, stop=found.stop, num_sharing=num_siblings
+            memory=LaneMemory(lane_folder()),
+            data=data,
+            device=device,
+            stop=found.stop,
+            num_sharing=num_siblings,
+            judging_bytes=judging_bytes(
+                study.definition.metric,
+                len(data.validation_labels),
+                is_grouped=data.validation_groups is not None,
+            ),
         )
     else:
         lanes = FixedLanes(options.lanes)
@@ -202,7 +207,7 @@ def _build_worker(found: Surroundings, pinned: PinnedDevice, metrics: WorkerMetr
     return Worker(
         database=found.database,
         study=study,
-        cohorts=Cohorts(study.definition.stopping, data, device, build_cohort),
+        cohorts=Cohorts(study.definition.stopping, data, device, build_cohort, study.definition.judged_by),
         pinned=pinned,
         lanes=lanes,
         artifacts=found.artifacts,

@@ -13,19 +13,23 @@ from enum import Enum, auto
 from functools import cache, partial
 from typing import Any, final
 
+import numpy as np
 from pydantic import ValidationError
 from sqlalchemy import Connection, text
 
 import hpsearch
 from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
+from hpsearch.metric import PairedTest
 from hpsearch.search.narrowing.closed_round import Finished, FinishReason, KnownPoint, NarrowingState, Round
 from hpsearch.search.proportions import SIGNIFICANCE_LEVEL, proportions_differ
-from hpsearch.search.significance import discordant, mcnemar_p_value
+from hpsearch.search.significance import discordant, mcnemar_p_value, sign_flip_p_value
+from hpsearch.store.claims.continuing import continue_trials
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Situation, read_situation
 from hpsearch.store.rows.correct_images import read_correctness
 from hpsearch.store.rows.counts import num_lost_points, read_num_images
+from hpsearch.store.rows.example_losses import Losses, read_example_losses
 from hpsearch.store.rows.points import CohortOf, StoredPoint, add_points, narrowing_of, read_points
 from hpsearch.store.rows.round_rows import (
     damaged_state,
@@ -40,9 +44,15 @@ from hpsearch.store.studies import parse_stored_definition
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import SearchSettings, point_key
-from hpsearch.worker.cohorts import cohort_name
 
 _log = get_logger("rounds")
+
+
+def cohort_name(settings: TrialSettings) -> str:
+    """Name the cohort of a point that hpsearch trains itself; loads torch."""
+    from hpsearch.worker.cohorts import cohort_name as name_of
+
+    return name_of(settings)
 
 
 class Advance(Enum):
@@ -75,6 +85,10 @@ def advance(
     if situation.definition is None:
         return Advance.ENDED
     definition = _definition_from(situation.definition, study_id)
+    if situation.num_continuable:
+        # A worker that knew the old number of epochs has ended trials there after the study was given more.
+        go_on = partial(continue_trials, study_id=study_id, max_epochs=definition.training.max_epochs)
+        return Advance.OPENED if database.transaction(go_on) else Advance.UNFINISHED
     if num_lost_points(definition, situation.num_points):
         restore = partial(restore_lost_points, study_id=study_id, definition=definition, cohort_of=cohort_of)
         number = database.transaction(restore)
@@ -118,7 +132,9 @@ def _following(
     """Return what follows a trained round. Reads the study and changes nothing."""
     points = database.transaction(lambda connection: read_points(connection, study_id))
     state = database.transaction(lambda connection: read_last_state(connection, study_id))
-    differ = TrialComparison(database, study_id)
+    differ = TrialComparison(
+        database, study_id, definition.judged_by.test, is_reported=definition.judged_by.is_reported
+    )
     room = num_allowed(definition) - situation.num_points
     following = narrowing_of(definition, is_trainable, points).next_round(
         _state_from(state, study_id), map(_known, points), differ, room=max(1, room)
@@ -180,39 +196,72 @@ def _state_from(document: Mapping[str, Any], study_id: int) -> NarrowingState:
 
 def _known(point: StoredPoint) -> KnownPoint:
     is_complete = point.state is StoredState.COMPLETE
-    return KnownPoint(point.values, point.value if is_complete else None, point.nll, point.trial_id)
+    return KnownPoint(point.values, point.loss if is_complete else None, point.nll, point.trial_id)
+
+
+NOT_TRAINED = "trials that hpsearch has not trained were compared without a record of their {}"
+EVERY_DIFFERENCE_COUNTS = "without results per example, every difference counts"  # of programs
 
 
 @final
 class TrialComparison:
     """Decides whether two trials differ significantly on the validation images; reads the bits of compared trials.
 
-    Uses the exact two-sided McNemar test. Trials without bits (of a version that kept none) are compared as independent
-    samples, which is far less sensitive. If even the number of images is unknown, or a value is no error rate, every
-    difference counts, so that the search continues rather than ends.
+    Uses the exact two-sided McNemar test, or the sign-flip test in a study that is not judged by its errors, or whose
+    examples come in groups, which are then compared by their sums. Trials
+    without bits (of a version that kept none) are compared as independent samples, which is far less sensitive. If even
+    the number of images is unknown, or a value is no error rate, every difference counts, so that the search continues
+    rather than ends.
 
     Args:
+        is_reported: programs have reported the values.
         note: what must be said about the comparisons so far; empty if all of them used the exact test.
     """
 
-    def __init__(self, database: Database, study_id: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        study_id: int,
+        test: PairedTest = PairedTest.MCNEMAR,
+        *,
+        is_reported: bool = False,
+    ) -> None:
         self._database = database
         self._study_id = study_id
+        self._test = test
+        self._is_reported = is_reported
         self._read = cache(partial(_read_bits, database))  # a trial takes part in several comparisons
+        self._read_losses = cache(partial(_read_losses, database))
         self.note = ""
 
     def __call__(self, one: KnownPoint, other: KnownPoint) -> bool:
         """Compare two points. Both have values; their keys are trial ids."""
         assert one.value is not None
         assert other.value is not None
+        if self._test is PairedTest.SIGN_FLIP:
+            return self._losses_differ(one, other)
         bits_one, bits_other = self._read(one.key), self._read(other.key)
         if bits_one is not None and bits_other is not None and len(bits_one) == len(bits_other):
             return mcnemar_p_value(*discordant(bits_one, bits_other)) < SIGNIFICANCE_LEVEL
-        self.note = "trials that hpsearch has not trained were compared without a record of their images"
+        if self._read_losses(one.key) is not None and self._read_losses(other.key) is not None:  # groups of images
+            return self._losses_differ(one, other)
+        self.note = NOT_TRAINED.format("images")
         num_images = read_num_images(self._database, self._study_id)
         if num_images is None or not (0 <= one.value <= 1 and 0 <= other.value <= 1):
             return one.value != other.value
         return proportions_differ(one.value, other.value, num_images)
+
+    def _losses_differ(self, one: KnownPoint, other: KnownPoint) -> bool:
+        losses_one, losses_other = self._read_losses(one.key), self._read_losses(other.key)
+        if losses_one is None or losses_other is None or len(losses_one) != len(losses_other):
+            self.note = EVERY_DIFFERENCE_COUNTS if self._is_reported else NOT_TRAINED.format("examples")
+            return one.value != other.value
+        return sign_flip_p_value(losses_one.astype(np.float64) - losses_other) < SIGNIFICANCE_LEVEL
+
+
+def _read_losses(database: Database, trial_id: object) -> Losses | None:
+    assert isinstance(trial_id, int)
+    return read_example_losses(database, [trial_id]).get(trial_id)
 
 
 def _read_bits(database: Database, trial_id: object) -> bytes | None:

@@ -35,13 +35,13 @@ from hpsearch.signals import RELEASE_SECONDS, StopSignal, WorkerStopped
 from hpsearch.store.checkpoints import Checkpoints
 from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database, DatabaseAwayError
-from hpsearch.store.rows.correct_images import Correctness
 from hpsearch.store.studies import StoredStudy, stored_definition
 from hpsearch.training.device_memory import describe_shortage, is_out_of_memory, release_cached_memory
 from hpsearch.training.lanes.cohort import Cohort
-from hpsearch.worker.checkpointer import Checkpointer
+from hpsearch.worker.checkpointer import Checkpointer, EndStates
 from hpsearch.worker.cohorts import Cohorts
-from hpsearch.worker.epoch_writer import BestParameters, EpochEntry, EpochWriter, Written
+from hpsearch.worker.competition import Competition
+from hpsearch.worker.epoch_writer import BestParameters, EpochEntry, EpochWriter, FilterFile, Written
 from hpsearch.worker.health.failures import describe_failure
 from hpsearch.worker.health.life_sign import WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
@@ -52,7 +52,7 @@ from hpsearch.worker.lane_count import LaneChoice
 from hpsearch.worker.lease_keeper import Presence
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.rounds import Advance, advance
-from hpsearch.worker.trial import Competition, TrialInTraining
+from hpsearch.worker.trial import FilterKeeper, TrialInTraining, diagnose_ended, record_of
 
 _log = get_logger("worker")
 
@@ -90,13 +90,14 @@ class Worker:
         self._origin = {"worker": self.name, "device": self.pinned.description}
         self._out_of_memory = OutOfMemory(self.name, self.pinned.description)
         self._ended: dict[int, tuple[TrialInTraining, Result]] = {}  # trials whose ends are being written
-        self._best_value: float | None = None  # lowest known value of the study's COMPLETE trials
+        self._worst_kept: float | None = None  # value of the worst of the study's best trials, as far as known
         self._num_restarts = 0  # restarts of the server that this worker has handled
         self._last_reap = 0.0
         self._last_outside_look = -math.inf
         self._outside_look_seconds = 0.0  # how long the last look took
         self._lane_epoch_seconds: float | None = None  # of the last epoch, per lane
         self._timed_cohort: Cohort | None = None  # the cohort that trained that epoch
+        self._filter_keeper = FilterKeeper()
         self._is_mid_epoch = False  # an epoch was begun and not finished: the lanes' tensors match no epoch
 
     def run(self, ledger: Ledger | None = None) -> int:
@@ -119,10 +120,13 @@ class Worker:
         with Presence(ledger, watchdog=self.watchdog, keep=self.pinned.keep) as presence:
             self._ledger = presence.ledger
             checkpoints, interval = Checkpoints(self._ledger, self.artifacts), self.settings.checkpoint_seconds
-            keeps_all = self.study.definition.keeps_all_parameters
+            definition = self.study.definition
+            all_kept, num_kept = definition.keeps_all_parameters, definition.num_best_kept
             with (
                 Checkpointer(checkpoints, interval, self.name, self.metrics) as self._checkpointer,
-                EpochWriter(self._ledger, self.artifacts, self.stop, self.name, keeps_all=keeps_all) as self._writer,
+                EpochWriter(
+                    self._ledger, self.artifacts, self.stop, self.name, keeps_all=all_kept, num_kept=num_kept
+                ) as self._writer,
             ):
                 self._intake = Intake(
                     study=self.study,
@@ -137,6 +141,7 @@ class Worker:
                     note=self._note,
                 )
                 self._competition = Competition(self.study, self._intake.brief_ledger)
+                self._end_states = EndStates(self.study.definition, self._checkpointer)
                 self._work()
         return self.num_finished
 
@@ -223,14 +228,14 @@ class Worker:
             StorageError: the study's id now belongs to another study.
         """
         num_restarts = self._ledger.holdings.num_restarts
-        self._best_value = None
+        self._worst_kept = None
         self._competition = Competition(self.study, self._intake.brief_ledger)
         self._intake.forget_history()
         definition = self._intake.ask(lambda ledger: stored_definition(ledger.database, ledger.study_id), None)
-        if definition is None:
-            return  # the database is away: the next turn asks again
+        if definition is None:  # the database is away: the next turn asks again
+            return
         self._num_restarts = num_restarts
-        if definition.value_sha256 != self.study.definition.value_sha256:
+        if definition.with_max_epochs(1).value_sha256 != self.study.definition.with_max_epochs(1).value_sha256:
             raise StorageError(
                 f"the database was restored to older data: study number {self.study.study_id} is another study now",
                 hint=f"restart the workers of study {self.study.name}",
@@ -272,10 +277,10 @@ class Worker:
     def _make_room(self, request: str) -> None:
         """Handle a shortage of memory: an interrupted epoch leaves no lane in a known state."""
         num_lanes, settings = len(self._lanes), next(iter(self._lanes.values())).settings
+        limit_lanes = partial(self.lanes.note_shortage, settings)
         self._intake.clear()
         self._note(self._writer.drain())  # epochs that were completed before still count
         release_cached_memory(self.cohorts.device)
-        limit_lanes = partial(self.lanes.note_shortage, settings)
         self._out_of_memory.give_back(self._ledger, num_lanes, request, limit_lanes)
 
     # One epoch
@@ -300,6 +305,8 @@ class Worker:
         self._note(self._writer.collect())  # of the previous epoch
         reports = {i: r for i, r in by_trial.items() if i in self._lanes and not r.has_diverged}
         is_recorded = self._prune(reports, decisions)
+        diagnose_ended(cohort, self._lanes, decisions)
+        self._filter_keeper.keep(cohort, self._lanes, decisions, self.study.definition.keep_every)
         self._hand_over(None if is_recorded else reports, decisions, cohort)
         if self._lanes:
             self._checkpointer.take_if_due(cohort, self._lanes, self._writer.last_write)
@@ -343,37 +350,51 @@ class Worker:
     ) -> None:
         """Hand the epoch over for writing and remove ended trials from their lanes immediately."""
         held, results = self._intake.held(), []
+        end_states = self._end_states.copied(cohort, self._lanes, decisions)
         parameters: dict[int, BestParameters] = {}
+        filters: dict[int, FilterFile] = {}
         for trial_id, decision in decisions.items():
             lane = self._lanes.get(trial_id)
             if decision is None or lane is None:
                 continue
             result = lane.result(decision, self._origin)
             if result.outcome is Outcome.COMPLETE:
-                result = replace(result, correct=Correctness.of(cohort.best_correct(trial_id)))
-                if self._may_be_kept(result):
+                result = replace(result, **record_of(cohort, trial_id))
+                if self._may_be_kept(result, lane):
                     arrays = cohort.best_parameters(trial_id)
                     parameters[trial_id] = BestParameters(arrays=arrays, metadata=lane.metadata(self.study))
+            if lane.filters:
+                filters[trial_id] = FilterFile(series=lane.filters, metadata=lane.metadata(self.study))
             results.append(result)
             self._ended[trial_id] = lane, result
             self._intake.drop(trial_id)
         if reports is not None or results:
-            known = self._num_restarts
-            entry = EpochEntry(held=held, reports=reports, results=results, parameters=parameters, num_restarts=known)
+            entry = EpochEntry(
+                held=held,
+                reports=reports,
+                results=results,
+                parameters=parameters,
+                filters=filters,
+                num_restarts=self._num_restarts,
+            )
             self._writer.hand_over(entry)
+        self._end_states.keep(end_states, self._writer.last_write)
 
-    def _may_be_kept(self, result: Result) -> bool:
+    def _may_be_kept(self, result: Result, lane: TrialInTraining) -> bool:
         """Whether the parameters of a COMPLETE trial are to be kept, unless a trial that is being written is better."""
-        is_worse = self._best_value is not None and result.value is not None and result.value > self._best_value
-        return self.study.definition.keeps_all_parameters or not is_worse
+        definition = self.study.definition
+        # What was the worst of the best trials before the study was given more epochs may no longer count.
+        is_dated = lane.claim.max_epochs not in (None, definition.training.max_epochs)
+        is_worse = self._worst_kept is not None and result.loss is not None and result.loss > self._worst_kept
+        return definition.keeps_all_parameters or is_dated or not is_worse
 
     def _note(self, written: Written) -> None:
         """Process the outcome of written epochs; trials that no longer belong to this worker are dropped."""
         self.num_finished += len(written.counted)
         self._checkpointer.discard(written.counted)
         self.metrics.fenced_writes.inc(len(written.lost))
-        if written.best_value is not None:
-            self._best_value = written.best_value
+        if written.worst_kept is not None:
+            self._worst_kept = written.worst_kept
         for trial_id in written.counted:
             lane, result = self._ended.pop(trial_id)
             self.metrics.trials_ended[result.outcome].inc()

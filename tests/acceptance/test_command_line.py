@@ -385,11 +385,23 @@ def test_a_bad_definition_is_refused_in_one_line(
 
 def test_a_changed_definition_under_the_same_name_is_refused_with_its_differences(shell: Shell) -> None:
     assert shell.within("create", shell.study_file).returncode == 0
-    done = shell.within("run", shell.study_file, "--set", "training.max_epochs=7")
+    done = shell.within("run", shell.study_file, "--set", "training.batch_size=30")
     assert done.returncode == 2
-    assert "training.max_epochs: 3 in the study, 7 given" in done.stderr
+    assert "training.batch_size: 20 in the study, 30 given" in done.stderr
     assert "choose another name" in done.stderr
     assert all(trial.state is TrialState.WAITING for trial in shell.study().trials)
+
+
+def test_a_study_is_given_more_epochs_and_its_trials_go_on(shell: Shell) -> None:
+    assert shell("run", shell.study_file).returncode == 0
+    done = shell("run", shell.study_file, "--set", "training.max_epochs=5")
+    assert done.returncode == 0, done.stderr
+    assert "9 trials that max_epochs had ended will go on to epoch 5" in done.stderr
+    status = json.loads(shell("status", "small", "--json").stdout)
+    assert (status["points"]["complete"], status["budgets"], status["epochs"]) == (9, [3, 5], 45)
+    fewer = shell.within("run", shell.study_file)
+    assert fewer.returncode == 2
+    assert "training.max_epochs: 5 in the study, 3 given (the number of epochs can only be raised)" in fewer.stderr
 
 
 @pytest.mark.parametrize(

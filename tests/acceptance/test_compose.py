@@ -251,6 +251,36 @@ def test_docker_compose_1_29_runs_the_quick_start_without_a_setting(engine: None
         assert opening["opened_by"].startswith("anna@")
 
 
+def test_a_script_of_the_users_folder_is_searched_where_it_is_allowed(engine: None, tmp_path: Path) -> None:
+    code = tmp_path / "mine"
+    code.mkdir()
+    (code / "train.py").write_text(
+        "import sys, hpsearch.trial, pathlib\n"
+        "pathlib.Path.home().joinpath('.cache-of-mine').write_text('')\n"
+        "hpsearch.trial.report(1, float(sys.argv[1]))\n"
+    )
+    (code / "mine.toml").write_text(
+        'name = "mine"\n[command]\nrun = ["{python}", "train.py", "{rate}"]\n[search]\nrate = [0.4, 0.3, 0.2, 0.1]\n'
+    )
+    for path in (tmp_path, code):
+        path.chmod(0o755)
+    stack = Stack(compose_v2(), ("docker-compose.yml",), tmp_path, CODE=str(code), STUDY="mine.toml")
+    with running(stack):
+        stack("build", "password")
+        with pytest.raises(AssertionError, match=r"service .*study.* didn't complete"):
+            stack("up", "--detach")
+        assert "HPSEARCH_COMMANDS=1 in .env allows it" in stack.logs()
+        allowed = {"HPSEARCH_COMMANDS": "1"}
+        stack("up", "--detach", **allowed)
+        (worker,) = stack.containers("worker")
+        wait_for("the worker ends", lambda: has_ended_well(worker))
+        assert inspect(worker)["HostConfig"]["ShmSize"] == 2**30
+        best = json.loads(stack("run", "--rm", "-T", "hpsearch", "export", "mine"))
+        assert (best["value"], best["parameters"]) == (0.1, {"rate": 0.1})
+        confirmed = stack("run", "--rm", "-T", "hpsearch", "confirm", "mine", "--top", "2", "--seeds", "2", **allowed)
+        assert "chosen: point 1" in confirmed
+
+
 def test_a_password_of_ones_own_is_taken_from_a_closed_file(engine: None, tmp_path: Path) -> None:
     own = tmp_path / "password"
     own.write_text("p@ss:wo{r}d/%20\n")

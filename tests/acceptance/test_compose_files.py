@@ -90,6 +90,14 @@ def test_the_study_gets_the_workers_settings_to_check_them_first() -> None:
     assert {key for key in worker if worker[key] != study.get(key)} == {"HPSEARCH_LIFE_SIGN"}
 
 
+def test_programs_find_the_users_code_read_only_and_shared_memory() -> None:
+    stack = services(STACK)
+    for name in ("study", "worker", "hpsearch"):
+        assert stack[name]["working_dir"] == "/code"
+        assert "${CODE:-./examples/own_scripts}:/code:ro" in stack[name]["volumes"]
+    assert stack["worker"]["shm_size"] == "1g"
+
+
 def test_no_file_holds_a_password_or_needs_a_registry_for_a_digest() -> None:
     for path in (STACK, OTHER_HOST, *OVERRIDES, ROOT / "docker" / "Dockerfile"):
         text = path.read_text()
@@ -111,6 +119,7 @@ def test_the_example_of_env_names_every_setting_with_its_default() -> None:
 
 def test_the_document_names_every_setting_and_every_file() -> None:
     text = (ROOT / "docs" / "compose.md").read_text()
+    assert "own-image.Dockerfile" in text
     for path in (STACK, OTHER_HOST, *OVERRIDES):
         assert path.name in text
         for name in variables(path.read_text()):

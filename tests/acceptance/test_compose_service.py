@@ -30,6 +30,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "OWN_PASSWORD_FILE", tmp_path / "own")
     monkeypatch.setattr(module, "NAME_FILE", tmp_path / "current-study")
     monkeypatch.setattr(module, "DATA_FOLDER", tmp_path / "data")
+    monkeypatch.setattr(module, "APP_FOLDER", ROOT)
     monkeypatch.chdir(ROOT)
     return module
 
@@ -198,6 +199,28 @@ def test_a_study_that_is_no_file_is_refused(service: ModuleType) -> None:
 )
 def test_a_study_file_is_named_by_its_path_or_its_name_alone(service: ModuleType, named: str, file: str) -> None:
     assert service.study_file({"STUDY": named}) == file
+
+
+def test_a_study_file_of_the_users_own_folder_comes_before_ours(
+    service: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert service.study_file({"STUDY": "mlp"}) == str(ROOT / "studies" / "mlp.toml")
+    assert service.study_file({"STUDY": "examples/two_hidden_layers.toml"}).startswith(str(ROOT))
+    (tmp_path / "mlp.toml").write_text("")
+    assert service.study_file({"STUDY": "mlp"}) == service.study_file({"STUDY": "mlp.toml"}) == "mlp.toml"
+
+
+def test_a_study_of_a_program_is_refused_unless_commands_are_allowed(
+    service: ModuleType, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPSEARCH_STORAGE", database_url)
+    study = {"STUDY": "examples/own_scripts/file.toml", "STUDY_OPTIONS": ""}
+    with pytest.raises(service.SettingError, match="runs a program"):
+        service.create_study(study)
+    assert not service.NAME_FILE.exists()
+    assert service.create_study({**study, "HPSEARCH_COMMANDS": "1"}) == 0
+    assert service.NAME_FILE.read_text() == "own-file"
 
 
 def test_a_worker_takes_the_name_that_was_registered_and_elsewhere_the_one_it_is_told(service: ModuleType) -> None:

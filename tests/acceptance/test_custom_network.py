@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, text
 
 from hpsearch.cli.main import run_command_line
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.study.settings import DataSettings
 
 pytestmark = pytest.mark.acceptance
@@ -113,7 +113,7 @@ def test_the_example_runs_and_its_best_parameters_reproduce_the_best_value(
     monkeypatch.syspath_prepend(ROOT)
     exec(block, names)
     data = load_selection_data(DataSettings(dataset="digits"), locations=DataLocations.from_environment())
-    images = torch.from_numpy(data.validation.images).reshape(-1, 1, *data.image_shape)
+    images = torch.from_numpy(data.validation.images).reshape(-1, 1, *data.example_shape)
     with torch.no_grad():
         wrong = names["network"](images).argmax(dim=1) != torch.from_numpy(data.validation.labels)
     assert float(wrong.double().mean()) == best.value < 0.1

@@ -11,6 +11,7 @@ import pytest
 from tests.faults.arena import Arena
 from tests.faults.postgres import FaultyPostgres, make_template
 from tests.faults.processes import ForkServer
+from tests.faults.programs import ProgramArena
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +57,12 @@ def new_arena(
 @pytest.fixture
 def arena(new_arena: Callable[..., Arena]) -> Arena:
     return new_arena()
+
+
+@pytest.fixture
+def programs(tmp_path: Path, stopped_server: FaultyPostgres, fork_server: ForkServer) -> Iterator[ProgramArena]:
+    """An arena whose study runs a program."""
+    stopped_server.start()
+    arena = ProgramArena(tmp_path, stopped_server, fork_server)
+    yield arena
+    arena.close()

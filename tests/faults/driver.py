@@ -192,7 +192,7 @@ def _watch_results(faults: Faults) -> None:
         counted = finish(self, results)
         for result in results:
             if result.trial_id in counted:
-                state, value = result.outcome.value.name, result.value
+                state, value = result.outcome.value.name, result.loss
                 _append(path, {"trial_id": result.trial_id, "state": state, "value": value})
         return counted
 

@@ -14,7 +14,8 @@ from hpsearch.data.splits import SelectionData, Split
 from hpsearch.epoch_report import EpochReport
 from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoint
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,7 +42,7 @@ def resident(device: torch.device) -> ResidentData:
         return Split(images=0.5 * noise + 0.05 * labels[:, None].astype(np.float32), labels=labels)
 
     data = SelectionData(
-        name="random", train=split(2000), validation=split(500), image_shape=(28, 28), num_classes=10, checksums={}
+        name="random", train=split(2000), validation=split(500), example_shape=(28, 28), num_classes=10, checksums={}
     )
     return ResidentData.place(data, device)
 

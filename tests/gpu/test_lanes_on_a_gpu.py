@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.reference_loop import TrialResult, train_trial
-from hpsearch.data.resident import ResidentData
+from hpsearch.data.resident import ResidentData, as_inputs
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.epoch_report import EpochReport
 from hpsearch.search.significance import critical_gains
 from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
 from hpsearch.training.lanes.capture import CapturedStep
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,7 +36,7 @@ def images() -> SelectionData:
         return Split(images=0.5 * noise + 0.05 * labels[:, None].astype(np.float32), labels=labels)
 
     return SelectionData(
-        name="random", train=split(2000), validation=split(500), image_shape=(28, 28), num_classes=10, checksums={}
+        name="random", train=split(2000), validation=split(500), example_shape=(28, 28), num_classes=10, checksums={}
     )
 
 
@@ -112,12 +115,12 @@ def test_bits_and_gains_are_those_of_the_reference(optimizer: str) -> None:
     for key, curve in curves.items():
         expected = compared_alone(trials[key], num_epochs=len(curve))
         for report, other in zip(curve, expected.reports, strict=True):
-            assert [(v.zero_one, v.gained, v.lost) for v in report.validations] == [
-                (v.zero_one, v.gained, v.lost) for v in other.validations
+            assert [(v.loss, v.gained, v.lost) for v in report.validations] == [
+                (v.loss, v.gained, v.lost) for v in other.validations
             ]
         assert expected.best is not None
         best_error, correct = bests[key]
-        assert best_error == expected.best.zero_one == (~correct).mean()
+        assert best_error == expected.best.loss == (~correct).mean()
         assert np.array_equal(correct, expected.best_correct)
     gains = [v.gained for curve in curves.values() for report in curve for v in report.validations]
     assert len(set(gains)) > 10  # the references moved, and something was compared
@@ -142,7 +145,7 @@ def compared_curves(
             if key != POISON:
                 best = cohort.best(key)
                 assert best is not None
-                bests[int(str(key))] = best.zero_one, cohort.best_correct(key)
+                bests[int(str(key))] = best.loss, cohort.best_record(key)
 
     training = trials[0].training.model_copy(update={"learning_rate": 1e200, "lambda_2": 1.0})
     cohort.admit(0, trials[0])
@@ -199,3 +202,50 @@ def test_a_gpu_is_given_captured_steps() -> None:
     cohort = Cohort(CohortShape.of(trial()), ResidentData.place(images(), device), device, NEVER)
 
     assert isinstance(cohort._step, CapturedStep)
+
+
+def test_copies_of_filters_between_captured_epochs_change_no_bit_and_are_the_weights() -> None:
+    device = torch.device("cuda")
+    data = ResidentData.place(images(), device)
+    curves = []
+    for is_copied in (False, True):
+        trials = [trial(hidden_units=width) for width in (300, 500)]
+        cohort = Cohort(CohortShape.of(trials[0]), data, device, NEVER)
+        for key, each in enumerate(trials):
+            cohort.admit(key, each)
+        numbers = []
+        for _ in range(3):
+            numbers.append({key: report.validations for key, report in cohort.train_epoch().items()})
+            if is_copied:
+                copies = cohort.first_filters([0, 1])
+                for key, checkpoint in cohort.checkpoint([0, 1]).fetch().items():
+                    rows = checkpoint.arrays["parameters/hidden.weight"][copies[key].units].reshape(-1, 28, 28)
+                    steps = copies[key].scales[:, None, None]
+                    assert (np.abs(copies[key].codes * steps - rows) <= 0.501 * steps).all()
+        curves.append(numbers)
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_levels_are_scaled_on_the_device_exactly_as_on_the_host(dtype: torch.dtype) -> None:
+    levels = torch.arange(256, dtype=torch.uint8).reshape(2, 128)
+    assert torch.equal(as_inputs(levels.cuda(), dtype).cpu(), as_inputs(levels, dtype))
+
+
+@pytest.mark.parametrize(("family", "is_shuffled"), [("mlp", False), ("mlp", True), ("cnn", True)])
+def test_curves_on_levels_have_the_bits_of_those_on_floats(family: str, is_shuffled: bool) -> None:
+    """Also where graphs are captured: they scale what the next minibatches bring."""
+    data, device = images(), torch.device("cuda")
+    levels = [replace(part, images=(part.images * 255).astype(np.uint8)) for part in (data.train, data.validation)]
+    data = replace(data, train=levels[0], validation=levels[1])
+    settings = trial(20, shuffle=is_shuffled)
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"family": family})})
+
+    def curve(*, keeps_levels: bool) -> list[EpochReport]:
+        resident = ResidentData.place(data, device, keeps_levels=keeps_levels)
+        cohort = Cohort(CohortShape.of(settings), resident, device, NEVER)
+        cohort.admit("a", settings)
+        return [cohort.train_epoch()["a"] for _ in range(4)]
+
+    pairs = zip(curve(keeps_levels=True), curve(keeps_levels=False), strict=True)
+    assert all(one.validations == other.validations for one, other in pairs)

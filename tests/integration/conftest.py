@@ -19,8 +19,9 @@ from hpsearch.store.connection.answer_limit import limit_answers
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.registration import register_study
 from hpsearch.store.studies import StoredStudy
-from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
+from hpsearch.study.study_file import parse_definition
 from tests.databases import new_database
 
 
@@ -153,8 +154,8 @@ def new_study(database: Database) -> Callable[..., StoredStudy]:
 def epoch() -> Callable[..., EpochReport]:
     """Makes the report of an epoch."""
 
-    def make(number: int = 1, zero_one: float = 0.5) -> EpochReport:
-        validation = Validation(iteration=100 * number, zero_one=zero_one, nll=2 * zero_one)
+    def make(number: int = 1, loss: float = 0.5) -> EpochReport:
+        validation = Validation(iteration=100 * number, loss=loss, nll=2 * loss)
         return EpochReport(epoch=number, validations=(validation,), train_nll=0.25, learning_rate=0.125, seconds=0.5)
 
     return make

@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 import hpsearch
 from hpsearch.api import Study
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.errors import (
     DefinitionMismatchError,
     InputError,
@@ -33,7 +33,7 @@ from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Progress
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 from tests.acceptance.in_process import hpsearch_here
 
 DOCUMENT: dict[str, Any] = {

@@ -57,11 +57,22 @@ def test_a_whole_study_is_timed_against_plain_optuna(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_search_over_a_script_loses_no_point_when_its_worker_is_killed(tmp_path: Path) -> None:
+    result, table = result_of("own_script_search", tmp_path, "--contenders", "hpsearch,Optuna")
+    runs = result["details"]["runs"]
+    assert runs["hpsearch"][0]["counted"] == runs["hpsearch, a worker killed"][0]["counted"] == 16
+    assert runs["hpsearch"][0]["starts"] == 16
+    assert result["details"]["lines"].keys() == {"hpsearch", "Optuna"}
+    assert "points lost" in table
+
+
+@pytest.mark.slow
 def test_the_choice_of_lanes_is_compared_with_fixed_numbers(tmp_path: Path) -> None:
     result, table = result_of("lane_choice", tmp_path)
     assert set(result["details"]["trial-epochs"]["10-own-module"].values()) == {30}
     measured = {one["name"].rpartition(", ")[2].partition(" (")[0]: one["median"] for one in result["measurements"]}
-    assert measured.keys() == {"auto", "auto again", "1", "8", "auto / best fixed", "auto again / best fixed"}
+    ratios = {"auto / best fixed", "auto again / best fixed", "rate of auto"}
+    assert measured.keys() == {"auto", "auto again", "1", "8"} | ratios
     assert measured["auto / best fixed"] == measured["auto"] / min(measured["1"], measured["8"])
     assert "auto again" in table
 
@@ -86,6 +97,45 @@ def test_planted_faults_are_noticed_and_named(tmp_path: Path) -> None:
     assert (first["name"], first["is_named"]) == ("training labels shuffled", True)
     assert second["findings"]
     assert "labels warning" in table
+
+
+@pytest.mark.slow
+def test_the_diagnosis_is_timed_within_the_epochs(tmp_path: Path) -> None:
+    result, table = result_of("diagnosis_cost", tmp_path)
+    (measurements,) = result["details"].values()
+    share, *_ = measurements
+    assert 0 < share["median"] < 1
+    assert "epoch diagnosed / plain" in table
+
+
+@pytest.mark.slow
+def test_images_of_ones_own_are_timed(tmp_path: Path) -> None:
+    result, table = result_of("own_images", tmp_path)
+    assert [[one["name"] for one in case] for case in result["details"].values()] == [
+        ["ready the first time", "ready afterwards"],
+        ["epoch on levels", "epoch on floats", "levels / floats"],
+    ]
+    assert "a folder of 40 images" in table
+
+
+@pytest.mark.slow
+def test_a_split_of_ones_own_data_is_compared_with_plain_optuna(tmp_path: Path) -> None:
+    result, table = result_of("own_data", tmp_path, "--only", "cancer")
+    measured = {one["name"]: one["median"] for one in result["measurements"]}
+    assert all(0 <= measured[f"cancer, {side}"] < 0.3 for side in ("hpsearch", "contender", "boosting"))
+    (line,) = (tmp_path / "own_data.jsonl").read_text().splitlines()
+    assert json.loads(line)["hpsearch"]["rows"] == 171  # what `hpsearch test` judged
+    assert "breast cancer, zero-one error" in table
+
+
+@pytest.mark.slow
+def test_planted_trials_are_judged(tmp_path: Path) -> None:
+    result, table = result_of("planted_verdicts", tmp_path)
+    trials = [json.loads(line) for line in result["details"]["trials"]]
+    planted = {trial["planted"] for trial in trials}
+    assert {"learning rate too high", "learning rate too low", "underfitting"} <= planted
+    assert all(trial["diagnoses"] or trial["has_diverged"] for trial in trials)
+    assert "learning rate too low" in table
 
 
 @pytest.mark.slow
@@ -132,6 +182,16 @@ def test_reports_of_simulated_workers_are_counted(tmp_path: Path) -> None:
     assert paced["calls"] <= 3  # one epoch per second at most
     assert with_curves["calls"] > 0
     assert "reports/s" in table
+
+
+@pytest.mark.slow
+def test_an_objective_that_does_nothing_is_timed(tmp_path: Path) -> None:
+    result, table = result_of("objective_rate", tmp_path)
+    ours, plain = result["details"]["rates"]
+    assert (ours["name"], ours["trials"], plain["trials"]) == ("hpsearch, tpe", 3, 3)
+    assert ours["trials_per_second"] > 0.01
+    assert 0 < ours["later_ms"] < 10_000
+    assert "trials/s" in table
 
 
 def test_a_simulated_worker_that_lost_its_trials_is_an_error_and_not_a_fast_one(
@@ -223,3 +283,12 @@ def test_the_effect_of_precision_is_measured_seed_by_seed(tmp_path: Path) -> Non
         assert errors.keys() == {"float32", "bfloat16"}
         assert all(len(values) == 2 and all(0 < value < 1 for value in values) for values in errors.values())
     assert "+-" in table
+
+
+def test_a_table_is_prepared_and_opened_in_the_tiny_mode(tmp_path: Path) -> None:
+    result, table = result_of("own_tables", tmp_path)
+    measured = {one["name"]: one["median"] for one in result["measurements"]}
+    assert 0 < measured["opened"] < measured["prepared"]
+    # 20 numbers and 10 texts of 20 values, each with an indicator of missing values.
+    assert result["details"]["inputs"] == 20 * 2 + 10 * 21
+    assert "peak memory" in table

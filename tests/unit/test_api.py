@@ -9,12 +9,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import hpsearch
 from hpsearch import api
 from hpsearch.errors import InputError
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.objective import Objective
 
 DOCUMENT: dict[str, Any] = {"name": "small", "data": {"dataset": "digits"}, "search": {"learning_rate": [0.1]}}
@@ -82,3 +83,12 @@ def test_a_traceback_shows_the_hint() -> None:
     with pytest.raises(InputError) as caught:
         hpsearch.run("nowhere.toml")
     assert "hint: see the studies/ folder" in "".join(traceback.format_exception(caught.value))
+
+
+def test_arrays_of_a_notebook_are_the_data_of_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPSEARCH_HOME", str(tmp_path))
+    x, y = np.eye(60)[:, :4].astype(np.float32), np.arange(60) % 3
+    arrays = {"x_train": x, "y_train": y, "x_test": x[:9], "y_test": y[:9]}
+    document = {"name": "a", "data": {"arrays": arrays}, "search": {"learning_rate": [0.1]}}
+    objective = hpsearch.objective(document, device="cpu")
+    assert Path(objective.definition.data.dataset).parent == tmp_path / "arrays"

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 import hpsearch
-from hpsearch.study.definition import StudyDefinition, load_definition, parse_definition
+from hpsearch.data.registry import FORMS
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.program import CommandSettings, ObjectiveSettings
 from hpsearch.study.settings import (
     DataSettings,
     ModelSettings,
@@ -22,6 +24,7 @@ from hpsearch.study.settings import (
     TrainingSettings,
 )
 from hpsearch.study.space import SearchSettings
+from hpsearch.study.study_file import load_definition, parse_definition
 
 ROOT = Path(__file__).parents[2]
 SECTIONS: dict[str, type[Settings]] = {
@@ -33,26 +36,75 @@ SECTIONS: dict[str, type[Settings]] = {
     "pruning": PruningSettings,
 }
 
+PROGRAMS = ("command", "objective")
 
-def documented_keys(section: str) -> dict[str, str]:
-    """key -> default, from the table under the section's heading."""
+
+def documented_keys(heading: str) -> dict[str, str]:
+    """key -> default, from the table under the heading."""
     text = (ROOT / "docs" / "study-file.md").read_text()
-    body = re.split(r"^## ", text.split(f"## [{section}]")[1], flags=re.MULTILINE)[0]
+    body = re.split(r"^## ", text.split(f"## {heading}\n")[1], flags=re.MULTILINE)[0]
     return dict(re.findall(r"^\| `(\w+)` \| ([^|]*?) ?\|", body, flags=re.MULTILINE))
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_the_study_file_document_lists_every_key_with_its_default(section: str) -> None:
-    defaults = SECTIONS[section]().model_dump(mode="json", exclude={"dimensions"})
-    documented = documented_keys(section)
+def defaults_of(settings: Settings) -> dict[str, Any]:
+    """key -> default of every key, also of those of `JOINED_LATER`, which a dump leaves out."""
+    dumped = settings.model_dump(mode="json")
+    return {key: dumped.get(key, field.get_default()) for key, field in type(settings).model_fields.items()}
+
+
+def assert_documented(heading: str, defaults: dict[str, Any]) -> None:
+    documented = documented_keys(heading)
     assert list(documented) == list(defaults)
     for key, default in defaults.items():
         if default is not None:
             assert json.loads(documented[key].split(";")[0]) == default, key
 
 
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_study_file_document_lists_every_key_with_its_default(section: str) -> None:
+    defaults = defaults_of(SECTIONS[section]())
+    defaults.pop("dimensions", None)  # all other keys of [search]
+    assert set(defaults) >= SECTIONS[section].JOINED_LATER
+    assert_documented(f"[{section}]", defaults)
+
+
+def test_the_study_file_document_lists_every_key_above_the_sections() -> None:
+    defaults = defaults_of(StudyDefinition(name="a"))
+    assert_documented(
+        "Top level", {k: v for k, v in defaults.items() if k not in (*SECTIONS, *PROGRAMS)} | {"name": None}
+    )
+    assert set(SECTIONS) <= set(defaults)
+
+
+def test_the_study_file_document_lists_every_key_of_a_program() -> None:
+    """`run` and `function` have no default; an objective's other keys are those of a command."""
+    command = defaults_of(CommandSettings(run=("train",)))
+    own = ("run", "pattern", "reads_parameters")
+    assert_documented("[command]", {**dict.fromkeys(own, None), **command, "run": None})
+    (key,) = set(defaults_of(ObjectiveSettings(function="a:b"))) - set(command)
+    assert_documented("[objective]", {key: None})
+
+
+def test_each_key_of_a_kind_of_data_links_to_the_page_that_explains_it() -> None:
+    text = (ROOT / "docs" / "study-file.md").read_text()
+    for key in DataSettings.JOINED_LATER:
+        pages = re.findall(rf"^\| `{key}` \|.*", text, re.MULTILINE)[0]
+        linked = re.findall(r"\]\((data[\w-]*\.md)[#)]", pages)
+        assert any(f"`{key}" in (ROOT / "docs" / page).read_text() for page in linked), key
+
+
+def test_the_data_document_links_to_the_page_of_each_form() -> None:
+    docs = ROOT / "docs"
+    forms = (docs / "data.md").read_text().split("## Where a path")[0]
+    for page in docs.glob("data-*.md"):
+        assert f"]({page.name}" in forms
+    for form in FORMS:
+        for ending in form.endings:
+            assert ending.removesuffix(".gz").removeprefix(".") in forms.lower(), f"no form with {ending}"
+
+
 @pytest.mark.parametrize(
-    "path", sorted([*ROOT.glob("studies/**/*.toml"), *ROOT.glob("examples/*.toml")]), ids=lambda path: path.stem
+    "path", sorted([*ROOT.glob("studies/**/*.toml"), *ROOT.glob("examples/**/*.toml")]), ids=lambda path: path.stem
 )
 def test_every_shipped_study_is_valid_and_says_what_it_shows_and_how_long_it_takes(
     path: Path, caplog: pytest.LogCaptureFixture
@@ -76,6 +128,15 @@ def test_every_linked_file_of_the_documents_is_there() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
             if "://" not in target:
                 assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_linked_heading_of_the_documents_is_there() -> None:
+    for document in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for target, heading in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text()):
+            text = (document.parent / target).read_text() if target else document.read_text()
+            headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            known = {re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in headings}
+            assert heading in known, f"{document.name} links to {target}#{heading}"
 
 
 def test_the_package_and_the_project_have_one_version() -> None:

@@ -17,7 +17,7 @@ import yaml
 
 from hpsearch import environment
 from hpsearch.store.connection.address import parse_url
-from hpsearch.study.definition import load_definition
+from hpsearch.study.study_file import load_definition
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "kubernetes"
@@ -277,6 +277,29 @@ def test_the_overlay_in_the_document_renders(tmp_path: Path) -> None:
     assert {c["image"].partition("/")[0] for n, c in containers(documents) if "postgres" not in n} == {
         "registry.example"
     }
+
+
+def test_the_overlay_for_programs_in_the_document_mounts_the_code_and_allows_it(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    (block,) = re.findall(r"```yaml\n# my-scripts/kustomization.yaml\n(.*?)```", text, flags=re.DOTALL)
+    folder = tmp_path / "my-scripts"
+    folder.mkdir()
+    (folder / "kustomization.yaml").write_text(block.replace("../kubernetes", os.path.relpath(KUBERNETES, folder)))
+    example = ROOT / "examples" / "own_scripts"
+    (folder / "train.py").write_text((example / "fit_file.py").read_text())
+    (folder / "mine.toml").write_text((example / "file.toml").read_text())
+    documents = render(folder)
+    for document in documents:
+        kubernetes_validate.validate(document, VERSION, strict=True)
+    code = one(documents, "ConfigMap", "code")
+    assert list(code["data"]) == ["train.py"]
+    for job in ("study", "workers"):
+        pod = one(documents, "Job", job)["spec"]["template"]["spec"]
+        assert pod["containers"][0]["workingDir"] == "/code"
+        assert {"name": "code", "configMap": {"name": code["metadata"]["name"]}} in pod["volumes"]
+    container = one(documents, "Job", "workers")["spec"]["template"]["spec"]["containers"][0]
+    assert variables_of(container)["HPSEARCH_COMMANDS"] == "1"
+    assert "/dev/shm" in [mount["mountPath"] for mount in container["volumeMounts"]]
 
 
 # The script that a worker's pod runs, with a program of ours in place of hpsearch.

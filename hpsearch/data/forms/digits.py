@@ -16,8 +16,7 @@ from typing import Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-from hpsearch.data.forms.form import DataForm, OpeningPermit
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.forms.form import DataForm, DataRequest, OpeningPermit
 from hpsearch.data.splits import SelectionData, Split, selection_slices
 
 DIGITS = "digits"
@@ -42,21 +41,21 @@ class BundledDigits(DataForm):
     def named(cls) -> Mapping[str, Self]:
         return {DIGITS: cls()}
 
-    def load_selection(self, train_samples: int | None, locations: DataLocations) -> SelectionData:
+    def load_selection(self, request: DataRequest) -> SelectionData:
         images, labels = read_bundled_digits()
         num_selection = len(images) - len(images) // _TEST_SHARE
         images, labels = images[:num_selection], labels[:num_selection]
-        train, validation = selection_slices(num_selection, train_samples, source=DIGITS)
+        train, validation = selection_slices(num_selection, request.settings.train_samples, source=DIGITS)
         return SelectionData(
             name=DIGITS,
             train=digits_split(images[train], labels[train]),
             validation=digits_split(images[validation], labels[validation]),
-            image_shape=IMAGE_SHAPE,
+            example_shape=IMAGE_SHAPE,
             num_classes=NUM_CLASSES,
             checksums=_checksums(images, labels),
         )
 
-    def read_test_part(self, permit: OpeningPermit, locations: DataLocations) -> tuple[Split, dict[str, str]]:
+    def read_test_part(self, permit: OpeningPermit, request: DataRequest) -> tuple[Split, dict[str, str]]:
         images, labels = read_bundled_digits()
         first = len(images) - len(images) // _TEST_SHARE
         return digits_split(images[first:], labels[first:]), _checksums(images[first:], labels[first:])

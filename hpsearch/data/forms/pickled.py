@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpsearch.data.classes import check_label_range, count_classes
-from hpsearch.data.data_file import DOWNLOAD_AGAIN, DataFile, read_data_file
-from hpsearch.data.forms.form import DataForm, OpeningPermit
-from hpsearch.data.lookup import DataLocations
-from hpsearch.data.published import refuse_test_images
-from hpsearch.data.restricted_pickle import ArrayRecord, RefusedPickleError, unpickle_arrays
+from hpsearch.data.files.data_file import DOWNLOAD_AGAIN, DataFile, read_data_file
+from hpsearch.data.files.published import refuse_test_images
+from hpsearch.data.files.restricted_pickle import ArrayRecord, RefusedPickleError, unpickle_arrays
+from hpsearch.data.forms.form import DataForm, DataRequest, OpeningPermit
 from hpsearch.data.splits import SelectionData, Split, limit_train_samples
 from hpsearch.errors import DataError
 
 IMAGE_SHAPE = (28, 28)
+NUM_CLASSES = 10
 _NUM_PIXELS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 
 Pair = tuple[ArrayRecord, ArrayRecord]
@@ -43,7 +43,7 @@ class PickledFile(DataForm):
     def at(cls, path: Path) -> Self | None:
         return cls(path) if path.name.endswith(cls.endings) else None
 
-    def load_selection(self, train_samples: int | None, locations: DataLocations) -> SelectionData:
+    def load_selection(self, request: DataRequest) -> SelectionData:
         """Read the training and validation pairs; the test pair is dropped without decoding it."""
         file = read_data_file(self.path)
         train_pair, validation_pair, _ = _read_pairs(file)
@@ -51,17 +51,17 @@ class PickledFile(DataForm):
         validation = _build_split(validation_pair, f"{file.source}, valid")
         for split, part in ((train, "train"), (validation, "valid")):
             refuse_test_images(split.images, f"{file.source}, {part}")
-        num_train = limit_train_samples(len(train), train_samples)
+        num_train = limit_train_samples(len(train), request.settings.train_samples)
         return SelectionData(
             name=self.path.name,
             train=Split(images=train.images[:num_train], labels=train.labels[:num_train]),
             validation=validation,
-            image_shape=IMAGE_SHAPE,
+            example_shape=IMAGE_SHAPE,
             num_classes=count_classes(train.labels, validation.labels, file.source),
             checksums=self._checksums(file),
         )
 
-    def read_test_part(self, permit: OpeningPermit, locations: DataLocations) -> tuple[Split, dict[str, str]]:
+    def read_test_part(self, permit: OpeningPermit, request: DataRequest) -> tuple[Split, dict[str, str]]:
         file = read_data_file(self.path)
         return _build_split(_read_pairs(file)[2], f"{file.source}, test"), self._checksums(file)
 
@@ -130,7 +130,7 @@ def _check_labels(labels: NDArray[Any], num_images: int, source: str) -> None:
         )
     if len(labels) != num_images:
         raise DataError(f"{source}: {num_images} images, but {len(labels)} labels", hint=DOWNLOAD_AGAIN)
-    check_label_range(labels, source)
+    check_label_range(labels, source, NUM_CLASSES)
 
 
 def _is_pair(value: object) -> bool:

@@ -32,11 +32,12 @@ class Companion:
     """A study that confirms another one.
 
     Args:
-        num_parameters: trainable parameters of each configuration's network, in the order of the configurations.
+        num_parameters: trainable parameters of each configuration's network, in the order of the configurations; None
+            for programs, whose models are not known.
     """
 
     name: str
-    num_parameters: tuple[int, ...]
+    num_parameters: tuple[int | None, ...]
 
 
 def find_companion(database: Database, study: StoredStudy) -> Companion | None:
@@ -44,10 +45,10 @@ def find_companion(database: Database, study: StoredStudy) -> Companion | None:
 
     Ignores the confirmation of a deleted study with the same name but another definition or data.
     """
-    confirmed = study.name, study.definition.value_sha256, dict(study.dataset_checksums)
+    confirmed = study.name, study.value_sha256, dict(study.dataset_checksums)
     for name, confirms in confirmations(database).items():
         if (confirms["study"], confirms["value_sha256"], confirms["dataset_checksums"]) == confirmed:
-            return Companion(name=name, num_parameters=tuple(confirms["num_parameters"]))
+            return Companion(name=name, num_parameters=tuple(number or None for number in confirms["num_parameters"]))
     return None
 
 
@@ -101,8 +102,10 @@ def can_seeds_matter(definition: StudyDefinition, configurations: Points) -> boo
     """Whether another seed can change the training of any of these configurations.
 
     The seed determines the initial weights, unless the family's are all 0, and the order of the images, if they are
-    shuffled.
+    shuffled. Of a program nothing is known before it has run.
     """
+    if definition.is_program:
+        return True
     trained = [definition.resolve(point) for point in configurations]
     zeros = [name for name, family in FAMILIES.items() if family.starts_at_zero]
     return any(settings.model.family not in zeros or settings.training.shuffle for settings in trained)

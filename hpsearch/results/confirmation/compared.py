@@ -8,17 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class MeanError:
-    """A configuration's validation error.
+    """A configuration's validation error: the loss of the study's metric.
 
     Args:
-        mean: mean over seeds and images, a fraction.
+        mean: mean over seeds and examples.
         deviation: standard deviation over seeds; None with a single seed.
-        interval: 95 % confidence interval of this mean alone, with respect to other seeds and other images.
+        interval: 95 % confidence interval of this mean alone, with respect to other seeds and other images; None: there
+            is nothing to estimate it from.
     """
 
     mean: float
     deviation: float | None
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +27,18 @@ class Difference:
     """How much worse one configuration is than another: the difference of their errors.
 
     Args:
-        value: the difference, a fraction.
-        interval: simultaneous confidence interval: the intervals of all pairs hold together in at least 95 % of cases.
+        value: the difference.
+        interval: simultaneous confidence interval: the intervals of all pairs hold together in at least 95 % of cases;
+            None: there is nothing to estimate it from.
     """
 
     value: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
 
     @property
     def is_significant(self) -> bool:
         """True if the interval does not contain 0."""
-        return self.interval[0] > 0 or self.interval[1] < 0
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,8 @@ class Comparison:
         differences: [k][k]: `differences[i][j]` is how much worse i is than j.
         corrected_error: the winner's error, corrected for the optimism of picking the lowest of k on the same seeds
             and images; never below its mean.
-        seeds_matter: whether the classification of any image depends on the seed.
+        num_images: None: only the values of whole trials were compared (`compare_values`).
+        seeds_matter: whether the classification of any image, or any value, depends on the seed.
     """
 
     means: tuple[MeanError, ...]
@@ -57,7 +60,7 @@ class Comparison:
     differences: tuple[tuple[Difference, ...], ...]
     corrected_error: float
     num_seeds: int
-    num_images: int
+    num_images: int | None
     seeds_matter: bool
 
     @property
@@ -71,23 +74,27 @@ class Comparison:
         return tuple(i for i, difference in enumerate(self.from_winner) if not difference.is_significant)
 
 
-def simplest_of(comparison: Comparison, num_parameters: Sequence[int]) -> tuple[int, str]:
+def simplest_of(comparison: Comparison, num_parameters: Sequence[int | None]) -> tuple[int, str]:
     """Pick the simplest of the tied configurations.
 
     The one with the fewest parameters; if several have equally few, the one with the lowest mean error; if these are
     equal too, the first one.
 
     Args:
-        num_parameters: trainable parameters of all configurations, in the order of the comparison.
+        num_parameters: trainable parameters of all configurations, in the order of the comparison; None: not known,
+            which counts as equally many.
     Returns:
         The index of the picked configuration, and the reason in a few words.
     """
-    ranks = {i: (num_parameters[i], comparison.means[i].mean) for i in comparison.tied}
+    ranks = {i: (num_parameters[i] or 0, comparison.means[i].mean) for i in comparison.tied}
     picked = min(ranks, key=lambda i: (ranks[i], i))
-    fewest = f"the fewest trainable parameters ({num_parameters[picked]:,})"
-    if len(ranks) == 1:
+    fewest = f"the fewest trainable parameters ({num_parameters[picked] or 0:,})"
+    if len(ranks) > 1 and num_parameters[picked] is None:
+        is_alone = list(ranks.values()).count(ranks[picked]) == 1
+        reason = "of the tied points it has the best mean" if is_alone else "it is the first of equal points"
+    elif len(ranks) == 1:
         reason = "no other point is tied with it"
-    elif [number for number, _ in ranks.values()].count(num_parameters[picked]) == 1:
+    elif [number for number, _ in ranks.values()].count(ranks[picked][0]) == 1:
         reason = f"of the tied points it has {fewest}"
     elif list(ranks.values()).count(ranks[picked]) == 1:
         reason = f"of the tied points with {fewest} it has the lowest mean error"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hpsearch.students_t import critical_t
 
 CONFIDENCE = 0.95  # of a single mean's interval
 # Of all pairs' intervals together. Slightly more than 95 %, so that equal configurations are found to differ in at most
@@ -22,22 +25,34 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class CriticalValues:
-    """The factors of the standard errors in an interval: for the seeds' part (t) and the images' part (z)."""
+    """The factors of the standard errors in an interval: for the seeds' part (t) and the images' part (z).
+
+    Args:
+        are_groups: the images are groups of images, and their part has a t, too.
+    """
 
     seeds: float
     images: float
+    are_groups: bool = False
 
 
 @cache
-def critical_values(num_configurations: int, num_seeds: int) -> CriticalValues:
+def critical_values(num_configurations: int, num_seeds: int, num_groups: int | None = None) -> CriticalValues:
     """Critical values for the simultaneous intervals of all pairs of configurations, or of a single mean.
 
     They are simulated with independent normal seed effects of equal variance in all configurations.
 
     Args:
         num_configurations: 1 for the interval of a single mean.
+        num_groups: of images, at least 2, which then are the units of the images' part. Its value is Student's t with
+            one degree of freedom less, and Bonferroni's for all pairs, so that it holds however the groups of each pair
+            vary. None: each image is a unit, and there are many.
     """
     confidence = CONFIDENCE if num_configurations == 1 else SIMULTANEOUS_CONFIDENCE
+    if num_groups is not None:
+        num_pairs = max(1, math.comb(num_configurations, 2))
+        of_groups = critical_t(num_groups - 1, 1 - (1 - confidence) / num_pairs)
+        return replace(critical_values(num_configurations, num_seeds), images=of_groups, are_groups=True)
     images = float(np.quantile(_largest_normal(num_configurations), confidence))
     if num_seeds == 1:
         return CriticalValues(seeds=0.0, images=images)

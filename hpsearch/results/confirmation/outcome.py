@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hpsearch.metric import error_text
+from hpsearch.metric import Metric
 from hpsearch.results.confirmation.companion_study import can_seeds_matter
 from hpsearch.results.confirmation.compared import Comparison, Difference, MeanError, simplest_of
 from hpsearch.results.summary import StudySummary, counts_as_json, describe_counts
@@ -31,7 +31,7 @@ class ConfirmedConfiguration:
         search_trial: the best trial of the search with these parameters; None if it was deleted.
         trials: complete trials in the companion study, one per seed, best first.
         num_seeds: number of seeds requested.
-        num_parameters: trainable parameters of its network.
+        num_parameters: trainable parameters of its network; None: not known.
         left_out: why it is excluded from the comparison; None if it is included.
         mean: the error over the compared seeds; None if it is not compared.
         difference: how much worse it is than the configuration with the lowest mean; None if it is not compared.
@@ -41,7 +41,7 @@ class ConfirmedConfiguration:
     search_trial: TrialSummary | None
     trials: tuple[TrialSummary, ...]
     num_seeds: int
-    num_parameters: int
+    num_parameters: int | None
     left_out: str | None = None
     mean: MeanError | None = None
     difference: Difference | None = None
@@ -53,7 +53,7 @@ class ConfirmedConfiguration:
 
     @property
     def search_error(self) -> float | None:
-        """The validation error in the search, a fraction. As the lowest of many it tends to be too low."""
+        """The validation value in the search. As the best of many it tends to be too good."""
         return None if self.search_trial is None else self.search_trial.value
 
     @property
@@ -92,6 +92,7 @@ class Confirmation:
         configurations: in the order in which the search ranked them when they were requested.
         comparison: of those that are not left out; None while no seed has ended for all of them.
         seeds: the compared seeds: those that have ended for every compared configuration.
+        search_epochs: the confirmed study's number of epochs, which may have been raised since.
     """
 
     study: str
@@ -99,6 +100,16 @@ class Confirmation:
     configurations: tuple[ConfirmedConfiguration, ...]
     comparison: Comparison | None
     seeds: tuple[int, ...]
+    search_epochs: int | None
+
+    @property
+    def metric(self) -> Metric:
+        return self.companion.metric
+
+    @property
+    def max_epochs(self) -> int | None:
+        """The number of epochs that its trials may have, or of a program its max_steps."""
+        return self.companion.study.definition.step_limit
 
     @property
     def is_finished(self) -> bool:
@@ -145,6 +156,11 @@ class Confirmation:
         said = []
         if not self.is_finished:
             said.append(f"the confirmation is not finished: {describe_counts(self.companion.points)}")
+        if self.max_epochs != self.search_epochs:
+            said.append(
+                f"trained with max_epochs {self.max_epochs}, and the search has {self.search_epochs} now: "
+                f"hpsearch confirm {self.study} lets the trials go on"
+            )
         said += [f"left out: {c.label}: {c.left_out}" for c in self.configurations if c.left_out]
         if self.comparison is None:
             said.append("no comparison yet: no seed has ended for all points")
@@ -153,10 +169,23 @@ class Confirmation:
         if not self.can_seeds_matter:
             said.append("the seed has no effect: all initial weights are 0, and nothing is shuffled")
         elif len(self.seeds) == 1:
-            said.append("only one seed: the effect of seeds is unknown, and the intervals are about the images alone")
+            said.append(f"only one seed: the effect of seeds is unknown, and {self._alone}")
         elif self.comparison is not None and not self.comparison.seeds_matter:
-            said.append("the seed had no effect here: all models of a point agree on every image")
+            said.append(f"the seed had no effect here: {self._no_effect}")
         return said
+
+    @property
+    def _alone(self) -> str:
+        if self.metric.is_reported:
+            return "no difference can be told from chance"
+        return f"the intervals are about the {self.companion.study.examples} alone"
+
+    @property
+    def _no_effect(self) -> str:
+        if self.metric.is_reported:
+            same = "all values of a point are the same, so no difference can be told from chance"
+            return f"{same}; let the program take its seed from {{seed}} or hpsearch.trial.seed()"
+        return "all models of a point agree on every image"
 
     def order(self) -> list[int]:
         """Indices of all configurations, lowest mean error first; configurations without a comparison come last."""
@@ -178,10 +207,12 @@ class Confirmation:
             others = f"tied with it: {', '.join(map(str, tied))}"
         else:
             others = "all others are significantly worse" if len(comparison.means) > 1 else "compared with no other"
-        lowest = f"point {numbers[self.winner]}, {error_text(comparison.means[comparison.winner].mean)}"
-        corrected = f"corrected for its selection as the lowest {error_text(comparison.corrected_error)}"
+        metric = self.metric
+        lowest = f"point {numbers[self.winner]}, {metric.loss_text(comparison.means[comparison.winner].mean)}"
+        corrected = metric.loss_text(comparison.corrected_error)
+        corrected = f"corrected for its selection as the {metric.best_word} {corrected}"
         picked_point = f"point {picked} ({chosen.configuration.label}): {chosen.reason}"
-        return f"lowest mean error: {lowest}, {corrected}; {others}; chosen: {picked_point}"
+        return f"{metric.best_word} mean {metric.label}: {lowest}, {corrected}; {others}; chosen: {picked_point}"
 
     def brief(self) -> list[str]:
         """One or two lines for views of the confirmed study: the confirmation's progress and its result."""
@@ -199,7 +230,7 @@ class Confirmation:
         confirmed = (
             f"confirmed over {counted(len(self.seeds), 'seed')} in {companion.name}: {chosen.configuration.label}"
         )
-        return [*lines, f"{confirmed}: {error_text(mean.mean, mean.deviation)}, {tied}{left_out}"]
+        return [*lines, f"{confirmed}: {self.metric.loss_text(mean.mean, mean.deviation)}, {tied}{left_out}"]
 
     def as_json(self) -> dict[str, Any]:
         """The confirmation as `hpsearch confirm --json` prints it; also the key `confirmation` of `status --json`.
@@ -208,18 +239,23 @@ class Confirmation:
 
         study, companion (name of the companion study), finished, notes
         points              points of the companion study: total, waiting, running, complete, pruned, failed (given up)
+        max_epochs          number of epochs that its trials may have; the search may have been given more since; of a
+                            program its max_steps, or null
         num_seeds           number of seeds requested; seeds: the seeds that were compared
-        num_images          size of the validation set; null while nothing is compared
+        num_images          examples that were compared: the validation set, or 10,000 of it; or null, always for
+                            programs, whose seeds are compared
+        units               what num_images counts: images, rows, or groups of rows (data.group)
+        metric              name of the study's metric; errors, means and intervals are its values
         configurations      in the order of the search's ranking:
             params              the searched keys with their values
             search_error, search_trial      error and trial number in the search (null if the trial was deleted)
             seeds               number of seeds that have ended
             mean, deviation     of the error over the compared seeds (deviation null for one seed), or null
             interval            95 % interval of the mean: [low, high], or null
-            difference          difference from the winner, or null
+            difference          how much worse than the winner it is, in losses (lower is better), or null
             difference_interval its simultaneous 95 % interval, or null
             tied                whether it is tied with the winner (null if it is not compared)
-            num_parameters, epochs (mean, or null)
+            num_parameters (null for programs), epochs (mean, or null)
             left_out            why it is not compared, or null
         winner              index of the lowest mean; corrected_error: its error corrected for the optimism of the pick;
                             both null while nothing is compared
@@ -233,12 +269,15 @@ class Confirmation:
             "finished": self.is_finished,
             "notes": self.notes,
             "points": counts_as_json(self.companion.points),
+            "max_epochs": self.max_epochs,
             "num_seeds": self.num_seeds,
             "seeds": list(self.seeds),
             "num_images": comparison and comparison.num_images,
-            "configurations": [_as_json(configuration) for configuration in self.configurations],
+            "units": None if self.metric.is_reported else self.companion.study.units,
+            "metric": self.metric.name,
+            "configurations": [_as_json(configuration, self.metric) for configuration in self.configurations],
             "winner": self.winner,
-            "corrected_error": comparison and comparison.corrected_error,
+            "corrected_error": comparison and self.metric.value_of(comparison.corrected_error),
             "tied": list(self.tied),
             "chosen": chosen
             and {
@@ -249,18 +288,18 @@ class Confirmation:
         }
 
 
-def _as_json(configuration: ConfirmedConfiguration) -> dict[str, Any]:
+def _as_json(configuration: ConfirmedConfiguration, metric: Metric) -> dict[str, Any]:
     mean, difference = configuration.mean, configuration.difference
     return {
         "params": dict(configuration.parameters),
         "search_error": configuration.search_error,
         "search_trial": configuration.search_trial and configuration.search_trial.number,
         "seeds": len(configuration.trials),
-        "mean": mean and mean.mean,
+        "mean": mean and metric.value_of(mean.mean),
         "deviation": mean and mean.deviation,
-        "interval": mean and list(mean.interval),
+        "interval": mean and mean.interval and list(metric.interval_of(mean.interval)),
         "difference": difference and difference.value,
-        "difference_interval": difference and list(difference.interval),
+        "difference_interval": difference and difference.interval and list(difference.interval),
         "tied": configuration.is_tied,
         "num_parameters": configuration.num_parameters,
         "epochs": configuration.num_epochs,

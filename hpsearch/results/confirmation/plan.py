@@ -15,12 +15,13 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sqlalchemy import text
 
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import InputError, StudyNotFoundError
 from hpsearch.postgres.lock_wait import wait_for_lock
@@ -39,10 +40,12 @@ from hpsearch.results.confirmation.companion_study import (
 from hpsearch.results.summary import StudySummary, read_summary
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy, load_study
-from hpsearch.study.definition import StudyDefinition, check_study_name, parse_definition
+from hpsearch.study.definition import StudyDefinition, check_study_name
 from hpsearch.study.space import ParameterValue
+from hpsearch.study.study_file import parse_definition
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker.preparation import load_study_data, prepare_study
+from hpsearch.worker.programs.preparation import check_files, prepare_program
 
 _SEED_STREAM = 0x636F6E66  # "conf": separates these seeds from all others derived from a study's seed
 _DEFAULT_SUFFIX = "-confirm"
@@ -60,6 +63,7 @@ class ConfirmPlan:
         top, seeds: requested number of best points, and of seeds per point.
         definition: of the companion study, with the points that it has and those that the plan adds.
         num_added: number of points that the companion study does not have yet.
+        has_more_epochs: whether the study was given more epochs than the companion study has.
         is_there: whether the companion study exists and has its `CONFIRMS_ATTRIBUTE`.
         num_configurations, num_seeds: of the whole companion study. They may exceed the requested numbers;
             `num_seeds` is normally 1 where seeds cannot matter.
@@ -71,6 +75,7 @@ class ConfirmPlan:
     seeds: int
     definition: StudyDefinition
     num_added: int
+    has_more_epochs: bool
     is_there: bool
     num_configurations: int
     num_seeds: int
@@ -100,8 +105,18 @@ def plan_confirmation(
         raise InputError(f"--top and --seeds must be at least 1, got {top} and {num_seeds}")
     search = read_summary(database, study_name)
     _check_is_no_confirmation(database, search.study)
+    _check_takes_points(search.study.definition)
     search.require_best()
     return _plan(database, search, _companion_name(database, search.study, name), top, num_seeds)
+
+
+def _check_takes_points(definition: StudyDefinition) -> None:
+    if definition.objective is not None:
+        raise InputError(
+            f"study {definition.name!r} cannot be confirmed: confirm does not run objectives yet; it is built for "
+            "studies of networks and of commands alone",
+            hint="take the best values into a script, and run it with [command], strategy listed and several seeds",
+        )
 
 
 def _plan(database: Database, search: StudySummary, companion: str, top: int, seeds: int) -> ConfirmPlan:
@@ -122,6 +137,8 @@ def _plan(database: Database, search: StudySummary, companion: str, top: int, se
         seeds=seeds,
         definition=companion_definition(search.study.definition, companion, points),
         num_added=len(points) - len(known),
+        has_more_epochs=stored is not None
+        and stored.definition.training.max_epochs < search.study.definition.training.max_epochs,
         is_there=find_companion(database, search.study) is not None,
         num_configurations=len(configurations),
         num_seeds=num_seeds,
@@ -138,36 +155,52 @@ def prepare_confirmation(database: Database, plan: ConfirmPlan, *, locations: Da
     Returns:
         The plan as it was carried out, including points that other processes have added.
     Raises:
-        DataError: the data on this machine are missing, damaged, or differ from the data of the confirmed study.
+        DataError: the data on this machine (of a program its files) are missing, damaged, or differ from those of the
+            confirmed study.
         InputError: a point cannot be trained, or a study of the companion's name has another definition or other data.
         StorageError: another process has held the lock for too long.
     """
-    if plan.is_there and not plan.num_added:
+    if plan.is_there and not (plan.num_added or plan.has_more_epochs):
         return plan
-    data = load_study_data(plan.search.study, locations=locations)
-    name = plan.definition.name
+    study, name = plan.search.study, plan.definition.name
+    data = None
+    if study.definition.is_program:
+        check_files(study, Path.cwd())
+    else:
+        data = load_study_data(study, locations=locations)
     with _lock(database, name):
         plan = _plan(database, plan.search, name, plan.top, plan.seeds)
-        if plan.num_added or not plan.is_there:
+        if plan.num_added or plan.has_more_epochs or not plan.is_there:
             mark = _mark(plan, data)
             stored = _find_study(database, name)
             if stored is not None:  # before the new points are added: `num_parameters` always covers all points
                 database.storage.set_study_user_attr(stored.study_id, CONFIRMS_ATTRIBUTE, mark)
-            prepared = prepare_study(database, plan.definition, locations=locations, checks=False)
+            companion = _register(database, plan, locations)
             if stored is None:
-                database.storage.set_study_user_attr(prepared.study.study_id, CONFIRMS_ATTRIBUTE, mark)
+                database.storage.set_study_user_attr(companion.study_id, CONFIRMS_ATTRIBUTE, mark)
     return plan
 
 
-def _mark(plan: ConfirmPlan, data: SelectionData) -> dict[str, Any]:
-    """The `CONFIRMS_ATTRIBUTE` of the companion study."""
+def _register(database: Database, plan: ConfirmPlan, locations: DataLocations) -> StoredStudy:
+    if plan.definition.is_program:
+        return prepare_program(database, plan.definition, Path.cwd()).study
+    record = plan.search.study.data_record
+    return prepare_study(database, plan.definition, locations=locations, checks=False, data_record=record).study
+
+
+def _mark(plan: ConfirmPlan, data: SelectionData | None) -> dict[str, Any]:
+    """The `CONFIRMS_ATTRIBUTE` of the companion study.
+
+    Args:
+        data: None for programs, whose models are not known.
+    """
     study = plan.search.study
     return {
         "study": study.name,
         "definition_sha256": study.definition.sha256,
-        "value_sha256": study.definition.value_sha256,
+        "value_sha256": study.value_sha256,
         "dataset_checksums": dict(study.dataset_checksums),
-        "num_parameters": count_parameters(plan.definition, data),
+        "num_parameters": [0] * plan.num_configurations if data is None else count_parameters(plan.definition, data),
     }
 
 
@@ -205,12 +238,13 @@ def fresh_seeds(study_seed: int, count: int) -> list[int]:
 
 
 def companion_definition(study: StudyDefinition, name: str, points: Sequence[Parameters]) -> StudyDefinition:
-    """The study's data, model, training and stopping rule with a list of points, and without pruning."""
-    sections = {"seed", "data", "model", "training", "stopping"}
+    """The study's data, metric, model, training (or its command) and stopping rule with a list of points, unpruned."""
+    own = {"metric", "data", "model", "training"} if study.program is None else {study.program.section}
+    sections = {"seed", "stopping", *own}
     # Without defaults: an explicit key that has no effect on the listed points would cause a warning.
     document = study.model_dump(mode="json", include=sections, exclude_defaults=True)
     search = {"strategy": "listed", "max_points": max(study.search.max_points, len(points)), "points": list(points)}
-    document |= {"name": name, "keep_parameters": "all", "search": search}
+    document |= {"name": name, "search": search} | ({} if study.is_program else {"keep_parameters": "all"})
     return parse_definition(document, source=f"the confirmation of study {study.name!r}")
 
 
@@ -223,7 +257,7 @@ def best_configurations(search: StudySummary, top: int) -> list[dict[str, Parame
 def count_parameters(definition: StudyDefinition, data: SelectionData) -> list[int]:
     """Number of trainable parameters of each configuration's network."""
     networks = (
-        build_network(definition.resolve(configuration).model, data.image_shape, data.num_classes)
+        build_network(definition.resolve(configuration).model, data.example_shape, data.num_outputs)
         for configuration in configurations_of(map(dict, definition.search.points))
     )
     return [sum(math.prod(p.shape) for p in network.parameter_shapes.values()) for network in networks]

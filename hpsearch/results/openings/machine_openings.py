@@ -17,8 +17,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from hpsearch import metric
 from hpsearch.home import make_folder
+from hpsearch.metric import METRICS, ZERO_ONE
 from hpsearch.wording import printable, times
 
 _MOST_SHOWN = 5
@@ -37,6 +37,7 @@ class MachineOpening(BaseModel):
         database: address of the database, without a password.
         files: marks that identify its test files (`data.test_file_marks`).
         num_images, num_errors: None: no number was recorded.
+        metric, value: of the study, if it is not judged by its errors.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -47,21 +48,26 @@ class MachineOpening(BaseModel):
     database: Text
     num_images: Count | None = None
     num_errors: Count | None = None
+    metric: Text | None = None
+    value: float | None = None
     intent_id: Text
     files: frozenset[str] = Field(strict=False)  # JSON has a list
 
     def describe(self) -> str:
         """One line: when, by whom, in which study, and the number."""
         number = "no number on record"
-        if self.num_images and self.num_errors is not None:
-            number = f"{metric.TEST_NAME} {metric.error_text(self.num_errors / self.num_images)}"
+        metric = METRICS.get(self.metric or ZERO_ONE.name, ZERO_ONE)
+        if self.value is not None:
+            number = f"{metric.test_label} {metric.text(self.value)}"
+        elif self.num_images and self.num_errors is not None:
+            number = f"{metric.test_label} {metric.text(self.num_errors / self.num_images)}"
         return f"{self.at} by {self.by} for study {self.study!r} in {self.database}: {number}"
 
     def with_line(self, line: MachineOpening) -> MachineOpening:
         """This opening with the data of a later line about it; the time stays that of the first line."""
         number = line if self.num_images is None else self
-        update = {"files": self.files | line.files, "num_images": number.num_images, "num_errors": number.num_errors}
-        return self.model_copy(update=update)
+        update = {name: getattr(number, name) for name in ("num_images", "num_errors", "metric", "value")}
+        return self.model_copy(update={"files": self.files | line.files, **update})
 
 
 def read_machine_openings(
@@ -101,7 +107,10 @@ def append_machine_opening(path: Path, opening: MachineOpening) -> list[str]:
     Returns:
         Problems as lines for display.
     """
-    text = json.dumps({**opening.model_dump(), "files": sorted(opening.files)})
+    values = opening.model_dump()
+    unused = {key for key in ("metric", "value") if values[key] is None}  # older versions do not know them
+    values = {key: value for key, value in values.items() if key not in unused}
+    text = json.dumps({**values, "files": sorted(opening.files)})
     try:
         make_folder(path.parent)
         with path.open("a+b") as file:

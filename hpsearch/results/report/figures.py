@@ -8,9 +8,9 @@ from itertools import accumulate
 
 import optuna
 import plotly.graph_objects as go
+from optuna.trial import FrozenTrial
 
-from hpsearch import metric
-from hpsearch.metric import in_percent
+from hpsearch.metric import Metric, Task
 from hpsearch.results.report.plot_style import (
     BEST,
     COMPLETE,
@@ -18,12 +18,12 @@ from hpsearch.results.report.plot_style import (
     RUNNING,
     Plot,
     counting_axis,
-    error_axis,
     number_axis,
     plot_text,
     point_text,
     scatter,
     styled,
+    value_axis,
 )
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary
@@ -39,48 +39,51 @@ _NUM_HIGHLIGHTED = 5
 
 def search_history(status: StudyStatus) -> Plot:
     """The value of every complete trial, and the best value so far, by trial number."""
-    complete = sorted(status.summary.complete, key=lambda trial: trial.number)
+    complete, metric = sorted(status.summary.complete, key=lambda trial: trial.number), status.summary.metric
     numbers = [trial.number for trial in complete]
-    errors = [in_percent(trial.value) for trial in complete if trial.value is not None]
-    trials = scatter(
-        "trial", zip(numbers, errors, strict=True), "trial %{x}: %{y:.2f} %", marker={"color": COMPLETE, "size": 7}
-    )
-    best_so_far = zip(numbers, accumulate(errors, min), strict=True)
+    values = [metric.shown(trial.value) for trial in complete if trial.value is not None]
+    places, hover = zip(numbers, values, strict=True), "trial %{x}: %{y" + metric.hover
+    trials = scatter("trial", places, hover, marker={"color": COMPLETE, "size": 7})
+    best_so_far = zip(numbers, accumulate(values, min if metric.sign > 0 else max), strict=True)
     line = {"color": BEST, "width": 2, "shape": "hv"}
-    best = scatter("best so far", best_so_far, "best of trials 0 to %{x}: %{y:.2f} %", mode="lines", line=line)
+    best = scatter("best so far", best_so_far, "best of trials 0 to %{x}: %{y" + metric.hover, mode="lines", line=line)
     last = len(status.summary.trials) - 1
-    figure = styled(go.Figure([trials, best]), xaxis=counting_axis("trial", 0, last), yaxis=error_axis(errors))
-    return Plot(caption=f"The lowest {metric.NAME} of each complete trial, by trial number.", figure=figure)
+    figure = styled(go.Figure([trials, best]), xaxis=counting_axis("trial", 0, last), yaxis=value_axis(metric, values))
+    caption = f"The {metric.best_word} {metric.validation_label} of each complete trial, by trial number."
+    return Plot(caption=caption, figure=figure)
 
 
 def learning_curves(status: StudyStatus) -> Plot:
     """The validation error of every counted or running trial after each epoch; the best trials are highlighted."""
-    trials = [t for t in status.summary.trials if t.curve and t.is_current and t.stored_state is not StoredState.FAIL]
-    shown = trials[:MAX_CURVES]
+    trials = [t for t in status.summary.trials if t.curve and t.is_listed and t.stored_state is not StoredState.FAIL]
+    shown, metric = trials[:MAX_CURVES], status.summary.metric
     highlighted = [trial for trial in shown if trial.is_complete][:_NUM_HIGHLIGHTED]
     background = [trial for trial in shown if trial not in highlighted]
     groups: set[str] = set()
     # The best trials are drawn last, on top of all others.
-    figure = go.Figure([_curve(trial, highlighted, groups) for trial in background + highlighted[::-1]])
+    figure = go.Figure([_curve(trial, highlighted, groups, metric) for trial in background + highlighted[::-1]])
     if len(background) > _MANY_CURVES:
         figure.update_traces(opacity=0.15, selector={"name": "complete"})
-    errors = [in_percent(record.zero_one) for trial in shown for record in trial.curve]
+    values = [metric.shown(record.value) for trial in shown for record in trial.curve]
     num_epochs = max(record.epoch for trial in shown for record in trial.curve)
-    styled(figure, height=480, xaxis=counting_axis("epoch", 1, num_epochs), yaxis=error_axis(errors))
-    caption = f"The lowest {metric.NAME} within each epoch; point at a curve for its parameters."
+    styled(figure, height=480, xaxis=counting_axis(metric.step, 1, num_epochs), yaxis=value_axis(metric, values))
+    what = f"The {metric.best_word} {metric.validation_label} within each epoch"
+    if metric.is_reported:
+        what = f"The {metric.label} that each trial reported after its steps"
+    caption = f"{what}; point at a curve for its parameters."
     if len(shown) < len(trials):
         caption += f" Only the first {len(shown):,} of {len(trials):,} trials are drawn, the best ones first."
     return Plot(caption=caption, figure=figure)
 
 
-def _curve(trial: TrialSummary, highlighted: Sequence[TrialSummary], groups: set[str]) -> go.Scatter:
+def _curve(trial: TrialSummary, highlighted: Sequence[TrialSummary], groups: set[str], metric: Metric) -> go.Scatter:
     group, line, opacity = _curve_style(trial, highlighted)
     is_first = group not in groups
     groups.add(group)
     return scatter(
         group,
-        [(record.epoch, in_percent(record.zero_one)) for record in trial.curve],
-        f"trial {trial.number}, epoch %{{x}}: %{{y:.2f}} %<br>%{{meta}}",
+        [(record.epoch, metric.shown(record.value)) for record in trial.curve],
+        f"trial {trial.number}, {metric.step} %{{x}}: %{{y{metric.hover}<br>%{{meta}}",
         legendgroup=group,
         showlegend=is_first,
         mode=_mode(trial.curve),
@@ -110,15 +113,19 @@ def _curve_style(trial: TrialSummary, highlighted: Sequence[TrialSummary]) -> tu
 
 
 def best_trial_losses(status: StudyStatus) -> Plot:
-    """Training and validation NLL of the search's best trial, which show where it begins to overfit."""
+    """Training and validation loss of the search's best trial, which show where it begins to overfit."""
     best = status.summary.require_best()
+    is_classified = status.summary.metric.task is Task.CLASSIFICATION
+    unit, loss, title = "", "Mean squared error (of the standardised target)", "mean squared error"
+    if is_classified:
+        unit, loss, title = " nats", "Mean negative log-likelihood", "mean NLL (nats per image)"
     epochs = [record.epoch for record in best.curve]
     train = [record.train_nll for record in best.curve]
     validation = [record.validation_nll for record in best.curve]
     figure = go.Figure()
     curves = (("training", train, COMPLETE, "dash"), ("validation", validation, BEST, "solid"))
     for name, losses, colour, dash in curves:
-        places, hover = zip(epochs, losses, strict=True), f"{name}, epoch %{{x}}: %{{y:.4f}} nats"
+        places, hover = zip(epochs, losses, strict=True), f"{name}, epoch %{{x}}: %{{y:.4f}}{unit}"
         style = {"line": {"color": colour, "width": 2, "dash": dash}, "marker": {"color": colour, "size": 8}}
         figure.add_trace(scatter(name, places, hover, mode=_mode(best.curve), **style))
     if best.best_epoch:
@@ -129,11 +136,14 @@ def best_trial_losses(status: StudyStatus) -> Plot:
             annotation={"text": f"best at epoch {best.best_epoch}", "font": {"color": PRUNED}},
             annotation_position=f"top {side}",
         )
-    y = {"title": {"text": "mean NLL (nats per image)"}, **number_axis([*train, *validation])}
+    y = {
+        "title": {"text": title},
+        **number_axis([loss for loss in (*train, *validation) if loss is not None]),
+    }
     styled(figure, height=360, xaxis=counting_axis("epoch", 1, max(epochs)), yaxis=y)
     return Plot(
-        caption=f"Mean negative log-likelihood of trial {best.number}, without the regularisation terms. Training: "
-        "over each epoch's minibatches, before their updates. Validation: at the epoch's lowest error.",
+        caption=f"{loss} of trial {best.number}, without the regularisation terms. Training: "
+        "over each epoch's minibatches, before their updates. Validation: at the epoch's best validation.",
         figure=figure,
     )
 
@@ -169,8 +179,15 @@ def parameter_importance(status: StudyStatus) -> Plot:
 def optuna_study(summary: StudySummary) -> optuna.Study:
     """An in-memory copy of the study as the summary has it, for Optuna's plot."""
     snapshot = StudySnapshot(study_name=summary.name, study_id=summary.study.study_id)
-    snapshot.replace_trials(trial.frozen() for trial in summary.trials)
+    snapshot.replace_trials(_with_losses(trial) for trial in summary.trials if not trial.is_superseded)
     return snapshot.study
+
+
+def _with_losses(trial: TrialSummary) -> FrozenTrial:
+    """The trial for Optuna's plot, which takes lower values for better ones."""
+    frozen = trial.frozen()
+    frozen.value = trial.loss
+    return frozen
 
 
 def _why_no_importance(summary: StudySummary) -> str | None:

@@ -17,20 +17,29 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from hpsearch.artifacts.best_parameters import open_artifacts
+from hpsearch.artifacts.place import artifact_place
 from hpsearch.atomic_file import write_file
 from hpsearch.checks.record import describe as describe_checks
 from hpsearch.checks.record import read_stored
-from hpsearch.metric import error_text, interval_text
+from hpsearch.metric import ZERO_ONE
+from hpsearch.results.failures import failure_of
+from hpsearch.results.pictures.overview import PictureOverview, has_pictures, read_overview
+from hpsearch.results.program_export import filled_in_line, further_values
 from hpsearch.results.report.confirmed_errors import confirmed_errors
 from hpsearch.results.report.figures import best_trial_losses, learning_curves, parameter_importance, search_history
+from hpsearch.results.report.images import filters_png, image_png
 from hpsearch.results.report.plot_style import Plot
 from hpsearch.results.report.search_map import search_map
+from hpsearch.results.report.update_ratios import update_ratios
 from hpsearch.results.status import StudyStatus, describe_other_opening, openings_of_others, read_status
+from hpsearch.results.verdicts import describe_verdicts, group_by_verdict
 from hpsearch.results.view_tables import configurations_table, trials_table
 from hpsearch.safe_text import mask_passwords
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import current_versions
-from hpsearch.wording import format_seconds, format_time, times, value_label
+from hpsearch.training.filter_series import evenly_chosen
+from hpsearch.wording import counted, format_seconds, format_time, times, value_label
 
 BEST_TABLE_ROWS = 20
 FAILED_TABLE_ROWS = 20
@@ -52,40 +61,58 @@ class Section:
     is_shown: Callable[[StudyStatus], object] = lambda status: True
 
 
+def _has_programs(status: StudyStatus) -> bool:
+    return status.summary.study.definition.is_program
+
+
 # In the order of the page. A new section is a function that draws it or a template, and a line here.
 SECTIONS = (
     Section("chosen", "Chosen point"),
     Section("confirmation", "Confirmation over fresh seeds", confirmed_errors, lambda status: status.confirmation),
     Section("test_set", "Test set", is_shown=lambda status: status.summary.test_set),
     Section("rounds", "Rounds", is_shown=lambda status: status.summary.rounds),
-    Section("map", "Search map", search_map),
+    Section("map", "Search map", search_map, lambda status: status.summary.study.definition.objective is None),
     Section("curves", "Learning curves", learning_curves),
-    Section("losses", "Losses of the search's best trial", best_trial_losses),
+    Section("losses", "Losses of the search's best trial", best_trial_losses, lambda status: not _has_programs(status)),
+    Section(
+        "diagnosis", "Diagnosis of the trials", update_ratios, lambda status: describe_verdicts(status.summary.trials)
+    ),
+    Section("pictures", "Pictures of the best trials", is_shown=lambda status: has_pictures(status.summary)),
     Section("history", "Search history", search_history),
     Section("importance", "Parameter importance", parameter_importance),
     Section("trials", "Best trials of the search"),
     Section("failed", "Failed attempts", is_shown=lambda status: status.summary.failed_attempts),
-    Section("checks", "Checks of data and networks"),
+    Section(
+        "checks",
+        "Checks of data and networks",
+        is_shown=lambda status: status.summary.study.checks or not _has_programs(status),
+    ),
     Section("definition", "Definition, data and versions"),
 )
 
 
-def write_report(database: Database, name: str, path: Path) -> None:
+def write_report(database: Database, name: str, path: Path, *, artifacts: str | None = None) -> None:
     """Read a study and write its report atomically.
 
+    Args:
+        artifacts: the folder or bucket that the workers wrote to, for the pictures; None: the default.
     Raises:
         StudyNotFoundError: no such study.
         NothingCompleteError: no trial is complete yet; says how many points are in which state.
         ArtifactError: the file cannot be written; names it.
     """
-    write_file(path, render_report(read_status(database, name, with_curves=True)))
+    status, pictures = read_status(database, name, with_curves=True), None
+    if has_pictures(status.summary):
+        pictures = read_overview(status.summary, lambda: open_artifacts(artifact_place(artifacts), is_read_only=True))
+    write_file(path, render_report(status, pictures))
 
 
-def render_report(status: StudyStatus) -> str:
+def render_report(status: StudyStatus, pictures: PictureOverview | None = None) -> str:
     """The report as an HTML document.
 
     Args:
         status: read with curves.
+        pictures: None: the files of the trials were not read.
     Raises:
         NothingCompleteError: no trial is complete yet.
     """
@@ -93,7 +120,7 @@ def render_report(status: StudyStatus) -> str:
     best, chosen, definition = summary.require_best(), status.choose(), summary.study.definition
     sections = [section for section in SECTIONS if section.is_shown(status)]
     plots = {section.name: section.draw(status) for section in sections if section.draw}
-    searched = (dimension.name for dimension in definition.search.dimensions)
+    searched = summary.searched_names
     template = _environment().get_template("page.html.j2")
     return template.render(
         sections=sections,
@@ -107,12 +134,17 @@ def render_report(status: StudyStatus) -> str:
         estimate=status.estimate(chosen),
         best_is_another=status.best_is_another,
         other_openings=openings_of_others(summary, chosen),
-        best_trials=trials_table(summary.complete[:BEST_TABLE_ROWS], searched),
-        failed=summary.failed_attempts[:FAILED_TABLE_ROWS],
+        best_trials=trials_table(summary.complete[:BEST_TABLE_ROWS], searched, summary.metric),
+        metric=summary.metric,
+        failed=[failure_of(trial) for trial in summary.failed_attempts[:FAILED_TABLE_ROWS]],
+        command_line=filled_in_line(chosen),
+        further_values=further_values(chosen.trial),
         confirmation=confirmation,
         configurations=confirmation and configurations_table(confirmation),
-        exporting_versions=current_versions(),
+        exporting_versions=current_versions(trains=not definition.is_program),
+        verdicts=group_by_verdict(summary.trials),
         checks=read_stored(summary.study.checks),
+        pictures=pictures or PictureOverview(missing=("no pictures: the artifacts were not read",)),
         checks_line=describe_checks(summary.study.checks),
         nonce=secrets.token_urlsafe(16),
         plotly=Markup(get_plotlyjs()),
@@ -134,10 +166,13 @@ def _environment() -> Environment:
         finalize=lambda value: mask_passwords(value) if type(value) is str else value,
     )
     environment.filters |= {
+        "counted": counted,
         "capitalised": lambda text: text[:1].upper() + text[1:],
         "duration": lambda seconds: "-" if seconds is None else format_seconds(seconds),
-        "error": error_text,
-        "interval": interval_text,
+        "evenly_chosen": evenly_chosen,
+        "filters_png": filters_png,
+        "image_png": image_png,
+        "share": ZERO_ONE.text,
         "label": value_label,
         "other_opening": describe_other_opening,
         "time": format_time,

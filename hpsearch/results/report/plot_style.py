@@ -14,7 +14,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from hpsearch import metric
+from hpsearch.metric import Metric
 from hpsearch.study.space import ParameterValue
 from hpsearch.wording import parameters_label, value_label
 
@@ -101,9 +101,9 @@ def counting_axis(title: str, first: int, last: int) -> dict[str, Any]:
     return {"title": {"text": title}, **few}
 
 
-def error_axis(values: Iterable[float]) -> dict[str, Any]:
-    """An axis for errors in percent. It is logarithmic if they differ much, to keep low errors distinguishable."""
-    return {"title": {"text": f"{metric.NAME} (%)"}, **number_axis(values)}
+def value_axis(metric: Metric, values: Iterable[float]) -> dict[str, Any]:
+    """An axis for values of a metric. It is logarithmic if they differ much, to keep low ones distinguishable."""
+    return {"title": {"text": metric.axis_title}, **number_axis(values)}
 
 
 def number_axis(values: Iterable[float]) -> dict[str, Any]:
@@ -127,39 +127,51 @@ def round_numbers(low: float, high: float) -> list[float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ErrorColours:
-    """A logarithmic colour scale for errors.
+class ValueColours:
+    """A colour scale for values of a metric: darker is better. It is logarithmic if lower values are better.
 
-    On a linear scale one trial that learnt nothing, with an error of 90 %, would give all others the same colour.
+    On a linear scale one trial that learnt nothing, with an error of 90 %, would give all others the same colour. Where
+    no value is as much as twice another one, both scales look alike, and a linear one has more ticks.
 
     Args:
-        low, high: ends of the scale in percent; errors below `low`, such as 0, are shown as `low`.
+        low, high: ends of the scale, as `Metric.shown`; lower values, such as 0, are shown as `low`.
     """
 
+    metric: Metric
     low: float
     high: float
 
     @classmethod
-    def of(cls, errors: Iterable[float]) -> ErrorColours:
-        """A scale from the lowest to the highest of these errors (percent)."""
-        errors = sorted(errors)
-        positive = [error for error in errors if error > 0] or [1.0]
-        low = positive[0] / 2 if 0 in errors else positive[0]
-        return cls(low=low, high=positive[-1] if positive[-1] > low else 2 * low)
+    def of(cls, metric: Metric, values: Iterable[float]) -> ValueColours:
+        """A scale from the lowest to the highest of these values (`Metric.shown`)."""
+        values = sorted(values)
+        if metric.sign < 0:
+            low, high = (values[0], values[-1]) if values else (0.0, 1.0)
+            return cls(metric=metric, low=low, high=high if high > low else low + 1e-9)
+        positive = [value for value in values if value > 0] or [1.0]
+        low = positive[0] / 2 if 0 in values else positive[0]
+        return cls(metric=metric, low=low, high=positive[-1] if positive[-1] > low else 2 * low)
 
-    def place(self, error: float) -> float:
-        """The position of an error (percent) on the scale of `layout`."""
-        return math.log10(max(error, self.low))
+    @property
+    def is_log(self) -> bool:
+        return self.metric.sign > 0 and (self.metric.is_share or self.high >= 2 * self.low)
+
+    def place(self, value: float) -> float:
+        """The position of a value on the scale of `layout`."""
+        return math.log10(max(value, self.low)) if self.is_log else value
 
     @property
     def layout(self) -> dict[str, Any]:
         """A plotly colour axis with its bar."""
-        ticks = round_numbers(self.low, self.high)
-        bar = {
-            "title": {"text": "error (%)", "side": "right"},
-            "tickvals": [math.log10(tick) for tick in ticks],
-            "ticktext": [value_label(tick) for tick in ticks],
+        unit = " (%)" if self.metric.is_share else ""
+        bar: dict[str, Any] = {
+            "title": {"text": f"{self.metric.label}{unit}", "side": "right"},
             "outlinewidth": 0,
             "thickness": 14,
         }
-        return {"colorscale": ERROR_SCALE, "cmin": math.log10(self.low), "cmax": math.log10(self.high), "colorbar": bar}
+        scale: dict[str, Any] = {"cmin": self.place(self.low), "cmax": self.place(self.high), "colorbar": bar}
+        if not self.is_log:
+            return {"colorscale": ERROR_SCALE, "reversescale": self.metric.sign < 0, **scale}
+        ticks = round_numbers(self.low, self.high)
+        bar |= {"tickvals": [math.log10(tick) for tick in ticks], "ticktext": [value_label(tick) for tick in ticks]}
+        return {"colorscale": ERROR_SCALE, **scale}

@@ -10,24 +10,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import plotly.graph_objects as go
 
-from hpsearch.metric import in_percent
+from hpsearch.metric import Metric
 from hpsearch.results.report.plot_style import (
     BEST,
     COMPLETE,
     PRUNED,
-    ErrorColours,
     Plot,
+    ValueColours,
     distinct_labels,
-    error_axis,
     plot_text,
     point_text,
     round_numbers,
     scatter,
     styled,
+    value_axis,
 )
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.trial_summary import TrialSummary
@@ -123,13 +124,14 @@ def search_map(status: StudyStatus) -> Plot:
         kind = "is a number" if definition.search.dimensions else "exists: the study has a single point"
         return Plot(caption=f"No map: no searched dimension {kind}.")
     trials = [trial for trial in status.summary.trials if _is_placed(trial, chosen)]
+    metric = status.summary.metric
     axes = [MapAxis.of(dimension, definition, trials) for dimension in chosen]
     if len(axes) == 1:
-        caption, figure = _line(axes[0], trials)
+        caption, figure = _line(axes[0], trials, metric)
     elif all(axis.is_listed for axis in axes):
-        caption, figure = _heat_map(axes[0], axes[1], trials)
+        caption, figure = _heat_map(axes[0], axes[1], trials, metric)
     else:
-        caption, figure = _scatter(axes[0], axes[1], trials)
+        caption, figure = _scatter(axes[0], axes[1], trials, metric)
     others = [d.name for d in definition.search.dimensions if d not in chosen]
     if others:
         caption += f" Also searched, but not drawn: {', '.join(others)}."
@@ -151,22 +153,22 @@ def _is_number(value: object) -> bool:
 
 def _is_placed(trial: TrialSummary, dimensions: Sequence[Dimension]) -> bool:
     """Whether a trial is the current one of its point and has values for the drawn dimensions."""
-    return trial.is_current and all(d.name in trial.point_parameters for d in dimensions)
+    return trial.is_listed and all(d.name in trial.point_parameters for d in dimensions)
 
 
-def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
+def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary], metric: Metric) -> tuple[str, go.Figure]:
     """Caption and heat map with one cell per pair of values, for the best trial of the pair."""
     # Trials are ordered, and the best trial of each cell, the first one, comes last here.
     cells = {(x.value(trial), y.value(trial)): trial for trial in reversed(trials)}
     rows = [[cells.get((column, row)) for column in x.values] for row in y.values]
-    colours = ErrorColours.of(_error(trial) for trial in trials if trial.is_complete)
+    colours = ValueColours.of(metric, (_shown(trial, metric) for trial in trials if trial.is_complete))
     heat_map = go.Heatmap(
         x=x.labels,
         y=y.labels,
         z=[[_colour(cell, colours) for cell in row] for row in rows],
-        text=[["" if cell is None else _ending(cell) for cell in row] for row in rows],
+        text=[["" if cell is None else _ending(cell, metric) for cell in row] for row in rows],
         texttemplate="%{text}" if len(x.values) <= _MAX_WRITTEN_COLUMNS else None,
-        customdata=[[_hover(cell) for cell in row] for row in rows],
+        customdata=[[_hover(cell, metric) for cell in row] for row in rows],
         hovertemplate="%{customdata}<extra></extra>",
         xgap=2,
         ygap=2,
@@ -185,14 +187,14 @@ def _heat_map(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[s
         yaxis=y.category_layout,
         coloraxis=colours.layout,
     )
-    return "The lowest validation error (%) of each pair of values; the best one is framed.", figure
+    return f"The {metric.best_word} {metric.axis_title} of each pair of values; the best one is framed.", figure
 
 
-def _scatter(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
+def _scatter(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary], metric: Metric) -> tuple[str, go.Figure]:
     """Caption and scatter plot with one mark per trial, for values that are not listed."""
     complete = [trial for trial in trials if trial.is_complete][::-1]  # the best trials are drawn on top
     pruned = [trial for trial in trials if trial.stored_state is StoredState.PRUNED]
-    colours = ErrorColours.of(map(_error, complete))
+    colours = ValueColours.of(metric, (_shown(trial, metric) for trial in complete))
     dots = {
         "size": 12,
         "color": [_colour(trial, colours) for trial in complete],
@@ -202,59 +204,64 @@ def _scatter(x: MapAxis, y: MapAxis, trials: Sequence[TrialSummary]) -> tuple[st
     crosses = {"symbol": "x-thin", "size": 8, "line": {"color": PRUNED, "width": 1.5}}
     figure = go.Figure(
         [
-            _marks("pruned", pruned, x, y.place, crosses),
+            _marks("pruned", pruned, x, y.place, crosses, metric),
             # The colour bar is the legend of these marks.
-            _marks("complete", complete, x, y.place, dots).update(showlegend=False),
-            _marks("best", complete[-1:], x, y.place, _RING),
+            _marks("complete", complete, x, y.place, dots, metric).update(showlegend=False),
+            _marks("best", complete[-1:], x, y.place, _RING, metric),
         ]
     )
     styled(figure, height=480, xaxis=x.numeric_layout, yaxis=y.numeric_layout, coloraxis=colours.layout)
-    return "Each trial at its parameters; darker marks have a lower validation error.", figure
+    return f"Each trial at its parameters; darker marks have a better {metric.validation_label}.", figure
 
 
-def _line(x: MapAxis, trials: Sequence[TrialSummary]) -> tuple[str, go.Figure]:
+def _line(x: MapAxis, trials: Sequence[TrialSummary], metric: Metric) -> tuple[str, go.Figure]:
     """Caption and plot of the value over the only numeric dimension."""
-    complete = [trial for trial in trials if trial.is_complete]
+    complete, shown = [trial for trial in trials if trial.is_complete], partial(_shown, metric=metric)
     figure = go.Figure()
     if x.is_listed:
         best = sorted({x.place(trial): trial for trial in reversed(complete)}.values(), key=x.place)
         line = {"mode": "lines", "line": {"color": COMPLETE, "width": 1.5}, "hoverinfo": "skip", "hovertemplate": None}
-        figure.add_trace(_marks("best of each value", best, x, _error, {}).update(line))
-    figure.add_trace(_marks("complete", complete, x, _error, {"size": 9, "color": COMPLETE}))
-    figure.add_trace(_marks("best", complete[:1], x, _error, _RING))
-    styled(figure, xaxis=x.numeric_layout, yaxis=error_axis(map(_error, complete)))
-    return "The lowest validation error of each complete trial.", figure
+        figure.add_trace(_marks("best of each value", best, x, shown, {}, metric).update(line))
+    figure.add_trace(_marks("complete", complete, x, shown, {"size": 9, "color": COMPLETE}, metric))
+    figure.add_trace(_marks("best", complete[:1], x, shown, _RING, metric))
+    styled(figure, xaxis=x.numeric_layout, yaxis=value_axis(metric, map(shown, complete)))
+    return f"The {metric.best_word} {metric.validation_label} of each complete trial.", figure
 
 
 def _marks(
-    name: str, trials: Sequence[TrialSummary], x: MapAxis, y: Callable[[TrialSummary], float], marker: dict[str, Any]
+    name: str,
+    trials: Sequence[TrialSummary],
+    x: MapAxis,
+    y: Callable[[TrialSummary], float],
+    marker: dict[str, Any],
+    metric: Metric,
 ) -> go.Scatter:
     return scatter(
         name,
         [(x.place(trial), y(trial)) for trial in trials],
         "%{customdata}",
         marker=marker,
-        customdata=[_hover(trial) for trial in trials],
+        customdata=[_hover(trial, metric) for trial in trials],
         showlegend=bool(trials),
     )
 
 
-def _error(trial: TrialSummary) -> float:
-    """The value of a complete trial in percent."""
+def _shown(trial: TrialSummary, metric: Metric) -> float:
+    """The value of a complete trial, as plots show it."""
     assert trial.value is not None  # callers pass complete trials
-    return in_percent(trial.value)
+    return metric.shown(trial.value)
 
 
-def _colour(trial: TrialSummary | None, colours: ErrorColours) -> float | None:
-    return colours.place(_error(trial)) if trial is not None and trial.is_complete else None
+def _colour(trial: TrialSummary | None, colours: ValueColours) -> float | None:
+    return colours.place(_shown(trial, colours.metric)) if trial is not None and trial.is_complete else None
 
 
-def _ending(trial: TrialSummary) -> str:
-    return f"{_error(trial):.2f}" if trial.is_complete else trial.stored_state.name.lower()
+def _ending(trial: TrialSummary, metric: Metric) -> str:
+    return metric.text(trial.value).removesuffix(" %") if trial.is_complete else trial.stored_state.name.lower()
 
 
-def _hover(trial: TrialSummary | None) -> str:
+def _hover(trial: TrialSummary | None, metric: Metric) -> str:
     if trial is None:
         return "no trial"
-    unit = " %" if trial.is_complete else ""
-    return f"trial {trial.number}: {_ending(trial)}{unit}<br>{point_text(trial.point_parameters)}"
+    unit = " %" if trial.is_complete and metric.is_share else ""
+    return f"trial {trial.number}: {_ending(trial, metric)}{unit}<br>{point_text(trial.point_parameters)}"

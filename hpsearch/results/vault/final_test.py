@@ -7,6 +7,7 @@ No other module imports `hpsearch.data.test_split`; an import check enforces thi
       -> check that stored parameters reproduce the validation error on record
       -> commit the intent (opening.py)
       -> read the test files and evaluate the network, which may be a user's own
+      -> count the test images that are also training or validation images (copies.py)
       -> record the number (record.py) -> return it
 
 Source: docs/sources.md, section 6.
@@ -15,57 +16,58 @@ Source: docs/sources.md, section 6.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load, save
+from numpy.typing import NDArray
+from safetensors.numpy import save
 from torch import Tensor
 
-from hpsearch import metric
 from hpsearch.artifacts.best_parameters import Artifacts
-from hpsearch.data.download import DownloadProgress
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.example_shape import is_image
+from hpsearch.data.files.download import DownloadProgress
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.data.test_split import HeldOutSplit, load_test_split
 from hpsearch.device.devices import VisibleDevices, make_current, use_full_float32, wanted_gpus
 from hpsearch.device.pin import PinnedDevice, PinRules, pin_device
 from hpsearch.errors import ArtifactError, DataError, DeviceError, HpsearchError, InputError
+from hpsearch.metric import ZERO_ONE, Metric
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.companion_study import confirmations
+from hpsearch.results.confusion import confusion_matrix, macro_f1
 from hpsearch.results.openings.intents import intent_to_finish
 from hpsearch.results.openings.record import Finding, VaultRecord, check_reason
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
-from hpsearch.results.stored_parameters import read_parameters
+from hpsearch.results.stored_parameters import check_reproduction, parameters_on, read_parameters
 from hpsearch.results.summary import describe_counts
-from hpsearch.results.trial_summary import TrialSummary
+from hpsearch.results.vault.copies import try_to_count_copies
 from hpsearch.results.vault.opening import declare_opening
+from hpsearch.search.proportions import grouped_interval
 from hpsearch.search.stopping import decide
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database
 from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.own_networks import require_own_networks
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.device_memory import describe_shortage, is_out_of_memory
-from hpsearch.training.evaluation import Losses, evaluate
+from hpsearch.training.evaluation import Losses, evaluate, evaluate_with_scores
+from hpsearch.training.judge import judge_of
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network
+from hpsearch.training.tensors import Tensors
 from hpsearch.worker.cohorts import Cohorts
+from hpsearch.worker.name import worker_name
 from hpsearch.worker.preparation import load_study_data
-from hpsearch.worker.process import worker_name
 
 _LANE = "retrained"  # key of the only trial of its cohort
-
-# How closely stored parameters must reproduce the validation losses in the database. The search computed these in
-# lanes and perhaps on another kind of device: rounding can change the class of an image or two, and the last digits of
-# the NLL. Other parameters, or other images, differ by more.
-ERRORS_TOLERANCE = 2  # images, or ...
-ERRORS_TOLERANCE_SHARE = 0.0005  # ... this share of all images, if that is more: 5 of MNIST's 10,000
-NLL_TOLERANCE = 1e-3  # nats, plus the same fraction of the value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ def open_vault(
         StudyNotFoundError: no such study.
         VaultOpenedError: the vault was opened before and no reason was given to open it again; the message has the
             recorded number. Or it was opened for another point or other parameters, and no number is on record.
-        InputError: not a study of hpsearch, not finished, or not a valid reason.
+        InputError: not a study of hpsearch, one whose trials are programs, not finished, or not a valid reason.
         NothingCompleteError: no trial is complete.
         ArtifactError: the parameters are missing, damaged, or do not reproduce the validation error on record.
         DataError: data files are missing, damaged or do not match their checksums.
@@ -123,7 +125,17 @@ def open_vault(
     reason = None if request.reason is None else check_reason(request.reason)
     status = read_status(database, name)
     summary = status.summary
+    require_own_networks(
+        summary.study.definition,
+        "there is no test set to open",
+        "let the program keep its test data for a last run of the exported command: hpsearch export",
+    )
     intent_to_finish(summary.name, summary.openings, summary.intents, reason=reason)
+    if summary.study.definition.data.test == 0:
+        raise InputError(
+            f"study {summary.name!r} has no test part: data.test = 0",
+            hint="a study with a test part needs another name",
+        )
     chosen = _choose(database, status, request.selection)
     if status.confirmation is not None and not status.confirmation.is_finished:
         for line in status.confirmation.brief():
@@ -135,31 +147,44 @@ def open_vault(
     locations = locations or DataLocations.from_environment()
     with show_download() as progress:
         selection = load_study_data(summary.study, locations=replace(locations, progress=progress))
-    settings = chosen.study.definition.resolve(chosen.trial.parameters)
-    network = build_network(settings.model, selection.image_shape, selection.num_classes)
+    settings = chosen.trial.settings(chosen.study.definition)
+    network = build_network(settings.model, selection.example_shape, selection.num_outputs)
     content = None if request.is_retrained else _stored_parameters(chosen, artifacts)
     with _device(database, request, visible) as pinned:
         device = pinned.device
         if content is None:
             content = _retrained(chosen.study.definition, settings, selection, pinned, tell)
-        parameters = _parameters_of(network, content, device)
-        validation = evaluate(network, parameters, *_on_device(selection.validation, device))
+        parameters = parameters_on(device, content, network)
+        validation = _evaluate(summary.metric, network, parameters, selection.validation, selection, device)
         if not request.is_retrained:
-            _check_reproduction(chosen.trial, validation)
+            check_reproduction(chosen.trial, validation, "; the test set was not opened", summary.metric)
         sha256 = hashlib.sha256(content).hexdigest()
         opening = declare_opening(database, summary, described, sha256, reason, tell)
         with show_download() as progress:
             shown = replace(locations, progress=progress)
-            held_out = load_test_split(summary.study.definition.data, shown, opening.is_on_record)
+            stored = summary.study.data_record
+            held_out = load_test_split(summary.study.definition.data, shown, opening.is_on_record, stored)
         _check_fit(held_out, selection)
-        losses = evaluate(network, parameters, *_on_device(held_out, device))
+        losses = _evaluate(summary.metric, network, parameters, held_out, selection, device, is_grouped=True)
+        errors = None
+        if selection.num_classes:
+            errors = _predicted(network, parameters, held_out, device)
         description = pinned.description
+    copies = try_to_count_copies(held_out, selection, tell)
     finding = Finding(
         test_checksums=held_out.checksums,
-        chosen={**opening.chosen, "validation_error": validation.zero_one, "device": description},
+        chosen={
+            **opening.chosen,
+            "validation_error": summary.metric.value_of(validation.loss),
+            "device": description,
+            **_other_value(summary.metric, losses),
+            **({} if errors is None else {"macro_f1": macro_f1(errors)}),
+            **({} if is_image(selection.example_shape) else {"examples": summary.study.examples}),
+            **({} if copies is None else {"copies": asdict(copies)}),
+        },
         parameters_sha256=sha256,
-        num_images=losses.num_images,
-        num_errors=losses.num_errors,
+        num_images=losses.num_examples,
+        num_errors=0 if errors is None else int(errors.sum() - np.trace(errors)),
     )
     return opening.record(finding, tell)
 
@@ -244,7 +269,8 @@ def _retrained(
     """
     stopping = definition.stopping
     data = ResidentData.place(selection, pinned.device, max_resident_bytes=definition.data.max_resident_bytes)
-    cohorts = Cohorts(stopping, data, pinned.device)
+    metric = definition.judged_by
+    cohorts = Cohorts(stopping, data, pinned.device, metric=metric)
     rule, cohort = cohorts.stopping_rule(settings), cohorts.open(settings)
     cohort.admit(_LANE, settings)
     decision = None
@@ -252,50 +278,11 @@ def _retrained(
         report = cohort.train_epoch()[_LANE]
         pinned.keep()
         pinned.require()
-        tell(f"epoch {report.epoch}: {metric.NAME} {metric.error_text(report.best.zero_one)}")
+        tell(f"epoch {report.epoch}: {metric.validation_label} {metric.loss_text(report.best.loss)}")
         decision = decide(rule, report, settings.training.max_epochs)
     if cohort.best(_LANE) is None:
         raise HpsearchError(f"the point cannot be trained again: it {decision.detail}")
     return save({name: np.asarray(array, order="C") for name, array in cohort.best_parameters(_LANE).items()})
-
-
-def _parameters_of(network: Network, content: bytes, device: torch.device) -> dict[str, Tensor]:
-    """The parameters of a safetensors file, on the device.
-
-    Raises:
-        ArtifactError: they do not fit the network.
-    """
-    arrays = load(content)
-    expected = {name: shape.shape for name, shape in network.parameter_shapes.items()}
-    found = {name: array.shape for name, array in arrays.items()}
-    if found != expected:
-        raise ArtifactError(
-            f"the stored parameters do not fit the network: expected {expected}, found {found}",
-            hint="train the point again with --retrain",
-        )
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-
-
-def _check_reproduction(trial: TrialSummary, found: Losses) -> None:
-    """Check that the parameters are those that the search selected, not from a wrong file or for a wrong network.
-
-    Raises:
-        ArtifactError: their validation losses differ from those on record.
-    """
-    assert trial.value is not None, "a complete trial has a value"
-    allowed = max(ERRORS_TOLERANCE, ERRORS_TOLERANCE_SHARE * found.num_images)
-    is_off = abs(found.num_errors - trial.value * found.num_images) > allowed
-    nll = trial.best_validation_nll
-    if nll is not None:
-        is_off |= not abs(found.nll - nll) <= NLL_TOLERANCE * (1 + abs(nll))
-    if is_off:
-        raise ArtifactError(
-            f"the stored parameters of trial {trial.number} do not reproduce its {metric.NAME}: found "
-            f"{metric.error_text(found.zero_one)} and NLL {found.nll:.4f}, on record are "
-            f"{metric.error_text(trial.value)} and NLL {'none' if nll is None else f'{nll:.4f}'}; "
-            "the test set was not opened",
-            hint="name the artifacts that the workers wrote with --artifacts, or train the point again with --retrain",
-        )
 
 
 def _check_fit(held_out: HeldOutSplit, selection: SelectionData) -> None:
@@ -303,7 +290,7 @@ def _check_fit(held_out: HeldOutSplit, selection: SelectionData) -> None:
     num_pixels, found, misfit = selection.validation.images.shape[1], held_out.images.shape[1], None
     if found != num_pixels:
         misfit = f"the test images have {found} pixels, those of training and validation {num_pixels}"
-    elif held_out.labels.max() >= selection.num_classes:
+    elif selection.num_classes and held_out.labels.max() >= selection.num_classes:
         classes = f"those of training and validation have 0..{selection.num_classes - 1}"
         misfit = f"the test images have the class {held_out.labels.max()}, {classes}"
     if misfit:
@@ -313,10 +300,60 @@ def _check_fit(held_out: HeldOutSplit, selection: SelectionData) -> None:
         )
 
 
+def _evaluate(
+    metric: Metric,
+    network: Network,
+    parameters: Tensors,
+    split: Split,
+    selection: SelectionData,
+    device: torch.device,
+    *,
+    is_grouped: bool = False,
+) -> Losses:
+    """Losses on these examples.
+
+    Args:
+        is_grouped: take the groups of the examples as units, if they have any.
+    """
+    images, labels = _on_device(split, device)
+    groups = None if split.groups is None or not is_grouped else torch.from_numpy(split.groups).to(device)
+    judge = judge_of(
+        metric.name,
+        labels,
+        num_classes=selection.num_classes,
+        deviation=selection.target_deviation,
+        groups=groups,
+    )
+    return evaluate(network, parameters, images, labels, judge)
+
+
+def _predicted(network: Network, parameters: Tensors, split: Split, device: torch.device) -> NDArray[np.int64]:
+    """The confusion matrix on these examples, [classes, classes]."""
+    images, labels = _on_device(split, device)
+    _, scores = evaluate_with_scores(network, parameters, images, labels)
+    return confusion_matrix(labels.cpu().numpy(), scores.argmax(dim=-1).cpu().numpy(), network.num_outputs)
+
+
+def _other_value(metric: Metric, losses: Losses) -> dict[str, Any]:
+    """The keys of `Finding.chosen` for a value or an interval that does not follow from the number of errors."""
+    groups = {"num_groups": losses.num_groups} if losses.num_groups else {}
+    if metric is ZERO_ONE:
+        return {**groups, "test_interval": list(_share_interval(losses))} if groups else {}
+    interval = None if losses.interval is None else list(metric.interval_of(losses.interval))
+    value = metric.value_of(losses.loss) if math.isfinite(losses.loss) else None  # an AUC of one class
+    return {**groups, "metric": metric.name, "test_value": value, "test_interval": interval}
+
+
+def _share_interval(losses: Losses) -> tuple[float, float]:
+    num_groups, num_rows = losses.num_groups, losses.num_examples
+    return grouped_interval(losses.loss, losses.variance, num_groups=num_groups, num_rows=num_rows)
+
+
 def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images [N, pixels] float32 and labels [N] int64."""
-    images = np.require(split.images, dtype=np.float32, requirements=["C", "W"])
-    labels = np.require(split.labels, dtype=np.int64, requirements=["C", "W"])
+    """Images [N, inputs], float32 or uint8 levels, and labels [N] int64 or, in regression, float32."""
+    label_type = np.int64 if split.labels.dtype.kind in "iu" else np.float32
+    images = np.require(split.images, requirements=["C", "W"])
+    labels = np.require(split.labels, dtype=label_type, requirements=["C", "W"])
     return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 
@@ -325,5 +362,6 @@ def _describe_point(chosen: ChosenPoint, *, is_retrained: bool) -> dict[str, Any
     return {
         **chosen.values("trial", "point", "params"),
         "search_error": chosen.trial.value,
+        "max_epochs": chosen.trial.settings(chosen.study.definition).training.max_epochs,
         "is_retrained": is_retrained,
     }

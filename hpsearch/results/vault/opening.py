@@ -13,6 +13,7 @@ from typing import Any
 
 from hpsearch.data.test_file_marks import marks_of_content, marks_of_test_files
 from hpsearch.home import vault_file
+from hpsearch.metric import METRICS, ZERO_ONE, Task
 from hpsearch.results.openings.intents import declare_intent, is_declared, opened_before, read_intent_ids
 from hpsearch.results.openings.machine_openings import (
     MachineOpening,
@@ -56,11 +57,15 @@ class Opening:
         record, is_ours = record_opening(self.database, self.study, self.attempt, finding)
         if not is_ours:
             raise opened_before(self.study.name, [record])
+        metric = METRICS.get(str(finding.chosen.get("metric")), ZERO_ONE)
+        is_regression = metric.task is Task.REGRESSION  # an older version would show no errors as 0 %
         number = {
             "at": format_time(datetime.now(UTC)),
             "files": self.noted.files | marks_of_content(finding.test_checksums),
             "num_images": finding.num_images,
-            "num_errors": finding.num_errors,
+            "num_errors": None if is_regression else finding.num_errors,
+            "metric": finding.chosen.get("metric"),
+            "value": finding.chosen.get("test_value"),
         }
         for line in append_machine_opening(vault_file(), self.noted.model_copy(update=number)):
             tell(line)

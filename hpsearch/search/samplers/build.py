@@ -14,7 +14,13 @@ from hpsearch.study.registry import STRATEGIES, Strategy
 
 
 def build_sampler(
-    strategy: str, *, study_seed: int, trial_number: int, point: int | None = None, space: SearchSpace | None = None
+    strategy: str,
+    *,
+    study_seed: int,
+    trial_number: int,
+    point: int | None = None,
+    space: SearchSpace | None = None,
+    is_open: bool = False,
 ) -> BaseSampler:
     """The sampler for one trial.
 
@@ -25,11 +31,13 @@ def build_sampler(
         point: number of the trial's point, if points and trials are numbered separately; `qmc` uses it as the index in
             its sequence.
         space: the search space; None: samplers infer it from finished trials.
+        is_open: parameters become known only as trials ask for them.
     Raises:
         InputError: no sampler of this name.
     """
     build: Callable[[DrawRequest], BaseSampler] = _drawing(strategy).implementation
-    return build(DrawRequest(study_seed=study_seed, trial_number=trial_number, point=point, space=space))
+    request = DrawRequest(study_seed=study_seed, trial_number=trial_number, point=point, space=space, is_open=is_open)
+    return build(request)
 
 
 def learns(strategy: str) -> bool:
@@ -59,7 +67,7 @@ def tpe_sampler(request: DrawRequest) -> BaseSampler:
     ask at the same time do not get similar points), and 10 random trials first. Conditional parameters that appear
     together are drawn jointly, group by group.
     """
-    is_conditional = request.space is not None and bool(request.space.sometimes)
+    is_conditional = request.is_open or (request.space is not None and bool(request.space.sometimes))
     with warnings.catch_warnings():
         if is_conditional:
             warnings.simplefilter("ignore", ExperimentalWarning)  # `group`, since Optuna 2.8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, final
 
 from optuna.distributions import BaseDistribution
@@ -14,6 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.search.samplers.seeded import SeededSampler
 from hpsearch.search.samplers.seeds import trial_seed
+
+_FEWEST_TO_CLIP = 8
 
 
 @final
@@ -70,8 +72,9 @@ class _PrunedCount(Study):
         values = [trial.value for trial in trials if _is_finite(trial)]
         is_minimized = self._shown.direction is StudyDirection.MINIMIZE
         worst = (max if is_minimized else min)((value for value in values if value is not None), default=0.0)
+        worst = min(worst, _highest_useful(values)) if is_minimized else worst
         shown = (
-            _as_complete(trial, worst) if trial.state is TrialState.PRUNED else trial
+            _as_complete(trial, worst) if trial.state is TrialState.PRUNED or _is_above(trial, worst) else trial
             for trial in trials
             if not trial.state.is_finished() or self._names <= trial.params.keys()
         )
@@ -81,8 +84,24 @@ class _PrunedCount(Study):
 def _as_complete(trial: FrozenTrial, worst: float) -> FrozenTrial:
     shown = copy.copy(trial)
     shown.state = TrialState.COMPLETE
-    shown.values = [trial.value if _is_finite(trial) else worst]
+    shown.values = [worst if not _is_finite(trial) or _is_above(trial, worst) else trial.value]
     return shown
+
+
+def _highest_useful(values: Sequence[float | None]) -> float:
+    """Losses above this are shown as this: nearly diverged trials would make all others look equal to the process.
+
+    Losses up to 1, such as error rates, are shown as they are.
+    """
+    known = sorted(value for value in values if value is not None)
+    if len(known) < _FEWEST_TO_CLIP:
+        return math.inf
+    low, middle, high = (known[len(known) * part // 4] for part in (1, 2, 3))
+    return max(1.0, middle + 5 * (high - low))
+
+
+def _is_above(trial: FrozenTrial, most: float) -> bool:
+    return _is_finite(trial) and trial.values is not None and trial.values[0] > most
 
 
 def _is_finite(trial: FrozenTrial) -> bool:

@@ -36,12 +36,14 @@ class DrawRequest:
     Args:
         point: number of the trial's point; None: points are not numbered separately from trials.
         space: None: the sampler infers it from finished trials.
+        is_open: parameters become known only as trials ask for them, so any of them may be conditional.
     """
 
     study_seed: int
     trial_number: int
     point: int | None
     space: SearchSpace | None
+    is_open: bool = False
 
     @property
     def trial_seed(self) -> int:

@@ -31,20 +31,23 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, TextClause
 
-from hpsearch.epoch_report import EpochReport
+from hpsearch.epoch_report import Diagnosis, EpochReport, StepReport
 from hpsearch.logs import get_logger
 from hpsearch.store.claims import ledger_sql as statements
 from hpsearch.store.claims import requeue
 from hpsearch.store.claims.holdings import Hold, Holdings
 from hpsearch.store.claims.lease import ABSENCE_SECONDS, LEASE_SECONDS, Lease, LeaseWatch
+from hpsearch.store.claims.report_columns import report_columns, step_columns
 from hpsearch.store.connection.database import Database, DatabaseOperation
 from hpsearch.store.rows.columns import as_columns
 from hpsearch.store.rows.correct_images import Correctness, write_correctness
 from hpsearch.store.rows.counts import PointCounts
+from hpsearch.store.rows.diagnoses import write_diagnoses
+from hpsearch.store.rows.example_losses import Losses, write_example_losses
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE_REASON
 from hpsearch.store.rows.parameter_values import read_parameters
 from hpsearch.store.rows.trial_rows import lock_study, write_trial_attributes
-from hpsearch.store.rows.trial_state import StoredState
+from hpsearch.store.rows.trial_state import StoredState, parse_budgets
 from hpsearch.study.space import ParameterValue
 
 _log = get_logger("ledger")
@@ -61,6 +64,8 @@ class Claim:
         parameters: as Optuna stores them; empty if a sampler still has to draw them.
         token: of the call that claimed it; 0 for a trial without a database.
         cohort: its cohort's name, as it was stored with the point; None if the parameters were still to be drawn.
+        is_continued: an earlier trial of the point ended at a smaller number of epochs, and this one goes on.
+        max_epochs: the study's number of epochs, if it has changed since the study was created.
     """
 
     trial_id: int
@@ -70,6 +75,8 @@ class Claim:
     parameters: Mapping[str, ParameterValue]
     token: int = 0
     cohort: str | None = None
+    is_continued: bool = False
+    max_epochs: int | None = None
 
     @property
     def hold(self) -> Hold:
@@ -89,11 +96,13 @@ class Result:
     """What is written when a trial ends.
 
     Args:
-        value: fraction of misclassified validation images, finite; None only for a trial that is PRUNED because it
+        loss: of the study's metric, finite; None only for a trial that is PRUNED because it
             diverged in its first epoch.
         attributes: user attributes of the trial.
         correct: which validation images its best parameters classify correctly; only for a COMPLETE trial.
+        losses: instead of `correct`, the losses of a study that is not judged by its errors, [N].
         claim: token of the claim under which the trial was trained; None: whichever claim the trial has.
+        diagnosis: the network's state after the last epoch, if it was looked at.
         num_epochs: number of epochs that were reported; the trial is counted only if the last of them is on record.
         num_parameters: number of parameters that the trial was trained with and that must be on record; None: any
             number.
@@ -101,16 +110,18 @@ class Result:
 
     trial_id: int
     outcome: Outcome
-    value: float | None
+    loss: float | None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     correct: Correctness | None = None
+    losses: Losses | None = field(default=None, compare=False)
+    diagnosis: Diagnosis | None = None
     claim: int | None = None
     num_epochs: int = 0
     num_parameters: int | None = None
 
     def __post_init__(self) -> None:
         # Optuna would take a COMPLETE trial of -inf for the best one, and fail on one without a value.
-        assert math.isfinite(self.value) if self.value is not None else self.outcome is Outcome.PRUNED
+        assert math.isfinite(self.loss) if self.loss is not None else self.outcome is Outcome.PRUNED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +135,7 @@ class Ledger:
         owner: the worker's number, unique among live workers (worker/lease_keeper.py); 0 for readers.
         lease_seconds: how long a lease may stay unchanged before it is stale.
         absence_seconds: the same for a lease whose owner's session is gone.
+        max_crashes: a point is given up after this many crashes; None: MAX_CRASHES.
         holdings, lease_watch: what this worker believes it holds, and what it has seen of other workers' leases; shared
             by all copies of this ledger.
     """
@@ -133,6 +145,7 @@ class Ledger:
     owner: int = 0
     lease_seconds: float = LEASE_SECONDS
     absence_seconds: float = ABSENCE_SECONDS
+    max_crashes: int | None = None
     holdings: Holdings = field(default_factory=Holdings, repr=False, compare=False)
     lease_watch: LeaseWatch = field(default_factory=LeaseWatch, repr=False, compare=False)
 
@@ -179,7 +192,7 @@ class Ledger:
     def record(
         self,
         reports: Mapping[int, EpochReport],
-        rung_attributes: Iterable[tuple[int, str, Any]] = (),
+        system_attributes: Iterable[tuple[int, str, Any]] = (),
         *,
         held: Collection[Hold] | None = None,
     ) -> set[int]:
@@ -191,14 +204,38 @@ class Ledger:
 
         Args:
             reports: trial id -> its epoch; must not contain diverged ones.
-            rung_attributes: (trial id, key, value) system attributes that a pruner keeps; they need one more statement.
+            system_attributes: (trial id, key, value): what a pruner notes, or records of artifacts; they need one more
+                statement. Not set on a trial that has ended.
             held: what the worker held when it trained the epoch; None: what it holds now.
         Returns:
             The trials whose leases this worker still holds. It must drop all others.
         """
         believed = self.holdings.now() if held is None else frozenset(held)
-        epochs = _report_columns(reports, dict(believed))
-        rungs = as_columns("trial_id key value_json", [(i, key, json.dumps(v)) for i, key, v in rung_attributes])
+        return self._record(report_columns(reports, dict(believed)), believed, system_attributes)
+
+    def record_steps(
+        self,
+        reports: Mapping[int, Sequence[StepReport]],
+        previous: Mapping[int, int],
+        system_attributes: Iterable[tuple[int, str, Any]] = (),
+    ) -> set[int]:
+        """Write all new reports of trials that are programs, and renew all of the worker's leases, as `record` does.
+
+        Args:
+            reports: trial id -> its reports, in order of steps.
+            previous: trial id -> the last step that was recorded before, or 0.
+        """
+        believed = self.holdings.now()
+        return self._record(step_columns(reports, previous, dict(believed)), believed, system_attributes)
+
+    def _record(
+        self,
+        epochs: dict[str, list[Any]],
+        believed: frozenset[Hold],
+        system_attributes: Iterable[tuple[int, str, Any]],
+    ) -> set[int]:
+        reported = set(epochs["trial_id"])
+        rungs = as_columns("trial_id key value_json", [(i, key, json.dumps(v)) for i, key, v in system_attributes])
 
         def work(connection: Connection) -> Sequence[Row[Any]]:
             rows = connection.execute(statements.RECORD, {**self.values, **epochs}).all()
@@ -208,7 +245,7 @@ class Ledger:
 
         rows = self.database.transaction(work, "record")
         stored = self._note_stored(rows)
-        gaps = {(r.trial_id, r.claim) for r in rows if r.trial_id in reports and not r.is_recorded} & believed
+        gaps = {(r.trial_id, r.claim) for r in rows if r.trial_id in reported and not r.is_recorded} & believed
         self.holdings.drop((believed - stored) | gaps)
         self._give_back(self.holdings.surplus(stored))
         return {trial_id for trial_id, _ in (stored & believed) - gaps}
@@ -219,7 +256,9 @@ class Ledger:
         return bool(self.database.rows(statements.SET_SYSTEM_ATTRIBUTE, given))
 
     def finish(self, results: Sequence[Result]) -> set[int]:
-        """Count these trials: state, value, attributes, bits and the end of the lease, in three statements.
+        """Count these trials: state, value, attributes, bits or losses, diagnosis and the end of the lease.
+
+        In four statements.
 
         Returns:
             The trials that are counted. Nothing was written for the others: this worker had lost the lease, or the
@@ -228,8 +267,8 @@ class Ledger:
         if not results:
             return set()
         given = as_columns(
-            "trial_id claim state value num_epochs num_parameters",
-            ((r.trial_id, r.claim, r.outcome.name, r.value, r.num_epochs, r.num_parameters) for r in results),
+            "trial_id claim state loss num_epochs num_parameters",
+            ((r.trial_id, r.claim, r.outcome.name, r.loss, r.num_epochs, r.num_parameters) for r in results),
         )
 
         def work(connection: Connection) -> set[int]:
@@ -237,6 +276,8 @@ class Ledger:
             news = [result for result in results if is_new.get(result.trial_id)]
             write_trial_attributes(connection, [(result.trial_id, result.attributes) for result in news])
             write_correctness(connection, [(result.trial_id, result.correct) for result in news])
+            write_example_losses(connection, [(result.trial_id, result.losses) for result in news])
+            write_diagnoses(connection, [(result.trial_id, result.num_epochs, result.diagnosis) for result in news])
             return set(is_new)
 
         counted = self.database.transaction(work, "finish")
@@ -248,7 +289,7 @@ class Ledger:
 
     def renew(self) -> int:
         """Renew all of the worker's leases, give back those that it does not know of, and return how many it holds."""
-        stored = self._note_stored(self.rows(statements.RECORD, "renew", **_report_columns({}, {})))
+        stored = self._note_stored(self.rows(statements.RECORD, "renew", **report_columns({}, {})))
         surplus = self.holdings.surplus(stored)
         self._give_back(surplus)
         return len(stored - surplus)
@@ -265,6 +306,30 @@ class Ledger:
         points = self._requeue(statements.HELD_FOR_UPDATE, {}, reason, is_crash=is_crash, operation="release")
         self.holdings.clear()
         return len(points)
+
+    def give_back(
+        self, holds: Collection[Hold], reason: str, *, max_attempts: int | None = None, is_crash: bool = False
+    ) -> list[int]:
+        """Give back the points of these claims, and return the points that were this worker's.
+
+        Args:
+            reason: stored with each failed trial.
+            max_attempts: the attempts have failed, however far they got; a point is given up after this many. None:
+                they are no failures.
+            is_crash: without `max_attempts`: the attempts have ended as by their worker's death.
+        """
+        claimed = as_columns("trial_id claim", holds)
+        limit = requeue.CrashLimit(max_crashes=max_attempts, always=True) if max_attempts else None
+        points = self._requeue(
+            statements.CLAIMED_FOR_UPDATE,
+            claimed,
+            reason,
+            is_crash=is_crash or max_attempts is not None,
+            operation="release",
+            limit=limit,
+        )
+        self.holdings.drop(holds)
+        return points
 
     def _note_stored(self, rows: Sequence[Row[Any]]) -> frozenset[Hold]:
         """Return what the database has in this worker's name, from an answer to RECORD."""
@@ -308,13 +373,16 @@ class Ledger:
         *,
         is_crash: bool,
         operation: DatabaseOperation,
+        limit: requeue.CrashLimit | None = None,
     ) -> list[int]:
         """Requeue the points that a statement selects and locks, and return them."""
 
         def work(connection: Connection) -> list[int]:
             lock_study(connection, self.study_id)
             rows = connection.execute(statement, {**self.values, **values}).all()
-            requeue.fail_and_requeue(connection, self.study_id, rows, reason, is_crash=is_crash)
+            requeue.fail_and_requeue(
+                connection, self.study_id, rows, reason, is_crash=is_crash, limit=limit or self._crash_limit
+            )
             return [row.point for row in rows]
 
         return self.database.transaction(work, operation)
@@ -326,10 +394,13 @@ class Ledger:
         again = statements.ENDED_OUTSIDE_FOR_UPDATE
         return len(self._requeue(again, {}, ENDED_OUTSIDE_REASON, is_crash=False, operation="reap"))
 
-    def best_value(self) -> float | None:
-        """Return the lowest value of a counted COMPLETE trial so far, or None."""
-        best: float | None = self.rows(statements.BEST_VALUE)[0].value
-        return best
+    def best_losses(self, number: int) -> list[float]:
+        """Return the lowest losses of counted COMPLETE trials so far, in order; at most this number."""
+        return [row.loss for row in self.rows(statements.BEST_LOSSES, number=number)]
+
+    def best_loss(self) -> float | None:
+        """Return the lowest loss of a counted COMPLETE trial so far, or None."""
+        return next(iter(self.best_losses(1)), None)
 
     def counts(self) -> PointCounts:
         """Count the points by state. A point whose trial another program has ended counts as WAITING."""
@@ -350,13 +421,17 @@ class Ledger:
         return self.database.rows(statement, {**self.values, **more}, operation)
 
     @property
+    def _crash_limit(self) -> requeue.CrashLimit:
+        return requeue.CrashLimit(max_crashes=self.max_crashes or requeue.MAX_CRASHES)
+
+    @property
     def values(self) -> dict[str, Any]:
         """The parameters that the worker's statements share."""
         return {
             "study": self.study_id,
             "owner": self.owner,
             "lease": self.lease_seconds,
-            "suspect_crashes": requeue.MAX_CRASHES - 1,
+            "suspect_crashes": max(1, self._crash_limit.max_crashes - 1),
         }
 
 
@@ -367,14 +442,7 @@ def new_claim_token() -> int:
 
 def _claim_from(row: Row[Any], token: int) -> Claim:
     parameters = read_parameters(row.parameters, f"trial {row.number}")
-    return Claim(**{**row._asdict(), "parameters": parameters, "token": token})
-
-
-def _report_columns(reports: Mapping[int, EpochReport], claim_of: Mapping[int, int]) -> dict[str, list[Any]]:
-    assert not any(report.has_diverged for report in reports.values())
-    rows = [
-        (i, claim_of[i], r.epoch, r.best.zero_one, r.train_nll, r.best.nll, r.learning_rate, r.seconds)
-        for i, r in reports.items()
-        if i in claim_of
-    ]
-    return as_columns("trial_id claim epoch zero_one train_nll validation_nll learning_rate seconds", rows)
+    values = row._asdict()
+    budgets = parse_budgets(values.pop("budgets"), f"the study of trial {row.number}")
+    max_epochs = budgets[-1] if budgets else None
+    return Claim(**{**values, "parameters": parameters, "token": token, "max_epochs": max_epochs})

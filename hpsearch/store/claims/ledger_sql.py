@@ -10,8 +10,10 @@ from __future__ import annotations
 from sqlalchemy import TextClause, text
 
 from hpsearch.store.claims.lease import PRESENCE_LOCKS, RENEWAL, select_leases
+from hpsearch.store.rows import diagnoses
 from hpsearch.store.rows.columns import unnest
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
+from hpsearch.store.rows.trial_state import BUDGETS_ATTRIBUTE, CONTINUES_ATTRIBUTE, loss_sql
 
 # A renewal always changes renewed_at, even if the clock stands still or was set back. lease_expires_at is for workers
 # of earlier versions, which compare it with the clock.
@@ -27,7 +29,10 @@ PARAMETERS = """(
 
 # The points of one claim.
 CLAIMED = text(f"""
-    SELECT p.trial_id, t.number, p.point, p.attempt, p.cohort, {PARAMETERS}
+    SELECT p.trial_id, t.number, p.point, p.attempt, p.cohort, {PARAMETERS},
+        EXISTS (SELECT FROM hpsearch_continued k WHERE k.study_id = p.study_id AND k.point = p.point) AS is_continued,
+        (SELECT a.value_json FROM study_user_attributes a
+            WHERE a.study_id = p.study_id AND a.key = '{BUDGETS_ATTRIBUTE}') AS budgets
     FROM hpsearch_points p JOIN trials t USING (trial_id)
     WHERE p.study_id = :study AND p.owner = :owner AND p.claim = :claim ORDER BY p.point
 """)
@@ -66,12 +71,13 @@ CLAIM = text(f"""
     FROM started WHERE hpsearch_points.trial_id = started.trial_id
 """)
 
-# Renews the leases and records epochs, if there are any. An epoch is recorded only directly after the one before it. A
-# curve therefore never has a gap, whichever acknowledged writes the database has lost. One row is returned even if
-# nothing is held, because it carries the start time of the server.
+# Renews the leases and records epochs, if there are any. An epoch is recorded only directly after the one before it
+# (`previous`: the epoch that the trial has reported before this statement, 0 if none). A curve therefore never has a
+# gap, whichever acknowledged writes the database has lost. One row is returned even if nothing is held, because it
+# carries the start time of the server.
 _REPORT = (
-    "trial_id int, claim bigint, epoch int, zero_one float8, train_nll float8, validation_nll float8, "
-    "learning_rate float8, seconds float8"
+    "trial_id int, claim bigint, previous int, epoch int, loss float8, train_nll float8, validation_nll float8, "
+    f"learning_rate float8, seconds float8, {diagnoses.TYPED}"
 )
 RECORD = text(f"""
     WITH held AS (
@@ -80,15 +86,19 @@ RECORD = text(f"""
         RETURNING trial_id, claim
     ), reports AS (
         SELECT r.* FROM {unnest("r", _REPORT)} JOIN held USING (trial_id, claim)
-        WHERE r.epoch = 1 OR EXISTS (
-            SELECT FROM hpsearch_epochs e WHERE e.trial_id = r.trial_id AND e.epoch = r.epoch - 1)
+        WHERE r.previous = 0 OR EXISTS (
+            SELECT FROM hpsearch_epochs e WHERE e.trial_id = r.trial_id AND e.epoch = r.previous)
     ), reported AS (
         INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)
-        SELECT trial_id, epoch, zero_one, 'FINITE' FROM reports
+        SELECT trial_id, epoch, {loss_sql("loss")}, 'FINITE' FROM reports
         ON CONFLICT (trial_id, step) DO NOTHING
     ), detailed AS (
         INSERT INTO hpsearch_epochs (trial_id, epoch, train_nll, validation_nll, learning_rate, seconds)
         SELECT trial_id, epoch, train_nll, validation_nll, learning_rate, seconds FROM reports
+        ON CONFLICT (trial_id, epoch) DO NOTHING
+    ), diagnosed AS (
+        {diagnoses.INSERT}
+        SELECT trial_id, epoch, {", ".join(diagnoses.NAMES)} FROM reports WHERE diagnosed_update_ratios IS NOT NULL
         ON CONFLICT (trial_id, epoch) DO NOTHING
     )
     SELECT server.started_at, held.trial_id, held.claim,
@@ -102,6 +112,7 @@ RECORD_RUNGS = text(f"""
     SELECT r.trial_id, r.key, r.value_json
     FROM {unnest("r", "trial_id int, key text, value_json text")}
         JOIN hpsearch_points p ON p.trial_id = r.trial_id AND p.owner = :owner
+        JOIN trials t ON t.trial_id = r.trial_id AND t.state = 'RUNNING'
     ON CONFLICT (trial_id, key) DO NOTHING
 """)
 
@@ -117,7 +128,7 @@ SET_SYSTEM_ATTRIBUTE = text("""
 # If one of these trials is already counted, an earlier run of the same call has counted it: a trial has only one claim
 # in its life, because a point that changes hands gets a new trial. Not counted are trials that another program has
 # ended meanwhile (foreign_endings.py), and trials of which the database has lost parameters or epochs.
-_RESULT = "trial_id int, claim bigint, state text, value float8, num_epochs int, num_parameters int"
+_RESULT = "trial_id int, claim bigint, state text, loss float8, num_epochs int, num_parameters int"
 FINISH = text(f"""
     WITH given AS (
         SELECT * FROM {unnest("r", _RESULT)}
@@ -141,7 +152,7 @@ FINISH = text(f"""
         FROM results WHERE trials.trial_id = results.trial_id
     ), valued AS (
         INSERT INTO trial_values (trial_id, objective, value, value_type)
-        SELECT trial_id, 0, value, 'FINITE' FROM results WHERE value IS NOT NULL
+        SELECT trial_id, 0, {loss_sql("loss")}, 'FINITE' FROM results WHERE loss IS NOT NULL
         ON CONFLICT (trial_id, objective) DO UPDATE SET value = excluded.value, value_type = excluded.value_type
     )
     SELECT trial_id, true AS is_new FROM counted
@@ -160,7 +171,9 @@ def _points_to_requeue(condition: str, lock: str) -> TextClause:
         SELECT p.point, p.trial_id, p.attempt, p.crashes, p.furthest_epoch,
             (SELECT coalesce(max(e.epoch), 0) FROM hpsearch_epochs e WHERE e.trial_id = p.trial_id) AS reached,
             (SELECT a.value_json FROM trial_user_attributes a WHERE a.trial_id = p.trial_id AND a.key = 'round')
-                AS round
+                AS round,
+            (SELECT a.value_json FROM trial_user_attributes a
+                WHERE a.trial_id = p.trial_id AND a.key = '{CONTINUES_ATTRIBUTE}') AS continues
         FROM hpsearch_points p JOIN trials t USING (trial_id)
         WHERE p.study_id = :study AND {condition} ORDER BY p.point {lock}
     """)
@@ -205,10 +218,12 @@ NUM_WORKERS = text(f"""
         SELECT FROM hpsearch_points p WHERE CAST(p.owner AS oid) = l.objid AND p.study_id <> :study)
 """)
 
-BEST_VALUE = text("""
-    SELECT min(v.value) AS value
+# A result that its point's next trial will replace is left out: parameters are kept as if it were gone.
+BEST_LOSSES = text(f"""
+    SELECT {loss_sql("v.value")} AS loss
     FROM hpsearch_points p JOIN trials t USING (trial_id) JOIN trial_values v USING (trial_id)
-    WHERE p.study_id = :study AND p.is_counted AND t.state = 'COMPLETE' AND v.objective = 0
+    WHERE p.study_id = :study AND p.is_counted AND t.state = 'COMPLETE' AND v.objective = 0 AND v.value IS NOT NULL
+    ORDER BY loss LIMIT :number
 """)
 
 FAIL = text("""
@@ -243,7 +258,19 @@ REPLACE_TRIAL = text(f"""
     WHERE p.trial_id = r.old_id
 """)
 
+# A point whose trial was continued has its result again: that of the continued trial.
 GIVE_UP = text("""
-    UPDATE hpsearch_points SET crashes = crashes + 1, owner = NULL, claim = NULL, lease_expires_at = NULL
-    WHERE trial_id = ANY(CAST(:trial_ids AS int[]))
+    WITH result AS (
+        SELECT DISTINCT ON (p.trial_id) p.trial_id AS given_up, k.trial_id
+        FROM hpsearch_points p JOIN hpsearch_continued k USING (study_id, point)
+        WHERE p.trial_id = ANY(CAST(:trial_ids AS int[]))
+        ORDER BY p.trial_id, k.trial_id DESC
+    ), again AS (
+        DELETE FROM hpsearch_continued k USING result WHERE k.trial_id = result.trial_id
+    )
+    UPDATE hpsearch_points p
+    SET crashes = crashes + 1, owner = NULL, claim = NULL, lease_expires_at = NULL,
+        trial_id = coalesce((SELECT r.trial_id FROM result r WHERE r.given_up = p.trial_id), p.trial_id),
+        is_counted = EXISTS (SELECT FROM result r WHERE r.given_up = p.trial_id)
+    WHERE p.trial_id = ANY(CAST(:trial_ids AS int[]))
 """)

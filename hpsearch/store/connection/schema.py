@@ -1,8 +1,8 @@
 """The schema of the study database: creates missing tables, upgrades older versions, refuses unknown ones.
 
-Optuna's storage is loaded only if a table is missing or has another version. An upgrade only adds tables. It therefore
-takes a moment whatever the database holds, and active workers of the older version finish their study beside newer
-ones; workers that start after the upgrade must be of the newer version.
+Optuna's storage is loaded only if a table is missing or has another version. An upgrade only adds tables and drops
+constraints. It therefore takes a moment whatever the database holds, and active workers of the older version finish
+their study beside newer ones; workers that start after the upgrade must be of the newer version.
 
 `open_database` calls `prepare_schema` once per process. Any number of processes may do so at once, on an empty database
 or not.
@@ -79,7 +79,9 @@ def _create_own_tables(connection: Connection, address: str) -> None:
     # Tables without a version row are from before the first release.
     stored = connection.execute(select(tables.schema.c.version)).scalar_one_or_none() or 0
     if 1 <= stored < tables.SCHEMA_VERSION:
-        # Older versions only lack whole tables, and create_all has just created them.
+        # Older versions only lack whole tables, which create_all has just created, and have a constraint too many.
+        for name in ("train_nll", "validation_nll", "learning_rate"):
+            connection.execute(text(f"ALTER TABLE {tables.epochs.name} ALTER COLUMN {name} DROP NOT NULL"))
         connection.execute(update(tables.schema).values(version=tables.SCHEMA_VERSION))
         _log.info("upgraded the tables in the database at %s from version %d", address, stored)
     elif stored != tables.SCHEMA_VERSION:

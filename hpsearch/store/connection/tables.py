@@ -8,8 +8,12 @@ tables hold what Optuna has no place for:
     hpsearch_schema        one row: the version of these tables
     hpsearch_points        one row per point of a study: its current trial, its attempt, and the lease on it
     hpsearch_epochs        one row per trial and epoch: losses, learning rate and duration
+    hpsearch_diagnoses     one row per trial and epoch after which its network was looked at
     hpsearch_checkpoints   one row per point that can be resumed: where its last checkpoint is
+    hpsearch_end_states    one row per complete trial that could go on beyond max_epochs: where its last state is
+    hpsearch_continued     one row per trial that was continued with more epochs by another trial of its point
     hpsearch_correctness   one row per complete trial: which validation images its best parameters classify correctly
+    hpsearch_example_losses    one row per complete trial of a study that is not judged by its errors
     hpsearch_rounds        one row per round of points that a study has been given, or that ended its search
     hpsearch_vault         one row per opening of the test set: who, when, and the result
     hpsearch_vault_intents one row per attempt at an opening, committed before the first test image is read
@@ -24,8 +28,9 @@ import sqlalchemy as sa
 from sqlalchemy import BigInteger, Column, DateTime, Double, ForeignKey, Integer, Table, Text
 
 # Version of hpsearch's own tables; schema.py upgrades older versions. 1: points, epochs. 2: checkpoints. 3:
-# correctness, rounds, vault. 4: vault_intents.
-SCHEMA_VERSION = 4
+# correctness, rounds, vault. 4: vault_intents. 5: diagnoses, end_states, continued.
+# 6: example_losses. 7: epochs without losses of networks.
+SCHEMA_VERSION = 7
 OPTUNA_REVISION = "v3.2.0.a"  # revision of Optuna's tables that hpsearch's statements name (Optuna 3.2 to 5.0)
 
 
@@ -68,10 +73,25 @@ epochs = Table(
     metadata,
     Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), primary_key=True),
     Column("epoch", Integer, primary_key=True),  # 1-based, like the step of the intermediate value
-    Column("train_nll", Double, nullable=False),  # nats
-    Column("validation_nll", Double, nullable=False),  # nats
-    Column("learning_rate", Double, nullable=False),
+    # NULL: the report of a program, which has only a value.
+    Column("train_nll", Double),  # nats
+    Column("validation_nll", Double),  # nats
+    Column("learning_rate", Double),
     Column("seconds", Double, nullable=False),
+)
+
+diagnoses = Table(  # a number that was not finite, or that this network does not have, is NULL
+    "hpsearch_diagnoses",
+    metadata,
+    Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("nll", Double),  # of a fixed batch of training images, in nats
+    Column("gradient_norm", Double),
+    Column("gradient_noise", Double),
+    Column("penalty_norm", Double),
+    Column("saturated", Double),  # share of tanh and sigmoid outputs
+    Column("dead", Double),  # share of relu units
+    Column("update_ratios", Text, nullable=False),  # JSON: weight -> norm of its update divided by its norm, or null
 )
 
 checkpoints = Table(
@@ -88,12 +108,42 @@ checkpoints = Table(
     sa.ForeignKeyConstraint(["study_id", "point"], [points.c.study_id, points.c.point], ondelete="CASCADE"),
 )
 
+end_states = Table(
+    "hpsearch_end_states",
+    metadata,
+    Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), primary_key=True),
+    Column("study_id", Integer, ForeignKey(studies.c.study_id, ondelete="CASCADE"), nullable=False),
+    Column("epoch", Integer, nullable=False),  # the trial's last one
+    Column("artifact_id", Text, nullable=False),  # a checkpoint's file
+    Column("num_bytes", BigInteger, nullable=False),
+    Column("saved_at", DateTime(timezone=True), nullable=False),
+)
+
+# The trial counts until the point's current trial is counted; from then on it is superseded.
+continued = Table(
+    "hpsearch_continued",
+    metadata,
+    Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), primary_key=True),
+    Column("study_id", Integer, ForeignKey(studies.c.study_id, ondelete="CASCADE"), nullable=False),
+    Column("point", Integer, nullable=False),
+    Column("continued_at", DateTime(timezone=True), nullable=False),
+    sa.Index("ix_hpsearch_continued_point", "study_id", "point"),
+)
+
 correctness = Table(
     "hpsearch_correctness",
     metadata,
     Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), primary_key=True),
     Column("num_images", Integer, nullable=False),  # of the validation set
     Column("bits", sa.LargeBinary, nullable=False),  # numpy.packbits: one bit per image, 1 if correct
+)
+
+example_losses = Table(
+    "hpsearch_example_losses",
+    metadata,
+    Column("trial_id", Integer, ForeignKey(trials.c.trial_id, ondelete="CASCADE"), primary_key=True),
+    Column("num_examples", Integer, nullable=False),  # at most 10,000 of the validation set
+    Column("losses", sa.LargeBinary, nullable=False),  # float32, little-endian: their mean is the loss
 )
 
 rounds = Table(

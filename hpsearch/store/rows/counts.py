@@ -11,7 +11,10 @@ from hpsearch.study.definition import StudyDefinition
 
 # All trials of a study are evaluated on the same images.
 _NUM_IMAGES = text("""
-    SELECT max(c.num_images) AS num_images FROM hpsearch_correctness c JOIN trials t USING (trial_id)
+    SELECT max(c.num_images) AS num_images
+    FROM (SELECT trial_id, num_images FROM hpsearch_correctness
+        UNION ALL SELECT trial_id, num_examples FROM hpsearch_example_losses WHERE num_examples < 10000) c
+    JOIN trials t USING (trial_id)
     WHERE t.study_id = :study AND c.num_images > 0
 """)
 

@@ -3,7 +3,9 @@
 A sampler sees the current trials of the study's points: counted ones (COMPLETE and PRUNED), RUNNING ones, and WAITING
 ones that inherited their parameters from an earlier attempt. It does not see failed attempts, because their points are
 trained again; trials that other programs have added or ended; or WAITING trials without parameters, which carry no
-information.
+information. Of a point that goes on with more epochs it sees the earlier trial until the new one has ended.
+
+Values are losses: samplers minimise whatever the direction of the metric.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.distributions import parse_stored_distribution
 from hpsearch.store.rows.frozen_trial import frozen_trial
 from hpsearch.store.rows.parameter_values import external_value
+from hpsearch.store.rows.trial_state import POINT_RESULTS, loss_sql
 
-_LIST = text("""
-    SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, v.value
-    FROM hpsearch_points p JOIN trials t USING (trial_id)
+_LIST = text(f"""
+    SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, {loss_sql("v.value")} AS value
+    FROM {POINT_RESULTS} p JOIN trials t USING (trial_id)
     LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
     WHERE p.study_id = :study AND (CAST(:only AS int) IS NULL OR p.trial_id = :only) AND (
         t.state = 'RUNNING'
@@ -33,14 +36,14 @@ _LIST = text("""
 """)
 
 # Only the last value of the curve is read: samplers rank pruned trials by their last step and the value at that step.
-_DETAILS = text("""
+_DETAILS = text(f"""
     SELECT r.trial_id,
         (SELECT json_agg(json_build_array(q.param_name, q.param_value, q.distribution_json) ORDER BY q.param_id)
             FROM trial_params q WHERE q.trial_id = r.trial_id) AS parameters,
         (SELECT json_object_agg(a.key, a.value_json) FROM trial_system_attributes a WHERE a.trial_id = r.trial_id)
             AS notes,
-        (SELECT json_build_array(json_build_array(i.step, i.intermediate_value)) FROM trial_intermediate_values i
-            WHERE i.trial_id = r.trial_id ORDER BY i.step DESC LIMIT 1) AS last_values
+        (SELECT json_build_array(json_build_array(i.step, {loss_sql("i.intermediate_value")}))
+            FROM trial_intermediate_values i WHERE i.trial_id = r.trial_id ORDER BY i.step DESC LIMIT 1) AS last_values
     FROM unnest(CAST(:trial_ids AS int[])) AS r(trial_id)
 """)
 _PAGE = 500  # trials per statement: a worker that joins a large study gets each answer within the answer limit
@@ -70,7 +73,11 @@ class History:
         known = {row.trial_id: self._finished[row.trial_id] for row in rows if self._is_known(row)}
         new_ids = [row.trial_id for row in rows if row.trial_id not in known]
         pages = (new_ids[start : start + _PAGE] for start in range(0, len(new_ids), _PAGE))
-        details = {row.trial_id: row for ids in pages for row in connection.execute(_DETAILS, {"trial_ids": ids})}
+        details = {
+            row.trial_id: row
+            for ids in pages
+            for row in connection.execute(_DETAILS, {"trial_ids": ids, "study": self._study_id})
+        }
         trials = [known.get(row.trial_id) or _trial(row, details[row.trial_id]) for row in rows]
         if only is None:
             self._finished = {trial._trial_id: trial for trial in trials if trial.state.is_finished()}

@@ -54,7 +54,7 @@ def external_value(from_number: FromNumber, stored: float, what: str) -> Any:
     place = "table trial_params, column param_value"
     check_kind(stored, Kind.NUMBER, what, place)
     try:
-        return from_number(stored)
+        return from_number(float(stored))  # JSON from PostgreSQL has 1 for 1.0
     except (IndexError, ValueError, OverflowError) as error:
         raise damaged(what, place, error) from error
 

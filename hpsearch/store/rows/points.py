@@ -23,6 +23,7 @@ from hpsearch.store.rows.trial_state import (
     POINT_ATTRIBUTE,
     ROUND_ATTRIBUTE,
     StoredState,
+    loss_sql,
 )
 from hpsearch.stored_json import parse_stored
 from hpsearch.study.definition import StudyDefinition
@@ -40,15 +41,15 @@ class StoredPoint:
         trial_id: id of its current trial.
         state: state of that trial. WAITING if another program has ended the trial, because the point gets a new one.
         parameters: as Optuna stores them, with `_is_zero` switches; empty if they are still to be drawn.
-        value: value of a COMPLETE trial, otherwise None (the value of a PRUNED trial is not the best that it reached).
-        nll: validation NLL in nats, at the validation that gave the value.
+        loss: of a COMPLETE trial, otherwise None (the value of a PRUNED trial is not the best that it reached).
+        nll: validation NLL in nats, at the validation that gave the loss.
     """
 
     point: int
     trial_id: int
     state: StoredState
     parameters: Mapping[str, ParameterValue]
-    value: float | None
+    loss: float | None
     nll: float | None
 
     @property
@@ -75,7 +76,9 @@ def narrowing_of(
     def is_admissible(point: Point) -> bool:
         if point_key(point) in known:
             return True
-        return definition.is_admissible(point) and (is_trainable is None or is_trainable(definition.resolve(point)))
+        if definition.is_program or not definition.is_admissible(point):
+            return definition.is_program
+        return is_trainable is None or is_trainable(definition.resolve(point))
 
     return Narrowing(
         definition.search.dimensions,
@@ -94,7 +97,7 @@ def add_points(
     *,
     round_number: int | None = None,
 ) -> None:
-    """Queue points as WAITING trials after the existing ones, in six statements of the caller's transaction.
+    """Queue points as WAITING trials after the existing ones, in seven statements of the caller's transaction.
 
     New points get the lowest point numbers that are free: first the numbers of lost points, then the following ones.
 
@@ -105,10 +108,12 @@ def add_points(
     """
     lock_study(connection, study_id)
     numbers = connection.execute(_FREE_NUMBERS, {"study": study_id, "count": len(points)}).scalars().all()
-    cohorts = [None if definition.is_drawn else cohort_of(definition.resolve(point)) for point in points]
+    has_cohorts = not definition.is_drawn and not definition.is_program
+    cohorts = [cohort_of(definition.resolve(point)) if has_cohorts else None for point in points]
     trial_ids = insert_trials(connection, study_id, len(points))
     rows = as_columns("number trial_id cohort", zip(numbers, trial_ids, cohorts, strict=True))
     connection.execute(_INSERT_POINTS, {"study": study_id, **rows})
+    connection.execute(_FORGET_CONTINUED, {"study": study_id, "numbers": list(numbers)})
     parameters = [definition.parameters(point) for point in points]
     insert_parameters(connection, definition.distributions(), zip(trial_ids, parameters, strict=True))
     in_round = {} if round_number is None else {ROUND_ATTRIBUTE: round_number}
@@ -139,7 +144,7 @@ def read_points(connection: Connection, study_id: int) -> list[StoredPoint]:
             parameters={
                 name: external_value(from_numbers[hash_], value, what) for name, value, hash_ in row.parameters or ()
             },
-            value=row.value if row.state == StoredState.COMPLETE.value else None,
+            loss=row.loss if row.state == StoredState.COMPLETE.value else None,
             nll=None if row.nll is None else _number(row.nll, f"trial id {row.trial_id}"),
         )
         for row in connection.execute(_POINTS, values)
@@ -158,6 +163,11 @@ _INSERT_POINTS = text(f"""
     SELECT :study, number, trial_id, cohort, 1, 0, 0, false FROM {unnest("r", "number int, trial_id int, cohort text")}
 """)
 
+# Of a lost point that had the same number.
+_FORGET_CONTINUED = text("""
+    DELETE FROM hpsearch_continued WHERE study_id = :study AND point = ANY(CAST(:numbers AS int[]))
+""")
+
 _FREE_NUMBERS = text("""
     SELECT number
     FROM generate_series(0, (SELECT count(*) FROM hpsearch_points WHERE study_id = :study) + :count - 1) AS number
@@ -166,7 +176,7 @@ _FREE_NUMBERS = text("""
 """)
 
 _POINTS = text(f"""
-    SELECT p.point, p.trial_id, v.value,
+    SELECT p.point, p.trial_id, {loss_sql("v.value")} AS loss,
         CASE WHEN {ENDED_OUTSIDE} THEN 'WAITING' ELSE CAST(t.state AS text) END AS state,
         (SELECT a.value_json FROM trial_user_attributes a WHERE a.trial_id = p.trial_id AND a.key = :nll) AS nll,
         (SELECT json_agg(json_build_array(q.param_name, q.param_value, md5(q.distribution_json)) ORDER BY q.param_id)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from hpsearch.epoch_report import Validation
 from hpsearch.errors import ArtifactError
+from hpsearch.metric import METRICS, ZERO_ONE
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes.stack import TrialTensors
 from hpsearch.training.networks.network import Network
@@ -35,6 +36,7 @@ CHECKPOINT_VERSION: Final = "2"  # 2: added the correctly classified validation 
 CHANGEABLE_SETTINGS: Final = ("training.max_epochs",)  # a trial's last epoch does not affect the earlier ones
 
 ToHost = Callable[[Tensor], Tensor]
+_EXTRA = "extra/"  # first part of the names of the caller's own arrays
 
 
 @final
@@ -47,6 +49,7 @@ class TrialProgress:
         validations_every, significance_level: as in the cohort. None as the level: no reference is kept.
         num_epochs: finished epochs.
         schedule: state of the learning-rate schedule.
+        metric: by which validations are judged.
         best: the best validation so far, at which the best parameters were kept.
     Raises:
         ValueError: the numbers contradict each other.
@@ -59,6 +62,7 @@ class TrialProgress:
     schedule: ScheduleState
     best: Validation | None
     significance_level: float | None = None
+    metric: str = "zero-one"
 
     def __post_init__(self) -> None:
         if self.num_epochs < 0 or self.schedule.num_epochs != self.num_epochs:
@@ -66,15 +70,18 @@ class TrialProgress:
         schedule = self.schedule
         if not (0 <= schedule.num_stale_epochs <= self.num_epochs and 0 <= schedule.num_falls <= self.num_epochs):
             raise ValueError(f"{schedule.num_stale_epochs} stale epochs and {schedule.num_falls} falls of the rate")
-        if not 0 <= (schedule.best_zero_one or 0.0) <= 1:
-            raise ValueError(f"a schedule's best validation of {schedule.best_zero_one}")
+        if not self._is_loss(schedule.best_loss or 0.0):
+            raise ValueError(f"a schedule's best validation of {schedule.best_loss}")
         if self.best is None:
             return
         num_minibatches = self.num_epochs * (self.num_train // self.settings.training.batch_size)
         if not 1 <= self.best.iteration <= num_minibatches:
             raise ValueError(f"a best validation at minibatch {self.best.iteration} of {num_minibatches}")
-        if not (0 <= self.best.zero_one <= 1 and math.isfinite(self.best.nll)):
-            raise ValueError(f"a best validation of {self.best.zero_one} and {self.best.nll}")
+        if not (self._is_loss(self.best.loss) and math.isfinite(self.best.nll)):
+            raise ValueError(f"a best validation of {self.best.loss} and {self.best.nll}")
+
+    def _is_loss(self, loss: float) -> bool:
+        return 0 <= loss < math.inf and (loss <= 1 or not METRICS[self.metric].is_share)
 
     def differences(self, other: TrialProgress) -> list[str]:
         """The settings and data sizes by which training differs between the two, as `name is X there and Y here`.
@@ -97,19 +104,21 @@ class TrialCheckpoint:
 
     Args:
         arrays: "parameters/...", "optimizer/..." and "best/..." (the parameters at the best validation), in the
-            widths of the trial's own network; "correct/...": which validation images were classified correctly at
-            the best validation and at the reference.
+            widths of the trial's own network; "correct/...": what was kept of the validation examples at the
+            best validation and at the reference (of zero-one: which of them were correct).
         extra: the caller's own data, as JSON: `dataclasses.replace(checkpoint, extra=...)`.
+        extra_arrays: the caller's own arrays, which training does not use.
     """
 
     progress: TrialProgress
     arrays: Mapping[str, Array]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    extra_arrays: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
         """Size of the arrays in host memory. A file is larger by a header of about 2 KB."""
-        return sum(array.nbytes for array in self.arrays.values())
+        return sum(array.nbytes for arrays in (self.arrays, self.extra_arrays) for array in arrays.values())
 
     def to_bytes(self) -> bytes:
         """Serialise as a safetensors file, with progress, `extra` and a checksum of everything in its metadata.
@@ -117,10 +126,11 @@ class TrialCheckpoint:
         Raises:
             TypeError, ValueError: `extra` is not JSON (which has no infinities and NaN).
         """
-        progress = _PROGRESS.dump_python(self.progress, mode="json")
+        progress = _as_stored(_PROGRESS.dump_python(self.progress, mode="json"))
         state = json.dumps({"progress": progress, "extra": dict(self.extra)}, allow_nan=False)
-        metadata = {"checkpoint_version": CHECKPOINT_VERSION, "state": state, CHECKSUM: checksum(state, self.arrays)}
-        return save_arrays(self.arrays, metadata)
+        arrays = {**self.arrays, **{_EXTRA + name: array for name, array in self.extra_arrays.items()}}
+        metadata = {"checkpoint_version": CHECKPOINT_VERSION, "state": state, CHECKSUM: checksum(state, arrays)}
+        return save_arrays(arrays, metadata)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
@@ -136,11 +146,12 @@ class TrialCheckpoint:
                 raise _damaged(f"its version is {version!r:.20}, expected {CHECKPOINT_VERSION!r}")
             if metadata[CHECKSUM] != checksum(metadata["state"], arrays):
                 raise _damaged("its checksum is wrong")
-            json.loads(metadata["state"], parse_constant=_finite, parse_float=_finite)
-            state = _STATE.validate_json(metadata["state"], strict=True)
-        except (SafetensorError, ValidationError, KeyError, ValueError, RecursionError) as error:
+            document = json.loads(metadata["state"], parse_constant=_finite, parse_float=_finite)
+            state = _STATE.validate_json(json.dumps(_from_stored(document)), strict=True)
+        except (SafetensorError, ValidationError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise _damaged(_describe_error(error)) from error
-        return cls(progress=state.progress, arrays=arrays, extra=state.extra)
+        extra = {name.removeprefix(_EXTRA): arrays.pop(name) for name in [*arrays] if name.startswith(_EXTRA)}
+        return cls(progress=state.progress, arrays=arrays, extra=state.extra, extra_arrays=extra)
 
     def check_is_of(self, trial: TrialProgress) -> None:
         """Check that the checkpoint belongs to a trial with these settings and data; progress is not compared.
@@ -167,8 +178,10 @@ class TrialCheckpoint:
             what = f"lacks {min(missing)}" if missing else f"has {min(unknown)}, which the trial does not have"
             raise _misfit(self, f"it {what}")
         tensors = like.replaced({name: self._tensor(name, tensor) for name, tensor in expected.items()})
-        best, correct = self.progress.best, tensors.correct["best"]
-        if best is not None and round(best.zero_one * len(correct)) != len(correct) - int(correct.sum()):
+        best, record = self.progress.best, tensors.records["best"]
+        if best is None or record.dtype != torch.bool:
+            return tensors
+        if round(best.loss * len(record)) != len(record) - int(record.sum()):
             raise _misfit(self, "its best validation does not match its correct images")
         return tensors
 
@@ -262,7 +275,36 @@ def _facts(progress: TrialProgress) -> dict[str, object]:
         "number of training images": progress.num_train,
         "minibatches between validations": progress.validations_every,
         "significance level": progress.significance_level,
+        "metric": progress.metric,
     }
+
+
+# Losses have the name of the first metric in files: key of `TrialProgress` -> our name, name in files.
+_STORED_NAMES: Final = {"schedule": ("best_loss", "best_zero_one"), "best": ("loss", "zero_one")}
+
+
+def _as_stored(progress: dict[str, Any]) -> dict[str, Any]:
+    """Progress with the names of a file, without the first metric, which older versions do not name."""
+    stored = {key: value for key, value in progress.items() if (key, value) != ("metric", ZERO_ONE.name)}
+    for key, (ours, in_files) in _STORED_NAMES.items():
+        stored[key] = _renamed(stored[key], ours, in_files)
+    return stored
+
+
+def _from_stored(document: Any) -> Any:
+    """A checkpoint's state with the names of `TrialProgress`; what it lacks is found by its validation."""
+    if not isinstance(document, dict) or not isinstance(progress := document.get("progress"), dict):
+        return document
+    for key, (ours, in_files) in _STORED_NAMES.items():
+        if key in progress:
+            progress[key] = _renamed(progress[key], in_files, ours)
+    return document
+
+
+def _renamed(table: Any, name: str, new_name: str) -> Any:
+    if not isinstance(table, dict):
+        return table
+    return {new_name if key == name else key: value for key, value in table.items()}
 
 
 def _finite(text: str) -> float:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hpsearch.data.resident import ResidentData
-from hpsearch.epoch_report import EpochReport, Validation
-from hpsearch.study.settings import ModelSettings, Precision, TrialSettings
+from hpsearch.epoch_report import Diagnosis, EpochReport, Validation
+from hpsearch.study.settings import ModelSettings, TrialSettings
+from hpsearch.training.class_weights import class_weights_of
 from hpsearch.training.correct_images import ReferenceTest
-from hpsearch.training.evaluation import validate_lanes, validation_of
+from hpsearch.training.evaluation import validate_lanes
+from hpsearch.training.filter_series import FilterCopy
+from hpsearch.training.judge import JudgeOf, ZeroOne
+from hpsearch.training.lanes.busy_lane import BusyLane, EpochPlan
 from hpsearch.training.lanes.capture import CapturedValidation, CudaCapture, LaneStep
 from hpsearch.training.lanes.checkpoint import (
     CudaToHost,
@@ -28,53 +33,20 @@ from hpsearch.training.lanes.checkpoint import (
     TrialProgress,
     copy_to_host,
 )
+from hpsearch.training.lanes.cohort_shape import CohortShape
+from hpsearch.training.lanes.lane_diagnosis import LaneDiagnoser, diagnosis_of
 from hpsearch.training.lanes.stack import LaneKind, LaneStack, TrialTensors
 from hpsearch.training.lanes.steps import build_step
 from hpsearch.training.minibatches import is_validation_due, lane_stretches, minibatch_order
 from hpsearch.training.networks.activations import lane_activation
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.dense import DenseNetwork
+from hpsearch.training.networks.first_layer import copy_filters
 from hpsearch.training.networks.network import Network
-from hpsearch.training.networks.padding import PADDED_FAMILIES, cohort_model, fit
+from hpsearch.training.networks.padding import PADDED_FAMILIES, fit
 from hpsearch.training.optimizers import build_optimizer
 from hpsearch.training.pulse import Pulse
-from hpsearch.training.schedules import LearningRateSchedule, build_schedule
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CohortShape:
-    """The settings that trials must share to train in one cohort.
-
-    Optimizers, rates, lambdas, schedules and seeds may differ, and so may the activation of an MLP. Hidden layers may
-    differ in width within a class (`padding`); `model` then has the largest width of the class.
-    """
-
-    model: ModelSettings
-    batch_size: int
-    shuffle: bool
-    precision: Precision
-
-    @classmethod
-    def of(cls, settings: TrialSettings) -> CohortShape:
-        model, its = cohort_model(settings.model), settings.training
-        return cls(model=model, batch_size=its.batch_size, shuffle=its.shuffle, precision=its.precision)
-
-
-@dataclass(kw_only=True, slots=True)
-class _Lane:
-    """The host-side state of one busy lane. Its tensors are in the stack, at the same index."""
-
-    key: Hashable
-    settings: TrialSettings
-    schedule: LearningRateSchedule
-    network: Network  # the trial's own network; the cohort's may be wider
-    num_epochs: int = 0
-    best: Validation | None = None
-
-    def go_on_from(self, progress: TrialProgress) -> None:
-        self.schedule = build_schedule(self.settings.training, progress.schedule)
-        self.num_epochs = progress.num_epochs
-        self.best = progress.best
+from hpsearch.training.schedules import build_schedule
 
 
 class Cohort:
@@ -89,10 +61,13 @@ class Cohort:
         validations_every: minibatches between two validations within an epoch; each epoch also ends with one.
         reference_test: compare validations with a reference, image by image; None if the stopping rule does not need
             the comparison.
+        judge: makes the judge of the validation labels; None: zero-one.
+        is_diagnosed: measure the state of each lane's network after those epochs in which that is due.
         dtype: type of parameters and activations; tests use float64.
         pulse: counts progress within an epoch for a watching thread; None: progress is not watched.
     Raises:
-        InputError: the batch size does not fit the training set, or the images are too small for the network.
+        InputError: the batch size or the class weights do not fit the training set, or the images are too small for
+            the network.
     """
 
     def __init__(
@@ -103,6 +78,8 @@ class Cohort:
         validations_every: int,
         reference_test: ReferenceTest | None = None,
         *,
+        judge: JudgeOf | None = None,
+        is_diagnosed: bool = False,
         dtype: torch.dtype = torch.float32,
         pulse: Pulse | None = None,
     ) -> None:
@@ -116,17 +93,27 @@ class Cohort:
         self._validations_every = validations_every
         self._significance_level = None if reference_test is None else reference_test.level
         self._num_minibatches = data.num_minibatches(shape.batch_size)
-        self._due = tuple(m for m in range(1, self._num_minibatches + 1) if self._is_validation_due(m))
+        self._plan = EpochPlan(
+            num_minibatches=self._num_minibatches,
+            due=tuple(m for m in range(1, self._num_minibatches + 1) if self._is_validation_due(m)),
+            is_compared=reference_test is not None,
+        )
+        labels = data.validation_labels
+        self._judge = ZeroOne(labels=labels, num_classes=data.num_classes) if judge is None else judge(labels)
+        weights = class_weights_of(shape.class_weights, data.class_counts)
+        self._class_weights = None if weights is None else weights.to(device)
+        self._diagnoser = LaneDiagnoser.of(data, shape.batch_size, dtype, self._class_weights) if is_diagnosed else None
         self._networks: dict[ModelSettings, Network] = {}
         self._network = self._network_of(shape.model)
         self._step = self._build_step()
         self._captured_validation = CapturedValidation(capture=CudaCapture(device)) if device.type == "cuda" else None
         self._stack = LaneStack(
             device=device,
-            num_images=len(data.validation_labels),
+            num_recorded=self._judge.num_recorded,
+            record_type=self._judge.record_type,
             critical_gains=None if reference_test is None else reference_test.table(device),
         )
-        self._lanes: list[_Lane | None] = []  # None: free until a trial is admitted or an epoch begins
+        self._lanes: list[BusyLane | None] = []  # None: free until a trial is admitted or an epoch begins
 
     @property
     def keys(self) -> tuple[Hashable, ...]:
@@ -134,7 +121,7 @@ class Cohort:
         return tuple(lane.key for lane in self._busy)
 
     @property
-    def _busy(self) -> list[_Lane]:
+    def _busy(self) -> list[BusyLane]:
         return [lane for lane in self._lanes if lane is not None]
 
     def admit(self, key: Hashable, settings: TrialSettings, checkpoint: TrialCheckpoint | None = None) -> None:
@@ -152,7 +139,7 @@ class Cohort:
         if CohortShape.of(settings) != self.shape:
             raise ValueError(f"trial {key!r} has another shape than this cohort: {CohortShape.of(settings)}")
         network = self._network_of(settings.model)
-        newcomer = _Lane(key=key, settings=settings, schedule=build_schedule(settings.training), network=network)
+        newcomer = BusyLane(key=key, settings=settings, schedule=build_schedule(settings.training), network=network)
         tensors = self._fresh_tensors(newcomer)
         if checkpoint is not None:
             checkpoint.check_is_of(self._progress(newcomer))
@@ -162,15 +149,15 @@ class Cohort:
         width = {"hidden_units": self._network.model.hidden_units}
         self._take_lane(newcomer, tensors.fit(self._network_of(settings.model.model_copy(update=width))))
 
-    def _fresh_tensors(self, lane: _Lane) -> TrialTensors:
+    def _fresh_tensors(self, lane: BusyLane) -> TrialTensors:
         """The tensors of a trial before its first minibatch, in its own widths."""
         seed = lane.settings.training_seed
         parameters = lane.network.initial_parameters(seed=seed, dtype=self._dtype, device=self._device)
         state = build_optimizer(lane.settings.training.optimizer).initial_state(parameters)
-        correct = self._stack.fresh_correct()
-        return TrialTensors(parameters=parameters, optimizer_state=state, best_parameters=parameters, correct=correct)
+        records = self._stack.fresh_records()
+        return TrialTensors(parameters=parameters, optimizer_state=state, best_parameters=parameters, records=records)
 
-    def _take_lane(self, newcomer: _Lane, tensors: TrialTensors) -> None:
+    def _take_lane(self, newcomer: BusyLane, tensors: TrialTensors) -> None:
         """Put a trial into a free lane of its kind, or into a new one."""
         kind = LaneKind.of(newcomer.settings)
         for lane, busy in enumerate(self._lanes):
@@ -182,7 +169,7 @@ class Cohort:
             lane = self._stack.insert(kind, tensors.parameters, tensors.optimizer_state)
             self._lanes.insert(lane, newcomer)
         if (best := newcomer.best) is not None:
-            self._stack.set_best(lane, tensors, zero_one=best.zero_one, nll=best.nll)
+            self._stack.set_best(lane, tensors, loss=best.loss, nll=best.nll)
 
     def release(self, key: Hashable) -> None:
         """Remove a trial. The next admitted trial can take its lane; a lane still free when an epoch starts is removed.
@@ -210,14 +197,20 @@ class Cohort:
         stacked = {name: value[lane] for name, value in self._stack.best_parameters.items()}
         return {name: value.cpu().numpy().copy() for name, value in fit(stacked, self._lane(key).network).items()}
 
-    def best_correct(self, key: Hashable) -> NDArray[np.bool_]:
-        """Which validation images the trial's best parameters classify correctly, [N]: a copy.
+    def best_record(self, key: Hashable) -> NDArray[np.bool_] | NDArray[np.float32]:
+        """What the judge keeps of the validation examples at the trial's best validation, [N]: a copy.
 
         Raises:
             KeyError: the trial is in no lane, or has no finite validation yet.
         """
-        correct: NDArray[np.bool_] = self._stack.correct["best"][self._index_with_best(key)].cpu().numpy().copy()
-        return correct
+        record: NDArray[Any] = self._stack.records["best"][self._index_with_best(key)].cpu().numpy().copy()
+        return record
+
+    def first_filters(self, keys: Iterable[Hashable]) -> dict[Hashable, FilterCopy]:
+        """Copies of the first-layer filters of these trials as of now, as far as `copy_filters` has any."""
+        lanes = {self._index(key): self._lane(key) for key in keys}
+        copies = copy_filters(self._stack.parameters, ((index, lane.network) for index, lane in lanes.items()))
+        return {lanes[index].key: copy for index, copy in copies.items()}
 
     def checkpoint(self, keys: Iterable[Hashable]) -> PendingCheckpoint:
         """Copy the state of these trials between two epochs, on the device, without a host sync.
@@ -257,13 +250,36 @@ class Cohort:
         learning_rates = [lane.schedule.learning_rate for lane in lanes]
         self._stack.set_rates([lane.settings.training for lane in lanes], learning_rates)
         train_nll, validations = self._train_epoch_on_device()
-        # The epoch's only host sync: [1 + 2 * validations, L] numbers, or 4 per validation with a reference.
-        rows = torch.cat([train_nll.unsqueeze(0), *validations]).cpu().tolist()
+        # The epoch's only host sync: [1 + 2 * validations, L] numbers, or 4 per validation with a reference; and those
+        # of the diagnosis, if one is due.
+        rows = torch.cat([train_nll.unsqueeze(0), *validations, *self._diagnose_due(lanes)]).cpu().tolist()
         seconds = (time.perf_counter() - started) / len(lanes)
         return {
-            lane.key: self._report(lane, column, learning_rate, seconds)
+            lane.key: lane.finish_epoch(self._plan, column, learning_rate, seconds)
             for lane, column, learning_rate in zip(lanes, zip(*rows, strict=True), learning_rates, strict=True)
         }
+
+    def diagnose(self, keys: Iterable[Hashable]) -> dict[Hashable, Diagnosis]:
+        """Look at the state of these trials' networks after the last epoch. One host sync; none without keys.
+
+        Returns:
+            By key; without the trials of which no number is finite, and empty if the cohort is not diagnosed.
+        """
+        asked = set(keys)
+        if self._diagnoser is None or not asked:
+            return {}
+        networks = [None if lane is None or lane.key not in asked else lane.network for lane in self._lanes]
+        columns = self._diagnoser.measure(self._stack, networks).t().cpu().tolist()
+        busy = [(lane, column) for lane, column in zip(self._lanes, columns, strict=True) if lane is not None]
+        found = {lane.key: diagnosis_of(lane.network, column) for lane, column in busy if lane.key in asked}
+        return {key: diagnosis for key, diagnosis in found.items() if diagnosis is not None}
+
+    def _diagnose_due(self, lanes: Sequence[BusyLane]) -> list[Tensor]:
+        if self._diagnoser is None:
+            return []
+        due = [self._diagnoser.is_due(lane.num_epochs + 1, lane.settings) for lane in lanes]
+        networks = [lane.network if is_due else None for lane, is_due in zip(lanes, due, strict=True)]
+        return [self._diagnoser.measure(self._stack, networks)]
 
     def _close_gaps(self) -> None:
         """Remove the free lanes, so that they cost no time in this epoch."""
@@ -274,14 +290,14 @@ class Cohort:
 
     def _network_of(self, model: ModelSettings) -> Network:
         if model not in self._networks:
-            self._networks[model] = build_network(model, self._data.image_shape, self._data.num_classes)
+            self._networks[model] = build_network(model, self._data.example_shape, self._data.num_outputs)
         return self._networks[model]
 
     def _build_step(self) -> LaneStep:
         shape = self.shape
-        return build_step(self._network, self._device, shape.precision, shape.shuffle, self._beat)
+        return build_step(self._network, self._device, shape.precision, shape.shuffle, self._beat, self._class_weights)
 
-    def _use_width(self, lanes: Sequence[_Lane], *, can_shrink: bool = True) -> None:
+    def _use_width(self, lanes: Sequence[BusyLane], *, can_shrink: bool = True) -> None:
         """Resize the stack to the width of the widest of these lanes' networks."""
         if self.shape.model.family not in PADDED_FAMILIES or not lanes:
             return
@@ -302,7 +318,7 @@ class Cohort:
                 self._step = self._build_step()
 
     def _train_epoch_on_device(self) -> tuple[Tensor, list[Tensor]]:
-        """Mean training NLL [L] of the epoch, and the result of `_validate` for each validation."""
+        """Mean training loss [L] of the epoch, and the result of `_validate` for each validation."""
         total_nll = torch.zeros(len(self._lanes), dtype=torch.float64, device=self._device)
         validations = []
         for images, labels, minibatch in self._stretches():
@@ -315,13 +331,14 @@ class Cohort:
         """Validate every lane and keep each lane's best parameters, without a host sync.
 
         Returns:
-            Zero-one loss and NLL, [2, L] float64; with a reference also the images gained and lost, [4, L].
+            The loss and the NLL, [2, L] float64; with a reference also the images gained and lost, [4, L].
         """
 
         def validate() -> Tensor:
-            zero_one, nll, correct = validate_lanes(self._network, self._stack.parameters, self._data, self._beat)
-            compared = self._stack.keep_best(zero_one, nll, correct)
-            return torch.stack([zero_one, nll, *compared])
+            parameters, judge = self._stack.parameters, self._judge
+            loss, nll, record = validate_lanes(self._network, parameters, self._data, judge, self._beat)
+            compared = self._stack.keep_best(loss, nll, record)
+            return torch.stack([loss, nll, *compared])
 
         return validate() if self._captured_validation is None else self._captured_validation(self._stack, validate)
 
@@ -335,43 +352,18 @@ class Cohort:
             epochs = [(lane.settings.training_seed, lane.num_epochs + 1) for lane in self._busy]
             distinct = {epoch: minibatch_order(*epoch, self._data.num_train) for epoch in epochs}
             orders = list(distinct.values()) if len(distinct) == 1 else [distinct[epoch] for epoch in epochs]
-        return lane_stretches(self._data, self.shape.batch_size, dtype=self._dtype, ends=self._due, orders=orders)
+        return lane_stretches(self._data, self.shape.batch_size, dtype=self._dtype, ends=self._plan.due, orders=orders)
 
     def _is_validation_due(self, minibatch: int) -> bool:
         return is_validation_due(
             minibatch, num_minibatches=self._num_minibatches, validations_every=self._validations_every
         )
 
-    def _report(self, lane: _Lane, numbers: tuple[float, ...], learning_rate: float, seconds: float) -> EpochReport:
-        """Update one lane's host-side state after an epoch and report the epoch.
-
-        Args:
-            numbers: training NLL, then the numbers of each validation as `_validate` returns them.
-        """
-        offset = lane.num_epochs * self._num_minibatches
-        width = (len(numbers) - 1) // len(self._due)
-        rows = [numbers[start : start + width] for start in range(1, len(numbers), width)]
-        validations = tuple(
-            validation_of(offset + minibatch, *row) for minibatch, row in zip(self._due, rows, strict=True)
-        )
-        for validation in validations:
-            if validation.is_finite and validation.is_better_than(lane.best):
-                lane.best = validation
-        lane.num_epochs += 1
-        lane.schedule.finish_epoch(min(validation.zero_one for validation in validations))
-        return EpochReport(
-            epoch=lane.num_epochs,
-            validations=validations,
-            train_nll=numbers[0],
-            learning_rate=learning_rate,
-            seconds=seconds,
-            is_schedule_exhausted=lane.schedule.is_exhausted,
-        )
-
-    def _progress(self, lane: _Lane) -> TrialProgress:
+    def _progress(self, lane: BusyLane) -> TrialProgress:
         return TrialProgress(
             settings=lane.settings,
             num_train=self._data.num_train,
+            metric=self._judge.metric,
             validations_every=self._validations_every,
             significance_level=self._significance_level,
             num_epochs=lane.num_epochs,
@@ -379,7 +371,7 @@ class Cohort:
             best=lane.best,
         )
 
-    def _lane(self, key: Hashable) -> _Lane:
+    def _lane(self, key: Hashable) -> BusyLane:
         lane = self._lanes[self._index(key)]
         assert lane is not None
         return lane

@@ -26,7 +26,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from hpsearch.data.resident import as_inputs
 from hpsearch.study.settings import Precision
+from hpsearch.training.lanes.dense_objective import NegativeLogLikelihood, Objective, SquaredError
 from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.losses import ScaledPenalties, lanes_first
 from hpsearch.training.networks.activations import LaneActivations, lane_activation
@@ -59,12 +61,14 @@ class DenseStep:
             minibatch, and so does every minibatch in float32 where blocks would be slower. Must be 1 if the precision
             is lower than float32 and lanes share images in some epochs only: a block is rounded differently from
             separate minibatches.
+        class_weights: [classes] on the device (`class_weights_of`); None: all classes are weighed alike.
     """
 
     network: DenseNetwork
     block_rows: int
     precision: Precision = "float32"
     beat: Callable[[], None] = lambda: None
+    class_weights: Tensor | None = None
 
     @cached_property
     def products(self) -> Products:
@@ -107,7 +111,7 @@ class _Block:
     Args:
         prepared: [L, R, pixels] images, prepared for products (`Products.prepared`); expanded if the lanes share them.
         labels: [L, R], or [R] if the lanes share them.
-        score_gradients: [L, R, classes] derivative of the scaled loss with respect to the log-probabilities.
+        wanted: what the objective compares the scores with (`Objective.wanted`).
         sums: [L, R, outputs] the first layer's weighted sums, without bias, with the weights at the block's beginning.
         deltas: [L, R, outputs] derivative of the scaled loss with respect to those sums; filled one minibatch at a
             time.
@@ -117,11 +121,11 @@ class _Block:
 
     prepared: Tensor
     labels: Tensor
-    score_gradients: Tensor
+    wanted: Tensor
     sums: Tensor
     deltas: Tensor
     gram: Tensor | None
-    log_probabilities: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)  # of each minibatch, as `Objective.scores` returns them
 
 
 @final
@@ -139,18 +143,24 @@ class _LaneGroup:
     num_per_block: int
 
     def train(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Train the lanes on all minibatches; returns the sum of the minibatches' mean NLLs, [L] float64."""
-        rows = self.batch_size * self.num_per_block
+        """Train the lanes on all minibatches; returns the sum of the minibatches' mean losses, [L] float64."""
+        rows, dtype = self.batch_size * self.num_per_block, self.stack.parameters[self._first.weight].dtype
         losses = torch.zeros(self.stack.num_lanes, dtype=torch.float64, device=images.device)
         for start in range(0, labels.shape[-1], rows):
             size = min(rows, labels.shape[-1] - start)
-            block = self._block(images.narrow(-2, start, size), labels.narrow(-1, start, size))
+            inputs = as_inputs(images.narrow(-2, start, size), dtype)
+            block = self._block(inputs, labels.narrow(-1, start, size))
             self._train_block(block)
             self.step.beat()
-            log_probabilities = torch.cat(block.log_probabilities, dim=1)
-            chosen = block.labels.expand(log_probabilities.shape[:-1]).unsqueeze(-1)
-            losses -= log_probabilities.gather(-1, chosen).sum(dim=(1, 2), dtype=torch.float64)
+            losses += self._objective(labels).total(torch.cat(block.scores, dim=1), block.labels)
         return losses / self.batch_size
+
+    def _objective(self, labels: Tensor) -> Objective:
+        return SquaredError() if labels.is_floating_point() else self._of_classes
+
+    @cached_property
+    def _of_classes(self) -> Objective:
+        return NegativeLogLikelihood(class_weights=self.step.class_weights)
 
     def _block(self, images: Tensor, labels: Tensor) -> _Block:
         gram = images @ images.T if labels.shape[-1] > self.batch_size else None
@@ -160,13 +170,10 @@ class _LaneGroup:
             prepared = prepared.expand(self.stack.num_lanes, *images.shape)
         weights = products.prepared(self.stack.parameters[self._first.weight])
         sums = products.multiply(prepared, weights.transpose(1, 2))
-        one_hot = images.new_zeros(*labels.shape, self.step.network.num_classes)
-        one_hot.scatter_(-1, labels.unsqueeze(-1), 1.0)
-        score_gradients = one_hot * -self._scale_per_image
         return _Block(
             prepared=prepared,
             labels=labels,
-            score_gradients=score_gradients,
+            wanted=self._objective(labels).wanted(labels, images, self.step.network.num_outputs, self._scale_per_image),
             sums=sums,
             deltas=torch.empty_like(sums),
             gram=gram,
@@ -190,12 +197,9 @@ class _LaneGroup:
         outputs = [self._first_outputs(block, rows)]
         for layer in self._layers[1:]:
             outputs.append(self._forward(layer, outputs[-1]))
-        log_probabilities = torch.log_softmax(outputs[-1], dim=-1)
-        block.log_probabilities.append(log_probabilities)
-        # From a derivative of -1 at the label and 0 elsewhere this computes softmax - one_hot, scaled, in one call.
-        deltas = torch._log_softmax_backward_data(
-            block.score_gradients[:, rows], log_probabilities, -1, log_probabilities.dtype
-        )
+        objective = self._objective(block.labels)
+        block.scores.append(objective.scores(outputs[-1]))
+        deltas = objective.deltas(block.scores[-1], block.wanted[:, rows], self._scale_per_image)
         for below, layer, inputs in self._downwards(outputs):
             prepared = self.step.products.prepared(deltas)
             weights = self.step.products.prepared(self.stack.parameters[layer.weight])

@@ -77,7 +77,7 @@ class DeviceSpeed(BaseModel):
         num_products = (2 if is_dense else 3) * num_trained + num_validated
         products = num_products * flops_per_image(network)
         weights = 4 * num_parameters(network) * _WEIGHT_PASSES * num_minibatches
-        per_image = _ACTIVATION_BYTES * network.widest_activation + _CLASS_BYTES * network.num_classes
+        per_image = _ACTIVATION_BYTES * network.widest_activation + _CLASS_BYTES * network.num_outputs
         traffic = weights + per_image * (num_trained + num_validated)
         per_lane = products / self.flops + traffic / self.bytes_per_second
         per_tensor, others = (_DENSE_CALLS if is_dense else _AUTOGRAD_CALLS)[device.type]
@@ -174,7 +174,7 @@ def flops_per_image(network: Network) -> float:
     try:
         parameters = network.initial_parameters(seed=0)
         with torch.no_grad(), counter:
-            network.logits(parameters, torch.zeros(_COUNTED_IMAGES, network.num_pixels))
+            network.logits(parameters, torch.zeros(_COUNTED_IMAGES, network.num_inputs))
         counted = counter.get_total_flops()
     except Exception:  # of a user's code, which has passed its check without the counter
         counted = 0
@@ -184,7 +184,7 @@ def flops_per_image(network: Network) -> float:
 def bytes_per_lane(network: Network, batch_size: int) -> int:
     """Estimate the memory that one more lane takes, training, validation and a checkpoint included."""
     if isinstance(network, DenseNetwork):  # its gradient is written out
-        per_image = 4.0 * (network.num_pixels + 4 * network.widest_activation)
+        per_image = 4.0 * (network.num_inputs + 4 * network.widest_activation)
     else:
         per_image = 2 * _saved_bytes_per_image(network)  # with the gradients
     activations = round(batch_size * per_image)
@@ -201,7 +201,7 @@ def _saved_bytes_per_image(network: Network) -> float:
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    images = torch.zeros(_COUNTED_IMAGES, network.num_pixels)
+    images = torch.zeros(_COUNTED_IMAGES, network.num_inputs)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = network.logits(parameters, images)
     others = [value.untyped_storage().data_ptr() for value in parameters.values()]

@@ -25,7 +25,7 @@ from hpsearch.training.tensors import Tensors, runs
 # The numbers that are sent to the device for each lane at the start of an epoch.
 NUMBERS = ("learning_rate", "momentum", "beta_1", "beta_2", "epsilon", "lambda_1", "lambda_2")
 # First part of a tensor's name in a checkpoint -> field of `TrialTensors`.
-_PARTS = {"parameters": "parameters", "optimizer": "optimizer_state", "best": "best_parameters", "correct": "correct"}
+_PARTS = {"parameters": "parameters", "optimizer": "optimizer_state", "best": "best_parameters", "correct": "records"}
 
 
 # Trials may be trained in blocks of minibatches (`dense_step`) up to this relative decay per step, 2 * learning_rate *
@@ -62,7 +62,7 @@ class TrialTensors:
     parameters: Tensors
     optimizer_state: Tensors
     best_parameters: Tensors
-    correct: Tensors  # correctly classified images at the best validation and at the reference: bool [N]
+    records: Tensors  # what the judge keeps of the examples at the best validation and at the reference: [N]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TrialTensors:
         """Apply a function to every tensor."""
@@ -98,7 +98,8 @@ class LaneStack:
     Lane l of every tensor belongs to the same trial. `rates` and `penalties` are valid for one epoch (`set_rates`).
 
     Args:
-        num_images: number of validation images.
+        num_recorded: number of validation examples of which a record is kept (`Judge.num_recorded`).
+        record_type: of these records.
         critical_gains: the table of a `ReferenceTest`, on the device; None: no reference is kept.
         kinds: of each lane, in order.
         version: incremented whenever tensors move to other memory or a step's operations change. Graphs captured
@@ -106,7 +107,8 @@ class LaneStack:
     """
 
     device: torch.device
-    num_images: int = 0
+    num_recorded: int = 0
+    record_type: torch.dtype = torch.bool
     critical_gains: Tensor | None = None
     kinds: list[LaneKind] = field(default_factory=list)
     version: int = 0
@@ -115,8 +117,8 @@ class LaneStack:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     optimizer_states: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # by optimizer; of its lanes only
     best_parameters: dict[str, Tensor] = field(default_factory=dict)
-    best_losses: dict[str, Tensor] = field(default_factory=dict)  # zero_one, nll: [L] float64
-    correct: dict[str, Tensor] = field(default_factory=dict)  # best and, if one is kept, reference: [L, N] bool
+    best_losses: dict[str, Tensor] = field(default_factory=dict)  # loss, nll: [L] float64
+    records: dict[str, Tensor] = field(default_factory=dict)  # best and, if one is kept, reference: [L, N]
 
     def __post_init__(self) -> None:
         self._numbers = torch.empty(len(NUMBERS), 0, dtype=torch.float64, device=self.device)
@@ -155,32 +157,32 @@ class LaneStack:
             for name, value in single.items():
                 stacked[name][row].copy_(value)
 
-    def fresh_correct(self) -> dict[str, Tensor]:
-        """The `correct` tensors of a trial before its first validation: no image is correct."""
+    def fresh_records(self) -> dict[str, Tensor]:
+        """The records of a trial before its first validation: zeros; of zero-one: no example is correct."""
         names = ["best"] if self.critical_gains is None else ["best", "reference"]
-        return {name: torch.zeros(self.num_images, dtype=torch.bool, device=self.device) for name in names}
+        return {name: torch.zeros(self.num_recorded, dtype=self.record_type, device=self.device) for name in names}
 
-    def set_best(self, lane: int, tensors: TrialTensors, *, zero_one: float, nll: float) -> None:
+    def set_best(self, lane: int, tensors: TrialTensors, *, loss: float, nll: float) -> None:
         """Set a lane's best and reference from earlier epochs. The tensors keep their memory; no host sync."""
-        pairs = (self.best_parameters, tensors.best_parameters), (self.correct, tensors.correct)
+        pairs = (self.best_parameters, tensors.best_parameters), (self.records, tensors.records)
         for stacked, single in pairs:
             for name, value in single.items():
                 stacked[name][lane].copy_(value)
-        self.best_losses["zero_one"][lane] = zero_one
+        self.best_losses["loss"][lane] = loss
         self.best_losses["nll"][lane] = nll
 
     def copied(self, lanes: Sequence[int]) -> list[TrialTensors]:
         """A copy of each of these lanes' tensors, on the device; no host sync."""
-        shared = (self.parameters, self.best_parameters, self.correct)
-        parameters, best, correct = (_copied_rows(stacked, lanes) for stacked in shared)
+        shared = (self.parameters, self.best_parameters, self.records)
+        parameters, best, records = (_copied_rows(stacked, lanes) for stacked in shared)
         states: dict[int, Tensors] = {}
         for optimizer, state in self.optimizer_states.items():
             its = [lane for lane in lanes if self.kinds[lane].optimizer == optimizer]
             first = self._first_lane(optimizer)
             states |= zip(its, _copied_rows(state, [lane - first for lane in its]), strict=True)
         return [
-            TrialTensors(parameters=p, optimizer_state=states[lane], best_parameters=b, correct=c)
-            for lane, p, b, c in zip(lanes, parameters, best, correct, strict=True)
+            TrialTensors(parameters=p, optimizer_state=states[lane], best_parameters=b, records=r)
+            for lane, p, b, r in zip(lanes, parameters, best, records, strict=True)
         ]
 
     def remove(self, lane: int) -> None:
@@ -204,14 +206,15 @@ class LaneStack:
         """A view of consecutive lanes that shares their memory: training it trains these lanes."""
         part = LaneStack(
             device=self.device,
-            num_images=self.num_images,
+            num_recorded=self.num_recorded,
+            record_type=self.record_type,
             critical_gains=self.critical_gains,
             kinds=self.kinds[lanes],
         )
         part.rates, part.penalties = self.rates.part(lanes), self.penalties.part(lanes)
         if all(kind.is_linear for kind in part.kinds):
             part.penalties = replace(part.penalties, has_l1=False)
-        shared = ("parameters", "best_parameters", "best_losses", "correct")
+        shared = ("parameters", "best_parameters", "best_losses", "records")
         for its, mine in ((getattr(part, name), getattr(self, name)) for name in shared):
             its.update({name: value[lanes] for name, value in mine.items()})
         for optimizer in dict.fromkeys(kind.optimizer for kind in part.kinds):
@@ -254,46 +257,46 @@ class LaneStack:
             self.version += 1
 
     @torch.no_grad()
-    def keep_best(self, zero_one: Tensor, nll: Tensor, correct: Tensor) -> tuple[Tensor, ...]:
+    def keep_best(self, loss: Tensor, nll: Tensor, record: Tensor) -> tuple[Tensor, ...]:
         """Keep the parameters of those lanes whose validation is their best so far; no host sync.
 
-        The rule is `Validation.is_better_than`: lower zero-one loss, then lower NLL. A validation whose NLL is not
+        The rule is `Validation.is_better_than`: lower loss, then lower NLL. A validation whose NLL is not
         finite is never the best: a diverged network still has a zero-one loss, which can be low by chance.
 
         Args:
-            zero_one, nll: [L] float64.
-            correct: which images are classified correctly, bool [L, N].
+            loss, nll: [L] float64.
+            record: of the judge, [L, N].
         Returns:
             If a reference is kept: images gained and lost against the previous reference, [L] float64 each;
             otherwise empty.
         """
-        best_zero_one, best_nll = self.best_losses["zero_one"], self.best_losses["nll"]
-        is_finite = nll.isfinite()
-        is_lower = (zero_one < best_zero_one) & is_finite
-        is_best = is_lower | ((zero_one == best_zero_one) & (nll < best_nll) & is_finite)
-        compared = self._compare(is_lower, correct)
-        best_zero_one.copy_(torch.where(is_best, zero_one, best_zero_one))
+        best_loss, best_nll = self.best_losses["loss"], self.best_losses["nll"]
+        is_finite = nll.isfinite() & loss.isfinite()
+        is_lower = (loss < best_loss) & is_finite
+        is_best = is_lower | ((loss == best_loss) & (nll < best_nll) & is_finite)
+        compared = self._compare(is_lower, record)
+        best_loss.copy_(torch.where(is_best, loss, best_loss))
         best_nll.copy_(torch.where(is_best, nll, best_nll))
         for name, best in self.best_parameters.items():
             parameter = self.parameters[name]
             mask = is_best.reshape(-1, *[1] * (parameter.dim() - 1))
             # torch.where instead of arithmetic with a 0/1 mask: 0 * NaN would overwrite a diverged lane's best.
             torch.where(mask, parameter, best, out=best)
-        best_correct = self.correct["best"]
-        torch.where(is_best.unsqueeze(-1), correct, best_correct, out=best_correct)
+        best_record = self.records["best"]
+        torch.where(is_best.unsqueeze(-1), record, best_record, out=best_record)
         return compared
 
     def _compare(self, is_new_best: Tensor, correct: Tensor) -> tuple[Tensor, ...]:
         """Images gained and lost. A new best that is significantly better than the reference replaces it.
 
         `search.stopping.SignificancePatience` makes the same decision from the same numbers and table. A tie in
-        zero-one loss is not a new best there, whatever the NLL.
+        the loss is not a new best there, whatever the NLL.
         """
         if self.critical_gains is None:
             return ()
-        reference = self.correct["reference"]
+        reference = self.records["reference"]
         gained, lost = gained_and_lost(correct, reference)
-        is_first = self.best_losses["zero_one"].isinf()
+        is_first = self.best_losses["loss"].isinf()
         is_significant = is_first | (gained >= self.critical_gains[gained + lost])
         moves = (is_new_best & is_significant).unsqueeze(-1)
         torch.where(moves, correct, reference, out=reference)
@@ -304,15 +307,15 @@ class LaneStack:
     ) -> list[tuple[dict[str, Tensor], Tensors, int]]:
         """Each group of stacked tensors, with a fresh trial's tensors for it and the row of the lane."""
         worst = torch.tensor(math.inf, dtype=torch.float64, device=self.device)
-        losses = {"zero_one": worst, "nll": worst}
-        fresh = [parameters, parameters, losses, self.fresh_correct(), optimizer_state]
+        losses = {"loss": worst, "nll": worst}
+        fresh = [parameters, parameters, losses, self.fresh_records(), optimizer_state]
         return [(stacked, its, row) for (stacked, row), its in zip(self._stacked(lane), fresh, strict=True)]
 
     def _stacked(self, lane: int) -> list[tuple[dict[str, Tensor], int]]:
         """Each group of stacked tensors that a lane has a row in, with that row."""
         optimizer = self.kinds[lane].optimizer
         state = self.optimizer_states.setdefault(optimizer, {})
-        shared = (self.parameters, self.best_parameters, self.best_losses, self.correct)
+        shared = (self.parameters, self.best_parameters, self.best_losses, self.records)
         return [*((stacked, lane) for stacked in shared), (state, lane - self._first_lane(optimizer))]
 
     def _first_lane(self, optimizer: str) -> int:

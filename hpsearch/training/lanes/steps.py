@@ -13,11 +13,12 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from hpsearch.data.resident import as_inputs
 from hpsearch.study.settings import Precision
 from hpsearch.training.lanes.capture import CapturedStep, CudaCapture, LaneStep
 from hpsearch.training.lanes.dense_step import BLOCK_ROWS, DenseStep
 from hpsearch.training.lanes.stack import LaneStack
-from hpsearch.training.losses import mean_nll, nll_per_image
+from hpsearch.training.losses import loss_per_example, mean_loss, weight_per_example
 from hpsearch.training.networks.dense import DenseNetwork
 from hpsearch.training.networks.network import Network
 from hpsearch.training.optimizers import Optimizer, build_optimizer
@@ -36,6 +37,7 @@ def build_step(
     precision: Precision = "float32",
     is_shuffled: bool = False,
     beat: Callable[[], None] = lambda: None,
+    class_weights: Tensor | None = None,
 ) -> LaneStep:
     """Build the fastest available step for this network on this device.
 
@@ -46,12 +48,13 @@ def build_step(
     Args:
         is_shuffled: whether the trials shuffle their training images.
         beat: called after each minibatch (block, or slice of a minibatch), or after each run of a captured graph.
+        class_weights: [classes] on the device (`class_weights_of`); None: all classes are weighed alike.
     """
     step: LaneStep
     ignores_sharing = is_shuffled and precision != "float32"
     if isinstance(network, DenseNetwork):
         rows = 1 if ignores_sharing else BLOCK_ROWS[device.type]
-        step = DenseStep(network=network, precision=precision, block_rows=rows, beat=beat)
+        step = DenseStep(network=network, precision=precision, block_rows=rows, beat=beat, class_weights=class_weights)
     else:
         step = AutogradStep(
             network=network,
@@ -59,6 +62,7 @@ def build_step(
             is_sliced=network.prefers_single_lanes(device),
             ignores_sharing=ignores_sharing,
             beat=beat,
+            class_weights=class_weights,
         )
     return CapturedStep(step=step, capture=CudaCapture(device), beat=beat) if device.type == "cuda" else step
 
@@ -90,6 +94,7 @@ class AutogradStep:
     is_sliced: bool = False
     ignores_sharing: bool = False
     beat: Callable[[], None] = lambda: None
+    class_weights: Tensor | None = None
 
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         losses = torch.zeros(stack.num_lanes, dtype=torch.float64, device=images.device)
@@ -97,8 +102,9 @@ class AutogradStep:
         scale = torch.cat([update.optimizer.gradient_scale(update.stack.rates) for update in updates])
         with multiplying(self.precision, images.device):
             for start in range(0, labels.shape[-1], batch_size):
-                minibatch = images.narrow(-2, start, batch_size), labels.narrow(-1, start, batch_size)
-                losses += self._train_minibatch(stack, updates, scale, *minibatch)
+                inputs = as_inputs(images.narrow(-2, start, batch_size), _dtype_of(stack.parameters))
+                its_labels = labels.narrow(-1, start, batch_size)
+                losses += self._train_minibatch(stack, updates, scale, inputs, its_labels)
                 self.beat()
         return losses
 
@@ -122,16 +128,19 @@ class AutogradStep:
     def _all_at_once(
         self, parameters: Tensors, images: Tensor, labels: Tensor, scale: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean NLL [L], and its scaled gradients [L, ...] by parameter name."""
+        """Mean loss [L], and its scaled gradients [L, ...] by parameter name."""
         leaves = {name: value.detach().requires_grad_(True) for name, value in parameters.items()}
         with torch.enable_grad():
             if self.ignores_sharing and images.dim() == 2:
                 images = images.expand(len(scale), *images.shape)
             with computing(self.precision, images.device):
                 logits = self.network.lane_logits(leaves, images)
-            losses = mean_nll(logits.to(_dtype_of(parameters)), labels)
+            scores = logits.to(_dtype_of(parameters))
+            losses = mean_loss(scores, labels)
+            weights = self.class_weights
+            minimised = losses if weights is None else mean_loss(scores, labels, weights)
             # A lane with a NaN loss makes the sum NaN, but not the gradients of the other lanes.
-            total = (losses * scale.to(losses.dtype)).sum()
+            total = (minimised * scale.to(losses.dtype)).sum()
         gradients = torch.autograd.grad(total, list(leaves.values()))
         return losses.detach(), dict(zip(leaves, gradients, strict=True))
 
@@ -149,13 +158,19 @@ class AutogradStep:
                 with torch.enable_grad():
                     with computing(self.precision, images.device):
                         logits = self.network.logits(leaves, lane_images[rows])
-                    nll = nll_per_image(logits.to(losses.dtype), lane_labels[rows]).sum()
-                    scaled = nll * factor
+                    each = loss_per_example(logits.to(losses.dtype), lane_labels[rows])
+                    loss = each.sum()
+                    scaled = self._weighted_sum(each, loss, lane_labels[rows]) * factor
                 for name, gradient in zip(leaves, torch.autograd.grad(scaled, list(leaves.values())), strict=True):
                     gradients[name][lane].add_(gradient)
-                losses[lane] += nll.detach()
+                losses[lane] += loss.detach()
                 self.beat()
         return losses / labels.shape[-1], gradients
+
+    def _weighted_sum(self, losses: Tensor, total: Tensor, labels: Tensor) -> Tensor:
+        if self.class_weights is None:
+            return total
+        return (losses * weight_per_example(self.class_weights, labels, losses)).sum()
 
 
 def _even_slices(num_rows: int, limit: int) -> list[slice]:

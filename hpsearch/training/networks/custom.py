@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode
 
+from hpsearch.data.example_shape import ExampleShape, is_image, maps_shape
+from hpsearch.foreign_code import foreign_code, no_exit
 from hpsearch.study.settings import ModelSettings
 from hpsearch.training.networks.custom_module import ModuleFactory, constants, difference, trainable, weight_names
-from hpsearch.training.networks.foreign_code import foreign_code, no_exit
 from hpsearch.training.networks.initialization import ParameterShape
 from hpsearch.training.networks.network import Network
 from hpsearch.training.tensors import Tensors
@@ -30,7 +31,9 @@ DISTURBANCE = 0.1  # standard deviation of the noise added to initial parameters
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CustomNetwork(Network):
-    """A user's module as a network. The module takes images [B, 1, height, width] and returns scores [B, classes].
+    """A user's module as a network. It takes images [B, channels, height, width] or rows [B, features].
+
+    It returns scores [B, classes], or [B, 1] in regression.
 
     Args:
         factory: builds the module, and draws the initial parameters of each trial.
@@ -80,9 +83,9 @@ class CustomNetwork(Network):
         return scores
 
     def _scores(self, constants: Tensors, parameters: Tensors, images: Tensor) -> Tensor:
-        maps = images.reshape(-1, 1, *self.image_shape)
+        examples = images.reshape(-1, *_input_shape(self.example_shape))
         with no_exit():
-            scores: Tensor = functional_call(self.module, {**constants, **parameters}, (maps,))
+            scores: Tensor = functional_call(self.module, {**constants, **parameters}, (examples,))
         return scores
 
     def _constants_beside(self, parameters: Tensors) -> Tensors:
@@ -97,13 +100,13 @@ class CustomNetwork(Network):
         return self._constants[place]
 
 
-def build_custom_network(model: ModelSettings, image_shape: tuple[int, int], num_classes: int) -> CustomNetwork:
+def build_custom_network(model: ModelSettings, example_shape: ExampleShape, num_outputs: int) -> CustomNetwork:
     """Import the module's factory, build the module, and check that lanes can train it.
 
     Raises:
         InputError: the module cannot be imported, built or trained in lanes; names model.family and the rule.
     """
-    factory = ModuleFactory.find(model, image_shape, num_classes)
+    factory = ModuleFactory.find(model, example_shape, num_outputs)
     module = factory.build(0)
     again = factory.build(0)
     changed = difference(trainable(module), trainable(again)) or difference(constants(module), constants(again))
@@ -113,18 +116,23 @@ def build_custom_network(model: ModelSettings, image_shape: tuple[int, int], num
             "draw initial values with torch's default generator only",
         )
     check_alike(factory, module, factory.build(1))
-    images = torch.rand(NUM_TRIED_IMAGES, 1, *image_shape, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(NUM_TRIED_IMAGES, *_input_shape(example_shape), generator=torch.Generator().manual_seed(0))
     with foreign_code(model.family):
         network = CustomNetwork(
             model=model,
-            image_shape=image_shape,
-            num_classes=num_classes,
+            example_shape=example_shape,
+            num_outputs=num_outputs,
             factory=factory,
             module=module,
-            floats_per_image=_try_module(factory, module, images, num_classes),
+            floats_per_image=_try_module(factory, module, images, num_outputs),
         )
         _try_network(network, images.flatten(start_dim=1))
     return network
+
+
+def _input_shape(example_shape: ExampleShape) -> tuple[int, ...]:
+    """The shape of one example as the module gets it: (channels, height, width), or (features,)."""
+    return maps_shape(example_shape) if is_image(example_shape) else example_shape
 
 
 def check_alike(factory: ModuleFactory, module: nn.Module, other: nn.Module) -> None:
@@ -146,7 +154,7 @@ def check_alike(factory: ModuleFactory, module: nn.Module, other: nn.Module) -> 
         )
 
 
-def _try_module(factory: ModuleFactory, module: nn.Module, images: Tensor, num_classes: int) -> int:
+def _try_module(factory: ModuleFactory, module: nn.Module, images: Tensor, num_outputs: int) -> int:
     """Run the module itself on a batch; returns the floats per image of its widest intermediate result.
 
     Raises:
@@ -156,7 +164,7 @@ def _try_module(factory: ModuleFactory, module: nn.Module, images: Tensor, num_c
     widest = _WidestResult(len(images))
     with torch.random.fork_rng(devices=[]), widest:
         random_state = torch.get_rng_state()
-        _checked_scores(factory, partial(module, images), list(images.shape), num_classes)
+        _checked_scores(factory, partial(module, images), list(images.shape), num_outputs)
         has_drawn = not torch.equal(random_state, torch.get_rng_state())
     if has_drawn:
         raise factory.refusal(
@@ -223,18 +231,18 @@ def _check_influence(factory: ModuleFactory, parameters: Tensors, scores: Tensor
 
 
 def _scores_of(network: CustomNetwork, parameters: Tensors, images: Tensor) -> Tensor:
-    shape = [len(images), 1, *network.image_shape]
-    return _checked_scores(network.factory, partial(network.logits, parameters, images), shape, network.num_classes)
+    shape = [len(images), *_input_shape(network.example_shape)]
+    return _checked_scores(network.factory, partial(network.logits, parameters, images), shape, network.num_outputs)
 
 
-def _checked_scores(factory: ModuleFactory, run: Callable[[], Any], shape: list[int], num_classes: int) -> Tensor:
+def _checked_scores(factory: ModuleFactory, run: Callable[[], Any], shape: list[int], num_outputs: int) -> Tensor:
     """The scores that `run` returns for images of this shape.
 
     Raises:
         InputError: `run` fails, or its result is not a tensor [B, classes].
     """
     scores = _attempt(factory, f"forward({shape}) failed", run)
-    expected = [shape[0], num_classes]
+    expected = [shape[0], num_outputs]
     if not isinstance(scores, Tensor) or list(scores.shape) != expected:
         found = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise factory.refusal(

@@ -6,29 +6,22 @@ raised as an InputError that names `model.family`.
 
 from __future__ import annotations
 
-import importlib
-import logging
-import os
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from hpsearch.data.example_shape import ExampleShape, is_image, maps_shape
 from hpsearch.errors import InputError
+from hpsearch.foreign_code import foreign_code
+from hpsearch.foreign_function import failure, import_function
 from hpsearch.study.settings import ModelSettings
-from hpsearch.training.networks.foreign_code import ForeignExit, foreign_code
 from hpsearch.training.tensors import Tensors
-from hpsearch.wording import did_you_mean
 
-# A child of the package's logger: hpsearch.logs imports Optuna, which this package must not import.
-_log = logging.getLogger(__name__)
+_KEY = "model.family"
 
 
 @final
@@ -36,10 +29,13 @@ _log = logging.getLogger(__name__)
 class ModuleFactory:
     """A user's function(image_shape=..., num_classes=..., **options) that returns a module with fresh parameters.
 
+    For colour images it gets `channels=3`, too; for tables `num_features` in place of `image_shape`; in regression
+    `num_outputs=1` in place of `num_classes`.
+
     Args:
         family: "package.module:name", for messages.
         function: the callable with this name.
-        arguments: its keyword arguments: image_shape, num_classes and the options of the study.
+        arguments: its keyword arguments: the sizes of the data, and the options of the study.
     """
 
     family: str
@@ -47,14 +43,19 @@ class ModuleFactory:
     arguments: Mapping[str, object]
 
     @classmethod
-    def find(cls, model: ModelSettings, image_shape: tuple[int, int], num_classes: int) -> ModuleFactory:
+    def find(cls, model: ModelSettings, example_shape: ExampleShape, num_outputs: int) -> ModuleFactory:
         """Import the factory that `model.family` names.
 
         Raises:
-            InputError: it cannot be imported, or is not callable.
+            InputError: it cannot be imported, or is not callable; or an option has the name of a size.
         """
-        arguments = {"image_shape": image_shape, "num_classes": num_classes, **dict(model.options)}
-        return cls(family=model.family, function=_imported(model.family), arguments=arguments)
+        sizes, options = _sizes(example_shape, num_outputs), dict(model.options)
+        if clash := sizes.keys() & options.keys():
+            raise InputError(
+                f"model.options: {min(clash)} is the name of a size of the data, which the factory gets with this data",
+                hint="give the option another name",
+            )
+        return cls(family=model.family, function=import_function(_KEY, model.family), arguments={**sizes, **options})
 
     def build(self, seed: int) -> nn.Module:
         """Call the factory. Random numbers that torch draws on the CPU in it depend on the seed alone.
@@ -81,11 +82,11 @@ class ModuleFactory:
         return module.train()
 
     def refusal(self, what: str, hint: str) -> InputError:
-        return InputError(f"model.family {self.family}: {what}", hint=hint)
+        return InputError(f"{_KEY} {self.family}: {what}", hint=hint)
 
     def failure(self, what: str, error: Exception) -> InputError:
         """An InputError with the user's exception and its place on one line; --verbose logs the traceback."""
-        return _failure(self.family, what, error)
+        return failure(_KEY, self.family, what, error)
 
     def _check_tensors(self, module: nn.Module) -> None:
         if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -127,6 +128,15 @@ class ModuleFactory:
                 )
 
 
+def _sizes(example_shape: ExampleShape, num_outputs: int) -> dict[str, object]:
+    """What a factory is told of the data."""
+    sizes: dict[str, object] = {"num_features": example_shape[0]}
+    if is_image(example_shape):
+        channels, *size = maps_shape(example_shape)
+        sizes = {"image_shape": tuple(size), **({"channels": channels} if channels > 1 else {})}
+    return {**sizes, **({"num_outputs": 1} if num_outputs == 1 else {"num_classes": num_outputs})}
+
+
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
@@ -161,70 +171,3 @@ def _all_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _dotted(owner: str, name: str) -> str:
     return f"{owner}.{name}" if owner else name
-
-
-def _imported(family: str) -> Callable[..., Any]:
-    """The object that "package.module:name" names, found on sys.path or in the current folder."""
-    module_name, _, name = family.partition(":")
-    _see_current_folder()
-    try:
-        with foreign_code(module_name):
-            module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise _failure(family, f"importing {module_name} failed", error) from error
-        top = module_name.partition(".")[0]
-        raise InputError(
-            f"model.family {family}: there is no module {error.name!r}",
-            hint=f"run hpsearch in the folder that holds {top}, or name that folder in PYTHONPATH; "
-            f"the current folder is {Path.cwd()}",
-        ) from error
-    except Exception as error:  # the import runs the user's code
-        raise _failure(family, f"importing {module_name} failed", error) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise InputError(
-            f"model.family {family}: {module_name} has no function or class {name!r}",
-            hint=_suggest_callables(module, name),
-        )
-    return function  # type: ignore[no-any-return]  # whatever getattr finds
-
-
-def _see_current_folder() -> None:
-    """Add the current folder to the end of sys.path: its files cannot shadow other modules."""
-    folder = str(Path.cwd())
-    if not {"", folder} & set(sys.path):
-        sys.path.append(folder)
-
-
-def _suggest_callables(module: ModuleType, name: str) -> str:
-    own = [
-        key
-        for key, value in vars(module).items()
-        if callable(value) and getattr(value, "__module__", None) == module.__name__
-    ]
-    if hint := did_you_mean(name, own):
-        return hint
-    file, top = getattr(module, "__file__", None) or "Python itself", module.__name__.partition(".")[0]
-    if (Path.cwd() / f"{top}.py").exists() and Path.cwd() not in Path(file).parents:
-        return f"it is read from {file}, which comes before the {top}.py of this folder: give yours another name"
-    return f"it is read from {file}"
-
-
-def _failure(family: str, what: str, error: Exception) -> InputError:
-    _log.debug("model.family %s: %s", family, what, exc_info=error)
-    message = (str(error).strip().splitlines() or ["no message"])[0]
-    return InputError(
-        f"model.family {family}: {what}: {type(error).__name__}: {message}{place_of(error)}",
-        hint="hpsearch --verbose shows the whole traceback",
-    )
-
-
-def place_of(error: BaseException) -> str:
-    """` (networks.py:12)`: the innermost line outside torch, hpsearch and the import system; "" if there is none."""
-    if isinstance(error, ForeignExit) and error.__cause__ is not None:
-        error = error.__cause__
-    folders = (Path(torch.__file__).parent, Path(__file__).parents[2], Path(importlib.__file__).parent)
-    foreign = ("<frozen", *(f"{folder}{os.sep}" for folder in folders))
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(foreign)]
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

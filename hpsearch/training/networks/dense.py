@@ -56,7 +56,7 @@ class DenseLayer:
 
 
 def hidden_and_scores(
-    model: ModelSettings, *, num_inputs: int, num_classes: int, activation: Activation | None = None
+    model: ModelSettings, *, num_inputs: int, num_outputs: int, activation: Activation | None = None
 ) -> tuple[DenseLayer, DenseLayer]:
     """A hidden layer of `hidden_units` units, and the softmax layer on it.
 
@@ -65,7 +65,7 @@ def hidden_and_scores(
     """
     width, activation = model.hidden_units, activation or activation_of(model)
     hidden = DenseLayer(name="hidden", num_inputs=num_inputs, num_outputs=width, activation=activation)
-    scores = DenseLayer(name="output", num_inputs=width, num_outputs=num_classes, activation=None)
+    scores = DenseLayer(name="output", num_inputs=width, num_outputs=num_outputs, activation=None)
     return hidden, scores
 
 
@@ -137,7 +137,7 @@ class Logistic(DenseNetwork):
 
     @cached_property
     def layers(self) -> tuple[DenseLayer, ...]:
-        scores = DenseLayer(name="output", num_inputs=self.num_pixels, num_outputs=self.num_classes, activation=None)
+        scores = DenseLayer(name="output", num_inputs=self.num_inputs, num_outputs=self.num_outputs, activation=None)
         return (scores,)
 
 
@@ -152,5 +152,5 @@ class Mlp(DenseNetwork):
     @cached_property
     def layers(self) -> tuple[DenseLayer, ...]:
         return hidden_and_scores(
-            self.model, num_inputs=self.num_pixels, num_classes=self.num_classes, activation=self.activation
+            self.model, num_inputs=self.num_inputs, num_outputs=self.num_outputs, activation=self.activation
         )

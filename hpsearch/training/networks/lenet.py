@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hpsearch.data.example_shape import is_image, maps_shape, shape_text
 from hpsearch.errors import InputError
 from hpsearch.training.networks.activations import activation_of
 from hpsearch.training.networks.dense import DenseLayer, dense_logits, hidden_and_scores, lane_linear
@@ -56,29 +57,37 @@ class LeNet(Network):
     """
 
     def __post_init__(self) -> None:
-        if min(self.pooled_shapes[1]) < 1:
-            height, width = self.image_shape
+        if not is_image(self.example_shape):
             raise InputError(
-                f"model.family cnn needs images of at least 16x16 pixels, got {height}x{width}",
+                f"model.family cnn needs images, got rows of {shape_text(self.example_shape)}",
+                hint="use model.family mlp or logistic",
+            )
+        if min(self.pooled_shapes[1]) < 1:
+            raise InputError(
+                f"model.family cnn needs images of at least 16x16 pixels, got {shape_text(self.example_shape)}",
                 hint="use model.family mlp or logistic, or larger images",
             )
 
     @cached_property
+    def _maps_shape(self) -> tuple[int, int, int]:
+        return maps_shape(self.example_shape)
+
+    @cached_property
     def pooled_shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width after each pool: 28 -> 24 (5x5) -> 12 (2x2 pool) -> 8 (5x5) -> 4 (2x2 pool)."""
-        first = _pooled_shape(self.image_shape)
+        first = _pooled_shape(self._maps_shape[1:])
         return first, _pooled_shape(first)
 
     @cached_property
     def dense_layers(self) -> tuple[DenseLayer, DenseLayer]:
         height, width = self.pooled_shapes[1]
         num_features = self.model.kernels[1] * height * width  # 50 * 4 * 4 = 800 in the deeplearning.net tutorial
-        return hidden_and_scores(self.model, num_inputs=num_features, num_classes=self.num_classes)
+        return hidden_and_scores(self.model, num_inputs=num_features, num_outputs=self.num_outputs)
 
     @cached_property
     def parameter_shapes(self) -> dict[str, ParameterShape]:
         first, second = self.model.kernels
-        shapes = self._convolution_shapes("conv1", num_maps=1, num_kernels=first)
+        shapes = self._convolution_shapes("conv1", num_maps=self._maps_shape[0], num_kernels=first)
         shapes |= self._convolution_shapes("conv2", num_maps=first, num_kernels=second)
         for layer in self.dense_layers:
             shapes |= layer.shapes(self.model)
@@ -99,7 +108,7 @@ class LeNet(Network):
 
     @cached_property
     def widest_activation(self) -> int:
-        height, width = self.image_shape
+        _, height, width = self._maps_shape
         convolved = (height - KERNEL_SIZE + 1) * (width - KERNEL_SIZE + 1)
         return max(self.model.kernels[0] * convolved, self.model.hidden_units)
 
@@ -108,7 +117,7 @@ class LeNet(Network):
         return device.type == "cpu"
 
     def logits(self, parameters: Tensors, images: Tensor) -> Tensor:
-        maps = _fast_layout(images.reshape(-1, 1, *self.image_shape))
+        maps = _fast_layout(images.reshape(-1, *self._maps_shape))
         for name in ("conv1", "conv2"):
             pooled = max_pool(convolve(maps, parameters[f"{name}.weight"]))
             biases = parameters[f"{name}.bias"].reshape(1, -1, 1, 1)
@@ -121,9 +130,10 @@ class LeNet(Network):
         # The lanes' feature maps are concatenated. On shared images the first convolution is one ordinary convolution
         # with the kernels of all lanes. The second one is grouped: each lane's kernels see only that lane's maps.
         if images.dim() == 2:
-            maps, groups = images.reshape(-1, 1, *self.image_shape), 1
+            maps, groups = images.reshape(-1, *self._maps_shape), 1
         else:
-            maps, groups = images.transpose(0, 1).reshape(-1, num_lanes, *self.image_shape), num_lanes
+            channels, *size = self._maps_shape
+            maps, groups = images.transpose(0, 1).reshape(-1, num_lanes * channels, *size), num_lanes
         maps = _fast_layout(maps)
         maps = self._lane_maps("conv1", parameters, maps, groups=groups)  # [B, L * 20, 12, 12]
         maps = self._lane_maps("conv2", parameters, maps, groups=num_lanes)  # [B, L * 50, 4, 4]

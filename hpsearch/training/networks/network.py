@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hpsearch.data.example_shape import ExampleShape, num_inputs
 from hpsearch.study.settings import ModelSettings
 from hpsearch.training.networks.initialization import ParameterShape, draw_parameters
 from hpsearch.training.tensors import Tensors
@@ -20,15 +21,15 @@ from hpsearch.training.tensors import Tensors
 
 @dataclass(frozen=True, kw_only=True)
 class Network(ABC):
-    """An architecture that maps images to class scores, for given parameters.
+    """An architecture that maps examples to scores, for given parameters.
 
     Args:
-        image_shape: height and width in pixels.
+        num_outputs: number of classes; 1 in regression.
     """
 
     model: ModelSettings
-    image_shape: tuple[int, int]
-    num_classes: int
+    example_shape: ExampleShape
+    num_outputs: int
 
     @property
     @abstractmethod
@@ -60,9 +61,8 @@ class Network(ABC):
         return False
 
     @cached_property
-    def num_pixels(self) -> int:
-        height, width = self.image_shape
-        return height * width
+    def num_inputs(self) -> int:
+        return num_inputs(self.example_shape)
 
     @cached_property
     def weight_names(self) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from hpsearch.foreign_function import place_of
 from hpsearch.safe_text import mask_passwords
-from hpsearch.training.networks.custom_module import place_of
 from hpsearch.wording import first_line
 
 LONGEST_MESSAGE = 200  # characters: a trial attribute is shown in tables

@@ -1,14 +1,16 @@
-"""Makes the studies that test_earlier_studies.py resumes: trained half-way by an older checkout of hpsearch.
+"""Makes the studies that test_earlier_studies.py goes on with: trained half-way by an older checkout of hpsearch.
 
     git worktree add ../older REV
     python -m tests.acceptance.earlier_studies.make ../older
 
 The checkout's `hpsearch` creates and trains one study per strategy in a scratch PostgreSQL, with the packages of the
-current environment, and is told to end in the middle of a trial. `studies_of_REV.tar.xz` then holds:
+current environment, and is told to end in the middle of a trial. It finishes two studies more, and confirms one of them
+completely and the other one half-way. `studies_of_REV.tar.xz` then holds:
 
     dump.sql        the database, as INSERT statements
     NAME.toml       the study files
     artifacts/      checkpoints and best parameters
+    confirmed.*     the confirmed point and its parameters, as the older `export` wrote them
 """
 
 from __future__ import annotations
@@ -47,8 +49,15 @@ SEARCHES = {
     },
     "tpe": {"strategy": "tpe", "num_points": 13, "learning_rate": {"log10": [0, -3]}, "lambda_2": {"log10": [-2, -5]}},
 }
-# A part of the grid, the second round, and a draw that depends on the trials before it.
-ENOUGH_COMPLETE = {"grid": 2, "coarse-to-fine": 5, "tpe": 11}
+CONFIRMED, HALF_CONFIRMED = "confirmed", "half-confirmed"
+CONFIRMATION = ("--top", "2", "--seeds", "3")  # of both
+TO_CONFIRM = {
+    CONFIRMED: {"keep_parameters": "all", **COMMON, "search": {"learning_rate": [0.1, 0.03, 0.01]}},
+    HALF_CONFIRMED: {**COMMON, "search": {"learning_rate": [0.1, 0.03, 0.01]}},
+}
+EXPORTED = (f"{CONFIRMED}.json", f"{CONFIRMED}.safetensors")
+# A part of the grid, the second round, a draw that depends on the trials before it, and a part of a confirmation.
+ENOUGH_COMPLETE = {"grid": 2, "coarse-to-fine": 5, "tpe": 11, f"{HALF_CONFIRMED}-confirm": 2}
 IS_HALF_WAY = text("""
     SELECT count(*) FILTER (WHERE state = 'COMPLETE') >= :complete AND bool_or(state = 'RUNNING' AND epochs >= 2)
     FROM (
@@ -69,12 +78,21 @@ def main() -> None:
     revision = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=checkout, text=True).strip()
     with scratch_folder() as folder, scratch_postgres(folder, {"fsync": "off"}) as postgres:
         older = OlderHpsearch(checkout, folder, postgres.url)
-        for name, search in SEARCHES.items():
-            (folder / f"{name}.toml").write_text(tomli_w.dumps({"name": name, **COMMON, "search": search}))
-            older.train_half(name)
+        studies = {**{name: {**COMMON, "search": search} for name, search in SEARCHES.items()}, **TO_CONFIRM}
+        for name, sections in studies.items():
+            (folder / f"{name}.toml").write_text(tomli_w.dumps({"name": name, **sections}))
+        for name in SEARCHES:
+            older.run("create", f"{name}.toml")
+            older.train_half(name, "worker", name)
+        for name in TO_CONFIRM:
+            older.run("run", f"{name}.toml", "--device", "cpu")
+        older.run("confirm", CONFIRMED, *CONFIRMATION, "--device", "cpu")
+        older.run("test", CONFIRMED, "--device", "cpu")
+        older.run("export", CONFIRMED, "-o", EXPORTED[0], "--model", EXPORTED[1])
+        older.train_half(f"{HALF_CONFIRMED}-confirm", "confirm", HALF_CONFIRMED, *CONFIRMATION, "--workers", "1")
         (folder / DUMP).write_text(dump(folder, postgres.url))
         with tarfile.open(HERE / f"studies_of_{revision}.tar.xz", "w:xz") as tar:
-            for path in (DUMP, *(f"{name}.toml" for name in SEARCHES), "artifacts"):
+            for path in (DUMP, *(f"{name}.toml" for name in studies), *EXPORTED, "artifacts"):
                 tar.add(folder / path, arcname=path)
 
 
@@ -93,15 +111,18 @@ class OlderHpsearch:
             "HPSEARCH_ARTIFACTS": str(folder / "artifacts"),
         }
 
-    def train_half(self, name: str) -> None:
-        assert self._start("create", str(self._folder / f"{name}.toml")).wait() == 0
+    def run(self, *arguments: str) -> None:
+        assert self._start(*arguments).wait() == 0, f"hpsearch {' '.join(arguments)} has failed"
+
+    def train_half(self, name: str, *command: str) -> None:
+        """Let the command train this study, and end it in the middle of a trial."""
         while not self._ask(HAS_CHECKPOINT, name):  # its trial may end before it is stopped
-            worker = self._start("worker", name, "--device", "cpu", "--lanes", "1")
+            trainer = self._start(*command, "--device", "cpu", "--lanes", "1")
             while not self._ask(IS_HALF_WAY, name):
-                assert worker.poll() is None, f"the worker of {name} ended too early"
+                assert trainer.poll() is None, f"{command[0]} of {name} ended too early"
                 time.sleep(0.002)
-            worker.send_signal(signal.SIGTERM)
-            assert worker.wait() == 0
+            trainer.send_signal(signal.SIGTERM)
+            assert trainer.wait() in (0, 130)  # `worker` and `confirm`
 
     def _ask(self, question: TextClause, name: str) -> bool:
         with self._engine.begin() as connection:
@@ -109,9 +130,7 @@ class OlderHpsearch:
             return bool(connection.execute(question, values).scalar_one())
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "hpsearch", *arguments], cwd=self._checkout, env=self._environment
-        )
+        return subprocess.Popen([sys.executable, "-m", "hpsearch", *arguments], cwd=self._folder, env=self._environment)
 
 
 def dump(folder: Path, url: str) -> str:

@@ -55,7 +55,7 @@ def save(artifacts: Artifacts, ledger: Ledger, study: StoredStudy) -> tuple[int,
     metadata = {"study": study.name, "definition_sha256": study.definition.sha256, "trial": str(claim.number)}
     artifact_id = artifacts.save_parameters(ledger.set_system_attribute, claim.trial_id, PARAMETERS, metadata)
     assert artifact_id is not None
-    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=0.5)])
+    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, loss=0.5)])
     return claim.trial_id, artifact_id
 
 

@@ -202,7 +202,7 @@ def test_an_uploaded_file_never_stands_in_for_a_trials_parameters(
         assert ask(gate(), "POST", f"/api/artifacts/{study.study_id}/{claim.trial_id}", file).status == 201
     ours = artifacts.save_parameters(ledger.set_system_attribute, claim.trial_id, {}, {})
     assert ours is not None
-    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=0.5)])
+    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, loss=0.5)])
     best = read_summary(database, study.name).require_best()
     assert artifacts.parameters_id(best.frozen()) == ours
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpsearch.data.lookup import DataLocations
-from hpsearch.data.published import TRAIN_IMAGES, TRAIN_LABELS
+from hpsearch.data.files.lookup import DataLocations
+from hpsearch.data.files.published import TRAIN_IMAGES, TRAIN_LABELS
 from hpsearch.data.registry import with_absolute_dataset
 from hpsearch.store.connection.database import Database
 from hpsearch.store.registration import find_study, register_study
 from hpsearch.store.studies import load_study
-from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.cohorts import cohort_name
 from hpsearch.worker.preparation import load_study_data, prepare_study
 
@@ -70,3 +71,19 @@ def test_a_name_of_the_catalogue_and_a_path_of_nothing_stay_as_they_are(
     for dataset in ("digits", "not-there", " ", "x" * 5000):
         given = parse_definition({"name": "a", "data": {"dataset": dataset}}, source="study.toml")
         assert with_absolute_dataset(given) == given
+
+
+def test_a_study_of_another_machine_is_found_again_by_its_data_in_the_users_folder(
+    database: Database, folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder moves away and stays reachable through HPSEARCH_DATA, as in a container."""
+    monkeypatch.chdir(folder)
+    created = prepare_study(database, definition(), locations=LOCATIONS).study
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (folder / "idx_notest").rename(elsewhere / "idx_notest")
+    monkeypatch.setenv("HPSEARCH_DATA", str(elsewhere))
+    locations = DataLocations.from_environment()
+    assert load_study_data(created, locations=locations).checksums == created.dataset_checksums
+    assert find_study(database, with_absolute_dataset(definition())) == created
+    wider = prepare_study(database, definition(learning_rate=[0.1, 0.2]), locations=locations).registration
+    assert (wider.num_added, wider.study.definition.data.dataset) == (1, created.definition.data.dataset)

@@ -19,7 +19,8 @@ from hpsearch.launch.options import Launch, LaunchOptions, check_launch
 from hpsearch.launch.worker_command import WorkersFailedError
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import is_finished
-from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.options import WorkerOptions
 
 STUDY: dict[str, Any] = {

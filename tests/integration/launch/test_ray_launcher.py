@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import secrets
 import signal
@@ -27,6 +28,7 @@ from hpsearch.launch.worker_command import WorkerCommand, WorkersFailedError
 from hpsearch.store.connection.database import open_database
 from hpsearch.store.progress import Progress
 from hpsearch.store.rows.counts import PointCounts
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.options import WorkerOptions
 
 pytestmark = pytest.mark.filterwarnings(
@@ -81,7 +83,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         patch.setenv("PYTHONPATH", str(token.parent))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        from ray.cluster_utils import Cluster  # slow, and of an extra
+        from ray._raylet import Config  # slow, and of an extra
+        from ray.cluster_utils import Cluster
+
+        # Ray remembers how it authenticates. If this is the second cluster of this process, it was asked in between.
+        Config.initialize("{}")
 
         quick = {
             "health_check_initial_delay_ms": 0,
@@ -235,7 +241,7 @@ def test_a_worker_that_cannot_work_ends_the_run_with_its_error_and_its_code(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     database = open_database(database_url)
-    study: Any = type("Study", (), {"study_id": 1})
+    study: Any = type("Study", (), {"study_id": 1, "definition": parse_definition({"name": "s"}, source="test")})
     counts = PointCounts(waiting=1)
     progress = Progress(counts=counts, epochs=0, epochs_of_counted=0, best_value=None, best_trial=None, running=())
     monkeypatch.setattr("hpsearch.launch.supervisor.read_progress", lambda *_: progress)
@@ -248,6 +254,33 @@ def test_a_worker_that_cannot_work_ends_the_run_with_its_error_and_its_code(
     assert "nobody-created-it-worker-0.log" in str(caught.value.hint)
     assert signal.getsignal(signal.SIGTERM) is handler
     database.close()
+
+
+def test_programs_run_on_the_nodes_with_the_consent_and_in_the_folder_of_the_run(
+    database_url: str, tmp_path: Path, cluster: Any
+) -> None:
+    """The script is found by its relative path, and no node was started with HPSEARCH_COMMANDS."""
+    (tmp_path / "script.sh").write_text('echo "value $1"')
+    (tmp_path / "study.toml").write_text(
+        'name = "programs-on-ray"\n[command]\nrun = ["sh", "script.sh", "{size}"]\npattern = "value ([0-9]+)"\n'
+        "gpus = 0\n[search]\nsize = [1, 2, 3, 4]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "hpsearch", "run", "study.toml", "--on", "ray", "--workers", "2", "--json"],
+        env={
+            **os.environ,
+            "HPSEARCH_STORAGE": database_url,
+            "HPSEARCH_HOME": str(tmp_path / "home"),
+            "RAY_ADDRESS": cluster.address,
+        },
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["points"]["complete"] == 4
 
 
 def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

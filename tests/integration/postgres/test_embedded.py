@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from hpsearch.artifacts.best_parameters import open_artifacts
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.errors import DataError, InputError, StorageError, SurroundingsError
 from hpsearch.home import artifact_folder
 from hpsearch.postgres import embedded

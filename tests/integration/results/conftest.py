@@ -15,7 +15,7 @@ from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database
 from hpsearch.store.registration import register_study
 from hpsearch.store.studies import StoredStudy
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 from tests.integration.results.vault_studies import artifacts, folder, locations, search
 
 __all__ = ["artifacts", "folder", "locations", "search"]  # fixtures
@@ -88,12 +88,12 @@ class MadeUpStudy:
             "device": "cpu",
             **attributes,
         }
-        result = Result(trial_id=claim.trial_id, outcome=outcome, value=value, attributes=written)
+        result = Result(trial_id=claim.trial_id, outcome=outcome, loss=value, attributes=written)
         assert self.ledger.finish([result]) == {claim.trial_id}
 
 
 def epoch_report(epoch: int, error: float, nll: float) -> EpochReport:
-    validation = Validation(iteration=100 * epoch, zero_one=error, nll=nll)
+    validation = Validation(iteration=100 * epoch, loss=error, nll=nll)
     return EpochReport(
         epoch=epoch, validations=(validation,), train_nll=0.9 * nll, learning_rate=0.1 / epoch, seconds=1.0
     )

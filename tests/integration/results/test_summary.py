@@ -70,7 +70,8 @@ def test_a_point_that_always_fails_is_given_up_and_counted_as_failed(make_study:
     assert summary.points.failed == summary.points.total == 1
     assert len(summary.failed_attempts) == 3
     assert [trial.is_current for trial in summary.failed_attempts] == [False, False, True]
-    assert summary.reasons_of_given_up == {"its worker failed: ValueError: boom (mine.py:10)": 1}
+    reasons = {reason: len(failures) for reason, failures in summary.reasons_of_given_up.items()}
+    assert reasons == {"its worker failed: ValueError: boom (mine.py:10)": 1}
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(status_view(read_status(study.database, "made-up")))
     assert "given up, 1 point: its worker failed: ValueError: boom (mine.py:10)" in console.export_text()
@@ -80,10 +81,8 @@ def test_curves_are_read_when_asked_for(learning_rates: Any) -> None:
     learning_rates.complete(learning_rates.claim(), [0.3, 0.2], [0.9, 0.6])
     assert read_summary(learning_rates.database, "made-up").trials[0].curve == ()
     trial = read_summary(learning_rates.database, "made-up", with_curves=True).require_best()
-    first = EpochRecord(epoch=1, zero_one=0.3, train_nll=0.9 * 0.9, validation_nll=0.9, learning_rate=0.1, seconds=1.0)
-    second = EpochRecord(
-        epoch=2, zero_one=0.2, train_nll=0.9 * 0.6, validation_nll=0.6, learning_rate=0.05, seconds=1.0
-    )
+    first = EpochRecord(epoch=1, value=0.3, train_nll=0.9 * 0.9, validation_nll=0.9, learning_rate=0.1, seconds=1.0)
+    second = EpochRecord(epoch=2, value=0.2, train_nll=0.9 * 0.6, validation_nll=0.6, learning_rate=0.05, seconds=1.0)
     assert trial.curve == (first, second)
 
 
@@ -176,3 +175,10 @@ def test_a_study_of_plain_optuna_is_refused(database: Database) -> None:
     optuna.create_study(study_name="foreign", storage=database.storage)
     with pytest.raises(InputError, match="hpsearch did not create it"):
         read_summary(database, "foreign")
+
+
+def test_epochs_of_networks_without_losses_are_damaged(learning_rates: Any, execute: Callable[..., Any]) -> None:
+    learning_rates.complete(learning_rates.claim(), [0.2])
+    execute("UPDATE hpsearch_epochs SET train_nll = NULL, validation_nll = NULL, learning_rate = NULL")
+    with pytest.raises(StorageError, match="epoch 1 of trial 0"):
+        read_summary(learning_rates.database, "made-up", with_curves=True)

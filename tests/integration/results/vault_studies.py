@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from benchmarks.reference_loop import validate
 from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.results.confirmation.plan import plan_confirmation, prepare_confirmation
@@ -27,7 +27,7 @@ from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
 from hpsearch.store.registration import register_study
 from hpsearch.store.studies import StoredStudy, load_study
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker.cohorts import cohort_name
 
@@ -90,7 +90,7 @@ class Searched:
         (claim,) = ledger.claim(1)
         data = load_selection_data(study.definition.data, locations=self.locations)
         settings = study.definition.resolve(claim.parameters)
-        network = build_network(settings.model, data.image_shape, data.num_classes)
+        network = build_network(settings.model, data.example_shape, data.num_outputs)
         # Logistic regression begins at 0: noise makes something that is right now and then.
         generator = torch.Generator().manual_seed(seed)
         parameters = {
@@ -99,8 +99,8 @@ class Searched:
         }
         resident = ResidentData.place(data, torch.device("cpu"))
         losses, correct = validate(network, parameters, resident, iteration=1)
-        value = losses.zero_one if value is None else value
-        best = replace(losses, zero_one=value)
+        value = losses.loss if value is None else value
+        best = replace(losses, loss=value)
         report = EpochReport(epoch=1, validations=(best,), train_nll=1.0, learning_rate=0.1, seconds=1.0)
         ledger.record({claim.trial_id: report})
         if keep:
@@ -113,7 +113,7 @@ class Searched:
             arrays = {name: value.numpy() for name, value in parameters.items()}
             self.artifacts.save_parameters(ledger.set_system_attribute, claim.trial_id, arrays, metadata)
         attributes = {"best_validation_nll": losses.nll, "best_epoch": 1}
-        result = Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=value, attributes=attributes)
+        result = Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, loss=value, attributes=attributes)
         assert ledger.finish([result])
         row = {"trial_id": claim.trial_id, "num_images": len(correct), "bits": np.packbits(correct).tobytes()}
         with self.database.engine.begin() as connection:

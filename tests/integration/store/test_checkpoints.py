@@ -20,12 +20,13 @@ from sqlalchemy.exc import OperationalError
 
 from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
 from hpsearch.artifacts.store import FolderStore
-from hpsearch.epoch_report import EpochReport
+from hpsearch.epoch_report import Diagnosis, EpochReport
 from hpsearch.errors import StorageError
 from hpsearch.store.checkpoints import Checkpoints, ResumeOutcome
 from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database
+from hpsearch.store.rows.diagnoses import COLUMNS
 from hpsearch.store.studies import StoredStudy
 from tests.full_disk import files_no_larger_than
 
@@ -80,11 +81,27 @@ def rows_of(ledger: Ledger) -> list[tuple[int, int, int, str, int]]:
 
 def report(ledger: Ledger, epoch: Epoch, trial_id: int, *numbers: int) -> None:
     for number in numbers:
-        ledger.record({trial_id: epoch(number, zero_one=1 / (number + 1))})
+        diagnosis = Diagnosis(
+            nll=0.5 * number,
+            gradient_norm=0.25,
+            gradient_noise=None,
+            penalty_norm=0.0,
+            saturated=None,
+            dead=0.75,
+            update_ratios={"hidden.weight": 0.001, "output.weight": None},
+        )
+        ledger.record({trial_id: replace(epoch(number, loss=1 / (number + 1)), diagnosis=diagnosis)})
+
+
+def diagnosed(ledger: Ledger, trial_id: int) -> list[Any]:
+    """The diagnoses of a trial as they are stored."""
+    sql = f"SELECT epoch, {', '.join(COLUMNS)} FROM hpsearch_diagnoses WHERE trial_id = :t ORDER BY epoch"
+    with ledger.database.engine.begin() as connection:
+        return [tuple(row) for row in connection.execute(text(sql), {"t": trial_id})]
 
 
 def complete(ledger: Ledger, *trial_ids: int) -> None:
-    ledger.finish([Result(trial_id=i, outcome=Outcome.COMPLETE, value=0.25) for i in trial_ids])
+    ledger.finish([Result(trial_id=i, outcome=Outcome.COMPLETE, loss=0.25) for i in trial_ids])
 
 
 def curve(ledger: Ledger, trial_id: int) -> tuple[dict[int, float], list[Any]]:
@@ -510,6 +527,7 @@ def test_resumed_trial_has_the_curve_of_the_attempt_before_up_to_the_checkpoint(
     values, epochs = curve(second, new.trial_id)
     assert values == {1: 1 / 2, 2: 1 / 3, 3: 1 / 4}
     assert epochs == curve(first, old.trial_id)[1][:3]
+    assert diagnosed(second, new.trial_id) == diagnosed(first, old.trial_id)[:3] != []
     attributes = second.database.storage.get_trial(new.trial_id).user_attrs
     assert (attributes["resumed_from_trial"], attributes["resumed_at_epoch"]) == (old.number, 3)
     report(second, epoch, new.trial_id, 4)

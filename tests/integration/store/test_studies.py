@@ -26,8 +26,9 @@ from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.registration import Registration, find_study, register_study
 from hpsearch.store.rows import points
 from hpsearch.store.studies import load_study, study_names
-from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
+from hpsearch.study.study_file import parse_definition
 
 CHECKSUMS = {"train-images-idx3-ubyte": "ab" * 32, "train-labels-idx1-ubyte": "cd" * 32}
 SEARCH: dict[str, Any] = {
@@ -168,7 +169,7 @@ def test_changed_definition_gets_a_difference_field_by_field(database: Database,
             "study 'a' exists with another definition:",
             '  pruning.pruner: "none" in the study, "median" given (values of the study would no longer be comparable)',
             "  search.learning_rate: { log10 = [-1, -3] } in the study, { log10 = [-1, -4] } given",
-            "  training.max_epochs: 200 in the study, 3 given (values of the study would no longer be comparable)",
+            "  training.max_epochs: 200 in the study, 3 given (the number of epochs can only be raised)",
         ]
         assert caught.value.hint is not None
         assert "choose another name" in caught.value.hint

@@ -16,7 +16,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.artifacts.best_parameters import open_artifacts
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.device.pin import PinnedDevice
 from hpsearch.search.samplers import build_sampler, explore
@@ -24,8 +24,9 @@ from hpsearch.signals import StopSignal
 from hpsearch.store.claims import cohort_names
 from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database
-from hpsearch.study.definition import parse_definition
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.study.study_file import parse_definition
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.worker import epoch_writer as epoch_writer_module
 from hpsearch.worker.cohorts import BuildCohort, Cohorts
 from hpsearch.worker.drawing import Drawing
@@ -164,9 +165,9 @@ def test_points_of_one_cohort_are_claimed_together_before_they_are_drawn(
     lost.release("it comes back")
     opened: list[CohortShape] = []
 
-    def build(shape: CohortShape, *arguments: Any) -> Cohort:
+    def build(shape: CohortShape, *arguments: Any, **options: Any) -> Cohort:
         opened.append(shape)
-        return Cohort(shape, *arguments)
+        return Cohort(shape, *arguments, **options)
 
     study.worker(lanes=8, build=build).run()
 
@@ -222,7 +223,7 @@ def draw(drawing: Drawing, ledger: Ledger, claim: Claim) -> dict[str, Any]:
 
 
 def tell(ledger: Ledger, claim: Claim, value: float) -> None:
-    result = Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=value)
+    result = Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, loss=value)
     assert ledger.finish([result]) == {claim.trial_id}
 
 

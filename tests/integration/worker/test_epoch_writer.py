@@ -85,7 +85,7 @@ def entry(claims: list[Claim], reports: dict[int, EpochReport] | None = None, *e
 
 def complete(claim: Claim, value: float = 0.25, *, is_candidate: bool = True) -> Ending:
     best = BestParameters(arrays={"w": np.full(2, value)}, metadata={"trial": str(claim.number)})
-    result = Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=value, attributes={"epochs": 1})
+    result = Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, loss=value, attributes={"epochs": 1})
     return result, best if is_candidate else None
 
 
@@ -106,7 +106,7 @@ def test_an_epoch_is_written_with_its_reports_and_ends(ledger: Ledger, writer: E
     one, two, three = ledger.claim(3)
     reports = {one.trial_id: epoch(1, 0.25), two.trial_id: epoch(1, 0.5)}
     writer.hand_over(entry([one, two, three], reports, complete(one)))
-    assert writer.collect() == Written(counted=frozenset({one.trial_id}), best_value=0.25)
+    assert writer.collect() == Written(counted=frozenset({one.trial_id}), worst_kept=0.25)
     assert [trial.intermediate_values for trial in trials_of(ledger)[:3]] == [{1: 0.25}, {1: 0.5}, {}]
     assert ledger.counts() == PointCounts(waiting=3, running=2, complete=1)
     assert kept(ledger) == {one.number}
@@ -131,7 +131,7 @@ def test_epochs_queue_up_and_are_written_in_order(
             assert writer.collect() == Written()
         writer.hand_over(entry([claim, other], None, complete(claim, 0.125)))
         assert (writer.num_buffered, writer.is_behind, writer.is_outstanding) == (3, True, True)
-    assert writer.drain() == Written(counted=frozenset({claim.trial_id}), best_value=0.125)
+    assert writer.drain() == Written(counted=frozenset({claim.trial_id}), worst_kept=0.125)
     assert (writer.num_buffered, writer.is_behind, writer.is_outstanding) == (0, False, False)
     assert trials_of(ledger)[0].intermediate_values == {1: 1.0, 2: 0.5, 3: pytest.approx(1 / 3)}
 
@@ -193,11 +193,11 @@ def test_a_stopped_worker_does_not_wait_for_room(
 
 
 def test_what_became_of_two_entries_is_told_together() -> None:
-    first = Written(lost=frozenset({(1, 7)}), counted=frozenset({2}), best_value=0.5)
+    first = Written(lost=frozenset({(1, 7)}), counted=frozenset({2}), worst_kept=0.5)
     assert first.followed_by(Written(lost=frozenset({(3, 7)}), counted=frozenset({4}))) == Written(
-        lost=frozenset({(1, 7), (3, 7)}), counted=frozenset({2, 4}), best_value=0.5
+        lost=frozenset({(1, 7), (3, 7)}), counted=frozenset({2, 4}), worst_kept=0.5
     )
-    assert first.followed_by(Written(best_value=0.25)).best_value == 0.25
+    assert first.followed_by(Written(worst_kept=0.25)).worst_kept == 0.25
 
 
 def test_the_hand_over_does_not_wait_for_the_database(
@@ -255,19 +255,33 @@ def test_the_best_of_an_epoch_are_kept_and_nothing_that_is_worse(ledger: Ledger,
     writer.hand_over(entry(claims, None, *endings[:4]))
     written = writer.collect()
     assert len(written.counted) == 4
-    assert written.best_value == 0.25
+    assert written.worst_kept == 0.25
     assert kept(ledger) == {claims[1].number, claims[3].number}  # equals: their NLL decides between them
     writer.hand_over(entry(claims[4:], None, endings[4], complete(claims[5], 0.5)))
-    assert writer.collect().best_value == 0.125
+    assert writer.collect().worst_kept == 0.125
     assert kept(ledger) == {claims[1].number, claims[3].number, claims[4].number}
+
+
+def test_as_many_of_the_best_are_kept_as_asked_for(ledger: Ledger, artifacts: Artifacts, stop: StopSignal) -> None:
+    """Whoever is better already counts, and so does whoever ends in the same epoch and is better."""
+    claims = ledger.claim(6)
+    with EpochWriter(ledger, artifacts, stop, "tester", num_kept=3) as writer:
+        writer.hand_over(entry(claims, None, complete(claims[0], 0.5), complete(claims[1], 0.25)))
+        assert writer.collect().worst_kept is None  # there is room for a third
+        values = [0.75, 0.125, 0.375, 0.625]
+        endings = [complete(claim, value) for claim, value in zip(claims[2:], values, strict=True)]
+        writer.hand_over(entry(claims[2:], None, *endings))
+        assert writer.collect().worst_kept == 0.375
+    assert kept(ledger) == {claims[n].number for n in (0, 1, 3, 4)}
+    assert ledger.best_losses(3) == [0.125, 0.25, 0.375]
 
 
 def test_a_trial_that_is_no_candidate_is_counted_without_its_parameters(ledger: Ledger, writer: EpochWriter) -> None:
     claims = ledger.claim(2)
-    pruned = Result(trial_id=claims[1].trial_id, outcome=Outcome.PRUNED, value=None)
+    pruned = Result(trial_id=claims[1].trial_id, outcome=Outcome.PRUNED, loss=None)
     writer.hand_over(entry(claims, None, complete(claims[0], is_candidate=False), (pruned, None)))
     written = writer.collect()
-    assert (len(written.counted), written.best_value) == (2, None)
+    assert (len(written.counted), written.worst_kept) == (2, None)
     assert kept(ledger) == set()
 
 
@@ -277,7 +291,7 @@ def test_the_next_best_is_kept_where_the_best_was_lost(ledger: Ledger, writer: E
     writer.hand_over(entry(claims, None, complete(claims[0], 0.1), complete(claims[1], 0.2)))
     written = writer.collect()
     assert (written.lost, written.counted) == ({claims[0].hold}, {claims[1].trial_id})
-    assert written.best_value == 0.2
+    assert written.worst_kept == 0.2
     assert claims[1].number in kept(ledger)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import optuna
 import pytest
 
+from benchmarks.measurement import mean_and_interval
 from benchmarks.planted_worker import Curve, PlantedStudies
-from benchmarks.search_strategies import mean_and_interval
 from hpsearch.store.connection.database import Database
 from hpsearch.study.settings import TrialSettings
 from hpsearch.worker import epoch_writer as epoch_writer_module

@@ -28,9 +28,9 @@ from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.progress import is_finished, read_progress
 from hpsearch.store.registration import register_study
 from hpsearch.store.studies import StoredStudy
-from hpsearch.study.definition import parse_definition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import Point, without_zero_switches
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.rounds import Advance, TrialComparison, advance, describe_spent_budget
 
 NUM_IMAGES = 10_000
@@ -92,7 +92,7 @@ class Search:
             Result(
                 trial_id=claim.trial_id,
                 outcome=Outcome.COMPLETE,
-                value=round(self.error_of(without_zero_switches(claim.parameters)) * NUM_IMAGES) / NUM_IMAGES,
+                loss=round(self.error_of(without_zero_switches(claim.parameters)) * NUM_IMAGES) / NUM_IMAGES,
                 attributes=attributes,
             )
             for claim in claims
@@ -159,7 +159,7 @@ def test_no_round_is_opened_before_the_last_one_is_trained(new_search: NewSearch
     search = new_search()
     assert search.advance() is Advance.UNFINISHED
     claims = search.ledger.claim(100)
-    search.ledger.finish([Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, value=0.5) for c in claims[:-1]])
+    search.ledger.finish([Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, loss=0.5) for c in claims[:-1]])
     assert search.advance() is Advance.UNFINISHED
     assert search.rounds() == [(0, 9)]
     assert not is_finished(search.database, search.study)
@@ -214,7 +214,7 @@ def test_ended_search_stays_ended(new_search: NewSearch) -> None:
 def test_no_result_ends_the_search(new_search: NewSearch) -> None:
     search = new_search({"strategy": "coarse-to-fine", "learning_rate": {"log10": [-1, -2]}})
     claims = search.ledger.claim(100)
-    search.ledger.finish([Result(trial_id=c.trial_id, outcome=Outcome.PRUNED, value=0.01) for c in claims])
+    search.ledger.finish([Result(trial_id=c.trial_id, outcome=Outcome.PRUNED, loss=0.01) for c in claims])
     assert search.advance() is Advance.ENDED
     assert search.reasons()[-1] == "no point has a result"
 
@@ -223,7 +223,7 @@ def test_given_up_point_does_not_hold_the_next_round_up(new_search: NewSearch) -
     search = new_search({"strategy": "coarse-to-fine", "learning_rate": {"log10": [-1, -3]}}, error_of=rate_only)
     poisoned, *others = search.ledger.claim(100)
     search.ledger.finish(
-        [Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, value=rate_only(c.parameters)) for c in others]
+        [Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, loss=rate_only(c.parameters)) for c in others]
     )
     for _ in range(MAX_CRASHES):
         search.ledger.claim(1)

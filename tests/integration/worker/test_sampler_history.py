@@ -321,7 +321,7 @@ def test_a_trial_that_no_longer_counts_is_no_longer_shown_as_ended(
     claims = ledger.claim(4)
     for claim in claims:
         drawing.draw(ledger, claim)
-    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=0.5) for claim in claims[:3]])
+    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, loss=0.5) for claim in claims[:3]])
     optuna_study = database.load_study(study.name)
     optuna_study.add_trial(create_trial(value=0.0))
     optuna_study.tell(claims[3].number, 0.0)

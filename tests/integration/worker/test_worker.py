@@ -8,8 +8,9 @@ import struct
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from concurrent import futures
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from safetensors.numpy import load_file
 
 from benchmarks.reference_loop import validate
 from hpsearch.artifacts.best_parameters import open_artifacts
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.device.pin import PinnedDevice
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import ArtifactError, DeviceError, StorageError
+from hpsearch.results.stored_parameters import read_parameters
 from hpsearch.results.summary import read_summary
 from hpsearch.signals import StopSignal, WorkerStopped
 from hpsearch.store.checkpoints import Checkpoints
@@ -39,8 +41,9 @@ from hpsearch.store.registration import _set_attributes
 from hpsearch.store.rows.correct_images import Correctness, read_correctness
 from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.studies import DEFINITION_ATTRIBUTE
-from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
+from hpsearch.study.study_file import parse_definition
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker import epoch_writer as epoch_writer_module
@@ -58,6 +61,7 @@ from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.preparation import PreparedStudy, prepare_study
 from hpsearch.worker.worker import Worker
 from tests.integration.lost_commits import Backup
+from tests.integration.stop_signals import BeforeEpoch
 
 CPU = torch.device("cpu")
 
@@ -157,23 +161,6 @@ def bench(database: Database, idx_folder: Path, tmp_path: Path) -> Callable[...,
         return Bench(database, parse_definition(document, source="test"), tmp_path)
 
     return make
-
-
-class BeforeEpoch(StopSignal):
-    """Does something right before the worker's epoch number `epoch` (from 1); stops the worker if not told what."""
-
-    def __init__(self, epoch: int, action: Callable[[], Any] | None = None) -> None:
-        super().__init__()
-        self._epochs_to_go = epoch
-        self._action = action or self.set
-
-    @contextlib.contextmanager
-    def interruptible(self, expected_seconds: float | None = None) -> Iterator[None]:
-        self._epochs_to_go -= 1
-        if self._epochs_to_go == 0:
-            self._action()
-        with super().interruptible(expected_seconds):
-            yield
 
 
 def test_every_point_is_trained_once_with_one_value_per_epoch(bench: Callable[..., Bench]) -> None:
@@ -688,8 +675,8 @@ def test_results_are_the_same_whether_an_epoch_is_written_early_or_late(
 class Watched(Cohort):
     """Calls something before and after each epoch."""
 
-    def __init__(self, before: Callable[[], Any], after: Callable[[], Any], *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, before: Callable[[], Any], after: Callable[[], Any], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._before = before
         self._after = after
 
@@ -721,8 +708,8 @@ def test_a_database_that_does_not_answer_keeps_no_epoch_from_being_trained(
 
     recorded: list[int] = []
 
-    def build(*arguments: Any) -> Cohort:
-        return Watched(before, after, *arguments)
+    def build(*arguments: Any, **options: Any) -> Cohort:
+        return Watched(before, after, *arguments, **options)
 
     study.worker(lanes=2, build_cohort=build).run()
     locker.close()
@@ -860,8 +847,8 @@ class Small(Cohort):
     first_failing_epoch = 1
     num_epochs = 0  # of all cohorts
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._rates: dict[Hashable, float] = {}
 
     def admit(self, key: Hashable, settings: TrialSettings) -> None:
@@ -1466,3 +1453,221 @@ def test_what_a_worker_does_is_counted(bench: Callable[..., Bench], tmp_path: Pa
     assert (sample("hpsearch_checkpoints_total", {"result": "written"}) or 0) > 0
     assert states == [WorkerState.STARTING] + [WorkerState.TRAINING] * 11
     assert life_sign.latest.state == WorkerState.IDLE
+
+
+# More epochs
+
+
+def given_more(study: Bench, max_epochs: int) -> Bench:
+    """The same study with more epochs, as the next `hpsearch run` sees it."""
+    definition = study.prepared.study.definition.with_max_epochs(max_epochs)
+    return Bench(study.database, definition, study.folder)
+
+
+@pytest.mark.parametrize("kept", [20, 2, 0])
+def test_trials_that_go_on_have_the_curves_of_uninterrupted_ones(kept: int, bench: Callable[..., Bench]) -> None:
+    """Whether their last state was kept, or they begin anew."""
+    diagnosed = partial(Cohort, is_diagnosed=True)
+    whole = bench(training={"max_epochs": 7, "optimizer": "momentum"})
+    whole.worker(build_cohort=diagnosed).run()
+    study = bench(training={"max_epochs": 3, "optimizer": "momentum"})
+    definition = study.prepared.study.definition.model_copy(update={"keep_end_states": kept})
+    study = Bench(study.database, definition, study.folder)
+    study.worker(build_cohort=diagnosed).run()
+    best_first = sorted(study.counted(), key=lambda trial: (trial.value, trial._trial_id))
+    more = given_more(study, 7)
+    assert more.prepared.registration.num_continued == 6
+    more.worker(build_cohort=diagnosed).run()
+    summary, expected = (read_summary(s.database, s.prepared.study.name, with_curves=True) for s in (more, whole))
+    by_point = {trial.point: trial for trial in expected.complete}
+    resumed = set()
+    for trial in summary.complete:
+        other = by_point[trial.point]
+        curves = [[epoch._replace(seconds=0.0) for epoch in each.curve] for each in (trial, other)]
+        assert curves[0] == curves[1]
+        assert trial.attributes["verdict"] == other.attributes["verdict"]
+        assert trial.value == other.value
+        if trial.attributes.get("resumed_at_epoch") == 3:
+            resumed.add(trial.attributes["continues_trial"])
+    assert resumed == {trial.number for trial in best_first[:kept]}
+    assert {trial.number: trial.value for trial in summary.trials if trial.is_superseded} == {
+        trial.number: trial.value for trial in best_first
+    }
+    assert not list((study.folder / "artifacts").glob("checkpoint-*"))
+
+
+def test_a_worker_that_was_there_before_trains_to_the_new_number_of_epochs(bench: Callable[..., Bench]) -> None:
+    study = bench(training={"max_epochs": 2})
+    before = study.worker()
+    study.worker().run()
+    given_more(study, 5)
+    before._worst_kept = 0.0  # a result that counted before the study was given more epochs
+    before.run()
+    trials = read_summary(study.database, study.prepared.study.name).complete
+    assert [trial.num_epochs for trial in trials] == [5] * 6
+    assert before.artifacts.parameters_id(trials[0].frozen()) is not None
+
+
+@pytest.mark.parametrize("strategy", ["random", "tpe", "cmaes"])
+def test_drawn_points_go_on_with_their_parameters(strategy: str, bench: Callable[..., Bench]) -> None:
+    search = {"strategy": strategy, "num_points": 6, "lambda_2": [1e-4, 1e-3], "learning_rate": {"log10": [-1, -2]}}
+    study = bench(training={"max_epochs": 2}, search=search)
+    study.worker().run()
+    more = given_more(study, 4)
+    more.worker().run()
+    trials = read_summary(more.database, more.prepared.study.name).trials
+    by_number = {trial.number: trial for trial in trials}
+    assert len(trials) == 12
+    for trial in trials:
+        if (number := trial.attributes.get("continues_trial")) is not None:
+            assert trial.parameters == by_number[number].parameters
+            assert trial.is_complete
+
+
+def test_parameters_from_before_a_study_was_given_more_epochs_are_read(bench: Callable[..., Bench]) -> None:
+    study = bench(training={"max_epochs": 2})
+    worker = study.worker()
+    worker.run()
+    best = read_summary(study.database, study.prepared.study.name).require_best()
+    more = given_more(study, 4)
+    stored = more.prepared.study
+    assert read_parameters(stored, best, worker.artifacts)
+    assert stored.definition.sha256 != study.prepared.study.definition.sha256
+    more.worker().run()
+    assert read_parameters(stored, best, worker.artifacts)
+    after = read_summary(study.database, stored.name).require_best()
+    assert read_parameters(stored, after, worker.artifacts)
+
+
+def test_a_trial_that_goes_on_is_not_pruned(bench: Callable[..., Bench]) -> None:
+    pruning = {"pruner": "median", "startup_trials": 1}
+    study = bench(training={"max_epochs": 2}, pruning=pruning)
+    study.worker(lanes=1).run()
+    ended = {trial.number for trial in study.counted() if trial.state is TrialState.COMPLETE}
+    more = given_more(study, 6)
+    more.worker(lanes=1).run()
+    trials = read_summary(more.database, more.prepared.study.name).trials
+    went_on = {trial.attributes["continues_trial"]: trial for trial in trials if "continues_trial" in trial.attributes}
+    assert set(went_on) == ended
+    assert all(trial.is_complete and trial.num_epochs == 6 for trial in went_on.values())
+
+
+def test_end_states_are_those_of_the_best_within_number_and_size(
+    bench: Callable[..., Bench], database: Database
+) -> None:
+    study = bench()
+    study.worker(lanes=1).run()
+    with database.engine.connect() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT trial_id, num_bytes, artifact_id FROM hpsearch_end_states ORDER BY trial_id"
+        ).all()
+    assert len(rows) == 6
+    artifacts = open_artifacts(study.folder / "artifacts")
+    checkpoints = Checkpoints(study.ledger, artifacts)
+    by_value = [t._trial_id for t in sorted(study.counted(), key=lambda trial: (trial.value, trial._trial_id))]
+    for limits, number in (((4, 2**40), 4), ((20, 2 * max(row.num_bytes for row in rows)), 2), ((0, 2**40), 0)):
+        state = {by_value[-1]: (4, b"again")}
+        checkpoints.keep_ends(state, num_states=limits[0], num_bytes=limits[1])
+        with database.engine.connect() as connection:
+            kept = connection.exec_driver_sql("SELECT trial_id, artifact_id FROM hpsearch_end_states").all()
+        assert {row.trial_id for row in kept} == set(by_value[:number])
+        files = {path.name for path in (study.folder / "artifacts").glob("end-state-*")}
+        assert files == {row.artifact_id for row in kept}
+
+
+def test_end_states_whose_commit_was_not_answered_keep_their_files(
+    bench: Callable[..., Bench], database: Database
+) -> None:
+    """As after a repeat of the transaction: the rows are there already, and name these files."""
+    study = bench()
+    study.worker(lanes=1).run()
+    checkpoints = Checkpoints(study.ledger, open_artifacts(study.folder / "artifacts"))
+    transaction = Database.transaction
+
+    class Twice(Database):
+        def transaction(self, work: Any, *arguments: Any) -> Any:
+            transaction(self, work, *arguments)
+            return transaction(self, work, *arguments)
+
+    twice = Twice(**{field.name: getattr(database, field.name) for field in fields(database) if field.init})
+    checkpoints.ledger = replace(study.ledger, database=twice)
+    trial = study.counted()[0]
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM hpsearch_end_states")
+    checkpoints.keep_ends({trial._trial_id: (4, b"state")}, num_states=20, num_bytes=2**30)
+    with database.engine.connect() as connection:
+        (artifact_id,) = connection.exec_driver_sql("SELECT artifact_id FROM hpsearch_end_states").scalars()
+    assert (study.folder / "artifacts" / artifact_id).read_bytes() == b"state"
+
+
+def test_an_end_state_that_cannot_be_written_costs_a_line(
+    bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    study = bench()
+    worker = study.worker()
+    monkeypatch.setattr(Checkpoints, "keep_ends", refuse)
+    worker.run()
+    assert study.ledger.counts().complete == 6
+    assert "the last states of ended trials were not kept: " in caplog.text
+
+
+# Diagnosis
+
+
+@pytest.mark.parametrize("pruner", ["none", "median"])
+def test_a_diagnosed_trial_has_due_epochs_and_its_last_one_on_record_and_a_verdict(
+    pruner: str, bench: Callable[..., Bench], database: Database
+) -> None:
+    training = {"max_epochs": 30, "batch_size": 10}
+    pruning = {"pruner": pruner, "startup_trials": 1}
+    study = bench(training=training, stopping={"rule": "no-improvement-in-n", "n": 2}, pruning=pruning)
+    study.worker(lanes=2, build_cohort=partial(Cohort, is_diagnosed=True)).run()
+    ends = set()
+    for trial in read_summary(database, study.prepared.study.name, with_curves=True).trials:
+        due = {epoch for epoch in (1, 2, 3, 5, 8, 13, 21, 30) if epoch <= trial.num_epochs}
+        assert set(trial.diagnoses) == due | {trial.num_epochs}
+        ends.add(trial.num_epochs)
+        last = trial.diagnoses[trial.num_epochs]
+        assert bool(trial.attributes.get("verdict")) >= (trial.num_epochs >= 6)
+        assert ("verdict_detail" in trial.attributes) == ("verdict" in trial.attributes)
+        assert trial.attributes["update_ratio"] == pytest.approx(last.update_ratio, rel=1e-5)
+        assert trial.attributes["gradient_norm"] == pytest.approx(last.gradient_norm, rel=1e-5)
+    assert ends - {1, 2, 3, 5, 8, 13, 21, 30}, "no trial ended between two due epochs"
+
+
+def test_a_diagnosis_survives_a_stop(bench: Callable[..., Bench], database: Database) -> None:
+    """Stopped in the middle and resumed from checkpoints, the trials have the numbers and verdicts of others."""
+    found = []
+    for epoch in (None, 3):
+        study = bench()
+        diagnosed = partial(Cohort, is_diagnosed=True)
+        if epoch is not None:
+            study.worker(stop=BeforeEpoch(epoch), build_cohort=diagnosed).run()
+        study.worker(build_cohort=diagnosed).run()
+        trials = [t for t in read_summary(database, study.prepared.study.name, with_curves=True).trials if t.is_counted]
+        trials.sort(key=lambda trial: trial.point or 0)
+        assert any(trial.attributes.get("resumed_at_epoch") for trial in trials) == (epoch is not None)
+        verdicts = [trial.attributes.get("verdict") for trial in trials]
+        found.append([(trial.diagnoses, verdict) for trial, verdict in zip(trials, verdicts, strict=True)])
+    for (diagnoses, verdict), (others, other) in zip(*found, strict=True):
+        assert list(diagnoses) == list(others) == [1, 2, 3, 4]
+        assert verdict == other
+        for number in diagnoses:
+            assert diagnoses[number].nll == pytest.approx(others[number].nll, rel=1e-4)
+
+
+def test_a_diagnosis_needs_no_statement_of_its_own_in_an_epoch(
+    bench: Callable[..., Bench],
+    statements: Callable[[], contextlib.AbstractContextManager[list[str]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "EpochWriter", Early)
+    study, marks = bench(), list[int]()
+    with statements() as seen:
+        stop = WatchedStop(lambda: marks.append(len(seen)))
+        study.worker(lanes=6, stop=stop, build_cohort=partial(Cohort, is_diagnosed=True)).run()
+    study.counted()
+    assert [after - before for before, after in itertools.pairwise(marks)] == [1] * 3

@@ -15,7 +15,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.artifacts.best_parameters import open_artifacts
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.device.pin import PinnedDevice
 from hpsearch.results.summary import read_summary
@@ -23,7 +23,7 @@ from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.progress import is_finished
 from hpsearch.store.rows.correct_images import read_correctness
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.cohorts import Cohorts
 from hpsearch.worker.lane_count import FixedLanes
 from hpsearch.worker.options import WorkerSettings

@@ -18,7 +18,7 @@ def curve_of(run: Run) -> list[EpochRecord]:
     with run.csv.open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == notes.COLUMNS
-    names = {"validation_zero_one": "zero_one"}
+    names = {"validation_zero_one": "value"}
     return [EpochRecord(**{names.get(k, k): (int if k == "epoch" else float)(v) for k, v in r.items()}) for r in rows]
 
 
@@ -27,9 +27,9 @@ def test_the_page_says_what_the_curves_say(run: Run) -> None:
     curve = curve_of(run)
     (line,) = [line for line in PAGE.read_text().splitlines() if line.startswith(f"| {run.title} |")]
     cells = [cell.strip() for cell in line.split("|")]
-    assert cells[3] == f"**{100 * min(record.zero_one for record in curve):.2f} %**"
+    assert cells[3] == f"**{100 * min(record.value for record in curve):.2f} %**"
     best_epoch = int(cells[4])
-    assert curve[best_epoch - 1].zero_one == min(record.zero_one for record in curve)
+    assert curve[best_epoch - 1].value == min(record.value for record in curve)
     assert int(cells[5]) == len(curve) == curve[-1].epoch
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import optuna
 import pytest
 
-from benchmarks.measurement import RESULTS
+from benchmarks.measurement import RESULTS, mean_and_interval
 from benchmarks.planted_surfaces import NUM_IMAGES, SURFACES, PlantedTrials, Surface, bits_differ, categorical
 from benchmarks.recorded_trials import RecordedTrials, read_tables, worth
-from benchmarks.search_strategies import coarse_to_fine, main, mean_and_interval, with_tables
+from benchmarks.search_strategies import coarse_to_fine, main, with_tables
 from hpsearch.errors import InputError
 from hpsearch.search.narrowing.closed_round import KnownPoint
 from hpsearch.study.settings import StoppingSettings

@@ -15,11 +15,11 @@ from benchmarks.usual_optuna import check_exit_codes
 from benchmarks.usual_study import StudyResult, load_usual_definition
 from benchmarks.whole_study import STUDY_FILE
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.errors import HpsearchError, InputError
-from hpsearch.study.definition import load_definition
 from hpsearch.study.settings import DataSettings, ModelSettings, TrainingSettings, TrialSettings
+from hpsearch.study.study_file import load_definition
 from hpsearch.training.networks.build import build_network as build_own_network
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def layers_of(network: nn.Sequential) -> dict[str, nn.Linear]:
 
 def with_own_weights(trial: TrialSettings) -> nn.Sequential:
     """The usual network with hpsearch's initial weights."""
-    own = build_own_network(trial.model, DIGITS.image_shape, DIGITS.num_classes)
+    own = build_own_network(trial.model, DIGITS.example_shape, DIGITS.num_outputs)
     parameters = own.initial_parameters(seed=0, dtype=torch.float32, device=CPU)
     network = build_network(trial, UsualData.of(DIGITS))
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_from_the_same_weights_it_gives_the_reference_loops_curve(lambda_2: floa
         should_stop=lambda _: False,
     )
     # One of the 256 validation images may fall on the other side by rounding.
-    assert errors == pytest.approx([report.best.zero_one for report in reference.reports], abs=1.01 / 256)
+    assert errors == pytest.approx([report.best.loss for report in reference.reports], abs=1.01 / 256)
     assert reference.reports[-1].best is reference.best  # so that these are its last parameters
     for name, layer in layers_of(network).items():
         own_weight = as_in_linear(torch.from_numpy(reference.best_parameters[f"{name}.weight"]), layer)
@@ -81,7 +81,7 @@ def test_from_the_same_weights_it_gives_the_reference_loops_curve(lambda_2: floa
 
 def test_initial_weights_have_the_same_distribution_and_the_same_zeros() -> None:
     layers = layers_of(build_network(settings(), UsualData.of(DIGITS)))
-    own = build_own_network(settings().model, DIGITS.image_shape, DIGITS.num_classes).parameter_shapes
+    own = build_own_network(settings().model, DIGITS.example_shape, DIGITS.num_outputs).parameter_shapes
     weights, bound = layers["hidden"].weight.detach(), own["hidden.weight"].bound
     assert 0.99 * bound < float(weights.abs().max()) <= bound
     assert float(weights.std()) == pytest.approx(bound / 3**0.5, rel=0.05)  # uniform

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 
+from hpsearch.checks.finding import Finding
 from hpsearch.checks.models import checked_models
 from hpsearch.checks.samples import CheckedModel
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.splits import SelectionData
-from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.study_file import parse_definition
+from tests.unit.checks.rule import broken_rules
 
 Define = Callable[..., StudyDefinition]
 Model = Callable[..., CheckedModel]
@@ -55,3 +58,17 @@ def model(define: Define, digits: SelectionData) -> Model:
         return CheckedModel(definition=study, settings=settings, data=data, deadline=time.monotonic() + 300)
 
     return checked
+
+
+@pytest.fixture(autouse=True)
+def every_finding_obeys_the_rule(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold every finding that a test of this folder sees made to the rule, unless the test makes it itself."""
+    if request.module.__name__.endswith("test_record"):
+        return
+    complete = Finding.__post_init__
+
+    def check(finding: Finding) -> None:
+        complete(finding)
+        assert not [*broken_rules(finding)], finding
+
+    monkeypatch.setattr(Finding, "__post_init__", check)

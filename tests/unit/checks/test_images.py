@@ -14,14 +14,20 @@ from hpsearch.checks.duplicates import exact_duplicates, near_duplicates
 from hpsearch.checks.finding import Finding, Verdict
 from hpsearch.checks.images import check_classes, check_labels, check_values
 from hpsearch.data.splits import SelectionData, Split
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.study_file import parse_definition
 
 Change = Callable[[SelectionData], SelectionData]
 NEVER = float("inf")
 
 
-def findings(data: SelectionData, *, is_shuffled: bool = False) -> dict[str, Finding]:
+def study(**sections: Any) -> StudyDefinition:
+    return parse_definition({"name": "a", "search": {"learning_rate": [0.1]}, **sections}, source="test")
+
+
+def findings(data: SelectionData, definition: StudyDefinition | None = None) -> dict[str, Finding]:
     every = [
-        *check_classes(data, is_shuffled=is_shuffled),
+        *check_classes(data, definition or study()),
         *check_values(data),
         check_labels(data),
         exact_duplicates(data),
@@ -114,13 +120,22 @@ def test_a_fault_is_found_and_its_cause_is_named(
 
 def test_sorted_images_are_no_fault_if_each_epoch_is_shuffled(digits: SelectionData) -> None:
     data = replace(digits, train=sort_by_class(digits.train))
-    assert findings(data, is_shuffled=False)["order"].fix == "shuffle = true  # in [training]"
-    assert findings(data, is_shuffled=True)["order"].verdict is Verdict.PASSED
+    assert findings(data)["order"].fix == "shuffle = true  # in [training]"
+    assert findings(data, study(training={"shuffle": True}))["order"].verdict is Verdict.PASSED
+    searched = study(search={"shuffle": [True, False]})
+    assert findings(data, searched)["order"].fix == "shuffle = [true]  # in [search]"
+
+
+def test_a_class_that_the_first_images_lack_is_blamed_on_their_number(digits: SelectionData) -> None:
+    data = of("train", without_class(3))(digits)
+    finding = findings(data, study(data={"train_samples": 900}))["classes"]
+    assert finding.look_at[0].startswith("data.train_samples: the first 900 images lack the class")
+    assert finding.fix == "train_samples = 1280  # in [data]"
 
 
 def test_a_class_that_few_training_images_lack_by_accident_is_only_warned_about(digits: SelectionData) -> None:
     few = replace(digits, train=Split(images=digits.train.images[:8], labels=digits.train.labels[:8]))
-    (balance, _) = check_classes(few, is_shuffled=False)
+    (balance, _) = check_classes(few, study())
     assert balance.verdict is Verdict.WARNING
     assert balance.found.startswith("no training image of class 8, 9")
 
@@ -130,7 +145,7 @@ def test_very_unequal_classes_are_warned_about(digits: SelectionData) -> None:
         kept = np.flatnonzero((part.labels != 1) | (np.arange(len(part)) < len(part) / 20))
         return Split(images=part.images[kept], labels=part.labels[kept])
 
-    (balance, _) = check_classes(of_both(rarely_1)(digits), is_shuffled=False)
+    (balance, _) = check_classes(of_both(rarely_1)(digits), study())
     assert balance.verdict is Verdict.WARNING
     assert "the largest class" in balance.look_at[0]
 
@@ -160,3 +175,42 @@ def test_near_duplicates_stop_in_time(digits: SelectionData, monkeypatch: pytest
     monkeypatch.setattr("hpsearch.checks.duplicates._BLOCK", 16)
     numbers: Any = near_duplicates(digits, deadline=0.0).numbers
     assert numbers["looked_at"] == 16
+
+
+def test_levels_give_the_same_findings_as_floats(digits: SelectionData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where training images are compared in several blocks."""
+    levels = of_both(lambda part: replace(part, images=np.rint(part.images * 255).astype(np.uint8)))(leak(0.0)(digits))
+    found = findings(levels)
+    monkeypatch.setattr("hpsearch.checks.duplicates._KNOWN_BLOCK", 100)
+    assert findings(of_both(lambda part: replace(part, images=part.floats()))(levels)) == found
+    assert found["duplicates"].numbers["pairs"] == len(digits.validation) // 2
+
+
+def test_near_duplicates_are_found_in_every_block(digits: SelectionData, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = leak(0.01)(digits)
+    whole = near_duplicates(data, deadline=NEVER)
+    monkeypatch.setattr("hpsearch.checks.duplicates._KNOWN_BLOCK", 50)
+    assert near_duplicates(data, deadline=NEVER) == whole
+
+
+def test_images_in_colour_are_shown_in_grey_with_the_names_of_their_classes(digits: SelectionData) -> None:
+    """Images of a number of bytes that is no multiple of four, too."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (12, 3 * 5 * 3), dtype=np.uint8)
+    data = SelectionData(
+        name="colour",
+        train=Split(images=images, labels=np.arange(12) % 2),
+        validation=Split(images=images[4:8].copy(), labels=np.arange(4) % 2),
+        example_shape=(3, 5, 3),
+        num_classes=2,
+        checksums={},
+        class_names=("cat", "dog"),
+    )
+    finding = exact_duplicates(data)
+    assert finding.numbers["pairs"] == 4
+    first, *rows = finding.pictures[0].splitlines()
+    assert first == "training image 4 (class cat) and validation image 0 (class cat)"
+    assert len(rows) == 5
+    lacking = replace(data, train=replace(data.train, labels=np.zeros(12, dtype=np.int64)))
+    (balance, _) = check_classes(lacking, study())
+    assert balance.found == "no training image of class dog"

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpsearch.console.launch_view import describe_registration
+import pytest
+
+from hpsearch.console.launch_view import TerminalListener, describe_registration
 from hpsearch.store.registration import Registration
 from hpsearch.store.studies import StoredStudy
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
+
+NETWORKS = {"name": "a", "search": {"learning_rate": [0.1]}}
+PROGRAMS = {"name": "a", "command": {"run": ["train", "{a}"]}, "search": {"a": [1]}}
 
 
 def registration(**values: Any) -> Registration:
@@ -32,3 +37,21 @@ def test_changed_study_shows_how() -> None:
     assert describe_registration(registration(changes=('keep_parameters: "best" in the study, "all" given',)), "") == (
         'study \'a\' changed: no new points, 24 in all\n  keep_parameters: "best" in the study, "all" given'
     )
+
+
+@pytest.mark.parametrize(
+    ("document", "number", "told"),
+    [
+        (NETWORKS, None, "1 worker with the fastest number of lanes"),
+        (NETWORKS, 4, "1 worker with 4 lanes each"),
+        (PROGRAMS, 4, "1 worker with 4 programs at once"),
+        (PROGRAMS, None, "1 worker with as many programs as fit"),
+    ],
+)
+def test_it_is_told_how_much_runs_at_once(
+    document: dict[str, Any], number: int | None, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    definition = parse_definition(document, source="test")
+    study = StoredStudy(study_id=1, definition=definition, dataset_checksums={}, versions={})
+    TerminalListener().prepared(registration(study=study), 1, number)
+    assert told in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 
 from hpsearch.console.progress_view import describe, download_progress, follow
 from hpsearch.logs import LogFormat, configure_logging
+from hpsearch.metric import Metric
 from hpsearch.store.progress import Progress
 from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.rows.round_rows import StoredRound
@@ -51,3 +52,11 @@ def test_a_download_draws_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
         show("train-images", 10, 20)
         show("train-images", 20, 20)
     assert capsys.readouterr().err == ""
+
+
+def test_programs_are_shown_by_steps() -> None:
+    metric = Metric(name="loss", label="loss", is_reported=True)
+    progress = Progress(
+        counts=PointCounts(running=1), epochs=6, epochs_of_counted=0, best_value=None, best_trial=None, running=()
+    )
+    assert describe(replace(progress, metric=metric), 2.0).endswith("2.00 steps/s")

@@ -15,7 +15,7 @@ from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.store.rows.round_rows import StoredRound
 from hpsearch.store.rows.trial_state import StoredState
 from hpsearch.store.studies import StoredStudy
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 
 
 def running(number: int, **attributes: Any) -> TrialSummary:
@@ -28,6 +28,7 @@ def running(number: int, **attributes: Any) -> TrialSummary:
         parameters={},
         stored_distributions={},
         value=None,
+        loss=None,
         attributes=attributes,
         artifact_records={},
         num_epochs=0,

@@ -14,9 +14,9 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from hpsearch.data import published
-from hpsearch.data.lookup import DataLocations
-from hpsearch.data.published import (
+from hpsearch.data.files import published
+from hpsearch.data.files.lookup import DataLocations
+from hpsearch.data.files.published import (
     FILE_NAMES,
     TEST_IMAGES,
     TEST_LABELS,

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpsearch.data.catalog import FileState, fetch_dataset, load_selection_data, verify_dataset
-from hpsearch.data.lookup import DataLocations
-from hpsearch.data.published import FILE_NAMES, TRAIN_IMAGES, TRAIN_LABELS
-from hpsearch.data.registry import catalog_names
+from hpsearch.data.catalog import fetch_dataset, load_selection_data, verify_dataset
+from hpsearch.data.files.file_check import FileState
+from hpsearch.data.files.lookup import DataLocations
+from hpsearch.data.files.published import FILE_NAMES, TRAIN_IMAGES, TRAIN_LABELS
+from hpsearch.data.registry import FORMS, catalog_names
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError, InputError
 from hpsearch.study.settings import DataSettings
@@ -27,11 +28,11 @@ from hpsearch.study.settings import DataSettings
 def assert_is_selection_of(data: SelectionData, synthetic_set, num_train: int = 50) -> None:
     images, labels = (synthetic_set.arrays[name] for name in (TRAIN_IMAGES, TRAIN_LABELS))
     pixels = images.reshape(60, 20).astype(np.float32) / np.float32(255)
-    np.testing.assert_array_equal(data.train.images, pixels[:num_train])
+    np.testing.assert_array_equal(data.train.floats(), pixels[:num_train])
     np.testing.assert_array_equal(data.train.labels, labels[:num_train])
-    np.testing.assert_array_equal(data.validation.images, pixels[50:])
+    np.testing.assert_array_equal(data.validation.floats(), pixels[50:])
     np.testing.assert_array_equal(data.validation.labels, labels[50:])
-    assert (data.image_shape, data.num_classes) == ((5, 4), 10)
+    assert (data.example_shape, data.num_classes) == ((5, 4), 10)
     assert data.checksums == {
         name: hashlib.sha256(synthetic_set.content(name)).hexdigest() for name in (TRAIN_IMAGES, TRAIN_LABELS)
     }
@@ -121,16 +122,43 @@ def test_an_unknown_name_gets_the_choices_and_a_suggestion(
     with pytest.raises(InputError, match=rf"data\.dataset: unknown data set '{dataset}'") as caught:
         load_selection_data(DataSettings(dataset=dataset), locations=locations)
     assert caught.value.hint == (
-        f'did you mean "{suggestion}"? expected mnist, fashion-mnist, kmnist, digits, '
-        "a folder of IDX files, or the path of an mnist.pkl.gz"
+        f'did you mean "{suggestion}"? expected {", ".join(catalog_names())}, '
+        + ", or ".join(form.path_description for form in FORMS if form.path_description)
     )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "suggestion"),
+    [
+        ("sklearn:irs", 'did you mean "iris"? '),
+        ("sklearn:breast-cancer", 'did you mean "breast_cancer"? '),
+        ("sklearn:Wine", 'did you mean "wine"? '),
+        ("sklearn:load_digits", 'did you mean "digits"? '),
+        ("sklearn:boston", ""),
+        ("sklearn:", ""),
+    ],
+)
+def test_an_unknown_name_of_scikit_learn_is_no_loader_and_gets_the_names(
+    locations: DataLocations, dataset: str, suggestion: str
+) -> None:
+    expected = f"{suggestion}expected sklearn: and one of breast_cancer, wine, iris, diabetes, digits"
+    with pytest.raises(InputError, match=rf"data\.dataset: unknown data set '{dataset}'") as loaded:
+        load_selection_data(DataSettings(dataset=dataset), locations=locations)
+    with pytest.raises(InputError, match=rf"data\.dataset: unknown data set '{dataset}'") as fetched:
+        fetch_dataset(dataset, locations)
+    assert loaded.value.hint == fetched.value.hint == expected
+
+
+def test_a_loader_in_a_module_of_scikit_learn_is_one(locations: DataLocations) -> None:
+    with pytest.raises(InputError, match=r'load_iris: .*load_iris\("train"\) failed'):
+        load_selection_data(DataSettings(dataset="sklearn.datasets:load_iris"), locations=locations)
 
 
 @pytest.mark.parametrize("dataset", ["", " ", "imagenet", "x" * 5000, "a\0b", "~nobody-of-this-name"])
 def test_a_name_that_resembles_nothing_gets_the_choices(locations: DataLocations, dataset: str) -> None:
     with pytest.raises(InputError, match="unknown data set") as caught:
         load_selection_data(DataSettings(dataset=dataset), locations=locations)
-    assert str(caught.value.hint).startswith("expected mnist, fashion-mnist, kmnist, digits")
+    assert str(caught.value.hint).startswith("expected mnist, fashion-mnist, kmnist, qmnist")
 
 
 @pytest.mark.parametrize("dataset", ["no/such/folder", "./mnist", "/no-such-folder", "mnist.pkl.gz"])
@@ -154,15 +182,26 @@ def test_a_path_that_may_not_be_looked_at_says_so(monkeypatch: pytest.MonkeyPatc
 def test_a_file_of_another_kind_is_refused_with_what_helps(tmp_path: Path, locations: DataLocations) -> None:
     path = tmp_path / f"{TRAIN_IMAGES}.gz"
     path.touch()
-    with pytest.raises(InputError, match=r"expected a name that ends in \.pkl\.gz") as caught:
+    with pytest.raises(InputError, match=r"expected a name that ends in .*\.pkl\.gz, \.pkl") as caught:
         load_selection_data(DataSettings(dataset=str(path)), locations=locations)
     assert caught.value.hint == "for IDX files give the folder that contains them"
 
 
-def test_a_folder_without_the_files_names_the_missing_one(tmp_path: Path, locations: DataLocations) -> None:
+def test_a_folder_without_the_files_names_the_missing_one(
+    tmp_path: Path, locations: DataLocations, synthetic_set
+) -> None:
+    (synthetic_set.write(tmp_path) / f"{TRAIN_IMAGES}.gz").unlink()
     with pytest.raises(DataError, match=rf"{tmp_path}: no {TRAIN_IMAGES}\.gz or {TRAIN_IMAGES}") as caught:
         load_selection_data(DataSettings(dataset=str(tmp_path)), locations=locations)
     assert all(name in str(caught.value.hint) for name in FILE_NAMES)
+
+
+def test_a_folder_of_no_known_form_says_what_was_looked_for(tmp_path: Path, locations: DataLocations) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("")
+    with pytest.raises(DataError, match="is a folder without data of a known form") as caught:
+        load_selection_data(DataSettings(dataset=str(tmp_path)), locations=locations)
+    assert all(form.looked_for in str(caught.value.hint) for form in FORMS)
 
 
 def test_fetch_downloads_what_is_missing_of_all_four_files(tmp_path: Path, synthetic_set, publish, mirror) -> None:
@@ -253,8 +292,10 @@ def test_verify_gives_the_checksum_of_the_bundled_digits(locations: DataLocation
     assert {"digits": check.sha256} == data.checksums
 
 
-def test_the_catalogue_has_four_names() -> None:
-    assert catalog_names() == ("mnist", "fashion-mnist", "kmnist", "digits")
+def test_the_catalogue_has_these_names() -> None:
+    images = {"mnist", "fashion-mnist", "kmnist", "qmnist", "emnist-balanced", "emnist-letters", "cifar10", "cifar100"}
+    assert images | {"digits"} <= set(catalog_names())
+    assert len(set(catalog_names())) == len(catalog_names())
 
 
 # Prints every path that is opened from the moment on when the data are asked for. An audit hook sees all of
@@ -262,10 +303,11 @@ def test_the_catalogue_has_four_names() -> None:
 TRACED_LOAD = """
 import json, sys
 from pathlib import Path
-from hpsearch.data import published
+from hpsearch.data.files import published
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.lookup import DataLocations
-from hpsearch.data.data_file import read_data_file
+from hpsearch.data.files.file_check import FileState
+from hpsearch.data.files.lookup import DataLocations
+from hpsearch.data.files.data_file import read_data_file
 from hpsearch.data.test_split import load_test_split
 from hpsearch.study.settings import DataSettings
 
@@ -317,10 +359,10 @@ def test_the_real_mnist_has_its_known_parts() -> None:
     data = load_selection_data(DataSettings(dataset="mnist"), locations=DataLocations.from_environment())
     assert data.train.images.shape == (50_000, 784)
     assert data.validation.images.shape == (10_000, 784)
-    assert data.image_shape == (28, 28)
+    assert data.example_shape == (28, 28)
     assert data.checksums[TRAIN_IMAGES].startswith("ba891046")
     np.testing.assert_array_equal(data.train.labels[:10], [5, 0, 4, 1, 9, 2, 1, 3, 1, 4])
     # The mean grey level of all 60,000 is 0.1307 (known from every tutorial that normalises by it).
-    mean = (5 * data.train.images.mean(dtype=np.float64) + data.validation.images.mean(dtype=np.float64)) / 6
+    mean = (5 * data.train.floats().mean(dtype=np.float64) + data.validation.floats().mean(dtype=np.float64)) / 6
     assert mean == pytest.approx(0.1307, abs=5e-5)
-    assert (data.train.images.min(), data.train.images.max()) == (0, 1)
+    assert (data.train.images.min(), data.train.images.max()) == (0, 255)

@@ -31,7 +31,7 @@ def make_data(num_train: int, num_validation: int = 3) -> SelectionData:
         name="synthetic",
         train=make_split(num_train, 1),
         validation=make_split(num_validation, 2),
-        image_shape=(2, 3),
+        example_shape=(2, 3),
         num_classes=10,
         checksums={},
     )
@@ -83,7 +83,7 @@ def test_validation_tensors_and_shapes_are_the_data_sets() -> None:
     np.testing.assert_array_equal(data.validation_images.numpy(), source.validation.images)
     np.testing.assert_array_equal(data.validation_labels.numpy(), source.validation.labels)
     assert (data.validation_images.dtype, data.validation_labels.dtype) == (torch.float32, torch.int64)
-    assert (data.num_train, data.image_shape, data.num_classes) == (12, (2, 3), 10)
+    assert (data.num_train, data.example_shape, data.num_outputs) == (12, (2, 3), 10)
 
 
 def test_whole_data_are_one_chunk_in_file_order_without_the_remainder() -> None:
@@ -217,7 +217,7 @@ def test_read_only_and_strided_arrays_are_placed() -> None:
         name="synthetic",
         train=Split(images=images, labels=source.train.labels),
         validation=source.validation,
-        image_shape=(2, 3),
+        example_shape=(2, 3),
         num_classes=10,
         checksums={},
     )

@@ -47,9 +47,11 @@ def test_too_few_images_for_two_parts_are_refused(num_images: int) -> None:
 def test_grey_levels_become_float32_fractions_of_255() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
     split = scaled_split(levels, np.array([0, 3, 9, 1], dtype=np.uint8))
-    assert split.images.dtype == np.float32
+    assert split.images.dtype == np.uint8
     assert split.labels.dtype == np.int64
-    assert split.images.shape == (4, 64)
-    np.testing.assert_array_equal(split.images.reshape(-1), np.arange(256, dtype=np.float32) / np.float32(255))
+    assert split.floats().dtype == np.float32
+    assert split.floats().shape == (4, 64)
+    np.testing.assert_array_equal(split.floats().reshape(-1), np.arange(256, dtype=np.float32) / np.float32(255))
+    np.testing.assert_array_equal(split.floats(np.array([2, 0])), split.floats()[[2, 0]])
     np.testing.assert_array_equal(split.labels, [0, 3, 9, 1])
     assert len(split) == 4

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 import hpsearch
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.lookup import DataLocations
-from hpsearch.data.published import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
+from hpsearch.data.files.lookup import DataLocations
+from hpsearch.data.files.published import TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 from hpsearch.data.registry import resolve_dataset
 from hpsearch.data.test_file_marks import marks_of_content, marks_of_test_files
 from hpsearch.errors import DataError
@@ -101,10 +101,10 @@ def test_test_images_in_a_pickle_are_found(
 
 
 def test_no_test_file_is_read_as_a_training_file(locations: DataLocations, synthetic_set, tmp_path: Path) -> None:
-    source: Any = resolve_dataset(str(synthetic_set.write(tmp_path / "mine")))
-    for name in (TEST_IMAGES, TEST_LABELS):
+    source: Any = resolve_dataset(str(synthetic_set.write(tmp_path / "mine")), None)
+    for names in ((TEST_IMAGES, TEST_LABELS), (TRAIN_IMAGES, TEST_LABELS)):
         with pytest.raises(DataError, match="is not a training file"):
-            source.read_training_file(name, locations)
+            source.read_training_files(names, locations)
 
 
 def test_test_files_are_known_again_without_being_opened(

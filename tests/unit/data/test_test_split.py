@@ -11,8 +11,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.lookup import DataLocations
-from hpsearch.data.published import TEST_IMAGES, TEST_LABELS
+from hpsearch.data.files.lookup import DataLocations
+from hpsearch.data.files.published import TEST_IMAGES, TEST_LABELS
 from hpsearch.data.test_split import load_test_split
 from hpsearch.errors import DataError, InputError
 from hpsearch.study.settings import DataSettings
@@ -25,7 +25,7 @@ def test_the_test_files_are_read(locations: DataLocations, synthetic_set, publis
     dataset = str(folder) if is_folder else "mnist"
     split = load_test_split(DataSettings(dataset=dataset, train_samples=1), locations, lambda: True)
     pixels = synthetic_set.arrays[TEST_IMAGES].reshape(10, 20).astype(np.float32) / np.float32(255)
-    np.testing.assert_array_equal(split.images, pixels)
+    np.testing.assert_array_equal(split.floats(), pixels)
     np.testing.assert_array_equal(split.labels, synthetic_set.arrays[TEST_LABELS])
 
 

@@ -132,7 +132,7 @@ def _variables_are_put_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(os, "environ", {**os.environ, "HPSEARCH_HOME": str(tmp_path)})
 
 
-def worker(folder: Path, program: str, **environment: str) -> RayWorker:
+def worker(folder: Path, program: str, *, place: str | None = None, **environment: str) -> RayWorker:
     command = FakeCommand(
         study_name="s",
         storage_url=None,
@@ -142,7 +142,7 @@ def worker(folder: Path, program: str, **environment: str) -> RayWorker:
         log_folder=Path("/of/another/machine"),
         program=program,
     )
-    return RayWorker(command, 0, environment)
+    return RayWorker(command, 0, environment, place)
 
 
 FOR_EVER = "import signal; signal.pause()"
@@ -178,3 +178,9 @@ def test_a_node_that_cannot_start_a_worker_says_why(tmp_path: Path) -> None:
     assert end.code == ArtifactError.exit_code
     assert "cannot write the workers' logs into" in str(end.final_error)
     refused.send_signal(signal.SIGTERM)
+
+
+def test_a_node_without_the_folder_of_a_program_says_so(tmp_path: Path) -> None:
+    end = worker(tmp_path, "pass", place=str(tmp_path / "code")).wait_for_end()
+    assert end.code == 3
+    assert f"there is no folder {tmp_path / 'code'}" in str(end.final_error)

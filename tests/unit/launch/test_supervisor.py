@@ -22,9 +22,11 @@ from hpsearch.launch import supervisor as module
 from hpsearch.launch import worker_command as command_module
 from hpsearch.launch.supervisor import MAX_RESTARTS, Supervisor
 from hpsearch.launch.worker_command import SPIN_COUNT, WorkerCommand, WorkersFailedError, end_workers
+from hpsearch.metric import Metric
 from hpsearch.store.progress import Progress
 from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.rows.round_rows import StoredRound
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.options import MetricsAddress, WorkerOptions
 
 
@@ -61,7 +63,7 @@ def supervisor(
     """A supervisor that reads these counts again and again, one after the other."""
     left = itertools.cycle(counts)
 
-    def read(database: Any, study_id: int) -> Progress:
+    def read(database: Any, study_id: int, metric: Metric) -> Progress:
         return Progress(
             counts=next(left),
             epochs=0,
@@ -73,7 +75,7 @@ def supervisor(
         )
 
     monkeypatch.setattr(module, "read_progress", read)
-    study = cast(Any, type("Study", (), {"study_id": 1}))
+    study = cast(Any, type("Study", (), {"study_id": 1, "definition": parse_definition({"name": "s"}, source="test")}))
     return Supervisor(
         database=cast(Any, None), study=study, command=command(folder, program), num_workers=1, poll_seconds=0.05
     )

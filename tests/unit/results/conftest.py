@@ -14,8 +14,8 @@ from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import EpochRecord, TrialSummary
 from hpsearch.store.rows.trial_state import StoredState
 from hpsearch.store.studies import StoredStudy
-from hpsearch.study.definition import parse_definition
 from hpsearch.study.space import ParameterValue
+from hpsearch.study.study_file import parse_definition
 
 MOMENT = datetime(2026, 11, 21, 7, 5, tzinfo=UTC)
 
@@ -67,6 +67,7 @@ def _trial(
         parameters=parameters or {},
         stored_distributions={},
         value=value,
+        loss=value,
         attributes={key: v for key, v in {**written, **attributes}.items() if v is not None},
         artifact_records={},
         num_epochs=len(errors),
@@ -79,7 +80,7 @@ def _trial(
 def _epoch(epoch: int, error: float) -> EpochRecord:
     return EpochRecord(
         epoch=epoch,
-        zero_one=error,
+        value=error,
         train_nll=2 * error,
         validation_nll=3 * error,
         learning_rate=0.1,

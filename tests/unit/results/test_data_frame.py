@@ -26,11 +26,12 @@ def test_there_is_a_row_per_trial_best_first_with_its_searched_keys(summary: Stu
 def test_columns_and_types_are_those_that_are_promised_even_without_trials(
     summary: StudySummary, make_summary: Callable[..., StudySummary]
 ) -> None:
+    columns = {"zero_one" if name == "value" else name: kind for name, kind in CURVE_COLUMNS.items()}
     for each in (summary, make_summary([], {"learning_rate": [0.1]})):
         types = {name: str(kind) for name, kind in trials_frame(each).dtypes.items()}
         assert {name: kind for name, kind in types.items() if name != "learning_rate"} == TRIAL_COLUMNS
         assert list(types)[3:5] == ["value", "learning_rate"]
-        assert {name: str(kind) for name, kind in curves_frame(each).dtypes.items()} == CURVE_COLUMNS
+        assert {name: str(kind) for name, kind in curves_frame(each).dtypes.items()} == columns
 
 
 def test_what_a_trial_has_not_is_missing_and_not_zero(
@@ -79,3 +80,26 @@ def test_without_pandas_one_line_says_how_to_install_it(summary: StudySummary, m
     for make in (trials_frame, curves_frame):
         with pytest.raises(ImportError, match=r"pip install 'hpsearch\[pandas\]'"):
             make(summary)
+
+
+def test_a_key_with_the_name_of_another_column_has_a_prefix(
+    make_trial: Callable[..., object], make_summary: Callable[..., StudySummary]
+) -> None:
+    trials = [make_trial(0, 0.5, {"epochs": 3, "a": 1})]
+    command = {"run": ["train", "{epochs}", "{a}"], "metric": "seconds"}
+    summary = make_summary(trials, {"epochs": [3], "a": [1]}, command=command)
+    frame = trials_frame(summary)
+    assert (frame.loc[0, "params_epochs"], frame.loc[0, "a"], frame.loc[0, "epochs"]) == (3, 1, 2)
+    assert list(curves_frame(summary)["value"]) == [0.9, 0.5]
+
+
+def test_keys_whose_names_and_prefixed_names_are_taken_have_columns_of_their_own(
+    make_trial: Callable[..., object], make_summary: Callable[..., StudySummary]
+) -> None:
+    searched = {"value": [3], "params_value": [4], "params_params_value": [5]}
+    trials = [make_trial(0, 0.5, {name: values[0] for name, values in searched.items()})]
+    command = {"run": ["train", *(f"{{{name}}}" for name in searched)]}
+    frame = trials_frame(make_summary(trials, searched, command=command))
+    names = ("params_params_params_value", "params_value", "params_params_value")
+    assert [frame.loc[0, name] for name in names] == [3, 4, 5]
+    assert frame.loc[0, "value"] == 0.5

@@ -28,7 +28,7 @@ from hpsearch.results.export import (
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary
 from hpsearch.store.studies import current_versions
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 READERS: dict[ExportFormat, Callable[[str], Any]] = {
@@ -61,7 +61,7 @@ def test_a_document_holds_the_configuration_and_its_evidence(summary: StudySumma
             "created": {"hpsearch": "0.1.0", "torch": "2.6.0"},
             "exported": current_versions(),
         },
-        "estimate": {"evidence": "search", "error": 0.02},
+        "estimate": {"evidence": "search", "metric": "zero-one", "error": 0.02, "units": "images"},
         "test_openings": [],
         "other_test_openings": [],
         "test_intents": [],

@@ -53,7 +53,7 @@ def last_step(pruner: BasePruner, values: dict[int, float], *, study: optuna.Stu
 
 def rules_last_step(rule: StoppingRule, values: dict[int, float]) -> int | None:
     for step, value in values.items():
-        validation = Validation(iteration=step, zero_one=value, nll=0.0)
+        validation = Validation(iteration=step, loss=value, nll=0.0)
         report = EpochReport(epoch=1, validations=(validation,), train_nll=0.0, learning_rate=0.1, seconds=0.0)
         if rule.observe(report) is not None:
             return step

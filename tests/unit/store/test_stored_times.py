@@ -15,7 +15,7 @@ _WRITTEN = (
     rf"= timezone\('UTC', {_CLOCK}\)",
     r"= greatest\(now\(\), renewed_at \+ interval '1 microsecond'\)",
     rf"VALUES \([^)]*, {_CLOCK}",
-    rf"num_bytes, {_CLOCK} FROM held",
+    rf"INSERT INTO \w+(?: AS \w+)? \([\w, ]+\)\s+SELECT [\w., ]+, {_CLOCK}\s+FROM",
     rf"(?:=|\": )func\.{_CLOCK}",
 )
 _START = r"(?<!SELECT )pg_postmaster_start_time\(\)"

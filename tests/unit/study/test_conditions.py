@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hpsearch.errors import InputError
-from hpsearch.study.definition import StudyDefinition, load_definition, parse_definition
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.study_file import load_definition, parse_definition
 
 STUDIES = Path(__file__).parents[3] / "studies"
 
@@ -192,3 +193,25 @@ def test_target_and_factor_exclude_each_other(text: str) -> None:
     assert str(refusal(text)) == (
         "study.toml: training.schedule_target stands in place of training.schedule_factor: give one of them"
     )
+
+
+def test_set_keys_of_a_program_without_effect_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    document = {
+        "name": "mine",
+        "command": {"run": ["train", "{rule}"], "gpus": 0, "per_gpu": 2},
+        "search": {"rule": ["no-improvement-in-n", "none"]},
+        "stopping": {"n": 3},
+        "pruning": {"startup_trials": 3},
+    }
+    parse_definition(document, source="study.toml")
+    assert caplog.messages == [
+        "study.toml: stopping.n has no effect: stopping.rule is none",
+        "study.toml: pruning.startup_trials has no effect: pruning.pruner is none",
+        "study.toml: command.per_gpu has no effect: command.gpus is 0",
+    ]
+    caplog.clear()
+    document["stopping"] = {"rule": "no-improvement-in-n", "n": 3}
+    document["pruning"] = {"pruner": "median", "startup_trials": 3}
+    document["command"] = {"run": ["train", "{rule}"], "gpus": 1, "per_gpu": 2}
+    parse_definition(document, source="study.toml")
+    assert caplog.messages == []

@@ -19,7 +19,7 @@ from hpsearch.errors import InputError
 from hpsearch.search.samplers.build import build_sampler
 from hpsearch.search.samplers.search_space import explore
 from hpsearch.study.change import compare_definitions, describe_differences
-from hpsearch.study.definition import StudyDefinition, load_definition, parse_definition
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import (
     DataSettings,
     ModelSettings,
@@ -28,6 +28,7 @@ from hpsearch.study.settings import (
     TrainingSettings,
 )
 from hpsearch.study.space import DRAWN
+from hpsearch.study.study_file import load_definition, parse_definition
 
 NOTES_GRID = """
 name = "mlp-coarse"

@@ -23,8 +23,9 @@ from hpsearch.search.stopping import stopping_rule
 from hpsearch.store.rows.distributions import parse_stored_distribution
 from hpsearch.store.rows.points import narrowing_of
 from hpsearch.stored_json import parse_stored
-from hpsearch.study.definition import StudyDefinition, load_definition, parse_definition
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.space import DRAWN
+from hpsearch.study.study_file import load_definition, parse_definition
 from hpsearch.worker.objective import Objective
 
 OUT_OF_BOUNDS = [
@@ -274,6 +275,7 @@ def test_what_is_accepted_trains_its_first_epoch(
         train_first_epoch(definition)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_quiet")
 def test_the_widest_layer_trains_its_first_epoch() -> None:
     document = {

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hpsearch.study.change import compare_definitions
-from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.study_file import parse_definition
 
 # A line each: the hash of the definition, that of what its values depend on, and the study file, as commit 6355741
 # has it: all files of studies/ and examples/, and random ones of all strategies.
@@ -27,6 +28,14 @@ def test_hashes_are_those_of_an_older_hpsearch(line: str) -> None:
     other = parse_definition(_reversed(document), source="other.toml")
     assert compare_definitions(stored, other).is_none
     assert other.told_like(stored).sha256 == sha256
+
+
+def test_a_key_that_joined_later_is_stored_only_when_it_is_used() -> None:
+    document = json.loads(_LINES[0])[2]
+    used = parse_definition({**document, "keep_every": 5}, source="new.toml")
+    assert StudyDefinition.from_canonical_json(used.canonical_json()) == used
+    assert "keep_every" in used.canonical_json()
+    assert "keep_every" not in used.model_copy(update={"keep_every": None}).canonical_json()
 
 
 def _reversed(table: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from hpsearch.errors import InputError
-from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.registry import ACTIVATIONS, OWNERS, STRATEGIES, Named
+from hpsearch.study.study_file import parse_definition
 
 TABLES = {**OWNERS, "model.activation": ACTIVATIONS, "search.strategy": STRATEGIES}
 LINES = [(owner, name) for owner, table in TABLES.items() for name in table]

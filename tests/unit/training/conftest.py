@@ -52,7 +52,7 @@ def selection_data() -> Callable[..., SelectionData]:
             name="prototypes",
             train=_split(generator, prototypes, num_train),
             validation=_split(generator, prototypes, num_validation),
-            image_shape=image_shape,
+            example_shape=image_shape,
             num_classes=NUM_CLASSES,
             checksums={},
         )
@@ -148,7 +148,7 @@ def frozen_replay() -> type[FrozenReplay]:
 @pytest.fixture(scope="session")
 def stack_tensors() -> Callable[[LaneStack], list[Tensor]]:
     def tensors(stack: LaneStack) -> list[Tensor]:
-        shared = (stack.parameters, stack.best_parameters, stack.best_losses, stack.correct)
+        shared = (stack.parameters, stack.best_parameters, stack.best_losses, stack.records)
         return [tensor for group in (*shared, *stack.optimizer_states.values()) for tensor in group.values()]
 
     return tensors

@@ -17,8 +17,8 @@ from hpsearch.training.lanes.stack import LaneStack
 from hpsearch.training.losses import (
     LanePenalties,
     is_correct,
-    mean_nll,
-    sum_nll,
+    mean_loss,
+    sum_loss,
 )
 from hpsearch.training.networks.build import build_network
 
@@ -37,19 +37,19 @@ def random_lanes(num_lanes: int, batch: int, classes: int, seed: int) -> tuple[T
 def test_nll_by_hand() -> None:
     total = math.log(2) + math.log(6) + math.log(3)
 
-    assert float(sum_nll(LOGITS, LABELS)) == pytest.approx(total, rel=1e-15)
-    assert float(mean_nll(LOGITS, LABELS)) == pytest.approx(total / 3, rel=1e-15)
+    assert float(sum_loss(LOGITS, LABELS)) == pytest.approx(total, rel=1e-15)
+    assert float(mean_loss(LOGITS, LABELS)) == pytest.approx(total / 3, rel=1e-15)
 
 
 def test_nll_of_guessing_among_ten_is_ln_10() -> None:
-    assert float(mean_nll(torch.zeros(4, 10), torch.arange(4))) == pytest.approx(2.302585, rel=1e-6)
+    assert float(mean_loss(torch.zeros(4, 10), torch.arange(4))) == pytest.approx(2.302585, rel=1e-6)
 
 
 def test_nll_of_huge_scores_does_not_overflow() -> None:
     logits = torch.tensor([[1e30, 0.0], [0.0, 1e30]], dtype=torch.float32)
 
-    assert float(mean_nll(logits, torch.tensor([0, 1]))) == 0.0
-    assert float(mean_nll(logits, torch.tensor([1, 0]))) == pytest.approx(1e30)
+    assert float(mean_loss(logits, torch.tensor([0, 1]))) == 0.0
+    assert float(mean_loss(logits, torch.tensor([1, 0]))) == pytest.approx(1e30)
 
 
 def test_correct_images_by_hand() -> None:
@@ -76,7 +76,7 @@ def test_each_lanes_loss_is_the_single_trials(
     logits, own_labels = random_lanes(num_lanes, batch, classes, seed)
     labels = own_labels[0] if is_shared else own_labels
 
-    for loss in (mean_nll, sum_nll):
+    for loss in (mean_loss, sum_loss):
         of_lanes = loss(logits, labels)
         assert of_lanes.shape == (num_lanes,)
         for lane in range(num_lanes):
@@ -158,7 +158,7 @@ def test_gradient_of_the_regularised_loss_agrees_with_central_differences(family
 
     def loss() -> Tensor:
         weights = [parameters[name] for name in network.weight_names]
-        nll = mean_nll(network.logits(parameters, images), labels)
+        nll = mean_loss(network.logits(parameters, images), labels)
         return regularised_loss(nll, weights, lambda_1=1e-3, lambda_2=1e-2)
 
     gradients = dict(zip(parameters, torch.autograd.grad(loss(), list(parameters.values())), strict=True))

@@ -58,7 +58,7 @@ def test_logistic_regression_follows_a_plain_numpy_loop(
         nll = -np.log(p[np.arange(80), validation.labels]).mean()
         assert report.train_nll == pytest.approx(np.mean(train_nll), rel=1e-10)
         assert report.validations[-1].nll == pytest.approx(nll, rel=1e-10)
-        assert report.validations[-1].zero_one == (p.argmax(axis=1) != validation.labels).mean()
+        assert report.validations[-1].loss == (p.argmax(axis=1) != validation.labels).mean()
 
 
 @pytest.mark.parametrize("family", ["logistic", "mlp", "cnn"])
@@ -71,7 +71,7 @@ def test_every_model_learns_with_every_optimizer(resident: Build, trial: Trial, 
     assert result.reports[0].train_nll == pytest.approx(np.log(10), abs=0.8)
     assert result.reports[-1].train_nll < 0.5 * np.log(10)
     assert result.best is not None
-    assert result.best.zero_one < 0.45  # guessing: 0.9
+    assert result.best.loss < 0.45  # guessing: 0.9
 
 
 def test_validations_within_an_epoch_count_minibatches_of_the_whole_trial(resident: Build, trial: Trial) -> None:
@@ -88,9 +88,9 @@ def test_best_parameters_reproduce_the_best_validation(resident: Build, trial: T
     result = run(settings, data, validations_every=2)
 
     validations = [v for report in result.reports for v in report.validations]
-    assert result.best == min(validations, key=lambda v: (v.zero_one, v.nll))
+    assert result.best == min(validations, key=lambda v: (v.loss, v.nll))
     assert result.best != validations[-1]
-    network = build_network(settings.model, data.image_shape, data.num_classes)
+    network = build_network(settings.model, data.example_shape, data.num_outputs)
     parameters = {name: torch.from_numpy(value) for name, value in result.best_parameters.items()}
     assert validate(network, parameters, data, iteration=result.best.iteration)[0] == result.best
 
@@ -136,7 +136,7 @@ def test_a_trial_that_diverges_ends_and_keeps_its_best(resident: Build, trial: T
     assert 1 <= len(healthy) < 499
     assert last.has_diverged
     assert not any(report.has_diverged for report in healthy)
-    assert result.best == min((r.best for r in healthy), key=lambda v: (v.zero_one, v.nll))
+    assert result.best == min((r.best for r in healthy), key=lambda v: (v.loss, v.nll))
     assert all(np.isfinite(value).all() for value in result.best_parameters.values())
 
 

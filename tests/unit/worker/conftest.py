@@ -39,7 +39,7 @@ def resident() -> Callable[..., ResidentData]:
             name="noise",
             train=split(num_train),
             validation=split(20),
-            image_shape=image_shape,
+            example_shape=image_shape,
             num_classes=10,
             checksums={},
         )

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from hpsearch.device.devices import VisibleDevices
 from hpsearch.errors import DeviceError, InputError
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker import objective as objective_module
 from hpsearch.worker.objective import Objective
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.errors import InputError
 from hpsearch.study.corners import shape_points
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.preparation import check_networks, check_points
 
 BUILT: list[int] = []
@@ -32,7 +33,7 @@ class Grouped(nn.Sequential):
 def data() -> SelectionData:
     images = Split(images=np.zeros((40, 64), np.float32), labels=np.zeros(40, np.int64))
     return SelectionData(
-        name="zeros", train=images, validation=images, image_shape=(8, 8), num_classes=10, checksums={}
+        name="zeros", train=images, validation=images, example_shape=(8, 8), num_classes=10, checksums={}
     )
 
 
@@ -93,3 +94,19 @@ def test_images_too_small_for_a_searched_family_are_told(data: SelectionData) ->
 def test_batch_larger_than_the_training_set_is_told(data: SelectionData) -> None:
     with pytest.raises(InputError, match=r"batch_size must be in 1\.\.40"):
         check_points(definition(batch_size=[20, 41]), data)
+
+
+def test_class_weights_that_do_not_suit_the_data_are_refused(data: SelectionData) -> None:
+    document: dict[str, Any] = {
+        "name": "a",
+        "training": {"class_weights": [1.0, 2.0]},
+        "search": {"learning_rate": [0.1]},
+    }
+    with pytest.raises(InputError, match="class_weights has 2 weights, but there are 10 classes"):
+        check_points(parse_definition(document, source="s"), data)
+    searched: dict[str, Any] = {"name": "a", "search": {"class_weights": ["none", "balanced"]}}
+    check_points(parse_definition(searched, source="s"), data)
+    targets = replace(data.train, labels=np.arange(40, dtype=np.float32))
+    numbers = replace(data, num_classes=0, validation=targets)
+    with pytest.raises(InputError, match="weighs classes, but the target is a number"):
+        check_points(parse_definition({**searched, "metric": "rmse"}, source="s"), numbers)

@@ -16,7 +16,7 @@ from hpsearch import environment, errors
 from hpsearch.errors import HpsearchError, InputError
 from hpsearch.store.registration import Registration
 from hpsearch.store.studies import StoredStudy
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.preparation_request import (
     PreparationRequest,
     inherited_pipe,

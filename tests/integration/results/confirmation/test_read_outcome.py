@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from optuna.study import StudyDirection
 
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.errors import DataError, InputError, NothingCompleteError, StorageError, StudyNotFoundError
 from hpsearch.results.choice import choose_point
 from hpsearch.results.confirmation import plan as confirm_plan
@@ -25,7 +25,7 @@ from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.connection import database as database_module
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.studies import load_study
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.preparation import prepare_study
 
 NUM_IMAGES = 200
@@ -69,7 +69,7 @@ class Bench:
     def _end(self, ledger: Ledger, claim: Claim, error: float | None) -> None:
         attributes = {"epochs": 3, "best_validation_nll": 3 * (error or 1.0), "stop_detail": "a loss is not finite"}
         outcome = Outcome.PRUNED if error is None else Outcome.COMPLETE
-        result = Result(trial_id=claim.trial_id, outcome=outcome, value=error, attributes=attributes)
+        result = Result(trial_id=claim.trial_id, outcome=outcome, loss=error, attributes=attributes)
         assert ledger.finish([result]) == {claim.trial_id}
         if error is not None:
             self.write_answers(claim.trial_id, error)
@@ -378,6 +378,22 @@ def test_a_searched_seed_does_not_tell_two_points_apart(bench: Bench) -> None:
     assert plan.num_configurations == 2
     assert rates(bench.read(), [0, 1]) == [0.01, 0.1]
     assert bench.read().configurations[0].search_error == pytest.approx(0.011)
+
+
+def test_a_confirmation_from_before_the_study_was_given_more_epochs_stays_and_goes_on(bench: Bench) -> None:
+    bench.search()
+    bench.prepare(top=2, seeds=2)
+    bench.train("small-confirm", near({0.01: 0.02, 0.001: 0.03}))
+    before = bench.read()
+    epochs = before.max_epochs
+    bench.create(training={**STUDY.get("training", {}), "max_epochs": 2 * epochs})
+    after = bench.read()
+    note = f"trained with max_epochs {epochs}, and the search has {2 * epochs} now: "
+    assert after.notes == [f"{note}hpsearch confirm small lets the trials go on", *before.notes]
+    assert [c.mean for c in after.configurations] == [c.mean for c in before.configurations]
+    bench.prepare(top=2, seeds=2)
+    assert bench.read().max_epochs == 2 * epochs
+    assert bench.read().companion.name == "small-confirm"
 
 
 def test_conditional_parameters_stay_with_their_points(bench: Bench) -> None:

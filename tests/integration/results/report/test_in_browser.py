@@ -13,6 +13,9 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from hpsearch.results.report.page import write_report
+from hpsearch.store.connection.database import Database
+from tests.integration.picture_studies import PictureBench
+from tests.integration.results.vault_studies import TRAIN, images_of, write_part
 
 pytestmark = pytest.mark.browser
 
@@ -63,7 +66,8 @@ def open_report(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Open
 
     def open_it(study: Any, width: int = 1200) -> Opened:
         path = tmp_path / "report.html"
-        write_report(study.database, study.name, path)
+        place = getattr(study, "artifacts", None)
+        write_report(study.database, study.name, path, artifacts=place and place.place)
         opened = Opened(page=context.new_page())
         opened.page.set_viewport_size({"width": width, "height": 900})
         opened.page.on("console", lambda message: opened.complaints.append(message.text))
@@ -130,6 +134,25 @@ def test_a_curve_tells_its_parameters_when_it_is_pointed_at(
     hover.wait_for(state="visible", timeout=120_000)
     assert "trial 0, epoch 2: 50.00 %" in hover.text_content()
     assert "hidden_units 50" in hover.text_content()
+
+
+def test_the_pictures_are_images_that_the_browser_can_read(
+    database: Database, open_report: Callable[..., Opened], tmp_path: Path
+) -> None:
+    """Filters at three moments, and misclassified images, inside the page; also in a narrow window."""
+    bench = PictureBench(database, tmp_path)
+    write_part(tmp_path, TRAIN, *images_of(300, 1))
+    bench.train(bench.prepare(data={"dataset": str(tmp_path)}, training={"batch_size": 25, "max_epochs": 5}))
+    opened = open_report(bench, width=390)
+    images = opened.page.locator("section img")
+    size = "one.decode().then(() => [one.naturalWidth, one.naturalHeight])"
+    sizes = images.evaluate_all(f"all => Promise.all(all.map(one => {size}))")
+    assert opened.complaints == []
+    filters = 3 * 13 + 1  # eight filters in a square of three by three, with a line between them
+    assert sizes[:3] == [[filters, filters]] * 3
+    assert sizes[-1] == [12, 12]
+    assert opened.page.locator("table.confusion tbody tr").count() == 10
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_the_page_fits_a_narrow_window(make_study: Callable[..., Any], open_report: Callable[..., Opened]) -> None:

@@ -18,9 +18,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from sklearn.metrics import f1_score
 from sqlalchemy import create_engine, text
 
 from hpsearch.artifacts.best_parameters import Artifacts
+from hpsearch.cli.test_command import opening_as_json
+from hpsearch.console.tables import print_opening
 from hpsearch.errors import (
     ArtifactError,
     DataError,
@@ -33,7 +36,8 @@ from hpsearch.errors import (
     VaultOpenedError,
 )
 from hpsearch.postgres.embedded import EmbeddedPostgres
-from hpsearch.results.openings.record import VaultRecord
+from hpsearch.results.openings.record import Copies, VaultRecord
+from hpsearch.results.report.page import write_report
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import read_status
 from hpsearch.results.summary import read_summary
@@ -48,11 +52,16 @@ def without_checksum(header: bytes) -> dict[str, str]:
     return {key: value for key, value in json.loads(header)["__metadata__"].items() if key != CHECKSUM}
 
 
-def wrong_labels(searched: Searched, images: NDArray[np.float32], labels: NDArray[np.int64]) -> int:
-    """The errors of the logistic regression that is stored, computed with numpy."""
+def predictions(searched: Searched, images: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The classes that the stored logistic regression predicts, computed with numpy."""
     arrays = load_file(searched.artifact())
     scores = images.astype(np.float64) @ arrays["output.weight"].T + arrays["output.bias"]
-    return int((scores.argmax(axis=1) != labels).sum())
+    return np.asarray(scores.argmax(axis=1))
+
+
+def wrong_labels(searched: Searched, images: NDArray[np.float32], labels: NDArray[np.int64]) -> int:
+    """The errors of the logistic regression that is stored, computed with numpy."""
+    return int((predictions(searched, images) != labels).sum())
 
 
 def test_the_number_is_that_of_the_stored_parameters_on_the_whole_test_set(search: Search, folder: Path) -> None:
@@ -62,6 +71,9 @@ def test_the_number_is_that_of_the_stored_parameters_on_the_whole_test_set(searc
     expected = wrong_labels(searched, images.reshape(40, -1) / np.float32(255), labels.astype(np.int64))
     assert (record.num_images, record.num_errors) == (40, expected)
     assert 0 < expected < 40
+    predicted = predictions(searched, images.reshape(40, -1) / np.float32(255))
+    assert record.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0))
+    assert record.as_json()["macro_f1"] == record.macro_f1
     for file in folder.glob("t10k-*"):
         assert record.test_checksums[file.name] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert len(record.test_checksums) == 2
@@ -75,12 +87,91 @@ def test_the_number_is_that_of_the_stored_parameters_on_the_whole_test_set(searc
         "point": 0,
         "params": {"learning_rate": 0.1},
         "search_error": best.value,
+        "max_epochs": searched.study.definition.training.max_epochs,
         "validation_error": best.value,
         "is_retrained": False,
         "device": "cpu",
         "machine_openings": 0,
+        "copies": {"exact": 0, "near": 0, "num_looked_at": 40},
+        "macro_f1": record.macro_f1,
         "intent": record.chosen["intent"],
     }
+    assert searched.openings() == (record,)
+    write_report(searched.database, "searched", folder / "report.html")
+    page = (folder / "report.html").read_text()
+    assert "Macro-F1" in page
+    assert f">{record.macro_f1_text}<" in page
+
+
+def test_copies_of_training_and_validation_images_are_counted_and_shown(
+    search: Search, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    known, _ = images_of(120, 1)
+    images, labels = images_of(40, 2)
+    images[:3] = known[[0, 50, 119]]  # the last 20 are for validation
+    images[10:12] = known[[7, 110]]
+    images[10:12, 5, 5] += 1  # nearly the same
+    write_part(folder, TEST, images, labels)
+    searched = search(str(folder))
+    assert searched.open().copies == Copies(exact=3, near=2, num_looked_at=40)
+
+    status = read_status(searched.database, "searched")
+    (record,) = status.summary.openings
+    told = "3 of 40 test images are also training or validation images, and 2 of 40 nearly: the error on new images"
+    print_opening(record, status)
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert opening_as_json(record, status)["chosen"]["copies"] == {"exact": 3, "near": 2, "num_looked_at": 40}
+    write_report(searched.database, "searched", tmp_path / "report.html")
+    assert f"At opening 1, {told}" in " ".join((tmp_path / "report.html").read_text().split())
+
+
+def test_images_that_were_left_out_of_training_are_no_copies(search: Search, folder: Path) -> None:
+    images, labels = images_of(40, 2)
+    images[:3] = images_of(120, 1)[0][[0, 49, 50]]
+    write_part(folder, TEST, images, labels)
+    searched = search(str(folder), data={"dataset": str(folder), "train_samples": 50})
+    assert searched.open().copies == Copies(exact=2, near=0, num_looked_at=40)
+
+
+def test_the_search_for_near_copies_is_limited_in_images_and_time(
+    search: Search, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpsearch.checks.duplicates.MOST_NEAR_IMAGES", 30)
+    searched = search(str(folder))
+    assert searched.open().copies == Copies(exact=0, near=0, num_looked_at=30)
+    monkeypatch.setattr("hpsearch.checks.duplicates._BLOCK", 10)
+    monkeypatch.setattr("hpsearch.results.vault.copies.NEAR_SECONDS", 0.0)
+    assert searched.open(reason="again").copies == Copies(exact=0, near=0, num_looked_at=10)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            MemoryError(),
+            "no memory to look for copies of training images among the test images: they are not counted",
+        ),
+        (
+            OSError(5, "Input/output error"),
+            "copies of training images among the test images are not counted: [Errno 5] Input/output error",
+        ),
+    ],
+)
+def test_if_the_copies_cannot_be_counted_the_number_is_recorded_all_the_same(
+    search: Search, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("hpsearch.results.vault.copies.exact_copies", fail)
+    told: list[str] = []
+    searched = search(str(folder))
+    request = VaultRequest(device="cpu")
+    record = open_vault(
+        searched.database, "searched", searched.artifacts, request, locations=searched.locations, tell=told.append
+    )
+    assert (record.num_images, record.copies) == (40, None)
+    assert line in told
     assert searched.openings() == (record,)
 
 

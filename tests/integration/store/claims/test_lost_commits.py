@@ -34,7 +34,7 @@ def result(claim: Claim, *, num_epochs: int = 0, num_parameters: int | None = No
     return Result(
         trial_id=claim.trial_id,
         outcome=Outcome.COMPLETE,
-        value=0.25,
+        loss=0.25,
         claim=claim.token,
         num_epochs=num_epochs,
         num_parameters=num_parameters,

@@ -30,7 +30,7 @@ def test_a_trial_that_has_ended_or_is_gone_accepts_none(
 ) -> None:
     ledger = Ledger(database=database, study_id=new_study(2).study_id, owner=1)
     (claim,) = ledger.claim(1)
-    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=0.5)])
+    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, loss=0.5)])
     for trial_id in (claim.trial_id, 10**6):
         assert not ledger.set_system_attribute(trial_id, "a", 1)
         assert execute(READ, id=trial_id) == []

@@ -166,7 +166,7 @@ def test_optuna_schema_of_another_version_is_refused_with_both(tables_url: str, 
 
 
 @pytest.mark.parametrize(
-    ("sql", "stored"), [("UPDATE hpsearch_schema SET version = 7", 7), ("DROP TABLE hpsearch_schema", 0)]
+    ("sql", "stored"), [("UPDATE hpsearch_schema SET version = 8", 8), ("DROP TABLE hpsearch_schema", 0)]
 )
 def test_own_schema_of_another_version_is_refused_with_both(tables_url: str, sql: str, stored: int) -> None:
     engine = create_engine(tables_url)

@@ -97,7 +97,7 @@ def test_a_worker_of_version_3_goes_on_beside_the_upgrade(
     older = Ledger(database=database, study_id=study.study_id, owner=1)
     (held,) = older.claim(1)
     opened = open_database(tables_url)
-    older.finish([Result(trial_id=held.trial_id, outcome=Outcome.COMPLETE, value=0.5)])
+    older.finish([Result(trial_id=held.trial_id, outcome=Outcome.COMPLETE, loss=0.5)])
     assert [claim.point for claim in older.claim(2)] == [1]
     assert Ledger(database=opened, study_id=study.study_id, owner=2).counts().complete == 1
     opened.close()

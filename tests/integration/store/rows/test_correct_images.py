@@ -25,7 +25,7 @@ def ledger(database: Database, new_study: Callable[..., StoredStudy]) -> Ledger:
 
 
 def complete(claim: Claim, correct: Correctness | None = BITS) -> Result:
-    return Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=0.5, correct=correct)
+    return Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, loss=0.5, correct=correct)
 
 
 def test_bits_are_packed_as_numpy_does() -> None:

@@ -60,8 +60,8 @@ def test_reader_sees_what_optuna_sees(ledger: Ledger, reader: CurveReader, epoch
         reports = {trial_id: epoch(number, value / number) for trial_id, value in values.items()}
         rungs = [(one.trial_id, f"completed_rung_{number}", 0.5), (two.trial_id, "unrelated", 1)]
         ledger.record(reports, rungs)
-    ledger.finish([Result(trial_id=one.trial_id, outcome=Outcome.COMPLETE, value=0.15)])
-    ledger.finish([Result(trial_id=two.trial_id, outcome=Outcome.PRUNED, value=None)])
+    ledger.finish([Result(trial_id=one.trial_id, outcome=Outcome.COMPLETE, loss=0.15)])
+    ledger.finish([Result(trial_id=two.trial_id, outcome=Outcome.PRUNED, loss=None)])
     expected = as_optuna_reads(ledger)
     assert len(expected) == 4
     for _ in range(2):  # also when the finished ones are remembered
@@ -73,8 +73,8 @@ def test_reader_sees_what_optuna_sees(ledger: Ledger, reader: CurveReader, epoch
 def test_failed_attempts_do_not_compete(ledger: Ledger, reader: CurveReader, epoch: Epoch) -> None:
     one, two, three = ledger.claim(3)
     ledger.record({claim.trial_id: epoch() for claim in (one, two, three)}, [(three.trial_id, "completed_rung_0", 0.5)])
-    ledger.finish([Result(trial_id=one.trial_id, outcome=Outcome.COMPLETE, value=0.15)])
-    ledger.finish([Result(trial_id=two.trial_id, outcome=Outcome.PRUNED, value=None)])
+    ledger.finish([Result(trial_id=one.trial_id, outcome=Outcome.COMPLETE, loss=0.15)])
+    ledger.finish([Result(trial_id=two.trial_id, outcome=Outcome.PRUNED, loss=None)])
     assert len(reader.read()) == 3
     ledger.release("stopped")
     assert [trial.state for trial in reader.read()] == [TrialState.COMPLETE, TrialState.PRUNED]
@@ -86,7 +86,7 @@ def test_a_trial_that_runs_again_after_a_crash_of_the_server_shows_once(
     """Its end was acknowledged and lost: a reader that remembered it would show it twice, and end its worker."""
     one, two = ledger.claim(2)
     ledger.record({claim.trial_id: epoch() for claim in (one, two)})
-    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=0.15) for claim in (one, two)])
+    ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, loss=0.15) for claim in (one, two)])
     ledger.claim(1)
     assert len(reader.read()) == 3
     execute("UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE trial_id = :one", one=one.trial_id)
@@ -103,7 +103,7 @@ def test_reading_is_one_statement_that_leaves_out_what_is_known(
 ) -> None:
     claims = ledger.claim(5)
     ledger.record({claim.trial_id: epoch() for claim in claims})
-    ledger.finish([Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, value=0.5) for c in claims[:3]])
+    ledger.finish([Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, loss=0.5) for c in claims[:3]])
     first = reader.read()
     with statements() as seen:
         second = reader.read()
@@ -137,7 +137,7 @@ def test_pruner_decides_on_these_trials_as_optuna_does_on_its_own(
     # The rungs at epochs 1 and 2 are behind all of them, the one at epoch 4 behind the first three.
     passed = [(i, rung) for i in range(5) for rung in range(3) if i < 3 or rung < 2]
     ledger.record({}, [(claims[i].trial_id, f"completed_rung_{rung}", 0.1 * (i + 1)) for i, rung in passed])
-    ledger.finish([Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, value=0.1) for c in claims[:3]])
+    ledger.finish([Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, loss=0.1) for c in claims[:3]])
     name = ledger.database.storage.get_study_name_from_id(ledger.study_id)
     snapshot = StudySnapshot(study_name=name, study_id=ledger.study_id, pruner=pruner)
     snapshot.replace_trials(reader.read())

@@ -64,7 +64,7 @@ def plain(tables_url: str, database: Database) -> Iterator[optuna.storages.RDBSt
 
 def complete(claim: Claim, value: float = HONEST) -> Result:
     attributes = {"best_validation_nll": 0.7, "best_epoch": 1}
-    return Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, value=value, attributes=attributes)
+    return Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, loss=value, attributes=attributes)
 
 
 def tell(storage: optuna.storages.BaseStorage, trial_id: int, state: TrialState, value: float | None) -> None:
@@ -78,12 +78,12 @@ def nothing_is_counted(ledger: Ledger, study: StoredStudy) -> None:
     assert ledger.counts() == summary.points == read_progress(database, study.study_id).counts
     assert (summary.points.counted, summary.points.failed) == (0, 0)
     assert summary.best is None
-    assert ledger.best_value() is None
+    assert ledger.best_loss() is None
     assert read_progress(database, study.study_id).best_value is None
     assert not any(trial.state.is_finished() for trial in CurveReader(database, study.study_id).read())
     points = database.transaction(lambda connection: read_points(connection, study.study_id))
     unfinished = (StoredState.WAITING, StoredState.RUNNING)
-    assert [(point.state in unfinished, point.value) for point in points] == [(True, None)] * 2
+    assert [(point.state in unfinished, point.loss) for point in points] == [(True, None)] * 2
     assert not summary.is_finished
     assert not is_finished(database, study)
     assert advance(database, study.study_id) is Advance.UNFINISHED
@@ -127,7 +127,7 @@ def test_a_point_whose_trial_another_program_has_ended_is_given_back(
     summary = read_summary(ledger.database, study.name)
     assert (summary.points, summary.is_finished) == (PointCounts(complete=2), True)
     assert summary.best is not None
-    assert summary.best.value == ledger.best_value() == plain.get_best_trial(study.study_id).value == HONEST
+    assert summary.best.value == ledger.best_loss() == plain.get_best_trial(study.study_id).value == HONEST
     assert summary.as_json()["ended_outside"] == 1
 
 
@@ -151,7 +151,7 @@ def test_a_trial_that_we_have_ended_can_be_told_nothing(ledger: Ledger, plain: o
     assert ledger.finish([complete(claim)]) == {claim.trial_id}
     with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
         tell(plain, claim.trial_id, TrialState.COMPLETE, -5.0)
-    assert ledger.best_value() == HONEST
+    assert ledger.best_loss() == HONEST
 
 
 @pytest.mark.parametrize("we", ["finish", "release"])
@@ -211,7 +211,7 @@ def test_trials_that_no_point_has_are_ignored_and_counted(
     assert summary.points == PointCounts(complete=2)
     assert summary.is_finished
     assert summary.best is not None
-    assert summary.best.value == ledger.best_value() == read_progress(database, study.study_id).best_value == HONEST
+    assert summary.best.value == ledger.best_loss() == read_progress(database, study.study_id).best_value == HONEST
     assert {trial.value for trial in summary.trials} <= {HONEST, None}
     assert set(trials_frame(summary)["value"].dropna()) == {HONEST}
     assert status.as_json()["foreign_trials"] == 5

@@ -20,8 +20,9 @@ from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.progress import is_finished
 from hpsearch.store.registration import Registration, find_study, register_study
 from hpsearch.store.studies import load_study
-from hpsearch.study.definition import StudyDefinition, parse_definition
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.rounds import Advance, advance
 
 GRID: dict[str, Any] = {
@@ -65,7 +66,7 @@ def train(database: Database) -> int:
     """Finish all points that wait; returns how many."""
     ledger, number = ledger_of(database), 0
     while claims := ledger.claim(100):
-        results = [Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, value=error_of(c)) for c in claims]
+        results = [Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, loss=error_of(c)) for c in claims]
         number += len(ledger.finish(results))
     return number
 
@@ -154,7 +155,7 @@ def test_running_trials_go_on_and_their_worker_takes_up_the_new_points(database:
     claims = [*worker.claim(12), *worker.claim(12)]  # a cohort each
     assert register(database, WIDER).num_added == 24
     assert worker.record({claim.trial_id: epoch() for claim in claims}) == {claim.trial_id for claim in claims}
-    worker.finish([Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, value=error_of(c)) for c in claims])
+    worker.finish([Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, loss=error_of(c)) for c in claims])
     old = definition(GRID)
     new = [claim for _ in range(3) for claim in worker.claim(100)]
     resolved = [old.resolve(claim.parameters) for claim in new]
@@ -194,7 +195,7 @@ def test_workers_train_while_the_study_is_widened(database: Database, tables_url
             if claims and claims[0].attempt == 1 and claims[0].point % 5 == 0:
                 ledger.release("died")
                 continue
-            ledger.finish([Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, value=error_of(c)) for c in claims])
+            ledger.finish([Result(trial_id=c.trial_id, outcome=Outcome.COMPLETE, loss=error_of(c)) for c in claims])
         own.close()
 
     def widen() -> None:
@@ -236,7 +237,7 @@ def test_what_would_change_the_meaning_of_a_value_is_refused_with_all_difference
         lambda: register(database, WIDER, training={"max_epochs": 3}),
     ):
         with pytest.raises(
-            DefinitionMismatchError, match=r"max_epochs: 200 in .* 3 given \(values of the study would no longer"
+            DefinitionMismatchError, match=r"max_epochs: 200 in .* 3 given \(the number of epochs can only be raised"
         ):
             refuse()
     with pytest.raises(DefinitionMismatchError) as caught:

@@ -8,20 +8,23 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.forms.digits import BundledDigits, digits_split, read_bundled_digits
-from hpsearch.data.lookup import DataLocations
+from hpsearch.data.forms.form import DataRequest
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import InputError
+from hpsearch.study.settings import DataSettings
 
 
 def load(train_samples: int | None) -> SelectionData:
-    return BundledDigits().load_selection(train_samples, DataLocations(local=None, cache=Path("not used")))
+    settings, locations = DataSettings(train_samples=train_samples), DataLocations(local=None, cache=Path("not used"))
+    return BundledDigits().load_selection(DataRequest(settings=settings, locations=locations))
 
 
 def test_parts_have_the_proportions_of_mnist_and_leave_the_last_images_out() -> None:
     data = load(None)
     assert (len(data.train), len(data.validation)) == (1285, 256)  # and 256 for testing: 5 : 1 : 1 of 1797
-    assert data.image_shape == (28, 28)
+    assert data.example_shape == (28, 28)
     assert data.num_classes == 10
     _, labels = load_digits(return_X_y=True)
     np.testing.assert_array_equal(data.train.labels, labels[:1285])

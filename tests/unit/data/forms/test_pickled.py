@@ -11,17 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hpsearch.data.files.lookup import DataLocations
+from hpsearch.data.files.restricted_pickle import ArrayRecord
+from hpsearch.data.forms.form import DataRequest
 from hpsearch.data.forms.pickled import PickledFile
-from hpsearch.data.lookup import DataLocations
-from hpsearch.data.restricted_pickle import ArrayRecord
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import DataError, InputError
+from hpsearch.study.settings import DataSettings
 
 Pair = tuple[np.ndarray, np.ndarray]
 
 
 def load(path: Path, train_samples: int | None) -> SelectionData:
-    return PickledFile(path).load_selection(train_samples, DataLocations(local=None, cache=path.parent))
+    settings, locations = DataSettings(train_samples=train_samples), DataLocations(local=None, cache=path.parent)
+    return PickledFile(path).load_selection(DataRequest(settings=settings, locations=locations))
 
 
 def make_pair(num_images: int, seed: int) -> Pair:
@@ -46,7 +49,7 @@ def test_the_two_pairs_and_the_checksum_of_the_unpacked_pickle_come_out(tmp_path
         np.testing.assert_array_equal(split.images, images)
         np.testing.assert_array_equal(split.labels, labels)
         assert (split.images.dtype, split.labels.dtype) == (np.float32, np.int64)
-    assert (data.name, data.image_shape, data.num_classes) == ("mnist.pkl.gz", (28, 28), 10)
+    assert (data.name, data.example_shape, data.num_outputs) == ("mnist.pkl.gz", (28, 28), 10)
     sha256 = hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest()
     assert data.checksums == {"mnist.pkl": sha256}
 

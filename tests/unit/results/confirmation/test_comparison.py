@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hpsearch.results.confirmation import comparison
 from hpsearch.results.confirmation.compared import Comparison, Difference, MeanError, simplest_of
-from hpsearch.results.confirmation.comparison import compare
+from hpsearch.results.confirmation.comparison import compare, compare_losses, compare_values
 from hpsearch.results.confirmation.critical_values import critical_values
 
 ERROR = 0.02
@@ -220,10 +220,21 @@ def test_the_same_answers_give_the_same_numbers() -> None:
     assert compare(correct) == first
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (0, 2, 10), (2, 0, 10), (2, 2, 1)])
+@pytest.mark.parametrize("shape", [(3, 4), (0, 2, 10), (2, 0, 10), (2, 2, 0)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"must be \[configurations, seeds, images\]"):
         compare(np.ones(shape, dtype=bool))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_single_image_says_nothing_about_others_and_all_are_tied(seeds: int) -> None:
+    losses = np.array([[[0.1]], [[0.4]]], dtype=np.float32) + np.linspace(0, 0.01, seeds)[None, :, None]
+    found = compare_losses(losses)
+    assert found.tied == (0, 1)
+    assert [mean.interval for mean in found.means] == [None, None]
+    assert found.from_winner[1].value == pytest.approx(0.3)
+    assert found.corrected_error == pytest.approx(found.means[0].mean)
+    assert found.winner == 0
 
 
 @pytest.mark.parametrize(
@@ -240,6 +251,13 @@ def test_critical_values_are_those_of_the_tables(
 ) -> None:
     found = critical_values(configurations, seeds)
     assert (found.seeds, found.images) == pytest.approx(expected, rel=0.008)
+
+
+def test_of_groups_they_are_students_and_bonferronis() -> None:
+    assert critical_values(1, 4, 5).images == pytest.approx(2.7764, rel=1e-4)
+    assert critical_values(2, 4, 3).images == pytest.approx(4.8487, rel=1e-4)  # 4 %
+    assert critical_values(5, 1, 10_000).images == pytest.approx(2.878, rel=1e-3)  # 0.4 %
+    assert critical_values(5, 4, 8).seeds == critical_values(5, 4).seeds
 
 
 def test_critical_values_grow_with_pairs_and_shrink_with_seeds() -> None:
@@ -341,3 +359,71 @@ def test_one_seed_tells_as_much_as_many_that_make_no_difference() -> None:
     for difference, of_many in zip(alone.from_winner, many.from_winner, strict=True):
         assert difference.interval == pytest.approx(of_many.interval)
     assert alone.corrected_error == pytest.approx(many.corrected_error)
+
+
+def test_values_alone_are_compared_as_by_a_paired_t_test_over_the_seeds() -> None:
+    generator = np.random.default_rng(3)
+    losses = generator.standard_normal((2, 8))
+    found = compare_values(losses)
+    differences = losses[1] - losses[0]
+    half = critical_values(2, 8).seeds * differences.std(ddof=1) / np.sqrt(8)
+    assert found.differences[1][0].value == pytest.approx(differences.mean())
+    assert found.differences[1][0].interval == pytest.approx((differences.mean() - half, differences.mean() + half))
+
+
+def test_values_alone_have_students_interval_of_a_mean() -> None:
+    losses = np.array([[-1.0, -2.0, -4.0, -3.0]])
+    interval = compare_values(losses).means[0].interval
+    half = 3.182 * losses.std(ddof=1) / 2  # t with 3 degrees of freedom, 97.5 %
+    assert interval == pytest.approx((-2.5 - half, -2.5 + half), abs=0.03)
+
+
+@pytest.mark.parametrize(("configurations", "seeds"), [(2, 5), (5, 10), (10, 3)])
+def test_equal_values_are_found_to_differ_in_at_most_5_percent(configurations: int, seeds: int) -> None:
+    generator = np.random.default_rng(5)
+    cases = [compare_values(generator.standard_normal((configurations, seeds))) for _ in range(400)]
+    false = sum(any(each.is_significant for row in case.differences for each in row) for case in cases)
+    assert false / 400 <= 0.05 + 0.022  # two standard errors
+
+
+@pytest.mark.parametrize("losses", [[[1.0], [2.0]], [[1.0, 1.0], [2.0, 2.0]]], ids=["one seed", "no effect"])
+def test_values_without_a_variance_have_no_intervals_and_are_tied(losses: list[list[float]]) -> None:
+    found = compare_values(np.array(losses))
+    assert found.tied == (0, 1)
+    assert found.winner == 0
+    assert {mean.interval for mean in found.means} == {None}
+    assert found.differences[1][0] == Difference(value=1.0, interval=None)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_what_does_not_vary_has_no_interval_whatever_else_does(scale: float) -> None:
+    noise = np.random.default_rng(1).standard_normal((2, 6))
+    constant_pair = scale * np.array([noise[0], noise[0] + 5])
+    found = compare_values(constant_pair)
+    assert found.tied == (0, 1)
+    assert found.differences[1][0].interval is None
+    assert None not in {mean.interval for mean in found.means}
+    varying_pair = scale * np.array([noise[0], noise[1] + 15])
+    assert compare_values(varying_pair).tied == (0,)
+    still = compare_values(scale * np.array([np.full(6, 0.1), 5 + noise[0]]))
+    assert still.means[0].interval is None
+    assert still.means[1].interval is not None
+    assert still.tied == (0,)
+
+
+def test_of_three_points_the_pair_that_does_not_vary_is_as_uncertain_as_the_others() -> None:
+    """A few seeds say little of a single pair: its variance is at least the median of all."""
+    noise = np.random.default_rng(1).standard_normal((2, 6))
+    found = compare_values(np.array([noise[0], noise[0] + 0.01, noise[1]]))
+    assert found.differences[1][0].interval is not None
+    assert found.tied == (0, 1, 2)
+
+
+def test_values_must_have_two_axes() -> None:
+    with pytest.raises(ValueError, match=re.escape("at least [1, 1], got [3]")):
+        compare_values(np.zeros(3))
+
+
+def test_of_tied_points_of_unknown_size_the_best_mean_is_picked() -> None:
+    found = compare_values(np.array([[2.0, 1.0], [1.0, 1.5]]))
+    assert simplest_of(found, [None, None]) == (1, "of the tied points it has the best mean")

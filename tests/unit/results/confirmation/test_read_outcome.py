@@ -9,15 +9,16 @@ import pytest
 from optuna.trial import TrialState
 from torch import nn
 
+from hpsearch.errors import StorageError
 from hpsearch.results.confirmation.companion_study import can_seeds_matter, configurations_of, seeds_of, unique
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.confirmation.plan import companion_definition
-from hpsearch.results.confirmation.read_outcome import confirmation_of
+from hpsearch.results.confirmation.read_outcome import confirmation_of, parts_of_groups
 from hpsearch.results.report.confirmed_errors import confirmed_errors
 from hpsearch.results.report.page import render_report
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 from hpsearch.training.networks.build import build_network
 
 HOSTILE = "<script>alert(1)</script>"
@@ -118,6 +119,7 @@ def test_the_companions_definition_has_the_studys_meaning_and_no_pruner() -> Non
         {
             "name": "big",
             "seed": 3,
+            "keep_every": 5,
             "model": {"family": "cnn", "kernels": [4, 8]},
             "training": {"optimizer": "momentum", "momentum": 0.7},
             "stopping": {"rule": "no-improvement-in-n", "n": 4},
@@ -132,6 +134,7 @@ def test_the_companions_definition_has_the_studys_meaning_and_no_pruner() -> Non
     assert (found.training, found.stopping) == (study.training, study.stopping)
     assert found.pruning.pruner == "none"
     assert found.keeps_all_parameters
+    assert found.keep_every is None  # its trials are seeds of the same points: their filters tell nothing new
     assert found.resolve({"learning_rate": 0.1, "seed": 5}).training_seed == 5
 
 
@@ -155,3 +158,17 @@ def test_seeds_can_matter_where_they_draw_initial_weights_or_orders(family: str)
     is_drawn = any(not one[name].equal(other[name]) for name in one)
     assert can_seeds_matter(definition, [{}]) == is_drawn
     assert can_seeds_matter(definition, [{}, {"shuffle": True}])
+
+
+def test_sums_of_groups_become_the_loss_with_each_groups_influence() -> None:
+    """If every row has the same loss, large groups have large sums, and no group has an influence."""
+    sizes = (1, 2, 6)
+    sums = np.array(sizes, dtype=np.float32) * 0.2 / 3
+    np.testing.assert_allclose(parts_of_groups(sums, sizes, "a"), 0.2, rtol=1e-6)
+    uneven = np.array([0.9, 0.0, 0.3], dtype=np.float32)
+    assert parts_of_groups(uneven, sizes, "a").mean() == pytest.approx(0.4)
+
+
+def test_a_record_of_another_number_of_groups_is_damaged() -> None:
+    with pytest.raises(StorageError, match="2 groups, but the data has 3"):
+        parts_of_groups(np.zeros(2, dtype=np.float32), (1, 2, 3), "a")

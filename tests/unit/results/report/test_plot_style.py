@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpsearch.metric import in_percent
+from hpsearch.metric import METRICS, ZERO_ONE
 from hpsearch.results.report import plot_style
 from hpsearch.results.report.plot_style import (
-    ErrorColours,
+    ValueColours,
     counting_axis,
     distinct_labels,
     number_axis,
@@ -58,9 +58,9 @@ def test_few_epochs_are_counted_one_by_one() -> None:
     assert "dtick" not in counting_axis("epoch", 1, 200)
 
 
-@given(st.lists(st.floats(min_value=0, max_value=100).map(in_percent), min_size=1))
+@given(st.lists(st.floats(min_value=0, max_value=100).map(ZERO_ONE.shown), min_size=1))
 def test_every_error_lies_on_the_colour_scale(errors: list[float]) -> None:
-    colours = ErrorColours.of(errors)
+    colours = ValueColours.of(ZERO_ONE, errors)
     low, high = colours.layout["cmin"], colours.layout["cmax"]
     assert low < high
     for error in errors:
@@ -92,3 +92,18 @@ def _luminance(colour: str) -> float:
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_best_value_has_the_darkest_colour_whatever_the_direction() -> None:
+    for name, values, is_log in (
+        ("auc", [0.7, 0.9], False),
+        ("rmse", [52.0, 56.0], False),
+        ("rmse", [5.0, 56.0], True),
+    ):
+        colours = ValueColours.of(METRICS[name], values)
+        layout = colours.layout
+        assert colours.is_log == is_log
+        assert layout.get("reversescale", False) == (name == "auc")  # the scale is dark at its lower end
+        assert (layout["cmin"], layout["cmax"]) == tuple(map(colours.place, values))
+    flat = ValueColours.of(METRICS["r2"], [0.5, 0.5])
+    assert flat.low < flat.high

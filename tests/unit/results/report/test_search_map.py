@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from hpsearch.results.report.search_map import leading_dimensions, search_map
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary
-from hpsearch.study.definition import parse_definition
+from hpsearch.study.study_file import parse_definition
 
 RATE = {"log10": [-1, -2]}
 LAMBDA = {"log10": [-3, -4], "zero": True}

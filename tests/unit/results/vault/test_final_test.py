@@ -55,6 +55,42 @@ def test_a_record_tells_the_error_with_its_interval(record: VaultRecord) -> None
     assert set(Finding.__dataclass_fields__) <= set(document)
 
 
+@pytest.mark.parametrize("metric", ["auc", "nll", "balanced-error"])
+def test_with_groups_an_error_that_does_not_judge_the_study_has_no_interval(record: VaultRecord, metric: str) -> None:
+    """Rows of a group are not independent, and how the error varies over groups is not on record."""
+    judged = {**record.chosen, "metric": metric, "test_value": 0.1, "test_interval": [0.05, 0.15]}
+    assert replace(record, chosen=judged).test_error_interval is not None
+    document = replace(record, chosen={**judged, "num_groups": 12}).as_json()
+    assert document["test_error_interval"] is None
+    assert document["test_value_interval"] == [0.05, 0.15]
+    own = {**record.chosen, "num_groups": 12, "test_interval": [0.01, 0.04]}
+    assert replace(record, chosen=own).test_error_interval == [0.01, 0.04]
+
+
+@pytest.mark.parametrize("stored", [None, 3, {"exact": 1, "near": 2}, {"exact": 1, "near": "2", "num_looked_at": 5}])
+def test_a_record_of_an_older_version_or_a_damaged_one_tells_no_copies(record: VaultRecord, stored: object) -> None:
+    assert record.copies is None
+    assert record.describe_copies() is None
+    assert replace(record, chosen={**record.chosen, "copies": stored}).describe_copies() is None
+
+
+def test_copies_are_told_with_what_they_mean(record: VaultRecord) -> None:
+    none = {"exact": 0, "near": 0, "num_looked_at": 5000}
+    told = "0 of 10,000 test images are also training or validation images, and 0 of 5,000 nearly"
+    assert replace(record, chosen={**record.chosen, "copies": none}).describe_copies() == told
+    some = replace(record, chosen={**record.chosen, "copies": {**none, "near": 1}}).describe_copies()
+    assert some is not None
+    assert some.endswith("1 of 5,000 nearly: the error on new images may be higher")
+
+
+def test_macro_f1_is_in_the_document_and_absent_in_records_of_older_versions(record: VaultRecord) -> None:
+    assert record.as_json()["macro_f1"] is None
+    assert record.macro_f1_text == "-"
+    new = replace(record, chosen={**record.chosen, "macro_f1": 0.91234})
+    assert new.as_json()["macro_f1"] == 0.91234
+    assert new.macro_f1_text == "0.9123"
+
+
 def test_people_are_told_who_when_and_the_number(record: VaultRecord, make_summary: Any) -> None:
     second = replace(record, opening=2, reason="a reviewer asked", num_errors=163)
     number = "test error 1.64 % (164 of 10,000 images; 95 % interval 1.41 to 1.91 %)"

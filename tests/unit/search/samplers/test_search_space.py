@@ -7,8 +7,8 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hpsearch.search.samplers import explore
-from hpsearch.study.definition import parse_definition
 from hpsearch.study.space import Suggester
+from hpsearch.study.study_file import parse_definition
 
 SWITCH = CategoricalDistribution((False, True))
 

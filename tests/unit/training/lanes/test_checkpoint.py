@@ -25,7 +25,8 @@ from hpsearch.search.significance import critical_gains
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
 from hpsearch.training.lanes.checkpoint import CudaToHost, TrialCheckpoint
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.dense_step import BLOCK_ROWS
 
 CPU = torch.device("cpu")
@@ -165,7 +166,7 @@ def assert_goes_on_bit_for_bit(settings: dict[Hashable, TrialSettings], data: Re
             assert resumed.best(key) == whole.best(key)
             kept, expected = resumed.best_parameters(key), whole.best_parameters(key)
             assert all(np.array_equal(kept[name], value) for name, value in expected.items())
-            assert np.array_equal(resumed.best_correct(key), whole.best_correct(key))
+            assert np.array_equal(resumed.best_record(key), whole.best_record(key))
 
 
 @shuffles
@@ -241,12 +242,10 @@ def test_a_trial_goes_on_beside_other_neighbours_in_a_cohort_of_another_width(
             assert report.epoch == other.epoch
             assert report.train_nll == pytest.approx(other.train_nll, rel=1e-9)
             assert [v.iteration for v in report.validations] == [v.iteration for v in other.validations]
-            assert [v.zero_one for v in report.validations] == [v.zero_one for v in other.validations]
+            assert [v.loss for v in report.validations] == [v.loss for v in other.validations]
             assert [v.nll for v in report.validations] == pytest.approx([v.nll for v in other.validations], rel=1e-9)
             assert [(v.gained, v.lost) for v in report.validations] == [(v.gained, v.lost) for v in other.validations]
-        assert cohort.best(key) == min(
-            (v for r in curves[key] for v in r.validations), key=lambda v: (v.zero_one, v.nll)
-        )
+        assert cohort.best(key) == min((v for r in curves[key] for v in r.validations), key=lambda v: (v.loss, v.nll))
 
 
 @pytest.mark.parametrize("model", ["mlp sigmoid", "cnn"])
@@ -453,7 +452,7 @@ def test_best_losses_on_the_device_come_back_exactly(resident: Build, trial: Tri
     train(cohort, 3)
     resumed = cohort_of({key: settings[key] for key in cohort.keys}, resident(), checkpoints=taken(cohort))
 
-    for name in ("zero_one", "nll"):
+    for name in ("loss", "nll"):
         assert resumed._stack.best_losses[name].tolist() == cohort._stack.best_losses[name].tolist()
 
 

@@ -29,7 +29,7 @@ SMALL = TrialCheckpoint(
         validations_every=4,
         num_epochs=2,
         schedule=ScheduleState(num_epochs=2),
-        best=Validation(iteration=3, zero_one=0.5, nll=1.0),
+        best=Validation(iteration=3, loss=0.5, nll=1.0),
     ),
     arrays={"parameters/a": np.arange(3, dtype=np.float32)},
     extra={"rule": {"n": 3}},
@@ -39,10 +39,11 @@ SMALL = TrialCheckpoint(
 def assert_same(one: TrialCheckpoint, other: TrialCheckpoint) -> None:
     assert repr(one.progress) == repr(other.progress)  # 0.0 and -0.0 are equal otherwise
     assert one.extra == other.extra
-    assert one.arrays.keys() == other.arrays.keys()
-    for name, array in one.arrays.items():
-        its = other.arrays[name]
-        assert (array.shape, array.dtype, array.tobytes()) == (its.shape, its.dtype, its.tobytes())
+    for arrays, others in ((one.arrays, other.arrays), (one.extra_arrays, other.extra_arrays)):
+        assert arrays.keys() == others.keys()
+        for name, array in arrays.items():
+            its = others[name]
+            assert (array.shape, array.dtype, array.tobytes()) == (its.shape, its.dtype, its.tobytes())
 
 
 json_values = st.recursive(
@@ -55,7 +56,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(
-    best=st.none() | st.builds(Validation, iteration=st.integers(1, 60), zero_one=fractions, nll=finite),
+    best=st.none() | st.builds(Validation, iteration=st.integers(1, 60), loss=fractions, nll=finite),
     stale=st.none() | fractions,
     rate=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
     seed=st.integers(0, 2**63 - 1),
@@ -72,7 +73,7 @@ def test_a_file_gives_back_every_bit(
             num_train=200,
             validations_every=4,
             num_epochs=6,
-            schedule=ScheduleState(num_epochs=6, best_zero_one=stale, num_stale_epochs=2, num_falls=1),
+            schedule=ScheduleState(num_epochs=6, best_loss=stale, num_stale_epochs=2, num_falls=1),
             best=best,
         ),
         arrays={
@@ -91,6 +92,15 @@ def test_what_is_no_json_cannot_travel_along() -> None:
         replace(SMALL, extra={"best": math.inf}).to_bytes()
     with pytest.raises(TypeError, match="not JSON serializable"):
         replace(SMALL, extra={"best": np.zeros(3)}).to_bytes()
+
+
+def test_arrays_of_the_caller_come_back_apart_from_those_of_the_training() -> None:
+    filters = {"filters": np.arange(6, dtype=np.int8).reshape(2, 3)}
+    checkpoint = replace(SMALL, extra_arrays=filters)
+    assert checkpoint.num_bytes == SMALL.num_bytes + 6
+    again = TrialCheckpoint.from_bytes(checkpoint.to_bytes())
+    assert_same(again, checkpoint)
+    assert again.arrays.keys() == SMALL.arrays.keys()
 
 
 def test_any_safetensors_reader_reads_it() -> None:
@@ -170,7 +180,7 @@ def state_of(content: bytes) -> dict[str, Any]:
         (lambda state: state.update(num_epochs=3), "3 epochs, but 2 of the schedule"),
         (lambda state: state.update(num_epochs="2"), "progress.num_epochs: .*integer"),
         (lambda state: state["best"].update(iteration=21), "minibatch 21 of 20"),
-        (lambda state: state["best"].update(zero_one=1.5), "a best validation of 1.5"),
+        (lambda state: state["best"].update(loss=1.5), "a best validation of 1.5"),
         (lambda state: state["best"].update(nll=math.inf), "its state has Infinity in it"),
         (lambda state: state["best"].update(nll=math.nan), "its state has NaN in it"),
         (lambda state: state["schedule"].update(best_zero_one=1.5), "a schedule's best validation of 1.5"),

@@ -25,7 +25,8 @@ from hpsearch.training.correct_images import ReferenceTest
 from hpsearch.training.lanes import steps as lane_steps
 from hpsearch.training.lanes.capture import CapturedStep, CapturedValidation
 from hpsearch.training.lanes.checkpoint import TrialCheckpoint
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 
 CPU = torch.device("cpu")
 RATES = {"sgd": 0.1, "momentum": 0.03, "adam": 0.01}
@@ -72,7 +73,7 @@ class Service:
         if event == "train":
             for key, report in worker.train_epoch().items():
                 self.curves[int(str(key))].append(report)
-                self.bests[int(str(key))] = worker.best_parameters(key), worker.best_correct(key)
+                self.bests[int(str(key))] = worker.best_parameters(key), worker.best_record(key)
         elif event == "take" and not any(trial in other.keys for other in self.workers):
             self.take(worker, trial)
         elif event in ("interrupt", "save") and trial in worker.keys:
@@ -187,7 +188,7 @@ def _assert_uninterrupted(
         assert report.learning_rate == other.learning_rate
         assert report.train_nll == pytest.approx(other.train_nll, rel=1e-6)
         assert [v.iteration for v in report.validations] == [v.iteration for v in other.validations]
-        assert [v.zero_one for v in report.validations] == [v.zero_one for v in other.validations]
+        assert [v.loss for v in report.validations] == [v.loss for v in other.validations]
         assert [v.nll for v in report.validations] == pytest.approx([v.nll for v in other.validations], rel=1e-6)
         assert [(v.gained, v.lost) for v in report.validations] == [(v.gained, v.lost) for v in other.validations]
     parameters, correct = best

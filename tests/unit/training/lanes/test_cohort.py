@@ -24,7 +24,8 @@ from hpsearch.search.significance import critical_gains
 from hpsearch.search.stopping import SignificancePatience, stopping_rule
 from hpsearch.study.settings import StoppingSettings, TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.dense_step import BLOCK_ROWS
 from hpsearch.training.networks.build import build_network
 
@@ -114,7 +115,7 @@ def assert_same_curve(
         assert one.train_nll == pytest.approx(other.train_nll, rel=nll)
         assert [v.iteration for v in one.validations] == [v.iteration for v in other.validations]
         for mine, its in zip(one.validations, other.validations, strict=True):
-            assert mine.zero_one == pytest.approx(its.zero_one, rel=0, abs=zero_one)
+            assert mine.loss == pytest.approx(its.loss, rel=0, abs=zero_one)
             assert mine.nll == pytest.approx(its.nll, rel=nll)
             if not zero_one:
                 assert (mine.gained, mine.lost) == (its.gained, its.lost)
@@ -166,11 +167,11 @@ def test_lanes_equal_the_reference(resident: Build, three: Three, family: str, o
             best = cohort.best(key)
             assert best is not None
             assert expected.best is not None
-            assert (best.iteration, best.zero_one) == (expected.best.iteration, expected.best.zero_one)
+            assert (best.iteration, best.loss) == (expected.best.iteration, expected.best.loss)
             for name, value in cohort.best_parameters(key).items():
                 np.testing.assert_allclose(value, expected.best_parameters[name], rtol=1e-7, atol=1e-9)
-            assert np.array_equal(cohort.best_correct(key), expected.best_correct)
-            assert best.zero_one == (~cohort.best_correct(key)).mean()
+            assert np.array_equal(cohort.best_record(key), expected.best_correct)
+            assert best.loss == (~cohort.best_record(key)).mean()
     if schedule != "constant":
         assert any(len({report.learning_rate for report in curve}) > 1 for curve in curves.values())
 
@@ -291,7 +292,7 @@ def test_a_lane_that_diverges_keeps_its_best(resident: Build, trial: Trial) -> N
     best = cohort.best("bad")
     assert best is not None
     assert expected.best is not None
-    assert (best.iteration, best.zero_one) == (expected.best.iteration, expected.best.zero_one)
+    assert (best.iteration, best.loss) == (expected.best.iteration, expected.best.loss)
     for name, value in cohort.best_parameters("bad").items():
         np.testing.assert_allclose(value, expected.best_parameters[name], rtol=1e-7)
 
@@ -400,11 +401,11 @@ def test_best_parameters_reproduce_the_best_validation(resident: Build, trial: T
     for key, curve in curves.items():
         best = cohort.best(key)
         validations = [v for report in curve for v in report.validations]
-        assert best == min(validations, key=lambda v: (v.zero_one, v.nll))
-        network = build_network(settings[key].model, data.image_shape, data.num_classes)
+        assert best == min(validations, key=lambda v: (v.loss, v.nll))
+        network = build_network(settings[key].model, data.example_shape, data.num_outputs)
         parameters = {n: torch.from_numpy(value) for n, value in cohort.best_parameters(key).items()}
         again, _ = validate(network, parameters, data, iteration=best.iteration)
-        assert again.zero_one == best.zero_one
+        assert again.loss == best.loss
         assert again.nll == pytest.approx(best.nll, rel=1e-12)
 
 
@@ -577,7 +578,7 @@ def assert_counts_are_of_the_rules_reference(
     right = {0: 0}
     for report in curve:
         for validation in report.validations:
-            right[validation.iteration] = num_images - round(validation.zero_one * num_images)
+            right[validation.iteration] = num_images - round(validation.loss * num_images)
             assert validation.gained is not None
             assert validation.lost is not None
             gain = right[validation.iteration] - right[rule.reference_iteration]
@@ -591,15 +592,15 @@ def test_without_a_test_nothing_is_compared(resident: Build, trial: Trial) -> No
 
     assert [(v.gained, v.lost) for v in curve[0].validations] == [(None, None)] * 2
     compared = train(cohort_of({"a": trial()}, data), 1)["a"]
-    assert [(v.zero_one, v.nll) for v in compared[0].validations] == [(v.zero_one, v.nll) for v in curve[0].validations]
+    assert [(v.loss, v.nll) for v in compared[0].validations] == [(v.loss, v.nll) for v in curve[0].validations]
 
 
 def test_what_the_best_is_right_on_is_a_copy_and_needs_a_best(resident: Build, trial: Trial) -> None:
     cohort = cohort_of({"a": trial()}, resident())
     with pytest.raises(KeyError, match="'a' has no finite validation yet"):
-        cohort.best_correct("a")
+        cohort.best_record("a")
     train(cohort, 1)
-    cohort.best_correct("a")[:] = False
-    assert cohort.best_correct("a").any()
+    cohort.best_record("a")[:] = False
+    assert cohort.best_record("a").any()
     with pytest.raises(KeyError, match="'b' is in no lane"):
-        cohort.best_correct("b")
+        cohort.best_record("b")

@@ -23,7 +23,8 @@ from hpsearch.study.settings import TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
 from hpsearch.training.lanes import steps as lane_steps
 from hpsearch.training.lanes.capture import CapturedStep, CapturedValidation
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 
 CPU = torch.device("cpu")
 CHUNK_BYTES = 45 * (256 * 4 + 8)
@@ -108,14 +109,14 @@ def test_every_trial_of_a_random_study_has_its_own_curve(
     for _ in range(6):
         for key in cohort.keys:
             if study.random.random() < 0.25:
-                bests[key] = cohort.best_parameters(key), cohort.best_correct(key)
+                bests[key] = cohort.best_parameters(key), cohort.best_record(key)
                 cohort.release(key)
         for _ in range(study.random.choice([0, 1, 1, 2])):
             trials.append(study.next_trial())
             cohort.admit(len(trials) - 1, trials[-1])
         for key, report in cohort.train_epoch().items():
             curves.setdefault(int(str(key)), []).append(report)
-    bests |= {key: (cohort.best_parameters(key), cohort.best_correct(key)) for key in cohort.keys}
+    bests |= {key: (cohort.best_parameters(key), cohort.best_record(key)) for key in cohort.keys}
 
     assert curves
     for key, curve in curves.items():

@@ -37,7 +37,7 @@ def data() -> Callable[[int], ResidentData]:
     def build(pixels: int) -> ResidentData:
         images = np.zeros((100, pixels * pixels), np.float32)
         split = Split(images=images, labels=np.zeros(100, np.int64))
-        sizes = {"image_shape": (pixels, pixels), "num_classes": 10, "name": "zeros", "checksums": {}}
+        sizes = {"example_shape": (pixels, pixels), "num_classes": 10, "name": "zeros", "checksums": {}}
         return ResidentData.place(SelectionData(train=split, validation=split, **sizes), CPU)  # type: ignore[arg-type]
 
     return build

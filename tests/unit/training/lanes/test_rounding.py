@@ -24,7 +24,8 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes import dense_step
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 
 CPU = torch.device("cpu")
 Trial = Callable[..., TrialSettings]
@@ -90,7 +91,7 @@ class World:
 
 
 def bits(curve: list[EpochReport]) -> list[object]:
-    return [[(v.zero_one, v.nll) for v in report.validations] for report in curve]
+    return [[(v.loss, v.nll) for v in report.validations] for report in curve]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "tf32"])

@@ -34,7 +34,7 @@ def earlier(value: float, **correct: list[bool]) -> TrialTensors:
         parameters=parameters(value),
         optimizer_state=state(value),
         best_parameters=parameters(value),
-        correct={name: torch.tensor(bits) for name, bits in correct.items()},
+        records={name: torch.tensor(bits) for name, bits in correct.items()},
     )
 
 
@@ -51,7 +51,7 @@ def doubles(*values: float) -> Tensor:
 
 def keep_best(stack: LaneStack, zero_one: Tensor, nll: Tensor) -> None:
     """Where it does not matter which images are right."""
-    stack.keep_best(zero_one, nll, torch.zeros(stack.num_lanes, stack.num_images, dtype=torch.bool))
+    stack.keep_best(zero_one, nll, torch.zeros(stack.num_lanes, stack.num_recorded, dtype=torch.bool))
 
 
 @given(
@@ -72,7 +72,7 @@ def test_lanes_come_and_go_as_in_a_sorted_list(actions: list[tuple[str, int, Lan
             keep_best(stack, doubles(*[0.5] * len(expected)), doubles(*[1.0] * len(expected)))
             kind = stack.kinds[lane]
             stack.replace(lane, parameters(next_value), state(next_value) if kind.optimizer != "sgd" else {})
-            assert stack.best_losses["zero_one"][lane].isinf()
+            assert stack.best_losses["loss"][lane].isinf()
             expected[lane] = kind, next_value
         elif action == "remove" and lane < len(expected):
             stack.remove(lane)
@@ -124,7 +124,7 @@ def test_the_best_is_the_lowest_zero_one_loss_and_of_equals_the_lowest_nll() -> 
     keep_best(stack, doubles(0.4, 0.6, 0.5, 0.5), doubles(9.0, 0.1, 0.9, 1.0))
 
     assert stack.best_parameters["bias"].tolist() == [[2.0] * 3, [1.0] * 3, [2.0] * 3, [1.0] * 3]
-    assert stack.best_losses["zero_one"].tolist() == [0.4, 0.5, 0.5, 0.5]
+    assert stack.best_losses["loss"].tolist() == [0.4, 0.5, 0.5, 0.5]
     assert stack.best_losses["nll"].tolist() == [9.0, 1.0, 0.9, 1.0]
 
 
@@ -139,7 +139,7 @@ def test_a_loss_that_is_not_finite_is_never_the_best_and_spoils_nothing() -> Non
 
     assert stack.best_parameters["weight"][:2].eq(1.0).all()
     assert stack.best_parameters["weight"][2].eq(3.0).all()
-    assert stack.best_losses["zero_one"].tolist() == [0.9, 0.9, 0.1]
+    assert stack.best_losses["loss"].tolist() == [0.9, 0.9, 0.1]
 
 
 def test_penalties_are_known_to_be_absent_without_asking_the_device() -> None:
@@ -187,14 +187,14 @@ def test_tensors_stay_where_they_are_while_the_number_of_lanes_does() -> None:
 def test_a_best_from_earlier_is_beaten_by_a_better_one_only() -> None:
     stack = stack_of(1.0, 2.0)
     version, place = stack.version, stack.best_parameters["weight"].data_ptr()
-    stack.set_best(1, earlier(9.0), zero_one=0.25, nll=0.5)
+    stack.set_best(1, earlier(9.0), loss=0.25, nll=0.5)
 
     assert (stack.version, stack.best_parameters["weight"].data_ptr()) == (version, place)
     assert stack.best_parameters["weight"].amax(dim=(1, 2)).tolist() == [1.0, 9.0]
     assert stack.parameters["weight"].amax(dim=(1, 2)).tolist() == [1.0, 2.0]
     keep_best(stack, doubles(0.5, 0.25), doubles(1.0, 0.5))
     assert stack.best_parameters["weight"].amax(dim=(1, 2)).tolist() == [1.0, 9.0]
-    assert (stack.best_losses["zero_one"].tolist(), stack.best_losses["nll"].tolist()) == ([0.5, 0.25], [1.0, 0.5])
+    assert (stack.best_losses["loss"].tolist(), stack.best_losses["nll"].tolist()) == ([0.5, 0.25], [1.0, 0.5])
     keep_best(stack, doubles(0.5, 0.25), doubles(1.0, 0.25))
     assert stack.best_parameters["weight"].amax(dim=(1, 2)).tolist() == [1.0, 2.0]
 
@@ -228,7 +228,7 @@ FIVE_OF_FIVE = ReferenceTest(level=1 / 32, critical_gains=critical_gains(8, 1 / 
 
 
 def with_reference(num_lanes: int = 1, num_images: int = 8) -> LaneStack:
-    stack = LaneStack(device=CPU, num_images=num_images, critical_gains=FIVE_OF_FIVE.table(CPU))
+    stack = LaneStack(device=CPU, num_recorded=num_images, critical_gains=FIVE_OF_FIVE.table(CPU))
     for _ in range(num_lanes):
         stack.insert(LaneKind(), parameters(1.0), {})
     return stack
@@ -247,25 +247,25 @@ def look(stack: LaneStack, *rows: str, nll: float = 1.0) -> tuple[list[float], l
 
 
 def test_what_is_right_at_the_best_validation_is_kept_with_it() -> None:
-    stack = LaneStack(device=CPU, num_images=4)
+    stack = LaneStack(device=CPU, num_recorded=4)
     for _ in range(3):
         stack.insert(LaneKind(), parameters(1.0), {})
     assert stack.keep_best(doubles(0.5, 0.5, 0.5), doubles(1, 1, 1), bits("1100", "1100", "1100")) == ()
     stack.keep_best(doubles(0.25, 0.5, 0.5), doubles(9, 0.5, 1), bits("0111", "1010", "0011"))
 
-    assert torch.equal(stack.correct["best"], bits("0111", "1010", "1100"))
-    assert stack.correct.keys() == {"best"}  # no rule asks for a reference, and nobody pays for it
+    assert torch.equal(stack.records["best"], bits("0111", "1010", "1100"))
+    assert stack.records.keys() == {"best"}  # no rule asks for a reference, and nobody pays for it
     stack.remove(0)
-    assert torch.equal(stack.correct["best"], bits("1010", "1100"))
+    assert torch.equal(stack.records["best"], bits("1010", "1100"))
     stack.replace(1, parameters(2.0), {})
-    assert torch.equal(stack.correct["best"], bits("1010", "0000"))
+    assert torch.equal(stack.records["best"], bits("1010", "0000"))
 
 
 def test_the_reference_is_the_last_best_that_was_significantly_better_than_the_one_before() -> None:
     stack = with_reference()
     assert look(stack, "10000000") == ([1.0], [0.0])  # the first is the reference in any case
     assert look(stack, "11110000") == ([3.0], [0.0])  # a new best, but 3 of 3 may be chance
-    assert torch.equal(stack.correct["best"], bits("11110000"))
+    assert torch.equal(stack.records["best"], bits("11110000"))
     assert look(stack, "01111110") == ([6.0], [1.0])  # against the first: 6 of 7 is 0.0625, and not enough
     assert look(stack, "11111110") == ([6.0], [0.0])  # 6 of 6 is
     assert look(stack, "11111111") == ([1.0], [0.0])  # against the new one
@@ -279,21 +279,21 @@ def test_a_tie_moves_no_reference_and_a_loss_that_is_not_finite_neither() -> Non
     assert look(stack, "11111110", nll=1.0) == ([6.0], [0.0])  # so the reference is still the first
     assert look(stack, "11111110", nll=0.5) == ([0.0], [0.0])
     assert look(stack, "01111111", nll=0.25) == ([1.0], [1.0])  # the best by its NLL, but no new best to the rule
-    assert torch.equal(stack.correct["best"], bits("01111111"))
-    assert torch.equal(stack.correct["reference"], bits("11111110"))
+    assert torch.equal(stack.records["best"], bits("01111111"))
+    assert torch.equal(stack.records["reference"], bits("11111110"))
 
 
 def test_each_lane_has_a_reference_of_its_own_wherever_it_moves() -> None:
     stack = with_reference(num_lanes=3)
-    version, place = stack.version, stack.correct["reference"].data_ptr()
+    version, place = stack.version, stack.records["reference"].data_ptr()
     look(stack, "10000000", "00000001", "11000000")
     stack.replace(0, parameters(2.0), {})
-    stack.set_best(1, earlier(9.0, best=[True] * 8, reference=[False, True] * 4), zero_one=0.0, nll=0.5)
+    stack.set_best(1, earlier(9.0, best=[True] * 8, reference=[False, True] * 4), loss=0.0, nll=0.5)
 
-    assert (stack.version, stack.correct["reference"].data_ptr()) == (version, place)
+    assert (stack.version, stack.records["reference"].data_ptr()) == (version, place)
     assert look(stack, "00000001", "10101010", "11111111") == ([1.0, 4.0, 6.0], [0.0, 4.0, 0.0])
     stack.remove(0)
     assert look(stack, "01010101", "11111111") == ([0.0, 0.0], [0.0, 0.0])
     part = stack.part(slice(1, 2))
-    assert torch.equal(part.correct["reference"], bits("11111111"))
-    assert torch.equal(stack.copied([1])[0].correct["reference"], bits("11111111")[0])
+    assert torch.equal(part.records["reference"], bits("11111111"))
+    assert torch.equal(stack.copied([1])[0].records["reference"], bits("11111111")[0])

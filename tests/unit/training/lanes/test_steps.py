@@ -15,7 +15,7 @@ from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettin
 from hpsearch.training.lanes.dense_step import DenseStep
 from hpsearch.training.lanes.stack import LaneKind, LaneStack
 from hpsearch.training.lanes.steps import BLOCK_ROWS, AutogradStep, build_step
-from hpsearch.training.losses import mean_nll
+from hpsearch.training.losses import mean_loss
 from hpsearch.training.networks.activations import lane_activation
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.dense import DenseNetwork
@@ -100,7 +100,7 @@ def test_steps_of_lanes_equal_single_trials_by_autograd(
         for index, (images, labels) in enumerate(batches(is_shared)):
             own_images, own_labels = (images, labels) if is_shared else (images[lane], labels[lane])
             leaves = {name: value.requires_grad_() for name, value in parameters.items()}
-            nll = mean_nll(network.logits(leaves, own_images), own_labels)
+            nll = mean_loss(network.logits(leaves, own_images), own_labels)
             weights = [leaves[name] for name in network.weight_names]
             loss = regularised_loss(nll, weights, lambda_1=training.lambda_1, lambda_2=training.lambda_2)
             gradients = torch.autograd.grad(loss, list(leaves.values()))
@@ -146,7 +146,7 @@ def test_the_hand_written_gradient_agrees_with_central_differences(family: str) 
 
     def loss() -> float:
         weights = [before[name] for name in network.weight_names]
-        nll = mean_nll(network.logits(before, images), labels)
+        nll = mean_loss(network.logits(before, images), labels)
         return float(regularised_loss(nll, weights, lambda_1=1e-3, lambda_2=1e-2))
 
     generator, width = torch.Generator().manual_seed(3), 1e-5

@@ -21,7 +21,8 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import InputError
 from hpsearch.study.settings import ModelSettings, TrialSettings
-from hpsearch.training.lanes.cohort import Cohort, CohortShape
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.custom import CustomNetwork
 
@@ -136,7 +137,7 @@ def assert_same_curve(curve: list[EpochReport], expected: list[EpochReport]) -> 
     for one, other in zip(curve, expected, strict=True):
         assert one.train_nll == pytest.approx(other.train_nll, rel=1e-9)
         assert [v.iteration for v in one.validations] == [v.iteration for v in other.validations]
-        assert [v.zero_one for v in one.validations] == [v.zero_one for v in other.validations]
+        assert [v.loss for v in one.validations] == [v.loss for v in other.validations]
         assert [v.nll for v in one.validations] == pytest.approx([v.nll for v in other.validations], rel=1e-9)
 
 

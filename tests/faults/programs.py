@@ -1,0 +1,208 @@
+"""An arena whose study runs a program: shell scripts that report at a word, and the search for what is left of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row
+
+from hpsearch.store.connection.database import open_database
+from hpsearch.study.study_file import parse_definition
+from hpsearch.worker.programs.preparation import prepare_program
+from tests.faults.arena import Arena
+from tests.faults.driver import Faults
+from tests.faults.processes import HpsearchProcess, Screen, wait_until
+
+# Reports the steps 1, 2, ... and tells of each in `told`; from the second step on it waits while there is a `gate`.
+# The file `begun` in its folder survives an attempt: what an earlier one has begun, this one goes on with.
+STEPS = """
+step=1
+[ -e "$HPSEARCH_FOLDER/begun" ] && step=$(cat "$HPSEARCH_FOLDER/begun")
+while [ $step -le ${2:-3} ]; do
+    while [ $step -gt 1 ] && [ -e gate ]; do sleep 0.02; done
+    echo "{\\"step\\": $step, \\"value\\": 0.$((9 - step))$1$HPSEARCH_ATTEMPT}" > "$HPSEARCH_REPORTS"
+    echo "$HPSEARCH_TRIAL $HPSEARCH_ATTEMPT $step" >> told
+    step=$((step + 1))
+    echo $step > "$HPSEARCH_FOLDER/begun"
+done
+echo done
+"""
+
+
+@dataclass(frozen=True)
+class Told:
+    """One step that a script has taken."""
+
+    trial: int
+    attempt: int
+    step: int
+
+
+class ProgramArena(Arena):
+    """A server with one study of a program on it, whose scripts and workers are started in the arena's folder."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._mark = f"ARENA={uuid.uuid4().hex}"
+        self.environment["ARENA"] = self._mark.removeprefix("ARENA=")
+
+    def create_programs(
+        self,
+        num_points: int = 4,
+        script: str = STEPS,
+        *,
+        run: Sequence[str] | None = None,
+        sections: Mapping[str, Mapping[str, Any]] | None = None,
+        **command: Any,
+    ) -> None:
+        """Create a study of so many points: the script is called with numbers of two digits, from 10 on."""
+        (self.folder / "script.sh").write_text(script)
+        document = self.program_document(num_points, run=run, sections=sections, **command)
+        database = open_database(self.storage_url)
+        try:
+            prepare_program(database, parse_definition(document, source="test"), self.folder)
+        finally:
+            database.close()
+        self.num_points = num_points
+
+    def program_document(
+        self,
+        num_points: int,
+        *,
+        run: Sequence[str] | None = None,
+        sections: Mapping[str, Mapping[str, Any]] | None = None,
+        **command: Any,
+    ) -> dict[str, Any]:
+        return {
+            "name": self.study_name,
+            "command": {"run": list(run or ["sh", "script.sh", "{number}"]), "gpus": 0, **command},
+            "search": {"number": list(range(10, 10 + num_points))},
+            "stopping": {"rule": "none"},
+            **(sections or {}),
+        }
+
+    def worker(self, *, faults: Faults | None = None, lanes: int = 1, **environment: str) -> HpsearchProcess:
+        arguments = ("worker", self.study_name, "--commands", "--lanes", str(lanes))
+        return self.start(*arguments, faults=faults, **environment)
+
+    def start(
+        self, *arguments: str, faults: Faults | None = None, screen: Screen | None = None, **environment: str
+    ) -> HpsearchProcess:
+        """As the arena's, without a log of epochs."""
+        return super().start(*arguments, faults=faults, screen=screen, **environment)
+
+    def hold(self) -> None:
+        """From now on, scripts wait before their second step, until `go`."""
+        (self.folder / "gate").touch()
+
+    def wait_for_steps(self, number: int = 1) -> None:
+        """Wait until so many steps are recorded."""
+        wait_until(lambda: self.num_recorded() >= number, f"{number} steps are recorded", told=self.told)
+
+    def num_recorded(self) -> int:
+        (row,) = self.ask("SELECT count(*) AS number FROM hpsearch_epochs")
+        return int(row.number)
+
+    @property
+    def steps(self) -> list[Told]:
+        """The steps that scripts have taken, in order."""
+        path = self.folder / "told"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [Told(*map(int, line.split())) for line in lines]
+
+    def values(self, trial_id: int) -> dict[int, float]:
+        """Step -> reported value, as recorded of a trial."""
+        rows: Sequence[Row[Any]] = self.ask(
+            "SELECT step, intermediate_value AS value FROM trial_intermediate_values WHERE trial_id = :trial",
+            trial=trial_id,
+        )
+        return {row.step: row.value for row in rows}
+
+    def scripts(self) -> list[int]:
+        """The processes of scripts: those with the arena's mark in their environment, but for hpsearch's own."""
+        own = {process.pid for process in self.processes}
+        return [pid for pid in _processes() if pid not in own and self._is_script(pid)]
+
+    def strangers(self) -> list[int]:
+        """All processes that belong to the arena, but for those that the test has started.
+
+        Keepers, guardians and scripts.
+        """
+        own = {process.pid for process in self.processes}
+        return [pid for pid in _processes() if pid not in own and (self._is_script(pid) or self._is_here(pid))]
+
+    def keeper_of(self, worker: HpsearchProcess) -> int | None:
+        """The keeper of a worker, if it has one now."""
+        found = [pid for pid in _processes() if b"keeper.py" in command_line(pid) and parent_of(pid) == worker.pid]
+        return found[0] if found else None
+
+    def scripts_of(self, worker: HpsearchProcess) -> list[int]:
+        """The main processes of a worker's scripts."""
+        keeper = self.keeper_of(worker)
+        guardians = [] if keeper is None else children_of(keeper)
+        scripts = [pid for guardian in guardians for pid in children_of(guardian)]
+        return [pid for pid in scripts if b"script.sh" in command_line(pid)]
+
+    def wait_for_no_strangers(self, seconds: float = 60.0) -> None:
+        def none_is_left() -> bool:
+            return not self.strangers()
+
+        wait_until(none_is_left, "processes of scripts or keepers are left", seconds, told=self._describe)
+
+    def judge(self, **options: Any) -> None:
+        """The promise, and that no process is left."""
+        super().judge(**{"may_have_gaps": True, **options})
+        self.wait_for_no_strangers()
+
+    def _describe(self) -> str:
+        found = self.strangers()
+        return "\n".join([*(f"{pid}: {_read(pid, 'cmdline')!r}" for pid in found), self.told()])
+
+    def _is_script(self, pid: int) -> bool:
+        return self._mark.encode() in _read(pid, "environ").split(b"\0")
+
+    def _is_here(self, pid: int) -> bool:
+        try:
+            return Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(self.folder)  # noqa: PTH115
+        except OSError:
+            return False
+
+
+def children_of(pid: int) -> list[int]:
+    """The children of a process of one thread."""
+    return [int(child) for child in _read(pid, f"task/{pid}/children").split()]
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process; 0 if it is gone."""
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if fields else 0
+
+
+def command_line(pid: int) -> bytes:
+    """The arguments of a process; empty if it is gone."""
+    return _read(pid, "cmdline")
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process that may be gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]  # noqa: PTH208
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""

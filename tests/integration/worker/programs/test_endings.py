@@ -1,0 +1,236 @@
+"""How a trial that is a program ends: by itself, by a rule, by its failure, or because it was asked to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import text
+
+from hpsearch.errors import ArtifactError
+from hpsearch.signals import StopSignal
+from hpsearch.worker.programs.failures import ProgramsFailError
+from hpsearch.worker.programs.preparation import CannotStartError
+
+REPORT = """
+report() { echo "{\\"step\\": $1, \\"value\\": $2}" > "$HPSEARCH_REPORTS"; }
+"""
+ENDLESS = "while :; do sleep 0.05; done\n"
+# Reports 0.5 for ever: five times a second are enough for a rule, and all that it reports is recorded.
+STEADY = REPORT + "step=1; while :; do report $step 0.5; step=$((step + 1)); sleep 0.05; done\n"
+
+
+def ending(trial: Any) -> tuple[str, str]:
+    return trial.state.name, trial.user_attrs["stop_reason"]
+
+
+def test_a_program_ends_by_itself(programs: Any) -> None:
+    (trial,) = programs.run(REPORT + "report 1 0.5; report 2 0.25; report 3 0.75")
+    assert ending(trial) == ("COMPLETE", "finished")
+    assert (trial.value, trial.user_attrs["epochs"], trial.user_attrs["best_epoch"]) == (0.25, 3, 2)
+
+
+def test_the_last_value_counts_where_the_study_says_so(programs: Any) -> None:
+    (trial,) = programs.run(REPORT + "report 1 0.5; report 2 0.25; report 3 0.75", value="last")
+    assert trial.value == 0.75
+
+
+def test_own_patience(programs: Any) -> None:
+    """The script is ended: its exit code, whatever it is, is no failure."""
+    patience = {"stopping": {"rule": "no-improvement-in-n", "n": 3}}
+    trials = programs.run("trap 'exit 3' TERM\n" + STEADY, sections=patience)
+    assert [ending(trial) for trial in trials] == [("COMPLETE", "no-improvement")]
+
+
+def test_max_steps(programs: Any) -> None:
+    (trial,) = programs.run(STEADY, max_steps=4)
+    assert ending(trial) == ("COMPLETE", "max-steps")
+    assert sorted(trial.intermediate_values) == [1, 2, 3, 4]
+
+
+def test_timeout_after_a_report_is_an_end(programs: Any) -> None:
+    (trial,) = programs.run(REPORT + "report 1 0.5\n" + ENDLESS, timeout_minutes=0.01)
+    assert ending(trial) == ("COMPLETE", "timeout")
+    assert trial.value == 0.5
+
+
+def test_timeout_without_a_report_is_a_failure(programs: Any) -> None:
+    trials = programs.run("echo waiting\n" + ENDLESS, timeout_minutes=0.01, max_attempts=2)
+    assert [trial.state for trial in trials] == [TrialState.FAIL] * 2
+    assert "took longer than timeout_minutes = 0.01, and reported nothing" in trials[-1].user_attrs["fail_reason"]
+    assert "waiting" in trials[-1].user_attrs["fail_reason"]
+
+
+def test_a_pruned_program_that_exits_with_0_is_pruned(programs: Any) -> None:
+    """What it reports after the signal is dropped. (The good points come first, and end.)"""
+    script = (
+        REPORT + 'trap "report 99 0.0; exit 0" TERM\n'
+        '[ "$1" -lt 50 ] && { report 1 0.1; report 2 0.1; exit 0; }\n'
+        "report 1 0.9; report 2 0.9\n" + ENDLESS
+    )
+    pruning = {"pruning": {"pruner": "median", "warmup_epochs": 1, "startup_trials": 2}}
+    trials = programs.run(script, [10, 11, 12, 90], sections=pruning)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3 + ["PRUNED"]
+    assert trials[-1].user_attrs["stop_reason"] == "pruned"
+    assert 99 not in trials[-1].intermediate_values
+    assert trials[-1].value == 0.9
+
+
+ASKING = """
+import sys
+import hpsearch.trial
+step = 0
+while True:
+    step += 1
+    hpsearch.trial.report(step, 0.1 if int(sys.argv[1]) < 50 else 0.9)
+    if hpsearch.trial.should_stop():
+        hpsearch.trial.report(step + 1, 0.0)
+        break
+    if step == 3 and int(sys.argv[1]) < 50:
+        break
+print("left by itself after", step)
+sys.exit(5 if int(sys.argv[1]) > 90 else 0)
+"""
+
+
+@pytest.mark.parametrize("number", [60, 91])
+def test_a_script_that_asks_ends_itself_by_its_patience(programs: Any, number: int) -> None:
+    (programs.folder / "ask.py").write_text(ASKING)
+    patience = {"stopping": {"rule": "no-improvement-in-n", "n": 3}}
+    (trial,) = programs.run("", [number], run=["{python}", "ask.py", "{number}"], sections=patience, grace_seconds=30)
+    assert ending(trial) == ("COMPLETE", "no-improvement")
+    assert trial.value == 0.9
+    assert "left by itself" in _output(programs, trial)
+
+
+def test_a_script_that_asks_ends_itself_when_it_is_pruned(programs: Any) -> None:
+    (programs.folder / "ask.py").write_text(ASKING)
+    pruning = {"pruning": {"pruner": "median", "warmup_epochs": 1, "startup_trials": 2}}
+    run = ["{python}", "ask.py", "{number}"]
+    trials = programs.run("", [10, 11, 12, 90], run=run, sections=pruning, grace_seconds=30)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3 + ["PRUNED"]
+    assert "left by itself" in _output(programs, trials[-1])
+
+
+def _output(programs: Any, trial: Any) -> str:
+    (file,) = [
+        path
+        for path in (programs.folder / "artifacts").iterdir()
+        if any(path.name in str(value) for value in trial.system_attrs.values())
+    ]
+    return file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("report 1 0.5; echo cuda is gone; exit 4", "ended with exit code 4; its last lines:\ncuda is gone"),
+        ("report 1 0.5; kill -SEGV $$", "was ended by signal 11; it printed nothing"),
+        ("report 1 0.5; kill -TERM $$", "was ended by signal 15; it printed nothing"),
+        ("echo no report", "ended without a report; its last lines:\nno report"),
+    ],
+)
+def test_a_failure_spends_one_of_the_attempts(programs: Any, script: str, reason: str) -> None:
+    """The value that it has reported before does not count."""
+    trials = programs.run(REPORT + script)
+    assert [trial.state for trial in trials] == [TrialState.FAIL] * 3
+    assert {trial.user_attrs["fail_reason"] for trial in trials} == {reason}
+
+
+def test_a_second_attempt_may_succeed(programs: Any) -> None:
+    script = REPORT + '[ "$HPSEARCH_ATTEMPT" = 1 ] && exit 1; report 1 0.5'
+    trials = programs.run(script)
+    assert [trial.state.name for trial in trials] == ["FAIL", "COMPLETE"]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_value_that_is_not_finite_ends_the_trial_as_diverged(programs: Any, value: str) -> None:
+    (trial,) = programs.run(REPORT + f"report 1 0.5; report 2 {value}\n" + ENDLESS)
+    assert ending(trial) == ("PRUNED", "diverged")
+    assert trial.user_attrs["stop_detail"].startswith("diverged at step 2")
+    assert trial.value == 0.5
+
+
+def test_five_failures_at_the_start_end_the_worker(programs: Any) -> None:
+    """Nothing more is claimed, and no point is given up."""
+    study = programs.create("echo no module named torch; exit 1", range(10, 20))
+    with pytest.raises(ProgramsFailError) as raised:
+        programs.work(study)
+    assert str(raised.value).startswith("5 attempts in a row failed; the command: sh script.sh 1")
+    assert "no module named torch" in str(raised.value)
+    assert _states(programs, study) == {"WAITING": 10}
+
+
+def test_twenty_failures_in_a_row_end_the_worker(programs: Any) -> None:
+    study = programs.create(REPORT + '[ "$1" -gt 12 ] && exit 1; report 1 0.5', range(10, 40), max_attempts=20)
+    with pytest.raises(ProgramsFailError, match=r"^20 attempts in a row failed"):
+        programs.work(study)
+    assert _states(programs, study)["COMPLETE"] == 3
+
+
+def test_failures_at_a_worker_s_start_are_no_verdict_on_a_study_with_results(programs: Any) -> None:
+    """It has come last, and gets the points that are left: those that fail."""
+    study = programs.create(REPORT + "[ -e broken ] && exit 1; report 1 0.5; touch broken", range(10, 13))
+    programs.stop_after(lambda: _states(programs, study).get("COMPLETE") == 1)
+    programs.work(study)
+    programs.stop = StopSignal()
+    assert programs.work(study) == 0
+    assert _states(programs, study) == {"COMPLETE": 1, "FAIL": 2}
+
+
+def test_a_command_that_turns_out_not_to_start_spends_no_attempt(programs: Any) -> None:
+    """What cannot be seen before a point is claimed: a program without a first line that names its interpreter."""
+    study = programs.create("", range(10, 18), run=["./tool", "{number}"])
+    (programs.folder / "tool").write_bytes(b"\0not a program")
+    (programs.folder / "tool").chmod(0o755)
+    with pytest.raises(CannotStartError, match=r"^\[?command\]? cannot be started"):
+        programs.work(study, num_slots=8)
+    assert _states(programs, study) == {"WAITING": 8}
+    assert {row.crashes for row in programs.database.rows(_CRASHES, {"study": study.study_id})} == {0}
+
+
+def test_a_folder_that_cannot_be_made_loses_no_point(programs: Any) -> None:
+    study = programs.create(STEADY, range(10, 14))
+    (programs.folder / "attempts").write_text("in the way")
+    with pytest.raises(ArtifactError, match="cannot write"):
+        programs.work(study, num_slots=2)
+    assert _states(programs, study) == {"WAITING": 4}
+
+
+_CRASHES = text("SELECT crashes FROM hpsearch_points WHERE study_id = :study")
+_STATES = text(
+    "SELECT CAST(t.state AS text) AS state, count(*) AS number FROM hpsearch_points p JOIN trials t USING (trial_id) "
+    "WHERE p.study_id = :study GROUP BY 1"
+)
+
+
+def _states(programs: Any, study: Any) -> dict[str, int]:
+    """The points by the state of their current trial."""
+    return {row.state: row.number for row in programs.database.rows(_STATES, {"study": study.study_id})}
+
+
+# Fails after epoch 2. The next attempt finds its state and does epochs 3 and 4.
+_GOES_ON = """
+if [ -e "$HPSEARCH_FOLDER/state" ]; then first=3; else first=1; fi
+touch "$HPSEARCH_FOLDER/state"
+echo "epoch $first err=0.$((9 - first))"
+echo "epoch $((first + 1)) err=0.$((8 - first))"
+[ $first = 3 ]
+"""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "curve"),
+    [
+        ("err=(.*)", {1: 0.6, 2: 0.5}),
+        ("epoch (?P<step>.) err=(.*)", {1: 0.8, 2: 0.7, 3: 0.6, 4: 0.5}),
+    ],
+)
+def test_counted_matches_of_an_earlier_attempt_hide_no_reports(
+    programs: Any, pattern: str, curve: dict[int, float]
+) -> None:
+    first, second = programs.run(_GOES_ON, run=["sh", "script.sh"], pattern=pattern, reads_parameters=True)
+    assert first.intermediate_values == {1: 0.8, 2: 0.7}
+    assert (second.value, second.intermediate_values) == (0.5, curve)
+    assert second.user_attrs["epochs"] == len(curve)
