@@ -167,6 +167,12 @@ class AttemptFolders:
                 self._stored.remove(point, range(1, counted[point] + 1))
                 self._removed.add(point)
 
+    def remove(self, point: int, attempt: int) -> None:
+        """Remove all folders of a point up to this attempt, here and in the store: the next one begins empty."""
+        remove_folder(self.of(point, attempt).folder.parent)
+        if self._stored is not None:
+            self._stored.remove(point, range(1, attempt + 1))
+
     def _fill(self, target: Path, point: int, attempt: int) -> None:
         """Make the script's folder under a temporary name, and give it its own when it is complete."""
         earlier = [number for number in _attempts_in(target.parent) if number < attempt]

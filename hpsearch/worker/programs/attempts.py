@@ -76,6 +76,7 @@ class _Attempt:
     folder: AttemptFolder
     devices: Sequence[str]
     argv: Sequence[str]
+    began_with_files: bool
     output: OutputRecord | None = None  # once the program has ended
     stored: Future[str] | None = None  # the artifact id of the output
     uploaded_at: float = field(default_factory=time.monotonic)
@@ -180,7 +181,8 @@ class Attempts(AbstractContextManager["Attempts"]):
         folder.write_parameters({name: values[name] for name in self.point(claim)})
         argv = self._argv({**values, "folder": str(folder.folder), "parameters": str(folder.parameters)})
         devices = self._free.pop(0)
-        attempt = _Attempt(claim=claim, folder=folder, devices=devices, argv=argv)
+        began_with_files = any(folder.folder.iterdir())
+        attempt = _Attempt(claim=claim, folder=folder, devices=devices, argv=argv, began_with_files=began_with_files)
         variables = self._environment(attempt, values)
         pattern = self._program.pattern if isinstance(self._program, CommandSettings) else None
         output = self._streams.open(claim.trial_id, folder.reports, pattern=pattern, secrets=self._secrets)
@@ -313,9 +315,13 @@ class Attempts(AbstractContextManager["Attempts"]):
             for point in needless:
                 del self._counted[point]
 
+    def began_with_files(self, trial_id: int) -> bool:
+        """Whether the folder of this attempt had files of an earlier one when it began."""
+        return self._attempts[trial_id].began_with_files
+
     def begin_anew(self, claim: Claim) -> None:
         """Let the next attempt at this point begin with an empty folder."""
-        self._folders.remove_others({claim.point: claim.attempt}, ())
+        self._folders.remove(claim.point, claim.attempt)
 
     def forget(self, trial_id: int) -> None:
         """Forget a program that has ended; its output is no longer known."""

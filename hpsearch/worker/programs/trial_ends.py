@@ -137,9 +137,9 @@ class TrialEnds:
         The reports of a worker's last second die with it, and the program's files do not. The point is then tried with
         an empty folder, once.
         """
-        point, is_first = trial.claim.point, trial.claim.attempt == 1
-        is_ahead = not is_first and trial.best is None and end.exit_code == 0 and trial.decision is None
-        if not is_ahead or point in self._renewed:
+        point = trial.claim.point
+        has_reported_nothing = trial.best is None and end.exit_code == 0 and trial.decision is None
+        if not has_reported_nothing or point in self._renewed or not self.attempts.began_with_files(end.key):
             return False
         self._renewed.add(point)
         return True

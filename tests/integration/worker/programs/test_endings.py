@@ -138,6 +138,30 @@ def test_a_failure_spends_one_of_the_attempts(programs: Any, script: str, reason
     assert {trial.user_attrs["fail_reason"] for trial in trials} == {reason}
 
 
+# Saves that it is done before it reports anything, and is stopped then. With this file there is nothing left to do.
+_DONE_UNSEEN = (
+    REPORT
+    + """
+[ -e "$HPSEARCH_FOLDER/done" ] && exit 0
+touch "$HPSEARCH_FOLDER/done"
+while [ "$HPSEARCH_ATTEMPT" = 1 ]; do sleep 0.05; done
+report 1 0.5
+"""
+)
+
+
+def test_files_that_are_ahead_of_the_reports_are_given_up(programs: Any) -> None:
+    """The attempt that finds nothing left to do is no failure: the next one begins with an empty folder."""
+    study = programs.create(_DONE_UNSEEN, max_attempts=1)
+    programs.stop_after(lambda: any(programs.folder.glob("attempts/*/point-*/attempt-1/done")))
+    programs.work(study)
+    programs.stop = StopSignal()
+    programs.work(study)
+    first, second, third = programs.trials(study)
+    assert "went on from the files of an attempt that was killed" in second.user_attrs["fail_reason"]
+    assert [trial.state.name for trial in (first, second, third)] == ["FAIL", "FAIL", "COMPLETE"]
+
+
 def test_a_second_attempt_may_succeed(programs: Any) -> None:
     script = REPORT + '[ "$HPSEARCH_ATTEMPT" = 1 ] && exit 1; report 1 0.5'
     trials = programs.run(script)
