@@ -15,7 +15,8 @@ Standard library only, and nothing else of hpsearch: a script pays a few millise
 is `hpsearch.scripts.streams`. The protocol, for scripts in other languages, is in environment variables:
 
     HPSEARCH_REPORTS     path of a FIFO that takes one JSON object per line: {"step": 3, "value": 0.25, ...}, or
-                         {"ask": 3}, which requests a verdict on all reports up to step 3
+                         {"ask": 3}, which requests a verdict on all reports up to step 3; "correct", if given, is the
+                         path of a file of 0 and 1, one per validation example, which is not written again
     HPSEARCH_VERDICT     path of a file that holds the last verdict: {"step": 3, "stop": false}
     HPSEARCH_FOLDER      the folder of this attempt
     HPSEARCH_SEED        a whole number
@@ -46,16 +47,17 @@ _SEED: Final = "HPSEARCH_SEED"
 _PARAMETERS: Final = "HPSEARCH_PARAMETERS"
 
 _LARGEST_STEP: Final = 2**31 - 1  # what the study database stores
+_LARGEST_RESULTS: Final = 8_004_096  # bytes: 1,000,000 whole numbers in a .npy file
 _LONGEST_LINE: Final = 64 * 1024  # bytes, with the line end; the worker reads no more of a line
 _SEND_SECONDS: Final = 5.0
 _VERDICT_SECONDS: Final = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05  # seconds between two attempts
 
 
-def report(step: SupportsIndex, value: SupportsFloat | SupportsIndex, **more: Any) -> None:
+def report(step: SupportsIndex, value: SupportsFloat | SupportsIndex, *, correct: Any = None, **more: Any) -> None:
     """Report the value of the study's metric after a step of training.
 
-        hpsearch.trial.report(epoch, error, train_loss=loss)
+        hpsearch.trial.report(epoch, error, train_loss=loss, correct=predicted == labels)
 
     Never raises, and blocks for 5 seconds at most. What cannot be sent is said once on standard error.
 
@@ -63,11 +65,14 @@ def report(step: SupportsIndex, value: SupportsFloat | SupportsIndex, **more: An
         step: a whole number >= 1, such as the epoch. Steps may be left out. Of several reports of a step the first
             counts, also when an attempt continues the work of an earlier one.
         value: a number; also of numpy, or a tensor of one element. A NaN or an infinity ends the trial as diverged.
+        correct: which validation examples are right: one truth value (or 0, 1) for each, in an order that is the same
+            in all trials, as a list, an array, a tensor, or the path of a .npy file or of a text of 0 and 1. The file
+            is copied. Trials are then compared example by example, and coarse-to-fine takes a difference that may be
+            chance for none. At most 1,000,000 examples.
         more: further values to store with the step. Those that JSON cannot hold are stored as text. They are dropped
-            if the line is longer than 64 KB. Lines of over 4 KB of several processes at once may get mixed up. Results
-            of single examples (`correct=path`) are not read yet.
+            if the line is longer than 64 KB. Lines of over 4 KB of several processes at once may get mixed up.
     """
-    _OWN_CHANNEL.report(step, value, more)
+    _OWN_CHANNEL.report(step, value, correct, more)
 
 
 def should_stop() -> bool:
@@ -126,7 +131,7 @@ class _Channel:
         self._is_stuck = False  # the last line was given up: no patience until one can be sent again
         self._is_cut = False  # the last line was sent in part
 
-    def report(self, step: object, value: object, more: dict[str, Any]) -> None:
+    def report(self, step: object, value: object, correct: Any, more: dict[str, Any]) -> None:
         path = self._path_of(_REPORTS)
         if path is None:
             return
@@ -136,12 +141,11 @@ class _Channel:
         elif number is None:
             self._tell("value", f"the value {_shown(value)} is not a number; the report is ignored")
         else:
-            if isinstance(more.get("correct"), str | os.PathLike):
-                self._tell(
-                    "correct", "results of single examples (correct=...) are not read yet: only the path is stored"
-                )
-            line = self._line_of({"step": whole_step, "value": number}, more)
+            document: dict[str, Any] = {"step": whole_step, "value": number}
             with self._lock:
+                if correct is not None and whole_step > self._last_step:
+                    document |= self._results(path, whole_step, correct)
+                line = self._line_of(document, more)
                 self._last_step = max(self._last_step, whole_step)
                 self._send(path, line)
 
@@ -168,6 +172,16 @@ class _Channel:
     def _path_of(self, name: str) -> str | None:
         """Return None outside hpsearch and in a forked process, where a lock may be held for ever."""
         return (os.environ.get(name) or None) if os.getpid() == self._pid else None
+
+    def _results(self, reports: str, step: int, correct: Any) -> dict[str, str]:
+        """Write which examples are right to a file of this report's own, beside the FIFO; {} if that fails."""
+        copy = Path(reports).absolute().with_name(f"correct-{step}-{self._pid}")
+        try:
+            copy.write_bytes(_content_of(correct))
+        except Exception as error:
+            self._tell("correct", f"the results of single examples of step {step} are left out: {_shown(error)}")
+            return {}
+        return {"correct": str(copy)}
 
     def _line_of(self, document: dict[str, Any], more: dict[str, Any]) -> bytes:
         try:
@@ -253,6 +267,24 @@ def _number_of(value: Any) -> float | None:
         return float(scalar) if is_number and not _is_truth_value(scalar) else None
     except Exception:  # several elements, or an integer that is too large
         return None
+
+
+def _content_of(correct: Any) -> bytes:
+    """The content of a file of 0 and 1: that of the file that is named, or what these values make.
+
+    Raises:
+        OSError, TypeError or ValueError: there is no such file, these are no such values, or they are too many.
+    """
+    if isinstance(correct, str | os.PathLike):
+        with Path(correct).open("rb") as file:
+            content = file.read(_LARGEST_RESULTS + 1)
+        if len(content) > _LARGEST_RESULTS:
+            raise ValueError(f"{os.fspath(correct)} is larger than {_LARGEST_RESULTS:,} bytes")
+        return content
+    values = correct.tolist() if hasattr(correct, "tolist") else list(correct)
+    if wrong := [value for value in values if value not in (0, 1)]:
+        raise ValueError(f"{wrong[0]!r:.40} is neither 0 nor 1")
+    return bytes(49 if value else 48 for value in values)  # "1" and "0"
 
 
 def _is_truth_value(value: object) -> bool:

@@ -101,6 +101,8 @@ def _prepare(database: Database, plan: ConfirmPlan, top: int) -> ConfirmPlan:
             "the command has no {seed}: the program must take its seed from hpsearch.trial.seed() or HPSEARCH_SEED, "
             "or all seeds of a point give the same value"
         )
+    if plan.definition.objective is not None:
+        say("seeds make a difference only if the objective takes its seed from hpsearch.trial.seed()")
     if not plan.can_seeds_matter:
         say("one seed is enough: logistic regression begins with all weights 0, and nothing is shuffled")
     each = f"{counted(plan.num_configurations, 'point')} with {counted(plan.num_seeds, 'seed')} each"

@@ -244,12 +244,12 @@ class StudyDefinition(Settings):
             raise ValueError("search.budget_epochs counts epochs of hpsearch's own networks: take budget_hours")
         if self.objective is None:
             return
-        if not self.is_drawn:
+        if not self.is_drawn and self.search.strategy != "listed":
             raise ValueError(
                 f"search.strategy {self.search.strategy} needs the dimensions, which an objective names only when "
-                "it is called: take random, qmc, tpe, gp or cmaes"
+                "it is called: take random, qmc, tpe, gp or cmaes, or listed for points of your own"
             )
-        if self.search.dimensions:
+        if self.search.dimensions and self.is_drawn:
             name = self.search.dimensions[0].name
             raise ValueError(f"search.{name}: the space of an objective stands in its own suggest_* calls")
 

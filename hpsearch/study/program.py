@@ -238,8 +238,14 @@ def check_arguments(program: ProgramSettings, dimensions: Sequence[str], source:
         raise InputError(f"{source}: {message}", hint=error.hint) from None
 
 
-def check_dimension_name(name: str, source: str) -> None:
-    """Raises InputError: a program's dimension cannot have this name."""
+def check_dimension_name(name: str, source: str, *, is_open: bool = False) -> None:
+    """Raises InputError: a program's dimension cannot have this name.
+
+    Args:
+        is_open: an objective's, which names its parameters as it likes: no placeholder stands for them.
+    """
+    if is_open and not name.endswith(ZERO_SUFFIX):
+        return
     if name in RESERVED:
         raise InputError(
             f"{source}: search.parameters.{name}: hpsearch itself gives programs a value of this name",
@@ -253,15 +259,16 @@ def check_dimension_name(name: str, source: str) -> None:
         )
 
 
-def parse_free_dimension(name: str, spec: Any, max_values: int, source: str) -> Dimension:
+def parse_free_dimension(name: str, spec: Any, max_values: int, source: str, *, is_open: bool = False) -> Dimension:
     """Parse one dimension of a program: a list, `{ log10 = ... }` or `{ low = ..., high = ... }`.
 
     Args:
         max_values: maximum number of values.
+        is_open: see `check_dimension_name`.
     Raises:
         InputError: names source, key and value.
     """
-    check_dimension_name(name, source)
+    check_dimension_name(name, source, is_open=is_open)
     shape = parse_shape(name, spec, "the command itself", source)
     is_integer = _is_integer(shape, spec)
     try:
@@ -304,9 +311,13 @@ def _is_in(value: ParameterValue, others: Sequence[ParameterValue]) -> bool:
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in others)
 
 
-def listed_free_points(settings: SearchSettings, others: Mapping[str, Any], seed: int, source: str) -> SearchSettings:
+def listed_free_points(
+    settings: SearchSettings, others: Mapping[str, Any], seed: int, source: str, *, is_open: bool = False
+) -> SearchSettings:
     """The settings of strategy `listed` with its dimensions: every point must have the same keys, but for `seed`.
 
+    Args:
+        is_open: the points are an objective's, which may ask for other parameters in each of them.
     Raises:
         InputError: there are no points, one lacks a key, or two are the same.
     """
@@ -324,7 +335,7 @@ def listed_free_points(settings: SearchSettings, others: Mapping[str, Any], seed
     numbers: dict[tuple[Any, ...], int] = {}
     for number, point in enumerate(settings.points, start=1):
         lacking = [name for name in names if name not in dict(point) and name != "seed"]
-        if lacking:
+        if lacking and not is_open:
             raise InputError(f"{source}: search.points: point {number} lacks {lacking[0]}, which other points have")
         meaning = tuple(sorted({"seed": seed, **dict(point)}.items()))
         first = numbers.setdefault(meaning, number)
@@ -335,5 +346,7 @@ def listed_free_points(settings: SearchSettings, others: Mapping[str, Any], seed
             )
     place = f"{source}: search.points"
     values = {name: list(dict.fromkeys(v for p in settings.points for n, v in p if n == name)) for name in names}
-    dimensions = tuple(parse_free_dimension(name, its, len(its), place) for name, its in values.items())
+    dimensions = tuple(
+        parse_free_dimension(name, its, len(its), place, is_open=is_open) for name, its in values.items()
+    )
     return settings.model_copy(update={"dimensions": dimensions})

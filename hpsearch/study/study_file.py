@@ -62,10 +62,11 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
         raise InputError(f"{source}: search must be a section, got {shown(search)}", hint="write [search]")
     is_program = any(document.get(name) is not None for name in PROGRAMS)
     search = dict(search) if is_program else flat_search(search, source)
+    is_open = document.get("objective") is not None
     parameters = search.pop("parameters", {}) if is_program else {}
     # Validate the other sections first: a dimension's values are validated as part of their section.
     # An objective has no dimensions, which the default strategy would ask for.
-    no_search = {} if document.get("objective") is None else {"strategy": "random", "num_points": 1}
+    no_search = {"strategy": "random", "num_points": 1} if is_open else {}
     base = validated(StudyDefinition, {**document, "search": no_search}, source=source)
     own = {key: value for key, value in search.items() if key in SearchSettings.model_fields}
     own.pop("dimensions", None)
@@ -73,7 +74,8 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
     sections = base.model_dump()
     specs = {name: spec for name, spec in search.items() if name not in own}
     if is_program:
-        settings = _with_free_dimensions(settings, joined(specs, parameters, source), base.seed, source)
+        specs = joined(specs, parameters, source)
+        settings = _with_free_dimensions(settings, specs, base.seed, source, is_open=is_open)
     elif settings.strategy == "listed":
         settings = with_listed_points(settings, specs, sections, source)
     else:
@@ -87,7 +89,8 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
     definition = validated(StudyDefinition, {**document, "search": settings}, source=source)
     if definition.program is not None:
         definition.program.warn_of_idle_keys(source)
-        check_arguments(definition.program, [dimension.name for dimension in settings.dimensions], source)
+        names = [] if is_open else [dimension.name for dimension in settings.dimensions]
+        check_arguments(definition.program, names, source)
     return definition
 
 
@@ -115,9 +118,11 @@ def _with_program(document: dict[str, Any], source: str) -> dict[str, Any]:
     return {**document, name: section, "stopping": stopping}
 
 
-def _with_free_dimensions(settings: SearchSettings, specs: dict[str, Any], seed: int, source: str) -> SearchSettings:
+def _with_free_dimensions(
+    settings: SearchSettings, specs: dict[str, Any], seed: int, source: str, *, is_open: bool
+) -> SearchSettings:
     if settings.strategy == "listed":
-        return listed_free_points(settings, specs, seed, source)
+        return listed_free_points(settings, specs, seed, source, is_open=is_open)
     dimensions = [parse_free_dimension(name, spec, settings.max_points, source) for name, spec in specs.items()]
     return settings.model_copy(update={"dimensions": tuple(dimensions)})
 

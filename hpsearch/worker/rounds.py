@@ -27,7 +27,7 @@ from hpsearch.search.significance import discordant, mcnemar_p_value, sign_flip_
 from hpsearch.store.claims.continuing import continue_trials
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import Situation, read_situation
-from hpsearch.store.rows.correct_images import read_correctness
+from hpsearch.store.rows.correct_images import Correctness, read_correctness
 from hpsearch.store.rows.counts import num_lost_points, read_num_images
 from hpsearch.store.rows.example_losses import Losses, read_example_losses
 from hpsearch.store.rows.points import CohortOf, StoredPoint, add_points, narrowing_of, read_points
@@ -208,10 +208,10 @@ class TrialComparison:
     """Decides whether two trials differ significantly on the validation images; reads the bits of compared trials.
 
     Uses the exact two-sided McNemar test, or the sign-flip test in a study that is not judged by its errors, or whose
-    examples come in groups, which are then compared by their sums. Trials
-    without bits (of a version that kept none) are compared as independent samples, which is far less sensitive. If even
-    the number of images is unknown, or a value is no error rate, every difference counts, so that the search continues
-    rather than ends.
+    examples come in groups, which are then compared by their sums. Programs may report which examples they got right.
+    Trials without bits (of a version that kept none) are compared as independent samples, which is far less sensitive.
+    If even the number of images is unknown, or the values were reported or are no error rates, every difference counts,
+    so that the search continues rather than ends.
 
     Args:
         is_reported: programs have reported the values.
@@ -238,11 +238,14 @@ class TrialComparison:
         """Compare two points. Both have values; their keys are trial ids."""
         assert one.value is not None
         assert other.value is not None
-        if self._test is PairedTest.SIGN_FLIP:
+        if self._test is PairedTest.SIGN_FLIP and not self._is_reported:
             return self._losses_differ(one, other)
         bits_one, bits_other = self._read(one.key), self._read(other.key)
-        if bits_one is not None and bits_other is not None and len(bits_one) == len(bits_other):
-            return mcnemar_p_value(*discordant(bits_one, bits_other)) < SIGNIFICANCE_LEVEL
+        if bits_one is not None and bits_other is not None and bits_one.num_images == bits_other.num_images:
+            return mcnemar_p_value(*discordant(bits_one.bits, bits_other.bits)) < SIGNIFICANCE_LEVEL
+        if self._is_reported:
+            self.note = EVERY_DIFFERENCE_COUNTS
+            return one.value != other.value
         if self._read_losses(one.key) is not None and self._read_losses(other.key) is not None:  # groups of images
             return self._losses_differ(one, other)
         self.note = NOT_TRAINED.format("images")
@@ -254,7 +257,7 @@ class TrialComparison:
     def _losses_differ(self, one: KnownPoint, other: KnownPoint) -> bool:
         losses_one, losses_other = self._read_losses(one.key), self._read_losses(other.key)
         if losses_one is None or losses_other is None or len(losses_one) != len(losses_other):
-            self.note = EVERY_DIFFERENCE_COUNTS if self._is_reported else NOT_TRAINED.format("examples")
+            self.note = NOT_TRAINED.format("examples")
             return one.value != other.value
         return sign_flip_p_value(losses_one.astype(np.float64) - losses_other) < SIGNIFICANCE_LEVEL
 
@@ -264,10 +267,9 @@ def _read_losses(database: Database, trial_id: object) -> Losses | None:
     return read_example_losses(database, [trial_id]).get(trial_id)
 
 
-def _read_bits(database: Database, trial_id: object) -> bytes | None:
+def _read_bits(database: Database, trial_id: object) -> Correctness | None:
     assert isinstance(trial_id, int)
-    found = read_correctness(database, [trial_id]).get(trial_id)
-    return None if found is None else found.bits
+    return read_correctness(database, [trial_id]).get(trial_id)
 
 
 # Epochs that an attempt has taken over from an earlier one are counted once.

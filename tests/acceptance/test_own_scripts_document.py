@@ -124,7 +124,7 @@ def test_the_objective_of_the_page_works_as_it_is_written(
         else:
             run(text)
             done.append(text.split()[1])
-    assert done == ["check", "run", "status", "export"]
+    assert done == ["check", "run", "status", "confirm", "export", "run"]
     exported = json.loads(Path("best.json").read_text())
     assert {"penalty", "alpha"} <= exported["parameters"].keys()
     assert exported["objective"] == {"function": "mine:objective"}
@@ -135,7 +135,7 @@ def test_the_objective_of_the_page_works_as_it_is_written(
         assert min(trial.intermediate_values) == 1, "step 0 of Optuna"
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     assert {max(trial.intermediate_values) for trial in complete} == {20}
-    assert run("hpsearch confirm mine-objective --commands", code=2).count("confirm does not run objectives yet") == 1
+    assert exported["estimate"]["evidence"] == "confirmed"
 
 
 def run(command: str, *, code: int = 0) -> str:

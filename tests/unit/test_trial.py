@@ -344,12 +344,31 @@ def test_a_trial_that_was_stopped_does_not_wait_again(worker: Worker) -> None:
     assert trial.should_stop()
 
 
-def test_results_of_single_examples_are_said_once_not_to_be_read(
-    worker: Worker, capfd: pytest.CaptureFixture[str]
+class Tensor:
+    def tolist(self) -> list[bool]:
+        return [True, False]
+
+
+@pytest.mark.parametrize(
+    "correct", [[1, 0], [True, False], (1.0, 0.0), np.array([True, False]), np.array([1, 0]), Tensor(), "results.txt"]
+)
+def test_results_of_single_examples_are_written_for_the_worker(worker: Worker, tmp_path: Path, correct: Any) -> None:
+    if isinstance(correct, str):
+        correct = tmp_path / correct
+        correct.write_text("10")
+    trial.report(3, 0.5, correct=correct)
+    if isinstance(correct, Path):
+        correct.write_text("its next epoch")
+    (document,) = worker.documents()
+    assert Path(document["correct"]).read_text() == "10"
+    assert Path(document["correct"]).parent == worker.fifo.parent
+
+
+@pytest.mark.parametrize("correct", [12, [1, 2], [[1, 0]], "no-such-file", ["yes"]])
+def test_wrong_results_of_single_examples_are_said_once_and_leave_the_report(
+    worker: Worker, capfd: pytest.CaptureFixture[str], correct: Any
 ) -> None:
-    trial.report(1, 0.5, correct=12)  # a value as any other
-    assert capfd.readouterr().err == ""
-    trial.report(2, 0.5, correct="correct.npy")
-    trial.report(3, 0.5, correct=Path("correct.npy"))
-    assert capfd.readouterr().err.count("are not read yet") == 1
-    assert [document["correct"] for document in worker.documents()] == [12, "correct.npy", "correct.npy"]
+    trial.report(2, 0.5, correct=correct)
+    trial.report(3, 0.25, correct=correct)
+    assert capfd.readouterr().err.count("the results of single examples of step 2 are left out") == 1
+    assert worker.documents() == [{"step": 2, "value": 0.5}, {"step": 3, "value": 0.25}]

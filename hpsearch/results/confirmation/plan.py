@@ -105,18 +105,8 @@ def plan_confirmation(
         raise InputError(f"--top and --seeds must be at least 1, got {top} and {num_seeds}")
     search = read_summary(database, study_name)
     _check_is_no_confirmation(database, search.study)
-    _check_takes_points(search.study.definition)
     search.require_best()
     return _plan(database, search, _companion_name(database, search.study, name), top, num_seeds)
-
-
-def _check_takes_points(definition: StudyDefinition) -> None:
-    if definition.objective is not None:
-        raise InputError(
-            f"study {definition.name!r} cannot be confirmed: confirm does not run objectives yet; it is built for "
-            "studies of networks and of commands alone",
-            hint="take the best values into a script, and run it with [command], strategy listed and several seeds",
-        )
 
 
 def _plan(database: Database, search: StudySummary, companion: str, top: int, seeds: int) -> ConfirmPlan:

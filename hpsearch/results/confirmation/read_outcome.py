@@ -144,10 +144,9 @@ def _configuration(
     own = point_key(parameters)
     trials = [t for t in companion.trials if t.is_listed and point_key(without_seed(t.named_parameters)) == own]
     complete = tuple(trial for trial in trials if trial.is_complete)
-    order = [dimension.name for dimension in search.study.definition.search.dimensions]
     trained = without_seed({**parameters, **left_to_study(parameters)})
     return ConfirmedConfiguration(
-        parameters={name: trained[name] for name in order if name in trained},
+        parameters={name: trained[name] for name in search.searched_names if name in trained},
         search_trial=next(
             (t for t in search.complete if point_key(without_seed(reduce(t.named_parameters))) == own), None
         ),

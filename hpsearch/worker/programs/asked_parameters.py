@@ -2,10 +2,13 @@
 
 The space is not known beforehand. When a trial begins, the sampler draws jointly the parameters that the ended trials
 share; any other is drawn by itself when the trial asks for it. Values that an earlier attempt has asked for stay.
+
+With strategy `listed` nothing is drawn: the trial is given the values of its point.
 """
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -69,6 +72,7 @@ class AskedParameters:
 
     def __init__(self, study: StoredStudy) -> None:
         self._study = study
+        self._is_listed = study.definition.search.strategy == "listed"
         self._history = History(study.study_id)
         self._distributions: dict[str, BaseDistribution] = {}  # the first one of each parameter in the study
         self._shared: frozenset[str] | None = None  # names that the last trial drew jointly
@@ -83,14 +87,16 @@ class AskedParameters:
             StorageError: the database is away. Repeating the call is safe.
         """
         search = self._study.definition.search
-        only = claim.trial_id if search.strategy == "random" else None
+        only = claim.trial_id if search.strategy in ("random", "listed") else None
         trials = self._history.read(ledger.database, only=only)
         if not any(trial._trial_id == claim.trial_id for trial in trials):
             raise LostTrialError
         storage = StudySnapshot(study_name=self._study.name, study_id=self._study.study_id)
+        if self._is_listed:  # the objective has its own distributions, which are not those of the list
+            trials = [_without_parameters(trial) for trial in trials]
         storage.replace_trials(trials)
         sampler = build_sampler(
-            search.strategy,
+            "random" if self._is_listed else search.strategy,
             study_seed=self._study.definition.seed,
             trial_number=claim.number,
             point=claim.point,
@@ -106,9 +112,12 @@ class AskedParameters:
         """Return the value of a parameter as Optuna stores it. It is in the database when this returns.
 
         Raises:
-            ValueError: the distribution does not fit that of the same parameter in this trial or another one.
+            ValueError: the distribution does not fit that of the same parameter in this trial or another one, or the
+                value of a listed point.
             LostTrialError, StorageError: as `begin`.
         """
+        if self._is_listed:
+            return _listed_value(asked.claim, name, distribution)
         self._check(ledger, name, distribution)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the objective's own process shows Optuna's warnings
@@ -151,6 +160,28 @@ class AskedParameters:
             return
         names = ", ".join(sorted(shared)) or "none"
         _log.info("%s begins anew: the parameters that all ended trials share are now %s", strategy, names)
+
+
+def _without_parameters(trial: FrozenTrial) -> FrozenTrial:
+    bare = copy.copy(trial)
+    bare.params, bare.distributions = {}, {}
+    return bare
+
+
+def _listed_value(claim: Claim, name: str, distribution: BaseDistribution) -> float:
+    """The value of a listed point as Optuna stores it. Raises ValueError: it has none, or one that may not be."""
+    if name not in claim.parameters:
+        known = ", ".join(sorted(claim.parameters))
+        raise ValueError(f"the objective asks for {name!r}, which its listed point does not have; it has {known}")
+    value = claim.parameters[name]
+    wrong = f"the listed point has {name} = {value!r}, which is not in {distribution}"
+    try:
+        internal = float(distribution.to_internal_repr(value))
+    except ValueError:
+        raise ValueError(wrong) from None
+    if not distribution._contains(internal):
+        raise ValueError(wrong)
+    return internal
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> ParameterValue:

@@ -44,6 +44,7 @@ from hpsearch.store.studies import StoredStudy
 from hpsearch.study.command_line import Value, render_command, render_environment
 from hpsearch.study.program import CommandSettings, ObjectiveSettings, ProgramSettings
 from hpsearch.study.space import without_zero_switches
+from hpsearch.worker.programs.example_results import ExampleResults
 
 __all__ = ["Attempts", "Ended", "News", "NotStarted"]
 
@@ -314,6 +315,10 @@ class Attempts(AbstractContextManager["Attempts"]):
             self._folders.remove_others(needless, keep)
             for point in needless:
                 del self._counted[point]
+
+    def results_of(self, claim: Claim) -> ExampleResults:
+        """A reader of the files in which this attempt says which examples it got right."""
+        return ExampleResults(claim.number, self._cwd, self._attempts[claim.trial_id].folder.control)
 
     def began_with_files(self, trial_id: int) -> bool:
         """Whether the folder of this attempt had files of an earlier one when it began."""

@@ -121,7 +121,8 @@ class ObjectiveTrials:
             raise ValueError(f"a parameter's name must be a text of 1 to {LONGEST_NAME} characters, got {name!r:.60}")
         asked = self._asked[trial.claim.trial_id]
         value = self._parameters.suggest(ledger, asked, name, json_to_distribution(message["distribution"]))
-        trial.set_parameters(asked.stored.params)
+        if self._study.definition.is_drawn:
+            trial.set_parameters(asked.stored.params)
         return value
 
 

@@ -14,6 +14,7 @@ from hpsearch.scripts.report_lines import Report
 from hpsearch.search.stopping import StopDecision, StoppingRule, StopReason
 from hpsearch.store.claims.earlier_attempt import EarlierReport
 from hpsearch.store.claims.ledger import Claim, Outcome, Result
+from hpsearch.store.rows.correct_images import Correctness
 from hpsearch.store.rows.trial_state import (
     ATTEMPT_ATTRIBUTE,
     CONTINUES_ATTRIBUTE,
@@ -25,6 +26,7 @@ from hpsearch.store.rows.trial_state import (
 )
 from hpsearch.study.program import ObjectiveSettings, ProgramSettings
 from hpsearch.study.space import ParameterValue
+from hpsearch.worker.programs.example_results import ExampleResults
 
 _INCOMPLETE = (StopReason.DIVERGED, StopReason.PRUNED)
 _OWN_ATTRIBUTES = frozenset(
@@ -34,6 +36,7 @@ _OWN_ATTRIBUTES = frozenset(
     )
 )
 LONGEST_NAME = 490  # characters of a parameter's or an attribute's name: 512 in Optuna's tables, with our prefixes
+_CORRECT = "correct"  # of a report: a file with the results of single examples
 _MOST_VALUES = 20  # further values of the last report that become attributes
 
 
@@ -72,11 +75,13 @@ class ProgramTrial:
         attributes: user attributes that an objective has set.
         ending: of an objective, once it has ended by itself: later decisions about the trial do not count.
         asks: the program has asked whether it should stop: it is told, and ends by itself.
+        results: reads the files of single examples' results that reports name; None: they are left out.
     """
 
     claim: Claim
     program: ProgramSettings
     rule: StoppingRule
+    results: ExampleResults | None = None
     started_at: float = field(default_factory=time.monotonic)
     decision: StopDecision | None = None
     is_lost: bool = False
@@ -95,6 +100,7 @@ class ProgramTrial:
     told_to_end_at: float | None = None
     earlier_seconds: float = 0.0  # of the attempts whose reports it has taken over
     _reported_at: float | None = None
+    _correct: tuple[int, Correctness] | None = None  # of this step, which may be the one that counts
 
     @property
     def metric(self) -> Metric:
@@ -174,9 +180,19 @@ class ProgramTrial:
         loss, now = self.metric.loss_of(report.value), time.monotonic()
         since = self.started_at if self._reported_at is None else self._reported_at
         self._reported_at = now
-        self.more = report.more
+        self.more = {name: value for name, value in report.more.items() if name != _CORRECT}
+        self._note_correct(report, loss)
         self.unrecorded.append(StepReport(step=report.step, loss=loss, seconds=max(0.0, now - since)))
         self.decision = self._observe(report.step, loss)
+
+    def _note_correct(self, report: Report, loss: float) -> None:
+        """Read which examples are right if this report may be the one that counts."""
+        if self.results is None or _CORRECT not in report.more:
+            return
+        is_wanted = self.program.value == "last" or self.best is None or loss < self.best[0]
+        correct = self.results.take(report.more[_CORRECT], is_wanted=is_wanted)
+        if correct is not None:
+            self._correct = report.step, correct
 
     def _observe(self, step: int, loss: float) -> StopDecision | None:
         """Add a report to the history, and decide whether it is the last one."""
@@ -242,6 +258,8 @@ class ProgramTrial:
         elif counted is not None:
             loss = counted[0]
         of_step = counted if is_complete else self.best
+        correct_step, correct = self._correct or (0, None)
+        is_of_counted = is_complete and counted is not None and counted[1] == correct_step
         best_value = None if self.best is None else self.metric.value_of(self.best[0])
         return Result(
             trial_id=self.claim.trial_id,
@@ -259,6 +277,7 @@ class ProgramTrial:
                 **origin,
                 **self._set_by_objective(origin),
             },
+            correct=correct if is_of_counted else None,
             claim=self.claim.token,
             num_epochs=self.recorded,
             num_parameters=len(self.claim.parameters),

@@ -513,7 +513,7 @@ class ProgramWorker:
 
     def _new_trial(self, claim: Claim) -> ProgramTrial:
         rule = stopping_rule(self.study.definition.stopping, num_minibatches=1)
-        return ProgramTrial(claim=claim, program=self._program, rule=rule)
+        return ProgramTrial(claim=claim, program=self._program, rule=rule, results=self.attempts.results_of(claim))
 
     def _lose(self, claim: Claim) -> None:
         self._undrawn = [other for other in self._undrawn if other.hold != claim.hold]

@@ -7,7 +7,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.artifacts.store import open_store
+from hpsearch.data.files.lookup import DataLocations
 from hpsearch.errors import HpsearchError, InputError
+from hpsearch.results.confirmation.plan import plan_confirmation, prepare_confirmation
+from hpsearch.results.status import read_status
 from hpsearch.scripts.keeper_client import Keeper
 from hpsearch.signals import StopSignal
 from hpsearch.store.claims.ledger import Claim, Ledger
 from hpsearch.store.connection.database import Database, DatabaseAwayError
 from hpsearch.store.rows.counts import PointCounts
-from hpsearch.store.studies import StoredStudy
+from hpsearch.store.studies import StoredStudy, load_study
 from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.programs.asked_parameters import AskedParameters, AskedTrial
@@ -312,6 +315,66 @@ def test_an_objective_that_fails_is_a_failed_attempt(new_bench: NewBench, ending
     assert first.params == second.params  # of the same point
     assert reason in first.user_attrs["fail_reason"]
     assert bench.counts == PointCounts(failed=1)
+
+
+LISTED = """
+    import hpsearch.trial
+
+    def objective(trial):
+        kind = trial.suggest_categorical("kind of layer", ["near", "far"])
+        x = trial.suggest_float("x", -1, 1) if kind == "near" else trial.suggest_float("far_x", 1e-2, 10, log=True)
+        trial.set_user_attr("seen", [kind, x, trial.params, hpsearch.trial.seed()])
+        return x
+"""
+
+
+def test_listed_points_are_given_to_the_objective(new_bench: NewBench) -> None:
+    points = [{"kind of layer": "near", "x": 0.25}, {"kind of layer": "far", "far_x": 3.0, "seed": 17}]
+    bench = new_bench(LISTED, search={"strategy": "listed", "points": points})
+    bench.work()
+    assert bench.counts == PointCounts(complete=2)
+    assert [trial.user_attrs["seen"] for trial in bench.trials] == [
+        ["near", 0.25, {"kind of layer": "near", "x": 0.25}, 3],
+        ["far", 3.0, {"kind of layer": "far", "far_x": 3.0}, 17],
+    ]
+    assert [trial.params for trial in bench.trials] == points
+
+
+@pytest.mark.parametrize(
+    ("point", "reason"),
+    [
+        ({"kind of layer": "near"}, "the objective asks for 'x', which its listed point does not have; it has kind of"),
+        ({"kind of layer": "near", "x": 2.0}, "the listed point has x = 2.0, which is not in FloatDistribution"),
+        ({"kind of layer": "middle", "x": 0.5}, "the listed point has kind of layer = 'middle', which is not in"),
+        ({"kind of layer": "near", "x": "wide"}, "the listed point has x = 'wide', which is not in FloatDistribution"),
+    ],
+)
+def test_a_listed_point_that_does_not_suit_the_objective_fails(
+    new_bench: NewBench, point: dict[str, Any], reason: str
+) -> None:
+    bench = new_bench(LISTED, search={"strategy": "listed", "points": [point]}, objective={"max_attempts": 1})
+    bench.work()
+    (trial,) = bench.trials
+    assert f"raised ValueError: {reason}" in trial.user_attrs["fail_reason"]
+    assert bench.counts == PointCounts(failed=1)
+
+
+def test_an_objective_is_confirmed_over_fresh_seeds(new_bench: NewBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = new_bench(LISTED, num_points=4)
+    bench.work()
+    monkeypatch.chdir(bench.folder)
+    nowhere = DataLocations(local=None, cache=Path("/nonexistent"), allow_download=False)
+    plan = plan_confirmation(bench.database, bench.study.name, top=2, num_seeds=3)
+    assert prepare_confirmation(bench.database, plan, locations=nowhere).is_created
+    companion = replace(bench, study=load_study(bench.database, plan.definition.name))
+    companion.work()
+    assert companion.counts == PointCounts(complete=6)
+    best = sorted(bench.trials, key=lambda trial: trial.value or 0.0)[:2]
+    assert {trial.value for trial in companion.trials} == {trial.value for trial in best}
+    assert len({trial.user_attrs["seen"][-1] for trial in companion.trials} - {3}) == 3
+    confirmation = read_status(bench.database, bench.study.name).confirmation
+    assert confirmation is not None
+    assert [each.parameters for each in confirmation.configurations] == [trial.params for trial in best]
 
 
 def test_an_objective_that_always_fails_ends_its_worker(new_bench: NewBench) -> None:

@@ -45,6 +45,15 @@ def test_an_objective_needs_a_strategy_that_draws_and_no_dimensions(strategy: st
     assert parse_definition(definition.document(), source="again") == definition
 
 
+def test_listed_points_may_have_parameters_of_any_name_and_differ_in_them() -> None:
+    points = [{"kind of layer": "a", "lr": 0.1}, {"kind of layer": "b", "parameters": 3, "seed": 5}]
+    document = {"name": "a", "objective": {"function": "m:f"}, "search": {"strategy": "listed", "points": points}}
+    definition = parse_definition(document, source="mine.toml")
+    assert list(definition.points()) == points
+    assert StudyDefinition.from_canonical_json(definition.canonical_json()) == definition
+    assert parse_definition(definition.document(), source="again") == definition
+
+
 @pytest.mark.parametrize("strategy", ["grid", "coarse-to-fine"])
 def test_a_strategy_that_needs_dimensions_is_refused(strategy: str) -> None:
     with pytest.raises(InputError, match="needs the dimensions, which an objective names only when it is called"):

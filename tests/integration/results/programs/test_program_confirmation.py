@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hpsearch.data.files.lookup import DataLocations
-from hpsearch.errors import DataError, InputError
+from hpsearch.errors import DataError
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.confirmation.plan import ConfirmPlan, plan_confirmation, prepare_confirmation
 from hpsearch.results.report.page import render_report
@@ -165,15 +165,3 @@ def test_other_files_are_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"study 'mine' was created with another train\.py"):
         plan_of(programs)
-
-
-def test_an_objective_cannot_be_confirmed(database: Database, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("def objective(trial): ...")
-    document = {
-        "name": "mine",
-        "objective": {"function": "mine:objective", "metric": "val_loss"},
-        "search": {"strategy": "random", "num_points": 1},
-    }
-    prepare_program(database, parse_definition(document, source="test"), tmp_path)
-    with pytest.raises(InputError, match="confirm does not run objectives yet"):
-        plan_confirmation(database, "mine", top=1, num_seeds=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from hpsearch.results.report.page import render_report
+from hpsearch.worker.rounds import advance
 from tests.integration.results.programs.conftest import MadeUpPrograms, ProgramsMaker
 
 
@@ -51,6 +52,7 @@ def test_it_shows_further_reported_values(trained: MadeUpPrograms) -> None:
 
 def test_rounds_say_that_every_difference_counted(make_programs: ProgramsMaker) -> None:
     programs = make_programs({"strategy": "coarse-to-fine", "lr": {"log10": [-1, -3]}})
-    programs.complete([0.5])
-    programs.complete([0.25])
-    assert "were compared by their values alone, and every difference counted" in render_report(programs.status)
+    for _ in range(2):
+        programs.complete_all(lambda point: abs(point["lr"] - 0.01))
+        advance(programs.database, programs.study.study_id)
+    assert "(without results per example, every difference counts)" in render_report(programs.status)

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from hpsearch.errors import ArtifactError
 from hpsearch.signals import StopSignal
+from hpsearch.store.rows.correct_images import read_correctness
 from hpsearch.worker.programs.failures import ProgramsFailError
 from hpsearch.worker.programs.preparation import CannotStartError
 
@@ -232,6 +233,25 @@ _STATES = text(
 def _states(programs: Any, study: Any) -> dict[str, int]:
     """The points by the state of their current trial."""
     return {row.state: row.number for row in programs.database.rows(_STATES, {"study": study.study_id})}
+
+
+# Names the results of each step by a file of its own; the value is best at step 2.
+_NAMES_RESULTS = """
+for step in 1 2 3; do
+  echo "1 0 $((step == 2)) $1" > "$HPSEARCH_FOLDER/$step"
+  value=0.5; [ $step = 2 ] && value=0.25
+  echo "{\\"step\\": $step, \\"value\\": $value, \\"correct\\": \\"$HPSEARCH_FOLDER/$step\\"}" > "$HPSEARCH_REPORTS"
+done
+"""
+
+
+@pytest.mark.parametrize(("value", "third"), [("best", True), ("last", False)])
+def test_results_of_single_examples_are_those_of_the_report_that_counts(programs: Any, value: str, third: bool) -> None:
+    trials = programs.run(_NAMES_RESULTS, [0, 1], run=["bash", "script.sh", "{number}"], value=value)
+    found = read_correctness(programs.database, [trial._trial_id for trial in trials])
+    right = [its.unpacked().tolist() for its in found.values()]
+    assert right == [[True, False, third, False], [True, False, third, True]]
+    assert not [name for trial in trials for name in trial.user_attrs if "correct" in name]
 
 
 # Fails after epoch 2. The next attempt finds its state and does epochs 3 and 4.
