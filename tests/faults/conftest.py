@@ -60,9 +60,11 @@ def arena(new_arena: Callable[..., Arena]) -> Arena:
 
 
 @pytest.fixture
-def programs(tmp_path: Path, stopped_server: FaultyPostgres, fork_server: ForkServer) -> Iterator[ProgramArena]:
-    """An arena whose study runs a program."""
+def programs(
+    request: pytest.FixtureRequest, tmp_path: Path, stopped_server: FaultyPostgres, fork_server: ForkServer
+) -> Iterator[ProgramArena]:
+    """An arena whose study runs a program; a command, but for tests that are marked with `both`."""
     stopped_server.start()
-    arena = ProgramArena(tmp_path, stopped_server, fork_server)
+    arena = ProgramArena(tmp_path, stopped_server, fork_server, kind=getattr(request, "param", "command"))
     yield arena
     arena.close()

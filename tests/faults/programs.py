@@ -1,8 +1,9 @@
-"""An arena whose study runs a program: shell scripts that report at a word, and the search for what is left of them."""
+"""An arena whose study runs a program, a script or an objective, that reports at a word, and what is left of it."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import uuid
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import Row
 
 from hpsearch.store.connection.database import open_database
@@ -36,6 +38,64 @@ echo done
 """
 
 
+# The same steps as an objective.
+OBJECTIVE_STEPS = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+
+
+def objective(trial):
+    x, attempt = trial.suggest_float("x", 0, 0.05), os.environ["HPSEARCH_ATTEMPT"]
+    begun = Path(os.environ["HPSEARCH_FOLDER"], "begun")
+    PREFIX
+    for step in range(int(begun.read_text()) if begun.exists() else 1, 4):
+        while step > 1 and Path("gate").exists():
+            time.sleep(0.02)
+        value = (9 - step) / 10 + x
+        trial.report(value, step - 1)
+        with open("told", "a") as told:
+            told.write(f"{trial.number} {attempt} {step}\\n")
+        begun.write_text(str(step + 1))
+    return value
+"""
+
+BROOD = """
+trap '' TERM HUP
+setsid sleep 301 &
+nohup sleep 302 >/dev/null 2>&1 &
+(setsid sh -c '(trap "" TERM; sleep 303; sleep 304) & exit 0' &)
+(sleep 305 & exit 0)
+"""
+FLOOD = '(echo begun > flooded; trap "" TERM; yes | tr -d "\\n")'
+
+# What some programs do before their first step, as a script and as an objective.
+PREFIXES = {
+    "": ("", "pass"),
+    # Ends with 0 when it gets SIGTERM.
+    "polite": ("trap 'echo saved; exit 0' TERM\n", "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))"),
+    # Ignores SIGTERM.
+    "deaf": ("trap '' TERM\n", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"),
+    # Fails at point 1.
+    "poison": (
+        '[ "$1" = 11 ] && { echo first; echo "no such layer: 11" >&2; exit 7; }\n',
+        "assert 'point-000001' not in os.environ['HPSEARCH_FOLDER'], 'no such layer: 11'",
+    ),
+    # Leaves descendants behind that want to stay: in sessions of their own, deaf to signals, orphaned twice.
+    "brood": (BROOD, f"subprocess.Popen(['sh', '-c', {BROOD!r}])"),
+    # Prints without end, in no lines at all, at point 0; the other one's reports must come through.
+    "flood": (
+        '[ "$1" = 10 ] && { ' + FLOOD + " & }\n",
+        f"'point-000000' in str(begun) and subprocess.Popen({FLOOD!r}, shell=True)",
+    ),
+    # Always fails.
+    "broken": ('echo "$1: ModuleNotFoundError: torch" >&2; exit 1\n', "raise ModuleNotFoundError('torch')"),
+}
+# A test of both kinds; that of objectives is left to `make test-slow`, because the worker's loop is the same.
+both = pytest.mark.parametrize(
+    "programs", ["command", pytest.param("objective", marks=pytest.mark.slow)], indirect=True
+)
+
+
 @dataclass(frozen=True)
 class Told:
     """One step that a script has taken."""
@@ -46,10 +106,15 @@ class Told:
 
 
 class ProgramArena(Arena):
-    """A server with one study of a program on it, whose scripts and workers are started in the arena's folder."""
+    """A server with one study of a program on it, whose scripts and workers are started in the arena's folder.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    Args:
+        kind: "command" or "objective".
+    """
+
+    def __init__(self, *args: Any, kind: str = "command", **options: Any) -> None:
         super().__init__(*args, **options)
+        self.kind = kind
         self._mark = f"ARENA={uuid.uuid4().hex}"
         self.environment["ARENA"] = self._mark.removeprefix("ARENA=")
 
@@ -58,12 +123,18 @@ class ProgramArena(Arena):
         num_points: int = 4,
         script: str = STEPS,
         *,
+        before: str = "",
         run: Sequence[str] | None = None,
         sections: Mapping[str, Mapping[str, Any]] | None = None,
         **command: Any,
     ) -> None:
-        """Create a study of so many points: the script is called with numbers of two digits, from 10 on."""
-        (self.folder / "script.sh").write_text(script)
+        """Create a study of so many points: the script is called with numbers of two digits, from 10 on.
+
+        Args:
+            script: of a command; an objective takes the same steps as the usual one.
+            before: one of `PREFIXES`.
+        """
+        self.write_program(before, script)
         document = self.program_document(num_points, run=run, sections=sections, **command)
         database = open_database(self.storage_url)
         try:
@@ -71,6 +142,24 @@ class ProgramArena(Arena):
         finally:
             database.close()
         self.num_points = num_points
+
+    def write_program(self, before: str = "", script: str = STEPS) -> None:
+        in_shell, in_python = PREFIXES[before]
+        if self.kind == "command":
+            (self.folder / "script.sh").write_text(in_shell + script)
+        else:
+            (self.folder / "mine.py").write_text(OBJECTIVE_STEPS.replace("PREFIX", in_python))
+
+    def study_file(self, num_points: int, *, before: str = "") -> Path:
+        """Write the program and a study file for `hpsearch run`, and return the path of the file."""
+        self.write_program(before)
+        self.num_points = num_points
+        path, lines = self.folder / "study.toml", [f'name = "{self.study_name}"']
+        for section, content in self.program_document(num_points).items():
+            if isinstance(content, dict):
+                lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in content.items())]
+        path.write_text("\n".join(lines))
+        return path
 
     def program_document(
         self,
@@ -80,10 +169,16 @@ class ProgramArena(Arena):
         sections: Mapping[str, Mapping[str, Any]] | None = None,
         **command: Any,
     ) -> dict[str, Any]:
+        if self.kind == "command":
+            program = {"command": {"run": list(run or ["sh", "script.sh", "{number}"]), "gpus": 0, **command}}
+            search: dict[str, Any] = {"number": list(range(10, 10 + num_points))}
+        else:
+            program = {"objective": {"function": "mine:objective", "gpus": 0, **command}}
+            search = {"strategy": "random", "num_points": num_points}
         return {
             "name": self.study_name,
-            "command": {"run": list(run or ["sh", "script.sh", "{number}"]), "gpus": 0, **command},
-            "search": {"number": list(range(10, 10 + num_points))},
+            **program,
+            "search": search,
             "stopping": {"rule": "none"},
             **(sections or {}),
         }
@@ -148,7 +243,8 @@ class ProgramArena(Arena):
         keeper = self.keeper_of(worker)
         guardians = [] if keeper is None else children_of(keeper)
         scripts = [pid for guardian in guardians for pid in children_of(guardian)]
-        return [pid for pid in scripts if b"script.sh" in command_line(pid)]
+        mark = b"script.sh" if self.kind == "command" else b"mine:objective"
+        return [pid for pid in scripts if mark in command_line(pid)]
 
     def wait_for_no_strangers(self, seconds: float = 60.0) -> None:
         def none_is_left() -> bool:

@@ -14,6 +14,10 @@ def test_every_row_of_the_fault_table_names_its_tests_and_every_test_has_a_row()
     numbers = [int(number) for number, _ in rows]
     assert numbers == sorted(set(numbers))
     documented = [(int(number), name) for number, names in rows for name in re.findall(r"`(\w+)`", names)]
-    sources = "".join(path.read_text() for path in sorted(HERE.glob("test_rows_*.py")))
+    files = [
+        *sorted(HERE.glob("test_rows_*.py")),
+        HERE / "test_programs_27_unruly.py",
+    ]  # other programs: rows of networks
+    sources = "".join(path.read_text() for path in files)
     tests = [(int(number), name) for name, number in re.findall(r"^def (test_row_(\d+)_\w+)", sources, re.MULTILINE)]
     assert documented == tests

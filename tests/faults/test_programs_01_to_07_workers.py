@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from tests.faults.driver import Faults
 from tests.faults.processes import wait_until
-from tests.faults.programs import STEPS, ProgramArena, Told, command_line, send
+from tests.faults.programs import STEPS, ProgramArena, Told, both, command_line, send
 
 pytestmark = pytest.mark.faults
 
@@ -21,6 +21,7 @@ FAST = Faults(lease_seconds=600.0, absence_seconds=0.5)
 LEAVE_SECONDS = 30.0
 
 
+@both
 def test_row_01_worker_killed_in_mid_trial(programs: ProgramArena) -> None:
     """Another one goes on where the script has saved its state, and takes the reports over."""
     programs.create_programs(4)
@@ -73,6 +74,7 @@ def test_a_trial_whose_worker_died_after_its_last_step_ends_by_that_step(program
     assert (again.user_attrs["attempt"], again.user_attrs["stop_reason"]) == (2, "max-steps")
 
 
+@both
 def test_row_02_worker_killed_before_its_first_heartbeat(programs: ProgramArena) -> None:
     programs.create_programs(3)
     programs.hold()
@@ -86,6 +88,7 @@ def test_row_02_worker_killed_before_its_first_heartbeat(programs: ProgramArena)
     assert [trial.user_attrs["attempt"] for trial in programs.counted()] == [2, 2, 1]
 
 
+@both
 def test_row_03_worker_killed_between_fail_and_requeue(programs: ProgramArena) -> None:
     programs.create_programs(2)
     programs.hold()
@@ -101,6 +104,7 @@ def test_row_03_worker_killed_between_fail_and_requeue(programs: ProgramArena) -
     programs.judge()
 
 
+@both
 def test_row_04_all_workers_killed(programs: ProgramArena) -> None:
     programs.create_programs(6)
     workers = [programs.worker(faults=FAST) for _ in range(2)]
@@ -118,6 +122,7 @@ def test_row_04_all_workers_killed(programs: ProgramArena) -> None:
     assert row.crashes <= 1
 
 
+@both
 def test_row_05_two_die_at_the_end_of_the_study(programs: ProgramArena) -> None:
     programs.create_programs(3)
     programs.hold()
@@ -132,6 +137,7 @@ def test_row_05_two_die_at_the_end_of_the_study(programs: ProgramArena) -> None:
     assert sorted(trial.user_attrs["attempt"] for trial in programs.counted()) == [1, 2, 2]
 
 
+@both
 def test_row_06_worker_stopped_for_longer_than_its_lease_and_then_resumed(programs: ProgramArena) -> None:
     """The resumed worker ends its script and goes on with another point; one result counts."""
     programs.create_programs(8)
@@ -156,8 +162,9 @@ def test_row_06_worker_stopped_for_longer_than_its_lease_and_then_resumed(progra
     assert sorted(again.intermediate_values) == [1, 2, 3]
 
 
+@both
 def test_row_07_sigterm_gives_the_trials_back_without_a_failed_attempt(programs: ProgramArena) -> None:
-    programs.create_programs(2, "trap 'echo saved; exit 0' TERM\n" + STEPS)
+    programs.create_programs(2, before="polite")
     programs.hold()
     worker = programs.worker(faults=FAST, lanes=2)
     programs.wait_for_steps(2)
@@ -188,9 +195,10 @@ def test_row_07_reports_that_came_before_the_signal_are_recorded(programs: Progr
     assert programs.num_recorded() == 3
 
 
+@both
 def test_row_07_a_signal_to_all_processes_leaves_no_half_trained_result(programs: ProgramArena) -> None:
     """As Slurm and systemd send it: the scripts get it as soon as their worker, and exit with 0."""
-    programs.create_programs(4, "trap 'exit 0' TERM\n" + STEPS.replace("sleep 0.02", "sleep 0.001"))
+    programs.create_programs(4, STEPS.replace("sleep 0.02", "sleep 0.001"), before="polite")
     programs.hold()
     worker = programs.worker(faults=FAST, lanes=4)
     programs.wait_for_steps(4)
@@ -202,9 +210,10 @@ def test_row_07_a_signal_to_all_processes_leaves_no_half_trained_result(programs
     assert (programs.num_in("COMPLETE"), programs.num_in("WAITING")) == (0, 4)
 
 
+@both
 def test_row_07_the_second_signal_ends_the_worker_at_once(programs: ProgramArena) -> None:
     """Its script ignores SIGTERM, so the first signal would take the five seconds of grace."""
-    programs.create_programs(1, "trap '' TERM\n" + STEPS)
+    programs.create_programs(1, before="deaf")
     programs.hold()
     worker = programs.worker(faults=FAST)
     programs.wait_for_steps(1)
@@ -220,8 +229,9 @@ def test_row_07_the_second_signal_ends_the_worker_at_once(programs: ProgramArena
     programs.judge()
 
 
+@both
 def test_row_07_sigterm_while_the_database_hangs(programs: ProgramArena) -> None:
-    programs.create_programs(1, "trap '' TERM\n" + STEPS)
+    programs.create_programs(1, before="deaf")
     programs.hold()
     worker = programs.worker(faults=FAST)
     programs.wait_for_steps(1)

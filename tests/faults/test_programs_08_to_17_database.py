@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from tests.faults.driver import Faults
 from tests.faults.processes import wait_until
-from tests.faults.programs import STEPS, ProgramArena, send
+from tests.faults.programs import ProgramArena, both, send
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]  # lanes and programs share the code below the worker
 
@@ -19,6 +19,7 @@ FAST = Faults(lease_seconds=600.0, absence_seconds=0.5)
 SHORT = replace(FAST, lease_seconds=3.0, absence_seconds=1.0)
 
 
+@both
 def test_row_08_database_restarted(programs: ProgramArena) -> None:
     """No program is ended, and no attempt fails."""
     programs.create_programs(4)
@@ -33,6 +34,7 @@ def test_row_08_database_restarted(programs: ProgramArena) -> None:
     assert len(programs.steps) == 12
 
 
+@both
 def test_row_09_programs_go_on_while_the_lease_lives(programs: ProgramArena) -> None:
     """What they report and how they end meanwhile is written once the database is back."""
     programs.create_programs(3)
@@ -50,6 +52,7 @@ def test_row_09_programs_go_on_while_the_lease_lives(programs: ProgramArena) -> 
     assert {trial.state for trial in programs.trials()} == {TrialState.COMPLETE}
 
 
+@both
 def test_row_09_programs_are_ended_when_the_lease_could_not_be_renewed(programs: ProgramArena) -> None:
     """Nobody else is there to take the points: the worker itself gives them back and goes on with them."""
     programs.create_programs(2)
@@ -71,6 +74,7 @@ def test_row_09_programs_are_ended_when_the_lease_could_not_be_renewed(programs:
     assert [row.crashes for row in programs.ask("SELECT crashes FROM hpsearch_points")] == [0, 0]
 
 
+@both
 def test_row_10_database_down_beyond_the_limit(programs: ProgramArena) -> None:
     programs.create_programs(2)
     programs.hold()
@@ -88,52 +92,39 @@ def test_row_10_database_down_beyond_the_limit(programs: ProgramArena) -> None:
     programs.judge()
 
 
+@both
 def test_row_15_a_point_that_always_fails_is_given_up_and_named(programs: ProgramArena) -> None:
-    poison = '[ "$1" = 11 ] && { echo first; echo "no such layer: 11" >&2; exit 7; }\n' + STEPS
-    (programs.folder / "script.sh").write_text(poison)
-    study = programs.folder / "study.toml"
-    study.write_text(_STUDY)
+    study = programs.study_file(4, before="poison")
     launch = programs.start("run", str(study), "--workers", "2", "--lanes", "1", faults=FAST)
     assert launch.wait() == 1, launch.said
-    programs.num_points = 4
     programs.judge(given_up=[1])
     failed = [trial for trial in programs.trials() if trial.state is TrialState.FAIL]
     assert len(failed) == 3
-    assert "ended with exit code 7" in failed[-1].user_attrs["fail_reason"]
+    why = {"command": "ended with exit code 7", "objective": "raised AssertionError: no such layer: 11 (mine.py:"}
+    assert why[programs.kind] in failed[-1].user_attrs["fail_reason"]
     assert "no such layer: 11" in failed[-1].user_attrs["fail_reason"]
     told = launch.stdout.read_text() + launch.said
-    assert "number" in told
+    assert ("number" if programs.kind == "command" else "x") in told
     assert "no such layer: 11" in told
 
 
-_STUDY = """
-name = "faults"
-[command]
-run = ["sh", "script.sh", "{number}"]
-gpus = 0
-[search]
-number = [10, 11, 12, 13]
-[stopping]
-rule = "none"
-"""
-
-
+@both
 def test_all_attempts_fail(programs: ProgramArena) -> None:
     """The launch ends with the command and its last lines; no worker is started again, and the points wait."""
-    (programs.folder / "script.sh").write_text('echo "$1: ModuleNotFoundError: torch" >&2; exit 1')
-    study = programs.folder / "study.toml"
-    study.write_text(_STUDY)
+    study = programs.study_file(4, before="broken")
     launch = programs.start("run", str(study), "--workers", "1", "--lanes", "1", faults=FAST)
     assert launch.wait() == 1, launch.said
     programs.wait_for_no_strangers()
     assert "5 attempts in a row failed" in launch.said
-    assert "sh script.sh 1" in launch.said
+    what = {"command": "sh script.sh 1", "objective": "the objective: mine:objective"}
+    assert what[programs.kind] in launch.said
     assert "ModuleNotFoundError: torch" in launch.said
     assert "starting it again" not in launch.said
     assert programs.num_in("WAITING") == 4
     assert programs.num_in("RUNNING", "COMPLETE") == 0
 
 
+@both
 def test_row_17_clock_and_time_zone_skew(programs: ProgramArena) -> None:
     """A living worker's program is not ended, whatever the clocks say."""
     programs.create_programs(4)
@@ -149,6 +140,7 @@ def test_row_17_clock_and_time_zone_skew(programs: ProgramArena) -> None:
     assert {trial.state for trial in programs.trials()} == {TrialState.COMPLETE}
 
 
+@both
 def test_the_keeper_is_killed(programs: ProgramArena) -> None:
     """Its programs are ended with it. That is no fault of theirs, so eight of them at once do not end the study."""
     programs.create_programs(8)

@@ -11,24 +11,16 @@ from optuna.trial import TrialState
 
 from tests.faults.driver import Faults
 from tests.faults.processes import wait_until
-from tests.faults.programs import STEPS, ProgramArena
+from tests.faults.programs import STEPS, ProgramArena, both
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]  # lanes and programs share the code below the worker
 
 FAST = Faults(lease_seconds=600.0, absence_seconds=0.5)
 
-# Descendants that want to stay: in a session of their own, deaf to signals, orphaned twice.
-_BROOD = """
-trap '' TERM HUP
-setsid sleep 301 &
-nohup sleep 302 >/dev/null 2>&1 &
-(setsid sh -c '(trap "" TERM; sleep 303; sleep 304) & exit 0' &)
-(sleep 305 & exit 0)
-"""
 
-
-def test_descendants_end_with_their_script(programs: ProgramArena) -> None:
-    programs.create_programs(2, _BROOD + STEPS, grace_seconds=0.2)
+@both
+def test_row_27_descendants_end_with_their_script(programs: ProgramArena) -> None:
+    programs.create_programs(2, before="brood", grace_seconds=0.2)
     worker = programs.worker(faults=FAST, lanes=2)
     assert worker.wait() == 0, worker.said
     assert programs.scripts() == []
@@ -36,9 +28,10 @@ def test_descendants_end_with_their_script(programs: ProgramArena) -> None:
     assert {trial.state for trial in programs.trials()} == {TrialState.COMPLETE}
 
 
+@both
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
-def test_descendants_end_with_their_worker(programs: ProgramArena, how: signal.Signals) -> None:
-    programs.create_programs(2, _BROOD + STEPS, grace_seconds=0.2)
+def test_row_27_descendants_end_with_their_worker(programs: ProgramArena, how: signal.Signals) -> None:
+    programs.create_programs(2, before="brood", grace_seconds=0.2)
     programs.hold()
     worker = programs.worker(faults=FAST, lanes=2)
     programs.wait_for_steps(2)
@@ -50,10 +43,13 @@ def test_descendants_end_with_their_worker(programs: ProgramArena, how: signal.S
     programs.judge()
 
 
-def test_an_endless_output_costs_neither_the_lease_nor_the_memory(programs: ProgramArena) -> None:
+@both
+def test_row_27_an_endless_output_costs_neither_the_lease_nor_the_memory(programs: ProgramArena) -> None:
     """It is printed by one of two scripts, in no lines at all; the other one's reports come through."""
-    flood = '[ "$1" = 10 ] && { echo begun > flooded; (trap "" TERM; yes | tr -d "\\n") & }\n' + STEPS
-    programs.create_programs(2, flood, grace_seconds=0.2, pattern="no match=(x)")
+    is_command = programs.kind == "command"
+    programs.create_programs(
+        2, before="flood", grace_seconds=0.2, **({"pattern": "no match=(x)"} if is_command else {})
+    )
     programs.hold()
     worker = programs.worker(faults=replace(FAST, lease_seconds=3.0), lanes=2)
     programs.wait_for_steps(2)
@@ -75,7 +71,7 @@ def _megabytes(pid: int) -> float:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
 
 
-def test_exit_0_after_sigterm_is_no_result(programs: ProgramArena) -> None:
+def test_row_27_exit_0_after_sigterm_is_no_result(programs: ProgramArena) -> None:
     """Of a trial that is pruned it is the end; of one that is given back it is nothing."""
     polite = 'trap \'echo "{\\"step\\": 9, \\"value\\": 0}" > "$HPSEARCH_REPORTS"; exit 0\' TERM\n' + STEPS
     programs.create_programs(1, polite)

@@ -29,7 +29,14 @@ done
 """
 
 
-@pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.mark.parametrize(
+    ("programs", "rounds"),
+    [("command", 10), pytest.param("command", 100, marks=SLOW), pytest.param("objective", 24, marks=SLOW)],
+    indirect=["programs"],
+)
 def test_kills_in_all_orders(programs: ProgramArena, rounds: int) -> None:
     chance = random.Random(rounds)
     programs.create_programs(POINTS_PER_ROUND * rounds, _SCRIPT, grace_seconds=0.3, max_attempts=1000)

@@ -53,9 +53,9 @@ class Cohort:
     """Lanes that share a `CohortShape` and train on the same data.
 
     A trial's curve depends on its settings and the data, not on its lane or its neighbours: bit for bit where a GEMM
-    gives the same bits for every number of lanes and all lanes are of one kind, otherwise up to the order of float32
-    sums (tests state the tolerance). Which numbers TF32 and bfloat16 round never depends on another lane. A lane that
-    diverges does not affect the others.
+    gives the same bits for every number of lanes, all lanes are of one kind and a lane's units fill whole vectors;
+    otherwise up to the order of float32 sums and the last bit of a tanh (tests state the tolerance). Which numbers
+    TF32 and bfloat16 round never depends on another lane. A lane that diverges does not affect the others.
 
     Args:
         validations_every: minibatches between two validations within an epoch; each epoch also ends with one.
