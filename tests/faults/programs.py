@@ -71,6 +71,8 @@ FLOOD = '(echo begun > flooded; trap "" TERM; yes | tr -d "\\n")'
 # What some programs do before their first step, as a script and as an objective.
 PREFIXES = {
     "": ("", "pass"),
+    # An objective that does not go on where an earlier attempt was killed.
+    "forgetful": ("", "begun.unlink(missing_ok=True)"),
     # Ends with 0 when it gets SIGTERM.
     "polite": ("trap 'echo saved; exit 0' TERM\n", "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))"),
     # Ignores SIGTERM.

@@ -39,7 +39,9 @@ SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]
 )
 def test_kills_in_all_orders(programs: ProgramArena, rounds: int) -> None:
     chance = random.Random(rounds)
-    programs.create_programs(POINTS_PER_ROUND * rounds, _SCRIPT, grace_seconds=0.3, max_attempts=1000)
+    programs.create_programs(
+        POINTS_PER_ROUND * rounds, _SCRIPT, before="forgetful", grace_seconds=0.3, max_attempts=1000
+    )
     for number in range(rounds):
         worker = programs.worker(faults=FAST, lanes=2)
         wait_until(lambda worker=worker: programs.scripts_of(worker), "it has scripts", told=programs.told)
@@ -49,7 +51,8 @@ def test_kills_in_all_orders(programs: ProgramArena, rounds: int) -> None:
             time.sleep(chance.choice([0.0, 0.0, 0.002, 0.02, 0.1]))
         assert worker.wait() in (-signal.SIGKILL, 0), worker.said
         programs.wait_for_no_strangers()
-    assert programs.worker(faults=FAST, lanes=4).wait() == 0
+    last = programs.worker(faults=FAST, lanes=4)
+    assert last.wait() == 0, last.said
     programs.judge()
     assert len(programs.counted()) == POINTS_PER_ROUND * rounds
 
