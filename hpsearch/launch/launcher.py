@@ -97,7 +97,13 @@ def train_study(
         return _train(database, definition, launch, command, launch.num_workers, first, listener)
     url = database.url.render_as_string(hide_password=False)
     command = replace(command, storage_url=url if launch.options.storage else None)
-    with ray_workers(launch.options.on, command, num_workers=launch.options.workers, url=database.url) as launcher:
+    with ray_workers(
+        launch.options.on,
+        command,
+        num_workers=launch.options.workers,
+        url=database.url,
+        program=launch.options.program,
+    ) as launcher:
         return _train(database, definition, launch, launcher, launcher.command.num_workers, first, listener)
 
 

@@ -32,6 +32,7 @@ from hpsearch.errors import HpsearchError, InputError, SurroundingsError
 from hpsearch.home import home_folder, log_folder
 from hpsearch.launch.worker_command import WorkerCommand
 from hpsearch.logs import get_logger
+from hpsearch.study.program import ProgramSettings
 from hpsearch.wording import first_line
 
 _log = get_logger("ray")
@@ -263,23 +264,33 @@ def check_placement(address: str, device: str) -> None:
 
 @contextlib.contextmanager
 def ray_workers(
-    address: str, command: WorkerCommand, *, num_workers: int | None, url: sqlalchemy.URL
+    address: str,
+    command: WorkerCommand,
+    *,
+    num_workers: int | None,
+    url: sqlalchemy.URL,
+    program: ProgramSettings | None = None,
 ) -> Iterator[RayLauncher]:
     """Connect to a Ray cluster that can run the study of `command`, and yield its launcher.
 
     Args:
-        num_workers: None: one per GPU of the cluster, or one per node.
+        num_workers: None: one per GPU of the cluster (of a program: per number of GPUs that a trial needs), or one per
+            node.
         url: of the study's database.
+        program: what trials run; None: hpsearch's own networks.
     Raises:
-        InputError: Ray is not installed, or the cluster's nodes cannot reach the database.
+        InputError: Ray is not installed, the cluster's nodes cannot reach the database, or none has as many GPUs as a
+            trial needs.
         SurroundingsError: no cluster answers.
     """
     with connect(address) as ray:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         check_reachable(nodes, url, is_embedded=command.storage_url is None)
         options = command.options
-        number, num_cpus, num_gpus = share_of(nodes, options.device, num_workers)
+        number, num_cpus, num_gpus = share_of(nodes, options.device, num_workers, program)
         options = replace(options, device=options.device if num_gpus else "cpu")  # use only GPUs that Ray has assigned
+        if program is not None and not num_gpus and options.lanes is None:
+            options = replace(options, lanes=max(1, num_cpus // program.cpus))
         command = replace(command, options=options, num_workers=number, threads=num_cpus)
         yield RayLauncher(ray=ray, command=command, num_gpus=num_gpus, variables=_variables(nodes))
 
@@ -307,16 +318,28 @@ def is_this_machine(nodes: Sequence[RayNode]) -> bool:
     return all(n["NodeManagerHostname"] == platform.node() and n["NodeManagerAddress"] in own for n in nodes)
 
 
-def share_of(nodes: Sequence[RayNode], device: str, num_workers: int | None) -> tuple[int, int, int]:
-    """Return the number of workers, and the CPUs and GPUs of each: a GPU if there are any, else its part of the CPUs.
+def share_of(
+    nodes: Sequence[RayNode], device: str, num_workers: int | None, program: ProgramSettings | None = None
+) -> tuple[int, int, int]:
+    """Return the number of workers, and the CPUs and GPUs of each: GPUs if there are any, else its part of the CPUs.
 
     Args:
         device: `auto` or `cpu`.
-        num_workers: None: one per GPU, or one per node with processors.
+        num_workers: None: one per GPU, or per number of GPUs that a trial of a program needs, or one per node with
+            processors.
+    Raises:
+        InputError: no node has as many GPUs as a trial needs.
     """
     gpus, cpus = ([int(node["Resources"].get(kind, 0)) for node in nodes] for kind in ("GPU", "CPU"))
-    if device == "auto" and any(gpus):
-        return num_workers or sum(gpus), 1, 1
+    wanted = 1 if program is None or program.gpus is None else program.gpus
+    if device == "auto" and wanted and (any(gpus) or (program is not None and program.gpus)):
+        places = sum(number // wanted for number in gpus)
+        if not places:
+            raise InputError(
+                f"a trial needs {wanted} GPUs, and no node of the Ray cluster has so many",
+                hint=f"without GPUs: --set {'command' if program is None else program.section}.gpus=0",
+            )
+        return num_workers or places, 1 if program is None else program.cpus * program.per_gpu, wanted
     number = num_workers or sum(cpu > 0 for cpu in cpus) or 1
     # The largest number of processors per worker with which all workers can be placed at once.
     fitting = (n for n in range(max(cpus), 0, -1) if sum(cpu // n for cpu in cpus) >= number)

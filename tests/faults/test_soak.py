@@ -13,7 +13,7 @@ from tests.faults.soak import run_soak
 
 pytestmark = pytest.mark.faults
 
-DEFAULT_SECONDS = "25"
+DEFAULT_SECONDS = "15"
 
 
 @pytest.mark.timeout(1200)

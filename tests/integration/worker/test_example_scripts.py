@@ -54,6 +54,7 @@ def test_the_pytorch_script_knows_nothing_of_hpsearch_and_is_searched(capfd: pyt
     assert document["best"]["value"] < 0.3
 
 
+@pytest.mark.slow
 def test_the_reporting_script_goes_on_from_the_state_in_its_folder(tmp_path: Path) -> None:
     """As the next attempt does, whose folder is a copy of the last one's."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.artifacts.store import open_store
@@ -53,6 +54,7 @@ def search(
     return optuna.load_study(study_name=example, storage=database.storage).trials
 
 
+@pytest.mark.slow
 def test_sklearn_simple(database: Database, tmp_path: Path) -> None:
     trials = search(database, tmp_path, "sklearn_simple", 4, "maximize")
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
@@ -73,6 +75,7 @@ def test_pruning(database: Database, tmp_path: Path) -> None:
             assert trial.value == trial.intermediate_values[max(trial.intermediate_values)]
 
 
+@pytest.mark.slow
 def test_pytorch_simple(database: Database, tmp_path: Path) -> None:
     """On images that are easy to tell apart, in the files of FashionMNIST, where torchvision looks for them.
 

@@ -56,6 +56,7 @@ def best_error(studies: PlantedStudies, strategy: str, placement: int) -> float:
     return min(values)
 
 
+@pytest.mark.slow  # that its draws are Optuna's is tested in test_sampler_history.py
 def test_tpe_beats_random_search(database: Database, tmp_path: Path) -> None:
     """The best of sixty draws over fifteen placements: the difference is below 0 with its whole 95 % interval."""
     studies = PlantedStudies(database, tmp_path)

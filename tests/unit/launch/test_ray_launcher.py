@@ -25,6 +25,7 @@ from hpsearch.launch.ray_launcher import (
     share_of,
 )
 from hpsearch.launch.worker_command import WorkerCommand
+from hpsearch.study.program import CommandSettings
 from hpsearch.worker.options import WorkerOptions
 
 
@@ -57,6 +58,28 @@ def test_each_worker_gets_a_gpu_or_its_part_of_the_processors(
     resources: list[tuple[int, int]], device: str, wanted: int | None, expected: tuple[int, int, int]
 ) -> None:
     assert share_of(nodes(*resources), device, wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "keys", "expected"),
+    [
+        ([(8, 4), (8, 3)], {"gpus": 2}, (3, 1, 2)),  # the third GPU of the second node is left
+        ([(8, 4)], {"per_gpu": 3, "cpus": 2}, (4, 6, 1)),
+        ([(8, 4), (6, 0)], {"gpus": 0, "cpus": 2}, (2, 6, 0)),
+        ([(8, 0)], {}, (1, 8, 0)),
+    ],
+)
+def test_a_worker_of_programs_gets_the_gpus_of_a_trial(
+    resources: list[tuple[int, int]], keys: dict[str, int], expected: tuple[int, int, int]
+) -> None:
+    program = CommandSettings(run=("train",), **keys)
+    assert share_of(nodes(*resources), "auto", None, program) == expected
+
+
+@pytest.mark.parametrize("resources", [[(8, 1), (8, 1)], [(8, 0)]])
+def test_a_cluster_without_the_gpus_of_a_trial_is_refused(resources: list[tuple[int, int]]) -> None:
+    with pytest.raises(InputError, match="a trial needs 2 GPUs, and no node of the Ray cluster has so many"):
+        share_of(nodes(*resources), "auto", None, CommandSettings(run=("train",), gpus=2))
 
 
 def test_a_cluster_is_this_machine_only_if_all_its_nodes_are() -> None:
