@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from optuna.artifacts import Boto3ArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from hpsearch.artifacts.store import check_artifact_id
+from hpsearch.artifacts.place import check_artifact_id
 from hpsearch.errors import ArtifactError
 from hpsearch.wording import first_line
 

@@ -1,7 +1,8 @@
-"""The name of the place where artifacts are stored: a folder, or s3://BUCKET/PREFIX. Imports nothing heavy."""
+"""The place where artifacts are stored, a folder or s3://BUCKET/PREFIX, and their names. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -60,3 +61,14 @@ def parse_bucket(place: str) -> tuple[str, str]:
     if not all(part.isprintable() and part not in (".", "..") for part in parts):
         raise InputError(f"artifacts: invalid prefix {prefix!r} in {place!r}", hint=_PLACE_HINT)
     return bucket, "/".join(parts)
+
+
+def check_artifact_id(artifact_id: str) -> str:
+    """Return the id if it is valid: ids come from the database, and must not lead to another file than an artifact.
+
+    Raises:
+        FileNotFoundError: it is not a plain name, so no artifact has it.
+    """
+    if artifact_id in ("", ".", "..") or "/" in artifact_id or not artifact_id.isprintable():
+        raise FileNotFoundError(errno.ENOENT, f"no artifact has the id {artifact_id!r}")
+    return artifact_id

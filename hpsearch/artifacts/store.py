@@ -8,14 +8,13 @@ folder needs nothing of Optuna: `optuna.artifacts` loads boto3 where it is insta
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import BinaryIO, Protocol, final
 
-from hpsearch.artifacts.place import BUCKET_SCHEME, is_bucket, parse_bucket
+from hpsearch.artifacts.place import BUCKET_SCHEME, check_artifact_id, is_bucket, parse_bucket
 from hpsearch.atomic_file import replacement_of
 from hpsearch.errors import ArtifactError, InputError
 from hpsearch.home import make_folder, user_name
@@ -105,17 +104,6 @@ class FolderStore:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-
-
-def check_artifact_id(artifact_id: str) -> str:
-    """Return the id if it is valid: ids come from the database, and must not lead to another file than an artifact.
-
-    Raises:
-        FileNotFoundError: it is not a plain name, so no artifact has it.
-    """
-    if artifact_id in ("", ".", "..") or "/" in artifact_id or not artifact_id.isprintable():
-        raise FileNotFoundError(errno.ENOENT, f"no artifact has the id {artifact_id!r}")
-    return artifact_id
 
 
 def open_store(place: str | Path, *, is_read_only: bool = False) -> ArtifactStore:

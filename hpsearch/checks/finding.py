@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -122,3 +123,9 @@ def _finding_json(finding: Finding) -> dict[str, Any]:
         "look_at": list(finding.look_at),
         "pictures": list(finding.pictures),
     }
+
+
+def share_of_time(deadline: float, num_networks: int) -> float:
+    """When the next of so many networks must have ended, on `time.monotonic`."""
+    now = time.monotonic()
+    return now + max(0.0, deadline - now) / num_networks

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from hpsearch import environment
-from hpsearch.checks.finding import Finding, Verdict
+from hpsearch.checks.finding import Finding, Verdict, share_of_time
 from hpsearch.checks.models import MODEL_CHECKS, OUT_OF_TIME, model_name
 from hpsearch.errors import HpsearchError
 from hpsearch.logs import LOGGER_NAME, LogFormat, configure_logging
@@ -140,12 +140,6 @@ class ModelProcess(AbstractContextManager["ModelProcess"]):
 
     def __exit__(self, *_: object) -> None:
         self._end()
-
-
-def share_of_time(deadline: float, num_networks: int) -> float:
-    """When the next of so many networks must have ended, on `time.monotonic`."""
-    now = time.monotonic()
-    return now + max(0.0, deadline - now) / num_networks
 
 
 def serve() -> None:

@@ -18,9 +18,8 @@ from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.registry import catalog_names
 from hpsearch.errors import DataError, InputError
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.study.document import apply_override
 from hpsearch.study.own_networks import require_own_networks
-from hpsearch.study.study_file import parse_definition
+from hpsearch.study.study_file import apply_override, parse_definition
 from hpsearch.wording import counted, format_time, megabytes, printable
 
 app = typer.Typer(

@@ -112,8 +112,7 @@ def register_study(
             _insert_study(connection, definition, dataset_checksums, cohort_of, data_record or {})
             _store_checks(connection, definition.name, checks)
             return replace(_registration(connection, definition.name), is_new=True)
-        requested = at_stored_place(definition, stored.definition)
-        change = _allowed_change(stored, requested)
+        requested, change = _allowed_change(stored, definition)
         _check_data(stored, dataset_checksums)
         _store_checks(connection, definition.name, checks)
         if change.is_none:
@@ -145,7 +144,7 @@ def find_study(database: Database, definition: StudyDefinition) -> StoredStudy |
 
     def work(connection: Connection) -> StoredStudy | None:
         stored = _select_study_or_heir(connection, definition.name)
-        if stored is None or not _allowed_change(stored, at_stored_place(definition, stored.definition)).is_none:
+        if stored is None or not _allowed_change(stored, definition)[1].is_none:
             return None
         # A worker that knew the old number of epochs may have ended a trial there after it was raised.
         can_go_on = stored.budgets and stored.definition.is_continuable
@@ -258,7 +257,13 @@ def _set_attributes(connection: Connection, study_id: int, attributes: Mapping[s
         connection.execute(_SET_ATTRIBUTE, {"study": study_id, "key": key, "value": json.dumps(value)})
 
 
-def _allowed_change(stored: StoredStudy, definition: StudyDefinition) -> StudyChange:
+def _allowed_change(stored: StoredStudy, given: StudyDefinition) -> tuple[StudyDefinition, StudyChange]:
+    """Return the definition with the stored path of its data, and how it differs from the stored one.
+
+    Raises:
+        DefinitionMismatchError: the study cannot become this.
+    """
+    definition = at_stored_place(given, stored.definition)
     change = compare_definitions(stored.definition, definition)
     if change.refused:
         lines = [next((why for why in change.refused if why.startswith(f"{line} (")), line) for line in change.lines]
@@ -266,7 +271,7 @@ def _allowed_change(stored: StoredStudy, definition: StudyDefinition) -> StudyCh
             f"study {definition.name!r} exists with another definition:\n  " + "\n  ".join(lines),
             hint="resume it with its own definition, or choose another name (--set name=...)",
         )
-    return change
+    return definition, change
 
 
 def _check_data(stored: StoredStudy, checksums: Mapping[str, str]) -> None:

@@ -1,14 +1,11 @@
-"""Parsing of study files: TOML, overrides, and the dimensions in [search].
+"""The dimensions in [search] of a study file, and how a parsed file is validated.
 
-`parse_dimension` and `written_dimension` are inverse to each other. Overrides (`--set`) are applied to the parsed TOML
-before it is validated.
+`parse_dimension` and `written_dimension` are inverse to each other.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TypeVar
@@ -22,15 +19,10 @@ from hpsearch.study.space import Choice, Dimension, LogGrid, ParameterValue, Ran
 
 S = TypeVar("S", bound=Settings)
 
-_DEEPEST = 16
-_TOO_DEEP = f"nested too deeply: {_DEEPEST} levels at most"
-_WHOLE_NUMBERS = "whole numbers have at most 64 bits (-2^63 to 2^63 - 1)"
-_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 _SECTIONS: dict[str, type[Settings]] = {"model": ModelSettings, "training": TrainingSettings}
 _NOT_SEARCHABLE = {"options"}  # Optuna cannot store a table as a value
 _KERNELS = "kernels"  # nor a pair, so a search uses its text
-_STRING_KEYS = {"name", "data.dataset"}  # `--set name=5` means the string "5"
 
 
 def validated(kind: type[S], values: Any, *, source: str, section: str = "") -> S:
@@ -44,45 +36,6 @@ def validated(kind: type[S], values: Any, *, source: str, section: str = "") -> 
     except ValidationError as error:
         message, hint = describe_first_error(error, kind, section)
         raise InputError(f"{source}: {message}", hint=hint) from None
-
-
-def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Parse TOML.
-
-    Raises:
-        InputError: names the source and the place of the error.
-    """
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{source}: not valid TOML: {error}", hint="https://toml.io shows the syntax") from error
-    except RecursionError:
-        raise InputError(f"{source}: {_TOO_DEEP}", hint="a study file needs four levels") from None
-    except ValueError:  # Python's limit on the digits of an int
-        raise InputError(f"{source}: a number of more than 4,300 digits: {_WHOLE_NUMBERS}") from None
-
-
-def check_document(document: Mapping[str, Any], source: str) -> None:
-    """Refuse what later stages cannot represent: deep nesting, integers of more than 64 bits, invalid Unicode.
-
-    Raises:
-        InputError: names the key.
-    """
-    left: list[tuple[tuple[str, ...], Any]] = [((), document)]
-    while left:
-        path, value = left.pop()
-        key = ".".join(path[:_DEEPEST])
-        if len(path) > _DEEPEST:
-            raise InputError(f"{source}: {key}: {_TOO_DEEP}", hint="a study file needs four levels")
-        if isinstance(value, Mapping):
-            left += [((*path, str(name)), inner) for name, inner in value.items()]
-        elif isinstance(value, list | tuple):
-            left += [((*path, str(place)), inner) for place, inner in enumerate(value)]
-        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise InputError(f"{source}: {key}: {_WHOLE_NUMBERS}, got one with {value.bit_length():,} bits")
-        for text in (value, *path[-1:]):
-            if isinstance(text, str) and _NO_TEXT.search(text) and path != ("name",):  # the name has its own rule
-                raise InputError(f"{source}: {key!a}: text must be Unicode without NUL, got {text!a:.60}")
 
 
 def parse_dimension(name: str, spec: Any, sections: Mapping[str, Any], max_values: int, source: str) -> Dimension:
@@ -132,24 +85,6 @@ def listed_dimensions(
             values.setdefault(name, {})[value] = None
     place = f"{source}: search.points"
     return tuple(parse_dimension(name, list(v), sections, max_points, place) for name, v in values.items())
-
-
-def flat_search(search: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """`[search]` with one entry per dimension: TOML parses `options.width = [...]` as a nested table.
-
-    Raises:
-        InputError: an option is given twice.
-    """
-    options = search.get("options")
-    if not isinstance(options, dict):
-        return dict(search)
-    flat: dict[str, Any] = {}
-    for name, spec in search.items():
-        entries = {OPTION_PREFIX + option: inner for option, inner in options.items()}
-        flat.update(entries if name == "options" else {name: spec})
-    if len(flat) < len(search) - 1 + len(options):
-        raise InputError(f"{source}: [search] sets an option twice", hint="write options.NAME once")
-    return flat
 
 
 def section_of(name: str) -> str | None:
@@ -295,30 +230,3 @@ def _checked_values(
             )
         values[value] = None
     return tuple(values)
-
-
-def apply_override(document: dict[str, Any], override: str) -> None:
-    """Apply `section.key=value` to the document. The value is read as TOML, otherwise as a string.
-
-    Raises:
-        InputError: the override is not KEY=VALUE, or its section is a value.
-    """
-    key, separator, text = override.partition("=")
-    path = key.strip().split(".")
-    if not separator or not all(path):
-        raise InputError(f"--set {override}: must be KEY=VALUE", hint="--set training.max_epochs=3")
-    try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        parsed = {}
-    except (ValueError, RecursionError):
-        parsed = parse_toml(f"value = {text}", f"--set {override:.60}")  # raises an InputError
-    # `--set data.dataset=digits` needs no quotes. A line break in the text can give more than one key.
-    value = parsed["value"] if len(parsed) == 1 else text.strip()
-    if ".".join(path) in _STRING_KEYS and not isinstance(value, str):
-        value = text.strip()
-    for section in path[:-1]:
-        document = document.setdefault(section, {})
-        if not isinstance(document, dict):
-            raise InputError(f"--set {override}: {section} is a value, not a section")
-    document[path[-1]] = value

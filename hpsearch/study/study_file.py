@@ -1,29 +1,32 @@
 """Study files: TOML with overrides, parsed into a `StudyDefinition`, or refused in one line.
 
-Dimensions are parsed after the other sections, because their values are validated as part of a section.
+Overrides (`--set`) are applied to the parsed TOML before it is validated. Dimensions are parsed after the other
+sections, because their values are validated as part of a section.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hpsearch.errors import InputError
 from hpsearch.study.conditions import check_effects, warn_of_idle_program_keys, warn_of_small_budget
 from hpsearch.study.definition import NOT_OF_PROGRAMS, PROGRAMS, StudyDefinition
-from hpsearch.study.document import (
-    apply_override,
-    check_document,
-    flat_search,
-    parse_dimension,
-    parse_toml,
-    validated,
-)
+from hpsearch.study.document import parse_dimension, validated
 from hpsearch.study.listed_points import with_listed_points
 from hpsearch.study.messages import shown
 from hpsearch.study.program import check_arguments, joined, listed_free_points, parse_free_dimension
+from hpsearch.study.settings import OPTION_PREFIX
 from hpsearch.study.space import SearchSettings
+
+_DEEPEST = 16
+_TOO_DEEP = f"nested too deeply: {_DEEPEST} levels at most"
+_WHOLE_NUMBERS = "whole numbers have at most 64 bits (-2^63 to 2^63 - 1)"
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
+_STRING_KEYS = {"name", "data.dataset"}  # `--set name=5` means the string "5"
 
 
 def load_definition(path: Path, overrides: Sequence[str] = ()) -> StudyDefinition:
@@ -81,10 +84,11 @@ def parse_definition(document: dict[str, Any], *, source: str) -> StudyDefinitio
     else:
         dimensions = (parse_dimension(n, spec, sections, settings.max_points, source) for n, spec in specs.items())
         settings = settings.model_copy(update={"dimensions": tuple(dimensions)})
+    keys = {f"{name}.{key}" for name, content in document.items() if isinstance(content, dict) for key in content}
     if is_program:
-        warn_of_idle_program_keys(sections, _set_keys(document), source)
+        warn_of_idle_program_keys(sections, keys, source)
     else:
-        check_effects(sections, settings, _set_keys(document), source)
+        check_effects(sections, settings, keys, source)
     warn_of_small_budget(settings, {} if is_program else sections, source)
     definition = validated(StudyDefinition, {**document, "search": settings}, source=source)
     if definition.program is not None:
@@ -127,6 +131,85 @@ def _with_free_dimensions(
     return settings.model_copy(update={"dimensions": tuple(dimensions)})
 
 
-def _set_keys(document: dict[str, Any]) -> set[str]:
-    """The keys that the document itself sets, as `section.key`."""
-    return {f"{section}.{key}" for section, content in document.items() if isinstance(content, dict) for key in content}
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Raises:
+        InputError: names the source and the place of the error.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source}: not valid TOML: {error}", hint="https://toml.io shows the syntax") from error
+    except RecursionError:
+        raise InputError(f"{source}: {_TOO_DEEP}", hint="a study file needs four levels") from None
+    except ValueError:  # Python's limit on the digits of an int
+        raise InputError(f"{source}: a number of more than 4,300 digits: {_WHOLE_NUMBERS}") from None
+
+
+def check_document(document: Mapping[str, Any], source: str) -> None:
+    """Refuse what later stages cannot represent: deep nesting, integers of more than 64 bits, invalid Unicode.
+
+    Raises:
+        InputError: names the key.
+    """
+    left: list[tuple[tuple[str, ...], Any]] = [((), document)]
+    while left:
+        path, value = left.pop()
+        key = ".".join(path[:_DEEPEST])
+        if len(path) > _DEEPEST:
+            raise InputError(f"{source}: {key}: {_TOO_DEEP}", hint="a study file needs four levels")
+        if isinstance(value, Mapping):
+            left += [((*path, str(name)), inner) for name, inner in value.items()]
+        elif isinstance(value, list | tuple):
+            left += [((*path, str(place)), inner) for place, inner in enumerate(value)]
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise InputError(f"{source}: {key}: {_WHOLE_NUMBERS}, got one with {value.bit_length():,} bits")
+        for text in (value, *path[-1:]):
+            if isinstance(text, str) and _NO_TEXT.search(text) and path != ("name",):  # the name has its own rule
+                raise InputError(f"{source}: {key!a}: text must be Unicode without NUL, got {text!a:.60}")
+
+
+def flat_search(search: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """`[search]` with one entry per dimension: TOML parses `options.width = [...]` as a nested table.
+
+    Raises:
+        InputError: an option is given twice.
+    """
+    options = search.get("options")
+    if not isinstance(options, dict):
+        return dict(search)
+    flat: dict[str, Any] = {}
+    for name, spec in search.items():
+        entries = {OPTION_PREFIX + option: inner for option, inner in options.items()}
+        flat.update(entries if name == "options" else {name: spec})
+    if len(flat) < len(search) - 1 + len(options):
+        raise InputError(f"{source}: [search] sets an option twice", hint="write options.NAME once")
+    return flat
+
+
+def apply_override(document: dict[str, Any], override: str) -> None:
+    """Apply `section.key=value` to the document. The value is read as TOML, otherwise as a string.
+
+    Raises:
+        InputError: the override is not KEY=VALUE, or its section is a value.
+    """
+    key, separator, text = override.partition("=")
+    path = key.strip().split(".")
+    if not separator or not all(path):
+        raise InputError(f"--set {override}: must be KEY=VALUE", hint="--set training.max_epochs=3")
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        parsed = {}
+    except (ValueError, RecursionError):
+        parsed = parse_toml(f"value = {text}", f"--set {override:.60}")  # raises an InputError
+    # `--set data.dataset=digits` needs no quotes. A line break in the text can give more than one key.
+    value = parsed["value"] if len(parsed) == 1 else text.strip()
+    if ".".join(path) in _STRING_KEYS and not isinstance(value, str):
+        value = text.strip()
+    for section in path[:-1]:
+        document = document.setdefault(section, {})
+        if not isinstance(document, dict):
+            raise InputError(f"--set {override}: {section} is a value, not a section")
+    document[path[-1]] = value

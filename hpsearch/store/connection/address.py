@@ -29,19 +29,21 @@ def parse_url(text: str) -> sqlalchemy.URL:
     """
     hint = "postgresql://USER:PASSWORD@HOST:5432/DATABASE (percent-encode @ : / % in the password)"
     text = text.strip()
-    remember_passwords(text)
     try:
         url = _with_whole_password(sqlalchemy.make_url(text), text)
+        query = dict(url.query)
+        if isinstance(given := query.pop("password", None), str):
+            url = url.set(password=given, query=query)
+        # libpq is written in C, where a NUL ends a text; half a surrogate pair stands for a byte that is not UTF-8.
+        is_unfit = any(_NOT_IN_URL.search(part) for part in _decoded_parts(url))
     except (ArgumentError, ValueError):
         raise InputError("the storage URL cannot be read", hint=hint) from None
+    finally:
+        remember_passwords(text)
+    remember_password(url.password or "")
     if url.drivername not in ("postgresql", "postgres", "postgresql+psycopg2"):
         raise InputError(f"storage must be PostgreSQL, got {url.drivername}://", hint=hint)
-    query = dict(url.query)
-    if isinstance(given := query.pop("password", None), str):
-        url = url.set(password=given, query=query)
-    remember_password(url.password or "")
-    # libpq is written in C, where a NUL ends a text; half a surrogate pair stands for a byte that is not UTF-8.
-    if any(_NOT_IN_URL.search(part) for part in _decoded_parts(url)):
+    if is_unfit:
         raise InputError("the storage URL has a control character, or a byte that is not UTF-8", hint=hint)
     for name in url.query:
         try:
