@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpsearch.data.files.lookup import find_path, local_folder
+from hpsearch.data.files.named_path import find_path, local_folder
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.study_file import load_definition
 

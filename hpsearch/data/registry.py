@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Final
 
-from hpsearch.data.files.lookup import find_path, local_folder
+from hpsearch.data.files.named_path import find_path, local_folder
 from hpsearch.data.forms.array_file import ArrayFile
 from hpsearch.data.forms.bundled import PREFIX, BundledTable, SmallDigits
 from hpsearch.data.forms.cifar import CifarFiles, PublishedCifar

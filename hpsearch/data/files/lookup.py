@@ -2,15 +2,13 @@
 
 A file of a published set is searched for in HPSEARCH_DATA/<set>/, HPSEARCH_DATA/ and the cache, in this order, and
 otherwise downloaded into the cache. The first file found is verified. A wrong file is an error; no other place is
-tried instead. A data set may also be named by its path (`find_path`).
+tried instead.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,53 +18,9 @@ from hpsearch import environment
 from hpsearch.data.files.data_file import DataFile, read_data_file
 from hpsearch.data.files.download import DownloadProgress, MirrorsFailedError, download_file
 from hpsearch.data.files.file_check import FileCheck, FileState
+from hpsearch.data.files.named_path import local_folder
 from hpsearch.data.files.published import PublishedSet, check_published
 from hpsearch.errors import DataError
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FoundPath:
-    """The outcome of a search for a path.
-
-    Args:
-        path: the first place that exists; None if there is none.
-        looked_at: for error messages: all places, in order.
-    """
-
-    path: Path | None
-    looked_at: tuple[str, ...]
-
-
-def local_folder() -> Path | None:
-    """The user's own folder with data (HPSEARCH_DATA), which may not exist; None if the variable is not set."""
-    name = os.environ.get(environment.DATA)
-    return Path(name).expanduser() if name else None
-
-
-def find_path(dataset: str, local: Path | None) -> FoundPath:
-    """Look for a path on this machine: as it is (relative to the working directory), then in `local`.
-
-    Args:
-        dataset: an absolute path, or a relative one.
-        local: HPSEARCH_DATA; None: not set.
-    Raises:
-        OSError, RuntimeError, ValueError: it cannot be a path, or may not be accessed.
-    """
-    given = Path(dataset).expanduser()
-    places = [given.absolute(), *_places_in(local, given)]
-    for path in places:
-        if path.exists():
-            if given.is_absolute() and path != given:
-                _log.info("%s is not on this machine: using %s", given, path)
-            return FoundPath(path=path, looked_at=())
-    looked_at = [str(place) for place in places]
-    if not given.is_absolute():
-        looked_at.insert(1, "beside the study file")
-    if local is None:
-        looked_at.append(f"{environment.DATA} is not set")
-    return FoundPath(path=None, looked_at=tuple(looked_at))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,15 +189,3 @@ def _cache() -> Path:
             hint="set XDG_CACHE_HOME or HPSEARCH_HOME to a folder that this user may write to",
         )
     return Path(home).absolute() / "cache"
-
-
-def _places_in(local: Path | None, given: Path) -> Iterator[Path]:
-    """The places in HPSEARCH_DATA, in order."""
-    if local is None or ".." in given.parts:
-        return
-    if not given.is_absolute():
-        yield local / given
-        return
-    parts = given.parts[1:]
-    for start in range(len(parts) - 1, -1, -1):
-        yield local.joinpath(*parts[start:])

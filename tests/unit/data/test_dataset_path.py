@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpsearch.data.dataset_path import at_stored_place, load_study_file
-from hpsearch.data.files.lookup import find_path
+from hpsearch.data.files.named_path import find_path
 from hpsearch.data.registry import resolve_dataset, with_absolute_dataset
 from hpsearch.errors import DataError
 from hpsearch.study.definition import StudyDefinition
