@@ -28,9 +28,11 @@ counts. Processes that were forked after the import (such as a DataLoader's work
 
 from __future__ import annotations
 
+import itertools
 import json
 import operator
 import os
+import stat
 import sys
 import threading
 import time
@@ -47,6 +49,7 @@ _SEED: Final = "HPSEARCH_SEED"
 _PARAMETERS: Final = "HPSEARCH_PARAMETERS"
 
 _LARGEST_STEP: Final = 2**31 - 1  # what the study database stores
+_MOST_RESULTS: Final = 1_000_000
 _LARGEST_RESULTS: Final = 8_004_096  # bytes: 1,000,000 whole numbers in a .npy file
 _LONGEST_LINE: Final = 64 * 1024  # bytes, with the line end; the worker reads no more of a line
 _SEND_SECONDS: Final = 5.0
@@ -179,7 +182,7 @@ class _Channel:
         try:
             copy.write_bytes(_content_of(correct))
         except Exception as error:
-            self._tell("correct", f"the results of single examples of step {step} are left out: {_shown(error)}")
+            self._tell("correct", f"the results of single examples of step {step} are left out: {str(error)[-300:]}")
             return {}
         return {"correct": str(copy)}
 
@@ -276,12 +279,21 @@ def _content_of(correct: Any) -> bytes:
         OSError, TypeError or ValueError: there is no such file, these are no such values, or they are too many.
     """
     if isinstance(correct, str | os.PathLike):
-        with Path(correct).open("rb") as file:
+        # Without waiting for a writer, if it is a FIFO.
+        with os.fdopen(os.open(correct, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError(f"{os.fspath(correct)} is no regular file")
             content = file.read(_LARGEST_RESULTS + 1)
         if len(content) > _LARGEST_RESULTS:
             raise ValueError(f"{os.fspath(correct)} is larger than {_LARGEST_RESULTS:,} bytes")
         return content
-    values = correct.tolist() if hasattr(correct, "tolist") else list(correct)
+    if len(getattr(correct, "shape", (0,))) != 1:
+        raise ValueError("it has more than one dimension")
+    if hasattr(correct, "__len__") and len(correct) > _MOST_RESULTS:
+        raise ValueError(f"they are more than {_MOST_RESULTS:,}")
+    values = correct.tolist() if hasattr(correct, "tolist") else list(itertools.islice(correct, _MOST_RESULTS + 1))
+    if len(values) > _MOST_RESULTS:
+        raise ValueError(f"they are more than {_MOST_RESULTS:,}")
     if wrong := [value for value in values if value not in (0, 1)]:
         raise ValueError(f"{wrong[0]!r:.40} is neither 0 nor 1")
     return bytes(49 if value else 48 for value in values)  # "1" and "0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -61,10 +62,12 @@ def confirm(
         program = plan.definition.program
         if program is not None:  # unlike that of `run`, it comes from the database
             require_consent(plan.search.study.definition, is_given=commands, command=f"hpsearch confirm {study}")
-        launch = check_launch(
-            LaunchOptions(storage=storage, workers=workers, on=on, worker=worker, checks=False, study=plan.definition)
+        wanted = LaunchOptions(
+            storage=storage, workers=workers, on=on, worker=worker, checks=False, study=plan.definition
         )
+        check_launch(wanted)
         plan = _prepare(database, plan, top)
+        launch = check_launch(replace(wanted, study=plan.definition))  # others may have added points
         became = "created" if plan.is_created else "widened" if plan.num_added else "resumed"
         with launch.first_worker(plan.definition.name) as first:
             train_study(database, plan.definition, launch, first, TerminalListener(found=became))

@@ -287,7 +287,7 @@ def ray_workers(
         nodes = [node for node in ray.nodes() if node["Alive"]]
         check_reachable(nodes, url, is_embedded=command.storage_url is None)
         options = command.options
-        number, num_cpus, num_gpus = share_of(nodes, options.device, num_workers, program)
+        number, num_cpus, num_gpus = share_of(nodes, options.device, num_workers, program, options.lanes)
         options = replace(options, device=options.device if num_gpus else "cpu")  # use only GPUs that Ray has assigned
         if program is not None and not num_gpus and options.lanes is None:
             options = replace(options, lanes=max(1, num_cpus // program.cpus))
@@ -319,7 +319,11 @@ def is_this_machine(nodes: Sequence[RayNode]) -> bool:
 
 
 def share_of(
-    nodes: Sequence[RayNode], device: str, num_workers: int | None, program: ProgramSettings | None = None
+    nodes: Sequence[RayNode],
+    device: str,
+    num_workers: int | None,
+    program: ProgramSettings | None = None,
+    lanes: int | None = None,
 ) -> tuple[int, int, int]:
     """Return the number of workers, and the CPUs and GPUs of each: GPUs if there are any, else its part of the CPUs.
 
@@ -327,19 +331,23 @@ def share_of(
         device: `auto` or `cpu`.
         num_workers: None: one per GPU, or per number of GPUs that a trial of a program needs, or one per node with
             processors.
+        program: what trials run; its `cpus` of all lanes are requested, as far as nodes have them for all their GPUs.
+        lanes: of each worker; None: `per_gpu`.
     Raises:
         InputError: no node has as many GPUs as a trial needs.
     """
     gpus, cpus = ([int(node["Resources"].get(kind, 0)) for node in nodes] for kind in ("GPU", "CPU"))
     wanted = 1 if program is None or program.gpus is None else program.gpus
     if device == "auto" and wanted and (any(gpus) or (program is not None and program.gpus)):
-        places = sum(number // wanted for number in gpus)
-        if not places:
+        places = [number // wanted for number in gpus]
+        if not any(places):
             raise InputError(
                 f"a trial needs {wanted} GPUs, and no node of the Ray cluster has so many",
                 hint=f"without GPUs: --set {'command' if program is None else program.section}.gpus=0",
             )
-        return num_workers or places, 1 if program is None else program.cpus * program.per_gpu, wanted
+        own = 1 if program is None else program.cpus * (lanes or program.per_gpu)
+        room = min(cpu // place for cpu, place in zip(cpus, places, strict=True) if place)
+        return num_workers or sum(places), max(1, min(own, room)), wanted
     number = num_workers or sum(cpu > 0 for cpu in cpus) or 1
     # The largest number of processors per worker with which all workers can be placed at once.
     fitting = (n for n in range(max(cpus), 0, -1) if sum(cpu // n for cpu in cpus) >= number)

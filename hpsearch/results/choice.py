@@ -186,7 +186,7 @@ def estimate_of(
         metric=metric,
         error=value,
         interval=interval,
-        num_images=num_images,
+        num_images=None if metric.is_reported else num_images,
         examples=summary.study.units,
         name=f"the search's {metric.label}" if metric.is_reported else f"{metric.validation_label} in the search",
         remark=f"the {metric.best_word} of many trials, so it tends to be too {'low' if metric.sign > 0 else 'high'}",

@@ -58,6 +58,7 @@ class Message(enum.Enum):
     STARTED = 3  # key, pid
     NOT_STARTED = 4  # key, errno, text
     ENDED = 5  # key, exit code or None, signal or None
+    CUT_OFF = 6  # key: the keeper itself ends
 
 
 def encode(message: Message, *values: Any) -> bytes:
@@ -208,6 +209,7 @@ class Guardian:
         self._poll.register(self._signals.descriptor, select.POLLIN)
         self._kills_at: float | None = None  # time.monotonic(); None: nothing is being ended
         self._pause = _RETRY_SECONDS[0]
+        self._is_cut_off = False  # ended without its worker's request: what it does after the signal is no result
 
     def run(self, body: int, output: int, extra: int | None) -> None:
         """Start the script that the memory file `body` describes, and stay until all of it is gone."""
@@ -225,11 +227,13 @@ class Guardian:
         while (result := self._take_result(main)) is None:
             self._poll.poll(self._timeout())
             self._signals.clear()
-            self._read_channel()
+            self._read_channel(main)
             if self._signals.is_asked_to_end:
-                self._end(None)
+                self._cut_off(main)
         code = os.waitstatus_to_exitcode(result)
-        self._send(Message.ENDED, *((None, -code) if code < 0 else (code, None)))
+        if self._is_cut_off and code >= 0:
+            code = -signal.SIGTERM
+        self._send(Message.ENDED, *((None, int(-code)) if code < 0 else (code, None)))
 
     def _take_result(self, main: int) -> int | None:
         """Reap, and kill if it is time to; returns the status of the main process once nothing else is left."""
@@ -270,18 +274,26 @@ class Guardian:
         self._pause = min(2 * self._pause, _RETRY_SECONDS[1])
         return self._pause * 1000
 
-    def _read_channel(self) -> None:
+    def _cut_off(self, main: int) -> None:
+        """End the script because this process or the keeper ends."""
+        if self._kills_at is None and os.waitid(os.P_PID, main, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            self._is_cut_off = True
+        self._end(None)
+
+    def _read_channel(self, main: int) -> None:
         try:
             data = os.read(self._channel, MESSAGE_BYTES)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        if data:
-            self._end(decode(data)[1][1])
-        else:
+        if not data:
             self._poll_no_more()
-            self._end(None)
+        message, values = decode(data) if data else (Message.CUT_OFF, ())
+        if message is Message.CUT_OFF:
+            self._cut_off(main)
+        else:
+            self._end(values[1])
 
     def _poll_no_more(self) -> None:
         """The keeper is gone: its end of file would wake up poll again and again."""
@@ -498,7 +510,7 @@ class KeeperProcess:
         else:
             for trial in self._trials.values():
                 if trial.key == values[0]:
-                    self._end(trial, values[1])
+                    self._end(trial, Message.END, values[1])
 
     def _start(self, descriptors: Sequence[int], key: int, grace_seconds: float, num_descriptors: int) -> None:
         try:
@@ -523,9 +535,9 @@ class KeeperProcess:
         self._trials[pid] = self._channels[trial.channel] = trial
         self._poll.register(trial.channel, select.POLLIN)
 
-    def _end(self, trial: _Trial, grace_seconds: float | None) -> None:
+    def _end(self, trial: _Trial, message: Message, *values: Any) -> None:
         with contextlib.suppress(OSError):  # it has just exited
-            os.write(trial.channel, encode(Message.END, trial.key, grace_seconds))
+            os.write(trial.channel, encode(message, trial.key, *values))
         os.kill(trial.guardian, signal.SIGCONT)  # not reaped: it is ours
 
     def _end_all(self) -> None:
@@ -537,7 +549,7 @@ class KeeperProcess:
         if self._worker_pidfd >= 0:
             self._poll.unregister(self._worker_pidfd)
         for trial in self._trials.values():
-            self._end(trial, None)
+            self._end(trial, Message.CUT_OFF)
 
     def _read_guardian(self, trial: _Trial) -> None:
         with contextlib.suppress(OSError):

@@ -80,7 +80,8 @@ class NotStarted:
 class Ended:
     """The main process has exited, and no descendant of it is left.
 
-    The signal is SIGKILL for a script whose guardian or keeper was killed; this may come without `Started`.
+    The signal is SIGKILL for a script whose guardian or keeper was killed; this may come without `Started`. If these
+    were asked to end, and not by this worker, an exit code counts as SIGTERM: the script has exited because of that.
     """
 
     key: int

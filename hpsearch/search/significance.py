@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_FLIPS = 1999
+_MOST_EXACT = 10_000
 _FLIPS_AT_ONCE = 250  # 2.5 MB for 10,000 examples
 
 
@@ -41,12 +42,17 @@ def discordant(bits_a: bytes, bits_b: bytes) -> tuple[int, int]:
 def mcnemar_p_value(gained: int, lost: int) -> float:
     """The two-sided p-value: twice the smaller one-sided one (`gain_p_value`), at most 1.
 
+    Of more than 10,000 discordant images, the normal approximation with its continuity correction: integer sums take
+    time with the square of their number, and the two differ by less than 1 % of the p-value.
+
     Args:
         gained: number of images on which only one of the two trials is right.
         lost: number of images on which only the other one is right.
     Raises:
         ValueError: a number is negative.
     """
+    if gained + lost > _MOST_EXACT and min(gained, lost) >= 0:
+        return min(1.0, math.erfc(max(0.0, abs(gained - lost) - 1.0) / math.sqrt(2.0 * (gained + lost))))
     return min(1.0, 2.0 * gain_p_value(max(gained, lost), min(gained, lost)))
 
 

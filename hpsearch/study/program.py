@@ -41,6 +41,7 @@ from hpsearch.study.space import (
 
 _log = get_logger("study")
 
+SEED: Final = "seed"  # the dimension or key of a listed point that is a trial's seed
 RESERVED: Final = ("trial", "attempt", "folder", "parameters", "python")  # placeholders that are no dimensions
 # Keys that say how programs are run, and change no value.
 RUN_TIME_KEYS: Final = (
@@ -281,6 +282,8 @@ def parse_free_dimension(name: str, spec: Any, max_values: int, source: str, *, 
     twice = next((value for place, value in enumerate(values) if _is_in(value, values[:place])), None)
     if twice is not None:
         raise InputError(f"{source}: search.{name} has the value {twice!r} twice", hint="each point is counted once")
+    if name == SEED and not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        raise InputError(f"{source}: search.{SEED} must hold whole numbers: programs take it as their seed")
     is_whole = is_integer or all(isinstance(value, int) and not isinstance(value, bool) for value in values)
     return Dimension.of(shape, name=name, values=values, is_integer=is_whole)
 

@@ -232,10 +232,17 @@ class TrialComparison:
         self._is_reported = is_reported
         self._read = cache(partial(_read_bits, database))  # a trial takes part in several comparisons
         self._read_losses = cache(partial(_read_losses, database))
+        self._answers: dict[tuple[object, object], bool] = {}
         self.note = ""
 
     def __call__(self, one: KnownPoint, other: KnownPoint) -> bool:
-        """Compare two points. Both have values; their keys are trial ids."""
+        """Compare two points. Both have values; their keys are trial ids. The answer of each pair is kept."""
+        pair = one.key, other.key
+        if pair not in self._answers:
+            self._answers[pair] = self._differ(one, other)
+        return self._answers[pair]
+
+    def _differ(self, one: KnownPoint, other: KnownPoint) -> bool:
         assert one.value is not None
         assert other.value is not None
         if self._test is PairedTest.SIGN_FLIP and not self._is_reported:

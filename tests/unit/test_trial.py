@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -364,7 +365,27 @@ def test_results_of_single_examples_are_written_for_the_worker(worker: Worker, t
     assert Path(document["correct"]).parent == worker.fifo.parent
 
 
-@pytest.mark.parametrize("correct", [12, [1, 2], [[1, 0]], "no-such-file", ["yes"]])
+def test_a_fifo_of_results_does_not_block(worker: Worker, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "results")
+    trial.report(2, 0.5, correct=tmp_path / "results")
+    assert "is no regular file" in capfd.readouterr().err
+    assert worker.documents() == [{"step": 2, "value": 0.5}]
+
+
+@pytest.mark.parametrize(
+    "correct",
+    [
+        12,
+        [1, 2],
+        [[1, 0]],
+        "no-such-file",
+        ["yes"],
+        np.zeros((2, 2)),
+        np.zeros(1_000_001),
+        itertools.repeat(1),
+        "/dev/zero",
+    ],
+)
 def test_wrong_results_of_single_examples_are_said_once_and_leave_the_report(
     worker: Worker, capfd: pytest.CaptureFixture[str], correct: Any
 ) -> None:

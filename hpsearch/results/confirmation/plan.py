@@ -45,7 +45,7 @@ from hpsearch.study.space import ParameterValue
 from hpsearch.study.study_file import parse_definition
 from hpsearch.training.networks.build import build_network
 from hpsearch.worker.preparation import load_study_data, prepare_study
-from hpsearch.worker.programs.preparation import check_files, prepare_program
+from hpsearch.worker.programs.preparation import check_files, check_values, prepare_program
 
 _SEED_STREAM = 0x636F6E66  # "conf": separates these seeds from all others derived from a study's seed
 _DEFAULT_SUFFIX = "-confirm"
@@ -106,6 +106,12 @@ def plan_confirmation(
     search = read_summary(database, study_name)
     _check_is_no_confirmation(database, search.study)
     search.require_best()
+    if search.study.definition.objective is not None and any(SEED in trial.parameters for trial in search.complete):
+        raise InputError(
+            f"study {search.name!r} cannot be confirmed: its objective asks for a parameter {SEED!r}, the name "
+            "of what differs between the trials of a confirmation",
+            hint="call it otherwise, and take the trial's seed from hpsearch.trial.seed()",
+        )
     return _plan(database, search, _companion_name(database, search.study, name), top, num_seeds)
 
 
@@ -114,6 +120,9 @@ def _plan(database: Database, search: StudySummary, companion: str, top: int, se
     stored = _find_study(database, companion)
     known = [dict(point) for point in stored.definition.search.points] if stored else []
     configurations = unique([*configurations_of(known), *best_configurations(search, top)])
+    if search.study.definition.command is not None:  # consent to the search is none to texts that it does not have
+        for configuration in configurations:
+            check_values(search.study.definition, configuration)
     seeds_matter = can_seeds_matter(search.study.definition, configurations)
     num_seeds = max(seeds if seeds_matter else 1, len(seeds_of(known)))
     drawn = fresh_seeds(search.study.definition.seed, num_seeds)

@@ -226,6 +226,13 @@ BEST_LOSSES = text(f"""
     ORDER BY loss LIMIT :number
 """)
 
+BEST_NUMBER = text(f"""
+    SELECT t.number
+    FROM hpsearch_points p JOIN trials t USING (trial_id) JOIN trial_values v USING (trial_id)
+    WHERE p.study_id = :study AND p.is_counted AND t.state = 'COMPLETE' AND v.objective = 0 AND v.value IS NOT NULL
+    ORDER BY {loss_sql("v.value")}, t.number LIMIT 1
+""")
+
 FAIL = text("""
     UPDATE trials SET state = 'FAIL', datetime_complete = timezone('UTC', clock_timestamp())
     WHERE trial_id = ANY(CAST(:trial_ids AS int[])) AND state = 'RUNNING' RETURNING trial_id

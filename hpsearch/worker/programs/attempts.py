@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGKILL, SIGTERM
 from typing import Any, final
 
 from hpsearch import environment
@@ -176,24 +176,41 @@ class Attempts(AbstractContextManager["Attempts"]):
         Raises:
             ArtifactError: its folders cannot be made.
             InputError: a value makes an argument that no process can be given.
+            OSError: this machine has no descriptors or memory to spare; nothing is left behind.
         """
         folder = self._folders.begin(claim.point, claim.attempt)
         values = self.values(claim)
-        folder.write_parameters({name: values[name] for name in self.point(claim)})
+        folder.write_parameters(self.point(claim))
         argv = self._argv({**values, "folder": str(folder.folder), "parameters": str(folder.parameters)})
-        devices = self._free.pop(0)
-        began_with_files = any(folder.folder.iterdir())
-        attempt = _Attempt(claim=claim, folder=folder, devices=devices, argv=argv, began_with_files=began_with_files)
-        variables = self._environment(attempt, values)
+        attempt = _Attempt(
+            claim=claim,
+            folder=folder,
+            devices=self._free[0],
+            argv=argv,
+            began_with_files=any(folder.folder.iterdir()),
+        )
         pattern = self._program.pattern if isinstance(self._program, CommandSettings) else None
         output = self._streams.open(claim.trial_id, folder.reports, pattern=pattern, secrets=self._secrets)
+        try:
+            self._request_start(attempt, self._environment(attempt, values), output)
+        except BaseException:
+            self._streams.close(claim.trial_id)
+            self._channels.finish(claim.trial_id)
+            raise
+        finally:
+            os.close(output)
+        del self._free[0]
+        self._attempts[claim.trial_id] = attempt
+
+    def _request_start(self, attempt: _Attempt, variables: Mapping[str, str], output: int) -> None:
+        claim = attempt.claim
         is_objective = isinstance(self._program, ObjectiveSettings)
         channel = self._channels.open(claim.trial_id) if is_objective else None
         try:
             self._keeper.start(
                 StartRequest(
                     key=claim.trial_id,
-                    argv=argv,
+                    argv=attempt.argv,
                     environment=variables,
                     folder=str(self._cwd),
                     output=output,
@@ -202,12 +219,11 @@ class Attempts(AbstractContextManager["Attempts"]):
                 )
             )
         except ValueError as error:
-            raise InputError(f"trial {claim.number} cannot be started: {error}: {' '.join(argv)!r:.300}") from error
+            line = " ".join(attempt.argv)
+            raise InputError(f"trial {claim.number} cannot be started: {error}: {line!r:.300}") from error
         finally:
-            os.close(output)
             if channel is not None:
                 channel.close()
-        self._attempts[claim.trial_id] = attempt
 
     def point(self, claim: Claim) -> dict[str, Value]:
         """The point's values by the names of its dimensions."""
@@ -215,8 +231,11 @@ class Attempts(AbstractContextManager["Attempts"]):
 
     def values(self, claim: Claim) -> dict[str, Value]:
         """What placeholders stand for, but for the paths of the attempt."""
-        seed: dict[str, Value] = {"seed": self._study.definition.seed}
+        definition = self._study.definition
+        seed: dict[str, Value] = {"seed": definition.seed}
         own: dict[str, Value] = {"trial": claim.number, "attempt": claim.attempt, "python": sys.executable}
+        if definition.objective is not None and definition.is_drawn:
+            return {**seed, **own}  # whatever the objective calls `seed` is its own affair
         return {**seed, **self.point(claim), **own}  # no stored parameter stands for the interpreter
 
     def describe(self, claim: Claim) -> str:
@@ -246,7 +265,8 @@ class Attempts(AbstractContextManager["Attempts"]):
                         attempt.has_lost_keeper = True
         batches = {key: batch for key, batch in self._streams.collect().items() if key in self._attempts}
         self._upload_now_and_then(batches)
-        orphaned = {end.key for end in ended if end.signal == SIGKILL and self._attempts[end.key].has_lost_keeper}
+        cut_off = {end.key for end in ended if end.signal in (SIGKILL, SIGTERM)}
+        orphaned = {key for key in cut_off if self._attempts[key].has_lost_keeper}
         return News(batches=batches, ended=ended, refused=refused, orphaned=orphaned, messages=self._channels.collect())
 
     def answer(self, trial_id: int, message: Message) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
@@ -13,6 +14,7 @@ import numpy as np
 from hpsearch.errors import InputError
 from hpsearch.logs import get_logger
 from hpsearch.store.rows.correct_images import Correctness
+from hpsearch.wording import first_line
 
 _log = get_logger("worker")
 
@@ -28,7 +30,7 @@ class ExampleResults:
     Args:
         trial_number: for messages.
         cwd: the program's working directory, in which it may name its files.
-        own: the folder in which `hpsearch.trial` writes copies; these are removed once they have been read.
+        own: the folder in which `hpsearch.trial` writes copies; `sweep` removes them.
     """
 
     def __init__(self, trial_number: int, cwd: Path, own: Path) -> None:
@@ -39,20 +41,30 @@ class ExampleResults:
 
     def take(self, named: object, *, is_wanted: bool) -> Correctness | None:
         """Read the file of one report, if it is wanted. A file that cannot be read is logged, once per attempt."""
-        path = self._cwd / named if isinstance(named, str) and "\0" not in named else None
-        try:
-            if path is None:
-                raise InputError(f"`correct` must be a path, got {named!r:.80}")
-            return read_results(path) if is_wanted else None
-        except InputError as error:
-            if not self._is_told:
-                self._is_told = True
-                what = "trial %d: its results of single examples are left out: %s"
-                _log.warning(what, self._trial_number, error, extra={"trial": self._trial_number})
+        if not isinstance(named, str):
+            self._tell(f"`correct` must be a path, got {named!r:.80}")
             return None
-        finally:
-            if path is not None and path.parent == self._own:
-                path.unlink(missing_ok=True)
+        if not is_wanted:
+            return None
+        try:
+            return read_results(self._cwd / named)
+        except InputError as error:
+            self._tell(str(error))
+            return None
+
+    def sweep(self, last_step: int) -> None:
+        """Remove the copies that `hpsearch.trial` has made of the results of all steps up to this one."""
+        with contextlib.suppress(OSError):
+            for path in self._own.glob("correct-*-*"):
+                step = path.name.split("-")[1]
+                if step.isdecimal() and int(step) <= last_step:
+                    path.unlink(missing_ok=True)
+
+    def _tell(self, why: str) -> None:
+        if not self._is_told:
+            self._is_told = True
+            what = "trial %d: its results of single examples are left out: %s"
+            _log.warning(what, self._trial_number, why, extra={"trial": self._trial_number})
 
 
 def read_results(path: Path) -> Correctness:
@@ -65,8 +77,8 @@ def read_results(path: Path) -> Correctness:
     if content.startswith(b"\x93NUMPY"):
         try:
             values = np.load(io.BytesIO(content), allow_pickle=False)
-        except ValueError as error:
-            raise InputError(f"{path}: {error}") from None
+        except Exception as error:  # a damaged header is parsed as Python's literals are
+            raise InputError(f"{path} cannot be read as .npy: {first_line(error)}") from None
         if values.ndim != 1 or values.dtype.kind not in "biuf":
             raise InputError(f"{path} has an array of shape {list(values.shape)} and type {values.dtype}, not {_FORMS}")
     else:
@@ -82,12 +94,15 @@ def read_results(path: Path) -> Correctness:
 def _content_of(path: Path) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not stop the worker
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise InputError(f"{path} is no regular file")
-            content = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                content = file.read(_MOST_BYTES + 1)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:  # ValueError: NUL, or half a surrogate pair
+        raise InputError(f"{path!s:.200}: {first_line(error)}") from None
     if len(content) > _MOST_BYTES:
         raise InputError(f"{path} has more than {MOST_EXAMPLES:,} examples")
     return content

@@ -17,7 +17,7 @@ from hpsearch.store.connection.database import Database
 from hpsearch.store.registration import Registration, register_study
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.study.program import CommandSettings, ObjectiveSettings, ProgramSettings
+from hpsearch.study.program import SEED, CommandSettings, ObjectiveSettings, ProgramSettings
 from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import ZERO_SUFFIX
 from hpsearch.worker.programs.objective_check import check_objective
@@ -96,19 +96,21 @@ def describe_program(program: ProgramSettings) -> str:
 
 
 def check_values(definition: StudyDefinition, parameters: Mapping[str, object]) -> None:
-    """Check that the texts among a point's values are those of the study that this worker was allowed to run.
+    """Check that a point's values are numbers, or those of the study that this worker was allowed to run.
 
-    Numbers can do no more harm than the program does with them; a text may stand where a program's name is.
+    Numbers can do no more harm than the program does with them; a text, or what becomes a text, may stand where a
+    program's name is.
 
     Raises:
         InputError: somebody has changed a value in the database.
     """
-    if definition.objective is not None:
-        return  # its values are put into no command
     known = {dimension.name: dimension.values for dimension in definition.search.dimensions}
+    if definition.objective is not None:  # it asks for its values: only a listed seed is put into its environment
+        known, parameters = {SEED: ()}, {name: value for name, value in parameters.items() if name == SEED}
+        parameters = {} if definition.is_drawn else parameters
     for name, value in parameters.items():
         searched = name.removesuffix(ZERO_SUFFIX)
-        if searched not in known or (isinstance(value, str) and value not in known[searched]):
+        if searched not in known or not (isinstance(value, bool | int | float) or value in known[searched]):
             raise InputError(
                 f"study {definition.name!r}: a point has {name} = {value!r:.80}, which is none of the study's values",
                 hint="the study was changed after this worker had started, or a point was changed in the database; "

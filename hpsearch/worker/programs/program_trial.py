@@ -61,7 +61,7 @@ class ProgramTrial:
     """A trial whose program runs, or has ended and is about to be written.
 
     Args:
-        started_at: time.monotonic() of the attempt's start.
+        started_at, ended_at: time.monotonic() of the attempt's start and end.
         decision: why hpsearch ends the program; None while it may go on.
         is_lost: another worker has the trial, or may have it: nothing of it is written any more.
         is_dismissed: the worker gives the trial back: what the program does from now on does not count, and what it
@@ -83,6 +83,7 @@ class ProgramTrial:
     rule: StoppingRule
     results: ExampleResults | None = None
     started_at: float = field(default_factory=time.monotonic)
+    ended_at: float | None = None
     decision: StopDecision | None = None
     is_lost: bool = False
     is_dismissed: bool = False
@@ -108,7 +109,7 @@ class ProgramTrial:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started_at
+        return (self.ended_at or time.monotonic()) - self.started_at
 
     @property
     def last_step(self) -> int:
@@ -166,9 +167,13 @@ class ProgramTrial:
 
         What comes after the decision to end the program is no result.
         """
+        has_results = False
         for report in reports:
+            has_results = has_results or _CORRECT in report.more
             if self.is_open:
                 self._take_in(report)
+        if has_results and self.results is not None:
+            self.results.sweep(self.last_step)
 
     def _take_in(self, report: Report) -> None:
         if report.step <= self.last_step:
@@ -259,7 +264,7 @@ class ProgramTrial:
             loss = counted[0]
         of_step = counted if is_complete else self.best
         correct_step, correct = self._correct or (0, None)
-        is_of_counted = is_complete and counted is not None and counted[1] == correct_step
+        is_of_counted = is_complete and counted == (loss, correct_step)
         best_value = None if self.best is None else self.metric.value_of(self.best[0])
         return Result(
             trial_id=self.claim.trial_id,

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from hpsearch.errors import StorageError
+from hpsearch.errors import StorageError, SurroundingsError
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import is_competitive
 from hpsearch.search.stopping import stopping_rule
@@ -503,13 +503,32 @@ class ProgramWorker:
             self._lose(claim)
             return True
         check_values(self.study.definition, claim.parameters)
-        self.attempts.start(claim)
+        try:
+            self.attempts.start(claim)
+        except OSError as error:
+            self._wait_for_room(error)
+            return False
         self._undrawn.pop(0)
         trial = self._trials[claim.trial_id] = self._new_trial(claim)
         trial.take_over(reports)
         values = self.name, claim.number, claim.attempt, dict(claim.parameters)
         _log.debug("%s: trial %d starts, attempt %d: %s", *values, extra={"trial": claim.number})
         return True
+
+    def _wait_for_room(self, error: OSError) -> None:
+        """Try again later to start a program, if the machine had no descriptors or memory to spare.
+
+        Raises:
+            SurroundingsError: it has not had any for a while, or for another reason.
+        """
+        self._num_refused += 1
+        why = error.strerror or str(error)
+        if error.errno not in _PASSING or self._num_refused >= _MOST_REFUSALS:
+            raise SurroundingsError(
+                f"a program cannot be started: {why}", hint="lower --lanes, or raise the limit (ulimit -n)"
+            ) from error
+        _log.warning("%s: a program cannot be started now: %s", self.name, why)
+        self._start_again_at = time.monotonic() + ASK_AGAIN_SECONDS
 
     def _new_trial(self, claim: Claim) -> ProgramTrial:
         rule = stopping_rule(self.study.definition.stopping, num_minibatches=1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hpsearch.artifacts.record import artifact_record
 from hpsearch.logs import get_logger
-from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
 from hpsearch.store.rows.trial_state import LAST_LINES
 from hpsearch.study.program import ProgramSettings
 from hpsearch.worker.health.metrics import WorkerMetrics
@@ -42,6 +43,7 @@ class TrialEnds:
     _ready: set[int] = field(default_factory=set)  # whose outputs `records` has named, or that have none
     _failures: Failures = field(default_factory=Failures)
     _best_loss: float | None = None  # of the study, as far as this worker knows
+    _to_keep: list[tuple[Claim, Result]] = field(default_factory=list)  # counted; what becomes of their folders is open
 
     def note(self, trial: ProgramTrial, end: Ended, *, is_orphaned: bool) -> None:
         """Take in that a program has ended.
@@ -50,6 +52,7 @@ class TrialEnds:
             is_orphaned: with its keeper, which was killed.
         """
         trial_id = trial.claim.trial_id
+        trial.ended_at = time.monotonic()
         self._ended[trial_id] = trial, end
         if is_orphaned and trial.is_undecided:
             trial.dismiss("its keeper was killed")
@@ -64,7 +67,7 @@ class TrialEnds:
     @property
     def can_be_written(self) -> bool:
         """Whether the end of some trial can be written: some must wait until their folder is uploaded."""
-        return any(self._is_ready(trial_id) for trial_id in self._ended)
+        return bool(self._to_keep) or any(self._is_ready(trial_id) for trial_id in self._ended)
 
     def _is_ready(self, trial_id: int) -> bool:
         """Whether the files of an ended trial are stored, as far as the trial must name them."""
@@ -99,15 +102,21 @@ class TrialEnds:
                 self._failures.note_result()
                 self.num_finished += 1
                 self.metrics.trials_ended[result.outcome].inc()
-                self.attempts.keep_folder(trial.claim, is_best=self._is_best(ledger, result))
+                self._to_keep.append((trial.claim, result))
             self._close(result.trial_id)
+        while self._to_keep:
+            claim, result = self._to_keep[0]
+            self.attempts.keep_folder(claim, is_best=self._is_best(ledger, claim, result))
+            del self._to_keep[0]
 
-    def _is_best(self, ledger: Ledger, result: Result) -> bool:
+    def _is_best(self, ledger: Ledger, claim: Claim, result: Result) -> bool:
+        """Whether this is now the study's best trial, the first of several. Raises DatabaseAwayError."""
         if result.outcome is not Outcome.COMPLETE or result.loss is None:
             return False
-        if self._best_loss is None or result.loss <= self._best_loss:
-            self._best_loss = ledger.best_loss()
-        return self._best_loss is None or result.loss <= self._best_loss
+        if self._best_loss is not None and result.loss > self._best_loss:
+            return False
+        self._best_loss = result.loss
+        return ledger.best_number() == claim.number
 
     def _give_back(self, ledger: Ledger) -> None:
         """Give back the trials that have ended without a result, for whatever reason."""
@@ -119,8 +128,9 @@ class TrialEnds:
             if not trial.is_lost and not self.attempts.is_uploaded(trial_id):
                 continue  # the next attempt, on another machine, begins with its files
             if why is not None and self._may_be_ahead(trial, end):
+                ledger.give_back([trial.claim.hold], f"{why}, and had gone on from an earlier attempt's files")
+                self._renewed.add(trial.claim.point)
                 self.attempts.begin_anew(trial.claim)
-                ledger.give_back([trial.claim.hold], f"{why}, and went on from the files of an attempt that was killed")
                 why = None
             elif why is not None:
                 self._give_back_failed(ledger, trial, why)
@@ -135,14 +145,11 @@ class TrialEnds:
         """Whether the attempt may have gone on from files that are ahead of what is recorded, and had nothing to do.
 
         The reports of a worker's last second die with it, and the program's files do not. The point is then tried with
-        an empty folder, once.
+        an empty folder, once by each worker.
         """
-        point = trial.claim.point
         has_reported_nothing = trial.best is None and end.exit_code == 0 and trial.decision is None
-        if not has_reported_nothing or point in self._renewed or not self.attempts.began_with_files(end.key):
-            return False
-        self._renewed.add(point)
-        return True
+        is_new = trial.claim.point not in self._renewed
+        return has_reported_nothing and is_new and self.attempts.began_with_files(end.key)
 
     def _give_back_failed(self, ledger: Ledger, trial: ProgramTrial, why: str) -> None:
         tail = self.attempts.tail(trial.claim.trial_id)

@@ -377,6 +377,13 @@ def test_an_objective_is_confirmed_over_fresh_seeds(new_bench: NewBench, monkeyp
     assert [each.parameters for each in confirmation.configurations] == [trial.params for trial in best]
 
 
+def test_an_objective_with_a_seed_of_its_own_cannot_be_confirmed(new_bench: NewBench) -> None:
+    bench = new_bench("def objective(trial):\n        return trial.suggest_int('seed', 0, 9)", num_points=1)
+    bench.work()
+    with pytest.raises(InputError, match="its objective asks for a parameter 'seed'"):
+        plan_confirmation(bench.database, bench.study.name, top=1, num_seeds=2)
+
+
 def test_an_objective_that_always_fails_ends_its_worker(new_bench: NewBench) -> None:
     bench = new_bench("def objective(trial):\n        raise ValueError('no')", num_points=9)
     with pytest.raises(ProgramsFailError, match="5 attempts in a row failed; the objective") as raised:

@@ -64,7 +64,9 @@ def test_each_worker_gets_a_gpu_or_its_part_of_the_processors(
     ("resources", "keys", "expected"),
     [
         ([(8, 4), (8, 3)], {"gpus": 2}, (3, 1, 2)),  # the third GPU of the second node is left
-        ([(8, 4)], {"per_gpu": 3, "cpus": 2}, (4, 6, 1)),
+        ([(32, 4)], {"per_gpu": 3, "cpus": 2}, (4, 6, 1)),
+        ([(8, 1)], {"cpus": 16}, (1, 8, 1)),  # what it would like, and what the node has
+        ([(8, 4), (64, 4)], {"cpus": 16}, (8, 2, 1)),
         ([(8, 4), (6, 0)], {"gpus": 0, "cpus": 2}, (2, 6, 0)),
         ([(8, 0)], {}, (1, 8, 0)),
     ],

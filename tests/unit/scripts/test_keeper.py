@@ -387,6 +387,14 @@ def test_sigterm_ends_the_scripts_below(scripts: Scripts, whom: str) -> None:
     assert find_marked(scripts.mark) == []
 
 
+@pytest.mark.parametrize("whom", ["guardian", "keeper"])
+def test_exit_0_after_the_sigterm_of_a_guardian_is_no_result(scripts: Scripts, whom: str) -> None:
+    """Its worker has not asked for that end, so it would take the exit code for the script's own."""
+    pid = scripts.start_ready(1, "trap 'exit 0' TERM; echo ready; while :; do sleep 0.01; done", grace_seconds=5.0)
+    os.kill({"keeper": scripts.keeper.pid, "guardian": guardian_of(pid)}[whom], signal.SIGTERM)
+    assert scripts.wait_for_event(Ended) == Ended(key=1, exit_code=None, signal=signal.SIGTERM)
+
+
 def test_a_killed_guardian_is_the_end_of_its_script_only(scripts: Scripts) -> None:
     pid = scripts.start_ready(1, STUBBORN["ignores-sigterm"])
     mark = uuid.uuid4().hex
@@ -519,6 +527,8 @@ def test_a_hundred_kills_at_random_moments_leave_no_process_and_lose_no_end(scri
     generator = random.Random(17)
     for key in range(100):
         scripts.events.clear()
+        # The end of the last script comes before the new keeper: a signal to the dead one would have no effect.
+        wait_until(lambda: is_alive(scripts.keeper.pid), "the keeper is replaced")
         scripts.shell(key, "(setsid sleep 1000 &); sleep 1000", grace_seconds=0.2)
         if generator.random() < 0.8:
             pid = scripts.wait_for_event(Started, key).pid

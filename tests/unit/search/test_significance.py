@@ -49,6 +49,17 @@ def test_p_values_are_exact() -> None:
     assert gain_p_value(0, 5000) == 1.0
 
 
+@pytest.mark.parametrize(("gained", "lost"), [(5_300, 4_701), (5_100, 4_901), (5_001, 5_000), (7_000, 3_100)])
+def test_of_more_than_ten_thousand_the_approximation_is_close(gained: int, lost: int) -> None:
+    exact = min(1.0, 2 * gain_p_value(max(gained, lost), min(gained, lost)))
+    assert mcnemar_p_value(gained, lost) == pytest.approx(exact, rel=0.02, abs=1e-300)
+
+
+def test_a_million_discordant_images_take_no_time() -> None:
+    assert mcnemar_p_value(500_000, 500_000) == 1.0
+    assert mcnemar_p_value(502_000, 498_000) < 1e-4
+
+
 def test_thousands_of_discordant_images_lose_no_digits() -> None:
     """The tail of many coins, summed in logarithms."""
     n, k = 9000, 4700

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hpsearch.errors import InputError
 from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.program import parse_free_dimension
 from hpsearch.study.study_file import parse_definition
 
 COMMAND = """
@@ -217,3 +218,9 @@ def test_consent_to_one_program_is_none_to_another(changes: dict[str, Any]) -> N
 
 def test_consent_holds_for_a_study_that_is_widened_by_numbers() -> None:
     assert parsed(COMMAND).consent == parsed(COMMAND, search__parameters__width=[64, 128, 256, 512]).consent
+
+
+@pytest.mark.parametrize("values", [["abc"], [0.5], [True, 1]])
+def test_a_seed_is_a_whole_number(values: list[Any]) -> None:
+    with pytest.raises(InputError, match=r"search\.seed must hold whole numbers"):
+        parse_free_dimension("seed", values, 10, "test")

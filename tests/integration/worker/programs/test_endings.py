@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 from typing import Any
 
 import pytest
 from optuna.trial import TrialState
 from sqlalchemy import text
 
-from hpsearch.errors import ArtifactError
+from hpsearch.errors import ArtifactError, HpsearchError, SurroundingsError
+from hpsearch.scripts.keeper_client import Keeper, StartRequest
 from hpsearch.signals import StopSignal
+from hpsearch.store.claims.ledger import Ledger
+from hpsearch.store.connection.database import DatabaseAwayError
 from hpsearch.store.rows.correct_images import read_correctness
 from hpsearch.worker.programs.failures import ProgramsFailError
 from hpsearch.worker.programs.preparation import CannotStartError
@@ -159,8 +165,74 @@ def test_files_that_are_ahead_of_the_reports_are_given_up(programs: Any) -> None
     programs.stop = StopSignal()
     programs.work(study)
     first, second, third = programs.trials(study)
-    assert "went on from the files of an attempt that was killed" in second.user_attrs["fail_reason"]
+    assert "had gone on from an earlier attempt's files" in second.user_attrs["fail_reason"]
     assert [trial.state.name for trial in (first, second, third)] == ["FAIL", "FAIL", "COMPLETE"]
+
+
+def test_of_two_best_trials_the_folder_of_the_first_is_kept(programs: Any) -> None:
+    """It is the one that every view names."""
+    script = REPORT + 'touch "$HPSEARCH_FOLDER/model"; case $1 in 10) report 1 0.5;; *) report 1 0.25;; esac'
+    trials = programs.run(script, [10, 11, 12])
+    assert [trial.value for trial in trials] == [0.5, 0.25, 0.25]
+    assert [path.parts[-3] for path in programs.folder.glob("attempts/*/*/*/model")] == ["point-000001"]
+
+
+def test_an_outage_after_trials_were_counted_costs_no_folder(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def best_number(ledger: Ledger) -> int | None:
+        asked.append(1)
+        if len(asked) == 1:
+            raise DatabaseAwayError("away")
+        return real(ledger)
+
+    real = Ledger.best_number
+    monkeypatch.setattr(Ledger, "best_number", best_number)
+    script = REPORT + '[ $1 = 11 ] && sleep 1; touch "$HPSEARCH_FOLDER/model"; report 1 0.$1'
+    trials = programs.run(script, [10, 11], num_slots=2)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
+    assert len(asked) > 1
+    assert [path.parts[-3] for path in programs.folder.glob("attempts/*/*/*/model")] == ["point-000000"]
+
+
+def test_a_machine_without_descriptors_to_spare_is_asked_again(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [errno.EMFILE, errno.ENFILE]
+
+    def start(keeper: Keeper, request: StartRequest) -> None:
+        if errors:
+            raise OSError(errors[0], os.strerror(errors.pop(0)))
+        real(keeper, request)
+
+    real = Keeper.start
+    monkeypatch.setattr(Keeper, "start", start)
+    monkeypatch.setattr("hpsearch.worker.programs.program_worker.ASK_AGAIN_SECONDS", 0.1)
+    trials = programs.run(REPORT + "report 1 0.5", [10, 11], num_slots=2)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
+
+
+def test_another_error_of_a_start_ends_the_worker_and_loses_no_point(
+    programs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(keeper: Keeper, request: StartRequest) -> None:
+        raise OSError(errno.ENOSYS, "not here")
+
+    monkeypatch.setattr(Keeper, "start", start)
+    study = programs.create(REPORT + "report 1 0.5")
+    with pytest.raises(SurroundingsError, match="a program cannot be started: not here"):
+        programs.work(study)
+    assert _states(programs, study) == {"WAITING": 1}
+
+
+@pytest.mark.filterwarnings("ignore:Choices for a categorical distribution")
+@pytest.mark.parametrize("value", [["$(touch owned)"], {"a": "$(touch owned)"}, "$(touch owned)", None])
+def test_a_value_that_the_study_does_not_have_is_not_put_into_the_command(programs: Any, value: Any) -> None:
+    study = programs.create(REPORT + "report 1 0.5", run=["bash", "-c", "bash script.sh {number}"])
+    changed = json.dumps({"name": "CategoricalDistribution", "attributes": {"choices": [value]}})
+    change = text("UPDATE trial_params SET param_value = 0, distribution_json = :changed RETURNING 1")
+    programs.database.rows(change, {"changed": changed})
+    with pytest.raises(HpsearchError):
+        programs.work(study)
+    assert not list(programs.folder.rglob("owned"))
 
 
 def test_a_second_attempt_may_succeed(programs: Any) -> None:

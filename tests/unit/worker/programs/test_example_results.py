@@ -56,21 +56,41 @@ def test_what_is_no_file_is_refused_and_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="is no regular file"):
         read_results(tmp_path / "pipe")
-    with pytest.raises(InputError, match="directory"):
+    with pytest.raises(InputError, match="is no regular file"):
         read_results(tmp_path)
     with pytest.raises(InputError, match="No such file"):
         read_results(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    "header", ["{'descr': '<f8', ", "{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000,)}"]
+)
+def test_a_damaged_array_is_refused_in_one_line(tmp_path: Path, header: str) -> None:
+    (tmp_path / "results.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+    with pytest.raises(InputError, match=r"cannot be read as \.npy"):
+        read_results(tmp_path / "results.npy")
+
+
+def test_no_descriptor_is_left_by_what_cannot_be_read(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for path in (tmp_path, tmp_path / "nothing", Path("half a pair \ud800")):
+        with pytest.raises(InputError):
+            read_results(path)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def test_copies_are_removed_and_the_programs_own_files_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     control = tmp_path / "control"
     control.mkdir()
     results = ExampleResults(7, tmp_path, control)
-    for path in (control / "copy", tmp_path / "own"):
+    for path in (control / "correct-3-17", control / "correct-3-18", control / "correct-12-17", tmp_path / "own"):
         path.write_text("10")
-    assert results.take(str(control / "copy"), is_wanted=False) is None
+    (control / "correct-1-1").mkdir()  # whatever a program does there
     assert results.take("own", is_wanted=True) is not None
-    assert not (control / "copy").exists()
+    results.sweep(3)
+    (control / "correct-1-1").rmdir()
+    results.sweep(3)
+    assert [path.name for path in control.iterdir()] == ["correct-12-17"]
     assert (tmp_path / "own").exists()
     for named in (12, "nul\0", "nothing"):
         assert results.take(named, is_wanted=True) is None
