@@ -167,6 +167,13 @@ class AttemptFolders:
                 self._stored.remove(point, range(1, counted[point] + 1))
                 self._removed.add(point)
 
+    def remove_all_but(self, point: int | None) -> None:
+        """Remove the folders of all other points on this machine."""
+        for folder in _entries(self._study):
+            match = _POINT.fullmatch(folder.name)
+            if match and int(match[1]) != point:
+                remove_folder(folder)
+
     def remove(self, point: int, attempt: int) -> None:
         """Remove all folders of a point up to this attempt, here and in the store: the next one begins empty."""
         remove_folder(self.of(point, attempt).folder.parent)

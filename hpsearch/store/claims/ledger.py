@@ -402,9 +402,9 @@ class Ledger:
         """Return the lowest loss of a counted COMPLETE trial so far, or None."""
         return next(iter(self.best_losses(1)), None)
 
-    def best_number(self) -> int | None:
-        """Return the number of the counted COMPLETE trial with the lowest loss, the first of several, or None."""
-        return next((int(row.number) for row in self.rows(statements.BEST_NUMBER)), None)
+    def best_point(self) -> int | None:
+        """Return the point of the counted COMPLETE trial with the lowest loss, the first of several, or None."""
+        return next((int(row.point) for row in self.rows(statements.BEST_POINT)), None)
 
     def counts(self) -> PointCounts:
         """Count the points by state. A point whose trial another program has ended counts as WAITING."""

@@ -226,8 +226,8 @@ BEST_LOSSES = text(f"""
     ORDER BY loss LIMIT :number
 """)
 
-BEST_NUMBER = text(f"""
-    SELECT t.number
+BEST_POINT = text(f"""
+    SELECT p.point
     FROM hpsearch_points p JOIN trials t USING (trial_id) JOIN trial_values v USING (trial_id)
     WHERE p.study_id = :study AND p.is_counted AND t.state = 'COMPLETE' AND v.objective = 0 AND v.value IS NOT NULL
     ORDER BY {loss_sql("v.value")}, t.number LIMIT 1

@@ -336,6 +336,14 @@ class Attempts(AbstractContextManager["Attempts"]):
             for point in needless:
                 del self._counted[point]
 
+    def remove_folders(self, *, keep: int | None) -> None:
+        """Remove what is left of a study on this machine when it has ended, but not the folders of its best point.
+
+        Of points that were given up, or that another machine has counted.
+        """
+        if self._program.keep_folders == "best":
+            self._folders.remove_all_but(keep)
+
     def results_of(self, claim: Claim) -> ExampleResults:
         """A reader of the files in which this attempt says which examples it got right."""
         return ExampleResults(claim.number, self._cwd, self._attempts[claim.trial_id].folder.control)

@@ -309,6 +309,8 @@ class ProgramWorker:
         found = advance(self._ledger.database, self.study.study_id)
         if found is Advance.UNFINISHED:
             self.stop.wait(self.settings.poll_seconds)
+        elif found is Advance.ENDED:
+            self.attempts.remove_folders(keep=self._ledger.best_point())
         return found is not Advance.ENDED
 
     # News

@@ -116,7 +116,7 @@ class TrialEnds:
         if self._best_loss is not None and result.loss > self._best_loss:
             return False
         self._best_loss = result.loss
-        return ledger.best_number() == claim.number
+        return ledger.best_point() == claim.point
 
     def _give_back(self, ledger: Ledger) -> None:
         """Give back the trials that have ended without a result, for whatever reason."""

@@ -7,9 +7,10 @@ from random import Random
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from hpsearch.data.files.lookup import DataLocations
-from hpsearch.errors import DataError
+from hpsearch.errors import DataError, InputError
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.confirmation.plan import ConfirmPlan, plan_confirmation, prepare_confirmation
 from hpsearch.results.report.page import render_report
@@ -164,4 +165,14 @@ def test_other_files_are_refused(
     (tmp_path / "train.py").write_text("another")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"study 'mine' was created with another train\.py"):
+        plan_of(programs)
+
+
+def test_a_text_that_the_search_does_not_have_is_not_confirmed(make_programs: ProgramsMaker) -> None:
+    """Somebody has put it into the database after the consent to the search."""
+    programs = make_programs({"tool": ["sgd", "adam"]}, run=["train", "{tool}"])
+    programs.complete_all(lambda point: len(point["tool"]))
+    change = "UPDATE trial_params SET distribution_json = replace(distribution_json, '\"sgd\"', '\"evil\"') RETURNING 1"
+    programs.database.rows(text(change), {})
+    with pytest.raises(InputError, match="tool = 'evil', which is none of the study's values"):
         plan_of(programs)

@@ -177,17 +177,27 @@ def test_of_two_best_trials_the_folder_of_the_first_is_kept(programs: Any) -> No
     assert [path.parts[-3] for path in programs.folder.glob("attempts/*/*/*/model")] == ["point-000001"]
 
 
+def test_a_finished_study_leaves_the_folder_of_its_best_point_alone(programs: Any) -> None:
+    """Points that were given up have one, and so have points that another machine has counted."""
+    script = REPORT + 'touch "$HPSEARCH_FOLDER/model"; [ $1 = 11 ] && exit 1; report 1 0.$1'
+    study = programs.create(script, [10, 11, 12])
+    (programs.folder / "attempts" / study.program_key / "point-000002" / "attempt-1").mkdir(parents=True)
+    programs.work(study)
+    assert _states(programs, study) == {"COMPLETE": 2, "FAIL": 1}
+    assert [path.name for path in programs.folder.glob("attempts/*/point-*")] == ["point-000000"]
+
+
 def test_an_outage_after_trials_were_counted_costs_no_folder(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def best_number(ledger: Ledger) -> int | None:
+    def best_point(ledger: Ledger) -> int | None:
         asked.append(1)
         if len(asked) == 1:
             raise DatabaseAwayError("away")
         return real(ledger)
 
-    real = Ledger.best_number
-    monkeypatch.setattr(Ledger, "best_number", best_number)
+    real = Ledger.best_point
+    monkeypatch.setattr(Ledger, "best_point", best_point)
     script = REPORT + '[ $1 = 11 ] && sleep 1; touch "$HPSEARCH_FOLDER/model"; report 1 0.$1'
     trials = programs.run(script, [10, 11], num_slots=2)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
