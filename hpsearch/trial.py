@@ -176,14 +176,15 @@ class _Channel:
         """Return None outside hpsearch and in a forked process, where a lock may be held for ever."""
         return (os.environ.get(name) or None) if os.getpid() == self._pid else None
 
-    def _results(self, reports: str, step: int, correct: Any) -> dict[str, str]:
-        """Write which examples are right to a file of this report's own, beside the FIFO; {} if that fails."""
+    def _results(self, reports: str, step: int, correct: Any) -> dict[str, Any]:
+        """Write which examples are right to a file of this report's own, beside the FIFO."""
         copy = Path(reports).absolute().with_name(f"correct-{step}-{self._pid}")
         try:
             copy.write_bytes(_content_of(correct))
         except Exception as error:
-            self._tell("correct", f"the results of single examples of step {step} are left out: {str(error)[-300:]}")
-            return {}
+            why = f"{type(error).__name__}: {error}"[:300]
+            self._tell("correct", f"the results of single examples of step {step} are left out: {why}")
+            return {"correct": {"error": why}}  # the worker tells whoever watches the search
         return {"correct": str(copy)}
 
     def _line_of(self, document: dict[str, Any], more: dict[str, Any]) -> bytes:

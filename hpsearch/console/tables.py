@@ -22,6 +22,7 @@ from hpsearch.results.summary import StudySummary
 from hpsearch.results.verdicts import describe_verdicts
 from hpsearch.results.view_tables import Column, ViewTable, configurations_table, trials_table
 from hpsearch.safe_text import masked
+from hpsearch.store.rows.trial_state import STOPPED_REASON
 from hpsearch.wording import counted, parameters_label, times
 
 MOST_TRIALS = 10
@@ -150,12 +151,13 @@ def _given_up_lines(summary: StudySummary) -> list[str]:
     for failures in reasons[:_MOST_REASONS]:
         lines += _failure_lines(f"given up, {counted(len(failures), 'point')}", failures[-1])
     more = len(reasons) - _MOST_REASONS
-    return [*lines, *([f"given up for {more} other reasons: see the report"] if more > 0 else [])]
+    return [*lines, *([f"given up for {counted(more, 'other reason')}: see the report"] if more > 0 else [])]
 
 
 def _tried_again_lines(summary: StudySummary) -> list[str]:
     """While programs run: the last failure of one whose point is tried again."""
-    again = [trial for trial in summary.failed_attempts if not trial.is_current]
+    own = [trial for trial in summary.failed_attempts if not trial.is_current]
+    again = [trial for trial in own if failure_of(trial).reason != STOPPED_REASON]
     if summary.is_finished or not again or not summary.study.definition.is_program:
         return []
     return _failure_lines(f"tried again, {counted(len(again), 'failed attempt')}", failure_of(again[-1]))

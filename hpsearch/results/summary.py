@@ -230,11 +230,12 @@ class StudySummary:
         named = "; ".join(f"point {t.point} ({parameters_label(t.point_parameters)})" for t in given_up[:_MOST_NAMED])
         more = f" and {len(given_up) - _MOST_NAMED} more" if len(given_up) > _MOST_NAMED else ""
         counts = f"{len(given_up)} of {self.points.total} points"
-        if self.study.definition.is_program:
+        program = self.study.definition.program
+        if program is not None:
             raise UncountedPointsError(
                 f"{counts} were given up, their programs failed each time: {named}{more}",
-                hint=f"hpsearch status {self.name} shows their last lines; the dashboard has more: the first "
-                "and last 256 KB of each output",
+                hint=f"hpsearch status {self.name} shows their last lines; when the program is mended, the same "
+                f"command with --set {program.section}.max_attempts={program.max_attempts + 1} tries them again",
             )
         raise UncountedPointsError(
             f"{counts} could not be trained, their workers died or failed each time: {named}{more}",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from hpsearch.errors import InputError
-from hpsearch.study.report_pattern import STEP_GROUP, ReportPattern, parse_report_pattern
+from hpsearch.study.report_pattern import NUMBER, STEP_GROUP, ReportPattern, parse_report_pattern
 
 LONGEST_LINE: Final = 64 * 1024  # bytes
 LONGEST_PATTERN_LINE: Final = 4096  # bytes
@@ -126,7 +126,7 @@ def check_pattern(pattern: str) -> ReportPattern:
     try:
         return parse_report_pattern(pattern)
     except ValueError as error:
-        raise InputError(f"the pattern {error}", hint='for example "val_err=([0-9.eE+-]+)"') from error
+        raise InputError(f"the pattern {error}", hint=f'for example "val_err=({NUMBER})"') from error
 
 
 class PatternMatcher:

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, text
 from hpsearch.data.dataset_path import at_stored_place
 from hpsearch.errors import DefinitionMismatchError, InputError, StorageError
 from hpsearch.store.claims.continuing import continue_trials, num_continuable
+from hpsearch.store.claims.requeue import retry_given_up
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.points import CohortOf, add_points, count_points, narrowing_of
 from hpsearch.store.rows.round_rows import insert_round, remove_end
@@ -38,6 +39,7 @@ from hpsearch.store.studies import (
 )
 from hpsearch.study.change import StudyChange, compare_definitions
 from hpsearch.study.definition import StudyDefinition
+from hpsearch.wording import counted
 
 _INSERT = text("""
     WITH created AS (
@@ -126,8 +128,9 @@ def register_study(
         num_added = widen_study(connection, stored.study_id, stored.definition, changed, cohort_of)
         _set_attributes(connection, stored.study_id, {DEFINITION_ATTRIBUTE: changed.canonical_json()})
         num_continued = _continue(connection, stored, changed)
+        lines = (*change.lines, *_retry(connection, stored, changed))
         now = _registration(connection, definition.name)
-        return replace(now, num_added=num_added, num_continued=num_continued, changes=change.lines)
+        return replace(now, num_added=num_added, num_continued=num_continued, changes=lines)
 
     return database.transaction(work)
 
@@ -207,6 +210,18 @@ def _continue(connection: Connection, stored: StoredStudy, changed: StudyDefinit
     return number
 
 
+def _retry(connection: Connection, stored: StoredStudy, changed: StudyDefinition) -> list[str]:
+    """Try points again that were given up, if programs have more attempts now; returns what to tell."""
+    before, now = stored.definition.program, changed.program
+    if before is None or now is None or now.max_attempts <= before.max_attempts:
+        return []
+    number = retry_given_up(connection, stored.study_id, now.max_attempts)
+    if not number:
+        return []
+    remove_end(connection, stored.study_id)
+    return [f"{counted(number, 'point')} that {'was' if number == 1 else 'were'} given up: tried again"]
+
+
 def _insert_study(
     connection: Connection,
     definition: StudyDefinition,
@@ -275,9 +290,15 @@ def _allowed_change(stored: StoredStudy, given: StudyDefinition) -> tuple[StudyD
 
 
 def _check_data(stored: StoredStudy, checksums: Mapping[str, str]) -> None:
-    if dict(stored.dataset_checksums) != dict(checksums):
+    if dict(stored.dataset_checksums) == dict(checksums):
+        return
+    files = "\n  ".join(f"{file}: {sha} in the study" for file, sha in stored.dataset_checksums.items())
+    if stored.definition.is_program:
         raise DefinitionMismatchError(
-            f"study {stored.name!r} was trained on other data: its files have other checksums\n  "
-            + "\n  ".join(f"{file}: {sha} in the study" for file, sha in stored.dataset_checksums.items()),
-            hint="point HPSEARCH_DATA at the study's own data, or choose another name (--set name=...)",
+            f"study {stored.name!r} was created with other files than these\n  {files}",
+            hint="a changed program is a new study: choose another name (--set name=...), or restore the files",
         )
+    raise DefinitionMismatchError(
+        f"study {stored.name!r} was trained on other data: its files have other checksums\n  {files}",
+        hint="point HPSEARCH_DATA at the study's own data, or choose another name (--set name=...)",
+    )

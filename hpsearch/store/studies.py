@@ -76,8 +76,8 @@ class StoredStudy:
 
     @property
     def examples(self) -> str:
-        """What its examples are called: images, or rows of a table."""
-        return str(self.data_record.get(EXAMPLES_KEY, "images"))
+        """What its examples are called: images, rows of a table, or examples of a program's."""
+        return str(self.data_record.get(EXAMPLES_KEY, "examples" if self.definition.is_program else "images"))
 
     @property
     def group_sizes(self) -> tuple[int, ...] | None:

@@ -14,6 +14,9 @@ STEP_GROUP: Final = "step"
 _VALUE_GROUP: Final = "value"
 
 
+NUMBER: Final = "[0-9.eE+-]+|nan|inf"  # what programs print
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportPattern:
     """A compiled pattern.
@@ -42,8 +45,16 @@ def parse_report_pattern(pattern: str) -> ReportPattern:
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"must be a regular expression, got {pattern!r:.60}: {error}") from None
     step = compiled.groupindex.get(STEP_GROUP)
-    first = next((group for group in range(1, compiled.groups + 1) if group != step), None)
-    value = compiled.groupindex.get(_VALUE_GROUP, first)
+    unknown = [name for name in compiled.groupindex if name not in (STEP_GROUP, _VALUE_GROUP)]
+    if unknown:
+        raise ValueError(f"must name its groups {STEP_GROUP} and {_VALUE_GROUP} if at all, got {unknown[0]!r:.40}")
+    others = [group for group in range(1, compiled.groups + 1) if group != step]
+    if len(others) > 1 and _VALUE_GROUP not in compiled.groupindex:
+        raise ValueError(
+            f"must name the group of the value, (?P<value>...), because {len(others)} groups could be it ((?:...) makes "
+            f"no group, and (?P<step>...) is the step), got {pattern!r:.60}"
+        )
+    value = compiled.groupindex.get(_VALUE_GROUP, others[0] if others else None)
     if value is None:
-        raise ValueError(f"must have a group with the value, as in val_err=([0-9.eE+-]+), got {pattern!r:.60}")
+        raise ValueError(f"must have a group with the value, as in val_err=({NUMBER}), got {pattern!r:.60}")
     return ReportPattern(compiled=compiled, value_group=value, has_step=step is not None)

@@ -80,7 +80,10 @@ def _train(
 
 
 def _prepare(database: Database, request: PreparationRequest, launcher: Connection) -> None:
-    from hpsearch.worker.programs.preparation import prepare_program
+    from hpsearch.worker.programs.preparation import check_can_start, prepare_program
 
     with launcher, passing_errors(launcher):
+        if request.joins:  # before the study is created, which could not be run with another command
+            assert request.definition.program is not None
+            check_can_start(request.definition.program, Path.cwd(), os.environ)
         send(launcher, prepare_program(database, request.definition, Path.cwd()))

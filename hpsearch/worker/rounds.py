@@ -252,6 +252,9 @@ class TrialComparison:
             return mcnemar_p_value(*discordant(bits_one.bits, bits_other.bits)) < SIGNIFICANCE_LEVEL
         if self._is_reported:
             self.note = EVERY_DIFFERENCE_COUNTS
+            if bits_one is not None and bits_other is not None:
+                sizes = f"{bits_one.num_images} and {bits_other.num_images}"
+                self.note = f"results of {sizes} examples cannot be compared: every difference counts"
             return one.value != other.value
         if self._read_losses(one.key) is not None and self._read_losses(other.key) is not None:  # groups of images
             return self._losses_differ(one, other)

@@ -35,6 +35,7 @@ from hpsearch.signals import RELEASE_SECONDS, StopSignal, WorkerStopped
 from hpsearch.store.checkpoints import Checkpoints
 from hpsearch.store.claims.ledger import Ledger, Outcome, Result
 from hpsearch.store.connection.database import Database, DatabaseAwayError
+from hpsearch.store.rows.trial_state import STOPPED_REASON
 from hpsearch.store.studies import StoredStudy, stored_definition
 from hpsearch.training.device_memory import describe_shortage, is_out_of_memory, release_cached_memory
 from hpsearch.training.lanes.cohort import Cohort
@@ -172,7 +173,7 @@ class Worker:
             if trained and self._intake.cohort is not None and is_whole:
                 self._checkpointer.take_last(self._intake.cohort, trained)
         finally:
-            self._release_hurriedly("its worker was stopped")
+            self._release_hurriedly(STOPPED_REASON)
 
     def _give_up(self, what: str) -> None:
         """Give the trials back after an error. Their progress is recorded first, so that it counts in their favour."""

@@ -369,7 +369,8 @@ def test_a_fifo_of_results_does_not_block(worker: Worker, tmp_path: Path, capfd:
     os.mkfifo(tmp_path / "results")
     trial.report(2, 0.5, correct=tmp_path / "results")
     assert "is no regular file" in capfd.readouterr().err
-    assert worker.documents() == [{"step": 2, "value": 0.5}]
+    (document,) = worker.documents()
+    assert (document["step"], document["value"]) == (2, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -392,4 +393,6 @@ def test_wrong_results_of_single_examples_are_said_once_and_leave_the_report(
     trial.report(2, 0.5, correct=correct)
     trial.report(3, 0.25, correct=correct)
     assert capfd.readouterr().err.count("the results of single examples of step 2 are left out") == 1
-    assert worker.documents() == [{"step": 2, "value": 0.5}, {"step": 3, "value": 0.25}]
+    documents = worker.documents()
+    assert [(document["step"], document["value"]) for document in documents] == [(2, 0.5), (3, 0.25)]
+    assert all(set(document["correct"]) == {"error"} for document in documents), "the worker tells it, too"

@@ -52,6 +52,11 @@ class ConfirmedConfiguration:
         return None if self.difference is None else not self.difference.is_significant
 
     @property
+    def is_constant(self) -> bool:
+        """Whether it differs from the lowest by the same amount with every seed."""
+        return self.difference is not None and self.difference.interval is None
+
+    @property
     def search_error(self) -> float | None:
         """The validation value in the search. As the best of many it tends to be too good."""
         return None if self.search_trial is None else self.search_trial.value
@@ -172,6 +177,11 @@ class Confirmation:
             said.append(f"only one seed: the effect of seeds is unknown, and {self._alone}")
         elif self.comparison is not None and not self.comparison.seeds_matter:
             said.append(f"the seed had no effect here: {self._no_effect}")
+        elif self.metric.is_reported and any(each.is_constant for each in self.configurations):
+            said.append(
+                "a point that differs from the lowest by the same amount with every seed counts as tied, because "
+                "nothing shows how the difference varies: take more seeds"
+            )
         return said
 
     @property

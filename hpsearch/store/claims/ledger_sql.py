@@ -190,6 +190,9 @@ CLAIMED_FOR_UPDATE = _points_to_requeue(f"p.owner = :owner AND {_IS_OPEN} AND {_
 STALE_FOR_UPDATE = _points_to_requeue(
     f"{_IS_OPEN} AND (p.owner IS NULL OR {_THESE_LEASES})", "FOR UPDATE OF p SKIP LOCKED"
 )
+GIVEN_UP_FOR_UPDATE = _points_to_requeue(
+    f"NOT p.is_counted AND t.state = 'FAIL' AND NOT {ENDED_OUTSIDE} AND p.crashes < :max_crashes", "FOR UPDATE OF p"
+)
 ENDED_OUTSIDE_TRIALS = _points_to_requeue(ENDED_OUTSIDE, "LIMIT 1")
 ENDED_OUTSIDE_FOR_UPDATE = _points_to_requeue(ENDED_OUTSIDE, "FOR UPDATE OF p, t SKIP LOCKED")
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +68,24 @@ def fail_and_requeue(
     again = [row for row in rows if row not in given_up]
     if given_up:
         connection.execute(statements.GIVE_UP, {"trial_ids": [row.trial_id for row in given_up]})
-    if not again:
-        return
+    if again:
+        _queue_again(connection, study_id, again, crash_of)
+
+
+def retry_given_up(connection: Connection, study_id: int, max_crashes: int) -> int:
+    """Queue the points again that were given up after fewer crashes than are allowed now, and return their number.
+
+    Part of a transaction that has locked the study's row.
+    """
+    given_up = {"study": study_id, "max_crashes": max_crashes}
+    rows = connection.execute(statements.GIVEN_UP_FOR_UPDATE, given_up).all()
+    if rows:
+        _queue_again(connection, study_id, rows, {row.trial_id: 0 for row in rows})
+    return len(rows)
+
+
+def _queue_again(connection: Connection, study_id: int, again: Sequence[Row[Any]], crash_of: Mapping[int, int]) -> None:
+    """Give each of these points a new WAITING trial in the place of one that has failed."""
     old_ids = [row.trial_id for row in again]
     new_ids = insert_trials(connection, study_id, len(again))
     replaced = zip(old_ids, new_ids, (crash_of[i] for i in old_ids), (row.reached for row in again), strict=True)

@@ -23,6 +23,7 @@ POINT_RESULTS = """(
 PROGRAM_ATTRIBUTE = "hpsearch:program"
 
 # In the reason of a program's failure: what comes after it are the last lines of the program's output.
+STOPPED_REASON = "its worker was stopped"  # why an attempt was given back: no failure
 LAST_LINES = "; its last lines:\n"
 
 # Further values of a program's last report: `reported:train_loss`.

@@ -174,7 +174,7 @@ def _listed_value(claim: Claim, name: str, distribution: BaseDistribution) -> fl
         known = ", ".join(sorted(claim.parameters))
         raise ValueError(f"the objective asks for {name!r}, which its listed point does not have; it has {known}")
     value = claim.parameters[name]
-    wrong = f"the listed point has {name} = {value!r}, which is not in {distribution}"
+    wrong = f"the listed point has {name} = {value!r}, and the objective allows {_described(distribution)}"
     try:
         internal = float(distribution.to_internal_repr(value))
     except ValueError:
@@ -182,6 +182,15 @@ def _listed_value(claim: Claim, name: str, distribution: BaseDistribution) -> fl
     if not distribution._contains(internal):
         raise ValueError(wrong)
     return internal
+
+
+def _described(distribution: BaseDistribution) -> str:
+    match distribution:
+        case FloatDistribution(low=low, high=high) | IntDistribution(low=low, high=high):
+            return f"{low:g} to {high:g}"
+        case CategoricalDistribution(choices=choices):
+            return ", ".join(map(repr, choices))
+    return str(distribution)
 
 
 def _suggest(trial: optuna.Trial, name: str, distribution: BaseDistribution) -> ParameterValue:

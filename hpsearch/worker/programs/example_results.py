@@ -41,6 +41,9 @@ class ExampleResults:
 
     def take(self, named: object, *, is_wanted: bool) -> Correctness | None:
         """Read the file of one report, if it is wanted. A file that cannot be read is logged, once per attempt."""
+        if isinstance(named, dict) and isinstance(why := named.get("error"), str):
+            self._tell(why)
+            return None
         if not isinstance(named, str):
             self._tell(f"`correct` must be a path, got {named!r:.80}")
             return None

@@ -242,9 +242,10 @@ class ProgramTrial:
             return "ended before its objective returned"
         if self.best is not None:
             return None
-        if self.claim.attempt > 1 and self.program.counts_matches:
-            return "ended without a report of this attempt (one that goes on needs a group `step` in its pattern)"
-        return "ended without a report"
+        if not self.program.counts_matches:
+            return "ended without a report"
+        goes_on = " of this attempt (one that goes on needs a group `step` in its pattern)" * (self.claim.attempt > 1)
+        return f"ended without a report: its pattern has matched no line{goes_on}"
 
     def result(self, origin: Mapping[str, str]) -> Result:
         """Return what is written when the trial has ended with a result.

@@ -28,6 +28,7 @@ from hpsearch.store.claims.earlier_attempt import take_over_reports
 from hpsearch.store.claims.ledger import UNDONE, Claim, Ledger, new_claim_token
 from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database, DatabaseAwayError
+from hpsearch.store.rows.trial_state import STOPPED_REASON
 from hpsearch.store.studies import StoredStudy, stored_definition
 from hpsearch.study.program import ProgramSettings
 from hpsearch.wording import first_line
@@ -53,7 +54,6 @@ D = TypeVar("D")
 RECORD_SECONDS = 1.0  # between two statements that record reports, while nobody waits for them
 COUNT_SECONDS = 0.1  # between two transactions that count trials, while the next points are claimed already
 ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away
-_STOPPED = "its worker was stopped"
 
 # Errors of a start that pass: no process, memory or descriptor is free, or the program's file is being written.
 _PASSING = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY})
@@ -176,7 +176,7 @@ class ProgramWorker:
     def _leave(self) -> None:
         """End the programs, write what they have reported before, and give their trials back, within seconds."""
         self._take_in(self.attempts.news(0.0))
-        self._end_all(_STOPPED)
+        self._end_all(STOPPED_REASON)
         self.attempts.wait_for_uploads(LAST_CHECKPOINT_SECONDS)
         try:
             if not self._is_away():
@@ -184,7 +184,7 @@ class ProgramWorker:
         except StorageError as error:
             _log.warning("%s: the last reports were not recorded: %s", self.name, error)
         finally:
-            self._release(_STOPPED)
+            self._release(STOPPED_REASON)
 
     def _end_all(self, reason: str) -> None:
         """End all programs, and wait until nothing of them is left. What they do from now on is no result."""
@@ -356,7 +356,7 @@ class ProgramWorker:
     def _note_end(self, trial: ProgramTrial, end: Ended, *, is_orphaned: bool) -> None:
         if trial.is_undecided and self.stop.is_set():
             # Whoever stops this worker may have sent the signal to its programs, too.
-            trial.dismiss(_STOPPED)
+            trial.dismiss(STOPPED_REASON)
         self._num_refused = 0
         self._ends.note(trial, end, is_orphaned=is_orphaned)
         if trial.is_open:

@@ -344,9 +344,12 @@ def test_listed_points_are_given_to_the_objective(new_bench: NewBench) -> None:
     ("point", "reason"),
     [
         ({"kind of layer": "near"}, "the objective asks for 'x', which its listed point does not have; it has kind of"),
-        ({"kind of layer": "near", "x": 2.0}, "the listed point has x = 2.0, which is not in FloatDistribution"),
-        ({"kind of layer": "middle", "x": 0.5}, "the listed point has kind of layer = 'middle', which is not in"),
-        ({"kind of layer": "near", "x": "wide"}, "the listed point has x = 'wide', which is not in FloatDistribution"),
+        ({"kind of layer": "near", "x": 2.0}, "the listed point has x = 2.0, and the objective allows -1 to 1"),
+        (
+            {"kind of layer": "middle", "x": 0.5},
+            "the listed point has kind of layer = 'middle', and the objective allows 'near', 'far'",
+        ),
+        ({"kind of layer": "near", "x": "wide"}, "the listed point has x = 'wide', and the objective allows -1 to 1"),
     ],
 )
 def test_a_listed_point_that_does_not_suit_the_objective_fails(

@@ -141,6 +141,14 @@ def test_a_metric_to_be_maximised_may_have_any_value(value: float) -> None:
         ({"command__pattern": "("}, "command.pattern must be a regular expression"),
         ({"command__pattern": "x"}, "command.pattern must have a group"),
         ({"command__pattern": r"step (?P<step>\d+)"}, "command.pattern must have a group with the value"),
+        (
+            {"command__pattern": r"epoch (\d+) err=(.*)"},
+            r"command.pattern must name the group of the value, \(\?P<value>",
+        ),
+        (
+            {"command__pattern": r"(?P<vale>.*)"},
+            "command.pattern must name its groups step and value if at all, got 'vale'",
+        ),
         ({"command__pattern": "(x)" * 400}, "command.pattern must have at most 1000 characters, got 1200"),
         ({"command__pattern": "val=("}, "command.pattern must be a regular expression"),
         ({"command__cwd": "/tmp"}, "command.cwd must be relative"),

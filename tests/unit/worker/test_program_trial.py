@@ -143,7 +143,7 @@ def test_further_values_become_attributes_if_they_are_plain_and_finite() -> None
 
 def test_a_later_attempt_with_counted_matches_is_told_why_it_has_no_report() -> None:
     its = trial(pattern="err=(.*)")
-    assert its.failure(0, None) == "ended without a report"
+    assert its.failure(0, None) == "ended without a report: its pattern has matched no line"
     its.claim = replace(its.claim, attempt=2)
     assert "needs a group `step` in its pattern" in (its.failure(0, None) or "")
     assert trial(pattern="(?P<step>.) (.)").program.counts_matches is False

@@ -110,6 +110,7 @@ def test_a_difference_that_is_the_same_with_all_seeds_is_a_tie(searched: MadeUpP
     points = confirmation.as_json()["configurations"]
     assert None not in [point["interval"] for point in points]
     assert [point["difference_interval"] for point in points] == [[0.0, 0.0], None]
+    assert any("by the same amount with every seed counts as tied" in note for note in confirmation.notes)
     assert "(not known)" in str([list(column.cells) for column in configurations_table(confirmation).columns])
 
 

@@ -16,9 +16,11 @@ from hpsearch.scripts.keeper_client import Keeper, StartRequest
 from hpsearch.signals import StopSignal
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import DatabaseAwayError
+from hpsearch.store.registration import Registration
 from hpsearch.store.rows.correct_images import read_correctness
+from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.programs.failures import ProgramsFailError
-from hpsearch.worker.programs.preparation import CannotStartError
+from hpsearch.worker.programs.preparation import CannotStartError, prepare_program
 
 REPORT = """
 report() { echo "{\\"step\\": $1, \\"value\\": $2}" > "$HPSEARCH_REPORTS"; }
@@ -243,6 +245,27 @@ def test_a_value_that_the_study_does_not_have_is_not_put_into_the_command(progra
     with pytest.raises(HpsearchError):
         programs.work(study)
     assert not list(programs.folder.rglob("owned"))
+
+
+def test_points_that_were_given_up_are_tried_again_with_more_attempts(programs: Any) -> None:
+    """Once the program is mended; a study that lowers the number again loses nothing."""
+    study = programs.create("exit 1", [10, 11], max_attempts=2)
+    programs.work(study)
+    assert _states(programs, study) == {"FAIL": 2}
+    (programs.folder / "script.sh").write_text(REPORT + '[ "$1" = 11 ] && exit 1; report 1 0.5')
+
+    def again(max_attempts: int) -> Registration:
+        document = study.definition.document()
+        document["command"]["max_attempts"] = max_attempts
+        return prepare_program(programs.database, parse_definition(document, source="test"), programs.folder)
+
+    assert again(2).changes == ()
+    registration = again(3)
+    assert "2 points that were given up: tried again" in registration.changes
+    programs.work(registration.study)
+    assert _states(programs, study) == {"COMPLETE": 1, "FAIL": 1}
+    assert not any("tried again" in line for line in again(2).changes)
+    assert "1 point that was given up: tried again" in again(4).changes
 
 
 def test_a_second_attempt_may_succeed(programs: Any) -> None:

@@ -97,3 +97,9 @@ def test_copies_are_removed_and_the_programs_own_files_stay(tmp_path: Path, capl
     assert [record.message for record in caplog.records] == [
         "trial 7: its results of single examples are left out: `correct` must be a path, got 12"
     ]
+
+
+def test_what_a_program_could_not_send_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    results = ExampleResults(7, tmp_path, tmp_path)
+    assert results.take({"error": "ValueError: 0.3 is neither 0 nor 1"}, is_wanted=True) is None
+    assert "left out: ValueError: 0.3 is neither 0 nor 1" in caplog.text
