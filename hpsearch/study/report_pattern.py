@@ -51,8 +51,8 @@ def parse_report_pattern(pattern: str) -> ReportPattern:
     others = [group for group in range(1, compiled.groups + 1) if group != step]
     if len(others) > 1 and _VALUE_GROUP not in compiled.groupindex:
         raise ValueError(
-            f"must name the group of the value, (?P<value>...), because {len(others)} groups could be it ((?:...) makes "
-            f"no group, and (?P<step>...) is the step), got {pattern!r:.60}"
+            f"must name the group of the value, (?P<value>...), because {len(others)} groups could be it ((?:...) makes"
+            f" no group, and (?P<step>...) is the step), got {pattern!r:.60}"
         )
     value = compiled.groupindex.get(_VALUE_GROUP, others[0] if others else None)
     if value is None:
