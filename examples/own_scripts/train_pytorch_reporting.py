@@ -54,6 +54,7 @@ def main():
         state = torch.load(checkpoint)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
         first_epoch = state["epoch"] + 1
 
     for epoch in range(first_epoch, args.epochs + 1):
@@ -72,6 +73,7 @@ def main():
         error = wrong / len(validation_loader.dataset)
         print(f"epoch {epoch}: train_loss={loss.item():.4f} val_err={error:.4f}")
         state = {"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        state["random"] = torch.get_rng_state()  # of the order of the images, so that the run is the same after a kill
         torch.save(state, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)  # a kill leaves the old file or the new one
         hpsearch.trial.report(epoch, error, train_loss=loss.item())

@@ -22,7 +22,7 @@ from hpsearch.results.summary import StudySummary
 from hpsearch.results.verdicts import describe_verdicts
 from hpsearch.results.view_tables import Column, ViewTable, configurations_table, trials_table
 from hpsearch.safe_text import masked
-from hpsearch.store.rows.trial_state import STOPPED_REASON
+from hpsearch.store.rows.trial_state import DIVERGED_REASON, STOP_REASON_ATTRIBUTE, STOPPED_REASON
 from hpsearch.wording import counted, parameters_label, times
 
 MOST_TRIALS = 10
@@ -197,7 +197,10 @@ def _trials(summary: StudySummary) -> RenderableType:
     trials = [trial for trial in summary.trials if trial.value is not None and trial.is_listed]
     if not trials:
         has_ended = summary.points.counted + summary.points.failed > 0
-        return Text("no trial has a value" if has_ended else "no trial has ended yet")
+        ends = [trial.attributes.get(STOP_REASON_ATTRIBUTE) for trial in summary.trials]
+        diverged = ends.count(DIVERGED_REASON)
+        told = f": {counted(diverged, 'trial')} diverged (a value was not finite)" if diverged else ""
+        return Text(f"no trial has a value{told}" if has_ended else "no trial has ended yet")
     table = FittedTable(trials_table(trials[:MOST_TRIALS], summary.searched_names, summary.metric))
     more = len(trials) - MOST_TRIALS
     return Group(table, Text(f"and {more} more")) if more > 0 else table

@@ -35,6 +35,7 @@ ATTEMPT_ATTRIBUTE = "attempt"
 ROUND_ATTRIBUTE = "round"  # the round that added the point (round_rows.py)
 RESUMED_AT_ATTRIBUTE = "resumed_at_epoch"  # the last epoch of the checkpoint that the trial continued (checkpoints.py)
 CONTINUES_ATTRIBUTE = "continues_trial"  # number of the trial of its point that it continues (claims/continuing.py)
+DIVERGED_REASON = "diverged"
 STOP_REASON_ATTRIBUTE = "stop_reason"
 MAX_EPOCHS_REASON = "max-epochs"  # search.stopping.StopReason.MAX_EPOCHS, which takes longer to load
 NLL_ATTRIBUTE = "best_validation_nll"  # in nats; written when the trial ends (worker/trial.py)

@@ -64,7 +64,9 @@ class MadeUpPrograms:
     def _ledger(self) -> Ledger:
         return Ledger(database=self.database, study_id=self.study.study_id, owner=1)
 
-    def _finish(self, losses: Sequence[float], outcome: Outcome, loss: float, attributes: dict[str, Any]) -> Claim:
+    def _finish(
+        self, losses: Sequence[float], outcome: Outcome, loss: float | None, attributes: dict[str, Any]
+    ) -> Claim:
         ledger = self._ledger
         (claim,) = ledger.claim(1)
         self._write(ledger, claim, losses, outcome, loss, attributes)

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from hpsearch.console.tables import status_view
 from hpsearch.errors import NothingCompleteError, UncountedPointsError
+from hpsearch.store.claims.ledger import Outcome
 from tests.integration.results.programs.conftest import MadeUpPrograms, ProgramsMaker
 
 
@@ -98,3 +99,10 @@ def test_the_best_of_a_metric_to_be_maximised_is_the_highest(make_programs: Prog
     programs.prune([99.0])
     answer = programs.status.answer()[0]
     assert "the search's accuracy 97.50 (the highest of many trials, so it tends to be too high)" in answer
+
+
+def test_a_study_without_a_value_says_how_many_have_diverged(make_programs: ProgramsMaker) -> None:
+    programs = make_programs({"lr": [0.1, 0.01]})
+    for _ in range(2):
+        programs._finish([0.5], Outcome.PRUNED, None, {"stop_reason": "diverged"})
+    assert "no trial has a value: 2 trials diverged (a value was not finite)" in screen(programs)
