@@ -19,20 +19,22 @@ from typing import Any
 from hpsearch.artifacts.store import open_store
 from hpsearch.checks.finding import CheckReport, Finding, Verdict
 from hpsearch.device.devices import VisibleDevices, wanted_gpus
-from hpsearch.errors import DeviceError
+from hpsearch.errors import DeviceError, InputError
 from hpsearch.scripts.attempt_folders import AttemptFolders
 from hpsearch.scripts.keeper_client import Ended, Keeper
 from hpsearch.scripts.report_lines import Report
 from hpsearch.scripts.script_environment import parameter_variables
 from hpsearch.store.claims.ledger import Claim
+from hpsearch.store.rows.correct_images import Correctness
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.command_line import placeholders_in, render_command, render_environment
 from hpsearch.study.corners import sample_points
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.program import CommandSettings
 from hpsearch.study.space import Point
-from hpsearch.wording import format_seconds, format_time
+from hpsearch.wording import counted, format_seconds, format_time
 from hpsearch.worker.programs.attempts import Attempts
+from hpsearch.worker.programs.example_results import CORRECT, ExampleResults
 from hpsearch.worker.programs.objective_check import check_objective
 from hpsearch.worker.programs.preparation import CannotStartError, check_can_start, file_checksums
 
@@ -50,6 +52,7 @@ class _Run:
         seconds: until then.
         ended: by itself, before a report came.
         malformed: a line that is no report.
+        results: of single examples, if the first report has any, or why they cannot be read.
     """
 
     report: Report | None = None
@@ -57,7 +60,17 @@ class _Run:
     ended: Ended | None = None
     malformed: str | None = None
     is_pattern_slow: bool = False
+    results: Correctness | str | None = None
     tail: Sequence[str] = field(default=())
+
+    def note_results(self, reader: ExampleResults) -> None:
+        """Read the results of single examples that the first report has."""
+        if self.report is None or CORRECT not in self.report.more:
+            return
+        try:
+            self.results = reader.read(self.report.more[CORRECT])
+        except InputError as error:
+            self.results = str(error)
 
 
 def check_command_study(
@@ -161,6 +174,8 @@ def _findings(
     )
     run = _run(attempts, _claim(middle), seconds, program.grace_seconds)
     yield _first_report(run, program, seconds)
+    if run.results is not None:
+        yield _single_examples(run.results)
     if run.malformed is not None:
         yield _malformed(run.malformed, program)
 
@@ -204,6 +219,7 @@ def _run(attempts: Attempts, claim: Claim, seconds: float, grace_seconds: float)
         for batch in news.batches.values():
             if found.report is None and not is_asked:
                 found.report = next(iter(batch.reports), None)
+                found.note_results(attempts.results_of(claim))
             found.malformed = found.malformed or batch.malformed
             found.is_pattern_slow |= batch.is_too_slow
         is_over = bool(news.ended)
@@ -259,6 +275,21 @@ def _first_report(run: _Run, program: CommandSettings, seconds: float) -> Findin
 def _end(end: Ended, after: str) -> str:
     how = f"with exit code {end.exit_code}" if end.exit_code is not None else f"by signal {end.signal}"
     return f"the command ended {how} {after}, without a report"
+
+
+def _single_examples(results: Correctness | str) -> Finding:
+    base: dict[str, Any] = {"check": "single examples", "subject": _SUBJECT}
+    if isinstance(results, str):
+        return Finding(
+            **base,
+            verdict=Verdict.WARNING,
+            found=results,
+            expected="which validation examples are right: one 0 or 1 for each, or a file of them",
+            look_at=("`correct` in the report: without it, every difference between two trials counts",),
+        )
+    right = results.unpacked()
+    told = f"{counted(len(right), 'example')}, of which {right.mean():.2%} are right"
+    return Finding(**base, verdict=Verdict.PASSED, found=told)
 
 
 def _malformed(line: str, program: CommandSettings) -> Finding:

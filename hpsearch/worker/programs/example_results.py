@@ -18,6 +18,7 @@ from hpsearch.wording import first_line
 
 _log = get_logger("worker")
 
+CORRECT = "correct"  # the key of a report that names them
 MOST_EXAMPLES = 1_000_000
 _MOST_BYTES = 8 * MOST_EXAMPLES + 4096  # an array of 64-bit whole numbers and its header
 _FORMS = "a .npy file, or a text, of one 0 or 1 for each example"
@@ -41,19 +42,26 @@ class ExampleResults:
 
     def take(self, named: object, *, is_wanted: bool) -> Correctness | None:
         """Read the file of one report, if it is wanted. A file that cannot be read is logged, once per attempt."""
-        if isinstance(named, dict) and isinstance(why := named.get("error"), str):
-            self._tell(why)
-            return None
-        if not isinstance(named, str):
-            self._tell(f"`correct` must be a path, got {named!r:.80}")
-            return None
-        if not is_wanted:
-            return None
         try:
-            return read_results(self._cwd / named)
+            return self.read(named) if is_wanted or not isinstance(named, str) else None
         except InputError as error:
-            self._tell(str(error))
+            if not self._is_told:
+                self._is_told = True
+                what = "trial %d: its results of single examples are left out: %s"
+                _log.warning(what, self._trial_number, error, extra={"trial": self._trial_number})
             return None
+
+    def read(self, named: object) -> Correctness:
+        """Read the file that a report names.
+
+        Raises:
+            InputError: it cannot be read, or `hpsearch.trial` has reported why it could not be sent.
+        """
+        if isinstance(named, dict) and isinstance(why := named.get("error"), str):
+            raise InputError(why)
+        if not isinstance(named, str):
+            raise InputError(f"`correct` must be a path, got {named!r:.80}")
+        return read_results(self._cwd / named)
 
     def sweep(self, last_step: int) -> None:
         """Remove the copies that `hpsearch.trial` has made of the results of all steps up to this one."""
@@ -62,12 +70,6 @@ class ExampleResults:
                 step = path.name.split("-")[1]
                 if step.isdecimal() and int(step) <= last_step:
                     path.unlink(missing_ok=True)
-
-    def _tell(self, why: str) -> None:
-        if not self._is_told:
-            self._is_told = True
-            what = "trial %d: its results of single examples are left out: %s"
-            _log.warning(what, self._trial_number, why, extra={"trial": self._trial_number})
 
 
 def read_results(path: Path) -> Correctness:

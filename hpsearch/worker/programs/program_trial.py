@@ -26,7 +26,7 @@ from hpsearch.store.rows.trial_state import (
 )
 from hpsearch.study.program import ObjectiveSettings, ProgramSettings
 from hpsearch.study.space import ParameterValue
-from hpsearch.worker.programs.example_results import ExampleResults
+from hpsearch.worker.programs.example_results import CORRECT, ExampleResults
 
 _INCOMPLETE = (StopReason.DIVERGED, StopReason.PRUNED)
 _OWN_ATTRIBUTES = frozenset(
@@ -36,7 +36,6 @@ _OWN_ATTRIBUTES = frozenset(
     )
 )
 LONGEST_NAME = 490  # characters of a parameter's or an attribute's name: 512 in Optuna's tables, with our prefixes
-_CORRECT = "correct"  # of a report: a file with the results of single examples
 _MOST_VALUES = 20  # further values of the last report that become attributes
 
 
@@ -169,7 +168,7 @@ class ProgramTrial:
         """
         has_results = False
         for report in reports:
-            has_results = has_results or _CORRECT in report.more
+            has_results = has_results or CORRECT in report.more
             if self.is_open:
                 self._take_in(report)
         if has_results and self.results is not None:
@@ -185,17 +184,17 @@ class ProgramTrial:
         loss, now = self.metric.loss_of(report.value), time.monotonic()
         since = self.started_at if self._reported_at is None else self._reported_at
         self._reported_at = now
-        self.more = {name: value for name, value in report.more.items() if name != _CORRECT}
+        self.more = {name: value for name, value in report.more.items() if name != CORRECT}
         self._note_correct(report, loss)
         self.unrecorded.append(StepReport(step=report.step, loss=loss, seconds=max(0.0, now - since)))
         self.decision = self._observe(report.step, loss)
 
     def _note_correct(self, report: Report, loss: float) -> None:
         """Read which examples are right if this report may be the one that counts."""
-        if self.results is None or _CORRECT not in report.more:
+        if self.results is None or CORRECT not in report.more:
             return
         is_wanted = self.program.value == "last" or self.best is None or loss < self.best[0]
-        correct = self.results.take(report.more[_CORRECT], is_wanted=is_wanted)
+        correct = self.results.take(report.more[CORRECT], is_wanted=is_wanted)
         if correct is not None:
             self._correct = report.step, correct
 

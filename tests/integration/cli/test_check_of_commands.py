@@ -48,6 +48,22 @@ def test_three_command_lines_and_the_first_report_are_told(checked: Checked) -> 
     assert not [process for process in psutil.Process().children(recursive=True) if process.name() == "sleep"]
 
 
+@pytest.mark.parametrize(
+    ("content", "verdict", "found"),
+    [
+        ("1011", "passed", "4 examples, of which 75.00% are right"),
+        ("0.3", "warning", "holds something else than 0 and 1"),
+    ],
+)
+def test_results_of_single_examples_are_looked_at(checked: Checked, content: str, verdict: str, found: str) -> None:
+    line = 'echo "{\\"step\\": 1, \\"value\\": 0.25, \\"correct\\": \\"right\\"}" > $HPSEARCH_REPORTS\n'
+    code, document, _ = checked(f"echo {content} > right\n{line}sleep 600\n")
+    assert code == 0
+    (finding,) = [finding for finding in document["findings"] if finding["check"] == "single examples"]
+    assert finding["verdict"] == verdict
+    assert found in finding["found"]
+
+
 def test_variables_that_the_command_needs_stand_before_it(checked: Checked) -> None:
     keys = 'env = { LABEL = "a b" }'
     run = '["sh", "-c", "echo val $HPSEARCH_PARAM_RATE"]'
