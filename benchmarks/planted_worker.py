@@ -36,9 +36,9 @@ from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoin
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.worker.cohorts import BuildCohort, Cohorts, cohort_name
-from hpsearch.worker.lane_count import FixedLanes
+from hpsearch.worker.lanes.lane_count import FixedLanes
+from hpsearch.worker.lanes.worker import Worker
 from hpsearch.worker.options import WorkerSettings
-from hpsearch.worker.worker import Worker
 
 _SECTIONS: Mapping[str, Any] = {
     "data": {"dataset": "digits", "train_samples": 200},  # of which nothing but sizes is looked at

@@ -44,10 +44,10 @@ from hpsearch.store.connection.database import Database, open_database
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.cohorts import Cohorts
-from hpsearch.worker.lane_count import FixedLanes
+from hpsearch.worker.lanes.lane_count import FixedLanes
+from hpsearch.worker.lanes.worker import Worker
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.preparation import prepare_study
-from hpsearch.worker.worker import Worker
 
 TITLE = "SQL statements per worker and epoch"
 LANES = (1, 8, 64)

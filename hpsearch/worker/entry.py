@@ -74,7 +74,7 @@ def _train(
     open_storage: Callable[[], AbstractContextManager[Database]],
     show_download: Callable[[], AbstractContextManager[DownloadProgress | None]],
 ) -> None:
-    from hpsearch.worker.process import run_worker as run_lane_worker
+    from hpsearch.worker.lanes.process import run_worker as run_lane_worker
 
     run_lane_worker(name, options, open_storage, show_download)
 

@@ -25,9 +25,9 @@ from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.own_networks import require_own_networks
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.worker.cohorts import Cohorts
+from hpsearch.worker.lanes.trial import TrialInTraining
 from hpsearch.worker.name import worker_name
 from hpsearch.worker.preparation import check_points
-from hpsearch.worker.trial import TrialInTraining
 
 
 class Objective:

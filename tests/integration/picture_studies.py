@@ -19,10 +19,10 @@ from hpsearch.store.connection.database import Database
 from hpsearch.study.study_file import parse_definition
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.worker.cohorts import Cohorts
-from hpsearch.worker.lane_count import FixedLanes
+from hpsearch.worker.lanes.lane_count import FixedLanes
+from hpsearch.worker.lanes.worker import Worker
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.preparation import PreparedStudy, prepare_study
-from hpsearch.worker.worker import Worker
 
 CPU = torch.device("cpu")
 

@@ -38,7 +38,7 @@ CONTINUES_ATTRIBUTE = "continues_trial"  # number of the trial of its point that
 DIVERGED_REASON = "diverged"
 STOP_REASON_ATTRIBUTE = "stop_reason"
 MAX_EPOCHS_REASON = "max-epochs"  # search.stopping.StopReason.MAX_EPOCHS, which takes longer to load
-NLL_ATTRIBUTE = "best_validation_nll"  # in nats; written when the trial ends (worker/trial.py)
+NLL_ATTRIBUTE = "best_validation_nll"  # in nats; written when the trial ends (worker/lanes/trial.py)
 # What the trial suffers from, in words, and three numbers of its last diagnosis (training/diagnosis/verdict.py).
 VERDICT_ATTRIBUTES = ("verdict", "verdict_detail", "update_ratio", "gradient_norm", "generalization_gap")
 

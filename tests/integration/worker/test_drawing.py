@@ -27,13 +27,13 @@ from hpsearch.store.connection.database import Database
 from hpsearch.study.study_file import parse_definition
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.lanes.cohort_shape import CohortShape
-from hpsearch.worker import epoch_writer as epoch_writer_module
 from hpsearch.worker.cohorts import BuildCohort, Cohorts
 from hpsearch.worker.drawing import Drawing
-from hpsearch.worker.lane_count import FixedLanes
+from hpsearch.worker.lanes import epoch_writer as epoch_writer_module
+from hpsearch.worker.lanes.lane_count import FixedLanes
+from hpsearch.worker.lanes.worker import Worker
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.preparation import PreparedStudy, prepare_study
-from hpsearch.worker.worker import Worker
 
 CPU = torch.device("cpu")
 STRATEGIES = ["random", "qmc", "tpe", "gp", "cmaes"]

@@ -33,9 +33,9 @@ from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.worker import drawing as drawing_module
-from hpsearch.worker import epoch_writer as epoch_writer_module
 from hpsearch.worker.drawing import Drawing
-from hpsearch.worker.epoch_writer import EpochEntry, EpochWriter
+from hpsearch.worker.lanes import epoch_writer as epoch_writer_module
+from hpsearch.worker.lanes.epoch_writer import EpochEntry, EpochWriter
 
 # Three workers are threads here: what `build_sampler` does against this warning serves one thread at a time.
 pytestmark = pytest.mark.filterwarnings("ignore:Argument ``group``:optuna.exceptions.ExperimentalWarning")

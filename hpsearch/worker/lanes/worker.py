@@ -39,21 +39,21 @@ from hpsearch.store.rows.trial_state import STOPPED_REASON
 from hpsearch.store.studies import StoredStudy, stored_definition
 from hpsearch.training.device_memory import describe_shortage, is_out_of_memory, release_cached_memory
 from hpsearch.training.lanes.cohort import Cohort
-from hpsearch.worker.checkpointer import Checkpointer, EndStates
 from hpsearch.worker.cohorts import Cohorts
 from hpsearch.worker.competition import Competition
-from hpsearch.worker.epoch_writer import BestParameters, EpochEntry, EpochWriter, FilterFile, Written
 from hpsearch.worker.health.failures import describe_failure
 from hpsearch.worker.health.life_sign import WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.health.out_of_memory import OutOfMemory
 from hpsearch.worker.health.watchdog import Watchdog
-from hpsearch.worker.intake import Intake
-from hpsearch.worker.lane_count import LaneChoice
+from hpsearch.worker.lanes.checkpointer import Checkpointer, EndStates
+from hpsearch.worker.lanes.epoch_writer import BestParameters, EpochEntry, EpochWriter, FilterFile, Written
+from hpsearch.worker.lanes.intake import Intake
+from hpsearch.worker.lanes.lane_count import LaneChoice
+from hpsearch.worker.lanes.trial import FilterKeeper, TrialInTraining, diagnose_ended, record_of
 from hpsearch.worker.lease_keeper import Presence
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.rounds import Advance, advance
-from hpsearch.worker.trial import FilterKeeper, TrialInTraining, diagnose_ended, record_of
 
 _log = get_logger("worker")
 

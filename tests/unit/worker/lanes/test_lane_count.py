@@ -16,10 +16,10 @@ from hpsearch.signals import StopSignal, WorkerStopped
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes.device_model import DeviceSpeed
 from hpsearch.training.lanes.lane_times import EpochCost
-from hpsearch.worker import lane_count as module
-from hpsearch.worker import measured_lane_counts
-from hpsearch.worker.lane_count import FixedLanes, LearnedLanes
-from hpsearch.worker.measured_lane_counts import FirstEpoch, KnownLanes, LaneCase, LaneMemory
+from hpsearch.worker.lanes import lane_count as module
+from hpsearch.worker.lanes import measured_lane_counts
+from hpsearch.worker.lanes.lane_count import FixedLanes, LearnedLanes
+from hpsearch.worker.lanes.measured_lane_counts import FirstEpoch, KnownLanes, LaneCase, LaneMemory
 from hpsearch.worker.options import MAX_LANES
 
 CPU = torch.device("cpu")
@@ -241,8 +241,8 @@ def test_a_number_whose_first_epoch_cost_the_worker_its_life_is_halved(
     """On a CPU nothing is raised when memory runs out: the kernel kills the worker, and counts it."""
     kills = 3
     alive = True
-    monkeypatch.setattr("hpsearch.worker.measured_lane_counts.num_oom_kills", lambda: kills)
-    monkeypatch.setattr("hpsearch.worker.measured_lane_counts._lives", lambda trial: alive)
+    monkeypatch.setattr("hpsearch.worker.lanes.measured_lane_counts.num_oom_kills", lambda: kills)
+    monkeypatch.setattr("hpsearch.worker.lanes.measured_lane_counts._lives", lambda trial: alive)
     assert lab.lanes().num_lanes(trial(), lambda: 1000) == 64
     assert lab.lanes().num_lanes(trial(), lambda: 1000) == 64  # it still trains
     alive = False

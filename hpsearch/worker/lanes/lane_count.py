@@ -25,7 +25,7 @@ from hpsearch.training.lanes.lane_times import MARGIN, LaneTimes
 from hpsearch.training.networks.build import build_network
 from hpsearch.wording import counted, percent
 from hpsearch.worker.cohorts import cohort_name
-from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
+from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
 from hpsearch.worker.options import MAX_LANES
 
 _log = get_logger("lanes")  # `run` shows its lines (launch/worker_command)

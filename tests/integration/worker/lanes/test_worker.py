@@ -46,20 +46,20 @@ from hpsearch.study.settings import TrialSettings
 from hpsearch.study.study_file import parse_definition
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.networks.build import build_network
-from hpsearch.worker import epoch_writer as epoch_writer_module
-from hpsearch.worker import intake as intake_module
-from hpsearch.worker import worker as worker_module
 from hpsearch.worker.cohorts import BuildCohort, Cohorts
-from hpsearch.worker.epoch_writer import EpochEntry, EpochWriter, Written
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
-from hpsearch.worker.intake import HELD_PER_LANE, Intake
-from hpsearch.worker.lane_count import FixedLanes, LaneChoice, LearnedLanes
+from hpsearch.worker.lanes import epoch_writer as epoch_writer_module
+from hpsearch.worker.lanes import intake as intake_module
+from hpsearch.worker.lanes import worker as worker_module
+from hpsearch.worker.lanes.epoch_writer import EpochEntry, EpochWriter, Written
+from hpsearch.worker.lanes.intake import HELD_PER_LANE, Intake
+from hpsearch.worker.lanes.lane_count import FixedLanes, LaneChoice, LearnedLanes
+from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
+from hpsearch.worker.lanes.worker import Worker
 from hpsearch.worker.lease_keeper import Presence
-from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.preparation import PreparedStudy, prepare_study
-from hpsearch.worker.worker import Worker
 from tests.integration.lost_commits import Backup
 from tests.integration.stop_signals import BeforeEpoch
 

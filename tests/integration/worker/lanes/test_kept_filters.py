@@ -172,7 +172,7 @@ def test_a_full_store_is_told_once_until_it_has_room_again(
                     return FolderStore.write(self, artifact_id, content_body)
             return super().write(artifact_id, content_body)
 
-    monkeypatch.setattr("hpsearch.worker.epoch_writer.FILTER_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("hpsearch.worker.lanes.epoch_writer.FILTER_PAUSE_SECONDS", 0.0)
     caplog.set_level("INFO", "hpsearch")
     store = Changing(bench.folder / "artifacts")
     rates = [0.5, 0.4, 0.3, 0.2, 0.1]

@@ -14,7 +14,7 @@ from benchmarks.measurement import mean_and_interval
 from benchmarks.planted_worker import Curve, PlantedStudies
 from hpsearch.store.connection.database import Database
 from hpsearch.study.settings import TrialSettings
-from hpsearch.worker import epoch_writer as epoch_writer_module
+from hpsearch.worker.lanes import epoch_writer as epoch_writer_module
 
 NUM_PLACEMENTS = 15
 NUM_DRAWS = 60

@@ -14,7 +14,7 @@ from hpsearch.store.claims.lease import ABSENCE_SECONDS
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy
-from hpsearch.worker.process import _tell_given_up
+from hpsearch.worker.lanes.process import _tell_given_up
 
 UUID = "GPU-5ee1c0de"
 

@@ -14,7 +14,7 @@ import torch
 from hpsearch.data.resident import ResidentData
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes.device_model import DeviceSpeed
-from hpsearch.worker.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
+from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
 
 CPU = torch.device("cpu")
 CASE = LaneCase(words="a device; a network")

@@ -13,7 +13,7 @@ from hpsearch.errors import ArtifactError
 from hpsearch.search.stopping import GeometricPatience, StopDecision, StopReason
 from hpsearch.store.claims.ledger import Claim
 from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
-from hpsearch.worker.trial import TrialInTraining
+from hpsearch.worker.lanes.trial import TrialInTraining
 
 SETTINGS = TrialSettings(model=ModelSettings(), training=TrainingSettings(max_epochs=9))
 

@@ -25,11 +25,11 @@ from hpsearch.store.progress import is_finished
 from hpsearch.store.rows.correct_images import read_correctness
 from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.cohorts import Cohorts
-from hpsearch.worker.lane_count import FixedLanes
+from hpsearch.worker.lanes.lane_count import FixedLanes
+from hpsearch.worker.lanes.worker import Worker
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.preparation import PreparedStudy, prepare_study
 from hpsearch.worker.rounds import Advance, advance
-from hpsearch.worker.worker import Worker
 
 ROUNDS: dict[str, Any] = {
     "strategy": "coarse-to-fine",

@@ -24,14 +24,14 @@ from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import ParameterValue
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.lanes.cohort_shape import CohortShape
-from hpsearch.worker.checkpointer import Checkpointer
 from hpsearch.worker.cohorts import Cohorts, cohort_name
 from hpsearch.worker.drawing import Drawing
-from hpsearch.worker.epoch_writer import EpochWriter, Written
 from hpsearch.worker.health.watchdog import Watchdog
-from hpsearch.worker.lane_count import LaneChoice
+from hpsearch.worker.lanes.checkpointer import Checkpointer
+from hpsearch.worker.lanes.epoch_writer import EpochWriter, Written
+from hpsearch.worker.lanes.lane_count import LaneChoice
+from hpsearch.worker.lanes.trial import TrialInTraining
 from hpsearch.worker.options import WorkerSettings
-from hpsearch.worker.trial import TrialInTraining
 
 _log = get_logger("worker")
 T = TypeVar("T")

@@ -33,7 +33,7 @@ from hpsearch.training.lanes.checkpoint import PendingCheckpoint, TrialCheckpoin
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.wording import first_line
 from hpsearch.worker.health.metrics import WorkerMetrics
-from hpsearch.worker.trial import TrialInTraining
+from hpsearch.worker.lanes.trial import TrialInTraining
 
 _log = get_logger("checkpoints")
 

@@ -37,13 +37,13 @@ from hpsearch.worker.cohorts import Cohorts
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.health.watchdog import Watchdog
-from hpsearch.worker.lane_count import FixedLanes, LaneChoice, LearnedLanes
-from hpsearch.worker.measured_lane_counts import LaneMemory
+from hpsearch.worker.lanes.lane_count import FixedLanes, LaneChoice, LearnedLanes
+from hpsearch.worker.lanes.measured_lane_counts import LaneMemory
+from hpsearch.worker.lanes.worker import Worker
 from hpsearch.worker.name import worker_name
 from hpsearch.worker.options import WorkerOptions, WorkerSettings
 from hpsearch.worker.preparation import check_networks, load_study_data, prepare_study
 from hpsearch.worker.preparation_request import PreparationRequest, inherited_pipe, passing_errors, receive, send
-from hpsearch.worker.worker import Worker
 
 _log = get_logger("worker")
 

@@ -28,8 +28,8 @@ from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.rows.trial_rows import lock_study
 from hpsearch.store.studies import StoredStudy
 from hpsearch.stored_json import ARTIFACT_RECORD_PREFIX
-from hpsearch.worker import epoch_writer as module
-from hpsearch.worker.epoch_writer import BestParameters, EpochEntry, EpochWriter, Written
+from hpsearch.worker.lanes import epoch_writer as module
+from hpsearch.worker.lanes.epoch_writer import BestParameters, EpochEntry, EpochWriter, Written
 
 Epoch = Callable[..., EpochReport]
 Statements = Callable[[], AbstractContextManager[list[str]]]
