@@ -37,12 +37,14 @@ class ErrorInterval:
     Args:
         what: which error rate it is.
         error, low, high: fractions.
+        num_groups: the units of the interval, if rows of one group are not independent; None: examples are.
     """
 
     what: str
     error: float
     low: float
     high: float
+    num_groups: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,10 +157,14 @@ def _intervals(data: SelectionData) -> tuple[ErrorInterval, ...]:
     most_frequent = int(np.argmax(_counts(data.train.labels, data.num_classes)))
     num_wrong = int((data.validation.labels != most_frequent).sum())
     cases = {"guessing the most frequent class": num_wrong, "a typical error": round(TYPICAL_ERROR * num_examples)}
+    groups = data.validation.groups
+    num_units = num_examples if groups is None else len(np.unique(groups))
     intervals = []
     for what, num_errors in cases.items():
-        low, high = wilson_interval(num_errors, num_examples)
-        intervals.append(ErrorInterval(what=what, error=num_errors / num_examples, low=low, high=high))
+        error = num_errors / num_examples
+        low, high = wilson_interval(error * num_units, num_units)
+        num_groups = None if groups is None else num_units
+        intervals.append(ErrorInterval(what=what, error=error, low=low, high=high, num_groups=num_groups))
     return tuple(intervals)
 
 

@@ -10,7 +10,7 @@ from hpsearch.console.contact_sheet import text_sheet
 from hpsearch.console.screen import data_console, text_of
 from hpsearch.data.example_shape import is_image
 from hpsearch.data.splits import SelectionData
-from hpsearch.wording import megabytes, percent, value_label
+from hpsearch.wording import counted, megabytes, percent, value_label
 
 MOST_CLASSES: Final = 20  # in the table; the others are counted
 _LABEL_WIDTH = 14
@@ -48,7 +48,8 @@ def description_lines(description: DataDescription) -> list[str]:
         measured = (
             f"{percent(interval.error, 2)}, measured as {percent(interval.low, 2)} to {percent(interval.high, 2)}"
         )
-        lines.append(_line("validation", f"{interval.what}: {measured} (95 % interval)"))
+        over = "" if interval.num_groups is None else f" over {counted(interval.num_groups, 'group')}"
+        lines.append(_line("validation", f"{interval.what}: {measured} (95 % interval{over})"))
     if d.filled:
         lines.append(_line("missing values", f"filled, with an indicator: {', '.join(d.filled)}"))
     lines += [_line("left out", f"{name}: {reason}") for name, reason in d.left_out.items()]

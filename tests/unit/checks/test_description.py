@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,13 @@ def test_the_intervals_are_wilsons_at_the_guess_of_trainings_most_frequent_class
     guess, typical = describe_data(selection(validation=images([0] * 30 + [1] * 50 + [2] * 20))).intervals
     assert (guess.error, (guess.low, guess.high)) == (0.7, wilson_interval(70, 100))
     assert (typical.error, (typical.low, typical.high)) == (0.05, wilson_interval(5, 100))
+
+
+def test_rows_of_one_group_count_once_in_the_intervals() -> None:
+    rows = replace(images([0] * 30 + [1] * 50 + [2] * 20), groups=np.repeat(np.arange(20), 5))
+    _, typical = describe_data(selection(validation=rows)).intervals
+    assert (typical.low, typical.high) == wilson_interval(1, 20)
+    assert "(95 % interval over 20 groups)" in text(selection(validation=rows))
 
 
 def test_memory_is_that_of_the_arrays_as_they_are_stored() -> None:
