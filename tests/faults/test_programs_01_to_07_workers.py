@@ -75,6 +75,7 @@ def test_a_trial_whose_worker_died_after_its_last_step_ends_by_that_step(program
 
 
 @both
+@pytest.mark.slow
 def test_row_02_worker_killed_before_its_first_heartbeat(programs: ProgramArena) -> None:
     programs.create_programs(3)
     programs.hold()
@@ -89,6 +90,7 @@ def test_row_02_worker_killed_before_its_first_heartbeat(programs: ProgramArena)
 
 
 @both
+@pytest.mark.slow
 def test_row_03_worker_killed_between_fail_and_requeue(programs: ProgramArena) -> None:
     programs.create_programs(2)
     programs.hold()
@@ -105,6 +107,7 @@ def test_row_03_worker_killed_between_fail_and_requeue(programs: ProgramArena) -
 
 
 @both
+@pytest.mark.slow
 def test_row_04_all_workers_killed(programs: ProgramArena) -> None:
     programs.create_programs(6)
     workers = [programs.worker(faults=FAST) for _ in range(2)]
@@ -211,6 +214,7 @@ def test_row_07_a_signal_to_all_processes_leaves_no_half_trained_result(programs
 
 
 @both
+@pytest.mark.slow
 def test_row_07_the_second_signal_ends_the_worker_at_once(programs: ProgramArena) -> None:
     """Its script ignores SIGTERM, so the first signal would take the five seconds of grace."""
     programs.create_programs(1, before="deaf")
@@ -230,6 +234,7 @@ def test_row_07_the_second_signal_ends_the_worker_at_once(programs: ProgramArena
 
 
 @both
+@pytest.mark.slow
 def test_row_07_sigterm_while_the_database_hangs(programs: ProgramArena) -> None:
     programs.create_programs(1, before="deaf")
     programs.hold()

@@ -141,7 +141,7 @@ def start_as_before(folder: Path) -> None:
     assert programs.run("pg_ctl", *arguments, folder=folder, timeout_seconds=110).returncode == 0
 
 
-@pytest.mark.parametrize("kind", ["ours", "of an older hpsearch"])
+@pytest.mark.parametrize("kind", ["ours", pytest.param("of an older hpsearch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("first", "second"),
     [

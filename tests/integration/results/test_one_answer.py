@@ -110,7 +110,19 @@ def make_views(search: Search, folder: Path, tables_url: str, tmp_path: Path) ->
 SEEDS_FOR_SAME = (14, 7)  # 70 % errors for the search's best point, 100 % for the other one
 
 
-@pytest.mark.parametrize(("confirmation", "tested"), STATES)
+# The states in which most has happened; the others in `make test-slow`.
+FULL = [
+    ("none", ()),
+    ("unfinished", ("best",)),
+    ("same point", ("best", "confirmed")),
+    ("other point", ("best", "confirmed")),
+]
+
+
+@pytest.mark.parametrize(
+    ("confirmation", "tested"),
+    [state if state in FULL else pytest.param(*state, marks=pytest.mark.slow) for state in STATES],
+)
 def test_every_view_tells_the_same_point_and_the_test_takes_it(
     make_views: Callable[[str], Views], confirmation: str, tested: tuple[str, ...]
 ) -> None:

@@ -86,6 +86,7 @@ def test_threads_share_a_study_in_memory(name: str) -> None:
         assert len({trial.params["x"] for trial in study.trials}) == 32
 
 
+@pytest.mark.slow
 def test_processes_share_a_study_in_postgresql(database_url: str) -> None:
     """The same two processes for all samplers: to start one takes seconds."""
     numbers = {"SobolSampler(seed=3)": 12, "CmaSampler()": 12, "PrunedAwareGPSampler(num_startup_trials=4)": 5}

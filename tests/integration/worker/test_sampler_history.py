@@ -7,7 +7,6 @@ give the same draw: by Optuna's own classes for random search and TPE, by ours d
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import zlib
@@ -51,12 +50,14 @@ SEARCH: dict[str, Any] = {
 }
 LEARNING = ("tpe", "gp", "cmaes")
 # Strategy, lanes, workers. A draw of the Gaussian process takes half a second.
+STRATEGIES = ("random", "qmc", "tpe", "cmaes", "gp")
 CASES = [
-    *itertools.product(["random", "qmc", "tpe", "cmaes"], [1, 8], [1, 3]),
-    ("gp", 1, 1),
-    ("gp", 8, 3),
-    pytest.param("gp", 1, 3, marks=pytest.mark.slow),
-    pytest.param("gp", 8, 1, marks=pytest.mark.slow),
+    *((strategy, 8, 3) for strategy in STRATEGIES),
+    *(
+        pytest.param(strategy, *others, marks=pytest.mark.slow)
+        for strategy in STRATEGIES
+        for others in ((1, 1), (1, 3), (8, 1))
+    ),
 ]
 
 
