@@ -164,3 +164,17 @@ def test_confirm_tells_of_a_wrong_device_before_it_asks_the_database(capsys: pyt
     nowhere = "postgresql://nobody@127.0.0.1:1/none"
     assert run_command_line(["confirm", "mine", "--device", "gpu7", "--storage", nowhere]) == 2
     assert "unknown device 'gpu7'" in capsys.readouterr().err
+
+
+def test_run_creates_no_study_whose_program_cannot_start_here(
+    storage: str, database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once it was created, the study could not be given another command."""
+    text = STUDY.replace('["sh", "-c", "echo loss={a}.{seed}"]', '["{python}", "trane.py", "{a}"]')
+    Path("mine.toml").write_text(text)
+    assert run_command_line(["run", "mine.toml"]) == 3
+    assert "there is no script trane.py" in capsys.readouterr().err
+    assert study_names(database) == []
+    Path("train.py").write_text("print('loss=0.5')")
+    Path("mine.toml").write_text(text.replace("trane", "train"))
+    assert run_command_line(["run", "mine.toml"]) == 0
