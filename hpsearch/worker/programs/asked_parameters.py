@@ -56,6 +56,7 @@ class AskedTrial:
     storage: StudySnapshot
     trial: optuna.Trial
     notes: list[SystemAttr] = field(default_factory=list)  # of the sampler, not stored yet
+    listed: set[str] = field(default_factory=set)  # names that were looked up in a listed point
 
     @property
     def stored(self) -> FrozenTrial:
@@ -117,6 +118,7 @@ class AskedParameters:
             LostTrialError, StorageError: as `begin`.
         """
         if self._is_listed:
+            asked.listed.add(name)
             return _listed_value(asked.claim, name, distribution)
         self._check(ledger, name, distribution)
         with warnings.catch_warnings():

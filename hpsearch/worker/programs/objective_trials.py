@@ -17,6 +17,7 @@ from hpsearch.scripts.objectives.messages import Message
 from hpsearch.search.stopping import StopDecision, StopReason
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.studies import StoredStudy
+from hpsearch.study.program import SEED
 from hpsearch.worker.programs.asked_parameters import AskedParameters, AskedTrial, LostTrialError, packed
 from hpsearch.worker.programs.program_trial import LONGEST_NAME, Ending, ProgramTrial, is_storable
 
@@ -42,6 +43,7 @@ class ObjectiveTrials:
         self._parameters = AskedParameters(study)
         self._asked: dict[int, AskedTrial] = {}
         self._questions: deque[tuple[int, Message]] = deque()  # not answered yet
+        self._idle: set[str] = set()  # names of listed values that were warned of
 
     def take_in(self, messages: Sequence[tuple[int, Message]], trials: Mapping[int, ProgramTrial]) -> None:
         """Note questions, and what the processes of these trials tell."""
@@ -50,6 +52,8 @@ class ObjectiveTrials:
                 self._questions.append((trial_id, message))
             elif (trial := trials.get(trial_id)) is not None:
                 _take_in(trial, message)
+                if message.get("tell") == "returned":
+                    self._note_idle(trial)
 
     def serve(self, ledger: Ledger, trials: Mapping[int, ProgramTrial]) -> list[int]:
         """Answer all questions, and return the trials that belong to another worker now.
@@ -72,6 +76,15 @@ class ObjectiveTrials:
                     lost.append(trial_id)
             self._questions.popleft()
         return lost
+
+    def _note_idle(self, trial: ProgramTrial) -> None:
+        """Warn, once for each name, of what a listed point has and the objective has not asked for."""
+        if self._study.definition.is_drawn or (asked := self._asked.get(trial.claim.trial_id)) is None:
+            return
+        for name in sorted(trial.claim.parameters.keys() - asked.listed - {SEED} - self._idle):
+            self._idle.add(name)
+            number = trial.claim.number
+            _log.warning("trial %d: its listed point has %s, which the objective has not asked for", number, name)
 
     def _answer_to(self, ledger: Ledger, trial: ProgramTrial, message: Message) -> Message:
         try:

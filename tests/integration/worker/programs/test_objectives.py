@@ -340,6 +340,16 @@ def test_listed_points_are_given_to_the_objective(new_bench: NewBench) -> None:
     assert [trial.params for trial in bench.trials] == points
 
 
+def test_a_listed_value_that_no_objective_asks_for_is_warned_of_once(
+    new_bench: NewBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    points = [{"kind of layer": "near", "x": x, "y": 1} for x in (0.25, 0.5)]
+    bench = new_bench(LISTED, search={"strategy": "listed", "points": points})
+    bench.work()
+    assert bench.counts == PointCounts(complete=2)
+    assert caplog.text.count("its listed point has y, which the objective has not asked for") == 1
+
+
 @pytest.mark.parametrize(
     ("point", "reason"),
     [
