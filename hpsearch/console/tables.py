@@ -155,11 +155,14 @@ def _given_up_lines(summary: StudySummary) -> list[str]:
 
 
 def _tried_again_lines(summary: StudySummary) -> list[str]:
-    """While programs run: the last failure of one whose point is tried again."""
-    own = [trial for trial in summary.failed_attempts if not trial.is_current]
+    """The last failure of a program whose point is, or was, tried again; its last lines while the study runs."""
+    lost = {trial.point for trial in summary.given_up}
+    own = [trial for trial in summary.failed_attempts if not trial.is_current and trial.point not in lost]
     again = [trial for trial in own if failure_of(trial).reason != STOPPED_REASON]
-    if summary.is_finished or not again or not summary.study.definition.is_program:
+    if not again or not summary.study.definition.is_program:
         return []
+    if summary.is_finished:
+        return [f"{counted(len(again), 'attempt')} failed before; the last one: {failure_of(again[-1]).reason}"]
     return _failure_lines(f"tried again, {counted(len(again), 'failed attempt')}", failure_of(again[-1]))
 
 

@@ -48,6 +48,8 @@ def test_it_shows_the_last_lines_of_an_attempt_that_is_tried_again(make_programs
         "tried again, 1 failed attempt: ended with exit code 3; the last lines of trial 0:\n    no such file"
         in screen(programs)
     )
+    programs.complete_all(lambda point: 0.5)
+    assert "1 attempt failed before; the last one: ended with exit code 3\n" in screen(programs)
 
 
 def test_points_that_fail_for_one_reason_are_counted_together(make_programs: ProgramsMaker) -> None:
