@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 import hpsearch
-from hpsearch.checks.finding import DEFAULT_SECONDS, CheckReport, Verdict
+from hpsearch.checks.finding import DEFAULT_SECONDS, CheckReport, Finding, Verdict
 from hpsearch.cli import options
 from hpsearch.cli.loading import loading
 from hpsearch.cli.seconds import MOST_SECONDS, check_seconds
 from hpsearch.data.dataset_path import load_study_file
 from hpsearch.errors import HpsearchError
 from hpsearch.study.definition import StudyDefinition
+from hpsearch.wording import format_seconds
 
 Seconds = Annotated[
     float,
@@ -76,12 +77,19 @@ def check(
 
 def _check_program(definition: StudyDefinition, seconds: float, *, as_json: bool) -> None:
     from hpsearch.console.check_view import print_checks, tell_finding
+    from hpsearch.console.notice import say
     from hpsearch.console.tables import print_json
-    from hpsearch.worker.programs.command_check import check_command_study, check_objective_study
+    from hpsearch.worker.programs.command_check import COMMAND_LINES, check_command_study, check_objective_study
 
     place, version = Path.cwd(), hpsearch.__version__
     check_study = check_command_study if definition.objective is None else check_objective_study
-    report = check_study(definition, place, version=version, seconds=seconds, on_finding=tell_finding)
+
+    def tell(finding: Finding) -> None:
+        tell_finding(finding)
+        if finding.check == COMMAND_LINES:
+            say(f"the first command line runs until its first report, for {format_seconds(seconds)} at most")
+
+    report = check_study(definition, place, version=version, seconds=seconds, on_finding=tell)
     try:
         if as_json:
             print_json(report.as_json())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hpsearch.artifacts.store import open_store
 from hpsearch.checks.finding import CheckReport, Finding, Verdict
@@ -39,6 +39,7 @@ from hpsearch.worker.programs.objective_check import check_objective
 from hpsearch.worker.programs.preparation import CannotStartError, check_can_start, file_checksums
 
 _SUBJECT = "command"
+COMMAND_LINES: Final = "command lines"  # the check after which the command is run
 _KEY = 1  # of the only attempt
 _LOOK_SECONDS = 0.2
 _PATHS = {"folder": "FOLDER", "parameters": "PARAMETERS.json"}  # which only an attempt has
@@ -166,7 +167,7 @@ def _findings(
 ) -> Iterator[Finding]:
     middle, *corners = sample_points(definition)
     yield Finding(
-        check="command lines",
+        check=COMMAND_LINES,
         subject=_SUBJECT,
         verdict=Verdict.PASSED,
         found="each placeholder has a value, and each dimension is used; the first line is run",

@@ -38,8 +38,9 @@ REPORTS = 'echo "{\\"step\\": 2, \\"value\\": 0.25}" > $HPSEARCH_REPORTS\nsleep 
 
 
 def test_three_command_lines_and_the_first_report_are_told(checked: Checked) -> None:
-    code, document, _ = checked(REPORTS)
+    code, document, told = checked(REPORTS)
     assert code == 0
+    assert "the first command line runs until its first report, for " in told
     lines, report = document["findings"]
     assert lines["pictures"] == ["sh script.sh 0.01", "sh script.sh 0.1", "sh script.sh 0.001"]
     assert report["numbers"]["step"] == 2
