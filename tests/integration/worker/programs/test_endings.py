@@ -200,7 +200,7 @@ def test_an_outage_after_trials_were_counted_costs_no_folder(programs: Any, monk
 
     real = Ledger.best_point
     monkeypatch.setattr(Ledger, "best_point", best_point)
-    script = REPORT + '[ $1 = 11 ] && sleep 1; touch "$HPSEARCH_FOLDER/model"; report 1 0.$1'
+    script = REPORT + '[ $1 = 11 ] && sleep 4; touch "$HPSEARCH_FOLDER/model"; report 1 0.$1'
     trials = programs.run(script, [10, 11], num_slots=2)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
     assert len(asked) > 1
