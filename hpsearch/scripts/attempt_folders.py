@@ -167,11 +167,11 @@ class AttemptFolders:
                 self._stored.remove(point, range(1, counted[point] + 1))
                 self._removed.add(point)
 
-    def remove_all_but(self, point: int | None) -> None:
-        """Remove the folders of all other points on this machine."""
+    def remove_points(self, points: Collection[int]) -> None:
+        """Remove all folders of these points on this machine."""
         for folder in _entries(self._study):
             match = _POINT.fullmatch(folder.name)
-            if match and int(match[1]) != point:
+            if match and int(match[1]) in points:
                 remove_folder(folder)
 
     def remove(self, point: int, attempt: int) -> None:

@@ -406,6 +406,10 @@ class Ledger:
         """Return the point of the counted COMPLETE trial with the lowest loss, the first of several, or None."""
         return next((int(row.point) for row in self.rows(statements.BEST_POINT)), None)
 
+    def counted_points(self) -> set[int]:
+        """Return the points that have a result."""
+        return {int(row.point) for row in self.rows(statements.COUNTED_POINTS)}
+
     def counts(self) -> PointCounts:
         """Count the points by state. A point whose trial another program has ended counts as WAITING."""
         by_state = {str(row.state).lower(): row.number for row in self.rows(statements.COUNTS)}

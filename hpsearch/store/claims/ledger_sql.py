@@ -236,6 +236,8 @@ BEST_POINT = text(f"""
     ORDER BY {loss_sql("v.value")}, t.number LIMIT 1
 """)
 
+COUNTED_POINTS = text("SELECT p.point FROM hpsearch_points p WHERE p.study_id = :study AND p.is_counted")
+
 FAIL = text("""
     UPDATE trials SET state = 'FAIL', datetime_complete = timezone('UTC', clock_timestamp())
     WHERE trial_id = ANY(CAST(:trial_ids AS int[])) AND state = 'RUNNING' RETURNING trial_id

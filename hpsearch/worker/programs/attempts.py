@@ -336,13 +336,13 @@ class Attempts(AbstractContextManager["Attempts"]):
             for point in needless:
                 del self._counted[point]
 
-    def remove_folders(self, *, keep: int | None) -> None:
-        """Remove what is left of a study on this machine when it has ended, but not the folders of its best point.
+    def remove_folders(self, needless: Collection[int]) -> None:
+        """Remove the folders of these counted points on this machine: another one may have counted them.
 
-        Of points that were given up, or that another machine has counted.
+        A point that was given up keeps its folder: it may be tried again, or looked into.
         """
         if self._program.keep_folders == "best":
-            self._folders.remove_all_but(keep)
+            self._folders.remove_points(needless)
 
     def results_of(self, claim: Claim) -> ExampleResults:
         """A reader of the files in which this attempt says which examples it got right."""

@@ -310,7 +310,7 @@ class ProgramWorker:
         if found is Advance.UNFINISHED:
             self.stop.wait(self.settings.poll_seconds)
         elif found is Advance.ENDED:
-            self.attempts.remove_folders(keep=self._ledger.best_point())
+            self.attempts.remove_folders(self._ledger.counted_points() - {self._ledger.best_point()})
         return found is not Advance.ENDED
 
     # News

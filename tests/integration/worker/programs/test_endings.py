@@ -179,14 +179,16 @@ def test_of_two_best_trials_the_folder_of_the_first_is_kept(programs: Any) -> No
     assert [path.parts[-3] for path in programs.folder.glob("attempts/*/*/*/model")] == ["point-000001"]
 
 
-def test_a_finished_study_leaves_the_folder_of_its_best_point_alone(programs: Any) -> None:
-    """Points that were given up have one, and so have points that another machine has counted."""
+def test_a_finished_study_keeps_the_folders_of_its_best_point_and_of_those_that_were_given_up(programs: Any) -> None:
+    """Folders of points that another machine has counted are removed, too."""
     script = REPORT + 'touch "$HPSEARCH_FOLDER/model"; [ $1 = 11 ] && exit 1; report 1 0.$1'
     study = programs.create(script, [10, 11, 12])
-    (programs.folder / "attempts" / study.program_key / "point-000002" / "attempt-1").mkdir(parents=True)
+    folders = programs.folder / "attempts" / study.program_key
+    programs.work(study)
+    (folders / "point-000002" / "attempt-1").mkdir(parents=True)
     programs.work(study)
     assert _states(programs, study) == {"COMPLETE": 2, "FAIL": 1}
-    assert [path.name for path in programs.folder.glob("attempts/*/point-*")] == ["point-000000"]
+    assert sorted(path.name for path in folders.iterdir()) == ["point-000000", "point-000001"]
 
 
 def test_an_outage_after_trials_were_counted_costs_no_folder(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
