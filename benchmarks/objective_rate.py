@@ -26,7 +26,7 @@ import optuna
 from benchmarks.measurement import RESULTS, machine, print_table, run_script, say, write_result
 from benchmarks.scratch import scratch_folder, scratch_postgres
 from hpsearch.artifacts.store import open_store
-from hpsearch.scripts.keeper_client import Keeper
+from hpsearch.scripts.keeper.client import Keeper
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.study.study_file import parse_definition

@@ -33,7 +33,6 @@ from hpsearch.data.given_arrays import with_stored_arrays
 from hpsearch.errors import InputError
 from hpsearch.launch.launcher import LaunchListener, train_study
 from hpsearch.launch.options import LaunchOptions, check_launch
-from hpsearch.pictures import Pictures
 from hpsearch.results.choice import ChosenPoint
 from hpsearch.results.confirmation.outcome import Confirmation
 from hpsearch.results.data_frame import curves_frame, trials_frame
@@ -43,6 +42,7 @@ from hpsearch.results.report.page import write_report
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.stored_parameters import read_parameters
+from hpsearch.results.study_pictures import Pictures
 from hpsearch.results.summary import StudySummary, read_summary
 from hpsearch.results.trial_summary import TrialSummary
 from hpsearch.store.connection.database import Database, open_storage

@@ -156,3 +156,15 @@ _ALL: Final = (
 )
 METRICS: Final[Mapping[str, Metric]] = MappingProxyType({metric.name: metric for metric in _ALL})
 ONLY_SHOWN: Final = MappingProxyType({"macro-f1": "balanced-error"})  # with the metric to take instead
+
+
+def critical_t(freedom: int, confidence: float = 0.95) -> float:
+    """The two-sided critical value of Student's t: how many standard errors an interval reaches from a mean.
+
+    Args:
+        freedom: degrees of freedom, at least 1.
+        confidence: in (0, 1).
+    """
+    from scipy.special import stdtrit  # takes half a second to load
+
+    return float(stdtrit(freedom, 0.5 + confidence / 2))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from hpsearch.checks.finding import DATA, Finding, Verdict
-from hpsearch.checks.fix import line_for_values, line_in, searched
+from hpsearch.checks.finding import DATA, Finding, Verdict, line_for_values, line_in, searched
 from hpsearch.data.minibatch_fit import bytes_per_image, check_batch_size, check_resident_bytes
 from hpsearch.data.splits import SelectionData
 from hpsearch.errors import InputError

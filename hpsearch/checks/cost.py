@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-from hpsearch.checks.finding import Finding, Verdict
-from hpsearch.checks.fix import line_for, line_in
+from hpsearch.checks.finding import Finding, Verdict, line_for, line_in
 from hpsearch.checks.samples import CPU, NEVER, CheckedModel
 from hpsearch.data.resident import ResidentData
 from hpsearch.search.pruners import is_competitive

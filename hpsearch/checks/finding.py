@@ -1,4 +1,4 @@
-"""What a check says: a finding, and the report of all findings of one study."""
+"""What a check says: a finding, the line of the study file that mends it, and the report of all findings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, final
 
+from hpsearch.study.definition import StudyDefinition
+from hpsearch.study.document import inline_text
+from hpsearch.study.space import Dimension
 from hpsearch.wording import counted
 
 
@@ -43,7 +46,7 @@ class Finding:
         subject: what was checked: the data, or a network.
         found: what was found, or the reason why the check was skipped.
         look_at: where the cause is likely to be, the likeliest first: `what may be wrong: what to do about it`.
-        fix: the line of the study file that would fix it, such as `shuffle = true  # in [training]` (`fix.py`); "" if
+        fix: the line of the study file that would fix it, such as `shuffle = true  # in [training]` (`line_for`); "" if
             no line can, because data or code must be mended.
         numbers: the numbers behind `found`, by name. NaN and infinities are left out.
         pictures: lines of text to be shown as they are: pairs of images, command lines, the last lines of a program.
@@ -129,3 +132,31 @@ def share_of_time(deadline: float, num_networks: int) -> float:
     """When the next of so many networks must have ended, on `time.monotonic`."""
     now = time.monotonic()
     return now + max(0.0, deadline - now) / num_networks
+
+
+def line_in(section: str, key: str, value: Any) -> str:
+    """The line that gives a key of a section this value."""
+    return f"{key} = {inline_text(value)}  # in [{section}]"
+
+
+def line_for(definition: StudyDefinition, section: str, key: str, value: Any, *others: Any) -> str:
+    """The line that gives a key of [model] or [training] this value, or these if the study searches it.
+
+    Returns:
+        "" if no single line can: the study lists its points.
+    """
+    if searched(definition, key) is None:
+        return line_in(section, key, value)
+    return "" if definition.search.strategy == "listed" else line_in("search", key, [value, *others])
+
+
+def line_for_values(definition: StudyDefinition, section: str, key: str, values: Sequence[Any], otherwise: Any) -> str:
+    """As `line_for`, with those of the searched values that remain, or with another one if none does."""
+    if searched(definition, key) is None or not values:
+        return line_for(definition, section, key, otherwise)
+    return line_for(definition, section, key, *values)
+
+
+def searched(definition: StudyDefinition, key: str) -> Dimension | None:
+    """The dimension that searches this key, if there is one."""
+    return next((dimension for dimension in definition.search.dimensions if dimension.name == key), None)

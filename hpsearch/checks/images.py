@@ -13,8 +13,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from hpsearch.checks.finding import DATA, Finding, Verdict
-from hpsearch.checks.fix import line_for, line_in, searched
+from hpsearch.checks.finding import DATA, Finding, Verdict, line_for, line_in, searched
 from hpsearch.data.example_shape import ExampleShape, is_image, maps_shape
 from hpsearch.data.splits import SelectionData, Split
 from hpsearch.study.definition import StudyDefinition

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpsearch.checks.finding import Finding, Verdict
-from hpsearch.checks.fix import line_for, line_for_values, searched
+from hpsearch.checks.finding import Finding, Verdict, line_for, line_for_values, searched
 from hpsearch.checks.images import thinned
 from hpsearch.checks.samples import CPU, NEVER, CheckedModel, distinct_images, resident
 from hpsearch.data.splits import Split

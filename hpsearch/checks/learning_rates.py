@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hpsearch.checks.finding import Finding, Verdict
-from hpsearch.checks.fix import line_for, line_in, searched
+from hpsearch.checks.finding import Finding, Verdict, line_for, line_in, searched
 from hpsearch.checks.images import thinned
 from hpsearch.checks.samples import CPU, NEVER, CheckedModel, OutOfTimeError, resident
 from hpsearch.data.resident import ResidentData

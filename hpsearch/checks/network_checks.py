@@ -6,8 +6,7 @@ import logging
 import pkgutil
 from collections.abc import Iterator, Sequence
 
-from hpsearch.checks.finding import Finding, Verdict, share_of_time
-from hpsearch.checks.fix import line_for, searched
+from hpsearch.checks.finding import Finding, Verdict, line_for, searched, share_of_time
 from hpsearch.checks.models import MODEL_CHECKS, OUT_OF_TIME
 from hpsearch.checks.samples import CheckedModel, NoMemoryError, OutOfTimeError
 from hpsearch.data.splits import SelectionData

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpsearch.checks.duplicates import SHARE_TO_WARN, exact_copies
-from hpsearch.checks.finding import DATA, Finding, Verdict
-from hpsearch.checks.fix import line_in
+from hpsearch.checks.finding import DATA, Finding, Verdict, line_in
 from hpsearch.data.splits import SelectionData
 from hpsearch.data.tables.preparation import Preparation, input_names
 from hpsearch.wording import percent

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from hpsearch.data.example_shape import ExampleShape
 from hpsearch.errors import DataError, InputError
 
 LARGEST_LEVEL = 255  # of a uint8 image: white
+# Names of checksums (`SelectionData.checksums`) that are not of examples, so that two data sets may share them.
+SPLIT: Final = "split"  # of the row numbers of a split: depends on the number of rows and a seed
+SOURCE_PREFIX: Final = "source "  # of a file with a user's loaders, followed by its name
 _VALIDATION_SHARE = 6  # one image in six: 10,000 of MNIST's 60,000
 
 
@@ -147,3 +150,8 @@ def limit_train_samples(num_available: int, train_samples: int | None) -> int:
             hint="leave train_samples out to train on all images",
         )
     return train_samples
+
+
+def is_of_examples(checksum: str) -> bool:
+    """Whether data sets with the same checksum of this name have the same examples."""
+    return "labels" not in checksum and checksum != SPLIT and not checksum.startswith(SOURCE_PREFIX)

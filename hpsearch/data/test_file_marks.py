@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hpsearch.data.checksum_names import is_of_examples
 from hpsearch.data.files.named_path import local_folder
 from hpsearch.data.registry import form_of
+from hpsearch.data.splits import is_of_examples
 from hpsearch.study.settings import DataSettings
 
 

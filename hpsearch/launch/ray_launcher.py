@@ -1,9 +1,9 @@
 """Workers on a Ray cluster, for the same Supervisor that manages local processes.
 
-Each worker is an actor that runs an ordinary worker process on its node. Ray places the actors, and creates an actor
-again, possibly on another node, when its process or its node dies; the points that its worker held become free when
-their leases expire. Everything else works as on one machine: the workers coordinate through the database alone, and the
-supervisor restarts a worker whose program ends with an error, a limited number of times.
+Each worker is an actor (ray_worker.py) that runs an ordinary worker process on its node. Ray places the actors, and
+creates an actor again, possibly on another node, when its process or its node dies; the points that its worker held
+become free when their leases expire. Everything else works as on one machine: the workers coordinate through the
+database alone, and the supervisor restarts a worker whose program ends with an error, a limited number of times.
 
 Ray is an optional dependency, imported only when a cluster is requested.
 """
@@ -28,8 +28,9 @@ import psutil
 import sqlalchemy
 
 from hpsearch import environment
-from hpsearch.errors import HpsearchError, InputError, SurroundingsError
-from hpsearch.home import home_folder, log_folder
+from hpsearch.errors import InputError, SurroundingsError
+from hpsearch.home import home_folder
+from hpsearch.launch.ray_worker import RayWorker, WorkerEnd
 from hpsearch.launch.worker_command import WorkerCommand
 from hpsearch.logs import get_logger
 from hpsearch.study.program import ProgramSettings
@@ -43,7 +44,6 @@ _LOCAL_OBJECT_STORE_BYTES = 128 * 2**20  # hpsearch stores nothing in it; Ray wo
 _ANSWER_SECONDS = 10.0
 _PLACE_SECONDS = 30.0  # how long a worker may wait for a place before a warning is logged
 _KILL_SECONDS = 5.0
-_LOOK_SECONDS = 1.0  # between two looks at the size of a worker's log
 # Useless for a worker on another node: the storage URL is complete, and the rest describes how `run` itself runs.
 _NOT_PASSED_ON = {
     environment.STORAGE_PASSWORD_FILE,
@@ -51,86 +51,6 @@ _NOT_PASSED_ON = {
     environment.SUPERVISED_WORKERS,
     environment.ON,
 }
-
-
-# On the nodes
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerEnd:
-    """How a worker has ended.
-
-    Args:
-        code: its exit code, negative for a signal.
-        last_words: the end of its log.
-        final_error: the error message with which it ended, if any.
-        log: HOST:PATH of the log.
-    """
-
-    code: int
-    last_words: str
-    final_error: str | None = None
-    log: str = "(none)"
-
-
-class RayWorker:
-    """The actor. It starts worker number `index` immediately, and does not import Ray.
-
-    Args:
-        variables: HPSEARCH_ variables of the machine on which `run` was started; they override the node's own.
-        place: the folder in which `run` was started, if trials are programs: they are started in the same one here.
-    """
-
-    def __init__(
-        self, command: WorkerCommand, index: int, variables: Mapping[str, str], place: str | None = None
-    ) -> None:
-        os.environ.update(variables)
-        self._command = replace(command, log_folder=log_folder())  # of this node
-        self._index = index
-        self._process: subprocess.Popen[bytes] | HpsearchError
-        try:
-            if place is not None:
-                _enter(place)
-            self._process = self._command.start(index)
-        except HpsearchError as error:  # raised through Ray, the error would lose its exit code
-            self._process = error
-
-    def is_placed(self) -> bool:
-        """Answer, which an actor without a place in the cluster does not."""
-        return True
-
-    def wait_for_end(self) -> WorkerEnd:
-        """Wait until the worker has ended, and keep its log short."""
-        command, index = self._command, self._index
-        log = f"{platform.node()}:{command.log_file(index)}"
-        if isinstance(self._process, HpsearchError):
-            words = str(self._process)
-            return WorkerEnd(code=self._process.exit_code, last_words=words, final_error=words, log=log)
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = self._process.wait(timeout=_LOOK_SECONDS)
-                words, error = command.last_words(index), command.final_error(index)
-                return WorkerEnd(code=code, last_words=words, final_error=error, log=log)
-            command.shorten_log(index)
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal to the worker, if it runs."""
-        if isinstance(self._process, subprocess.Popen):
-            self._process.send_signal(number)
-
-
-def _enter(folder: str) -> None:
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise SurroundingsError(
-            f"there is no folder {folder} on node {platform.node()}, in which the study's program is to be started: "
-            f"{error.strerror}",
-            hint="start `run` in a folder that all nodes of the cluster share",
-        ) from error
-
-
-# Where `run` was started
 
 
 class RayProcess:

@@ -19,7 +19,8 @@ from hpsearch.home import log_folder
 from hpsearch.metric import Metric
 from hpsearch.results.failures import Failure, by_reason, failure_of
 from hpsearch.results.openings.intents import Intents, VaultIntent, select_intents
-from hpsearch.results.openings.record import OpeningEntry, Openings, VaultRecord, select_openings
+from hpsearch.results.openings.record import OpeningEntry, Openings, VaultRecord
+from hpsearch.results.openings.stored_openings import select_openings
 from hpsearch.results.trial_summary import TrialRows, TrialSummary, select_trials, trials_from, values_of
 from hpsearch.results.verdicts import group_by_verdict
 from hpsearch.store.connection.database import Database
@@ -34,10 +35,7 @@ _FEWEST_EPOCHS = 10
 _NUM_BEST = 5  # trials that tell whether the budget was too small
 _MOST_FAILURES = 10  # failed attempts that are shown
 _MOST_NAMED = 3  # points that an error message names
-_OF_BEST = (
-    *("trial", "point", "value", "validation_nll", "best_epoch", "epochs", "params"),
-    *("verdict", "verdict_detail"),
-)
+_OF_BEST = ["trial", "point", "value", "validation_nll", "best_epoch", "epochs", "params", "verdict", "verdict_detail"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-from hpsearch.students_t import critical_t
+from hpsearch.metric import critical_t
 
 SIGNIFICANCE_LEVEL = 0.05  # two-sided: below it, two points of a coarse-to-fine search differ
 

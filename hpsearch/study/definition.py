@@ -15,13 +15,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 
-from hpsearch.metric import METRICS, ONLY_SHOWN, ZERO_ONE, Metric, PairedTest
+from hpsearch.metric import METRICS, ONLY_SHOWN, ZERO_ONE, Metric
 from hpsearch.study.conditions import (
     active_dimensions,
     effective_points,
     idle_keys,
     num_effective_points,
     without_idle,
+)
+from hpsearch.study.consistency import (
+    OWN_KEYS,
+    check_num_points,
+    check_own_keys,
+    check_program,
+    check_search,
+    check_stopping,
 )
 from hpsearch.study.document import (
     is_same_place,
@@ -37,7 +45,6 @@ from hpsearch.study.program import (
     ObjectiveSettings,
     ProgramSettings,
 )
-from hpsearch.study.registry import STRATEGIES, choices_by_key
 from hpsearch.study.settings import (
     ASKED_FOR,
     MOST,
@@ -72,7 +79,6 @@ _NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # Keys that say what is kept of trials, and change no value.
 KEPT: Final = ("keep_parameters", "keep_every", "keep_end_states", "keep_end_bytes")
 BEST_WITH_PICTURES: Final = 5  # trials whose whole models are kept for pictures
-_OWN_KEYS: Final = choices_by_key(STRATEGIES)  # keys of [search] that only some strategies have
 PROGRAMS: Final[dict[str, type[ProgramSettings]]] = {"command": CommandSettings, "objective": ObjectiveSettings}
 # Why a study of a program has no such section or key.
 NOT_OF_PROGRAMS: Final = {
@@ -182,76 +188,15 @@ class StudyDefinition(Settings):
         return self.step_limit or MOST
 
     @model_validator(mode="after")
-    def _check_rule_has_a_test(self) -> StudyDefinition:
-        if self.stopping.rule == "significance" and self.judged_by.test is not PairedTest.MCNEMAR:
-            raise ValueError(
-                f"stopping.rule significance needs metric {ZERO_ONE.name}: two validations of one trial have no test "
-                f"for metric {self.metric}"
-            )
+    def _check_consistency(self, info: ValidationInfo) -> StudyDefinition:
+        group = self.data.group if info.context == ASKED_FOR else None
+        check_stopping(self.stopping, self.judged_by, self.metric, group)
+        check_own_keys(self.search)
+        if self.program is not None:
+            check_program(self.program, self.search, self.stopping, self.pruning)
+        check_search(self.search, has_dimensions=self.objective is None)
+        check_num_points(self.search, self.num_points)
         return self
-
-    @model_validator(mode="after")
-    def _check_rule_suits_groups(self, info: ValidationInfo) -> StudyDefinition:
-        if self.stopping.rule == "significance" and self.data.group is not None and info.context == ASKED_FOR:
-            raise ValueError(
-                "stopping.rule significance takes rows as independent, which rows of one data.group are not: "
-                "take geometric-patience or no-improvement-in-n"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_number_of_points(self) -> StudyDefinition:
-        search = self.search
-        _check_own_keys(search)
-        if self.is_program:
-            self._check_program()
-        for dimension in search.dimensions:
-            if not search.is_drawn and dimension.log_grid and dimension.log_grid.zero_share is not None:
-                raise ValueError(f"search.{dimension.name}: zero_share belongs to strategies that draw")
-        if search.strategy == "grid":
-            for dimension in search.dimensions:
-                if dimension.is_continuous:
-                    raise ValueError(
-                        f"search.{dimension.name} is a range, which a grid cannot list: "
-                        "give values or log10, or take strategy coarse-to-fine or random"
-                    )
-        elif search.is_drawn and search.num_points is None:
-            raise ValueError(f"search.num_points is missing: strategy {search.strategy} draws that many")
-        elif not search.dimensions and self.objective is None:
-            what = "draw from" if search.is_drawn else "look at"
-            raise ValueError(f"search has no dimension for strategy {search.strategy} to {what}")
-        if self.num_points > search.max_points:
-            raise ValueError(
-                f"the {'grid' if search.strategy == 'grid' else 'search'} has {self.num_points:,} points, "
-                f"more than the limit of {search.max_points:,}: "
-                f"raise it with --set search.max_points={self.num_points}"
-            )
-        return self
-
-    def _check_program(self) -> None:
-        """Refuse what needs networks of hpsearch's own."""
-        rule, pruner = self.stopping.rule, self.pruning.pruner
-        if rule not in ("none", "no-improvement-in-n"):
-            raise ValueError(
-                f"stopping.rule {rule} counts minibatches, which a program does not report: take no-improvement-in-n, "
-                "which counts reports, or none"
-            )
-        if pruner == "hyperband" and self.program is not None and self.program.max_steps is None:
-            raise ValueError(
-                f"pruning.pruner hyperband divides trials by their steps: set {self.program.section}.max_steps"
-            )
-        if self.search.budget_epochs is not None:
-            raise ValueError("search.budget_epochs counts epochs of hpsearch's own networks: take budget_hours")
-        if self.objective is None:
-            return
-        if not self.is_drawn and self.search.strategy != "listed":
-            raise ValueError(
-                f"search.strategy {self.search.strategy} needs the dimensions, which an objective names only when "
-                "it is called: take random, qmc, tpe, gp or cmaes, or listed for points of your own"
-            )
-        if self.search.dimensions and self.is_drawn:
-            name = self.search.dimensions[0].name
-            raise ValueError(f"search.{name}: the space of an objective stands in its own suggest_* calls")
 
     @property
     def num_points(self) -> int:
@@ -379,7 +324,7 @@ class StudyDefinition(Settings):
         }
         search = document["search"]
         del search["dimensions"]
-        for name, strategies in _OWN_KEYS.items():
+        for name, strategies in OWN_KEYS.items():
             if self.search.strategy not in strategies:
                 search.pop(name, None)
         if self.search.strategy != "listed" and self.search.dimensions:
@@ -436,16 +381,6 @@ class StudyDefinition(Settings):
             left_out[self.program.section] = set(RUN_TIME_KEYS)
         meaning = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
-
-
-def _check_own_keys(search: SearchSettings) -> None:
-    for name, strategies in _OWN_KEYS.items():
-        value, default = getattr(search, name), SearchSettings.model_fields[name].get_default()
-        if search.strategy not in strategies and value != default:
-            raise ValueError(
-                f"search.{name} belongs to strategy {', '.join(strategies)}, not to {search.strategy}"
-                + ("; a grid has all its points" if search.strategy == "grid" and name == "num_points" else "")
-            )
 
 
 def _without_absent(content: dict[str, Any], section: str, idle: Collection[str]) -> dict[str, Any]:

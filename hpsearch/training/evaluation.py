@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpsearch.data.resident import ResidentData, as_inputs
 from hpsearch.epoch_report import Validation
-from hpsearch.students_t import critical_t
+from hpsearch.metric import critical_t
 from hpsearch.training.judge import Judge, ZeroOne
 from hpsearch.training.losses import sum_loss
 from hpsearch.training.networks.network import Network

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from hpsearch.search.pruners import build_pruner
 from hpsearch.search.snapshot import StudySnapshot
-from hpsearch.store.claims.ledger import Claim, Ledger
+from hpsearch.store.claims.claim import Claim
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.rows.curves import CurveReader
 from hpsearch.store.studies import StoredStudy
 

@@ -17,7 +17,8 @@ from sqlalchemy import Connection, text
 
 from hpsearch.search.samplers import SearchSpace, build_sampler, explore, learns
 from hpsearch.search.snapshot import StudySnapshot, SystemAttr
-from hpsearch.store.claims.ledger import Claim, Ledger
+from hpsearch.store.claims.claim import Claim
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.rows.distributions import insert_parameters
 from hpsearch.store.rows.history import History
 from hpsearch.store.studies import StoredStudy

@@ -20,7 +20,7 @@ from hpsearch.device.devices import VisibleDevices, describe_device, make_curren
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import InputError
 from hpsearch.metric import Metric
-from hpsearch.store.claims.ledger import Claim, Outcome, Result
+from hpsearch.store.claims.claim import Claim, Outcome, Result
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.own_networks import require_own_networks
 from hpsearch.training.lanes.cohort import Cohort

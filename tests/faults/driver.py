@@ -28,7 +28,8 @@ from sqlalchemy import event
 from hpsearch.cli.main import main as hpsearch_main
 from hpsearch.epoch_report import EpochReport
 from hpsearch.store.claims import requeue as requeue_module
-from hpsearch.store.claims.ledger import Ledger, Result
+from hpsearch.store.claims.claim import Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection import answer_limit as answer_limit_module
 from hpsearch.store.connection import database as database_module
 from hpsearch.store.connection.answer_limit import ANSWER_SECONDS

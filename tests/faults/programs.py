@@ -22,6 +22,8 @@ from tests.faults.arena import Arena
 from tests.faults.driver import Faults
 from tests.faults.processes import HpsearchProcess, Screen, wait_until
 
+KEEPER = b"hpsearch.scripts.keeper.service"  # in the command line of a keeper and its guardians
+
 # Reports the steps 1, 2, ... and tells of each in `told`; from the second step on it waits while there is a `gate`.
 # The file `begun` in its folder survives an attempt: what an earlier one has begun, this one goes on with.
 STEPS = """
@@ -237,7 +239,7 @@ class ProgramArena(Arena):
 
     def keeper_of(self, worker: HpsearchProcess) -> int | None:
         """The keeper of a worker, if it has one now."""
-        found = [pid for pid in _processes() if b"keeper.py" in command_line(pid) and parent_of(pid) == worker.pid]
+        found = [pid for pid in _processes() if KEEPER in command_line(pid) and parent_of(pid) == worker.pid]
         return found[0] if found else None
 
     def scripts_of(self, worker: HpsearchProcess) -> list[int]:

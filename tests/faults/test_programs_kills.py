@@ -11,7 +11,7 @@ import pytest
 
 from tests.faults.driver import Faults
 from tests.faults.processes import HpsearchProcess, wait_until
-from tests.faults.programs import ProgramArena, command_line, send
+from tests.faults.programs import KEEPER, ProgramArena, command_line, send
 
 pytestmark = pytest.mark.faults
 
@@ -62,7 +62,7 @@ def _kill(programs: ProgramArena, worker: HpsearchProcess, victim: str) -> None:
         worker.send(signal.SIGKILL)
     elif victim == "keeper":
         keeper = programs.keeper_of(worker)
-        if keeper is not None and b"keeper.py" in command_line(keeper):
+        if keeper is not None and KEEPER in command_line(keeper):
             send(keeper, signal.SIGKILL)
     else:
         for script in programs.scripts_of(worker)[:1]:

@@ -21,11 +21,10 @@ from safetensors import SafetensorError, safe_open
 
 from hpsearch.data.array_split import ArraySplit, checksums_of, own_test_part, selection_of
 from hpsearch.data.arrays import NAMES, Examples, examples_of
-from hpsearch.data.checksum_names import SPLIT
 from hpsearch.data.files.path_marks import file_marks
 from hpsearch.data.forms.form import SPLIT_KEYS, DataForm, DataRequest, OpeningPermit
 from hpsearch.data.prepared import open_prepared, source_key
-from hpsearch.data.splits import SelectionData, Split
+from hpsearch.data.splits import SPLIT, SelectionData, Split
 from hpsearch.errors import DataError, InputError
 from hpsearch.study.settings import DataSettings
 

@@ -16,12 +16,10 @@ from typing import Any, Self, final
 
 from hpsearch.data.array_split import ArraySplit, checksums_of, own_test_part, selection_of
 from hpsearch.data.arrays import Examples, examples_of
-from hpsearch.data.checksum_names import SOURCE_PREFIX, SPLIT
 from hpsearch.data.forms.form import DataForm, DataRequest, OpeningPermit
-from hpsearch.data.splits import SelectionData, Split
+from hpsearch.data.splits import SOURCE_PREFIX, SPLIT, SelectionData, Split
 from hpsearch.errors import DataError, InputError
-from hpsearch.foreign_code import foreign_code
-from hpsearch.foreign_function import failure, import_function
+from hpsearch.foreign_code import failure, foreign_code, import_function
 from hpsearch.study.settings import is_custom_family
 
 _KEY = "data.dataset"

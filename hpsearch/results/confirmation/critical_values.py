@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hpsearch.students_t import critical_t
+from hpsearch.metric import critical_t
 
 CONFIDENCE = 0.95  # of a single mean's interval
 # Of all pairs' intervals together. Slightly more than 95 %, so that equal configurations are found to differ in at most

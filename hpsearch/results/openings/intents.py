@@ -18,15 +18,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, text
 
 from hpsearch.errors import InputError, VaultOpenedError
-from hpsearch.results.openings.record import (
-    Attempt,
-    OpeningEntry,
-    VaultRecord,
-    is_about,
-    lock_opening,
-    parse_chosen,
-    select_openings,
-)
+from hpsearch.results.openings.record import Attempt, OpeningEntry, VaultRecord
+from hpsearch.results.openings.stored_openings import is_about, lock_opening, parse_chosen, select_openings
 from hpsearch.results.provenance import user_at_host
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database

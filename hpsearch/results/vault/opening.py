@@ -21,7 +21,8 @@ from hpsearch.results.openings.machine_openings import (
     describe_machine_openings,
     read_machine_openings,
 )
-from hpsearch.results.openings.record import Attempt, Finding, VaultRecord, record_opening
+from hpsearch.results.openings.record import Attempt, Finding, VaultRecord
+from hpsearch.results.openings.stored_openings import record_opening
 from hpsearch.results.provenance import user_at_host
 from hpsearch.results.summary import StudySummary
 from hpsearch.store.connection.database import Database

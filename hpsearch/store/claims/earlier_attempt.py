@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from hpsearch.store.claims.ledger import Claim, Ledger
+from hpsearch.store.claims.claim import Claim
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.rows.trial_state import POINT_ATTRIBUTE, RESUMED_AT_ATTRIBUTE, loss_sql
 
 RESUMED_FROM_ATTRIBUTE = "resumed_from_trial"

@@ -16,8 +16,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from hpsearch.data.example_shape import ExampleShape, is_image, maps_shape
 from hpsearch.errors import InputError
-from hpsearch.foreign_code import foreign_code
-from hpsearch.foreign_function import failure, import_function
+from hpsearch.foreign_code import failure, foreign_code, import_function
 from hpsearch.study.settings import ModelSettings
 from hpsearch.training.tensors import Tensors
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hpsearch.foreign_function import place_of
+from hpsearch.foreign_code import place_of
 from hpsearch.safe_text import mask_passwords
 from hpsearch.wording import first_line
 

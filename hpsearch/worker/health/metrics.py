@@ -31,7 +31,7 @@ from prometheus_client import (
 from hpsearch import environment
 from hpsearch.errors import InputError
 from hpsearch.logs import get_logger
-from hpsearch.store.claims.ledger import Outcome
+from hpsearch.store.claims.claim import Outcome
 from hpsearch.store.connection.database import DatabaseOperation
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.options import MetricsAddress

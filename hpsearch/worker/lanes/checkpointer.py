@@ -24,7 +24,7 @@ from hpsearch.logs import get_logger
 from hpsearch.search.stopping import StopDecision, StopReason
 from hpsearch.signals import LAST_CHECKPOINT_SECONDS
 from hpsearch.store.checkpoints import Checkpoints, ResumeOutcome, StoredCheckpoint
-from hpsearch.store.claims.ledger import Claim
+from hpsearch.store.claims.claim import Claim
 from hpsearch.store.connection.database import DatabaseAwayError
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.training.device_memory import is_out_of_memory

@@ -30,8 +30,9 @@ from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import ArtifactError
 from hpsearch.logs import get_logger
 from hpsearch.signals import FLUSH_SECONDS, StopSignal, WorkerStopped
+from hpsearch.store.claims.claim import Outcome, Result
 from hpsearch.store.claims.holdings import Hold
-from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.training.filter_series import FilterSeries
 
 _log = get_logger("worker")

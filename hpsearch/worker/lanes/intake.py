@@ -6,17 +6,16 @@ outage then does not stop the training: free lanes stay empty for a while.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import is_competitive
 from hpsearch.store.checkpoints import ResumeOutcome
+from hpsearch.store.claims.claim import Claim
 from hpsearch.store.claims.cohort_names import name_cohorts
 from hpsearch.store.claims.holdings import Hold
-from hpsearch.store.claims.ledger import Claim, Ledger, new_claim_token
+from hpsearch.store.claims.ledger import Ledger, new_claim_token
 from hpsearch.store.connection.database import DatabaseAwayError
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.definition import StudyDefinition
@@ -31,18 +30,16 @@ from hpsearch.worker.lanes.checkpointer import Checkpointer
 from hpsearch.worker.lanes.epoch_writer import EpochWriter, Written
 from hpsearch.worker.lanes.lane_count import LaneChoice
 from hpsearch.worker.lanes.trial import TrialInTraining
+from hpsearch.worker.ledger_access import LedgerAccess
 from hpsearch.worker.options import WorkerSettings
 
 _log = get_logger("worker")
-T = TypeVar("T")
-D = TypeVar("D")
 
 # Of trials, at least: trials that start together cannot prune each other, and a sampler learns nothing from them.
 GENERATIONS_TO_PRUNE, GENERATIONS_TO_LEARN = 3, 5
 # Trials that a worker may hold, with those that wait for another cohort: for each lane, and as a part of its share of
 # all points. What is drawn waits for its turn, and learns nothing from what ends meanwhile.
 HELD_PER_LANE, HELD_OF_SHARE = 2, 0.5
-ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there is something to train
 
 
 @dataclass(kw_only=True)
@@ -72,7 +69,9 @@ class Intake:
     num_lanes: int = field(default=1, init=False)  # of the current cohort
 
     def __post_init__(self) -> None:
-        self.brief_ledger = replace(self.ledger, database=self.ledger.database.brief())
+        self.access = LedgerAccess(
+            ledger=self.ledger, is_busy=lambda: bool(self.lanes), is_behind=lambda: self.writer.is_behind
+        )
         self._drawing = Drawing(self.study)
         self._opened_by: TrialSettings | None = None  # the first trial of the current cohort
         self._cohort_name: str | None = None  # under which the cohort's waiting points are stored
@@ -80,7 +79,6 @@ class Intake:
         self._has_unnamed = True  # waiting points may be without the name of a cohort
         self._held_over: list[Claim] = []  # claimed, but of another cohort than the current one
         self._unadmitted: list[Claim] = []  # claimed and not yet processed: an outage may interrupt it
-        self._ask_again_at = 0.0  # the database did not answer: not before this time.monotonic()
         self._claim_token: int | None = None  # token of a claim whose answer was lost
 
     def fill(self) -> None:
@@ -88,7 +86,7 @@ class Intake:
         if not self.lanes:
             self.num_lanes = 1  # the first trial opens a cohort and so decides how many may join it
         while len(self.lanes) < self.num_lanes:
-            if self.lanes and self.is_database_away():
+            if self.lanes and self.access.is_away:
                 return
             claims = self._next_claims(self.num_lanes - len(self.lanes))
             if not claims:
@@ -127,7 +125,7 @@ class Intake:
                 self._unadmitted.insert(0, claim)
                 if not self.lanes:
                     raise
-                self.note_absence()
+                self.access.note_absence()
                 return
 
     def _claim(self, number: int) -> list[Claim]:
@@ -135,8 +133,8 @@ class Intake:
             # Before a cohort is opened, and while its lanes are not full: one more of its points may be without a name.
             self._has_unnamed = self._has_unnamed or not self.lanes
             if self._has_unnamed:
-                self._has_unnamed = self.ask(self._name_cohorts, True)
-        claims = self.ask(lambda ledger: self._claim_from(ledger, number), None) or []
+                self._has_unnamed = self.access.ask(self._name_cohorts, True)
+        claims = self.access.ask(lambda ledger: self._claim_from(ledger, number), None) or []
         if not claims and not self.lanes and self.writer.is_outstanding:
             # A suspect point is given only to a worker that holds nothing else: its ended trials must be
             # written first.
@@ -165,14 +163,14 @@ class Intake:
         # A trial that is claimed while this worker holds it: the database has lost the first claim.
         again = {claim.trial_id for claim in claims}
         self.forget([hold for hold in self.held() if hold[0] in again])
-        self.checkpointer.look_up(claims, is_brief=ledger is self.brief_ledger)
+        self.checkpointer.look_up(claims, is_brief=ledger is self.access.brief)
         self._claim_token = None
         return claims
 
     def _admit(self, claim: Claim) -> None:
         definition = self.study.definition
         if definition.is_drawn and not claim.is_continued:  # which has the parameters of the trial before it
-            parameters = self._drawing.draw(self.brief_ledger if self.lanes else self.ledger, claim)
+            parameters = self._drawing.draw(self.access.brief if self.lanes else self.ledger, claim)
             if parameters is None:
                 self._tell_lost(claim)
                 return
@@ -233,7 +231,9 @@ class Intake:
     def review_lanes(self, num_busy: int, seconds: float) -> None:
         """Adapt the number of lanes after an epoch: `fill` claims points for new lanes, and does not refill others."""
         assert self._opened_by is not None
-        self.num_lanes = self.choice.review(self._opened_by, num_busy, seconds, lambda: self.ask(self._share, None))
+        self.num_lanes = self.choice.review(
+            self._opened_by, num_busy, seconds, lambda: self.access.ask(self._share, None)
+        )
 
     def _share(self, ledger: Ledger) -> int:
         """Return how many points of the cohort this worker may take, at least 1.
@@ -267,26 +267,6 @@ class Intake:
         """Return all holds of this worker: in lanes, held over, or not yet admitted."""
         claims = (*(lane.claim for lane in self.lanes.values()), *self._held_over, *self._unadmitted)
         return frozenset(claim.hold for claim in claims)
-
-    def ask(self, question: Callable[[Ledger], T], default: D) -> T | D:
-        """Ask the ledger. With trials in training, do not wait: return the default if the database is away."""
-        if not self.lanes:
-            return question(self.ledger)
-        if self.is_database_away():
-            return default
-        try:
-            return question(self.brief_ledger)
-        except DatabaseAwayError:
-            self.note_absence()
-            return default
-
-    def is_database_away(self) -> bool:
-        """Whether the database was found to be away or behind a moment ago, so that it should not be asked now."""
-        return self.writer.is_behind or time.monotonic() < self._ask_again_at
-
-    def note_absence(self) -> None:
-        """Do not ask the database again for ASK_AGAIN_SECONDS."""
-        self._ask_again_at = time.monotonic() + ASK_AGAIN_SECONDS
 
     def forget(self, holds: Collection[Hold]) -> list[TrialInTraining]:
         """Drop holds that no longer belong to this worker, and return the lanes of those that were in training."""

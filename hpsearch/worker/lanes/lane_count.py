@@ -125,6 +125,7 @@ class LearnedLanes:
 
     Args:
         num_sharing: number of workers on this machine, which share its main memory.
+        mix: what lanes of the study may mix (`measured_lane_counts.mix_of`).
         judging_bytes: memory that a lane needs for the judge of the study's metric (`training.judge.judging_bytes`).
         clock: seconds from any origin.
     """
@@ -134,6 +135,7 @@ class LearnedLanes:
     device: torch.device
     stop: StopSignal
     num_sharing: int = 1
+    mix: str = ""
     judging_bytes: int = 0
     clock: Callable[[], float] = time.monotonic
     _most: dict[str, int] = field(default_factory=dict)  # by cohort
@@ -205,7 +207,7 @@ class LearnedLanes:
             self.memory.begin_first_epoch(case.case, number)
 
     def _case_of(self, settings: TrialSettings) -> LaneCase:
-        return LaneCase.of(settings, self.data, self.device, self.num_sharing)
+        return LaneCase.of(settings, self.data, self.device, self.num_sharing, self.mix)
 
     def _begin(self, settings: TrialSettings, known: KnownLanes) -> _Case:
         batch_size = settings.training.batch_size

@@ -27,6 +27,7 @@ from hpsearch.data.example_shape import shape_text
 from hpsearch.data.resident import ResidentData
 from hpsearch.home import make_folder
 from hpsearch.logs import get_logger
+from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.device_model import DeviceSpeed, Positive, measure_speed
@@ -38,7 +39,7 @@ SHORTAGE_LASTS = timedelta(days=1)
 
 @dataclass(frozen=True, kw_only=True)
 class LaneCase:
-    """What readings depend on, as text: of a cohort's trials what they share, not their optimizers and widths."""
+    """What readings depend on, as text: of a cohort's trials what they share, not the optimizer and width of each."""
 
     words: str
 
@@ -53,8 +54,14 @@ class LaneCase:
         return cls(words=f"{words}; torch {torch.__version__}; {num_sharing} workers on the machine")
 
     @classmethod
-    def of(cls, settings: TrialSettings, data: ResidentData, device: torch.device, num_sharing: int) -> LaneCase:
-        """The case of a trial's cohort."""
+    def of(
+        cls, settings: TrialSettings, data: ResidentData, device: torch.device, num_sharing: int, mix: str = ""
+    ) -> LaneCase:
+        """The case of a trial's cohort.
+
+        Args:
+            mix: what trials of a cohort may have, as text (`mix_of`).
+        """
         model, training = CohortShape.of(settings).model, settings.training
         parts = [
             cls.of_device(device, num_sharing).words,
@@ -64,8 +71,16 @@ class LaneCase:
             f"batch {training.batch_size}{' shuffled' if training.shuffle else ''}; {training.precision}",
             f"{data.num_train} images of {shape_text(data.example_shape)}{' in chunks' if data.is_chunked else ''}",
             f"{data.num_classes} classes",
+            mix,
         ]
         return cls(words="; ".join(parts))
+
+
+def mix_of(definition: StudyDefinition) -> str:
+    """What the lanes of a study may mix, and how it is judged: both decide what an epoch costs."""
+    searched = [dimension.values for dimension in definition.search.dimensions if dimension.name == "optimizer"]
+    optimizers = searched[0] if searched else (definition.training.optimizer,)
+    return f"optimizers {', '.join(sorted(map(str, optimizers)))}; metric {definition.metric}"
 
 
 class _Document(BaseModel):

@@ -15,7 +15,7 @@ from hpsearch.errors import ArtifactError
 from hpsearch.logs import get_logger
 from hpsearch.metric import ZERO_ONE, Metric
 from hpsearch.search.stopping import StopDecision, StoppingRule, StopReason, decide, rule_from_state
-from hpsearch.store.claims.ledger import Claim, Outcome, Result
+from hpsearch.store.claims.claim import Claim, Outcome, Result
 from hpsearch.store.rows.correct_images import Correctness
 from hpsearch.store.rows.trial_state import NLL_ATTRIBUTE
 from hpsearch.store.studies import StoredStudy

@@ -16,8 +16,6 @@ still train, it stays, to take over points that they may drop.
 
 from __future__ import annotations
 
-import math
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,13 +25,13 @@ from typing import cast
 from hpsearch.artifacts.best_parameters import Artifacts
 from hpsearch.device.pin import PinnedDevice
 from hpsearch.epoch_report import EpochReport
-from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import is_competitive
 from hpsearch.search.stopping import StopDecision
-from hpsearch.signals import RELEASE_SECONDS, StopSignal, WorkerStopped
+from hpsearch.signals import StopSignal, WorkerStopped
 from hpsearch.store.checkpoints import Checkpoints
-from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database, DatabaseAwayError
 from hpsearch.store.rows.trial_state import STOPPED_REASON
 from hpsearch.store.studies import StoredStudy, stored_definition
@@ -54,6 +52,7 @@ from hpsearch.worker.lanes.trial import FilterKeeper, TrialInTraining, diagnose_
 from hpsearch.worker.lease_keeper import Presence
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.rounds import Advance, advance
+from hpsearch.worker.upkeep import Reaper, check_same_study, give_back_all
 
 _log = get_logger("worker")
 
@@ -93,9 +92,7 @@ class Worker:
         self._ended: dict[int, tuple[TrialInTraining, Result]] = {}  # trials whose ends are being written
         self._worst_kept: float | None = None  # value of the worst of the study's best trials, as far as known
         self._num_restarts = 0  # restarts of the server that this worker has handled
-        self._last_reap = 0.0
-        self._last_outside_look = -math.inf
-        self._outside_look_seconds = 0.0  # how long the last look took
+        self._reaper = Reaper(name=self.name)
         self._lane_epoch_seconds: float | None = None  # of the last epoch, per lane
         self._timed_cohort: Cohort | None = None  # the cohort that trained that epoch
         self._filter_keeper = FilterKeeper()
@@ -141,7 +138,7 @@ class Worker:
                     watchdog=self.watchdog,
                     note=self._note,
                 )
-                self._competition = Competition(self.study, self._intake.brief_ledger)
+                self._competition = Competition(self.study, self._intake.access.brief)
                 self._end_states = EndStates(self.study.definition, self._checkpointer)
                 self._work()
         return self.num_finished
@@ -173,7 +170,7 @@ class Worker:
             if trained and self._intake.cohort is not None and is_whole:
                 self._checkpointer.take_last(self._intake.cohort, trained)
         finally:
-            self._release_hurriedly(STOPPED_REASON)
+            give_back_all(self._ledger, self.name, STOPPED_REASON)
 
     def _give_up(self, what: str) -> None:
         """Give the trials back after an error. Their progress is recorded first, so that it counts in their favour."""
@@ -181,22 +178,7 @@ class Worker:
             self._note(self._writer.flush())
         except Exception as error:
             _log.warning("%s: its last epoch was not recorded: %s", self.name, error)
-        self._release_hurriedly(f"its worker failed: {what}", is_crash=True)
-
-    def _release_hurriedly(self, reason: str, *, is_crash: bool = False) -> None:
-        database = replace(
-            self._ledger.database,
-            patience_seconds=RELEASE_SECONDS,
-            answer_seconds=RELEASE_SECONDS,
-            abandoned=threading.Event(),
-        )
-        try:
-            num_released = replace(self._ledger, database=database).release(reason, is_crash=is_crash)
-        except StorageError as error:
-            _log.warning("%s: its trials could not be given back; their leases will expire: %s", self.name, error)
-            return
-        if num_released:
-            _log.info("%s: %s; %s given back", self.name, reason, _trials(num_released))
+        give_back_all(self._ledger, self.name, f"its worker failed: {what}", is_crash=True)
 
     def _turn(self) -> bool:
         """Train one epoch, or look around if there is nothing to train. Return False if the study is finished."""
@@ -205,8 +187,7 @@ class Worker:
             return False
         if self._ledger.holdings.num_restarts != self._num_restarts:
             self._note_restart()
-        self._reap_now_and_then()
-        self._give_back_now_and_then()
+        self._reaper.reap(self._intake.access)
         try:
             self._intake.fill()
             if self._lanes:
@@ -230,17 +211,13 @@ class Worker:
         """
         num_restarts = self._ledger.holdings.num_restarts
         self._worst_kept = None
-        self._competition = Competition(self.study, self._intake.brief_ledger)
+        self._competition = Competition(self.study, self._intake.access.brief)
         self._intake.forget_history()
-        definition = self._intake.ask(lambda ledger: stored_definition(ledger.database, ledger.study_id), None)
+        definition = self._intake.access.ask(lambda ledger: stored_definition(ledger.database, ledger.study_id), None)
         if definition is None:  # the database is away: the next turn asks again
             return
         self._num_restarts = num_restarts
-        if definition.with_max_epochs(1).value_sha256 != self.study.definition.with_max_epochs(1).value_sha256:
-            raise StorageError(
-                f"the database was restored to older data: study number {self.study.study_id} is another study now",
-                hint=f"restart the workers of study {self.study.name}",
-            )
+        check_same_study(definition, self.study)
 
     def _look_around(self) -> bool:
         """Open the next round if it is due, or wait. Return False if the study is finished."""
@@ -250,30 +227,6 @@ class Worker:
         elif found is Advance.UNFINISHED:
             self.stop.wait(self.settings.poll_seconds)
         return found is not Advance.ENDED
-
-    def _reap_now_and_then(self) -> None:
-        is_idle = not self._lanes
-        if is_idle or time.monotonic() - self._last_reap > self._ledger.absence_seconds:
-            self._last_reap = time.monotonic()
-            num_requeued = self._intake.ask(Ledger.reap, 0)
-            if num_requeued:
-                _log.warning("%s: %s of dead workers queued again", self.name, _trials(num_requeued))
-
-    def _give_back_now_and_then(self) -> None:
-        """Give back trials that other programs have ended.
-
-        The query takes 0.3 s for 20,000 points that are not counted: a worker without lanes spends at most a tenth of
-        its time on it.
-        """
-        pause = 4 * self._ledger.absence_seconds if self._lanes else 10 * self._outside_look_seconds
-        started = time.monotonic()
-        if started - self._last_outside_look < pause:
-            return
-        num_given_back = self._intake.ask(Ledger.give_back_ended_outside, 0)
-        self._last_outside_look = time.monotonic()
-        self._outside_look_seconds = self._last_outside_look - started
-        if num_given_back:
-            _log.warning("%s: %s ended outside hpsearch queued again", self.name, _trials(num_given_back))
 
     def _make_room(self, request: str) -> None:
         """Handle a shortage of memory: an interrupted epoch leaves no lane in a known state."""
@@ -326,13 +279,13 @@ class Worker:
 
     def _prune(self, reports: Mapping[int, EpochReport], decisions: dict[int, StopDecision | None]) -> bool:
         """Ask a competitive pruner, and add its decisions. Return whether the epoch was recorded for that."""
-        if not is_competitive(self.study.definition.pruning) or self._intake.is_database_away():
+        if not is_competitive(self.study.definition.pruning) or self._intake.access.is_away:
             return False
         held = self._intake.held()
         try:
-            recorded = self._intake.brief_ledger.record(reports)  # before any trial is judged by it
+            recorded = self._intake.access.brief.record(reports)  # before any trial is judged by it
         except DatabaseAwayError:
-            self._intake.note_absence()
+            self._intake.access.note_absence()
             return False
         self._note(Written(lost=frozenset(hold for hold in held if hold[0] not in recorded)))
         try:
@@ -340,7 +293,7 @@ class Worker:
             for trial_id in self._competition.losers(undecided, self._lanes):
                 decisions[trial_id] = self._lanes[trial_id].pruned_by(self.study.definition.pruning.pruner)
         except DatabaseAwayError:
-            self._intake.note_absence()
+            self._intake.access.note_absence()
         return True
 
     def _hand_over(
@@ -407,7 +360,3 @@ class Worker:
         for lane in refused + self._intake.forget(written.lost):
             number = lane.claim.number
             _log.warning("%s: lost trial %d to another worker", self.name, number, extra={"trial": number})
-
-
-def _trials(number: int) -> str:
-    return f"{number} {'trial' if number == 1 else 'trials'}"

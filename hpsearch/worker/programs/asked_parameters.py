@@ -28,7 +28,8 @@ from sqlalchemy import text
 from hpsearch.logs import get_logger
 from hpsearch.search.samplers import build_sampler
 from hpsearch.search.snapshot import StudySnapshot, SystemAttr
-from hpsearch.store.claims.ledger import Claim, Ledger
+from hpsearch.store.claims.claim import Claim
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.rows.distributions import parse_stored_distribution
 from hpsearch.store.rows.history import History
 from hpsearch.store.studies import StoredStudy

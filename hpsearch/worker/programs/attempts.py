@@ -2,7 +2,7 @@
 
     start -> news (reports, ends) -> tell, end -> news -> stored_outputs -> keep_folder, forget
 
-The keeper's process starts and ends programs (scripts/keeper_client.py); a thread reads what they report and print
+The keeper's process starts and ends programs (scripts/keeper/client.py); a thread reads what they report and print
 (scripts/streams.py). Nothing here asks the database.
 """
 
@@ -12,39 +12,35 @@ import io
 import json
 import os
 import select
-import sys
 import threading
-import time
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any, final
 
-from hpsearch import environment
 from hpsearch.artifacts.place import is_bucket
 from hpsearch.artifacts.store import ArtifactStore
 from hpsearch.atomic_file import replacement_of
-from hpsearch.errors import ArtifactError, InputError
+from hpsearch.errors import InputError
 from hpsearch.logs import get_logger
 from hpsearch.scripts.attempt_folders import AttemptFolder, AttemptFolders
-from hpsearch.scripts.keeper_client import Ended, Keeper, KeeperLost, NotStarted, StartRequest
+from hpsearch.scripts.keeper.client import Ended, Keeper, KeeperLost, NotStarted, StartRequest
 from hpsearch.scripts.objectives.channels import Channels
 from hpsearch.scripts.objectives.messages import Message
 from hpsearch.scripts.output import OutputRecord
 from hpsearch.scripts.report_buffer import Batch
-from hpsearch.scripts.script_environment import parameter_variables, script_environment
 from hpsearch.scripts.stored_folders import StoredFolders
 from hpsearch.scripts.streams import Streams
-from hpsearch.store.claims.ledger import Claim
+from hpsearch.store.claims.claim import Claim
 from hpsearch.store.studies import StoredStudy
-from hpsearch.study.command_line import Value, render_command, render_environment
-from hpsearch.study.program import CommandSettings, ObjectiveSettings, ProgramSettings
-from hpsearch.study.space import without_zero_switches
+from hpsearch.study.program import CommandSettings, ProgramSettings
 from hpsearch.worker.programs.example_results import ExampleResults
+from hpsearch.worker.programs.folder_uploads import FolderUploads
+from hpsearch.worker.programs.program_call import ProgramCall, point_of
 
 __all__ = ["Attempts", "Ended", "News", "NotStarted"]
 
@@ -80,8 +76,6 @@ class _Attempt:
     began_with_files: bool
     output: OutputRecord | None = None  # once the program has ended
     stored: Future[str] | None = None  # the artifact id of the output
-    uploaded_at: float = field(default_factory=time.monotonic)
-    last_upload: Future[None] | None = None
     is_ending: bool = False
     has_lost_keeper: bool = False
 
@@ -133,18 +127,14 @@ class Attempts(AbstractContextManager["Attempts"]):
         secrets: Collection[str] = (),
     ) -> None:
         assert study.definition.program is not None
-        self._study = study
         self._program: ProgramSettings = study.definition.program
+        self.call = ProgramCall(definition=study.definition, program=self._program, base=base, place=place)
         self._keeper = keeper
         self._artifacts = artifacts
         self._folders = folders
         self._free = list(devices)
-        self._base = base
-        self._cwd = place / (self._program.cwd or "")
         self._secrets = secrets
-        self._upload_seconds = upload_seconds
-        self._uploads_folders = is_bucket(artifacts.place)
-        self._upload: Future[None] | None = None
+        self._uploads = FolderUploads(folders, seconds=upload_seconds) if is_bucket(artifacts.place) else None
         self._attempts: dict[int, _Attempt] = {}
         self._counted: dict[int, int] = {}  # point -> attempt, whose folders may still be there
         self._best_point: int | None = None
@@ -155,15 +145,15 @@ class Attempts(AbstractContextManager["Attempts"]):
 
     def __enter__(self) -> Attempts:
         self._streams = self._stack.enter_context(Streams(news=self._event))
-        self._uploader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="folders")
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="outputs")
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
         self._channels.close()
-        for executor in (self._uploader, self._writer):  # a bucket that does not answer must not keep the worker
-            executor.shutdown(wait=False, cancel_futures=True)
+        if self._uploads is not None:
+            self._uploads.close()
+        self._writer.shutdown(wait=False, cancel_futures=True)
 
     @property
     def num_free(self) -> int:
@@ -179,20 +169,18 @@ class Attempts(AbstractContextManager["Attempts"]):
             OSError: this machine has no descriptors or memory to spare; nothing is left behind.
         """
         folder = self._folders.begin(claim.point, claim.attempt)
-        values = self.values(claim)
-        folder.write_parameters(self.point(claim))
-        argv = self._argv({**values, "folder": str(folder.folder), "parameters": str(folder.parameters)})
+        folder.write_parameters(point_of(claim))
         attempt = _Attempt(
             claim=claim,
             folder=folder,
             devices=self._free[0],
-            argv=argv,
+            argv=self.call.argv(claim, folder),
             began_with_files=any(folder.folder.iterdir()),
         )
         pattern = self._program.pattern if isinstance(self._program, CommandSettings) else None
         output = self._streams.open(claim.trial_id, folder.reports, pattern=pattern, secrets=self._secrets)
         try:
-            self._request_start(attempt, self._environment(attempt, values), output)
+            self._request_start(attempt, output)
         except BaseException:
             self._streams.close(claim.trial_id)
             self._channels.finish(claim.trial_id)
@@ -201,18 +189,19 @@ class Attempts(AbstractContextManager["Attempts"]):
             os.close(output)
         del self._free[0]
         self._attempts[claim.trial_id] = attempt
+        if self._uploads is not None:
+            self._uploads.note_start(claim.trial_id)
 
-    def _request_start(self, attempt: _Attempt, variables: Mapping[str, str], output: int) -> None:
+    def _request_start(self, attempt: _Attempt, output: int) -> None:
         claim = attempt.claim
-        is_objective = isinstance(self._program, ObjectiveSettings)
-        channel = self._channels.open(claim.trial_id) if is_objective else None
+        channel = self._channels.open(claim.trial_id) if self.call.is_objective else None
         try:
             self._keeper.start(
                 StartRequest(
                     key=claim.trial_id,
                     argv=attempt.argv,
-                    environment=variables,
-                    folder=str(self._cwd),
+                    environment=self.call.environment(claim, attempt.folder, attempt.devices),
+                    folder=str(self.call.folder),
                     output=output,
                     extra=None if channel is None else channel.fileno(),
                     grace_seconds=self._program.grace_seconds,
@@ -225,25 +214,10 @@ class Attempts(AbstractContextManager["Attempts"]):
             if channel is not None:
                 channel.close()
 
-    def point(self, claim: Claim) -> dict[str, Value]:
-        """The point's values by the names of its dimensions."""
-        return without_zero_switches(claim.parameters)
-
-    def values(self, claim: Claim) -> dict[str, Value]:
-        """What placeholders stand for, but for the paths of the attempt."""
-        definition = self._study.definition
-        seed: dict[str, Value] = {"seed": definition.seed}
-        own: dict[str, Value] = {"trial": claim.number, "attempt": claim.attempt, "python": sys.executable}
-        if definition.objective is not None and definition.is_drawn:
-            return {**seed, **own}  # whatever the objective calls `seed` is its own affair
-        return {**seed, **self.point(claim), **own}  # no stored parameter stands for the interpreter
-
     def describe(self, claim: Claim) -> str:
-        """The command of a trial on one line, for messages."""
-        if isinstance(self._program, ObjectiveSettings):
-            return f"the objective: {self._program.function}"
+        """The call of a trial on one line, for messages."""
         attempt = self._attempts.get(claim.trial_id)
-        return "the command: " + " ".join(attempt.argv if attempt else self._argv(self.values(claim)))
+        return self.call.describe(claim, None if attempt is None else attempt.argv)
 
     def news(self, timeout: float) -> News:
         """Wait for news for at most `timeout` seconds, and return what there is."""
@@ -264,7 +238,8 @@ class Attempts(AbstractContextManager["Attempts"]):
                     for attempt in self._attempts.values():
                         attempt.has_lost_keeper = True
         batches = {key: batch for key, batch in self._streams.collect().items() if key in self._attempts}
-        self._upload_now_and_then(batches)
+        if self._uploads is not None:
+            self._uploads.upload_now_and_then(batches, {key: self._attempts[key].claim for key in batches})
         cut_off = {end.key for end in ended if end.signal in (SIGKILL, SIGTERM)}
         orphaned = {key for key in cut_off if self._attempts[key].has_lost_keeper}
         return News(batches=batches, ended=ended, refused=refused, orphaned=orphaned, messages=self._channels.collect())
@@ -327,8 +302,8 @@ class Attempts(AbstractContextManager["Attempts"]):
         if is_best:
             self._best_point = claim.point
             self._folders.remove_earlier(claim.point, claim.attempt)
-            if self._uploads_folders:
-                self._uploader.submit(self._try_upload, claim)
+            if self._uploads is not None:
+                self._uploads.upload(claim)
         if self._program.keep_folders == "best":
             keep = () if self._best_point is None else (self._best_point,)
             needless = {point: attempt for point, attempt in self._counted.items() if point not in keep}
@@ -346,7 +321,7 @@ class Attempts(AbstractContextManager["Attempts"]):
 
     def results_of(self, claim: Claim) -> ExampleResults:
         """A reader of the files in which this attempt says which examples it got right."""
-        return ExampleResults(claim.number, self._cwd, self._attempts[claim.trial_id].folder.control)
+        return ExampleResults(claim.number, self.call.folder, self._attempts[claim.trial_id].folder.control)
 
     def began_with_files(self, trial_id: int) -> bool:
         """Whether the folder of this attempt had files of an earlier one when it began."""
@@ -359,32 +334,26 @@ class Attempts(AbstractContextManager["Attempts"]):
     def forget(self, trial_id: int) -> None:
         """Forget a program that has ended; its output is no longer known."""
         self._attempts.pop(trial_id, None)
+        if self._uploads is not None:
+            self._uploads.forget(trial_id)
 
     def is_uploaded(self, trial_id: int) -> bool:
         """Begin to upload the folder of an ended program whose point is given back; return whether that is over.
 
         Without a bucket there is nothing to wait for.
         """
-        if not self._uploads_folders:
-            return True
-        attempt = self._attempts[trial_id]
-        if attempt.last_upload is None:
-            attempt.last_upload = self._uploader.submit(self._try_upload, attempt.claim)
-        return attempt.last_upload.done()
+        return self._uploads is None or self._uploads.upload_last(self._attempts[trial_id].claim).done()
 
     def is_uploading(self, trial_id: int) -> bool:
         """Whether the last upload of an ended program's folder has begun and is not over."""
-        upload = self._attempts[trial_id].last_upload
-        return upload is not None and not upload.done()
+        return self._uploads is not None and self._uploads.is_uploading(trial_id)
 
     def wait_for_uploads(self, seconds: float) -> None:
         """Upload the folders of all programs that have ended, and wait for that and for outputs, but not longer."""
-        ended = {key: attempt for key, attempt in self._attempts.items() if attempt.output}
-        for trial_id in ended:
-            self.is_uploaded(trial_id)  # begins the upload
-        files: list[Future[Any]] = [
-            future for one in ended.values() for future in (one.last_upload, one.stored) if future
-        ]
+        ended = [attempt for attempt in self._attempts.values() if attempt.output]
+        files: list[Future[Any]] = [one.stored for one in ended if one.stored]
+        if self._uploads is not None:
+            files += [self._uploads.upload_last(one.claim) for one in ended]
         wait(files, timeout=seconds)
         self._is_leaving = True
 
@@ -395,35 +364,6 @@ class Attempts(AbstractContextManager["Attempts"]):
         self._channels.finish(trial_id)
         self._free.append(attempt.devices)
 
-    def _argv(self, values: Mapping[str, Value]) -> list[str]:
-        if isinstance(self._program, ObjectiveSettings):
-            return [sys.executable, "-m", "hpsearch.scripts.objectives.process", self._program.function]
-        assert isinstance(self._program, CommandSettings)
-        return render_command(self._program.run, {"folder": "FOLDER", "parameters": "PARAMETERS", **values})
-
-    def _environment(self, attempt: _Attempt, values: Mapping[str, Value]) -> dict[str, str]:
-        folder, claim = attempt.folder, attempt.claim
-        own = {
-            environment.REPORTS: str(folder.reports),
-            environment.VERDICT: str(folder.verdict),
-            environment.FOLDER: str(folder.folder),
-            environment.PARAMETERS: str(folder.parameters),
-            environment.SEED: str(values["seed"]),
-            environment.TRIAL: str(claim.number),
-            environment.ATTEMPT: str(claim.attempt),
-            **parameter_variables(self.point(claim)),
-        }
-        paths = {"folder": str(folder.folder), "parameters": str(folder.parameters)}
-        return script_environment(
-            self._base,
-            pass_environment=self._program.pass_environment,
-            own=own,
-            settings=render_environment(dict(self._program.env), {**values, **paths}),
-            cpus=self._program.cpus,
-            devices=attempt.devices,
-            temporary=folder.temporary,
-        )
-
     def _store(self, output: OutputRecord) -> str:
         artifact_id = str(uuid.uuid4())  # the dashboard serves no other
         try:
@@ -432,30 +372,6 @@ class Attempts(AbstractContextManager["Attempts"]):
             _log.warning("cannot write an output into %s: %s", self._artifacts.place, error.strerror or error)
             return ""
         return artifact_id
-
-    def _upload_now_and_then(self, batches: Mapping[int, Batch]) -> None:
-        """Upload the folder of one program that has reported, in the background."""
-        if not self._uploads_folders or self._upload_seconds <= 0:
-            return
-        if self._upload is not None and not self._upload.done():
-            return
-        for attempt in self._due(batches):
-            attempt.uploaded_at = time.monotonic()
-            self._upload = self._uploader.submit(self._try_upload, attempt.claim)
-            return
-
-    def _due(self, batches: Mapping[int, Batch]) -> Iterator[_Attempt]:
-        now = time.monotonic()
-        for trial_id, batch in batches.items():
-            attempt = self._attempts[trial_id]
-            if batch.reports and now - attempt.uploaded_at > self._upload_seconds:
-                yield attempt
-
-    def _try_upload(self, claim: Claim) -> None:
-        try:
-            self._folders.upload(claim.point, claim.attempt)
-        except ArtifactError as error:
-            _log.warning("the folder of trial %d is not uploaded: %s", claim.number, error)
 
 
 def attempt_folders(root: Path, study: StoredStudy, artifacts: ArtifactStore) -> AttemptFolders:

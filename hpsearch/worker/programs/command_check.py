@@ -21,10 +21,10 @@ from hpsearch.checks.finding import CheckReport, Finding, Verdict
 from hpsearch.device.devices import VisibleDevices, wanted_gpus
 from hpsearch.errors import DeviceError, InputError
 from hpsearch.scripts.attempt_folders import AttemptFolders
-from hpsearch.scripts.keeper_client import Ended, Keeper
+from hpsearch.scripts.keeper.client import Ended, Keeper
 from hpsearch.scripts.report_lines import Report
 from hpsearch.scripts.script_environment import parameter_variables
-from hpsearch.store.claims.ledger import Claim
+from hpsearch.store.claims.claim import Claim
 from hpsearch.store.rows.correct_images import Correctness
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.command_line import placeholders_in, render_command, render_environment
@@ -37,6 +37,7 @@ from hpsearch.worker.programs.attempts import Attempts
 from hpsearch.worker.programs.example_results import CORRECT, ExampleResults
 from hpsearch.worker.programs.objective_check import check_objective
 from hpsearch.worker.programs.preparation import CannotStartError, check_can_start, file_checksums
+from hpsearch.worker.programs.program_call import point_of
 
 _SUBJECT = "command"
 COMMAND_LINES: Final = "command lines"  # the check after which the command is run
@@ -198,12 +199,12 @@ def _gpus(program: CommandSettings) -> list[str]:
 
 def _command_line(attempts: Attempts, program: CommandSettings, claim: Claim) -> str:
     """The command at a point as one would type it, with the variables that it needs."""
-    values = {**attempts.values(claim), **_PATHS}
+    values = {**attempts.call.values(claim), **_PATHS}
     texts = [*program.run, *(text for _, text in program.env)]
     written = {name for text in texts for name in placeholders_in(text)}
     variables = render_environment(dict(program.env), values)
     if "parameters" not in written:
-        variables |= parameter_variables({n: v for n, v in attempts.point(claim).items() if n not in written})
+        variables |= parameter_variables({n: v for n, v in point_of(claim).items() if n not in written})
     settings = [f"{name}={shlex.quote(text)}" for name, text in variables.items()]
     return " ".join([*settings, shlex.join(render_command(program.run, values))])
 

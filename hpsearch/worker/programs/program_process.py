@@ -15,7 +15,7 @@ from hpsearch.device.devices import VisibleDevices, wanted_gpus
 from hpsearch.errors import DeviceError
 from hpsearch.home import attempts_folder
 from hpsearch.logs import bind_log_context, get_logger
-from hpsearch.scripts.keeper_client import Keeper
+from hpsearch.scripts.keeper.client import Keeper
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database, DatabaseAwayError
 from hpsearch.store.progress import is_finished as is_study_finished

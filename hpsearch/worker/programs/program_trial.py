@@ -12,8 +12,8 @@ from hpsearch.epoch_report import EpochReport, StepReport, Validation
 from hpsearch.metric import Metric
 from hpsearch.scripts.report_lines import Report
 from hpsearch.search.stopping import StopDecision, StoppingRule, StopReason
+from hpsearch.store.claims.claim import Claim, Outcome, Result
 from hpsearch.store.claims.earlier_attempt import EarlierReport
-from hpsearch.store.claims.ledger import Claim, Outcome, Result
 from hpsearch.store.rows.correct_images import Correctness
 from hpsearch.store.rows.trial_state import (
     ATTEMPT_ATTRIBUTE,

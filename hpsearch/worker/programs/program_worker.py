@@ -12,20 +12,16 @@ is left of its program; the next point, if one was claimed ahead, is started bef
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from hpsearch.errors import StorageError, SurroundingsError
+from hpsearch.errors import StorageError
 from hpsearch.logs import get_logger
 from hpsearch.search.pruners import is_competitive
-from hpsearch.search.stopping import stopping_rule
-from hpsearch.signals import LAST_CHECKPOINT_SECONDS, RELEASE_SECONDS, StopSignal
-from hpsearch.store.claims.earlier_attempt import take_over_reports
-from hpsearch.store.claims.ledger import UNDONE, Claim, Ledger, new_claim_token
+from hpsearch.signals import LAST_CHECKPOINT_SECONDS, StopSignal
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database, DatabaseAwayError
 from hpsearch.store.rows.trial_state import STOPPED_REASON
@@ -36,28 +32,22 @@ from hpsearch.worker.health.life_sign import WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.health.watchdog import Watchdog
 from hpsearch.worker.lease_keeper import Presence
+from hpsearch.worker.ledger_access import LedgerAccess
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.programs.attempts import Attempts, Ended, News, NotStarted
-from hpsearch.worker.programs.pace import Pace
-from hpsearch.worker.programs.preparation import CannotStartError, check_values
+from hpsearch.worker.programs.program_starts import ProgramStarts
 from hpsearch.worker.programs.program_trial import ProgramTrial
 from hpsearch.worker.programs.trial_ends import TrialEnds
 from hpsearch.worker.rounds import Advance, advance
+from hpsearch.worker.upkeep import Reaper, check_same_study, give_back_all
 
 if TYPE_CHECKING:
     from hpsearch.worker.programs.objective_trials import ObjectiveTrials  # loads Optuna
 
 _log = get_logger("worker")
-T = TypeVar("T")
-D = TypeVar("D")
 
 RECORD_SECONDS = 1.0  # between two statements that record reports, while nobody waits for them
 COUNT_SECONDS = 0.1  # between two transactions that count trials, while the next points are claimed already
-ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away
-
-# Errors of a start that pass: no process, memory or descriptor is free, or the program's file is being written.
-_PASSING = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY})
-_MOST_REFUSALS = 30
 
 
 @dataclass(kw_only=True)
@@ -99,19 +89,10 @@ class ProgramWorker:
             origin=self._origin,
             forget=self._forget,
         )
-        self._undrawn: list[Claim] = []  # claimed and not started yet: an outage may interrupt it
-        self._claim_token: int | None = None
         self._recorded_at = 0.0
-        self._ask_again_at = 0.0
-        self._claim_again_at = 0.0
-        self._claimed_at = 0.0
-        self._last_reap = 0.0
+        self._reaper = Reaper(name=self.name)
         self._num_restarts = 0
         self._objectives: ObjectiveTrials | None = None
-        self._refused: NotStarted | None = None
-        self._num_refused = 0  # in a row
-        self._start_again_at = 0.0
-        self._pace = Pace(self.num_slots)
 
     @property
     def num_finished(self) -> int:
@@ -136,7 +117,19 @@ class ProgramWorker:
         ledger = replace(ledger, database=database, max_crashes=max(MAX_CRASHES, self._program.max_attempts))
         with Presence(ledger, watchdog=self.watchdog, keep=self.keep) as presence:
             self._presence, self._ledger = presence, presence.ledger
-            self._brief = replace(self._ledger, database=database.brief())
+            self._access = LedgerAccess(ledger=self._ledger, is_busy=lambda: bool(self._running()))
+            self._starts = ProgramStarts(
+                study=self.study,
+                attempts=self.attempts,
+                access=self._access,
+                stop=self.stop,
+                name=self.name,
+                origin=self._origin,
+                poll_seconds=self.settings.poll_seconds,
+                num_slots=self.num_slots,
+                trials=self._trials,
+                note_lost=self._note_lost,
+            )
             self._prepare_search()
             self._work()
         return self.num_finished
@@ -144,19 +137,16 @@ class ProgramWorker:
     def _prepare_search(self) -> None:
         """Load samplers and pruners only for a study that has them: they load Optuna."""
         definition = self.study.definition
-        self._drawing = self._competition = None
+        self._competition = None
+        self._starts.forget_history()
         if definition.objective is not None:
             from hpsearch.worker.programs.objective_trials import ObjectiveTrials
 
             self._objectives = self._objectives or ObjectiveTrials(self.study, self.attempts.answer)
-        elif definition.is_drawn:
-            from hpsearch.worker.drawing import Drawing
-
-            self._drawing = Drawing(self.study)
         if is_competitive(definition.pruning):
             from hpsearch.worker.competition import Competition
 
-            self._competition = Competition(self.study, self._brief)
+            self._competition = Competition(self.study, self._access.brief)
 
     def _work(self) -> None:
         try:
@@ -169,7 +159,7 @@ class ProgramWorker:
         except BaseException as error:
             reason = f"its worker ended: {first_line(error)}"
             self._end_all(reason)
-            self._release(reason)
+            give_back_all(self._ledger, self.name, reason)
             raise
         self._leave()
 
@@ -179,12 +169,12 @@ class ProgramWorker:
         self._end_all(STOPPED_REASON)
         self.attempts.wait_for_uploads(LAST_CHECKPOINT_SECONDS)
         try:
-            if not self._is_away():
-                self._write(self._brief)
+            if not self._access.is_away:
+                self._write(self._access.brief)
         except StorageError as error:
             _log.warning("%s: the last reports were not recorded: %s", self.name, error)
         finally:
-            self._release(STOPPED_REASON)
+            give_back_all(self._ledger, self.name, STOPPED_REASON)
 
     def _end_all(self, reason: str) -> None:
         """End all programs, and wait until nothing of them is left. What they do from now on is no result."""
@@ -201,16 +191,6 @@ class ProgramWorker:
                 self.watchdog.note_progress()
             self._take_in(news)
 
-    def _release(self, reason: str) -> None:
-        database = replace(self._ledger.database.brief(), patience_seconds=RELEASE_SECONDS)
-        try:
-            num_released = replace(self._ledger, database=database).release(reason)
-        except StorageError as error:
-            _log.warning("%s: its trials could not be given back; their leases will expire: %s", self.name, error)
-            return
-        if num_released:
-            _log.info("%s: %s; %d trials given back", self.name, reason, num_released)
-
     # One turn
 
     def _turn(self) -> bool:
@@ -221,28 +201,24 @@ class ProgramWorker:
         self._guard_lease()
         if self._ledger.holdings.num_restarts != self._num_restarts:
             self._note_restart()
-        self._reap_now_and_then()
+        self._reaper.reap(self._access)
         for trial in self._running():
             trial.check_time()
         self._serve()
         if not self._is_renewal_due():
-            self._start_claimed()
-        if self._is_write_due() and not self._is_away():
-            self._ask(self._write, None)
+            self._starts.start_claimed()
+        if self._is_write_due() and not self._access.is_away:
+            self._access.ask(self._write, None)
         self._end_decided()
-        self._fill()
-        if not self._trials and not self._undrawn:
+        self._starts.fill()
+        if not self._trials and not self._starts.claimed:
             self.metrics.life_sign.renew(WorkerState.IDLE)
             return self._look_around()
-        state = WorkerState.DATABASE_AWAY if self._is_away() else WorkerState.TRAINING
+        state = WorkerState.DATABASE_AWAY if self._access.is_away else WorkerState.TRAINING
         self.metrics.life_sign.renew(state, f"{len(self._running())} programs")
         self.metrics.lanes_busy.set(len(self._running()))
         self._take_in(self.attempts.news(self._seconds_to_wait()))
-        if self._refused is not None:
-            raise CannotStartError(
-                f"{self._program.section} cannot be started: {self._refused.message}",
-                hint="no attempt was spent; mend the command or this machine, and start the worker again",
-            )
+        self._starts.check_refused()
         return True
 
     def _serve(self) -> None:
@@ -250,13 +226,13 @@ class ProgramWorker:
         if self._objectives is not None:
             running = {trial.claim.trial_id: trial for trial in self._running()}
             objectives = self._objectives
-            self._note_lost(self._ask(lambda ledger: objectives.serve(ledger, running), []))
+            self._note_lost(self._access.ask(lambda ledger: objectives.serve(ledger, running), []))
 
     def _running(self) -> list[ProgramTrial]:
         return [trial for trial_id, trial in self._trials.items() if trial_id not in self._ends]
 
     def _seconds_to_wait(self) -> float:
-        if self._is_away():
+        if self._access.is_away:
             return 0.5
         seconds = RECORD_SECONDS
         if self._ends.can_be_written:
@@ -274,8 +250,7 @@ class ProgramWorker:
         cut_off = [trial for trial in self._running() if not trial.is_lost and trial.seconds >= lease]
         for trial in cut_off:
             trial.lose("its worker was cut off from the database for the length of a lease")
-        for claim in list(self._undrawn) if now - self._claimed_at >= lease else ():
-            self._lose(claim)
+        self._starts.drop_older(lease)
         if cut_off:
             _log.warning("%s: cut off from the database for the length of a lease: its programs are ended", self.name)
 
@@ -286,23 +261,12 @@ class ProgramWorker:
             StorageError: the study's id now belongs to another study.
         """
         num_restarts = self._ledger.holdings.num_restarts
-        definition = self._ask(lambda ledger: stored_definition(ledger.database, ledger.study_id), None)
+        definition = self._access.ask(lambda ledger: stored_definition(ledger.database, ledger.study_id), None)
         if definition is None:
             return
         self._prepare_search()
         self._num_restarts = num_restarts
-        if definition.value_sha256 != self.study.definition.value_sha256:
-            raise StorageError(
-                f"the database was restored to older data: study number {self.study.study_id} is another study now",
-                hint=f"restart the workers of study {self.study.name}",
-            )
-
-    def _reap_now_and_then(self) -> None:
-        if not self._trials or time.monotonic() - self._last_reap > self._ledger.absence_seconds:
-            self._last_reap = time.monotonic()
-            num_requeued = self._ask(Ledger.reap, 0) + self._ask(Ledger.give_back_ended_outside, 0)
-            if num_requeued:
-                _log.warning("%s: %d trials of dead workers, or ended outside, queued again", self.name, num_requeued)
+        check_same_study(definition, self.study)
 
     def _look_around(self) -> bool:
         """Open the next round if it is due, or wait. Return False if the study is finished."""
@@ -339,28 +303,17 @@ class ProgramWorker:
             self._refuse(refused)
 
     def _refuse(self, refused: NotStarted) -> None:
-        """Note that a program cannot be started: its trial is given back with all others when the worker ends.
-
-        A machine without processes or descriptors to spare is asked again for a while.
-        """
+        """Take in that a program cannot be started."""
         trial = self._trials.pop(refused.key, None)
         self.attempts.forget(refused.key)
-        self._num_refused += 1
-        if trial is not None and refused.error_number in _PASSING and self._num_refused < _MOST_REFUSALS:
-            _log.warning("%s: trial %d cannot be started now: %s", self.name, trial.claim.number, refused.message)
-            self._undrawn.append(trial.claim)
-            self._start_again_at = time.monotonic() + ASK_AGAIN_SECONDS
-        else:
-            self._refused = refused
+        self._starts.refuse(refused, None if trial is None else trial.claim)
 
     def _note_end(self, trial: ProgramTrial, end: Ended, *, is_orphaned: bool) -> None:
         if trial.is_undecided and self.stop.is_set():
             # Whoever stops this worker may have sent the signal to its programs, too.
             trial.dismiss(STOPPED_REASON)
-        self._num_refused = 0
         self._ends.note(trial, end, is_orphaned=is_orphaned)
-        if trial.is_open:
-            self._pace.note(trial.seconds)
+        self._starts.note_end(trial)
 
     # Writing
 
@@ -369,7 +322,7 @@ class ProgramWorker:
             return True
         seconds = time.monotonic() - self._recorded_at
         if self._ends.can_be_written:
-            return not self._undrawn or seconds >= COUNT_SECONDS
+            return not self._starts.claimed or seconds >= COUNT_SECONDS
         return seconds >= RECORD_SECONDS and any(trial.unrecorded for trial in self._trials.values())
 
     def _is_renewal_due(self) -> bool:
@@ -393,15 +346,14 @@ class ProgramWorker:
                 trial.recorded = reports[-1].step
                 del trial.unrecorded[: len(reports)]
         self._note_lost([i for i, trial in self._trials.items() if i not in held and not trial.is_lost])
-        for claim in [claim for claim in self._undrawn if claim.trial_id not in held]:
-            self._lose(claim)
+        self._starts.keep(held)
         self._prune()
         self._answer()
         self._ends.write(ledger)
 
     def _forget(self, trial_id: int) -> None:
         self._trials.pop(trial_id, None)
-        self._claim_again_at = 0.0  # its point may wait again
+        self._starts.look_again()  # its point may wait again
 
     def _note_lost(self, trial_ids: Collection[int]) -> None:
         for trial_id in trial_ids:
@@ -444,116 +396,3 @@ class ProgramWorker:
                 self.attempts.tell(trial.claim.trial_id, trial.last_step, stop=True)
             if not is_told or now - trial.told_to_end_at > grace:
                 self.attempts.end(trial.claim.trial_id, grace)
-
-    # Starting
-
-    def _start_claimed(self) -> bool:
-        """Start points that are claimed already in free slots. Return False if that cannot be done now."""
-        if time.monotonic() < self._start_again_at:
-            return False
-        while self._undrawn and self.attempts.num_free and not self.stop.is_set():
-            if (self._trials and self._is_away()) or not self._ask(self._start, False):
-                return False
-        return True
-
-    def _fill(self) -> None:
-        """Start points in all free slots, and claim some ahead if the programs are short."""
-        while self._start_claimed() and not self.stop.is_set() and not self._is_away():
-            num_ahead = 0 if self._drawing is not None and self._drawing.learns else self._pace.num_ahead
-            is_enough = len(self._undrawn) > num_ahead // 2 or not num_ahead
-            if (is_enough and not self.attempts.num_free) or time.monotonic() < self._claim_again_at:
-                return
-            claims = self._ask(partial(self._claim, num_ahead=num_ahead), [])
-            if not claims:
-                # Each report wakes this loop up; not each of them is a reason to look for points again.
-                self._claim_again_at = time.monotonic() + self.settings.poll_seconds if self._trials else 0.0
-                return
-            self._undrawn += claims
-
-    def _claim(self, ledger: Ledger, num_ahead: int) -> list[Claim]:
-        """Claim points for all free slots, and so many more."""
-        self._claim_token = self._claim_token or new_claim_token()
-        number = self._share(ledger, self.attempts.num_free + num_ahead - len(self._undrawn))
-        began = time.monotonic()
-        claims = ledger.claim(number, token=self._claim_token, attributes=self._origin)
-        self._claimed_at = began
-        self._claim_token = None
-        again = [claim for claim in claims if claim.trial_id in self._trials]
-        self._note_lost([claim.trial_id for claim in again])  # the database has lost the first claim
-        if again:
-            ledger.give_back([claim.hold for claim in again], UNDONE)
-        return [claim for claim in claims if claim not in again]
-
-    def _share(self, ledger: Ledger, number: int) -> int:
-        """Sampling learns from ended trials, so a worker then claims one point at a time."""
-        return 1 if self._drawing is not None and self._drawing.learns else number
-
-    def _start(self, ledger: Ledger) -> bool:
-        """Start the next claimed point. Return False if nothing more can be started now."""
-        claim = self._undrawn[0]
-        if self._drawing is not None and not claim.is_continued:
-            parameters = self._drawing.draw(ledger, claim)
-            if parameters is None:
-                self._lose(claim)
-                return True
-            claim = replace(claim, parameters=parameters)
-        # Counted matches begin at 1 in each attempt, whether its program goes on or begins again: their steps cannot be
-        # compared with those of an earlier attempt.
-        takes_over = claim.attempt > 1 and not self._program.counts_matches
-        reports = take_over_reports(ledger, claim) if takes_over else []
-        if reports is None:
-            self._lose(claim)
-            return True
-        check_values(self.study.definition, claim.parameters)
-        try:
-            self.attempts.start(claim)
-        except OSError as error:
-            self._wait_for_room(error)
-            return False
-        self._undrawn.pop(0)
-        trial = self._trials[claim.trial_id] = self._new_trial(claim)
-        trial.take_over(reports)
-        values = self.name, claim.number, claim.attempt, dict(claim.parameters)
-        _log.debug("%s: trial %d starts, attempt %d: %s", *values, extra={"trial": claim.number})
-        return True
-
-    def _wait_for_room(self, error: OSError) -> None:
-        """Try again later to start a program, if the machine had no descriptors or memory to spare.
-
-        Raises:
-            SurroundingsError: it has not had any for a while, or for another reason.
-        """
-        self._num_refused += 1
-        why = error.strerror or str(error)
-        if error.errno not in _PASSING or self._num_refused >= _MOST_REFUSALS:
-            raise SurroundingsError(
-                f"a program cannot be started: {why}", hint="lower --lanes, or raise the limit (ulimit -n)"
-            ) from error
-        _log.warning("%s: a program cannot be started now: %s", self.name, why)
-        self._start_again_at = time.monotonic() + ASK_AGAIN_SECONDS
-
-    def _new_trial(self, claim: Claim) -> ProgramTrial:
-        rule = stopping_rule(self.study.definition.stopping, num_minibatches=1)
-        return ProgramTrial(claim=claim, program=self._program, rule=rule, results=self.attempts.results_of(claim))
-
-    def _lose(self, claim: Claim) -> None:
-        self._undrawn = [other for other in self._undrawn if other.hold != claim.hold]
-        self._ledger.holdings.drop([claim.hold])
-        _log.warning("%s: lost trial %d before it started", self.name, claim.number, extra={"trial": claim.number})
-
-    # The database
-
-    def _ask(self, question: Callable[[Ledger], T], default: D) -> T | D:
-        """Ask the ledger. While programs run, do not wait: return the default if the database is away."""
-        if not self._running():
-            return question(self._ledger)
-        if self._is_away():
-            return default
-        try:
-            return question(self._brief)
-        except DatabaseAwayError:
-            self._ask_again_at = time.monotonic() + ASK_AGAIN_SECONDS
-            return default
-
-    def _is_away(self) -> bool:
-        return time.monotonic() < self._ask_again_at

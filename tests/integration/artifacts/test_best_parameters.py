@@ -23,7 +23,8 @@ from hpsearch import atomic_file, home
 from hpsearch.artifacts.best_parameters import Artifacts, open_artifacts
 from hpsearch.artifacts.store import FolderStore
 from hpsearch.errors import ArtifactError
-from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import StoredStudy
 from hpsearch.training.tensor_file import with_checksum

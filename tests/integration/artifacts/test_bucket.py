@@ -29,7 +29,8 @@ from hpsearch.errors import ArtifactError, InputError
 from hpsearch.results.choice import choose_point
 from hpsearch.results.export import export_model
 from hpsearch.results.summary import read_summary
-from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.studies import StoredStudy
 
 PARAMETERS = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3).T, "biases": np.zeros(3, np.float32)}

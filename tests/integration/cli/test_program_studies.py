@@ -12,7 +12,8 @@ import hpsearch
 from hpsearch.api import Study
 from hpsearch.cli.main import run_command_line
 from hpsearch.errors import InputError
-from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.studies import load_study, study_names
 from hpsearch.study.study_file import load_definition

@@ -28,7 +28,8 @@ from hpsearch.dashboard.gate import LOCAL_ADDRESS, Access, DashboardGate
 from hpsearch.dashboard.server import build_app, serve_dashboard
 from hpsearch.errors import InputError
 from hpsearch.results.summary import read_summary
-from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.studies import StoredStudy, load_study

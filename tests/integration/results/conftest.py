@@ -11,7 +11,8 @@ import pytest
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.search.samplers import build_sampler
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Claim, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.registration import register_study
 from hpsearch.store.studies import StoredStudy

@@ -19,7 +19,8 @@ from hpsearch.results.choice import choose_point
 from hpsearch.results.export import ExportFormat, export_model, export_point, render_export
 from hpsearch.results.status import StudyStatus
 from hpsearch.results.summary import StudySummary, read_summary
-from hpsearch.store.claims.ledger import Claim, Ledger
+from hpsearch.store.claims.claim import Claim
+from hpsearch.store.claims.ledger import Ledger
 
 WEIGHTS = {"output.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
 

@@ -20,9 +20,11 @@ from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import EpochReport
 from hpsearch.results.confirmation.plan import plan_confirmation, prepare_confirmation
-from hpsearch.results.openings.record import VaultRecord, select_openings
+from hpsearch.results.openings.record import VaultRecord
+from hpsearch.results.openings.stored_openings import select_openings
 from hpsearch.results.vault.final_test import VaultRequest, open_vault
-from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database
 from hpsearch.store.registration import register_study

@@ -23,7 +23,8 @@ from hpsearch.artifacts.store import FolderStore
 from hpsearch.epoch_report import Diagnosis, EpochReport
 from hpsearch.errors import StorageError
 from hpsearch.store.checkpoints import Checkpoints, ResumeOutcome
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Claim, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.diagnoses import COLUMNS

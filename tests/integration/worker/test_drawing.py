@@ -22,7 +22,8 @@ from hpsearch.device.pin import PinnedDevice
 from hpsearch.search.samplers import build_sampler, explore
 from hpsearch.signals import StopSignal
 from hpsearch.store.claims import cohort_names
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Claim, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.study.study_file import parse_definition
 from hpsearch.training.lanes.cohort import Cohort

@@ -13,7 +13,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.artifacts.store import open_store
-from hpsearch.scripts.keeper_client import Keeper
+from hpsearch.scripts.keeper.client import Keeper
 from hpsearch.signals import StopSignal
 from hpsearch.store.connection.database import Database
 from hpsearch.study.study_file import parse_definition

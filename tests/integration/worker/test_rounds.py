@@ -22,7 +22,8 @@ from hpsearch.errors import StorageError
 from hpsearch.results.summary import read_summary
 from hpsearch.search.narrowing.closed_round import KnownPoint
 from hpsearch.search.proportions import proportions_differ
-from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.progress import is_finished, read_progress

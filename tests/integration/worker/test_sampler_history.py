@@ -25,7 +25,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from benchmarks.planted_worker import PlantedStudies
 from hpsearch.search.samplers import CmaSampler, PrunedAwareGPSampler, SobolSampler, explore, trial_seed
 from hpsearch.signals import StopSignal
-from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.history import History
 from hpsearch.store.studies import StoredStudy

@@ -15,15 +15,8 @@ import pytest
 from sqlalchemy import make_url
 
 from hpsearch.errors import ArtifactError, InputError
-from hpsearch.launch.ray_launcher import (
-    RayNode,
-    RayWorker,
-    check_placement,
-    check_reachable,
-    connect,
-    is_this_machine,
-    share_of,
-)
+from hpsearch.launch.ray_launcher import RayNode, check_placement, check_reachable, connect, is_this_machine, share_of
+from hpsearch.launch.ray_worker import RayWorker
 from hpsearch.launch.worker_command import WorkerCommand
 from hpsearch.study.program import CommandSettings
 from hpsearch.worker.options import WorkerOptions

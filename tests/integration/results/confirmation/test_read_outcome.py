@@ -21,7 +21,8 @@ from hpsearch.results.export import export_point
 from hpsearch.results.selection import Selection
 from hpsearch.results.status import read_status
 from hpsearch.results.summary import read_summary
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Claim, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection import database as database_module
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.studies import load_study

@@ -21,12 +21,8 @@ from hpsearch.errors import StorageError, StudyNotFoundError, VaultOpenedError
 from hpsearch.results.choice import choose_point
 from hpsearch.results.export import ExportFormat, export_point, render_export
 from hpsearch.results.openings.intents import declare_intent
-from hpsearch.results.openings.record import (
-    Attempt,
-    Finding,
-    VaultRecord,
-    record_opening,
-)
+from hpsearch.results.openings.record import Attempt, Finding, VaultRecord
+from hpsearch.results.openings.stored_openings import record_opening
 from hpsearch.results.report.page import write_report
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.summary import read_summary

@@ -11,7 +11,8 @@ import pytest
 
 from hpsearch.epoch_report import StepReport
 from hpsearch.results.status import StudyStatus, read_status
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Claim, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.trial_state import LAST_LINES
 from hpsearch.store.studies import StoredStudy, load_study

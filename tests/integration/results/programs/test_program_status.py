@@ -7,7 +7,7 @@ from rich.console import Console
 
 from hpsearch.console.tables import status_view
 from hpsearch.errors import NothingCompleteError, UncountedPointsError
-from hpsearch.store.claims.ledger import Outcome
+from hpsearch.store.claims.claim import Outcome
 from tests.integration.results.programs.conftest import MadeUpPrograms, ProgramsMaker
 
 

@@ -17,7 +17,8 @@ from hpsearch.errors import DefinitionMismatchError, StorageError
 from hpsearch.results.report.figures import optuna_study
 from hpsearch.results.status import read_status
 from hpsearch.results.summary import StudySummary, read_summary
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Claim, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import is_finished, read_progress

@@ -33,9 +33,10 @@ from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.postgres.embedded import EmbeddedPostgres
 from hpsearch.store.claims import ledger_sql
 from hpsearch.store.claims import requeue as requeue_module
+from hpsearch.store.claims.claim import Claim, Outcome, Result
 from hpsearch.store.claims.holdings import Hold
 from hpsearch.store.claims.lease import PRESENCE_NAMESPACE, LeaseWatch
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.claims.requeue import MAX_CRASHES
 from hpsearch.store.connection.database import Database, DatabaseOperation, open_database
 from hpsearch.store.registration import register_study

@@ -11,8 +11,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.epoch_report import EpochReport
+from hpsearch.store.claims.claim import Claim, Outcome, Result
 from hpsearch.store.claims.holdings import Holdings
-from hpsearch.store.claims.ledger import UNDONE, Claim, Ledger, Outcome, Result, new_claim_token
+from hpsearch.store.claims.ledger import UNDONE, Ledger, new_claim_token
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.studies import StoredStudy

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from hpsearch.epoch_report import StepReport
+from hpsearch.store.claims.claim import Claim, Outcome, Result
 from hpsearch.store.claims.earlier_attempt import take_over_reports
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.registration import register_study
 from hpsearch.study.study_file import parse_definition

@@ -12,7 +12,8 @@ import sqlalchemy
 from sqlalchemy import create_engine, text
 
 from hpsearch.errors import StorageError
-from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection import schema as schema_module
 from hpsearch.store.connection import tables
 from hpsearch.store.connection.database import Database, open_database

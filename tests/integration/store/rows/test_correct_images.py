@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Claim, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.correct_images import Correctness, read_correctness
 from hpsearch.store.studies import StoredStudy

@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpsearch.epoch_report import EpochReport
 from hpsearch.search.snapshot import StudySnapshot
-from hpsearch.store.claims.ledger import Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.curves import CurveReader
 from hpsearch.store.studies import StoredStudy

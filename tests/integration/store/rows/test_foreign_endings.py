@@ -20,7 +20,8 @@ from hpsearch.results.confirmation.companion_study import CONFIRMS_ATTRIBUTE, co
 from hpsearch.results.data_frame import trials_frame
 from hpsearch.results.status import StudyStatus, read_status
 from hpsearch.results.summary import read_summary
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Claim, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database
 from hpsearch.store.progress import is_finished, read_progress
 from hpsearch.store.registration import find_study, register_study

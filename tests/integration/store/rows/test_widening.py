@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import DefinitionMismatchError
 from hpsearch.results.summary import read_summary
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Claim, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database, open_database
 from hpsearch.store.progress import is_finished
 from hpsearch.store.registration import Registration, find_study, register_study

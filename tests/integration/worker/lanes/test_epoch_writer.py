@@ -21,7 +21,8 @@ from hpsearch.epoch_report import EpochReport
 from hpsearch.errors import ArtifactError, StorageError
 from hpsearch.signals import StopSignal, WorkerStopped
 from hpsearch.store.claims import ledger_sql as ledger_statements
-from hpsearch.store.claims.ledger import Claim, Ledger, Outcome, Result
+from hpsearch.store.claims.claim import Claim, Outcome, Result
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.claims.requeue import fail_and_requeue
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.counts import PointCounts

@@ -46,18 +46,19 @@ from hpsearch.study.settings import TrialSettings
 from hpsearch.study.study_file import parse_definition
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.networks.build import build_network
+from hpsearch.worker import ledger_access
 from hpsearch.worker.cohorts import BuildCohort, Cohorts
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.lanes import epoch_writer as epoch_writer_module
-from hpsearch.worker.lanes import intake as intake_module
 from hpsearch.worker.lanes import worker as worker_module
 from hpsearch.worker.lanes.epoch_writer import EpochEntry, EpochWriter, Written
-from hpsearch.worker.lanes.intake import HELD_PER_LANE, Intake
+from hpsearch.worker.lanes.intake import HELD_PER_LANE
 from hpsearch.worker.lanes.lane_count import FixedLanes, LaneChoice, LearnedLanes
 from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
 from hpsearch.worker.lanes.worker import Worker
 from hpsearch.worker.lease_keeper import Presence
+from hpsearch.worker.ledger_access import LedgerAccess
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.preparation import PreparedStudy, prepare_study
 from tests.integration.lost_commits import Backup
@@ -525,7 +526,7 @@ def test_without_the_database_the_number_of_lanes_is_not_asked_for(
 ) -> None:
     study = bench()
     lanes = scheduled(2, [2, 2])
-    monkeypatch.setattr(Intake, "is_database_away", lambda self: len(lanes.shares) < 2)
+    monkeypatch.setattr(LedgerAccess, "is_away", property(lambda _: len(lanes.shares) < 2))
     study.worker(lanes=lanes).run()
     study.counted()
     assert lanes.shares[:2] == [None, None]
@@ -1244,7 +1245,7 @@ def test_training_goes_on_while_the_database_is_away_and_nothing_is_lost(
     bench: Callable[..., Bench], database: Database, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(epoch_writer_module, "SLOW_SECONDS", 0.05)
-    monkeypatch.setattr(intake_module, "ASK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(ledger_access, "ASK_AGAIN_SECONDS", 0.05)
     study = bench(
         training={"max_epochs": 30}, search={"learning_rate": [0.2, 0.1, 0.02], "lambda_2": [0.0]}, **sections
     )
@@ -1258,7 +1259,7 @@ def test_lanes_that_fall_free_while_the_database_is_away_are_filled_when_it_is_b
     bench: Callable[..., Bench], database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(epoch_writer_module, "SLOW_SECONDS", 0.05)
-    monkeypatch.setattr(intake_module, "ASK_AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(ledger_access, "ASK_AGAIN_SECONDS", 0.05)
     rates = {"learning_rate": [1e-7, 0.2, 0.1, 0.02], "lambda_2": [0.0]}  # the first one stops after two epochs
     study = bench(stopping={"rule": "no-improvement-in-n", "n": 1}, training={"max_epochs": 12}, search=rates)
     busy: list[int] = []
@@ -1295,7 +1296,7 @@ def test_a_worker_that_is_stopped_while_the_database_is_away_leaves_in_time(
     bench: Callable[..., Bench], database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(epoch_writer_module, "FLUSH_SECONDS", 0.1)
-    monkeypatch.setattr(worker_module, "RELEASE_SECONDS", 0.1)
+    monkeypatch.setattr("hpsearch.worker.upkeep.RELEASE_SECONDS", 0.1)
     study = bench()
     with contextlib.ExitStack() as stack:
 
@@ -1343,7 +1344,7 @@ def test_a_trial_that_an_outage_has_interrupted_gets_its_lane_when_it_is_over(
         return real(self, *arguments)
 
     monkeypatch.setattr(Checkpoints, "resume", resume)
-    monkeypatch.setattr(intake_module, "ASK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(ledger_access, "ASK_AGAIN_SECONDS", 0.01)
     busy: list[int] = []
     worker = study.worker(lanes=3, stop=WatchedStop(lambda: busy.append(len(worker._lanes))))
     worker.run()
@@ -1413,7 +1414,7 @@ def test_a_claim_whose_answer_was_lost_is_made_again_and_not_twice(
         return claims
 
     monkeypatch.setattr(Ledger, "claim", claim)
-    monkeypatch.setattr(intake_module, "ASK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(ledger_access, "ASK_AGAIN_SECONDS", 0.0)
     worker = study.worker(lanes=2)
     assert worker.run() == 6
     assert {trial.user_attrs["attempt"] for trial in study.counted()} == {1}

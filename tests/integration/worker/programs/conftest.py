@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import FrozenTrial
 
 from hpsearch.artifacts.store import open_store
-from hpsearch.scripts.keeper_client import Keeper
+from hpsearch.scripts.keeper.client import Keeper
 from hpsearch.signals import StopSignal
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database

@@ -12,15 +12,15 @@ from optuna.trial import TrialState
 from sqlalchemy import text
 
 from hpsearch.errors import ArtifactError, HpsearchError, SurroundingsError
-from hpsearch.scripts.keeper_client import Keeper, StartRequest
+from hpsearch.scripts.keeper.client import Keeper, StartRequest
 from hpsearch.signals import StopSignal
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import DatabaseAwayError
 from hpsearch.store.registration import Registration
 from hpsearch.store.rows.correct_images import read_correctness
 from hpsearch.study.study_file import parse_definition
-from hpsearch.worker.programs.failures import ProgramsFailError
 from hpsearch.worker.programs.preparation import CannotStartError, prepare_program
+from hpsearch.worker.programs.trial_ends import ProgramsFailError
 
 REPORT = """
 report() { echo "{\\"step\\": $1, \\"value\\": $2}" > "$HPSEARCH_REPORTS"; }
@@ -219,7 +219,7 @@ def test_a_machine_without_descriptors_to_spare_is_asked_again(programs: Any, mo
 
     real = Keeper.start
     monkeypatch.setattr(Keeper, "start", start)
-    monkeypatch.setattr("hpsearch.worker.programs.program_worker.ASK_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("hpsearch.worker.programs.program_starts.START_AGAIN_SECONDS", 0.1)
     trials = programs.run(REPORT + "report 1 0.5", [10, 11], num_slots=2)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
 

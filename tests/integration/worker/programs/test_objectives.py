@@ -20,9 +20,10 @@ from hpsearch.data.files.lookup import DataLocations
 from hpsearch.errors import HpsearchError, InputError
 from hpsearch.results.confirmation.plan import plan_confirmation, prepare_confirmation
 from hpsearch.results.status import read_status
-from hpsearch.scripts.keeper_client import Keeper
+from hpsearch.scripts.keeper.client import Keeper
 from hpsearch.signals import StopSignal
-from hpsearch.store.claims.ledger import Claim, Ledger
+from hpsearch.store.claims.claim import Claim
+from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.connection.database import Database, DatabaseAwayError
 from hpsearch.store.rows.counts import PointCounts
 from hpsearch.store.studies import StoredStudy, load_study
@@ -30,10 +31,10 @@ from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.programs.asked_parameters import AskedParameters, AskedTrial
 from hpsearch.worker.programs.attempts import Attempts, attempt_folders
-from hpsearch.worker.programs.failures import ProgramsFailError
 from hpsearch.worker.programs.objective_check import check_objective
 from hpsearch.worker.programs.preparation import CannotStartError, describe_program, prepare_program
 from hpsearch.worker.programs.program_worker import ProgramWorker
+from hpsearch.worker.programs.trial_ends import ProgramsFailError
 
 STRATEGIES = ["random", "qmc", "tpe", "gp", "cmaes"]
 

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from hpsearch.data.catalog import load_selection_data
-from hpsearch.data.checksum_names import is_of_examples
 from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.registry import with_absolute_dataset
-from hpsearch.data.splits import SelectionData
+from hpsearch.data.splits import SelectionData, is_of_examples
 from hpsearch.data.test_file_marks import marks_of_test_files
 from hpsearch.data.test_split import HeldOutSplit, load_test_split
 from hpsearch.errors import DataError, InputError

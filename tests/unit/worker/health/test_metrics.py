@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from hpsearch.errors import InputError
-from hpsearch.store.claims.ledger import Outcome
+from hpsearch.store.claims.claim import Outcome
 from hpsearch.worker.health import life_sign as life_sign_module
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
@@ -24,7 +24,7 @@ from hpsearch.worker.options import MetricsAddress
 
 WORKER = """
 import sys
-from hpsearch.store.claims.ledger import Outcome
+from hpsearch.store.claims.claim import Outcome
 from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.health.metrics import MetricsAddress, WorkerMetrics
 

@@ -13,8 +13,9 @@ import torch
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.study.settings import TrialSettings
+from hpsearch.study.study_file import parse_definition
 from hpsearch.training.lanes.device_model import DeviceSpeed
-from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
+from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory, mix_of
 
 CPU = torch.device("cpu")
 CASE = LaneCase(words="a device; a network")
@@ -121,8 +122,8 @@ def test_a_case_is_all_that_the_measurement_depends_on(
     resident: Callable[..., ResidentData], trial: Callable[..., TrialSettings]
 ) -> None:
     def words(settings: dict[str, Any] | None = None, **sizes: Any) -> str:
-        num_sharing = sizes.pop("num_sharing", 1)
-        return LaneCase.of(trial(**(settings or {})), resident(**sizes), CPU, num_sharing).words
+        num_sharing, mix = sizes.pop("num_sharing", 1), sizes.pop("mix", "")
+        return LaneCase.of(trial(**(settings or {})), resident(**sizes), CPU, num_sharing, mix).words
 
     usual = words()
     assert words() == usual
@@ -137,6 +138,7 @@ def test_a_case_is_all_that_the_measurement_depends_on(
         words({"family": "cnn"}, image_shape=(28, 28)),
         words({"family": "cnn", "kernels": (2, 5)}, image_shape=(28, 28)),
         words(num_sharing=2),
+        words(mix="optimizers adam"),
         words({"family": "logistic"}),
         words(num_train=131),
         words(image_shape=(20, 20)),
@@ -158,3 +160,19 @@ def test_a_shortage_is_forgotten_after_a_day(tmp_path: Path) -> None:
     assert memory.recall(CASE).most == 2
     now += timedelta(hours=2)
     assert memory.recall(CASE) == KNOWN
+
+
+def test_studies_that_mix_other_optimizers_or_are_judged_otherwise_have_readings_of_their_own() -> None:
+    def mix(search: dict[str, Any] | None = None, **sections: Any) -> str:
+        search = {"strategy": "grid", "learning_rate": [0.1, 0.2], **(search or {})}
+        document = {"name": "s", "data": {"dataset": "digits"}, "search": search, **sections}
+        return mix_of(parse_definition(document, source="test"))
+
+    assert mix() == mix({"learning_rate": [0.3]}) == "optimizers sgd; metric zero-one"
+    assert mix(training={"optimizer": "adam"}) == mix({"optimizer": ["adam"]}) == "optimizers adam; metric zero-one"
+    assert (
+        mix({"optimizer": ["sgd", "adam"]})
+        == mix({"optimizer": ["adam", "sgd"]})
+        == "optimizers adam, sgd; metric zero-one"
+    )
+    assert mix(metric="nll") == "optimizers sgd; metric nll"

@@ -11,7 +11,7 @@ import pytest
 from hpsearch.epoch_report import Diagnosis, EpochReport, Validation
 from hpsearch.errors import ArtifactError
 from hpsearch.search.stopping import GeometricPatience, StopDecision, StopReason
-from hpsearch.store.claims.ledger import Claim
+from hpsearch.store.claims.claim import Claim
 from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.worker.lanes.trial import TrialInTraining
 

@@ -9,8 +9,8 @@ import pytest
 
 from hpsearch.scripts.report_lines import Report
 from hpsearch.search.stopping import StopDecision, StopReason, stopping_rule
+from hpsearch.store.claims.claim import Claim, Outcome
 from hpsearch.store.claims.earlier_attempt import EarlierReport
-from hpsearch.store.claims.ledger import Claim, Outcome
 from hpsearch.study.program import CommandSettings
 from hpsearch.study.settings import StoppingSettings
 from hpsearch.worker.programs.program_trial import Ending, ProgramTrial

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from hpsearch.errors import InputError
-from hpsearch.foreign_code import foreign_code
-from hpsearch.foreign_function import failure, import_function
+from hpsearch.foreign_code import failure, foreign_code, import_function
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import errno
 import itertools
@@ -21,10 +20,11 @@ from typing import Any
 
 import pytest
 
-from hpsearch.scripts import keeper, keeper_client
-from hpsearch.scripts.keeper_client import Ended, Event, Keeper, KeeperLost, NotStarted, Started, StartRequest
+from hpsearch.scripts.keeper.client import Ended, Event, Keeper, KeeperLost, NotStarted, Started, StartRequest
+from hpsearch.scripts.keeper.leftovers import KEEPER_TOKEN
+from hpsearch.scripts.keeper.processes import read_process
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 WAIT_SECONDS = 60.0  # of a machine that has much else to do
 SLEEP = "sleep 1000"
 PYTHON = f"{sys.executable} -I -S -c"
@@ -49,7 +49,7 @@ STUBBORN = {
 # A worker: starts scripts, says who is who, and then prints its events.
 WORKER = """
 import json, os, sys
-from hpsearch.scripts.keeper_client import Keeper, StartRequest, Started
+from hpsearch.scripts.keeper.client import Keeper, StartRequest, Started
 programs, environment = json.loads(sys.stdin.readline())
 null = os.open(os.devnull, os.O_WRONLY)
 keeper = Keeper()
@@ -139,7 +139,7 @@ def scripts(tmp_path: Path) -> Iterator[Scripts]:
 
 
 def guardian_of(pid: int) -> int:
-    process = keeper.read_process(pid)
+    process = read_process(pid)
     assert process is not None
     return process.parent
 
@@ -228,7 +228,7 @@ def test_a_script_has_the_arguments_environment_and_folder_of_the_request(script
     scripts.start(1, sys.executable, "-I", "-S", "-c", program, "ü", "a b\n", environment=environment)
     scripts.wait_for_event(Ended)
     arguments, found, folder = json.loads(scripts.output(1).read_text())
-    assert len(found.pop(keeper_client.KEEPER_TOKEN)) == 32
+    assert len(found.pop(KEEPER_TOKEN)) == 32
     assert (arguments, found, folder) == (["ü", "a b\n"], environment, str(tmp_path))
 
 
@@ -445,12 +445,16 @@ def test_a_keeper_that_is_killed_costs_the_worker_none_of_its_own_children(scrip
     assert len(left) == 2
 
 
-def test_the_keeper_imports_the_standard_library_alone() -> None:
-    tree = ast.parse(Path(keeper.__file__).read_text())
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
-    names = {alias.name for node in imports for alias in node.names}
-    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert names <= sys.stdlib_module_names | {"collections.abc"}
+def test_the_keeper_loads_the_standard_library_and_its_own_modules_alone() -> None:
+    program = f"import sys; sys.path.append({str(ROOT)!r}); import hpsearch.scripts.keeper.service; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True, capture_output=True, text=True)
+    loaded = set(found.stdout.split())
+    own = {name for name in loaded if name.partition(".")[0] == "hpsearch"}
+    modules = ("guardian", "processes", "protocol", "script_start", "service", "signals")
+    package = "hpsearch.scripts.keeper"
+    assert own == {"hpsearch", "hpsearch.scripts", package, *(f"{package}.{name}" for name in modules)}
+    assert {name.partition(".")[0] for name in loaded - own} <= sys.stdlib_module_names | {"__main__"}
+    assert loaded.isdisjoint({"pathlib", "subprocess", "threading"})  # each takes milliseconds and memory
 
 
 class WorkerProcess:

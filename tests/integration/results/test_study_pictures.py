@@ -17,8 +17,8 @@ from hpsearch.artifacts.record import recorded_id
 from hpsearch.data.catalog import load_selection_data
 from hpsearch.data.files.lookup import DataLocations
 from hpsearch.errors import ArtifactError, DataError, InputError, NothingCompleteError
-from hpsearch.pictures import Pictures
 from hpsearch.results.report.page import write_report
+from hpsearch.results.study_pictures import Pictures
 from hpsearch.store.connection.database import Database
 from hpsearch.training.networks.dense import Mlp
 from tests.integration.picture_studies import PictureBench

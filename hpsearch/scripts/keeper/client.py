@@ -25,14 +25,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from hpsearch.scripts import keeper
-from hpsearch.scripts.keeper import Message
+from hpsearch.scripts.keeper.leftovers import KEEPER_TOKEN, Leftovers
+from hpsearch.scripts.keeper.processes import set_subreaper
+from hpsearch.scripts.keeper.protocol import MESSAGE_BYTES, Message, decode, encode
 
-KEEPER_TOKEN: Final = "HPSEARCH_KEEPER_TOKEN"  # in the environment of the keeper, its guardians and all scripts
 DEFAULT_GRACE_SECONDS: Final = 5.0
 _EXIT_SECONDS = 10.0  # that the keeper and its guardians may take beyond the grace of the scripts
-_EXECVE_SECONDS = 1.0  # that a process may take to get its environment
 _RELAUNCH_SECONDS = 1.0  # between two attempts to start a keeper, if the first one fails
+# `-I -S`: neither the user's folder nor site-packages' start-up files. The package itself comes last in the path.
+_PROGRAM: Final = "import sys; sys.path.append(sys.argv[1]); from hpsearch.scripts.keeper.service import main; main()"
+_ROOT: Final = str(Path(__file__).parents[3])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +106,13 @@ class Keeper:
 
     Args:
         is_own_child: whether the worker itself has started this child. After the death of a keeper, children for which
-            it returns False are ended, too. None: only children that carry the keeper's mark are ended, see _Leftovers.
+            it returns False are ended, too. None: only children that carry the keeper's mark are ended, see Leftovers.
     """
 
     def __init__(self, *, is_own_child: Callable[[int], bool] | None = None) -> None:
         self._is_own_child = is_own_child
         self._token = secrets.token_hex(16)
-        self._was_subreaper = keeper.set_subreaper(True)
+        self._was_subreaper = set_subreaper(True)
         self._lock = threading.Lock()  # of all below
         self._is_up = False
         self._is_closing = False
@@ -147,7 +149,7 @@ class Keeper:
         try:
             os.pwrite(body, _encode_script(request, self._token), 0)
             descriptors = [body, request.output, *([] if request.extra is None else [request.extra])]
-            data = keeper.encode(Message.START, request.key, float(request.grace_seconds), len(descriptors))
+            data = encode(Message.START, request.key, float(request.grace_seconds), len(descriptors))
             with self._lock:
                 self._longest_grace = max(self._longest_grace, request.grace_seconds)
                 self._send(_Request(request.key, data, descriptors, request.grace_seconds))
@@ -165,7 +167,7 @@ class Keeper:
         grace_seconds = None if grace_seconds is None else float(grace_seconds)
         with self._lock:
             self._longest_grace = max(self._longest_grace, grace_seconds or 0.0)
-            self._send(_Request(key, keeper.encode(Message.END, key, grace_seconds), []))
+            self._send(_Request(key, encode(Message.END, key, grace_seconds), []))
 
     def fileno(self) -> int:
         """A descriptor that is readable while `poll` has events."""
@@ -197,7 +199,7 @@ class Keeper:
         for request in self._waiting:
             request.close()
         os.close(self._event_descriptor)
-        keeper.set_subreaper(self._was_subreaper)
+        set_subreaper(self._was_subreaper)
 
     def _launch(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -206,7 +208,7 @@ class Keeper:
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(Path(keeper.__file__)), str(theirs.fileno())],
+                    [sys.executable, "-I", "-S", "-c", _PROGRAM, _ROOT, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     env={**environment, KEEPER_TOKEN: self._token},
@@ -247,7 +249,7 @@ class Keeper:
             # Not reaped yet: its guardians are recognised by the number of its session.
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
             guardian_seconds = max(lost.values(), default=0.0) + _EXIT_SECONDS
-            _Leftovers(self._process.pid, sessions, self._token, self._is_own_child).end(guardian_seconds)
+            Leftovers(self._process.pid, sessions, self._token, self._is_own_child).end(guardian_seconds)
             self._process.wait()
             self._socket.close()
             for key in lost:
@@ -272,8 +274,8 @@ class Keeper:
 
     def _read_events(self) -> None:
         with contextlib.suppress(ConnectionError):
-            while data := self._socket.recv(keeper.MESSAGE_BYTES):
-                self._put(self._take(*keeper.decode(data)))
+            while data := self._socket.recv(MESSAGE_BYTES):
+                self._put(self._take(*decode(data)))
 
     def _take(self, message: Message, values: tuple[Any, ...]) -> Event:
         with self._lock:
@@ -327,85 +329,3 @@ def _encode_script(request: StartRequest, token: str) -> bytes:
     if any(b"=" in name or not name for name in environment):
         raise ValueError("the name of a variable is empty or contains '='")
     return marshal.dumps((arguments, environment, folder))
-
-
-class _Leftovers:
-    """Children of the worker that came from a dead keeper: its guardians, and what killed guardians have left.
-
-    The worker may have children of its own and, as a subreaper, adopt what those have left. So a child counts as left
-    by the keeper only if its session is the keeper's or that of a script, or if its initial environment has the
-    keeper's token. The worker's other children fulfil none of these.
-    """
-
-    def __init__(
-        self, keeper_pid: int, sessions: set[int], token: str, is_own_child: Callable[[int], bool] | None
-    ) -> None:
-        self._keeper_pid = keeper_pid
-        self._sessions = sessions
-        self._mark = f"{KEEPER_TOKEN}={token}".encode()
-        self._is_own_child = is_own_child
-        self._killed: dict[int, int] = {}  # pidfds by process id; zombies could not be recognised again
-
-    def end(self, guardian_seconds: float) -> None:
-        """Reap and kill until none is left.
-
-        Args:
-            guardian_seconds: that guardians have for ending their scripts; then they are killed.
-        """
-        guardians_end_at = time.monotonic() + guardian_seconds
-        self._is_clear_at = time.monotonic() + _EXECVE_SECONDS
-        pause = 0.002
-        own = os.getpid()
-        while children := [one.pid for one in keeper.read_processes() if one.parent == own]:
-            kills_guardians = time.monotonic() >= guardians_end_at
-            if not sum(self._end_child(pid, kills_guardians) for pid in children):  # any() would not look at all
-                return
-            time.sleep(pause)
-            pause = min(2 * pause, 0.1)
-
-    def _end_child(self, pid: int, kills_guardians: bool) -> bool:
-        """Reap a child that the keeper left, or kill it; returns False for other children."""
-        if pid == self._keeper_pid:
-            return False
-        if pid in self._killed:
-            if os.waitid(os.P_PIDFD, self._killed[pid], os.WEXITED | os.WNOHANG) is not None:
-                os.close(self._killed.pop(pid))
-            return True
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return True  # look again
-        try:
-            # The look comes after the descriptor, which stays that of the process looked at.
-            process = keeper.read_process(pid)
-            if process is None or process.parent != os.getpid():
-                return True
-            if not self._is_left_by_keeper(process):
-                return self._may_be_in_execve(pid, descriptor)
-            if process.session != self._keeper_pid or kills_guardians:
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            if os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG) is None:
-                self._killed[pid] = os.dup(descriptor)
-        except (ProcessLookupError, ChildProcessError, PermissionError):
-            pass
-        finally:
-            os.close(descriptor)
-        return True
-
-    def _may_be_in_execve(self, pid: int, descriptor: int) -> bool:
-        """Whether a living child has no environment, for a moment: it has to be looked at again."""
-        if time.monotonic() >= self._is_clear_at:
-            return False  # it was given none
-        if os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            return False
-        with contextlib.suppress(OSError):
-            return not Path(f"/proc/{pid}/environ").read_bytes()
-        return True
-
-    def _is_left_by_keeper(self, process: keeper.Process) -> bool:
-        if process.session == self._keeper_pid or process.session in self._sessions:
-            return True
-        with contextlib.suppress(OSError):
-            if self._mark in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
-                return True
-        return self._is_own_child is not None and not self._is_own_child(process.pid)
