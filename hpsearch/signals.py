@@ -2,7 +2,8 @@
 
 After the first signal, the epoch in progress may finish if that takes only seconds, so that its trials can be
 checkpointed in their current state; otherwise it is interrupted (the trials resume from their last checkpoint
-elsewhere). A second signal ends the process immediately.
+elsewhere). A second signal ends the process immediately. STOP_SECONDS is what a stop may take; the parts of its steps
+stand below it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Resolve the `dataset` key of a study file to a data set in one of the forms."""
+"""The table of the forms of data, `FORMS`, which resolves the `dataset` key of a study file to a data set."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """First-layer filters of one trial at several epochs, in 8 bits per weight: what is kept of them, and how it is stored.
 
-While a trial trains, its series is in its worker's memory and in its checkpoints, so that a later attempt continues the
-series at the epoch from which it resumes. When the trial ends, the series becomes one file.
+After which epochs: `FilterKeeper` in worker/lanes/filter_keeper.py. While a trial trains, its series is in its worker's
+memory and in its checkpoints, so that a later attempt continues the series at the epoch from which it resumes. When the
+trial ends, the series becomes one file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What every form of data can do: recognise a data set, load the parts for selection, and read the test part."""
+"""What every form of data can do: recognise a data set, load the parts for selection, and read the test part.
+
+A new form is a module beside this one with a subclass of `DataForm`, and an entry in `FORMS` in data/registry.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Plotly figures of a trial's pictures, for notebooks: filters over time, confusion matrix, wrong images."""
+"""Plotly figures of a trial's pictures, for notebooks: filters over time, confusion matrix, wrong images.
+
+The report draws its own, in templates/sections/pictures.html.j2.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ No other module imports `hpsearch.data.test_split`; an import check enforces thi
       -> commit the intent (opening.py)
       -> read the test files and evaluate the network, which may be a user's own
       -> count the test images that are also training or validation images (copies.py)
-      -> record the number (record.py) -> return it
+      -> record the number (opening.py) -> return it
 
 Source: docs/sources.md, section 6.
 """

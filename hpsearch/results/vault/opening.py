@@ -1,4 +1,4 @@
-"""One opening of a test set, from the committed intent to the number on record.
+"""One opening of a test set, from the committed intent to the number on record. It reads no image: final_test.py does.
 
 The intent and the number are rows in the study's database; both are also appended to this machine's vault.jsonl.
 """

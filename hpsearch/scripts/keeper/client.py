@@ -25,13 +25,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from hpsearch.scripts.keeper.leftovers import KEEPER_TOKEN, Leftovers
+from hpsearch.scripts.keeper.dead_keeper import KEEPER_TOKEN, Leftovers
 from hpsearch.scripts.keeper.processes import set_subreaper
 from hpsearch.scripts.keeper.protocol import MESSAGE_BYTES, Message, decode, encode
 
 DEFAULT_GRACE_SECONDS: Final = 5.0
 _EXIT_SECONDS = 10.0  # that the keeper and its guardians may take beyond the grace of the scripts
 _RELAUNCH_SECONDS = 1.0  # between two attempts to start a keeper, if the first one fails
+_SHORTEST_LIFE_SECONDS = 0.5  # of a keeper that did not fail at once
 # `-I -S`: neither the user's folder nor site-packages' start-up files. The package itself comes last in the path.
 _PROGRAM: Final = "import sys; sys.path.append(sys.argv[1]); from hpsearch.scripts.keeper.service import main; main()"
 _ROOT: Final = str(Path(__file__).parents[3])
@@ -219,6 +220,7 @@ class Keeper:
                 ours.close()
                 raise
         self._socket = ours
+        self._launched_at = time.monotonic()
         self._is_up = True
 
     def _send(self, request: _Request) -> None:
@@ -254,6 +256,8 @@ class Keeper:
             self._socket.close()
             for key in lost:
                 self._put(Ended(key=key, exit_code=None, signal=signal.SIGKILL.value))
+            if time.monotonic() - self._launched_at < _SHORTEST_LIFE_SECONDS:
+                time.sleep(_RELAUNCH_SECONDS)  # the next one may fail at once, too
             if not self._relaunch():
                 return
 

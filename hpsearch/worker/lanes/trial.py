@@ -20,9 +20,8 @@ from hpsearch.store.rows.correct_images import Correctness
 from hpsearch.store.rows.trial_state import NLL_ATTRIBUTE
 from hpsearch.store.studies import StoredStudy
 from hpsearch.study.settings import TrialSettings
-from hpsearch.training.device_memory import is_out_of_memory
 from hpsearch.training.diagnosis.verdict import EpochLosses, find_verdict
-from hpsearch.training.filter_series import FilterSeries, is_due
+from hpsearch.training.filter_series import FilterSeries
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.tensor_file import Array
 
@@ -243,46 +242,3 @@ def diagnose_ended(
     ended = [i for i, decision in decisions.items() if decision is not None and i in lanes]
     for key, diagnosis in cohort.diagnose([i for i in ended if lanes[i].is_undiagnosed]).items():
         lanes[cast("int", key)].note_diagnosis(diagnosis)
-
-
-class FilterKeeper:
-    """Keeps copies of one worker's first-layer filters, and warns once when the device has no memory for them."""
-
-    def __init__(self) -> None:
-        self._has_memory = True
-
-    def keep(
-        self,
-        cohort: Cohort,
-        lanes: Mapping[int, TrialInTraining],
-        decisions: Mapping[int, StopDecision | None],
-        every: int | None,
-    ) -> None:
-        """Copy the filters of the trials for which this epoch is due, or is the last. Between two epochs.
-
-        Args:
-            lanes: the trials in training, by id, after this epoch.
-            decisions: by trial id; None: the trial goes on.
-            every: epochs between two copies; None: none is kept.
-        """
-        if every is None:
-            return
-        ending = {trial_id for trial_id, decision in decisions.items() if decision is not None}
-        diverged = {i for i in ending if (decision := decisions[i]) and decision.reason is StopReason.DIVERGED}
-        due = [i for i, lane in lanes.items() if i not in diverged and (i in ending or is_due(lane.num_epochs, every))]
-        try:
-            copies = cohort.first_filters(due)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            if self._has_memory:
-                _log.warning("filters of some epochs are not kept: the device has no memory for a copy")
-            self._has_memory = False
-            return
-        if copies and not self._has_memory:
-            _log.info("filters are kept again: the device has memory for a copy")
-            self._has_memory = True
-        for trial_id in due:
-            if trial_id in copies:
-                lane = lanes[trial_id]
-                lane.filters = lane.filters.added(lane.num_epochs, copies[trial_id], every)

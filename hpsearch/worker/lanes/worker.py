@@ -46,9 +46,10 @@ from hpsearch.worker.health.out_of_memory import OutOfMemory
 from hpsearch.worker.health.watchdog import Watchdog
 from hpsearch.worker.lanes.checkpointer import Checkpointer, EndStates
 from hpsearch.worker.lanes.epoch_writer import BestParameters, EpochEntry, EpochWriter, FilterFile, Written
+from hpsearch.worker.lanes.filter_keeper import FilterKeeper
 from hpsearch.worker.lanes.intake import Intake
 from hpsearch.worker.lanes.lane_count import LaneChoice
-from hpsearch.worker.lanes.trial import FilterKeeper, TrialInTraining, diagnose_ended, record_of
+from hpsearch.worker.lanes.trial import TrialInTraining, diagnose_ended, record_of
 from hpsearch.worker.lease_keeper import Presence
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.rounds import Advance, advance

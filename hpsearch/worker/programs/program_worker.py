@@ -35,9 +35,9 @@ from hpsearch.worker.lease_keeper import Presence
 from hpsearch.worker.ledger_access import LedgerAccess
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.programs.attempts import Attempts, Ended, News, NotStarted
+from hpsearch.worker.programs.ended_trials import EndedTrials
 from hpsearch.worker.programs.program_starts import ProgramStarts
 from hpsearch.worker.programs.program_trial import ProgramTrial
-from hpsearch.worker.programs.trial_ends import TrialEnds
 from hpsearch.worker.rounds import Advance, advance
 from hpsearch.worker.upkeep import Reaper, check_same_study, give_back_all
 
@@ -81,7 +81,7 @@ class ProgramWorker:
         self._program: ProgramSettings = definition.program
         self._origin = {"worker": self.name, "device": self.device}
         self._trials: dict[int, ProgramTrial] = {}  # with a process, or whose end is not written, by trial id
-        self._ends = TrialEnds(
+        self._ends = EndedTrials(
             attempts=self.attempts,
             program=self._program,
             metrics=self.metrics,

@@ -19,8 +19,8 @@ from hpsearch.store.connection.database import DatabaseAwayError
 from hpsearch.store.registration import Registration
 from hpsearch.store.rows.correct_images import read_correctness
 from hpsearch.study.study_file import parse_definition
+from hpsearch.worker.programs.ended_trials import ProgramsFailError
 from hpsearch.worker.programs.preparation import CannotStartError, prepare_program
-from hpsearch.worker.programs.trial_ends import ProgramsFailError
 
 REPORT = """
 report() { echo "{\\"step\\": $1, \\"value\\": $2}" > "$HPSEARCH_REPORTS"; }

@@ -31,10 +31,10 @@ from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.options import WorkerSettings
 from hpsearch.worker.programs.asked_parameters import AskedParameters, AskedTrial
 from hpsearch.worker.programs.attempts import Attempts, attempt_folders
+from hpsearch.worker.programs.ended_trials import ProgramsFailError
 from hpsearch.worker.programs.objective_check import check_objective
 from hpsearch.worker.programs.preparation import CannotStartError, describe_program, prepare_program
 from hpsearch.worker.programs.program_worker import ProgramWorker
-from hpsearch.worker.programs.trial_ends import ProgramsFailError
 
 STRATEGIES = ["random", "qmc", "tpe", "gp", "cmaes"]
 
@@ -500,7 +500,7 @@ def test_a_stop_gives_the_trial_back_with_its_values(new_bench: NewBench) -> Non
     assert second.value == second.params["x"] == first.params["x"]
 
 
-def test_a_worker_that_loses_a_trial_ends_its_objective_and_the_next_one_has_the_same_values(
+def test_a_worker_that_loses_a_ended_trials_its_objective_and_the_next_one_has_the_same_values(
     new_bench: NewBench, execute: Callable[..., Any]
 ) -> None:
     bench = new_bench(

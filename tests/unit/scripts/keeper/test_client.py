@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
+from hpsearch.scripts.keeper import client
 from hpsearch.scripts.keeper.client import Ended, Event, Keeper, KeeperLost, NotStarted, Started, StartRequest
-from hpsearch.scripts.keeper.leftovers import KEEPER_TOKEN
+from hpsearch.scripts.keeper.dead_keeper import KEEPER_TOKEN
 from hpsearch.scripts.keeper.processes import read_process
 
 ROOT = Path(__file__).parents[4]
@@ -423,6 +424,22 @@ def test_a_killed_keeper_is_replaced_after_its_scripts_have_ended(scripts: Scrip
     assert find_marked(scripts.mark) in ([], [scripts.wait_for_event(Started, 2).pid])
     assert scripts.wait_for_event(Ended, 2).exit_code == 3
     assert scripts.keeper.pid != old
+
+
+def test_a_keeper_that_cannot_live_is_not_started_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = client._PROGRAM
+    monkeypatch.setattr(client, "_PROGRAM", "raise SystemExit(1)")
+    scripts = Scripts(tmp_path)
+    with scripts.keeper:
+        scripts.wait_for_event(KeeperLost)
+        time.sleep(0.5)
+        scripts.events += scripts.keeper.poll()
+        assert scripts.events == [KeeperLost()]
+        monkeypatch.setattr(client, "_PROGRAM", program)
+        scripts.shell(1, "exit 3")
+        assert scripts.wait_for_event(Ended, 1).exit_code == 3
 
 
 def test_a_keeper_that_is_killed_costs_the_worker_none_of_its_own_children(scripts: Scripts) -> None:

@@ -1,4 +1,4 @@
-"""What a keeper that died has left to its worker is recognised and ended here."""
+"""Ends what a dead keeper has left to its worker. What a script leaves is ended by its guardian (guardian.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The trials of one worker whose programs have ended, until that is written: counted, failed, or given back."""
+"""The trials of one worker whose programs have ended, until that is written: counted, failed, or given back.
+
+How a program has ended is decided by `failure` and `result` of `ProgramTrial` (program_trial.py).
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ class Failures:
 
 
 @dataclass(kw_only=True)
-class TrialEnds:
+class EndedTrials:
     """What has ended and is not written.
 
     Args:
