@@ -1,7 +1,7 @@
 """What the services of docker-compose.yml start: `compose_service.py password|study|worker|dashboard`.
 
     password  puts the database's password where the other services read it: a random one, or the user's own
-    study     checks all settings, registers the study of the study file, and writes its name down for the workers
+    study     checks all settings (`check_settings`), registers the study of the study file, and writes down its name
     worker    joins that study
     dashboard serves optuna-dashboard, and tells the address at which Compose publishes it
 

@@ -1,6 +1,7 @@
 """All errors that a user may see: one clear line, a hint, and an exit code.
 
-The command line catches `HpsearchError` once, prints `str(error)` and the hint, and exits with `exit_code`. Any other
+The command line catches `HpsearchError` once, prints `str(error)` and the hint, and exits with `exit_code`
+(`run_command_line` in cli/main.py, whose docstring lists all codes; 130, interrupted, has no class here). Any other
 exception that reaches the top is a bug and keeps its traceback.
 """
 

@@ -67,6 +67,7 @@ class RayProcess:
         self._name = name
         self._placed = actor.is_placed.remote()
         self._ended = actor.wait_for_end.remote()
+        self._lane_changes = actor.lane_changes.remote()
         self._waits_since = time.monotonic()
         self.end: WorkerEnd | None = None
 
@@ -92,6 +93,16 @@ class RayProcess:
                 self._finish(WorkerEnd(code=code, last_words=words[-1], final_error=words[-1], log="Ray's own"))
         assert self.end is not None
         return self.end.code
+
+    def lane_changes(self) -> list[str]:
+        """Return what the worker has logged about its lanes, as far as its node has answered the last question."""
+        if self.end is not None or not self._is_ready(self._lane_changes):
+            return []
+        answered, self._lane_changes = self._lane_changes, self._actor.lane_changes.remote()
+        try:
+            return list(self._ray.get(answered))
+        except (self._ray.exceptions.RayError, ConnectionError):  # `poll` tells what has become of the actor
+            return []
 
     def send_signal(self, number: int, /) -> None:
         """Send a signal to the worker; remove an actor that has no place yet, and thus no worker."""
@@ -138,7 +149,7 @@ class RayLauncher:
         actor_class = self.ray.remote(RayWorker).options(
             num_cpus=self.command.threads,
             num_gpus=self.num_gpus,
-            max_concurrency=2,  # one call waits for the worker's end, another one sends it a signal
+            max_concurrency=3,  # one call waits for the worker's end, others send it a signal and read its log
             max_restarts=-1,  # bounded by the point: one that kills its workers is given up
             max_task_retries=-1,
             scheduling_strategy="SPREAD",
@@ -159,8 +170,7 @@ class RayLauncher:
         return self._end(index).log
 
     def lane_changes(self, index: int) -> list[str]:
-        """Return nothing: the log is on the actor's node."""
-        return []
+        return self._processes[index].lane_changes()
 
     def shorten_log(self, index: int) -> None:
         """Does nothing: an actor shortens the log on its own node."""

@@ -76,6 +76,10 @@ class RayWorker:
                 return WorkerEnd(code=code, last_words=words, final_error=error, log=log)
             command.shorten_log(index)
 
+    def lane_changes(self) -> list[str]:
+        """Return what the worker has logged about its number of lanes since the last call."""
+        return [] if isinstance(self._process, HpsearchError) else self._command.lane_changes(self._index)
+
     def send_signal(self, number: int) -> None:
         """Send a signal to the worker, if it runs."""
         if isinstance(self._process, subprocess.Popen):

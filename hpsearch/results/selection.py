@@ -1,4 +1,4 @@
-"""The ways to choose a point. A module of its own, so that the command line need not import the code that chooses."""
+"""The names of the ways to choose a point. The code that chooses is `choose_point` in choice.py, which loads more."""
 
 from __future__ import annotations
 

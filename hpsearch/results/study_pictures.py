@@ -18,7 +18,7 @@ from hpsearch.errors import HpsearchError, InputError
 from hpsearch.results.pictures.judgement import Judgement, WrongImages
 from hpsearch.results.pictures.kept_filters import KeptFilters, has_filters, read_filters
 from hpsearch.results.pictures.overview import load_local_data
-from hpsearch.results.report.picture_figures import confusion_figure, filters_figure, wrong_images_figure
+from hpsearch.results.report.notebook_figures import confusion_figure, filters_figure, wrong_images_figure
 from hpsearch.results.summary import StudySummary
 from hpsearch.results.trial_summary import TrialSummary
 

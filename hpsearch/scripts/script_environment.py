@@ -1,7 +1,8 @@
 """The environment of a user's script: the worker's own, without what belongs to hpsearch, and what the trial is given.
 
 A script runs with the worker's rights, so this is no protection against a hostile one. It prevents that a script, its
-logs or a tool that uploads its environment receives the password of the study's database by accident.
+logs or a tool that uploads its environment receives the password of the study's database by accident. The trial's own
+variables come from `ProgramCall.environment` in worker/programs/program_call.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Stopping rules, which end a trial based on its own history alone, never on other trials.
 
-The worker has one `StoppingRule` per trial and calls `decide` after every epoch. A trial that a rule ends is COMPLETE
-with its best value (PRUNED if it diverged: docs/decisions/0003). Ending a trial because others are better is the task
-of `pruners`.
+The worker has one `StoppingRule` per trial and calls `decide` after every epoch (`take_in` in worker/lanes/trial.py). A
+trial that a rule ends is COMPLETE with its best value (PRUNED if it diverged: docs/decisions/0003). Ending a trial
+because others are better is the task of `pruners`.
 """
 
 from __future__ import annotations

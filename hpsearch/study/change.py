@@ -4,6 +4,8 @@ The values of a study are compared with each other, so everything that they depe
 same for all of them: data, model, training, stopping, pruning and seed. The search can be extended by more points, a
 wider grid or a larger budget. Trained points are kept. The one key of training that may change is max_epochs, upwards:
 trials that ended there go on. Of a study of programs, keys that say how they are run may change (`RUN_TIME_KEYS`).
+`register_study` (store/registration.py) refuses everything else, and `widen_study` (store/rows/widening.py) adds
+points.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     run = ["{python}", "train.py", "--lr={learning_rate}", "--seed={seed}"]
 
 `{name}` is replaced, `{{` and `}}` are braces. There is no shell and no other syntax. The command is checked when its
-study is created (`check_command`), so that a misspelt name is found before the first trial.
+study is created (`check_command`), so that a misspelt name is found before the first trial. The values come from
+`ProgramCall.values` in worker/programs/program_call.py; the keys of [command] are fields in study/program.py.
 """
 
 from __future__ import annotations

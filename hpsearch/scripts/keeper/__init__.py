@@ -11,7 +11,7 @@ prctl(2)): whatever descends from the script becomes a child of its guardian whe
 setsid, nohup or a double fork. A guardian ends its processes when the script's main process exits, when the keeper
 asks for it, and when the keeper is gone, which it sees as the end of file on its channel. There is no race in that:
 only the keeper holds the other end. The keeper ends everything when its worker is gone. Each level above is a
-subreaper, too, and kills what a killed level below has left (the worker's part is in `leftovers`).
+subreaper, too, and kills what a killed level below has left (the worker's part is in `dead_keeper`).
 
 Signals go only to children that have not been reaped, to the process groups of such children, and through pidfds, so
 a process id that was reused is never hit (`processes`).

@@ -3,7 +3,7 @@
 `training/device_memory` recognises the error, and says how much memory is free. The worker then gives all of its trials
 back, and takes them up again in at most half as many lanes. A trial that runs out of memory alone counts as crashed,
 and is given up after MAX_CRASHES attempts. Elsewhere a shortage costs less: a checkpoint is left out
-(`worker/checkpointer`).
+(`worker/lanes/checkpointer`).
 """
 
 from __future__ import annotations

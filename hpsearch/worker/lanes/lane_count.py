@@ -1,7 +1,8 @@
 """How many lanes a cohort has: a fixed number, or one that is learned from the epochs that the worker trains.
 
-A model of the device chooses the first number. Every epoch is then a reading of the time per trial with the lanes that
-were busy (`training/lanes/lane_times`). Nothing but the number of lanes depends on it.
+A lane is the place of one trial in the batched computation of a cohort. A model of the device chooses the first number.
+Every epoch is then a reading of the time per trial with the lanes that were busy (`training/lanes/lane_times`). Nothing
+but the number of lanes depends on it.
 """
 
 from __future__ import annotations

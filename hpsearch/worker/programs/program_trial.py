@@ -1,4 +1,7 @@
-"""One trial that is a program: what it has reported, why it is ended, and what is written when it has ended."""
+"""One trial that is a program: what it has reported, why it is ended, and what is written when it has ended.
+
+`EndedTrials` (ended_trials.py) writes it: the trial is counted, failed or given back.
+"""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 class Run:
     """`hpsearch run --on ray` of a study of its own in a process of its own."""
 
-    def __init__(self, folder: Path, database_url: str, address: str) -> None:
+    def __init__(self, folder: Path, database_url: str, address: str, *, lanes: str = "1") -> None:
         self.name = f"on-ray-{uuid.uuid4().hex[:8]}"
         self.database_url = database_url
         self.gate = folder / "gate"
@@ -121,7 +121,19 @@ class Run:
         self.error_file = folder / "stderr"
         with self.error_file.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "hpsearch", "run", study_file, "--on", "ray", "--workers", "2", "--lanes", "1"],
+                [
+                    sys.executable,
+                    "-m",
+                    "hpsearch",
+                    "run",
+                    study_file,
+                    "--on",
+                    "ray",
+                    "--workers",
+                    "2",
+                    "--lanes",
+                    lanes,
+                ],
                 env={
                     **os.environ,
                     "HPSEARCH_STORAGE": database_url,
@@ -210,6 +222,22 @@ def test_every_point_counts_once_though_an_actor_is_killed_and_a_node_is_lost(ru
     counted = run.trials(TrialState.COMPLETE)
     assert sorted(trial.user_attrs["point"] for trial in counted) == list(range(NUM_POINTS))
     assert all(len(trial.intermediate_values) == NUM_EPOCHS for trial in counted)
+
+
+def test_the_lines_about_lanes_come_from_the_nodes(tmp_path: Path, database_url: str, cluster: Any) -> None:
+    run = Run(tmp_path, database_url, cluster.address, lanes="auto")
+    try:
+        told = run.error_file.read_text
+        run.wait_until(lambda: "worker 0: " in told() and "worker 1: " in told(), "both workers tell their lanes")
+        run.gate.touch()
+        code, _ = run.finish()
+    finally:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.communicate(timeout=240)
+    assert code == 0, told()
+    lines = [line for line in told().splitlines() if line.startswith("worker ")]
+    assert all(" lane" in line for line in lines)
 
 
 def test_sigterm_gives_the_trials_back_and_leaves_no_worker(run: Run) -> None:

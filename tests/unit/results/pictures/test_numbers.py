@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 from hpsearch.data.splits import Split
 from hpsearch.results.pictures.judgement import Judgement
 from hpsearch.results.pictures.kept_filters import KeptFilters, roughness_of
-from hpsearch.results.report.picture_figures import confusion_figure, wrong_images_figure
+from hpsearch.results.report.notebook_figures import confusion_figure, wrong_images_figure
 
 ROWS, COLUMNS = np.mgrid[:28, :28]
 
