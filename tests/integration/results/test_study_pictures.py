@@ -213,7 +213,7 @@ def test_a_study_of_nothing_complete_has_no_pictures(tables_url: str, bench: Pic
 def test_the_example_of_the_document_is_a_program_that_works(
     bench: PictureBench, tables_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    document = (Path(__file__).parents[2] / "docs" / "pictures.md").read_text()
+    document = (Path(__file__).parents[3] / "docs" / "pictures.md").read_text()
     program = "\n".join(re.findall(r"^```python\n(.*?)^```", document, flags=re.MULTILINE | re.DOTALL))
     assert "hpsearch.load" in program
     bench.train(bench.prepare("digits-small", search={"learning_rate": [0.2, 0.1, 0.05]}))
