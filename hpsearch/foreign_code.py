@@ -1,4 +1,4 @@
-"""Run a user's code in this process: find a function by its name, and restore the process-wide state that it changes.
+"""Run a user's code in this process: find a function by name, and restore the process-wide state that the code changes.
 
 The code is a network's factory or a loader of data. An import may parse the command line, replace signal handlers, turn
 warnings into errors or change torch's defaults. The user's code does not see our command-line arguments, and its

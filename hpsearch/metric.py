@@ -2,6 +2,7 @@
 
 A metric's value is what Optuna, tables, plots and JSON show, in its own unit and direction. Its loss is what hpsearch
 compares: lower is better for every metric. Shares (errors) are stored as fractions and shown in percent.
+`critical_t` is for intervals of a mean over seeds or groups.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 After the first signal, the epoch in progress may finish if that takes only seconds, so that its trials can be
 checkpointed in their current state; otherwise it is interrupted (the trials resume from their last checkpoint
-elsewhere). A second signal ends the process immediately. STOP_SECONDS is what a stop may take; the parts of its steps
-stand below it.
+elsewhere). A second signal ends the process immediately. STOP_SECONDS is what a stop may take; the share of each
+step is listed below it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The table of the forms of data, `FORMS`, which resolves the `dataset` key of a study file to a data set."""
+"""`FORMS`, the table of the forms of data, and the look-up of a study file's `dataset` in it."""
 
 from __future__ import annotations
 

@@ -95,11 +95,14 @@ class RayProcess:
         return self.end.code
 
     def lane_changes(self) -> list[str]:
-        """Return what the worker has logged about its lanes, as far as its node has answered the last question."""
-        if self.end is not None or not self._is_ready(self._lane_changes):
-            return []
-        answered, self._lane_changes = self._lane_changes, self._actor.lane_changes.remote()
+        """Return what the worker has logged about its lanes, if its node has answered the last call's question by now.
+
+        What it logs last, when it ends, is not fetched any more.
+        """
         try:
+            if self.end is not None or not self._is_ready(self._lane_changes):
+                return []
+            answered, self._lane_changes = self._lane_changes, self._actor.lane_changes.remote()
             return list(self._ray.get(answered))
         except (self._ray.exceptions.RayError, ConnectionError):  # `poll` tells what has become of the actor
             return []

@@ -9,6 +9,7 @@ import contextlib
 import os
 import platform
 import subprocess
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -50,6 +51,7 @@ class RayWorker:
         os.environ.update(variables)
         self._command = replace(command, log_folder=log_folder())  # of this node
         self._index = index
+        self._log_lock = threading.Lock()  # one thread of the actor shortens the log that another one reads
         self._process: subprocess.Popen[bytes] | HpsearchError
         try:
             if place is not None:
@@ -74,11 +76,13 @@ class RayWorker:
                 code = self._process.wait(timeout=_LOOK_SECONDS)
                 words, error = command.last_words(index), command.final_error(index)
                 return WorkerEnd(code=code, last_words=words, final_error=error, log=log)
-            command.shorten_log(index)
+            with self._log_lock:
+                command.shorten_log(index)
 
     def lane_changes(self) -> list[str]:
         """Return what the worker has logged about its number of lanes since the last call."""
-        return [] if isinstance(self._process, HpsearchError) else self._command.lane_changes(self._index)
+        with self._log_lock:
+            return self._command.lane_changes(self._index)
 
     def send_signal(self, number: int) -> None:
         """Send a signal to the worker, if it runs."""

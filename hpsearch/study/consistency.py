@@ -14,11 +14,11 @@ OWN_KEYS: Final = choices_by_key(STRATEGIES)  # keys of [search] that only some 
 
 
 def check_stopping(stopping: StoppingSettings, metric: Metric, name: str, group: str | None) -> None:
-    """A rule that compares two validations of a trial needs a test for them.
+    """A rule that compares two validations of a trial needs a test for them, and rows that are independent.
 
     Args:
         name: of the metric in the study file.
-        group: `data.group`; None also for a stored definition, which may be of a version without this check.
+        group: `data.group`; None: rows are not grouped, or that is not to be checked.
     """
     if stopping.rule != "significance":
         return
@@ -94,7 +94,7 @@ def check_search(search: SearchSettings, *, has_dimensions: bool) -> None:
 
 
 def check_num_points(search: SearchSettings, number: int) -> None:
-    """Refuse more points than `search.max_points`, which saves from a slip of the pen."""
+    """Refuse more points than `search.max_points`, which guards against a slip of the pen."""
     if number > search.max_points:
         raise ValueError(
             f"the {'grid' if search.strategy == 'grid' else 'search'} has {number:,} points, "

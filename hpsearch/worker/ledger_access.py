@@ -1,4 +1,4 @@
-"""How a worker asks the ledger: one that has something to train does not wait for a database that is away."""
+"""How a worker asks the ledger: one that has trials in work does not wait for a database that is away."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpsearch.store.connection.database import DatabaseAwayError
 T = TypeVar("T")
 D = TypeVar("D")
 
-ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there is something to train
+ASK_AGAIN_SECONDS = 2.0  # between two questions to a database that is away, while there are trials in work
 
 
 @final
@@ -23,7 +23,7 @@ class LedgerAccess:
 
     Args:
         ledger: in the worker's name; it waits for the database.
-        is_busy: whether the worker has something to train.
+        is_busy: whether the worker has trials in work, so that it must not wait.
         is_behind: whether the worker's writes wait for the database.
     """
 
@@ -37,7 +37,7 @@ class LedgerAccess:
         self.brief = replace(self.ledger, database=self.ledger.database.brief())
 
     def ask(self, question: Callable[[Ledger], T], default: D) -> T | D:
-        """Ask the ledger. With something to train, do not wait: return the default if the database is away."""
+        """Ask the ledger. With trials in work, do not wait: return the default if the database is away."""
         if not self.is_busy():
             return question(self.ledger)
         if self.is_away:

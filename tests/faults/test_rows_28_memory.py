@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,15 +56,20 @@ def group() -> Iterator[MemoryGroup]:
     else:
         root, names = Path("/sys/fs/cgroup"), ("memory.current", "memory.max", "max")
     parent = root / own.get("memory", own.get("", "/")).lstrip("/")
-    folder = (parent if parent.exists() else root) / "hpsearch-test"
+    folder = (parent if parent.exists() else root) / f"hpsearch-test-{os.getpid()}"
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
     except OSError as error:
         pytest.skip(f"no control group can be made in {folder.parent}: {error.strerror}")
     if not (folder / names[0]).exists():
         folder.rmdir()
         pytest.skip(f"{folder.parent} does not control memory")
-    yield MemoryGroup(folder, usage=names[0], limit=names[1], unlimited=names[2])
+    group = MemoryGroup(folder, usage=names[0], limit=names[1], unlimited=names[2])
+    yield group
+    group.leave_all()
+    for pid in (folder / "cgroup.procs").read_text().split():  # of a test that failed
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
     wait_until(lambda: not (folder / "cgroup.procs").read_text(), "no process is left in the group", told=lambda: "")
     folder.rmdir()
 
@@ -71,13 +79,13 @@ def test_row_28_a_worker_that_is_killed_for_memory_comes_back_with_half_the_lane
 ) -> None:
     study_file = arena.folder / "study.toml"
     sections = {
-        "data": {"dataset": "mnist", "train_samples": 10_000},
+        "data": {"dataset": "mnist", "train_samples": 20_000},
         "model": {"hidden_units": 100},
-        "training": {"batch_size": 5},
+        "training": {"batch_size": 5, "max_epochs": 1},
         "search": {"strategy": "random", "num_points": NUM_POINTS, "learning_rate": {"log10": [-3, -1]}},
     }
     document = arena.document(1, max_epochs=1)
-    study_file.write_text(tomli_w.dumps({**document, **sections, "training": {"batch_size": 5, "max_epochs": 1}}))
+    study_file.write_text(tomli_w.dumps({**document, **sections}))
     arena.num_points = NUM_POINTS
     environment = {**arena.environment, "HPSEARCH_STORAGE": arena.storage_url, "HPSEARCH_DATA": str(mnist_folder)}
     words = ["run", str(study_file), "--device", "cpu"]
@@ -96,8 +104,7 @@ def test_row_28_a_worker_that_is_killed_for_memory_comes_back_with_half_the_lane
     def output_text() -> str:
         return (arena.folder / "output").read_text()
 
-    wait_until(tried, "a worker trains more lanes than ever before", told=output_text)
-    (number,) = tried()
+    (number,) = wait_until(tried, "a worker trains more lanes than ever before", told=output_text)
     group.leave_only(SPARE_BYTES)
     hog = group.start(sys.executable, "-c", HOG)
     wait_until(lambda: any(case.get("most") == max(1, number // 2) for case in cases()), "half", told=output_text)

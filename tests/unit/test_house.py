@@ -34,9 +34,9 @@ def test_a_module_that_a_text_names_exists() -> None:
     folders = {file.rpartition("/")[0] for file in files}
     rooms = {folder.name for folder in PACKAGE.rglob("*") if folder.is_dir()}
     unknown = set()
-    for file in PACKAGE.rglob("*.py"):
+    for file in (*PACKAGE.rglob("*.py"), *ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md"):
         text = file.read_text(encoding="utf-8")
-        for name in re.findall(r"(?<![\w/.{}-])(?:[a-z_]+/)*[a-z_0-9]+\.py\b", text):
+        for name in re.findall(r"(?<![\w/.{}-])(?:[a-z_]+/)*[a-z_0-9]+\.py\b", text) if file.suffix == ".py" else ():
             if name not in FOREIGN and not any(known.endswith(f"/{name}") for known in files):
                 unknown.add((file.name, name))
         for name in re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+)`", text):
@@ -47,16 +47,14 @@ def test_a_module_that_a_text_names_exists() -> None:
 
 
 def test_the_docstring_of_a_folder_names_what_is_there() -> None:
+    """A module or a folder here or above, or what a module of this folder defines."""
     unknown = set()
     for init in PACKAGE.rglob("__init__.py"):
-        files = list(init.parent.rglob("*"))
-        names = {file.stem for file in files}
-        text = "\n".join(file.read_text(encoding="utf-8") for file in files if file.suffix == ".py")
-        defined = set(re.findall(r"^ *(?:def|class) (\w+)|^ *(\w+)\b ?[:=]", text, re.MULTILINE))
-        names |= {name for pair in defined for name in pair}
+        texts = [file.read_text(encoding="utf-8") for file in init.parent.glob("*.py")]
+        defined = {name for text in texts for name in re.findall(r"^(?:def|class) (\w+)", text, re.MULTILINE)}
         documented = init.read_text(encoding="utf-8").split('"""')[1]
-        for name in re.findall(r"`([a-z_]\w*)/?`", documented):
-            elsewhere = next(PACKAGE.rglob(name), None) or next(PACKAGE.rglob(f"{name}.py"), None)
-            if name not in names and (elsewhere is None or elsewhere.parent not in init.parents):
+        for name in set(re.findall(r"`([a-z_]\w*)/?`", documented)) - defined:
+            places = [place for folder in init.parents for place in (folder / name, folder / f"{name}.py")]
+            if not any(place.exists() for place in places):
                 unknown.add((str(init.parent.relative_to(PACKAGE)), name))
     assert unknown == set()

@@ -1,4 +1,4 @@
-"""The ledger of the vault: every opening of a study's test set, with its number.
+"""The table of the vault: every opening of a study's test set, with its number.
 
 The intent, committed before (intents.py), determines the number of the opening. An opening is unique by a database
 constraint (study_id, opening): a second process gets the record of the first. Rows are kept when their study is

@@ -1,4 +1,4 @@
-"""The report: one HTML file with what a study searched, its results and its cost. `SECTIONS` is the order.
+"""The report: one HTML file with what a study searched, its results and its cost; `SECTIONS` lists them in order.
 
 The file works without a network: it contains plotly.js, styles and numbers, and its content security policy forbids
 any external resource. Every text from a study or a worker is escaped: by jinja2 in the page, by `plot_text` in plots.

@@ -1,7 +1,8 @@
 """The keeper: a small process that starts the scripts of one worker and ends everything that descends from them.
 
 The worker starts it before it loads anything heavy, with one end of a SOCK_SEQPACKET pair (`client`). The process runs
-`service`, without site-packages: it imports the standard library and modules of this package that do the same.
+`service` in isolation (-I -S, an empty environment): it imports the standard library and modules of this package that
+do the same; the folder of hpsearch comes last in its path.
 
     worker --- keeper --- guardian --- script --- its descendants
                      \\--- guardian --- script --- ...

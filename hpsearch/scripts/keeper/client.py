@@ -117,6 +117,7 @@ class Keeper:
         self._lock = threading.Lock()  # of all below
         self._is_up = False
         self._is_closing = False
+        self._closing = threading.Event()  # the same, for a thread that waits
         self._running: dict[int, float] = {}  # grace seconds by key
         self._pids: dict[int, int] = {}  # of main processes, by key
         self._waiting: collections.deque[_Request] = collections.deque()  # until a new keeper is up
@@ -191,6 +192,7 @@ class Keeper:
             if self._is_closing:
                 return
             self._is_closing = True
+            self._closing.set()
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)  # the keeper reads an end of file; its events still arrive
         self._thread.join(self._longest_grace + _EXIT_SECONDS)
@@ -256,8 +258,8 @@ class Keeper:
             self._socket.close()
             for key in lost:
                 self._put(Ended(key=key, exit_code=None, signal=signal.SIGKILL.value))
-            if time.monotonic() - self._launched_at < _SHORTEST_LIFE_SECONDS:
-                time.sleep(_RELAUNCH_SECONDS)  # the next one may fail at once, too
+            if is_lost and time.monotonic() - self._launched_at < _SHORTEST_LIFE_SECONDS:
+                self._closing.wait(_RELAUNCH_SECONDS)  # the next one may fail at once, too
             if not self._relaunch():
                 return
 
@@ -274,7 +276,7 @@ class Keeper:
                         self._send(request)
                         request.close()
                     return True
-            time.sleep(_RELAUNCH_SECONDS)
+            self._closing.wait(_RELAUNCH_SECONDS)
 
     def _read_events(self) -> None:
         with contextlib.suppress(ConnectionError):

@@ -13,7 +13,7 @@ MAX_DESCRIPTORS = 3  # of one start request: the memory file, the output, the ex
 class Message(enum.Enum):
     """What a message is about; its other values follow in this order."""
 
-    START = 1  # key, grace seconds; the descriptors come with it
+    START = 1  # key, grace seconds, number of descriptors, which come with it
     END = 2  # key, grace seconds; None: those of the start request
     STARTED = 3  # key, pid
     NOT_STARTED = 4  # key, errno, text

@@ -126,7 +126,7 @@ class LearnedLanes:
 
     Args:
         num_sharing: number of workers on this machine, which share its main memory.
-        mix: what lanes of the study may mix (`measured_lane_counts.mix_of`).
+        mix: `measured_lane_counts.mix_of` the study.
         judging_bytes: memory that a lane needs for the judge of the study's metric (`training.judge.judging_bytes`).
         clock: seconds from any origin.
     """

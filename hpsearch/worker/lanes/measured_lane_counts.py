@@ -60,7 +60,7 @@ class LaneCase:
         """The case of a trial's cohort.
 
         Args:
-            mix: what trials of a cohort may have, as text (`mix_of`).
+            mix: `mix_of` the study.
         """
         model, training = CohortShape.of(settings).model, settings.training
         parts = [
@@ -71,13 +71,13 @@ class LaneCase:
             f"batch {training.batch_size}{' shuffled' if training.shuffle else ''}; {training.precision}",
             f"{data.num_train} images of {shape_text(data.example_shape)}{' in chunks' if data.is_chunked else ''}",
             f"{data.num_classes} classes",
-            mix,
+            *([mix] if mix else []),
         ]
         return cls(words="; ".join(parts))
 
 
 def mix_of(definition: StudyDefinition) -> str:
-    """What the lanes of a study may mix, and how it is judged: both decide what an epoch costs."""
+    """The optimizers that lanes of a study may mix, and its metric: both decide what an epoch costs."""
     searched = [dimension.values for dimension in definition.search.dimensions if dimension.name == "optimizer"]
     optimizers = searched[0] if searched else (definition.training.optimizer,)
     return f"optimizers {', '.join(sorted(map(str, optimizers)))}; metric {definition.metric}"

@@ -188,7 +188,7 @@ class Worker:
             return False
         if self._ledger.holdings.num_restarts != self._num_restarts:
             self._note_restart()
-        self._reaper.reap(self._intake.access)
+        self._reaper.reap(self._intake.access, is_idle=not self._lanes)
         try:
             self._intake.fill()
             if self._lanes:

@@ -37,7 +37,7 @@ from hpsearch.scripts.stored_folders import StoredFolders
 from hpsearch.scripts.streams import Streams
 from hpsearch.store.claims.claim import Claim
 from hpsearch.store.studies import StoredStudy
-from hpsearch.study.program import CommandSettings, ProgramSettings
+from hpsearch.study.program import CommandSettings
 from hpsearch.worker.programs.example_results import ExampleResults
 from hpsearch.worker.programs.folder_uploads import FolderUploads
 from hpsearch.worker.programs.program_call import ProgramCall, point_of
@@ -111,6 +111,7 @@ class Attempts(AbstractContextManager["Attempts"]):
         place: the folder in which the worker was started.
         upload_seconds: between two uploads of an attempt's folder to a bucket.
         secrets: values that no record of an output may show.
+        call: how the program of a trial is called.
     """
 
     def __init__(
@@ -126,9 +127,8 @@ class Attempts(AbstractContextManager["Attempts"]):
         upload_seconds: float,
         secrets: Collection[str] = (),
     ) -> None:
-        assert study.definition.program is not None
-        self._program: ProgramSettings = study.definition.program
-        self.call = ProgramCall(definition=study.definition, program=self._program, base=base, place=place)
+        self.call = ProgramCall(definition=study.definition, base=base, place=place)
+        self._program = self.call.program
         self._keeper = keeper
         self._artifacts = artifacts
         self._folders = folders
@@ -194,13 +194,14 @@ class Attempts(AbstractContextManager["Attempts"]):
 
     def _request_start(self, attempt: _Attempt, output: int) -> None:
         claim = attempt.claim
+        variables = self.call.environment(claim, attempt.folder, attempt.devices)
         channel = self._channels.open(claim.trial_id) if self.call.is_objective else None
         try:
             self._keeper.start(
                 StartRequest(
                     key=claim.trial_id,
                     argv=attempt.argv,
-                    environment=self.call.environment(claim, attempt.folder, attempt.devices),
+                    environment=variables,
                     folder=str(self.call.folder),
                     output=output,
                     extra=None if channel is None else channel.fileno(),

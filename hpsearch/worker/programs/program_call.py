@@ -24,15 +24,19 @@ class ProgramCall:
     """The call that all attempts of a study make, with the values of each.
 
     Args:
-        program: of the definition.
         base: the worker's environment.
         place: the folder in which the worker was started.
     """
 
     definition: StudyDefinition
-    program: ProgramSettings
     base: Mapping[str, str]
     place: Path
+
+    @property
+    def program(self) -> ProgramSettings:
+        program = self.definition.program
+        assert program is not None
+        return program
 
     @property
     def is_objective(self) -> bool:

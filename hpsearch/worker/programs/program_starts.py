@@ -73,6 +73,7 @@ class ProgramStarts:
         self._start_again_at = 0.0
         self._refused: NotStarted | None = None
         self._num_refused = 0  # in a row
+        self.forget_history()
 
     def forget_history(self) -> None:
         """Forget what the sampler knows of other trials; it reads them again. Only a study that draws loads Optuna."""
@@ -116,7 +117,7 @@ class ProgramStarts:
                 hint="no attempt was spent; mend the command or this machine, and start the worker again",
             )
 
-    def keep(self, held: Collection[int]) -> None:
+    def drop_lost(self, held: Collection[int]) -> None:
         """Drop the claimed points whose trials are not among these, which the worker still holds."""
         for claim in [claim for claim in self.claimed if claim.trial_id not in held]:
             self._lose(claim)
@@ -139,7 +140,7 @@ class ProgramStarts:
     def fill(self) -> None:
         """Start points in all free slots, and claim some ahead if the programs are short."""
         while self.start_claimed() and not self.stop.is_set() and not self.access.is_away:
-            num_ahead = 0 if self._drawing is not None and self._drawing.learns else self._pace.num_ahead
+            num_ahead = 0 if self._learns else self._pace.num_ahead
             is_enough = len(self.claimed) > num_ahead // 2 or not num_ahead
             if (is_enough and not self.attempts.num_free) or time.monotonic() < self._claim_again_at:
                 return
@@ -153,7 +154,7 @@ class ProgramStarts:
     def _claim(self, ledger: Ledger, num_ahead: int) -> list[Claim]:
         """Claim points for all free slots, and so many more."""
         self._claim_token = self._claim_token or new_claim_token()
-        number = self._share(ledger, self.attempts.num_free + num_ahead - len(self.claimed))
+        number = 1 if self._learns else self.attempts.num_free + num_ahead - len(self.claimed)
         began = time.monotonic()
         claims = ledger.claim(number, token=self._claim_token, attributes=self.origin)
         self._claimed_at = began
@@ -164,9 +165,10 @@ class ProgramStarts:
             ledger.give_back([claim.hold for claim in again], UNDONE)
         return [claim for claim in claims if claim not in again]
 
-    def _share(self, ledger: Ledger, number: int) -> int:
-        """Sampling learns from ended trials, so a worker then claims one point at a time."""
-        return 1 if self._drawing is not None and self._drawing.learns else number
+    @property
+    def _learns(self) -> bool:
+        """Whether points are drawn from what has ended so far: then one point is claimed at a time."""
+        return self._drawing is not None and self._drawing.learns
 
     def _start(self, ledger: Ledger) -> bool:
         """Start the next claimed point. Return False if nothing more can be started now."""

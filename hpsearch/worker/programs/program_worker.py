@@ -27,7 +27,7 @@ from hpsearch.store.connection.database import Database, DatabaseAwayError
 from hpsearch.store.rows.trial_state import STOPPED_REASON
 from hpsearch.store.studies import StoredStudy, stored_definition
 from hpsearch.study.program import ProgramSettings
-from hpsearch.wording import first_line
+from hpsearch.wording import counted, first_line
 from hpsearch.worker.health.life_sign import WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.health.watchdog import Watchdog
@@ -138,7 +138,6 @@ class ProgramWorker:
         """Load samplers and pruners only for a study that has them: they load Optuna."""
         definition = self.study.definition
         self._competition = None
-        self._starts.forget_history()
         if definition.objective is not None:
             from hpsearch.worker.programs.objective_trials import ObjectiveTrials
 
@@ -184,7 +183,7 @@ class ProgramWorker:
                 trial.dismiss(reason)
             self.attempts.end(trial.claim.trial_id, self._program.grace_seconds)
         if running:
-            _log.info("%s: ends %d programs: %s", self.name, len(running), reason)
+            _log.info("%s: ends %s: %s", self.name, counted(len(running), "program"), reason)
         while self._running():
             news = self.attempts.news(0.2)
             if news.ended:  # a process that cannot be killed must not keep this worker alive for ever
@@ -201,7 +200,7 @@ class ProgramWorker:
         self._guard_lease()
         if self._ledger.holdings.num_restarts != self._num_restarts:
             self._note_restart()
-        self._reaper.reap(self._access)
+        self._reaper.reap(self._access, is_idle=not self._trials)
         for trial in self._running():
             trial.check_time()
         self._serve()
@@ -265,6 +264,7 @@ class ProgramWorker:
         if definition is None:
             return
         self._prepare_search()
+        self._starts.forget_history()
         self._num_restarts = num_restarts
         check_same_study(definition, self.study)
 
@@ -346,7 +346,7 @@ class ProgramWorker:
                 trial.recorded = reports[-1].step
                 del trial.unrecorded[: len(reports)]
         self._note_lost([i for i, trial in self._trials.items() if i not in held and not trial.is_lost])
-        self._starts.keep(held)
+        self._starts.drop_lost(held)
         self._prune()
         self._answer()
         self._ends.write(ledger)

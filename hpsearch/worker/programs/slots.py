@@ -1,7 +1,7 @@
 """How many programs a worker runs at once, and how many points it claims ahead.
 
 A point that is claimed and not started keeps other workers from it, so there are none ahead unless the programs take
-less than a second, and then only as many as are started within a fraction of a second.
+less than two seconds, and then only as many as are started within a fraction of a second.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def test_the_definitions_own_stopping_rule_ends_a_trial_as_complete() -> None:
     assert len(curve(trial)) < 50
 
 
-def test_significance_may_decide_when_a_ended_trials() -> None:
+def test_significance_may_decide_when_a_trial_ends() -> None:
     stopping = {"rule": "significance", "patience": 20, "significance_level": 0.01}
     (trial,) = optimize(make_objective(stopping=stopping, training={"max_epochs": 200}), [{"learning_rate": 0.1}])
     assert trial.user_attrs["stop_reason"] == "patience-exhausted"

@@ -221,7 +221,7 @@ def test_asha_rungs_reach_the_database(bench: Callable[..., Bench]) -> None:
     assert all("completed_rung_0" in trial.system_attrs for trial in study.counted())
 
 
-def test_a_diverging_ended_trials_alone(bench: Callable[..., Bench]) -> None:
+def test_a_diverging_trial_ends_alone(bench: Callable[..., Bench]) -> None:
     model = {"activation": "relu"}  # tanh would saturate and stay finite
     with_it = bench(model=model, search={"learning_rate": [0.1, 1e9, 0.02], "lambda_2": [0.0]})
     with_it.worker(lanes=3).run()
@@ -943,7 +943,7 @@ def test_a_point_that_never_fits_is_given_up_and_the_others_are_trained(
     assert f"tester: {alone}" in caplog.messages
 
 
-def test_a_device_without_room_for_any_ended_trials_the_worker_before_all_points_are_given_up(
+def test_a_device_without_room_for_any_trial_ends_the_worker_before_all_points_are_given_up(
     bench: Callable[..., Bench],
 ) -> None:
     study = bench()

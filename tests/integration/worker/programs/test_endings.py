@@ -209,6 +209,17 @@ def test_an_outage_after_trials_were_counted_costs_no_folder(programs: Any, monk
     assert [path.parts[-3] for path in programs.folder.glob("attempts/*/*/*/model")] == ["point-000000"]
 
 
+def test_a_slot_that_falls_free_is_no_reason_to_look_for_lost_trials(
+    programs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    reap = Ledger.reap
+    monkeypatch.setattr(Ledger, "reap", lambda ledger: looks.append(reap(ledger)) or 0)
+    trials = programs.run(REPORT + "report 1 0.5", list(range(8)))
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 8
+    assert len(looks) <= 3  # at the beginning and at the end
+
+
 def test_a_machine_without_descriptors_to_spare_is_asked_again(programs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     errors = [errno.EMFILE, errno.ENFILE]
 

@@ -500,7 +500,7 @@ def test_a_stop_gives_the_trial_back_with_its_values(new_bench: NewBench) -> Non
     assert second.value == second.params["x"] == first.params["x"]
 
 
-def test_a_worker_that_loses_a_ended_trials_its_objective_and_the_next_one_has_the_same_values(
+def test_a_worker_that_loses_a_trial_ends_its_objective_and_the_next_one_has_the_same_values(
     new_bench: NewBench, execute: Callable[..., Any]
 ) -> None:
     bench = new_bench(

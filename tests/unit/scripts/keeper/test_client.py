@@ -426,11 +426,23 @@ def test_a_killed_keeper_is_replaced_after_its_scripts_have_ended(scripts: Scrip
     assert scripts.keeper.pid != old
 
 
+def test_a_keeper_that_is_closed_at_once_costs_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_RELAUNCH_SECONDS", WAIT_SECONDS)
+    with Keeper():
+        pass
+    monkeypatch.setattr(client, "_PROGRAM", "raise SystemExit(1)")
+    started = time.monotonic()
+    with Keeper() as keeper:
+        assert keeper.poll(WAIT_SECONDS) == [KeeperLost()]
+    assert time.monotonic() - started < WAIT_SECONDS
+
+
 def test_a_keeper_that_cannot_live_is_not_started_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = client._PROGRAM
     monkeypatch.setattr(client, "_PROGRAM", "raise SystemExit(1)")
+    monkeypatch.setattr(client, "_SHORTEST_LIFE_SECONDS", WAIT_SECONDS)  # of a busy machine
     scripts = Scripts(tmp_path)
     with scripts.keeper:
         scripts.wait_for_event(KeeperLost)
