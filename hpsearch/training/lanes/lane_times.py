@@ -24,6 +24,10 @@ PRIOR_WEIGHT = 0.1
 # The model of the device may underestimate the cost of calls by this factor. Without a second number of lanes, readings
 # cannot show it; twice as many lanes are then tried once.
 PRIOR_DOUBT = 4.0
+# Between two epochs of a cohort, whatever its lanes: they are recorded, and trials end and begin. That takes processor
+# time beside the training, which the model does not count. It decides only up to FEW_LANES, which cost little memory.
+TURN_SECONDS = 0.2
+FEW_LANES = 8
 _MOST_LANES = 512
 _MOST_PARTS = 4  # equal groups of the points that are considered beside powers of two
 
@@ -88,7 +92,8 @@ class LaneTimes:
             numbers |= {-(-limit // parts) for parts in range(2, _MOST_PARTS + 1)}
             horizon = max(self._horizon(), self._believed())
             near = [lanes for lanes in numbers if lanes <= horizon]
-            return self._smallest_good(near, lambda lanes: self._mean_seconds(limit, lanes))
+            best = self._smallest_good(near, lambda lanes: self._mean_seconds(limit, lanes))
+            return best if self._is_contradictable() else self._at_least_few(best, near, limit)
         candidates = {lanes for lanes in numbers if lanes <= self._horizon()}
         if self._num_accepted.get(current, 0) < 2:
             return current
@@ -161,13 +166,26 @@ class LaneTimes:
 
         A study of few points, read with few lanes, must not make the next one timid.
         """
-        if self._recent and 2 * min(self._recent) <= max(self._recent):
+        if self._is_contradictable():
             return 1
         return self._smallest_good(numbers_up_to(_MOST_LANES), self._prior.seconds)
 
+    def _is_contradictable(self) -> bool:
+        """Whether there are readings for two numbers so far apart that they show what more lanes bring."""
+        return bool(self._recent) and 2 * min(self._recent) <= max(self._recent)
+
+    def _at_least_few(self, best: int, numbers: Iterable[int], num_points: int) -> int:
+        """The best number, or the one up to FEW_LANES that is better by MARGIN with what each turn costs."""
+
+        def seconds(lanes: int) -> float:
+            return self._mean_seconds(num_points, lanes) + TURN_SECONDS * math.ceil(num_points / lanes) / num_points
+
+        few = min((lanes for lanes in sorted(numbers) if lanes <= FEW_LANES), key=seconds)
+        return few if best < few and seconds(few) * (1 + MARGIN) < seconds(best) else best
+
     def _is_worth_a_try(self, lanes: int) -> bool:
         """Whether a wrong prior could be the reason why twice as many lanes do not seem to help."""
-        if 2 * min(self._recent) <= max(self._recent):
+        if self._is_contradictable():
             return False
         doubtful = EpochCost(fixed=PRIOR_DOUBT * self._prior.fixed, per_lane=self._prior.per_lane)
         return doubtful.seconds(lanes) * (1 + MARGIN) < doubtful.seconds(lanes // 2)

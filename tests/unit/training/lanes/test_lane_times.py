@@ -19,6 +19,12 @@ costs = st.builds(
 )
 
 
+@pytest.fixture(autouse=True)
+def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs of these tests take any time: what a turn costs beside them has tests of its own."""
+    monkeypatch.setattr("hpsearch.training.lanes.lane_times.TURN_SECONDS", 0.0)
+
+
 def settled(times: LaneTimes, lanes: int, seconds: float) -> LaneTimes:
     """Two equal readings are accepted in any case."""
     times.observe(lanes, seconds)
@@ -198,3 +204,21 @@ def test_epochs_with_few_lanes_say_little_about_many() -> None:
     times = settled(LaneTimes(prior), 8, 13.5)
     settled(times, 7, 13.4)
     assert times.choose(LIMIT, 8) == 16
+
+
+@pytest.mark.parametrize(
+    ("per_lane", "num_points", "known", "lanes"),
+    [
+        (0.9, 6, {}, 6),  # LeNet on 5,000 images: of its own time, one lane is as good
+        (0.9, 1, {}, 1),
+        (0.9, 100, {}, 8),
+        (20.0, 100, {}, 1),  # a turn is nothing beside the epoch
+        (0.9, 6, {3: 0.95}, 6),
+        (0.9, 6, {1: 0.9, 2: 0.9}, 1),  # readings have a turn's cost in them
+    ],
+)
+def test_what_a_turn_costs_beside_the_training_is_worth_a_few_lanes(
+    per_lane: float, num_points: int, known: dict[int, float], lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpsearch.training.lanes.lane_times.TURN_SECONDS", 0.2)
+    assert LaneTimes(EpochCost(fixed=0.0, per_lane=per_lane), known).choose(num_points) == lanes

@@ -26,6 +26,12 @@ CPU = torch.device("cpu")
 Trial = Callable[..., TrialSettings]
 
 
+@pytest.fixture(autouse=True)
+def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs of these tests take any time: what a turn costs beside them has tests of its own."""
+    monkeypatch.setattr("hpsearch.training.lanes.lane_times.TURN_SECONDS", 0.0)
+
+
 def never() -> int:
     pytest.fail("the share is not needed")
 
