@@ -20,7 +20,7 @@ from hpsearch.training.lanes.device_model import (
     measure_speed,
     num_parameters,
 )
-from hpsearch.training.lanes.lane_times import EpochCost, LaneTimes
+from hpsearch.training.lanes.lane_times import FEW_LANES, EpochCost, LaneTimes
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network
 
@@ -88,10 +88,13 @@ def test_the_cost_of_calls_depends_on_minibatches_and_that_of_a_lane_on_its_size
     assert LaneTimes(cost(20, 10)).choose(512) > LaneTimes(cost(500, 100)).choose(512)
 
 
-def test_a_network_that_is_computed_lane_by_lane_gets_one_lane(data: Callable[[int], ResidentData]) -> None:
+def test_a_network_that_is_computed_lane_by_lane_gets_more_than_one_lane_only_for_its_turns(
+    data: Callable[[int], ResidentData],
+) -> None:
     cost = SPEED.epoch_cost(network(28, family="cnn"), data(28), 20, CPU)
     assert cost.fixed == 0.0
-    assert LaneTimes(cost).choose(512) == 1
+    assert LaneTimes(cost).choose(512) == FEW_LANES
+    assert LaneTimes(cost.times(1e6)).choose(512) == 1  # an epoch of many images
 
 
 def test_larger_networks_and_minibatches_take_more_memory() -> None:
