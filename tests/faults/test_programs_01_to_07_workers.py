@@ -222,7 +222,7 @@ def test_row_07_the_second_signal_ends_the_worker_at_once(programs: ProgramArena
     worker = programs.worker(faults=FAST)
     programs.wait_for_steps(1)
     worker.send(signal.SIGTERM)
-    wait_until(lambda: "ends 1 programs" in worker.said, "it ends its program")
+    wait_until(lambda: "ends 1 program" in worker.said, "it ends its program")
     started = time.monotonic()
     worker.send(signal.SIGTERM)
     assert worker.wait() == 128 + signal.SIGTERM
