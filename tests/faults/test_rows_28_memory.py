@@ -96,7 +96,11 @@ def test_row_28_a_worker_that_is_killed_for_memory_comes_back_with_half_the_lane
     lanes = arena.folder / "home" / "lanes"
 
     def cases() -> list[dict[str, object]]:
-        return [json.loads(file.read_text()) for file in lanes.glob("*.json")]
+        found = []
+        for file in lanes.glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile: the epoch has ended
+                found.append(json.loads(file.read_text()))
+        return found
 
     def tried() -> list[int]:
         return [int(str(case["lanes"])) for case in cases() if str(case["case"]).startswith("tried")]
