@@ -22,6 +22,7 @@ from hpsearch.store.studies import StoredStudy
 
 _log = get_logger("supervisor")
 
+_LOOK_SECONDS = 0.1  # between two looks whether a worker has ended
 MAX_RESTARTS = 5  # per worker, counted anew when a point is counted or given up
 
 
@@ -73,7 +74,7 @@ class Supervisor:
                 if progress.is_finished:
                     return progress
                 self._look_after_workers(progress.counts)
-                time.sleep(self.poll_seconds)
+                self._pause()
         finally:
             end_workers(self.processes.values(), stop_seconds(self.study.definition.program))
 
@@ -82,6 +83,16 @@ class Supervisor:
         """Exit codes of a worker that another one would end with, too. A program fails by itself, not its worker."""
         verdicts = (InputError.exit_code, SurroundingsError.exit_code)
         return (*verdicts, HpsearchError.exit_code) if self.study.definition.is_program else verdicts
+
+    def _pause(self) -> None:
+        """Wait until it is time for the next look at the study, or a worker has ended: it may have been the last."""
+        ends_at = time.monotonic() + self.poll_seconds
+        num_running = self._num_running()
+        while (left := ends_at - time.monotonic()) > 0 and self._num_running() == num_running:
+            time.sleep(min(_LOOK_SECONDS, left))
+
+    def _num_running(self) -> int:
+        return sum(process.poll() is None for process in self.processes.values())
 
     def _tell_lanes(self) -> None:
         for index in self.processes:

@@ -140,6 +140,15 @@ def test_workers_that_leave_in_peace_again_and_again_with_nothing_done_are_given
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.timeout(60)
+def test_the_end_of_a_worker_is_noticed_before_the_next_look_at_the_study(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    its_supervisor = supervisor(monkeypatch, tmp_path, "pass", [OPEN, DONE])
+    its_supervisor.poll_seconds = 3600.0
+    its_supervisor.run(lambda progress: None)
+
+
 def test_workers_are_kept_until_the_search_has_ended_and_not_only_its_round(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
