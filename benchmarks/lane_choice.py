@@ -6,9 +6,10 @@
     python -m benchmarks.lane_choice --previous ../old     # also auto of another checkout, with its own .venv
 
 Each run is `hpsearch run STUDY.toml --lanes N`, from the start of the process to its end, in a home whose PostgreSQL
-exists. A first run with 8 lanes is not counted: it fills the caches. `auto` knows nothing when it begins: what earlier
-runs have remembered is removed before. `auto again` is a second study in the same home. A run that takes LIMIT_RATIO
-times as long as the fastest of its study is ended, and counts with that time (the previous auto: four times as long).
+exists; another checkout has a home of its own. A first run with 8 lanes is not counted: it fills the caches. `auto`
+knows nothing when it begins: what earlier runs have remembered is removed before. `auto again` is a second study in the
+same home. A run that takes LIMIT_RATIO times as long as the fastest of its study is ended, and counts with that time
+(the previous auto: four times as long).
 What took DROP_RATIO times as long as the best fixed number is not run in the next rounds, except `auto`: a fixed number
 will not be the best, and the previous auto has lost.
 """
@@ -21,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,12 +97,12 @@ class Study:
         """Run the study once; returns seconds from the process's start to its end, at most the limit."""
         self._num_runs += 1
         is_auto = contender in (AUTO, AGAIN, PREVIOUS)
-        if contender in (AUTO, PREVIOUS):
-            shutil.rmtree(self.home / "lanes", ignore_errors=True)
-        python = sys.executable
+        python, home = sys.executable, self.home
         if contender == PREVIOUS:
             assert self.previous is not None
-            python = str(self.previous / ".venv/bin/python")
+            python, home = _python_of(self.previous), _home_of_previous(self.home)
+        if contender in (AUTO, PREVIOUS):
+            shutil.rmtree(home / "lanes", ignore_errors=True)
         words = ["--lanes", "auto" if is_auto else contender]
         for override in (f"name={self.name}-{self._num_runs}", *self.overrides):
             words += ["--set", override]
@@ -108,7 +110,7 @@ class Study:
         limit = (LIMIT_RATIO_OF_PREVIOUS if contender == PREVIOUS else LIMIT_RATIO) * self._fastest
         started = time.perf_counter()
         try:
-            summary = json.loads(run_program(contender, command, environment_of(self.home), limit))
+            summary = json.loads(run_program(contender, command, environment_of(home), limit))
         except HpsearchError as error:
             if "did not end within" not in str(error):
                 raise
@@ -133,7 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with _beside(is_wanted=options.beside):
         for path in _chosen("10" if options.tiny else options.studies):
             with scratch_folder() as home:
-                _create_database(home)
+                _create_database(home, sys.executable, path)
+                if options.previous is not None:
+                    _create_database(_home_of_previous(home), _python_of(options.previous), path)
                 study = Study(path=path, home=home, previous=options.previous, fixed=fixed, overrides=overrides)
                 seconds = study.measure(rounds)
             found = summarise(study.name, seconds, study.epochs)
@@ -165,10 +169,20 @@ def summarise(study: str, seconds: dict[str, list[float]], epochs: dict[str, int
     return [*measured.values(), Measurement(name=f"{study}, rate of auto", unit="trial-epochs/s", values=rate), *ratios]
 
 
-def _create_database(home: Path) -> None:
-    """Run the smallest study in this home, which creates its PostgreSQL."""
-    smallest = ["--set", "data.dataset=digits", "--set", "training.max_epochs=1", "--lanes", "1", "--device", "cpu"]
-    command = [sys.executable, "-m", "hpsearch", "run", str(STUDIES / "02-one-point.toml"), "--json", *smallest]
+def _python_of(checkout: Path) -> str:
+    return str(checkout / ".venv/bin/python")
+
+
+def _home_of_previous(home: Path) -> Path:
+    """Where the other checkout has its PostgreSQL: its tables may be of another version."""
+    return home / "previous"
+
+
+def _create_database(home: Path, python: str, study: Path) -> None:
+    """Run the smallest study on the data of this one, which creates the home's PostgreSQL and reads the images."""
+    dataset = tomllib.loads(study.read_text())["data"]["dataset"]
+    smallest = ["--set", f"data.dataset={dataset}", "--set", "training.max_epochs=1", "--lanes", "1", "--device", "cpu"]
+    command = [python, "-P", "-m", "hpsearch", "run", str(STUDIES / "02-one-point.toml"), "--json", *smallest]
     run_program("the smallest study", command, environment_of(home))
 
 

@@ -33,7 +33,9 @@ __all__ = [
     "NoImprovementPruner",
     "SignificancePatiencePruner",
     "build_pruner",
+    "first_look",
     "is_competitive",
+    "prunable_part",
     "report_correctness",
 ]
 
@@ -41,6 +43,16 @@ __all__ = [
 def is_competitive(settings: PruningSettings) -> bool:
     """Whether the pruner compares trials. If not, a worker need not read the curves of other trials."""
     return settings.pruner != "none"
+
+
+def first_look(settings: PruningSettings) -> int:
+    """The first epoch after which a pruner that compares trials may end one."""
+    return max(settings.warmup_epochs + 1, settings.min_epochs)
+
+
+def prunable_part(settings: PruningSettings, max_epochs: int) -> float:
+    """The part of a trial's epochs that come after the pruner's first look; 0 if there is no pruner."""
+    return max(0.0, 1.0 - first_look(settings) / max_epochs) if is_competitive(settings) else 0.0
 
 
 def build_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:
