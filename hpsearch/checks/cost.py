@@ -7,13 +7,13 @@ import time
 from hpsearch.checks.finding import Finding, Verdict, line_for, line_in
 from hpsearch.checks.samples import CPU, NEVER, CheckedModel
 from hpsearch.data.resident import ResidentData
-from hpsearch.search.pruners import first_look, is_competitive, prunable_part
+from hpsearch.search.pruners import first_look, is_competitive
 from hpsearch.study.corners import model_settings
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.device_model import measure_speed
-from hpsearch.training.lanes.lane_times import LaneTimes, Share
+from hpsearch.training.lanes.lane_times import LaneTimes
 from hpsearch.wording import counted, format_seconds
 
 MEASURED_SECONDS = 2.0  # about; an epoch is shortened to it
@@ -28,14 +28,7 @@ def check_cost(model: CheckedModel) -> Finding:
     batch_size = model.settings.training.batch_size
     prior = measure_speed(CPU).epoch_cost(model.network, data, batch_size, CPU)
     num_fitting = model.fitting_lanes(batch_size)
-    prunable = prunable_part(definition.pruning, model.settings.training.max_epochs)
-    share = Share(
-        points=max(1, min(MOST_LANES, definition.num_points, num_fitting)),
-        all_points=definition.num_points,
-        prunable=prunable,
-        startup=definition.pruning.startup_trials,
-    )
-    num_lanes = LaneTimes(prior).choose(share.points, epochs=share.epochs)
+    num_lanes = LaneTimes(prior).choose(max(1, min(MOST_LANES, definition.num_points, num_fitting)))
     per_trial_epoch = _measure(model, data, num_lanes, predicted=num_lanes * prior.seconds(num_lanes))
     num_points, whole = _points_with_this_network(definition)
     least, most = (

@@ -35,7 +35,6 @@ __all__ = [
     "build_pruner",
     "first_look",
     "is_competitive",
-    "prunable_part",
     "report_correctness",
 ]
 
@@ -48,11 +47,6 @@ def is_competitive(settings: PruningSettings) -> bool:
 def first_look(settings: PruningSettings) -> int:
     """The first epoch after which a pruner that compares trials may end one."""
     return max(settings.warmup_epochs + 1, settings.min_epochs)
-
-
-def prunable_part(settings: PruningSettings, max_epochs: int) -> float:
-    """The part of a trial's epochs that come after the pruner's first look; 0 if there is no pruner."""
-    return max(0.0, 1.0 - first_look(settings) / max_epochs) if is_competitive(settings) else 0.0
 
 
 def build_pruner(settings: PruningSettings, max_epochs: int) -> BasePruner:

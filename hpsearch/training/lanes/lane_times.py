@@ -28,9 +28,6 @@ PRIOR_DOUBT = 4.0
 # time beside the training, which the model does not count. It decides only up to FEW_LANES, which cost little memory.
 TURN_SECONDS = 0.2
 FEW_LANES = 8
-# Of the epochs that a pruner could save, the part that it saves. The median ends half of the trials at its first look,
-# and more later; in the two studies of docs/performance.md, all but the first ones.
-SAVED = 2 / 3
 _MOST_LANES = 512
 _MOST_PARTS = 4  # equal groups of the points that are considered beside powers of two
 
@@ -48,37 +45,6 @@ class EpochCost:
 
     def times(self, factor: float) -> EpochCost:
         return EpochCost(fixed=self.fixed * factor, per_lane=self.per_lane * factor)
-
-
-def _all_epochs(lanes: int) -> float:
-    return 1.0
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """The points that one worker may take of a study.
-
-    Trials that start together cannot prune each other: those that a worker starts with, one in each lane, are trained
-    to their end. More lanes therefore take less time per trial-epoch, and more trial-epochs.
-
-    Args:
-        points: of the cohort, as many as there may be lanes; at least 1.
-        all_points: of all cohorts, also those that have ended.
-        prunable: the part of its epochs that a trial trains after the pruner's first look; 0 if nothing is pruned, or
-            if enough trials have ended for the next ones to be compared with.
-        startup: points that are not pruned with any number of lanes.
-    """
-
-    points: int
-    all_points: int = 1
-    prunable: float = 0.0
-    startup: int = 0
-
-    def epochs(self, lanes: int) -> float:
-        """The epochs that are trained with this number of lanes, as a part of those without pruning."""
-        unpruned = min(1.0, max(lanes, self.startup) / self.all_points)
-        return 1.0 - SAVED * self.prunable * (1.0 - unpruned)
 
 
 @final
@@ -110,7 +76,7 @@ class LaneTimes:
             return statistics.median_low(self._recent[lanes])
         return self._fitted.seconds(lanes)
 
-    def choose(self, limit: int, current: int | None = None, epochs: Callable[[int], float] = _all_epochs) -> int:
+    def choose(self, limit: int, current: int | None = None) -> int:
         """The smallest number within MARGIN of the fastest one, among 1, 2, 4 ... and `limit`.
 
         Once there are readings, the number grows to at most twice the largest one, because the fit is a rough guess
@@ -120,35 +86,25 @@ class LaneTimes:
             limit: the most lanes that there are points and memory for.
             current: the number of lanes in use; None if none are: then `limit` points are about to be trained, and all
                 of them count, also those that do not fill the lanes at the end.
-            epochs: how many epochs are trained with a number of lanes, relative to those with another (`Share.epochs`).
         """
-
-        def seconds(lanes: int) -> float:
-            return self.estimate(lanes) * epochs(lanes)
-
-        def seconds_of_all(lanes: int) -> float:
-            return self._mean_seconds(limit, lanes) * epochs(lanes)
-
         numbers = {*numbers_up_to(limit), limit}
         if current is None:
             numbers |= {-(-limit // parts) for parts in range(2, _MOST_PARTS + 1)}
             horizon = max(self._horizon(), self._believed())
             near = [lanes for lanes in numbers if lanes <= horizon]
-            best = self._smallest_good(near, seconds_of_all)
-            return best if self._is_contradictable() else self._at_least_few(best, near, limit, seconds_of_all)
+            best = self._smallest_good(near, lambda lanes: self._mean_seconds(limit, lanes))
+            return best if self._is_contradictable() else self._at_least_few(best, near, limit)
         candidates = {lanes for lanes in numbers if lanes <= self._horizon()}
         if self._num_accepted.get(current, 0) < 2:
             return current
-        best = self._smallest_good(candidates | {current}, seconds)
-        more = 2 * current
-        # With more epochs to train, a try would be no gain to be sure of, and it is not undone.
-        if best == current and more in candidates and epochs(more) == epochs(current) and self._is_worth_a_try(more):
-            best = more
+        best = self._smallest_good(candidates | {current}, self.estimate)
+        if best == current and 2 * current in candidates and self._is_worth_a_try(2 * current):
+            best = 2 * current
         if best >= current:
             return best
         read = [lanes for lanes in candidates if lanes < current and lanes in self._recent]
-        enough = (1 - SHRINK_MARGIN) * seconds(current)
-        return self._smallest_good(read, seconds) if read and min(map(seconds, read)) <= enough else current
+        enough = (1 - SHRINK_MARGIN) * self.estimate(current)
+        return self._smallest_good(read, self.estimate) if read and min(map(self.estimate, read)) <= enough else current
 
     def _mean_seconds(self, num_points: int, lanes: int) -> float:
         """Seconds per point and epoch if so many points are trained in groups of this many lanes."""
@@ -218,13 +174,11 @@ class LaneTimes:
         """Whether there are readings for two numbers so far apart that they show what more lanes bring."""
         return bool(self._recent) and 2 * min(self._recent) <= max(self._recent)
 
-    def _at_least_few(
-        self, best: int, numbers: Iterable[int], num_points: int, seconds_of: Callable[[int], float]
-    ) -> int:
+    def _at_least_few(self, best: int, numbers: Iterable[int], num_points: int) -> int:
         """The best number, or the one up to FEW_LANES that is better by MARGIN with what each turn costs."""
 
         def seconds(lanes: int) -> float:
-            return seconds_of(lanes) + TURN_SECONDS * math.ceil(num_points / lanes) / num_points
+            return self._mean_seconds(num_points, lanes) + TURN_SECONDS * math.ceil(num_points / lanes) / num_points
 
         few = min((lanes for lanes in sorted(numbers) if lanes <= FEW_LANES), key=seconds)
         return few if best < few and seconds(few) * (1 + MARGIN) < seconds(best) else best

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hpsearch.logs import get_logger
-from hpsearch.search.pruners import prunable_part
+from hpsearch.search.pruners import is_competitive
 from hpsearch.store.checkpoints import ResumeOutcome
 from hpsearch.store.claims.claim import Claim
 from hpsearch.store.claims.cohort_names import name_cohorts
@@ -23,7 +23,6 @@ from hpsearch.study.settings import TrialSettings
 from hpsearch.study.space import ParameterValue
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.lanes.cohort_shape import CohortShape
-from hpsearch.training.lanes.lane_times import Share
 from hpsearch.worker.cohorts import Cohorts, cohort_name
 from hpsearch.worker.drawing import Drawing
 from hpsearch.worker.health.watchdog import Watchdog
@@ -36,7 +35,8 @@ from hpsearch.worker.options import WorkerSettings
 
 _log = get_logger("worker")
 
-GENERATIONS_TO_LEARN = 5  # of trials, at least: a sampler learns nothing from trials that start together
+# Of trials, at least: trials that start together cannot prune each other, and a sampler learns nothing from them.
+GENERATIONS_TO_PRUNE, GENERATIONS_TO_LEARN = 3, 5
 # Trials that a worker may hold, with those that wait for another cohort: for each lane, and as a part of its share of
 # all points. What is drawn waits for its turn, and learns nothing from what ends meanwhile.
 HELD_PER_LANE, HELD_OF_SHARE = 2, 0.5
@@ -235,28 +235,23 @@ class Intake:
             self._opened_by, num_busy, seconds, lambda: self.access.ask(self._share, None)
         )
 
-    def _share(self, ledger: Ledger) -> Share:
-        """Return what this worker may take of the study's points.
+    def _share(self, ledger: Ledger) -> int:
+        """Return how many points of the cohort this worker may take, at least 1.
 
-        The unfinished points of the study are divided equally among the workers. With a sampler that learns, a worker
-        takes no more than a part of all points.
+        The unfinished points of the study are divided equally among the workers. With a pruner that compares trials, or
+        a sampler that learns, a worker takes no more than a part of all points.
         """
         assert self._cohort_name is not None
-        assert self._opened_by is not None
         num_workers = max(1, self.worker.num_siblings, ledger.num_workers())
-        pruning, counts = self.study.definition.pruning, ledger.counts()
-        num_generations = GENERATIONS_TO_LEARN if self._drawing.learns else 1
-        points = min(-(-counts.unfinished // num_workers), -(-counts.total // (num_workers * num_generations)))
+        definition, counts = self.study.definition, ledger.counts()
+        num_generations = 1
+        if is_competitive(definition.pruning):
+            num_generations = GENERATIONS_TO_PRUNE
+        if self._drawing.learns:
+            num_generations = GENERATIONS_TO_LEARN
+        share = min(-(-counts.unfinished // num_workers), -(-counts.total // (num_workers * num_generations)))
         num_ours = len(self.held())
-        points = max(1, min(points, num_ours + ledger.num_waiting(self._cohort_name)))
-        if counts.complete >= max(1, pruning.startup_trials):
-            return Share(points=points)
-        return Share(
-            points=points,
-            all_points=-(-counts.total // num_workers),
-            prunable=prunable_part(pruning, self._opened_by.training.max_epochs),
-            startup=-(-pruning.startup_trials // num_workers),
-        )
+        return max(1, min(share, num_ours + ledger.num_waiting(self._cohort_name)))
 
     def forget_history(self) -> None:
         """Make the sampler read all trials again."""

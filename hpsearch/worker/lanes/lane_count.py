@@ -22,7 +22,7 @@ from hpsearch.study.settings import TrialSettings
 from hpsearch.training.device_memory import memory_of
 from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.device_model import bytes_per_lane
-from hpsearch.training.lanes.lane_times import MARGIN, LaneTimes, Share
+from hpsearch.training.lanes.lane_times import MARGIN, LaneTimes
 from hpsearch.training.networks.build import build_network
 from hpsearch.wording import counted, percent
 from hpsearch.worker.cohorts import cohort_name
@@ -42,16 +42,16 @@ _WRITE_SECONDS = 60.0  # between two writes of a reading for the same number of 
 class LaneChoice(Protocol):
     """Decides on the number of lanes of each cohort."""
 
-    def num_lanes(self, settings: TrialSettings, share: Callable[[], Share]) -> int:
+    def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
         """Return the number of lanes for the cohort that this trial opens, at least 1.
 
         Args:
-            share: returns what this worker may take of the study's points.
+            share: returns how many of the study's points this worker may take.
         Raises:
             WorkerStopped: asked to stop while the device was measured.
         """
 
-    def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], Share | None]) -> int:
+    def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
         """Return the number of lanes from now on, after an epoch of the open cohort.
 
         Args:
@@ -73,10 +73,10 @@ class FixedLanes:
     number: int
     _most: dict[str, int] = field(default_factory=dict)  # by cohort
 
-    def num_lanes(self, settings: TrialSettings, share: Callable[[], Share]) -> int:
+    def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
         return min(self.number, self._most.get(cohort_name(settings), self.number))
 
-    def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], Share | None]) -> int:
+    def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
         return min(self.number, self._most.get(cohort_name(settings), self.number))
 
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
@@ -144,9 +144,8 @@ class LearnedLanes:
     _told_fitting: int | None = None  # the last number that memory allowed only
     _told: int | None = None  # the number that was logged last: one line per change
 
-    def num_lanes(self, settings: TrialSettings, share: Callable[[], Share]) -> int:
-        its_share = share()
-        points = min(MAX_LANES, its_share.points)
+    def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
+        points = min(MAX_LANES, share())
         known = self.memory.recall(self._case_of(settings))
         most = min(known.most or MAX_LANES, self._most.get(cohort_name(settings), MAX_LANES))
         limit = min(points, most)
@@ -157,18 +156,18 @@ class LearnedLanes:
                 return 1
             case = self._cases[LaneCase(words=known.case)] = self._begin(settings, known)
         case.most = most
-        wanted = case.times.choose(limit, epochs=its_share.epochs)
+        wanted = case.times.choose(limit)
         self._change(case, self._that_fit(case, wanted, num_held=0))
         if case.number == wanted:
-            if wanted == points < case.times.choose(most, epochs=its_share.epochs):
+            if wanted == points < case.times.choose(most):
                 self._tell(case.number, _NO_POINTS)
             elif wanted == most < MAX_LANES:
                 self._tell(case.number, _NO_MEMORY)
             else:
-                self._tell(case.number, _reason(case.times, wanted, limit, its_share))
+                self._tell(case.number, _reason(case.times, wanted, limit))
         return case.number
 
-    def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], Share | None]) -> int:
+    def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
         case = self._cases.get(self._case_of(settings))
         if case is None:
             return 1  # opened for a single point
@@ -186,18 +185,16 @@ class LearnedLanes:
         wanted = case.times.choose(case.most, case.number)
         if wanted == case.number or (wanted > case.number and self.clock() - case.denied_at < _ASK_AGAIN_SECONDS):
             return case.number
-        its_share = None
         if wanted > case.number:
-            its_share = share()
-            if its_share is None:
+            points = share()
+            if points is None:
                 return case.number
-            wanted = min(case.times.choose(case.most, case.number, its_share.epochs), its_share.points)
-            wanted = self._that_fit(case, wanted, num_held=num_busy)
+            wanted = self._that_fit(case, min(wanted, points), num_held=num_busy)
             if wanted <= case.number:
                 case.denied_at = self.clock()
                 return case.number
         self._change(case, wanted)
-        self._tell(case.number, _reason(case.times, wanted, case.most, its_share))
+        self._tell(case.number, _reason(case.times, wanted, case.most))
         return wanted
 
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
@@ -255,13 +252,11 @@ class LearnedLanes:
             _log.info("%s: %s", counted(number, "lane"), reason)
 
 
-def _reason(times: LaneTimes, number: int, limit: int, share: Share | None) -> str:
+def _reason(times: LaneTimes, number: int, limit: int) -> str:
     """Compare the chosen number with twice as many lanes, or with half as many at the limit."""
     other = 2 * number if 2 * number <= limit else max(1, number // 2)
     seconds, others = times.estimate(number), times.estimate(other)
-    less_pruning = " and prune less" if share is not None and share.epochs(other) > share.epochs(number) else ""
     if not times.readings:
-        gain = f"{other} would gain {percent(max(0.0, 1 - others / seconds))}{less_pruning}"
+        gain = f"{other} would gain {percent(max(0.0, 1 - others / seconds))}"
         return f"by this machine's model{f', {gain}' if other > number else ''}"
-    other_takes = f", {other} would take {others:.3g}{less_pruning}" if other != number else ""
-    return f"{seconds:.3g} s per trial-epoch{other_takes}"
+    return f"{seconds:.3g} s per trial-epoch" + (f", {other} would take {others:.3g}" if other != number else "")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpsearch.training.lanes.lane_times import SAVED, EpochCost, LaneTimes, Share, numbers_up_to
+from hpsearch.training.lanes.lane_times import EpochCost, LaneTimes, numbers_up_to
 
 LIMIT = 512
 costs = st.builds(
@@ -222,29 +222,3 @@ def test_what_a_turn_costs_beside_the_training_is_worth_a_few_lanes(
 ) -> None:
     monkeypatch.setattr("hpsearch.training.lanes.lane_times.TURN_SECONDS", 0.2)
     assert LaneTimes(EpochCost(fixed=0.0, per_lane=per_lane), known).choose(num_points) == lanes
-
-
-@given(costs, st.integers(1, 64), st.integers(1, 64), st.floats(0.0, 1.0), st.integers(0, 10))
-def test_with_a_pruner_the_whole_study_takes_hardly_longer_than_with_any_other_number(
-    cost: EpochCost, num_points: int, num_others: int, prunable: float, startup: int
-) -> None:
-    share = Share(points=num_points, all_points=num_points + num_others, prunable=prunable, startup=startup)
-    chosen = LaneTimes(cost).choose(share.points, epochs=share.epochs)
-
-    def seconds(lanes: int) -> float:
-        num_full, rest = divmod(num_points, lanes)
-        per_epoch = num_full * lanes * cost.seconds(lanes) + (rest * cost.seconds(rest) if rest else 0.0)
-        return per_epoch * share.epochs(lanes)
-
-    assert seconds(chosen) <= 1.0501 * min(map(seconds, numbers_up_to(num_points)))
-
-
-@given(st.integers(1, 100), st.floats(0.0, 1.0), st.integers(0, 10))
-def test_pruning_saves_no_more_than_it_can_and_nothing_if_all_trials_start_together(
-    num_points: int, prunable: float, startup: int
-) -> None:
-    share = Share(points=num_points, all_points=num_points, prunable=prunable, startup=startup)
-    epochs = [share.epochs(lanes) for lanes in range(1, num_points + 1)]
-    assert epochs == sorted(epochs)
-    assert epochs[-1] == 1.0
-    assert epochs[0] >= 1.0 - SAVED * prunable

@@ -15,7 +15,7 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.signals import StopSignal, WorkerStopped
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes.device_model import DeviceSpeed
-from hpsearch.training.lanes.lane_times import EpochCost, Share
+from hpsearch.training.lanes.lane_times import EpochCost
 from hpsearch.worker.lanes import lane_count as module
 from hpsearch.worker.lanes import measured_lane_counts
 from hpsearch.worker.lanes.lane_count import FixedLanes, LearnedLanes
@@ -32,12 +32,8 @@ def no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpsearch.training.lanes.lane_times.TURN_SECONDS", 0.0)
 
 
-def never() -> Share:
+def never() -> int:
     pytest.fail("the share is not needed")
-
-
-def points(number: int) -> Share:
-    return Share(points=number)
 
 
 def test_a_number_that_was_named_is_taken_whatever_the_share(trial: Trial) -> None:
@@ -89,11 +85,11 @@ class Lab:
     ) -> list[int]:
         """The number of lanes after each epoch; `busy` lanes are trained, or as many as there are."""
 
-        def ask() -> Share | None:
+        def ask() -> int | None:
             self.num_shares += 1
-            return share if share is None else points(share)
+            return share
 
-        numbers = [lanes.num_lanes(settings, lambda: points(share or 1))]
+        numbers = [lanes.num_lanes(settings, lambda: share or 1)]
         for _ in range(num_epochs):
             num_busy = busy or numbers[-1]
             numbers.append(lanes.review(settings, num_busy, num_busy * self.truth.seconds(num_busy), ask))
@@ -119,7 +115,7 @@ def test_a_good_model_chooses_once_and_its_readings_are_remembered(
     ]
     assert (lab.num_measured, lab.num_shares) == (1, 1)
     assert lab.known(trial()).seconds == {lanes: lab.truth.seconds(lanes) for lanes in (64, 128)}
-    assert lab.lanes().num_lanes(trial(learning_rate=0.5, optimizer="adam"), lambda: points(100)) == 50
+    assert lab.lanes().num_lanes(trial(learning_rate=0.5, optimizer="adam"), lambda: 100) == 50
     assert lab.num_measured == 1
 
 
@@ -132,15 +128,15 @@ def test_readings_let_the_number_grow_by_doubling(lab: Lab, trial: Trial, caplog
     assert len(caplog.messages) == 5
     assert lab.num_shares == 4  # the share is asked for only when more lanes are wanted
     with caplog.at_level(logging.INFO, logger="hpsearch"):
-        assert lab.lanes().num_lanes(trial(), lambda: points(1000)) == 32
+        assert lab.lanes().num_lanes(trial(), lambda: 1000) == 32
     assert caplog.messages[-1] == "32 lanes: 1.09 s per trial-epoch, 64 would take 1.06"
 
 
 def test_readings_let_the_number_shrink(lab: Lab, trial: Trial) -> None:
     """32 lanes should be faster than 16, and are slower."""
     lanes = lab.lanes()
-    assert lanes.num_lanes(trial(), lambda: points(16)) == 16
-    numbers = [lanes.review(trial(), 16, 16 * lab.truth.seconds(16), lambda: points(1000)) for _ in range(2)]
+    assert lanes.num_lanes(trial(), lambda: 16) == 16
+    numbers = [lanes.review(trial(), 16, 16 * lab.truth.seconds(16), lambda: 1000) for _ in range(2)]
     assert numbers[-1] == 32
     numbers = [lanes.review(trial(), 32, 32 * 1.35, never) for _ in range(2)]
     assert numbers[-1] == 16
@@ -155,22 +151,6 @@ def test_never_more_lanes_than_the_share(lab: Lab, trial: Trial, caplog: pytest.
     assert lab.num_shares == 2  # once for each cohort
 
 
-def test_where_more_lanes_prune_less_the_line_says_so(lab: Lab, trial: Trial, caplog: pytest.LogCaptureFixture) -> None:
-    share = Share(points=36, all_points=36, prunable=0.9)
-    with caplog.at_level(logging.INFO, logger="hpsearch"):
-        lanes = lab.lanes()
-        assert lanes.num_lanes(trial(), lambda: share) == 8
-        for _ in range(20):  # more lanes would take less time per epoch, but the study would take longer
-            assert lanes.review(trial(), 8, 8 * lab.truth.seconds(8), lambda: share) == 8
-            lab.now += module._ASK_AGAIN_SECONDS / 10
-        lab.now += module._ASK_AGAIN_SECONDS
-        assert lanes.review(trial(), 8, 8 * lab.truth.seconds(8), lambda: points(36)) == 16
-    assert caplog.messages == [
-        "8 lanes: by this machine's model, 16 would gain 14 % and prune less",
-        "16 lanes: 1.19 s per trial-epoch, 32 would take 1.09",
-    ]
-
-
 def test_for_one_point_nothing_is_measured(lab: Lab, trial: Trial, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="hpsearch"):
         assert set(lab.train(lab.lanes(), trial(), 3, share=1)) == {1}
@@ -181,10 +161,10 @@ def test_for_one_point_nothing_is_measured(lab: Lab, trial: Trial, caplog: pytes
 def test_without_the_database_the_number_stays_and_the_share_is_asked_for_again(lab: Lab, trial: Trial) -> None:
     lab.prior = EpochCost(fixed=0.1, per_lane=1.0)
     lanes = lab.lanes()
-    lanes.num_lanes(trial(), lambda: points(1000))
+    lanes.num_lanes(trial(), lambda: 1000)
     numbers = [lanes.review(trial(), 2, 2 * lab.truth.seconds(2), lambda: None) for _ in range(5)]
     assert set(numbers) == {2}
-    assert lanes.review(trial(), 2, 2 * lab.truth.seconds(2), lambda: points(1000)) == 4
+    assert lanes.review(trial(), 2, 2 * lab.truth.seconds(2), lambda: 1000) == 4
 
 
 def test_one_epoch_and_few_busy_lanes_change_nothing(lab: Lab, trial: Trial) -> None:
@@ -198,9 +178,9 @@ def test_one_epoch_and_few_busy_lanes_change_nothing(lab: Lab, trial: Trial) -> 
 
 def test_a_cohort_that_never_fills_is_read_with_the_most_lanes_that_it_has(lab: Lab, trial: Trial) -> None:
     lanes = lab.lanes()
-    assert lanes.num_lanes(trial(), lambda: points(1000)) == 64
+    assert lanes.num_lanes(trial(), lambda: 1000) == 64
     for busy in (20, 20, 20, 12, 5):
-        lanes.review(trial(), busy, busy * lab.truth.seconds(busy), lambda: points(20))
+        lanes.review(trial(), busy, busy * lab.truth.seconds(busy), lambda: 20)
     assert list(lab.known(trial()).seconds) == [20]
 
 
@@ -226,23 +206,23 @@ def test_a_reading_is_written_when_it_is_news_and_not_every_epoch(lab: Lab, tria
     lanes = lab.lanes()
     lab.train(lanes, trial(), 10, share=64)
     path = lab.memory.path(LaneCase.of(trial(), lab.data, CPU, 1))
-    before, number = path.read_text(), lanes.num_lanes(trial(), lambda: points(64))
+    before, number = path.read_text(), lanes.num_lanes(trial(), lambda: 64)
     path.write_text("not read while nothing is new")
     old = lab.truth.seconds(number)
     for _ in range(5):
-        lanes.review(trial(), number, number * old, lambda: points(number))
+        lanes.review(trial(), number, number * old, lambda: number)
     for _ in range(8):  # news, but the last write is less than a minute old
-        lanes.review(trial(), number, number * 1.1 * old, lambda: points(number))
+        lanes.review(trial(), number, number * 1.1 * old, lambda: number)
     assert path.read_text() == "not read while nothing is new"
     path.write_text(before)
     lab.now = 61.0
-    lanes.review(trial(), number, number * 1.1 * old, lambda: points(number))
+    lanes.review(trial(), number, number * 1.1 * old, lambda: number)
     assert lab.known(trial()).seconds[number] == pytest.approx(1.1 * old)
 
 
 def test_there_is_a_limit_for_all(lab: Lab, trial: Trial) -> None:
     lab.prior = EpochCost(fixed=1.0, per_lane=0.0)
-    assert lab.lanes().num_lanes(trial(), lambda: points(10**6)) == MAX_LANES
+    assert lab.lanes().num_lanes(trial(), lambda: 10**6) == MAX_LANES
 
 
 def test_what_ran_out_of_memory_once_is_not_tried_again(
@@ -253,7 +233,7 @@ def test_what_ran_out_of_memory_once_is_not_tried_again(
     lanes.note_shortage(trial(), 4)
     assert set(lab.train(lanes, trial(), 5)) == {4}
     lab.memory.path(LaneCase.of(trial(), lab.data, CPU, 1)).rename(lab.memory.folder / "away")
-    assert lanes.num_lanes(trial(), lambda: points(100)) == 4  # even if the file is lost
+    assert lanes.num_lanes(trial(), lambda: 100) == 4  # even if the file is lost
     (lab.memory.folder / "away").rename(lab.memory.path(LaneCase.of(trial(), lab.data, CPU, 1)))
     with caplog.at_level(logging.INFO, logger="hpsearch"):
         assert set(lab.train(lab.lanes(), trial(), 5)) == {4}
@@ -269,17 +249,17 @@ def test_a_number_whose_first_epoch_cost_the_worker_its_life_is_halved(
     alive = True
     monkeypatch.setattr("hpsearch.worker.lanes.measured_lane_counts.num_oom_kills", lambda: kills)
     monkeypatch.setattr("hpsearch.worker.lanes.measured_lane_counts._lives", lambda trial: alive)
-    assert lab.lanes().num_lanes(trial(), lambda: points(1000)) == 64
-    assert lab.lanes().num_lanes(trial(), lambda: points(1000)) == 64  # it still trains
+    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 64
+    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 64  # it still trains
     alive = False
-    assert lab.lanes().num_lanes(trial(), lambda: points(1000)) == 64  # it was killed for another reason
+    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 64  # it was killed for another reason
     kills = 4
-    assert lab.lanes().num_lanes(trial(), lambda: points(1000)) == 32
+    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 32
     assert "a worker with 64 lanes was killed because memory ran out" in caplog.text
     kills = 5
     assert lab.train(lab.lanes(), trial(), 3) == [16] * 4
     kills = 6  # after an epoch: something else
-    assert lab.lanes().num_lanes(trial(), lambda: points(1000)) == 16
+    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 16
 
 
 def test_a_process_lives_until_it_has_ended_or_another_has_its_number() -> None:
@@ -294,10 +274,10 @@ def test_a_process_lives_until_it_has_ended_or_another_has_its_number() -> None:
 
 def test_only_lanes_that_fit_into_memory_are_opened(lab: Lab, trial: Trial, caplog: pytest.LogCaptureFixture) -> None:
     lab.available = 3500
-    assert lab.lanes().num_lanes(trial(), lambda: points(100)) == 3
+    assert lab.lanes().num_lanes(trial(), lambda: 100) == 3
     assert caplog.messages == ["50 lanes would pay, but there is memory for 3 only"]
     lab.available = 10
-    assert lab.lanes().num_lanes(trial(), lambda: points(100)) == 1
+    assert lab.lanes().num_lanes(trial(), lambda: 100) == 1
 
 
 def test_lanes_are_added_only_if_they_fit_beside_those_that_there_are(
@@ -306,10 +286,10 @@ def test_lanes_are_added_only_if_they_fit_beside_those_that_there_are(
     lab.prior = EpochCost(fixed=0.1, per_lane=1.0)
     lanes = lab.lanes()
     lab.available = 2000
-    assert lanes.num_lanes(trial(), lambda: points(100)) == 2
+    assert lanes.num_lanes(trial(), lambda: 100) == 2
     lab.available = 0
     caplog.clear()
-    numbers = [lanes.review(trial(), 2, 2 * lab.truth.seconds(2), lambda: points(100)) for _ in range(20)]
+    numbers = [lanes.review(trial(), 2, 2 * lab.truth.seconds(2), lambda: 100) for _ in range(20)]
     assert set(numbers) == {2}
     assert caplog.messages == ["4 lanes would pay, but there is memory for 2 only"]
 
@@ -317,7 +297,7 @@ def test_lanes_are_added_only_if_they_fit_beside_those_that_there_are(
 def test_a_worker_that_is_asked_to_stop_does_not_measure(lab: Lab, trial: Trial) -> None:
     lab.stop.set()
     with pytest.raises(WorkerStopped):
-        lab.lanes().num_lanes(trial(), lambda: points(100))
+        lab.lanes().num_lanes(trial(), lambda: 100)
     assert lab.num_measured == 0
 
 
@@ -326,6 +306,6 @@ def test_a_real_device_is_measured_once_and_remembered(
 ) -> None:
     for _ in range(2):
         lanes = LearnedLanes(memory=LaneMemory(tmp_path), data=resident(), device=CPU, stop=StopSignal())
-        assert 1 <= lanes.num_lanes(trial(), lambda: points(3)) <= 3
+        assert 1 <= lanes.num_lanes(trial(), lambda: 3) <= 3
     (file,) = [file for file in tmp_path.iterdir() if "speed" in file.read_text()]
     assert "call_seconds" in file.read_text()

@@ -162,7 +162,7 @@ def test_a_shortage_is_forgotten_after_a_day(tmp_path: Path) -> None:
     assert memory.recall(CASE) == KNOWN
 
 
-def test_studies_that_mix_other_optimizers_or_are_judged_otherwise_have_readings_of_their_own() -> None:
+def test_studies_with_other_optimizers_penalties_or_metrics_have_readings_of_their_own() -> None:
     def mix(search: dict[str, Any] | None = None, **sections: Any) -> str:
         search = {"strategy": "grid", "learning_rate": [0.1, 0.2], **(search or {})}
         document = {"name": "s", "data": {"dataset": "digits"}, "search": search, **sections}
@@ -176,3 +176,4 @@ def test_studies_that_mix_other_optimizers_or_are_judged_otherwise_have_readings
         == "optimizers adam, sgd; metric zero-one"
     )
     assert mix(metric="nll") == "optimizers sgd; metric nll"
+    assert mix(training={"lambda_1": 1e-3}) == mix({"lambda_1": [0.0, 1e-3]}) == f"{mix()}; lambda_1"
