@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.training.device_memory import release_cached_memory
@@ -166,19 +168,54 @@ def num_parameters(network: Network) -> int:
 
 
 def flops_per_image(network: Network) -> float:
-    """Floating-point operations of the products of a forward pass; two per parameter if torch can count none.
+    """Floating-point operations of the products of a forward pass; two per parameter if none is found.
 
-    torch knows the operations of its own products and convolutions; a user's module may have others.
+    They are those that torch's FlopCounterMode counts in the usual networks. That one imports torch._dynamo and sympy,
+    which takes a second or two.
     """
-    counter = FlopCounterMode(display=False)
+    counter = _ProductCounter()
     try:
         parameters = network.initial_parameters(seed=0)
         with torch.no_grad(), counter:
             network.logits(parameters, torch.zeros(_COUNTED_IMAGES, network.num_inputs))
-        counted = counter.get_total_flops()
     except Exception:  # of a user's code, which has passed its check without the counter
-        counted = 0
-    return (counted / _COUNTED_IMAGES) or 2.0 * num_parameters(network)
+        counter.flops = 0
+    return (counter.flops / _COUNTED_IMAGES) or 2.0 * num_parameters(network)
+
+
+# Functions that make products, and how many numbers each number of their result is summed of, from their arguments.
+_SUMMANDS: dict[object, Callable[..., int]] = {
+    functional.linear: lambda inputs, *_, **__: inputs.shape[-1],
+    **dict.fromkeys(
+        (functional.conv1d, functional.conv2d, functional.conv3d),
+        lambda inputs, weight, *_, **__: weight[0].numel(),
+    ),
+    **dict.fromkeys(
+        (torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm),
+        lambda left, *_, **__: left.shape[-1],
+    ),
+    **dict.fromkeys((torch.addmm, torch.baddbmm), lambda _, left, *__, **___: left.shape[-1]),
+}
+
+
+class _ProductCounter(TorchFunctionMode):
+    """Counts the floating-point operations of products, convolutions among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (summands := _SUMMANDS.get(func)) is not None:
+            self.flops += 2 * result.numel() * summands(*args, **(kwargs or {}))
+        return result
 
 
 def bytes_per_lane(network: Network, batch_size: int) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData, Split
@@ -61,6 +64,26 @@ def test_products_are_counted(model: dict[str, object]) -> None:
 def test_convolutions_count_for_each_pixel() -> None:
     lenet = network(28, family="cnn", hidden_units=20)
     assert flops_per_image(lenet) > 5 * 2 * num_parameters(lenet)
+
+
+def test_products_are_counted_as_torch_counts_them_and_without_its_second_of_imports() -> None:
+    """FlopCounterMode imports torch._dynamo and sympy."""
+    networks = [
+        network(28, family="cnn", hidden_units=20),
+        network(28, family="examples.two_hidden_layers:TwoHiddenLayers"),
+    ]
+    for its in networks:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            its.logits(its.initial_parameters(seed=0), torch.zeros(2, its.num_inputs))
+        assert flops_per_image(its) == counter.get_total_flops() / 2 > 0
+    program = (
+        "import sys, torch; from hpsearch.training.lanes.device_model import flops_per_image;"
+        "from hpsearch.study.settings import ModelSettings;"
+        "from hpsearch.training.networks.build import build_network;"
+        "flops_per_image(build_network(ModelSettings(family='cnn'), (28, 28), 10));"
+        "sys.exit('sympy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_where_nothing_can_be_counted_each_parameter_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
