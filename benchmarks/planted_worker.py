@@ -67,6 +67,10 @@ class PlantedCohort(Cohort):
         self._curves[key] = self._curve(settings)
         self._num_epochs[key] = 0
 
+    def admit_all(self, trials: Mapping[Hashable, TrialSettings]) -> None:
+        for key, settings in trials.items():
+            self.admit(key, settings)
+
     def release(self, key: Hashable) -> None:
         del self._curves[key], self._num_epochs[key]
 

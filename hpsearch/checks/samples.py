@@ -20,7 +20,7 @@ from hpsearch.study.settings import TrainingSettings, TrialSettings, is_custom_f
 from hpsearch.training.class_weights import class_weights_of
 from hpsearch.training.device_memory import memory_of
 from hpsearch.training.lanes.device_model import bytes_per_lane
-from hpsearch.training.lanes.stack import LaneKind, LaneStack
+from hpsearch.training.lanes.stack import LaneKind, LaneStack, TrialTensors
 from hpsearch.training.lanes.steps import build_step
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network
@@ -137,7 +137,7 @@ def lane_step(
     stack = LaneStack(device=CPU)
     for its, values in zip(settings, parameters, strict=True):
         state = build_optimizer(its.training.optimizer).initial_state(values)
-        stack.insert(LaneKind.of(its), values, state)
+        stack.insert([(LaneKind.of(its), TrialTensors.fresh(values, state))])
     stack.set_rates([its.training for its in settings], [rate] * len(settings))
     build_step(network, CPU, class_weights=class_weights).train(stack, images, labels, len(labels))
     return [{name: value[lane].clone() for name, value in stack.parameters.items()} for lane in range(len(settings))]

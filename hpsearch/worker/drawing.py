@@ -8,7 +8,7 @@ which trials it has).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 
 import optuna
@@ -36,21 +36,31 @@ class Drawing:
     def _space(self) -> SearchSpace:
         return explore(self._study.definition.draw)
 
-    def draw(self, ledger: Ledger, claim: Claim) -> Mapping[str, ParameterValue] | None:
-        """Let the sampler choose this point's parameters, except those that an earlier attempt has drawn.
+    def draw(self, ledger: Ledger, claims: Sequence[Claim]) -> Mapping[int, Mapping[str, ParameterValue]]:
+        """Let the sampler choose the parameters of these points, except those that an earlier attempt has drawn.
 
         Args:
-            ledger: in the name of the worker that has claimed the point.
+            ledger: in the name of the worker that has claimed the points.
+            claims: only one for a sampler that learns: it must know what was drawn before.
         Returns:
-            All parameters of the trial, by name; None: another worker has taken the trial over.
+            All parameters of each trial, by its id and by name. Another worker has taken the others over.
         Raises:
             StorageError: the database is away. Repeating the draw is safe.
         """
-        trials = self._history.read(ledger.database, only=None if self.learns else claim.trial_id)
-        if not any(trial._trial_id == claim.trial_id for trial in trials):
-            return None
-        storage = self._ask_sampler(trials, claim.trial_id, number=claim.number, point=claim.point)
-        return store_parameters(ledger, storage.get_trial(claim.trial_id), storage.drain_system_attrs())
+        if self.learns and len(claims) > 1:
+            raise ValueError("a sampler that learns draws one point at a time")
+        only = None if self.learns else [claim.trial_id for claim in claims]
+        trials = {trial._trial_id: trial for trial in self._history.read(ledger.database, only=only)}
+        drawn: list[FrozenTrial] = []
+        notes: list[SystemAttr] = []
+        for claim in claims:
+            if claim.trial_id in trials:
+                seen = list(trials.values()) if self.learns else [trials[claim.trial_id]]
+                storage = self._ask_sampler(seen, claim.trial_id, number=claim.number, point=claim.point)
+                drawn.append(storage.get_trial(claim.trial_id))
+                notes += storage.drain_system_attrs()
+        stored = store_parameters(ledger, drawn, notes)
+        return {trial._trial_id: trial.params for trial in drawn if trial._trial_id in stored}
 
     @cached_property
     def learns(self) -> bool:
@@ -92,35 +102,40 @@ class Drawing:
         return storage
 
 
-def store_parameters(
-    ledger: Ledger, trial: FrozenTrial, notes: Sequence[SystemAttr]
-) -> Mapping[str, ParameterValue] | None:
-    """Write the drawn parameters in one transaction. None: the lease on the trial is lost, and nothing was written.
+def store_parameters(ledger: Ledger, trials: Sequence[FrozenTrial], notes: Sequence[SystemAttr]) -> Collection[int]:
+    """Write the drawn parameters of trials in one transaction.
 
     Args:
         notes: system attributes that the sampler needs to draw later trials.
+    Returns:
+        The ids of the trials whose lease still holds. Nothing was written of the others.
     """
-    values = {"trial": trial._trial_id, "owner": ledger.owner}
 
-    def work(connection: Connection) -> bool:
-        if connection.execute(_LOCK, values).one_or_none() is None:
-            return False
-        stored = set(connection.execute(_STORED, values).scalars())  # by an earlier attempt or run
-        drawn = {name: value for name, value in trial.params.items() if name not in stored}
-        insert_parameters(connection, trial.distributions, [(trial._trial_id, drawn)])
-        for _, key, value in notes:
-            connection.execute(_NOTE, {"trial": trial._trial_id, "key": key, "value": json.dumps(value)})
-        return True
+    def work(connection: Connection) -> set[int]:
+        ids = [trial._trial_id for trial in trials]
+        held = set(connection.execute(_LOCK, {"trials": ids, "owner": ledger.owner}).scalars())
+        stored = {tuple(row) for row in connection.execute(_STORED, {"trials": list(held)})}  # by an earlier attempt
+        ours = [trial for trial in trials if trial._trial_id in held]
+        drawn = [
+            (trial._trial_id, {n: value for n, value in trial.params.items() if (trial._trial_id, n) not in stored})
+            for trial in ours
+        ]
+        distributions = {name: its for trial in ours for name, its in trial.distributions.items()}
+        insert_parameters(connection, distributions, drawn)
+        for trial_id, key, value in notes:
+            if trial_id in held:
+                connection.execute(_NOTE, {"trial": trial_id, "key": key, "value": json.dumps(value)})
+        return held
 
-    return trial.params if ledger.database.transaction(work) else None
+    return ledger.database.transaction(work) if trials else set()
 
 
 _LOCK = text("""
-    SELECT 1 FROM hpsearch_points p JOIN trials t USING (trial_id)
-    WHERE p.trial_id = :trial AND p.owner = :owner AND t.state = 'RUNNING' FOR UPDATE OF p
+    SELECT p.trial_id FROM hpsearch_points p JOIN trials t USING (trial_id)
+    WHERE p.trial_id = ANY(:trials) AND p.owner = :owner AND t.state = 'RUNNING' ORDER BY p.trial_id FOR UPDATE OF p
 """)
 
-_STORED = text("SELECT param_name FROM trial_params WHERE trial_id = :trial")
+_STORED = text("SELECT trial_id, param_name FROM trial_params WHERE trial_id = ANY(:trials)")
 
 _NOTE = text("""
     INSERT INTO trial_system_attributes (trial_id, key, value_json) VALUES (:trial, :key, :value)

@@ -157,7 +157,7 @@ def _put_in_place_of_defaults(cls: Any, **values: Any) -> None:
 
 
 def _watch_epochs(faults: Faults) -> None:
-    train_epoch, admit = Cohort.train_epoch, Cohort.admit
+    train_epoch, prepare = Cohort.train_epoch, Cohort._prepare
     num_epochs = 0
 
     def slowly(self: Cohort) -> dict[Hashable, EpochReport]:
@@ -177,10 +177,10 @@ def _watch_epochs(faults: Faults) -> None:
     def poisonously(self: Cohort, key: Hashable, settings: TrialSettings, *args: Any, **options: Any) -> Any:
         if settings.training.learning_rate == faults.poison_learning_rate:
             _die()
-        return admit(self, key, settings, *args, **options)
+        return prepare(self, key, settings, *args, **options)
 
     Cohort.train_epoch = slowly  # type: ignore[method-assign]
-    Cohort.admit = poisonously  # type: ignore[method-assign]
+    Cohort._prepare = poisonously  # type: ignore[method-assign]
 
 
 def _watch_results(faults: Faults) -> None:

@@ -10,6 +10,7 @@ Values are losses: samplers minimise whatever the direction of the metric.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +28,7 @@ _LIST = text(f"""
     SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, {loss_sql("v.value")} AS value
     FROM {POINT_RESULTS} p JOIN trials t USING (trial_id)
     LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
-    WHERE p.study_id = :study AND (CAST(:only AS int) IS NULL OR p.trial_id = :only) AND (
+    WHERE p.study_id = :study AND (CAST(:only AS int[]) IS NULL OR p.trial_id = ANY(:only)) AND (
         t.state = 'RUNNING'
         OR (t.state = 'WAITING' AND p.attempt > 1)
         OR (p.is_counted AND t.state = 'COMPLETE' AND v.value IS NOT NULL)
@@ -60,15 +61,16 @@ class History:
         self._study_id = study_id
         self._finished: dict[int, FrozenTrial] = {}
 
-    def read(self, database: Database, *, only: int | None = None) -> list[FrozenTrial]:
+    def read(self, database: Database, *, only: Collection[int] | None = None) -> list[FrozenTrial]:
         """Return the current trials, by number. Two statements; more to catch up.
 
         Args:
-            only: the id of a single trial to read; None reads all trials.
+            only: the ids of the trials to read; None reads all trials.
         """
-        return database.transaction(lambda connection: self._read(connection, only))
+        ids = None if only is None else list(only)
+        return database.transaction(lambda connection: self._read(connection, ids))
 
-    def _read(self, connection: Connection, only: int | None) -> list[FrozenTrial]:
+    def _read(self, connection: Connection, only: list[int] | None) -> list[FrozenTrial]:
         rows = connection.execute(_LIST, {"study": self._study_id, "only": only}).all()
         known = {row.trial_id: self._finished[row.trial_id] for row in rows if self._is_known(row)}
         new_ids = [row.trial_id for row in rows if row.trial_id not in known]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from hpsearch.epoch_report import EpochReport, Validation
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.evaluation import validation_of
 from hpsearch.training.lanes.checkpoint import TrialProgress
 from hpsearch.training.lanes.lane_diagnosis import diagnosis_of
+from hpsearch.training.minibatches import minibatch_order
 from hpsearch.training.networks.network import Network
 from hpsearch.training.schedules import LearningRateSchedule, build_schedule
 
@@ -80,3 +83,10 @@ class BusyLane:
             is_schedule_exhausted=self.schedule.is_exhausted,
             diagnosis=diagnosis_of(self.network, numbers[end:]),
         )
+
+
+def minibatch_orders(lanes: Iterable[BusyLane], num_images: int) -> list[Tensor]:
+    """The order in which each lane's next epoch takes the images; a single one if it is the same for all lanes."""
+    epochs = [(lane.settings.training_seed, lane.num_epochs + 1) for lane in lanes]
+    distinct = {epoch: minibatch_order(*epoch, num_images) for epoch in epochs}
+    return list(distinct.values()) if len(distinct) == 1 else [distinct[epoch] for epoch in epochs]

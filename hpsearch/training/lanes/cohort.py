@@ -7,8 +7,9 @@ Each lane computes what the training loop of benchmarks/reference_loop.py comput
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from hpsearch.training.correct_images import ReferenceTest
 from hpsearch.training.evaluation import validate_lanes
 from hpsearch.training.filter_series import FilterCopy
 from hpsearch.training.judge import JudgeOf, ZeroOne
-from hpsearch.training.lanes.busy_lane import BusyLane, EpochPlan
+from hpsearch.training.lanes.busy_lane import BusyLane, EpochPlan, minibatch_orders
 from hpsearch.training.lanes.capture import CapturedValidation, CudaCapture, LaneStep
 from hpsearch.training.lanes.checkpoint import (
     CudaToHost,
@@ -37,7 +38,7 @@ from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.lane_diagnosis import LaneDiagnoser, diagnosis_of
 from hpsearch.training.lanes.stack import LaneKind, LaneStack, TrialTensors
 from hpsearch.training.lanes.steps import build_step
-from hpsearch.training.minibatches import is_validation_due, lane_stretches, minibatch_order
+from hpsearch.training.minibatches import is_validation_due, lane_stretches
 from hpsearch.training.networks.activations import lane_activation
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.dense import DenseNetwork
@@ -93,9 +94,10 @@ class Cohort:
         self._validations_every = validations_every
         self._significance_level = None if reference_test is None else reference_test.level
         self._num_minibatches = data.num_minibatches(shape.batch_size)
+        sizes = {"num_minibatches": self._num_minibatches, "validations_every": validations_every}
         self._plan = EpochPlan(
             num_minibatches=self._num_minibatches,
-            due=tuple(m for m in range(1, self._num_minibatches + 1) if self._is_validation_due(m)),
+            due=tuple(m for m in range(1, self._num_minibatches + 1) if is_validation_due(m, **sizes)),
             is_compared=reference_test is not None,
         )
         labels = data.validation_labels
@@ -134,6 +136,21 @@ class Cohort:
             ArtifactError: the checkpoint does not belong to this trial; the cohort is unchanged.
             ValueError: the trial is already in a lane, or has another shape than this cohort.
         """
+        self._take_lanes([self._prepare(key, settings, checkpoint)])
+
+    def admit_all(self, trials: Mapping[Hashable, TrialSettings]) -> None:
+        """Put fresh trials into lanes, as `admit` does, by key. The lanes are copied once, however many they are.
+
+        Raises:
+            ValueError: as `admit`; the cohort is unchanged.
+        """
+        if trials:
+            self._take_lanes([self._prepare(key, settings) for key, settings in trials.items()])
+
+    def _prepare(
+        self, key: Hashable, settings: TrialSettings, checkpoint: TrialCheckpoint | None = None
+    ) -> tuple[BusyLane, TrialTensors]:
+        """Return a trial as it enters its lane, and its tensors in its own widths."""
         if key in self.keys:
             raise ValueError(f"trial {key!r} is in a lane already")
         if CohortShape.of(settings) != self.shape:
@@ -145,31 +162,36 @@ class Cohort:
             checkpoint.check_is_of(self._progress(newcomer))
             tensors = checkpoint.tensors(like=tensors)
             newcomer.go_on_from(checkpoint.progress)
-        self._use_width([*self._busy, newcomer], can_shrink=False)
-        width = {"hidden_units": self._network.model.hidden_units}
-        self._take_lane(newcomer, tensors.fit(self._network_of(settings.model.model_copy(update=width))))
+        return newcomer, tensors
 
     def _fresh_tensors(self, lane: BusyLane) -> TrialTensors:
         """The tensors of a trial before its first minibatch, in its own widths."""
         seed = lane.settings.training_seed
         parameters = lane.network.initial_parameters(seed=seed, dtype=self._dtype, device=self._device)
         state = build_optimizer(lane.settings.training.optimizer).initial_state(parameters)
-        records = self._stack.fresh_records()
-        return TrialTensors(parameters=parameters, optimizer_state=state, best_parameters=parameters, records=records)
+        return TrialTensors.fresh(parameters, state, self._stack.fresh_records())
 
-    def _take_lane(self, newcomer: BusyLane, tensors: TrialTensors) -> None:
-        """Put a trial into a free lane of its kind, or into a new one."""
-        kind = LaneKind.of(newcomer.settings)
-        for lane, busy in enumerate(self._lanes):
-            if busy is None and self._stack.kinds[lane] == kind:
+    def _take_lanes(self, trials: Sequence[tuple[BusyLane, TrialTensors]]) -> None:
+        """Put trials into free lanes of their kinds, or into new ones."""
+        self._use_width([*self._busy, *(newcomer for newcomer, _ in trials)], can_shrink=False)
+        width = {"hidden_units": self._network.model.hidden_units}
+        models = [newcomer.settings.model.model_copy(update=width) for newcomer, _ in trials]
+        fitted = [(it, its.fit(self._network_of(model))) for (it, its), model in zip(trials, models, strict=True)]
+        without: list[tuple[BusyLane, TrialTensors]] = []  # a free lane
+        for newcomer, tensors in fitted:
+            kind, lanes = LaneKind.of(newcomer.settings), zip(self._lanes, self._stack.kinds, strict=True)
+            lane = next((i for i, (busy, its) in enumerate(lanes) if busy is None and its == kind), None)
+            if lane is None:
+                without.append((newcomer, tensors))
+            else:
                 self._stack.replace(lane, tensors.parameters, tensors.optimizer_state)
                 self._lanes[lane] = newcomer
-                break
-        else:
-            lane = self._stack.insert(kind, tensors.parameters, tensors.optimizer_state)
+        inserted = self._stack.insert([(LaneKind.of(it.settings), tensors) for it, tensors in without])
+        for lane, newcomer in sorted(zip(inserted, (it for it, _ in without), strict=True), key=itemgetter(0)):
             self._lanes.insert(lane, newcomer)
-        if (best := newcomer.best) is not None:
-            self._stack.set_best(lane, tensors, loss=best.loss, nll=best.nll)
+        for newcomer, tensors in fitted:
+            if (best := newcomer.best) is not None:
+                self._stack.set_best(self._index(newcomer.key), tensors, loss=best.loss, nll=best.nll)
 
     def release(self, key: Hashable) -> None:
         """Remove a trial. The next admitted trial can take its lane; a lane still free when an epoch starts is removed.
@@ -283,10 +305,9 @@ class Cohort:
 
     def _close_gaps(self) -> None:
         """Remove the free lanes, so that they cost no time in this epoch."""
-        for lane in reversed(range(len(self._lanes))):
-            if self._lanes[lane] is None:
-                del self._lanes[lane]
-                self._stack.remove(lane)
+        if free := [lane for lane, busy in enumerate(self._lanes) if busy is None]:
+            self._stack.remove(free)
+            self._lanes = list(self._busy)
 
     def _network_of(self, model: ModelSettings) -> Network:
         if model not in self._networks:
@@ -323,7 +344,7 @@ class Cohort:
         validations = []
         for images, labels, minibatch in self._stretches():
             total_nll += self._step.train(self._stack, images, labels, self.shape.batch_size)
-            if self._is_validation_due(minibatch):
+            if minibatch in self._plan.due:
                 validations.append(self._validate())
         return total_nll / self._num_minibatches, validations
 
@@ -347,17 +368,8 @@ class Cohort:
 
         Lanes share each minibatch if the images are not shuffled, or if all lanes have the same seed and epoch.
         """
-        orders = None
-        if self.shape.shuffle:
-            epochs = [(lane.settings.training_seed, lane.num_epochs + 1) for lane in self._busy]
-            distinct = {epoch: minibatch_order(*epoch, self._data.num_train) for epoch in epochs}
-            orders = list(distinct.values()) if len(distinct) == 1 else [distinct[epoch] for epoch in epochs]
+        orders = minibatch_orders(self._busy, self._data.num_train) if self.shape.shuffle else None
         return lane_stretches(self._data, self.shape.batch_size, dtype=self._dtype, ends=self._plan.due, orders=orders)
-
-    def _is_validation_due(self, minibatch: int) -> bool:
-        return is_validation_due(
-            minibatch, num_minibatches=self._num_minibatches, validations_every=self._validations_every
-        )
 
     def _progress(self, lane: BusyLane) -> TrialProgress:
         return TrialProgress(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -63,6 +63,16 @@ class TrialTensors:
     optimizer_state: Tensors
     best_parameters: Tensors
     records: Tensors  # what the judge keeps of the examples at the best validation and at the reference: [N]
+
+    @classmethod
+    def fresh(cls, parameters: Tensors, optimizer_state: Tensors, records: Tensors | None = None) -> TrialTensors:
+        """The tensors of a trial before its first minibatch."""
+        return cls(
+            parameters=parameters,
+            optimizer_state=optimizer_state,
+            best_parameters=parameters,
+            records={} if records is None else records,
+        )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> TrialTensors:
         """Apply a function to every tensor."""
@@ -140,16 +150,20 @@ class LaneStack:
         start = next((lane for lane, kind in enumerate(self.kinds) if kind.is_linear), 0)
         return slice(start, start + sum(kind.is_linear for kind in self.kinds))
 
-    def insert(self, kind: LaneKind, parameters: Tensors, optimizer_state: Tensors) -> int:
-        """Insert one trial's tensors, which are copied, behind the lanes of its kind. Return its lane."""
-        self.version += 1
-        lane = bisect_right(self.kinds, kind)
-        self.kinds.insert(lane, kind)
-        for stacked, single, row in self._pairs(lane, parameters, optimizer_state):
-            for name, value in single.items():
-                rows = stacked.get(name, value.new_empty(0, *value.shape))
-                stacked[name] = torch.cat([rows[:row], value.unsqueeze(0), rows[row:]])
-        return lane
+    def insert(self, trials: Sequence[tuple[LaneKind, TrialTensors]]) -> list[int]:
+        """Insert trials that begin, whose tensors are copied, behind the lanes of their kinds. Return their lanes.
+
+        The stack is copied once, however many trials there are.
+        """
+        if not trials:
+            return []
+        kinds, sources = list(self.kinds), list(range(self.num_lanes))
+        for place, (kind, _) in enumerate(trials):
+            lane = bisect_right(kinds, kind)
+            kinds.insert(lane, kind)
+            sources.insert(lane, self.num_lanes + place)
+        self._arrange(kinds, sources, [tensors for _, tensors in trials])
+        return [sources.index(len(kinds) - len(trials) + place) for place in range(len(trials))]
 
     def replace(self, lane: int, parameters: Tensors, optimizer_state: Tensors) -> None:
         """Give a lane to another trial of the same kind; the tensors keep their memory."""
@@ -185,14 +199,27 @@ class LaneStack:
             for lane, p, b, r in zip(lanes, parameters, best, records, strict=True)
         ]
 
-    def remove(self, lane: int) -> None:
-        """Remove a finished trial's lane; the lanes after it move up by one."""
+    def remove(self, lanes: Collection[int]) -> None:
+        """Remove the lanes of finished trials; the others move up. The stack is copied once."""
+        kept = [lane for lane in range(self.num_lanes) if lane not in lanes]
+        self._arrange([self.kinds[lane] for lane in kept], kept, [])
+
+    def _arrange(self, kinds: list[LaneKind], sources: Sequence[int], trials: Sequence[TrialTensors]) -> None:
+        """Put the stack together from its own lanes and those of trials that begin.
+
+        Args:
+            kinds, sources: of each new lane: its kind, and its lane until now or num_lanes + its place in `trials`.
+        """
         self.version += 1
-        for stacked, row in self._stacked(lane):
-            for name, value in stacked.items():
-                # Two slices, since index_select would transfer an index to the device.
-                stacked[name] = torch.cat([value[:row], value[row + 1 :]])
-        del self.kinds[lane]
+        fresh = [self._fresh(trial.parameters) for trial in trials]
+        for index, stacked in enumerate(self._shared):
+            _arrange_rows(stacked, sources, self.num_lanes, [its[index] for its in fresh])
+        states = [trial.optimizer_state for trial in trials]
+        for optimizer in {kind.optimizer for kind in (*self.kinds, *kinds)}:
+            state, first = self.optimizer_states.setdefault(optimizer, {}), self._first_lane(optimizer)
+            its = [source for source, kind in zip(sources, kinds, strict=True) if kind.optimizer == optimizer]
+            _arrange_rows(state, its, self.num_lanes, states, first=first)
+        self.kinds = kinds
 
     def resize(self, network: Network) -> None:
         """Resize all lanes' parameters and optimizer state to the widths of another network."""
@@ -306,20 +333,46 @@ class LaneStack:
         self, lane: int, parameters: Tensors, optimizer_state: Tensors
     ) -> list[tuple[dict[str, Tensor], Tensors, int]]:
         """Each group of stacked tensors, with a fresh trial's tensors for it and the row of the lane."""
-        worst = torch.tensor(math.inf, dtype=torch.float64, device=self.device)
-        losses = {"loss": worst, "nll": worst}
-        fresh = [parameters, parameters, losses, self.fresh_records(), optimizer_state]
+        fresh = [*self._fresh(parameters), optimizer_state]
         return [(stacked, its, row) for (stacked, row), its in zip(self._stacked(lane), fresh, strict=True)]
+
+    def _fresh(self, parameters: Tensors) -> list[Tensors]:
+        """The tensors of a trial before its first minibatch, in the order of `_shared`."""
+        worst = torch.tensor(math.inf, dtype=torch.float64, device=self.device)
+        return [parameters, parameters, {"loss": worst, "nll": worst}, self.fresh_records()]
+
+    @property
+    def _shared(self) -> tuple[dict[str, Tensor], ...]:
+        """Each group of stacked tensors that has a row for each lane."""
+        return self.parameters, self.best_parameters, self.best_losses, self.records
 
     def _stacked(self, lane: int) -> list[tuple[dict[str, Tensor], int]]:
         """Each group of stacked tensors that a lane has a row in, with that row."""
         optimizer = self.kinds[lane].optimizer
         state = self.optimizer_states.setdefault(optimizer, {})
-        shared = (self.parameters, self.best_parameters, self.best_losses, self.records)
-        return [*((stacked, lane) for stacked in shared), (state, lane - self._first_lane(optimizer))]
+        return [*((stacked, lane) for stacked in self._shared), (state, lane - self._first_lane(optimizer))]
 
     def _first_lane(self, optimizer: str) -> int:
         return bisect_left(self.kinds, optimizer, key=lambda kind: kind.optimizer)
+
+
+def _arrange_rows(
+    stacked: dict[str, Tensor], sources: Sequence[int], num_lanes: int, fresh: Sequence[Tensors], *, first: int = 0
+) -> None:
+    """Put each stacked tensor together from its own rows and fresh ones.
+
+    Args:
+        sources: of each row: a lane, of which `first` has row 0, or num_lanes + a place in `fresh`.
+    """
+    joining = [source for source in sources if source >= num_lanes]
+    for name in list(fresh[joining[0] - num_lanes] if joining else stacked):
+        pieces = []
+        for rows, offset in runs(source - row if source < num_lanes else None for row, source in enumerate(sources)):
+            if offset is None:
+                pieces += [fresh[source - num_lanes][name].unsqueeze(0) for source in sources[rows]]
+            else:
+                pieces.append(stacked[name][rows.start + offset - first : rows.stop + offset - first])
+        stacked[name] = torch.cat(pieces) if pieces else stacked[name][:0]
 
 
 def _copied_rows(stacked: Tensors, rows: Sequence[int]) -> list[Tensors]:

@@ -6,7 +6,7 @@ outage then does not stop the training: free lanes stay empty for a while.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hpsearch.logs import get_logger
@@ -40,6 +40,7 @@ GENERATIONS_TO_PRUNE, GENERATIONS_TO_LEARN = 3, 5
 # Trials that a worker may hold, with those that wait for another cohort: for each lane, and as a part of its share of
 # all points. What is drawn waits for its turn, and learns nothing from what ends meanwhile.
 HELD_PER_LANE, HELD_OF_SHARE = 2, 0.5
+DRAWN_TOGETHER = 100  # points: a transaction takes a moment only
 
 
 @dataclass(kw_only=True)
@@ -116,17 +117,39 @@ class Intake:
             self.note(self.writer.collect() if self.lanes else self.writer.drain())
             if self.writer.is_outstanding:
                 return
-        while self._unadmitted:
-            claim = self._unadmitted.pop(0)
-            try:
+        newcomers: dict[Hashable, TrialSettings] = {}
+        try:
+            self._draw()
+            while self._unadmitted:
                 self.watchdog.note_progress()
-                self._admit(claim)
-            except DatabaseAwayError:
-                self._unadmitted.insert(0, claim)
-                if not self.lanes:
-                    raise
-                self.access.note_absence()
-                return
+                settings = self._admit(self._unadmitted[0])
+                claim = self._unadmitted.pop(0)
+                if settings is not None:
+                    newcomers[claim.trial_id] = settings
+        except DatabaseAwayError:
+            if not self.lanes:
+                raise
+            self.access.note_absence()
+        if self.cohort is not None:
+            self.cohort.admit_all(newcomers)
+
+    def _draw(self) -> None:
+        """Draw the parameters of the claims that are to be admitted, many in one transaction."""
+        if not self.study.definition.is_drawn:
+            return
+        undrawn = [claim for claim in self._unadmitted if not claim.is_continued]  # which has an earlier trial's
+        size = 1 if self._drawing.learns else DRAWN_TOGETHER
+        for start in range(0, len(undrawn), size):
+            self.watchdog.note_progress()
+            part = undrawn[start : start + size]
+            drawn = self._drawing.draw(self.access.brief if self.lanes else self.ledger, part)
+            for claim in part:
+                place = self._unadmitted.index(claim)
+                if claim.trial_id in drawn:
+                    self._unadmitted[place] = replace(claim, parameters=drawn[claim.trial_id])
+                else:
+                    del self._unadmitted[place]
+                    self._tell_lost(claim)
 
     def _claim(self, number: int) -> list[Claim]:
         if self._drawing.foresees_cohorts:
@@ -167,19 +190,18 @@ class Intake:
         self._claim_token = None
         return claims
 
-    def _admit(self, claim: Claim) -> None:
+    def _admit(self, claim: Claim) -> TrialSettings | None:
+        """Give a trial a lane. Return its settings if it has yet to enter the cohort, at its first epoch.
+
+        Raises:
+            DatabaseAwayError: nothing has changed.
+        """
         definition = self.study.definition
-        if definition.is_drawn and not claim.is_continued:  # which has the parameters of the trial before it
-            parameters = self._drawing.draw(self.access.brief if self.lanes else self.ledger, claim)
-            if parameters is None:
-                self._tell_lost(claim)
-                return
-            claim = replace(claim, parameters=parameters)
         settings = _with_epochs(definition.resolve(claim.parameters), claim, definition)
         is_first = not self.lanes
         if not is_first and (not self._fits_cohort(settings) or len(self.lanes) >= self.num_lanes):
             self._held_over.append(claim)
-            return
+            return None
         rule = self.cohorts.stopping_rule(settings)
         lane = self.lanes[claim.trial_id] = TrialInTraining(
             claim=claim, settings=settings, rule=rule, num_classes=self.cohorts.num_classes, metric=self.cohorts.metric
@@ -193,10 +215,11 @@ class Intake:
         if outcome is ResumeOutcome.LOST:
             del self.lanes[claim.trial_id]
             self._tell_lost(claim)
-        elif outcome is None:
-            cohort.admit(claim.trial_id, settings)
-            values = self.worker.name, claim.number, dict(claim.parameters)
-            _log.debug("%s: trial %d starts: %s", *values, extra={"trial": claim.number})
+        if outcome is not None:
+            return None
+        values = self.worker.name, claim.number, dict(claim.parameters)
+        _log.debug("%s: trial %d starts: %s", *values, extra={"trial": claim.number})
+        return settings
 
     def _fits(self, claim: Claim) -> bool:
         return self._fits_cohort(self.study.definition.resolve(claim.parameters))

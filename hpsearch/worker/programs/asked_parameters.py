@@ -89,7 +89,7 @@ class AskedParameters:
             StorageError: the database is away. Repeating the call is safe.
         """
         search = self._study.definition.search
-        only = claim.trial_id if search.strategy in ("random", "listed") else None
+        only = [claim.trial_id] if search.strategy in ("random", "listed") else None
         trials = self._history.read(ledger.database, only=only)
         if not any(trial._trial_id == claim.trial_id for trial in trials):
             raise LostTrialError
@@ -126,7 +126,7 @@ class AskedParameters:
             warnings.simplefilter("ignore")  # the objective's own process shows Optuna's warnings
             value = _suggest(asked.trial, name, distribution)
         asked.notes += asked.storage.drain_system_attrs()
-        if store_parameters(ledger, asked.stored, asked.notes) is None:
+        if not store_parameters(ledger, [asked.stored], asked.notes):
             raise LostTrialError
         asked.notes.clear()
         self._distributions.setdefault(name, distribution)

@@ -174,7 +174,7 @@ class ProgramStarts:
         """Start the next claimed point. Return False if nothing more can be started now."""
         claim = self.claimed[0]
         if self._drawing is not None and not claim.is_continued:
-            parameters = self._drawing.draw(ledger, claim)
+            parameters = self._drawing.draw(ledger, [claim]).get(claim.trial_id)
             if parameters is None:
                 self._lose(claim)
                 return True

@@ -122,13 +122,18 @@ class Service:
             finally:
                 del look.is_ahead
 
-        def recorded(drawing: Drawing, where: Any, claim: Any) -> Any:
-            if claim.number in self.draws:  # it has waited for a cohort of its own: nothing is drawn again
-                return draw(drawing, where, claim)
-            one = self.draws[claim.number] = Draw(number=claim.number, point=claim.point, before=self._drawn_trials())
-            one.params = dict(draw(drawing, where, claim) or {})
-            one.after = self._drawn_trials()
-            return one.params
+        def recorded(drawing: Drawing, where: Any, claims: Any) -> Any:
+            # The others have waited for a cohort of their own: nothing is drawn again.
+            new = {
+                claim.trial_id: Draw(number=claim.number, point=claim.point, before=self._drawn_trials())
+                for claim in claims
+                if claim.number not in self.draws
+            }
+            self.draws |= {one.number: one for one in new.values()}
+            drawn = draw(drawing, where, claims)
+            for trial_id, one in new.items():
+                one.params, one.after = dict(drawn.get(trial_id, {})), self._drawn_trials()
+            return drawn
 
         monkeypatch.setattr(drawing_module, "build_sampler", build_recorder)
         monkeypatch.setattr(Drawing, "draw", recorded)
@@ -222,9 +227,10 @@ def test_a_draw_waits_for_the_endings_of_its_own_worker(
         ended.update(result.trial_id for result in entry.results)
         hand_over(writer, entry)
 
-    def noted_draw(drawing: Drawing, where: Any, claim: Any) -> Any:
-        ended_before.setdefault(claim.number, set(ended))  # a trial that waits for its cohort comes twice
-        return draw(drawing, where, claim)
+    def noted_draw(drawing: Drawing, where: Any, claims: Any) -> Any:
+        for claim in claims:
+            ended_before.setdefault(claim.number, set(ended))  # a trial that waits for its cohort comes twice
+        return draw(drawing, where, claims)
 
     monkeypatch.setattr(EpochWriter, "hand_over", noted_ending)
     monkeypatch.setattr(Drawing, "draw", noted_draw)
@@ -322,7 +328,7 @@ def test_a_trial_that_no_longer_counts_is_no_longer_shown_as_ended(
     history, drawing = History(study.study_id), Drawing(study)
     claims = ledger.claim(4)
     for claim in claims:
-        drawing.draw(ledger, claim)
+        drawing.draw(ledger, [claim])
     ledger.finish([Result(trial_id=claim.trial_id, outcome=Outcome.COMPLETE, loss=0.5) for claim in claims[:3]])
     optuna_study = database.load_study(study.name)
     optuna_study.add_trial(create_trial(value=0.0))
@@ -346,8 +352,8 @@ def test_a_draw_for_a_trial_that_was_taken_away_writes_nothing(
     ledger = Ledger(database=database, study_id=study.study_id, owner=1)
     (claim,) = ledger.claim(1)
     another = replace(ledger, owner=2)
-    assert Drawing(study).draw(another, claim) is None
+    assert Drawing(study).draw(another, [claim]) == {}
     assert execute("SELECT * FROM trial_params") == []
     ledger.release("stopped")
-    assert Drawing(study).draw(ledger, claim) is None
+    assert Drawing(study).draw(ledger, [claim]) == {}
     assert execute("SELECT * FROM trial_params") == []

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hpsearch.study.settings import ModelSettings, TrainingSettings
 from hpsearch.training.lanes.capture import CapturedStep
-from hpsearch.training.lanes.stack import LaneKind, LaneStack
+from hpsearch.training.lanes.stack import LaneKind, LaneStack, TrialTensors
 from hpsearch.training.lanes.steps import LaneStep, build_step
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.network import Network
@@ -35,7 +35,7 @@ def stack_of(mlp: Network) -> Callable[..., LaneStack]:
     def build(*learning_rates: float) -> LaneStack:
         stack = LaneStack(device=CPU)
         for lane, _ in enumerate(learning_rates):
-            stack.insert(LaneKind(), mlp.initial_parameters(seed=lane), {})
+            stack.insert([(LaneKind(), TrialTensors.fresh(mlp.initial_parameters(seed=lane), {}))])
         set_rates(stack, *learning_rates)
         return stack
 
@@ -116,7 +116,7 @@ def test_lanes_that_moved_are_captured_anew_and_a_refilled_lane_is_not(
     train()
     assert recorder.num_captures == 1
     for stack in stacks:
-        stack.remove(0)
+        stack.remove([0])
         set_rates(stack, 0.2)
     train()  # warms up again: with other sizes libraries may choose other algorithms
     train()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 
 import torch
 from hypothesis import given
@@ -38,10 +39,14 @@ def earlier(value: float, **correct: list[bool]) -> TrialTensors:
     )
 
 
+def fresh(value: float, kind: LaneKind = MOMENTUM) -> TrialTensors:
+    return TrialTensors.fresh(parameters(value), state(value) if kind.optimizer != "sgd" else {})
+
+
 def stack_of(*values: float) -> LaneStack:
     stack = LaneStack(device=CPU)
     for value in values:
-        stack.insert(MOMENTUM, parameters(value), state(value))
+        stack.insert([(MOMENTUM, fresh(value))])
     return stack
 
 
@@ -56,18 +61,25 @@ def keep_best(stack: LaneStack, zero_one: Tensor, nll: Tensor) -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["insert", "replace", "remove"]), st.integers(0, 4), st.sampled_from(KINDS)),
+        st.tuples(
+            st.sampled_from(["insert", "replace", "remove"]),
+            st.integers(0, 4),
+            st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
+        ),
         max_size=12,
     )
 )
-def test_lanes_come_and_go_as_in_a_sorted_list(actions: list[tuple[str, int, LaneKind]]) -> None:
+def test_lanes_come_and_go_as_in_a_sorted_list(actions: list[tuple[str, int, list[LaneKind]]]) -> None:
     """Every tensor of the stack keeps the same trials in the same order as a plain list would, by kind."""
     stack, expected, next_value = LaneStack(device=CPU), [], 1.0
-    for action, lane, kind in actions:
+    for action, lane, kinds in actions:
         if action == "insert":
-            where = stack.insert(kind, parameters(next_value), state(next_value) if kind.optimizer != "sgd" else {})
-            expected.insert(where, (kind, next_value))
-            assert expected == sorted(expected, key=lambda pair: pair[0])
+            values = [next_value + place for place in range(len(kinds))]
+            where = stack.insert([(kind, fresh(value, kind)) for kind, value in zip(kinds, values, strict=True)])
+            for kind, value in zip(kinds, values, strict=True):  # one after the other
+                expected.insert(bisect_right([its for its, _ in expected], kind), (kind, value))
+            assert [expected[lane] for lane in where] == list(zip(kinds, values, strict=True))
+            next_value = values[-1]
         elif action == "replace" and lane < len(expected):
             keep_best(stack, doubles(*[0.5] * len(expected)), doubles(*[1.0] * len(expected)))
             kind = stack.kinds[lane]
@@ -75,7 +87,7 @@ def test_lanes_come_and_go_as_in_a_sorted_list(actions: list[tuple[str, int, Lan
             assert stack.best_losses["loss"][lane].isinf()
             expected[lane] = kind, next_value
         elif action == "remove" and lane < len(expected):
-            stack.remove(lane)
+            stack.remove([lane])
             del expected[lane]
         next_value += 1
         assert stack.num_lanes == len(expected)
@@ -107,7 +119,7 @@ def _rows(values: Tensor) -> list[float]:
 def test_inserting_copies_the_trials_tensors() -> None:
     first = parameters(1.0)
     stack = LaneStack(device=CPU)
-    stack.insert(LaneKind(), first, {})
+    stack.insert([(LaneKind(), TrialTensors.fresh(first, {}))])
     stack.parameters["weight"].zero_()
 
     assert first["weight"].eq(1.0).all()
@@ -154,7 +166,7 @@ def test_penalties_are_known_to_be_absent_without_asking_the_device() -> None:
 def test_a_part_is_the_same_memory() -> None:
     stack = LaneStack(device=CPU)
     for value, kind in ((1.0, LaneKind()), (2.0, LaneKind(is_linear=True)), (3.0, LaneKind(is_linear=True))):
-        stack.insert(kind, parameters(value), {})
+        stack.insert([(kind, TrialTensors.fresh(parameters(value), {}))])
     stack.set_rates([TrainingSettings(lambda_1=value) for value in (0.5, 0.0, 0.0)], [0.1, 0.2, 0.3])
 
     part = stack.part(slice(0, 2))
@@ -180,7 +192,7 @@ def test_tensors_stay_where_they_are_while_the_number_of_lanes_does() -> None:
     stack.set_rates([TrainingSettings(lambda_2=0.1)] * 2, [0.3, 0.2])
     assert stack.version > before[0]  # another operation: a captured step would leave it out
     version = stack.version
-    stack.remove(0)
+    stack.remove([0])
     assert stack.version > version
 
 
@@ -230,7 +242,7 @@ FIVE_OF_FIVE = ReferenceTest(level=1 / 32, critical_gains=critical_gains(8, 1 / 
 def with_reference(num_lanes: int = 1, num_images: int = 8) -> LaneStack:
     stack = LaneStack(device=CPU, num_recorded=num_images, critical_gains=FIVE_OF_FIVE.table(CPU))
     for _ in range(num_lanes):
-        stack.insert(LaneKind(), parameters(1.0), {})
+        stack.insert([(LaneKind(), TrialTensors.fresh(parameters(1.0), {}))])
     return stack
 
 
@@ -249,13 +261,13 @@ def look(stack: LaneStack, *rows: str, nll: float = 1.0) -> tuple[list[float], l
 def test_what_is_right_at_the_best_validation_is_kept_with_it() -> None:
     stack = LaneStack(device=CPU, num_recorded=4)
     for _ in range(3):
-        stack.insert(LaneKind(), parameters(1.0), {})
+        stack.insert([(LaneKind(), TrialTensors.fresh(parameters(1.0), {}))])
     assert stack.keep_best(doubles(0.5, 0.5, 0.5), doubles(1, 1, 1), bits("1100", "1100", "1100")) == ()
     stack.keep_best(doubles(0.25, 0.5, 0.5), doubles(9, 0.5, 1), bits("0111", "1010", "0011"))
 
     assert torch.equal(stack.records["best"], bits("0111", "1010", "1100"))
     assert stack.records.keys() == {"best"}  # no rule asks for a reference, and nobody pays for it
-    stack.remove(0)
+    stack.remove([0])
     assert torch.equal(stack.records["best"], bits("1010", "1100"))
     stack.replace(1, parameters(2.0), {})
     assert torch.equal(stack.records["best"], bits("1010", "0000"))
@@ -292,7 +304,7 @@ def test_each_lane_has_a_reference_of_its_own_wherever_it_moves() -> None:
 
     assert (stack.version, stack.records["reference"].data_ptr()) == (version, place)
     assert look(stack, "00000001", "10101010", "11111111") == ([1.0, 4.0, 6.0], [0.0, 4.0, 0.0])
-    stack.remove(0)
+    stack.remove([0])
     assert look(stack, "01010101", "11111111") == ([0.0, 0.0], [0.0, 0.0])
     part = stack.part(slice(1, 2))
     assert torch.equal(part.records["reference"], bits("11111111"))

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.reference_loop import rates_of, regularised_loss, update_
 from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.training.lanes.dense_step import DenseStep
-from hpsearch.training.lanes.stack import LaneKind, LaneStack
+from hpsearch.training.lanes.stack import LaneKind, LaneStack, TrialTensors
 from hpsearch.training.lanes.steps import BLOCK_ROWS, AutogradStep, build_step
 from hpsearch.training.losses import mean_loss
 from hpsearch.training.networks.activations import lane_activation
@@ -57,7 +57,9 @@ def stack_of(network: Network, trainings: list[TrainingSettings], activations: S
     ordered = sorted(zip(map(kind_of, trainings, names), range(len(trainings)), strict=True))
     for kind, index in ordered:
         parameters = random_parameters(network, index)
-        stack.insert(kind, parameters, build_optimizer(kind.optimizer).initial_state(parameters))
+        stack.insert(
+            [(kind, TrialTensors.fresh(parameters, build_optimizer(kind.optimizer).initial_state(parameters)))]
+        )
     in_order = [trainings[index] for _, index in ordered]
     stack.set_rates(in_order, [training.learning_rate for training in in_order])
     return stack
@@ -211,7 +213,9 @@ def test_lanes_of_different_optimizers_and_activations_equal_lanes_of_one(
         own = build(family, kind.activation)
         alone = LaneStack(device=CPU)
         parameters = random_parameters(own, index)
-        alone.insert(kind, parameters, build_optimizer(kind.optimizer).initial_state(parameters))
+        alone.insert(
+            [(kind, TrialTensors.fresh(parameters, build_optimizer(kind.optimizer).initial_state(parameters)))]
+        )
         alone.set_rates([trainings[index]], [trainings[index].learning_rate])
         expected = AutogradStep(network=own).train(alone, images, labels, BATCH)
         torch.testing.assert_close(losses[lane : lane + 1], expected, rtol=1e-10, atol=0)
