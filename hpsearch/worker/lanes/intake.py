@@ -143,13 +143,14 @@ class Intake:
             self.watchdog.note_progress()
             part = undrawn[start : start + size]
             drawn = self._drawing.draw(self.access.brief if self.lanes else self.ledger, part)
-            for claim in part:
-                place = self._unadmitted.index(claim)
-                if claim.trial_id in drawn:
-                    self._unadmitted[place] = replace(claim, parameters=drawn[claim.trial_id])
-                else:
-                    del self._unadmitted[place]
-                    self._tell_lost(claim)
+            lost = {claim.trial_id: claim for claim in part if claim.trial_id not in drawn}
+            for claim in lost.values():
+                self._tell_lost(claim)
+            self._unadmitted = [
+                replace(claim, parameters=drawn.get(claim.trial_id, claim.parameters))
+                for claim in self._unadmitted
+                if claim.trial_id not in lost
+            ]
 
     def _claim(self, number: int) -> list[Claim]:
         if self._drawing.foresees_cohorts:
