@@ -273,6 +273,31 @@ def test_half_a_candidate_of_cma_is_completed_with_its_own_other_half(bench: Cal
     assert draw(Drawing(broken.study), ledger, again)["hidden_units"] == expected["hidden_units"]
 
 
+@pytest.mark.parametrize("strategy", ["random", "qmc"])
+def test_points_drawn_together_get_what_each_would_get_alone(strategy: str, bench: Callable[..., Bench]) -> None:
+    """But for those that another worker has taken over, of which nothing is written."""
+    together, alone = bench(strategy), bench(strategy)
+    ledger = together.ledger(1)
+    claims = ledger.claim(14)
+    ledger.give_back([claims[3].hold], "taken away")
+    drawn = Drawing(together.study).draw(ledger, claims)
+    assert claims[3].trial_id not in drawn
+    other = alone.ledger(1)
+    expected = {claim.point: draw(Drawing(alone.study), other, claim) for claim in other.claim(14)}
+    del expected[claims[3].point]
+    assert {claim.point: drawn[claim.trial_id] for claim in claims if claim.trial_id in drawn} == expected
+    stored = {trial._trial_id: trial.params for trial in together.trials() if trial.params}
+    assert stored == drawn
+    assert Drawing(together.study).draw(ledger, claims) == drawn, "what is drawn is drawn"
+
+
+def test_a_sampler_that_learns_draws_one_point_at_a_time(bench: Callable[..., Bench]) -> None:
+    study = bench("tpe")
+    ledger = study.ledger(1)
+    with pytest.raises(ValueError, match="one point at a time"):
+        Drawing(study.study).draw(ledger, ledger.claim(2))
+
+
 def test_points_given_back_are_candidates_of_cma_still(bench: Callable[..., Bench]) -> None:
     """Without them a generation that was interrupted would be drawn and trained anew."""
     study = bench("cmaes", num_points=5)

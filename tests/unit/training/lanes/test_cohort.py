@@ -331,6 +331,34 @@ def test_lanes_are_refilled_in_mid_study(
         assert_same_curve(curve, list(expected.reports))
 
 
+def test_trials_that_enter_together_take_the_lanes_that_they_take_one_by_one(resident: Build, trial: Trial) -> None:
+    """Bit for bit: some into free lanes, others behind the lanes of their kinds; one is wider than all before."""
+    data = resident()
+    settings = {
+        f"{optimizer} {units} {rate}": trial("mlp", optimizer=optimizer, hidden_units=units, learning_rate=rate)
+        for rate in (0.1, 0.2, 0.3)
+        for optimizer, units in (("adam", 6), ("sgd", 4), ("momentum", 5))
+    }
+    keys = list(settings)
+    reports, orders = [], []
+    for enters_together in (False, True):
+        cohort = cohort_of({key: settings[key] for key in keys[:4]}, data)
+        train(cohort, 1)
+        cohort.release(keys[0])
+        cohort.release(keys[2])
+        if enters_together:
+            cohort.admit_all({key: settings[key] for key in keys[4:]})
+        else:
+            for key in keys[4:]:
+                cohort.admit(key, settings[key])
+        cohort.release(keys[5])
+        cohort.release(keys[7])
+        orders.append(cohort.keys)
+        reports.append({key: numbers(curve) for key, curve in train(cohort, 2).items()})
+    assert orders[0] == orders[1]
+    assert reports[0] == reports[1]
+
+
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("family", ["mlp", "cnn"])
@@ -497,8 +525,11 @@ def test_a_trial_of_another_shape_or_twice_is_refused(resident: Build, trial: Tr
         cohort.admit("b", trial(hidden_units=33))
     with pytest.raises(ValueError, match="in a lane already"):
         cohort.admit("a", trial())
+    with pytest.raises(ValueError, match="another shape"):
+        cohort.admit_all({"c": trial(), "b": trial(hidden_units=33)})
     with pytest.raises(KeyError, match="in no lane"):
         cohort.release("b")
+    cohort.admit_all({})
     assert cohort.keys == ("a",)
 
 
