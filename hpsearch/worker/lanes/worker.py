@@ -94,6 +94,7 @@ class Worker:
         self._worst_kept: float | None = None  # value of the worst of the study's best trials, as far as known
         self._num_restarts = 0  # restarts of the server that this worker has handled
         self._reaper = Reaper(name=self.name)
+        self._is_idle = True  # the last turn found nothing to train
         self._lane_epoch_seconds: float | None = None  # of the last epoch, per lane
         self._timed_cohort: Cohort | None = None  # the cohort that trained that epoch
         self._filter_keeper = FilterKeeper()
@@ -188,9 +189,10 @@ class Worker:
             return False
         if self._ledger.holdings.num_restarts != self._num_restarts:
             self._note_restart()
-        self._reaper.reap(self._intake.access, is_idle=not self._lanes)
+        self._reaper.reap(self._intake.access, is_idle=self._is_idle)
         try:
             self._intake.fill()
+            self._is_idle = not self._lanes
             if self._lanes:
                 self._train_epoch()
                 return True

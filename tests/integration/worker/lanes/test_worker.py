@@ -591,6 +591,24 @@ def test_points_that_a_sampler_draws_fill_the_lanes_as_long_as_few_wait_for_anot
     assert sum(busy for busy, _ in seen) / len(seen) > 0.75 * num_lanes
 
 
+def test_lanes_that_have_just_ended_are_no_reason_to_look_for_lost_trials(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes two queries; with trials of one epoch, there was no turn without them."""
+    looks: list[None] = []
+    reap = Ledger.reap
+
+    def counted_reap(ledger: Ledger) -> int:
+        looks.append(None)
+        return reap(ledger)
+
+    monkeypatch.setattr(Ledger, "reap", counted_reap)
+    study = bench()
+    study.worker(lanes=1).run()
+    study.counted()
+    assert 1 <= len(looks) <= 2  # at the start, and when no point is left
+
+
 def test_a_sampler_that_learns_has_five_generations_at_least(bench: Callable[..., Bench]) -> None:
     study = bench(search={"strategy": "tpe", "num_points": 20, "learning_rate": {"low": 0.1, "high": 0.2}})
     lanes = WholeShare()
