@@ -68,13 +68,14 @@ class Supervisor:
                 if index not in self.processes:
                     self.processes[index] = self.command.start(index)
             while True:
+                left = self._left()
                 progress = read_progress(self.database, self.study.study_id, self.study.definition.judged_by)
                 on_progress(progress)
                 self._tell_lanes()
                 if progress.is_finished:
                     return progress
                 self._look_after_workers(progress.counts)
-                self._pause()
+                self._pause(left)
         finally:
             end_workers(self.processes.values(), stop_seconds(self.study.definition.program))
 
@@ -84,15 +85,19 @@ class Supervisor:
         verdicts = (InputError.exit_code, SurroundingsError.exit_code)
         return (*verdicts, HpsearchError.exit_code) if self.study.definition.is_program else verdicts
 
-    def _pause(self) -> None:
-        """Wait until it is time for the next look at the study, or a worker has ended: it may have been the last."""
-        ends_at = time.monotonic() + self.poll_seconds
-        num_running = self._num_running()
-        while (left := ends_at - time.monotonic()) > 0 and self._num_running() == num_running:
-            time.sleep(min(_LOOK_SECONDS, left))
+    def _pause(self, left: Collection[WorkerProcess]) -> None:
+        """Wait until it is time for the next look at the study, or until a worker has left, perhaps as the last one.
 
-    def _num_running(self) -> int:
-        return sum(process.poll() is None for process in self.processes.values())
+        Args:
+            left: those that had left before the study was looked at.
+        """
+        ends_at = time.monotonic() + self.poll_seconds
+        while (seconds := ends_at - time.monotonic()) > 0 and all(process in left for process in self._left()):
+            time.sleep(min(_LOOK_SECONDS, seconds))
+
+    def _left(self) -> list[WorkerProcess]:
+        """The workers that have ended in peace; one that has died is started again at the next look."""
+        return [process for process in self.processes.values() if process.poll() == 0]
 
     def _tell_lanes(self) -> None:
         for index in self.processes:

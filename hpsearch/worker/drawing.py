@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import Connection, text
 
@@ -115,12 +116,13 @@ def store_parameters(ledger: Ledger, trials: Sequence[FrozenTrial], notes: Seque
         ids = [trial._trial_id for trial in trials]
         held = set(connection.execute(_LOCK, {"trials": ids, "owner": ledger.owner}).scalars())
         stored = {tuple(row) for row in connection.execute(_STORED, {"trials": list(held)})}  # by an earlier attempt
-        ours = [trial for trial in trials if trial._trial_id in held]
-        drawn = [
-            (trial._trial_id, {n: value for n, value in trial.params.items() if (trial._trial_id, n) not in stored})
-            for trial in ours
-        ]
-        distributions = {name: its for trial in ours for name, its in trial.distributions.items()}
+        drawn: list[tuple[int, dict[str, ParameterValue]]] = []
+        distributions: dict[str, BaseDistribution] = {}
+        for trial in trials:
+            trial_id = trial._trial_id
+            new = [name for name in trial.params if trial_id in held and (trial_id, name) not in stored]
+            drawn.append((trial_id, {name: trial.params[name] for name in new}))
+            distributions |= {name: trial.distributions[name] for name in new}
         insert_parameters(connection, distributions, drawn)
         for trial_id, key, value in notes:
             if trial_id in held:
@@ -130,9 +132,12 @@ def store_parameters(ledger: Ledger, trials: Sequence[FrozenTrial], notes: Seque
     return ledger.database.transaction(work) if trials else set()
 
 
+# A point that changes hands gets a new trial, which waits for this lock on the point. This worker's own renewals of its
+# leases do not: they lock the same points in another order. A repeated call waits for the first one, at the trials.
 _LOCK = text("""
     SELECT p.trial_id FROM hpsearch_points p JOIN trials t USING (trial_id)
-    WHERE p.trial_id = ANY(:trials) AND p.owner = :owner AND t.state = 'RUNNING' ORDER BY p.trial_id FOR UPDATE OF p
+    WHERE p.trial_id = ANY(:trials) AND p.owner = :owner AND t.state = 'RUNNING'
+    ORDER BY p.point FOR KEY SHARE OF p FOR NO KEY UPDATE OF t
 """)
 
 _STORED = text("SELECT trial_id, param_name FROM trial_params WHERE trial_id = ANY(:trials)")

@@ -183,18 +183,20 @@ def flops_per_image(network: Network) -> float:
     return (counter.flops / _COUNTED_IMAGES) or 2.0 * num_parameters(network)
 
 
-# Functions that make products, and how many numbers each number of their result is summed of, from their arguments.
+# Functions that make products, and how many products each number of their result is the sum of, from arguments with
+# torch's names.
 _SUMMANDS: dict[object, Callable[..., int]] = {
-    functional.linear: lambda inputs, *_, **__: inputs.shape[-1],
     **dict.fromkeys(
         (functional.conv1d, functional.conv2d, functional.conv3d),
-        lambda inputs, weight, *_, **__: weight[0].numel(),
+        lambda input, weight, *_, **__: weight[0].numel(),
     ),
     **dict.fromkeys(
-        (torch.matmul, torch.mm, torch.bmm, Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm),
-        lambda left, *_, **__: left.shape[-1],
+        (functional.linear, torch.matmul, torch.mm, torch.bmm),
+        lambda input, *_, **__: input.shape[-1],
     ),
-    **dict.fromkeys((torch.addmm, torch.baddbmm), lambda _, left, *__, **___: left.shape[-1]),
+    **dict.fromkeys((Tensor.matmul, Tensor.__matmul__, Tensor.mm, Tensor.bmm), lambda left, *_, **__: left.shape[-1]),
+    torch.addmm: lambda input, mat1, *_, **__: mat1.shape[-1],
+    torch.baddbmm: lambda input, batch1, *_, **__: batch1.shape[-1],
 }
 
 

@@ -372,7 +372,7 @@ def _arrange_rows(
                 pieces += [fresh[source - num_lanes][name].unsqueeze(0) for source in sources[rows]]
             else:
                 pieces.append(stacked[name][rows.start + offset - first : rows.stop + offset - first])
-        stacked[name] = torch.cat(pieces) if pieces else stacked[name][:0]
+        stacked[name] = torch.cat(pieces) if pieces else stacked[name].new_empty(0, *stacked[name].shape[1:])
 
 
 def _copied_rows(stacked: Tensors, rows: Sequence[int]) -> list[Tensors]:

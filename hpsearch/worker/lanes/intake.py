@@ -40,7 +40,7 @@ GENERATIONS_TO_PRUNE, GENERATIONS_TO_LEARN = 3, 5
 # Trials that a worker may hold, with those that wait for another cohort: for each lane, and as a part of its share of
 # all points. What is drawn waits for its turn, and learns nothing from what ends meanwhile.
 HELD_PER_LANE, HELD_OF_SHARE = 2, 0.5
-DRAWN_TOGETHER = 100  # points: a transaction takes a moment only
+TOGETHER = 100  # points that are drawn in one transaction, or enter the cohort with one copy of its lanes
 
 
 @dataclass(kw_only=True)
@@ -130,15 +130,18 @@ class Intake:
             if not self.lanes:
                 raise
             self.access.note_absence()
-        if self.cohort is not None:
-            self.cohort.admit_all(newcomers)
+        entering = list(newcomers.items())
+        for start in range(0, len(entering), TOGETHER):
+            assert self.cohort is not None
+            self.watchdog.note_progress()
+            self.cohort.admit_all(dict(entering[start : start + TOGETHER]))
 
     def _draw(self) -> None:
         """Draw the parameters of the claims that are to be admitted, many in one transaction."""
         if not self.study.definition.is_drawn:
             return
         undrawn = [claim for claim in self._unadmitted if not claim.is_continued]  # which has an earlier trial's
-        size = 1 if self._drawing.learns else DRAWN_TOGETHER
+        size = 1 if self._drawing.learns else TOGETHER
         for start in range(0, len(undrawn), size):
             self.watchdog.note_progress()
             part = undrawn[start : start + size]

@@ -291,6 +291,16 @@ def test_points_drawn_together_get_what_each_would_get_alone(strategy: str, benc
     assert Drawing(together.study).draw(ledger, claims) == drawn, "what is drawn is drawn"
 
 
+def test_a_renewal_that_is_under_way_is_not_waited_for(bench: Callable[..., Bench]) -> None:
+    """A worker renews its leases all the time, in another order: that must not end in a deadlock."""
+    study = bench("random")
+    ledger = study.ledger(1)
+    claims = ledger.claim(14)
+    with ledger.database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE hpsearch_points SET renewed_at = now() WHERE owner = 1")
+        assert len(Drawing(study.study).draw(ledger, claims)) == 14
+
+
 def test_a_sampler_that_learns_draws_one_point_at_a_time(bench: Callable[..., Bench]) -> None:
     study = bench("tpe")
     ledger = study.ledger(1)

@@ -606,7 +606,7 @@ def test_lanes_that_have_just_ended_are_no_reason_to_look_for_lost_trials(
     study = bench()
     study.worker(lanes=1).run()
     study.counted()
-    assert 1 <= len(looks) <= 2  # at the start, and when no point is left
+    assert 1 <= len(looks) <= 2  # at the start, and where a turn found nothing
 
 
 def test_a_sampler_that_learns_has_five_generations_at_least(bench: Callable[..., Bench]) -> None:

@@ -6,10 +6,12 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpsearch.data.resident import ResidentData
@@ -84,6 +86,19 @@ def test_products_are_counted_as_torch_counts_them_and_without_its_second_of_imp
         "sys.exit('sympy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_products_with_named_arguments_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = network(hidden_units=20)
+
+    def logits(self: Network, parameters: Any, images: torch.Tensor) -> torch.Tensor:
+        weight = torch.ones(3, 64)
+        found = functional.linear(input=images, weight=weight) + torch.matmul(input=images, other=weight.t())
+        found = torch.addmm(input=found, mat1=images, mat2=weight.t())
+        return found + functional.conv1d(input=images.unsqueeze(1), weight=torch.ones(3, 1, 64)).squeeze(-1)
+
+    monkeypatch.setattr(type(dense), "logits", logits)
+    assert flops_per_image(dense) == 4 * 2 * 3 * 64
 
 
 def test_where_nothing_can_be_counted_each_parameter_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -309,3 +309,12 @@ def test_each_lane_has_a_reference_of_its_own_wherever_it_moves() -> None:
     part = stack.part(slice(1, 2))
     assert torch.equal(part.records["reference"], bits("11111111"))
     assert torch.equal(stack.copied([1])[0].records["reference"], bits("11111111")[0])
+
+
+def test_an_optimizer_without_lanes_holds_no_memory() -> None:
+    stack = stack_of(1.0, 2.0)
+    stack.insert([(LaneKind(), fresh(3.0, LaneKind()))])
+    stack.remove([lane for lane, kind in enumerate(stack.kinds) if kind == MOMENTUM])
+    assert [value.untyped_storage().nbytes() for value in stack.optimizer_states["momentum"].values()] == [0, 0]
+    stack.insert([(MOMENTUM, fresh(4.0))])
+    assert [len(value) for value in stack.optimizer_states["momentum"].values()] == [1, 1]
