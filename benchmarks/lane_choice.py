@@ -9,9 +9,8 @@ Each run is `hpsearch run STUDY.toml --lanes N`, from the start of the process t
 exists; another checkout has a home of its own. A first run with 8 lanes is not counted: it fills the caches. `auto`
 knows nothing when it begins: what earlier runs have remembered is removed before. `auto again` is a second study in the
 same home. A run that takes LIMIT_RATIO times as long as the fastest of its study is ended, and counts with that time
-(the previous auto: four times as long).
-What took DROP_RATIO times as long as the best fixed number is not run in the next rounds, except `auto`: a fixed number
-will not be the best, and the previous auto has lost.
+(the previous auto: four times as long). What took DROP_RATIO times as long as the best fixed number is not run in the
+next rounds, except `auto`: a fixed number will not be the best, and the previous auto has lost.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Reaper:
         spends at most a tenth of its time on it.
 
         Args:
-            is_idle: whether the worker finds nothing to train, and looks at every call.
+            is_idle: whether the worker has nothing to do, and looks at every call.
         """
         absence_seconds = access.ledger.absence_seconds
         started = time.monotonic()

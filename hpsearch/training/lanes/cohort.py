@@ -177,17 +177,17 @@ class Cohort:
         width = {"hidden_units": self._network.model.hidden_units}
         models = [newcomer.settings.model.model_copy(update=width) for newcomer, _ in trials]
         fitted = [(it, its.fit(self._network_of(model))) for (it, its), model in zip(trials, models, strict=True)]
-        without: list[tuple[BusyLane, TrialTensors]] = []  # a free lane
+        new: list[tuple[BusyLane, TrialTensors]] = []  # those for which no lane of their kind is free
         for newcomer, tensors in fitted:
             kind, lanes = LaneKind.of(newcomer.settings), zip(self._lanes, self._stack.kinds, strict=True)
             lane = next((i for i, (busy, its) in enumerate(lanes) if busy is None and its == kind), None)
             if lane is None:
-                without.append((newcomer, tensors))
+                new.append((newcomer, tensors))
             else:
                 self._stack.replace(lane, tensors.parameters, tensors.optimizer_state)
                 self._lanes[lane] = newcomer
-        inserted = self._stack.insert([(LaneKind.of(it.settings), tensors) for it, tensors in without])
-        for lane, newcomer in sorted(zip(inserted, (it for it, _ in without), strict=True), key=itemgetter(0)):
+        inserted = self._stack.insert([(LaneKind.of(it.settings), tensors) for it, tensors in new])
+        for lane, newcomer in sorted(zip(inserted, (it for it, _ in new), strict=True), key=itemgetter(0)):
             self._lanes.insert(lane, newcomer)
         for newcomer, tensors in fitted:
             if (best := newcomer.best) is not None:

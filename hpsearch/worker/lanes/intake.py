@@ -198,7 +198,7 @@ class Intake:
         """Give a trial a lane. Return its settings if it has yet to enter the cohort, at its first epoch.
 
         Raises:
-            DatabaseAwayError: nothing has changed.
+            DatabaseAwayError: the trial has no lane, and the call can be repeated.
         """
         definition = self.study.definition
         settings = _with_epochs(definition.resolve(claim.parameters), claim, definition)
