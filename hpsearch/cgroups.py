@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 _GROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _UNLIMITED = 2**60  # of the first version: no limit is a number near 2**63
 T = TypeVar("T")
 
@@ -37,9 +39,24 @@ def free_memory() -> int | None:
     return min(_read_each("memory", _free, _free_of_first_version), default=None)
 
 
-def num_oom_kills() -> int | None:
-    """Return how many processes of this group the kernel has killed because memory ran out; None if it is not known."""
-    return next(_read_each("memory", _kills("memory.events"), _kills("memory.oom_control")), None)
+@dataclass(frozen=True, kw_only=True)
+class MemoryGroup:
+    """The group that limits this process's memory.
+
+    Args:
+        machine: identifies the machine, from one start of it to the next.
+        number: identifies the group on that machine; a later group does not get it again.
+        num_kills: how many of the group's processes the kernel has killed because memory ran out.
+    """
+
+    machine: str
+    number: int
+    num_kills: int
+
+
+def memory_group() -> MemoryGroup | None:
+    """Return this process's group; None if there is none that counts kills, as on systems other than Linux."""
+    return next(_read_each("memory", _kills_of("memory.events"), _kills_of("memory.oom_control")), None)
 
 
 def _read_each(
@@ -111,5 +128,11 @@ def _counts(file: Path) -> dict[str, int]:
     return {name: int(number) for name, number in (line.split() for line in lines)}
 
 
-def _kills(file_name: str) -> Callable[[Path], int | None]:
-    return lambda group: _counts(group / file_name).get("oom_kill")
+def _kills_of(file_name: str) -> Callable[[Path], MemoryGroup | None]:
+    def read(group: Path) -> MemoryGroup | None:
+        num_kills = _counts(group / file_name).get("oom_kill")
+        if num_kills is None:
+            return None
+        return MemoryGroup(machine=_BOOT_ID.read_text().strip(), number=group.stat().st_ino, num_kills=num_kills)
+
+    return read

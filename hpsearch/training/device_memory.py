@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from hpsearch.cgroups import free_memory
+from hpsearch.training.host_memory import return_freed_memory
 
 GIB = 2**30
 # The share of free memory that this process may use. A GPU belongs to one worker. Main memory is shared with other
@@ -59,16 +60,10 @@ def describe_shortage(error: BaseException) -> str:
 
 
 class DeviceMemory(Protocol):
-    """The memory of one device as this process may use it. All sizes are in bytes."""
+    """The memory of one device as this process may use it."""
 
     def available(self) -> int:
-        """The memory that this process may still allocate."""
-
-    def start(self) -> None:
-        """Set the baseline of `growth`."""
-
-    def growth(self) -> int:
-        """How far this process's memory exceeds the baseline: now (CPU), or at its peak since then (GPU)."""
+        """The bytes that this process may still allocate."""
 
 
 def memory_of(device: torch.device, *, num_sharing: int = 1) -> DeviceMemory:
@@ -86,44 +81,29 @@ class MainMemory:
 
     def __init__(self, *, num_sharing: int = 1) -> None:
         self._share = _CPU_SHARE / num_sharing
-        self._process = psutil.Process()
-        self._before = 0
 
     def available(self) -> int:
         free = int(psutil.virtual_memory().available)
         limit = free_memory()
         return int(self._share * (free if limit is None else min(free, limit)))
 
-    def start(self) -> None:
-        self._before = self._process.memory_info().rss
-
-    def growth(self) -> int:
-        return max(0, int(self._process.memory_info().rss) - self._before)
-
 
 @final
 class CudaMemory:
-    """The memory of a GPU. `growth` is the peak of torch's reserved memory, including the pools of captured graphs."""
+    """The memory of a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._before = 0
 
     def available(self) -> int:
         free, _ = torch.cuda.mem_get_info(self._device)
         cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
         return int(_GPU_SHARE * (free + cached))
 
-    def start(self) -> None:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(self._device)
-        self._before = torch.cuda.memory_reserved(self._device)
-
-    def growth(self) -> int:
-        return max(0, torch.cuda.max_memory_reserved(self._device) - self._before)
-
 
 def release_cached_memory(device: torch.device) -> None:
-    """Return torch's cached blocks to the device, for other processes and for larger allocations of this one."""
+    """Return freed memory to the device, for other processes and for larger allocations of this one."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        return_freed_memory()

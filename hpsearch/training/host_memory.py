@@ -1,4 +1,4 @@
-"""Keep freed memory in the process instead of returning it to the kernel.
+"""Keep freed memory in the process instead of returning it to the kernel after each minibatch.
 
 torch frees a minibatch's intermediate results and allocates the same sizes again for the next one. glibc returns
 large blocks to the kernel in between, and the kernel then supplies zeroed pages, with a page fault of some
@@ -30,3 +30,9 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD))
+
+
+def return_freed_memory() -> None:
+    """Return the freed memory that this process keeps to the kernel. Other allocators than glibc's are left alone."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -216,6 +216,7 @@ def test_the_views_tell_the_same_best_point(finished: Shell) -> None:
     assert "small" in (finished.folder / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_replaced_and_each_point_counts_once(shell: Shell) -> None:
     process = shell.start("run", shell.study_file, *LONG, "--workers", "2", "--lanes", "1")
     wait_until(lambda: len(children_of(process.pid)) == 2)
@@ -229,6 +230,7 @@ def test_a_killed_worker_is_replaced_and_each_point_counts_once(shell: Shell) ->
     assert all(len(trial.intermediate_values) == LONG_EPOCHS for trial in trials)
 
 
+@pytest.mark.long
 def test_everything_killed_and_run_again_does_exactly_the_remainder(shell: Shell) -> None:
     arguments = ("run", shell.study_file, *LONG, "--lanes", "1")
     process = shell.start(*arguments)

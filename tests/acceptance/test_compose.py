@@ -22,7 +22,7 @@ from playwright.sync_api import sync_playwright
 from sqlalchemy import URL
 
 # Building the image takes minutes on a machine that has never done it.
-pytestmark = [pytest.mark.acceptance, pytest.mark.docker, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.docker, pytest.mark.long, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
 OLD_COMPOSE_IMAGE = "hpsearch:test-1.29"  # stays there: its builder takes the next one from it

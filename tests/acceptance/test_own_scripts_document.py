@@ -108,6 +108,7 @@ def test_the_page_works_as_it_is_written(
     assert Path("report.html").stat().st_size > 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_objective_of_the_page_works_as_it_is_written(
     tmp_path: Path, database_url: str, open_folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -81,12 +81,16 @@ class Soak:
 
     Args:
         folder: for the studies' files; one that PostgreSQL's user need not reach.
+        num_points: of each study.
     """
 
-    def __init__(self, server: FaultyPostgres, fork_server: ForkServer, folder: Path, *, seed: int, log: Log) -> None:
+    def __init__(
+        self, server: FaultyPostgres, fork_server: ForkServer, folder: Path, *, num_points: int, seed: int, log: Log
+    ) -> None:
         self._server = server
         self._fork_server = fork_server
         self._folder = folder
+        self._num_points = num_points
         self._random = random.Random(seed)
         self._log = log
         self._slots = [Slot(number=i + 1) for i in range(NUM_WORKERS)]
@@ -129,9 +133,9 @@ class Soak:
         self._arena = Arena(folder, self._server, self._fork_server, study=f"soak-{self.num_studies}")
         began = self._log.seconds
         try:
-            self._arena.create(NUM_POINTS, max_epochs=MAX_EPOCHS)
+            self._arena.create(self._num_points, max_epochs=MAX_EPOCHS)
             losses = ", and commits may be lost" if self._may_lose_commits else ""
-            self._log(f"study {self.num_studies} begins: {NUM_POINTS} points{losses}")
+            self._log(f"study {self.num_studies} begins: {self._num_points} points{losses}")
             while not self._is_finished():
                 assert self._log.seconds < began + STUDY_SECONDS, f"study {self.num_studies} does not get on"
                 self._look_after_workers()
@@ -310,7 +314,7 @@ class Soak:
             except OperationalError:
                 return
             number = counts.get("COMPLETE", 0)
-            self._log(f"minute {minute}: study {self.num_studies} has {number} of {NUM_POINTS} points counted")
+            self._log(f"minute {minute}: study {self.num_studies} has {number} of {self._num_points} points counted")
 
     def _tell_study(self, seconds: float) -> None:
         trials = self._arena.trials()
@@ -322,8 +326,9 @@ class Soak:
         self.num_trials += len(trials)
         self.num_acknowledged += num_acknowledged
         self._log(
-            f"study {self.num_studies} ends after {seconds:.0f} s: {NUM_POINTS} points, each counted once; "
-            f"{len(trials) - NUM_POINTS} trials were cut short, {num_resumed} were taken up from a checkpoint; {kept}"
+            f"study {self.num_studies} ends after {seconds:.0f} s: {self._num_points} points, each counted once; "
+            f"{len(trials) - self._num_points} trials were cut short, {num_resumed} were taken up from a checkpoint; "
+            f"{kept}"
         )
 
 
@@ -334,6 +339,7 @@ def run_soak(
     *,
     seconds: float,
     seed: int,
+    num_points: int = NUM_POINTS,
     log_file: Path,
     echo: Callable[[str], None] = print,
 ) -> None:
@@ -353,7 +359,7 @@ def run_soak(
         f"{FAULTS.lease_seconds:g} s, absence after {FAULTS.absence_seconds:g} s, "
         f"checkpoints every {FAULTS.checkpoint_seconds:g} s"
     )
-    soak = Soak(server, fork_server, folder, seed=seed, log=log)
+    soak = Soak(server, fork_server, folder, num_points=num_points, seed=seed, log=log)
     try:
         soak.run(seconds)
     except BaseException as error:
@@ -363,7 +369,7 @@ def run_soak(
         faults = ", ".join(f"{name} {number}" for name, number in sorted(soak.num_faults.items()))
         log(f"faults: {sum(soak.num_faults.values())} ({faults})")
     log(
-        f"verdict: passed. {soak.num_studies} studies of {NUM_POINTS} points, each point counted exactly once; "
+        f"verdict: passed. {soak.num_studies} studies of {num_points} points, each point counted exactly once; "
         f"{soak.num_trials} trials; {soak.num_acknowledged} acknowledged results, all there"
     )
 

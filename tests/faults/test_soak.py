@@ -16,6 +16,7 @@ pytestmark = pytest.mark.faults
 DEFAULT_SECONDS = "15"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_every_point_is_counted_once_under_a_rain_of_faults(
     stopped_server: FaultyPostgres, fork_server: ForkServer, tmp_path: Path
@@ -28,5 +29,6 @@ def test_every_point_is_counted_once_under_a_rain_of_faults(
         tmp_path,
         seconds=float(os.environ.get("SOAK_SECONDS", DEFAULT_SECONDS)),
         seed=int(os.environ.get("SOAK_SEED", "4")),
+        num_points=100,  # faults end after 15 seconds; twice as many points would only be trained
         log_file=tmp_path / "soak.log",
     )

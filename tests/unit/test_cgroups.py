@@ -70,9 +70,21 @@ def test_processes_that_were_killed_for_memory_are_counted(
     own: str, files: Mapping[str, str], expected: int | None, write: Write
 ) -> None:
     write(own, files)
-    assert cgroups.num_oom_kills() == expected
+    group = cgroups.memory_group()
+    assert (group and group.num_kills) == expected
 
 
 def test_on_another_system_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cgroups, "_OWN_GROUPS", tmp_path / "absent")
-    assert (cgroups.free_memory(), cgroups.num_oom_kills(), list(cgroups.processor_quotas())) == (None, None, [])
+    assert (cgroups.free_memory(), cgroups.memory_group(), list(cgroups.processor_quotas())) == (None, None, [])
+
+
+def test_groups_are_told_apart(write: Write) -> None:
+    write("0::/a", {"a/memory.events": "oom_kill 0", "b/memory.events": "oom_kill 0"})
+    one, again = cgroups.memory_group(), cgroups.memory_group()
+    write("0::/b", {})
+    other = cgroups.memory_group()
+    assert one is not None
+    assert other is not None
+    assert one == again != other
+    assert one.machine == other.machine == Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -30,7 +30,7 @@ from hpsearch.training.networks.network import Network
 # these are the kernels of a minibatch, counted in the code and not measured.
 _DENSE_CALLS = {"cpu": (35.0, 80.0), "cuda": (10.0, 20.0)}
 _AUTOGRAD_CALLS = {"cpu": (150.0, 400.0), "cuda": (12.0, 30.0)}
-_EPOCH_MINIBATCHES = 2  # an epoch's other calls, those of its validation among them, are as many as in 2 minibatches
+_EPOCH_MINIBATCHES = 2  # the calls of a validation, and what else an epoch calls, are as many as in 2 minibatches
 # A minibatch reads and writes the weights about this many times from memory; further passes find them in a cache.
 _WEIGHT_PASSES = 2
 # What elementwise operations cost per image, as bytes of memory traffic: for each float of the widest intermediate
@@ -69,11 +69,13 @@ class DeviceSpeed(BaseModel):
     bytes_per_second: Positive
     call_seconds: Positive
 
-    def epoch_cost(self, network: Network, data: ResidentData, batch_size: int, device: torch.device) -> EpochCost:
-        """Predict the seconds of one trial's epoch, with one validation at its end."""
+    def epoch_cost(
+        self, network: Network, data: ResidentData, batch_size: int, device: torch.device, num_validations: int = 1
+    ) -> EpochCost:
+        """Predict the seconds of one trial's epoch, in which it is validated so often."""
         is_dense = isinstance(network, DenseNetwork)
         num_minibatches = data.num_minibatches(batch_size)
-        num_trained, num_validated = batch_size * num_minibatches, len(data.validation_labels)
+        num_trained, num_validated = batch_size * num_minibatches, num_validations * len(data.validation_labels)
         # Backwards are twice as many products as forwards, but the first layer, where a dense network has most of its
         # products, needs no derivative of its inputs.
         num_products = (2 if is_dense else 3) * num_trained + num_validated
@@ -83,8 +85,8 @@ class DeviceSpeed(BaseModel):
         traffic = weights + per_image * (num_trained + num_validated)
         per_lane = products / self.flops + traffic / self.bytes_per_second
         per_tensor, others = (_DENSE_CALLS if is_dense else _AUTOGRAD_CALLS)[device.type]
-        num_calls = (per_tensor * len(network.parameter_shapes) + others) * (num_minibatches + _EPOCH_MINIBATCHES)
-        fixed = num_calls * self.call_seconds
+        num_calls = per_tensor * len(network.parameter_shapes) + others  # of a minibatch
+        fixed = num_calls * (num_minibatches + num_validations * _EPOCH_MINIBATCHES) * self.call_seconds
         if network.prefers_single_lanes(device):  # each lane has its own calls, and more lanes save none
             return EpochCost(fixed=0.0, per_lane=per_lane + fixed)
         return EpochCost(fixed=fixed, per_lane=per_lane)
@@ -99,6 +101,11 @@ def measure_speed(device: torch.device) -> DeviceSpeed:
     )
     release_cached_memory(device)
     return speed
+
+
+def measuring_bytes(device: torch.device) -> int:
+    """The memory that `measure_speed` takes at most."""
+    return 3 * _COPIED_BYTES[device.type]
 
 
 Work = Callable[[], object]
@@ -168,10 +175,11 @@ def num_parameters(network: Network) -> int:
 
 
 def flops_per_image(network: Network) -> float:
-    """Floating-point operations of the products of a forward pass; two per parameter if none is found.
+    """Floating-point operations of the products of a forward pass, at least two for each weight of a matrix.
 
-    They are those that torch's FlopCounterMode counts in the usual networks. That one imports torch._dynamo and sympy,
-    which takes a second or two.
+    In networks of linear layers, convolutions and products they are those that torch's FlopCounterMode counts. That one
+    imports torch._dynamo and sympy, which takes a second or two. Of recurrent layers, attention and einsum no product
+    is seen.
     """
     counter = _ProductCounter()
     try:
@@ -180,7 +188,8 @@ def flops_per_image(network: Network) -> float:
             network.logits(parameters, torch.zeros(_COUNTED_IMAGES, network.num_inputs))
     except Exception:  # of a user's code, which has passed its check without the counter
         counter.flops = 0
-    return (counter.flops / _COUNTED_IMAGES) or 2.0 * num_parameters(network)
+    matrices = (torch.Size(each.shape) for each in network.parameter_shapes.values() if len(each.shape) > 1)
+    return max(counter.flops / _COUNTED_IMAGES, 2.0 * sum(shape.numel() for shape in matrices))
 
 
 # Functions that make products, and how many products each number of their result is the sum of, from arguments with

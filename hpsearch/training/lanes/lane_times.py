@@ -63,12 +63,24 @@ class LaneTimes:
         self._last_accepted: dict[int, int] = {}  # number of the reading; none of an earlier process
         self._doubtful: dict[int, float] = {}  # the last reading, where it was not accepted
         self._num_observed = 0
+        self._known = dict(known or {})
+        self._is_contradicting = False  # a number that was not known differs from what the known ones let expect
         self._fitted = self._fit()
 
     @property
     def readings(self) -> dict[int, float]:
         """The lower median of the last readings, so that one slow epoch hardly changes it."""
         return {lanes: statistics.median_low(recent) for lanes, recent in self._recent.items()}
+
+    @property
+    def comparable(self) -> dict[int, float]:
+        """The readings, if one condition of the machine explains them; otherwise those of earlier processes.
+
+        Where this process's numbers contradict all known ones, the machine may be slower than it was, or more lanes may
+        be worth less than the prior says. That is decided when this process reads one of the known numbers.
+        """
+        is_open = self._is_contradicting and not any(lanes in self._num_accepted for lanes in self._known)
+        return dict(self._known) if is_open else self.readings
 
     def estimate(self, lanes: int) -> float:
         """Seconds per trial and epoch: the reading if there is one, else by the fit."""
@@ -93,7 +105,7 @@ class LaneTimes:
             horizon = max(self._horizon(), self._believed())
             near = [lanes for lanes in numbers if lanes <= horizon]
             best = self._smallest_good(near, lambda lanes: self._mean_seconds(limit, lanes))
-            return best if self._is_contradictable() else self._at_least_few(best, near, limit)
+            return self._at_least_few(best, near, limit)
         candidates = {lanes for lanes in numbers if lanes <= self._horizon()}
         if self._num_accepted.get(current, 0) < 2:
             return current
@@ -117,7 +129,8 @@ class LaneTimes:
 
         A reading that differs from the estimate by more than NOISE_RATIO is not accepted, until the next one for the
         same number confirms it. The two then replace what was known of this number. Other readings that are older than
-        the replaced one are scaled by the same factor: the machine has become faster or slower since.
+        the replaced one are scaled by the same factor: the machine has become faster or slower since. Where nothing was
+        known of this number, the others stay, and `comparable` leaves the two out until that is decided.
 
         Args:
             seconds: per trial.
@@ -145,6 +158,8 @@ class LaneTimes:
             for other, recent in self._recent.items():
                 if self._last_accepted.get(other, 0) <= age:
                     self._recent[other] = deque((factor * value for value in recent), NUM_RECENT)
+        elif self._known and not any(other in self._num_accepted for other in self._known):
+            self._is_contradicting = True
         self._recent[lanes] = deque(seconds, NUM_RECENT)
         self._num_accepted[lanes] = len(seconds)
 

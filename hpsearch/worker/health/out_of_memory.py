@@ -8,10 +8,11 @@ and is given up after MAX_CRASHES attempts. Elsewhere a shortage costs less: a c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from hpsearch.errors import DeviceError
 from hpsearch.logs import get_logger
+from hpsearch.store.claims.holdings import Hold
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.claims.requeue import MAX_CRASHES
 
@@ -34,17 +35,19 @@ class OutOfMemory:
         self._device = device
         self.num_alone = 0
 
-    def give_back(self, ledger: Ledger, num_lanes: int, request: str, limit_lanes: Callable[[int], object]) -> None:
+    def give_back(
+        self, ledger: Ledger, trained: Collection[Hold], request: str, limit_lanes: Callable[[int], object]
+    ) -> None:
         """Give back all trials of the worker.
 
         Args:
-            num_lanes: lanes that were in use.
+            trained: the trials in lanes. Others have not caused the shortage.
             request: the allocation that failed.
             limit_lanes: called with the most lanes that the cohort may have from now on.
         Raises:
             DeviceError: single trials have run out of memory more than MAX_CRASHES times in a row.
         """
-        where = f"out of memory on {self._device}"
+        num_lanes, where = len(trained), f"out of memory on {self._device}"
         if num_lanes > 1:
             limit_lanes(num_lanes // 2)
             num_released = ledger.release(f"{where} with {num_lanes} lanes")
@@ -55,7 +58,8 @@ class OutOfMemory:
             return
         reason = f"{where} with one lane: {request}"
         _log.error("%s: %s; %s", self._name, reason, _HINT)
-        ledger.release(f"{reason}; {_HINT}", is_crash=True)
+        ledger.give_back(trained, f"{reason}; {_HINT}", is_crash=True)
+        ledger.release(where)
         self.num_alone += 1
         if self.num_alone > MAX_CRASHES:  # then the points are not the cause
             raise DeviceError(f"{reason}, {self.num_alone} times in a row", hint=_HINT)

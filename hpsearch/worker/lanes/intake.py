@@ -40,6 +40,7 @@ GENERATIONS_TO_PRUNE, GENERATIONS_TO_LEARN = 3, 5
 # Trials that a worker may hold, with those that wait for another cohort: for each lane, and as a part of its share of
 # all points. What is drawn waits for its turn, and learns nothing from what ends meanwhile.
 HELD_PER_LANE, HELD_OF_SHARE = 2, 0.5
+MOST_PASSED = 5  # points, for each lane, that may be claimed while others wait for another cohort
 TOGETHER = 100  # points that are drawn in one transaction, or enter the cohort with one copy of its lanes
 
 
@@ -79,6 +80,7 @@ class Intake:
         self._most_held = 1
         self._has_unnamed = True  # waiting points may be without the name of a cohort
         self._held_over: list[Claim] = []  # claimed, but of another cohort than the current one
+        self._num_passed = 0  # points that were claimed while those waited
         self._unadmitted: list[Claim] = []  # claimed and not yet processed: an outage may interrupt it
         self._claim_token: int | None = None  # token of a claim whose answer was lost
 
@@ -104,9 +106,13 @@ class Intake:
             claims = fitting
             self._held_over = [claim for claim in self._held_over if claim not in fitting]
         else:
-            # Until so many wait for another cohort, the next point may be of this one.
+            # Until so many wait for another cohort, the next point may be of this one. They do not wait for ever.
             room = max(self.num_lanes, self._most_held) - len(self.held())
+            if self._held_over:
+                room = min(room, MOST_PASSED * self.num_lanes - self._num_passed)
             claims = self._claim(min(number, room)) if room > 0 else []
+            if self._held_over:
+                self._num_passed += len(claims)
         return claims
 
     def _admit_all(self, claims: Sequence[Claim]) -> None:
@@ -247,6 +253,7 @@ class Intake:
             stored_name = None
         self.cohort = None  # its memory counts as free for the next one
         self._cohort_name, self._opened_by = stored_name or cohort_name(settings), settings
+        self._num_passed = 0
         self.num_lanes = self.choice.num_lanes(settings, lambda: self._share(self.ledger))
         if self._drawing.learns:
             num_workers = max(1, self.worker.num_siblings, self.ledger.num_workers())
@@ -277,7 +284,8 @@ class Intake:
         if self._drawing.learns:
             num_generations = GENERATIONS_TO_LEARN
         share = min(-(-counts.unfinished // num_workers), -(-counts.total // (num_workers * num_generations)))
-        num_ours = len(self.held())
+        num_others = sum(not self._fits(claim) for claim in self._held_over)
+        num_ours = len(self.held()) - num_others
         return max(1, min(share, num_ours + ledger.num_waiting(self._cohort_name)))
 
     def forget_history(self) -> None:

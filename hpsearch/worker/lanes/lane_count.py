@@ -7,6 +7,7 @@ but the number of lanes depends on it.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,14 +20,13 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.logs import get_logger
 from hpsearch.signals import StopSignal
 from hpsearch.study.settings import TrialSettings
-from hpsearch.training.device_memory import memory_of
-from hpsearch.training.lanes.cohort_shape import CohortShape
-from hpsearch.training.lanes.device_model import bytes_per_lane
+from hpsearch.training.device_memory import memory_of, release_cached_memory
+from hpsearch.training.lanes.device_model import bytes_per_lane, measuring_bytes
 from hpsearch.training.lanes.lane_times import MARGIN, LaneTimes
 from hpsearch.training.networks.build import build_network
 from hpsearch.wording import counted, percent
 from hpsearch.worker.cohorts import cohort_name
-from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
+from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory, StudyMix
 from hpsearch.worker.options import MAX_LANES
 
 _log = get_logger("lanes")  # `run` shows its lines (launch/worker_command)
@@ -36,7 +36,7 @@ _log = get_logger("lanes")  # `run` shows its lines (launch/worker_command)
 _EPOCHS_BETWEEN_CHANGES = {"cpu": 0, "cuda": 5}
 _ASK_AGAIN_SECONDS = 60.0  # after more lanes were wanted in vain
 _NO_POINTS, _NO_MEMORY = "its share of the points", "more ran out of memory before"
-_WRITE_SECONDS = 60.0  # between two writes of a reading for the same number of lanes
+_WRITE_SECONDS = 60.0  # between two writes of readings, unless a number was read for the first time
 
 
 class LaneChoice(Protocol):
@@ -64,6 +64,9 @@ class LaneChoice(Protocol):
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
         """Use at most `most` lanes for this cohort from now on, because more ran out of memory."""
 
+    def end(self) -> None:
+        """The worker trains no more."""
+
 
 @final
 @dataclass(frozen=True)
@@ -82,6 +85,9 @@ class FixedLanes:
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
         self._most[cohort_name(settings)] = most
 
+    def end(self) -> None:
+        pass
+
 
 @dataclass(kw_only=True)
 class _Case:
@@ -89,12 +95,11 @@ class _Case:
 
     Args:
         stored: the readings as they were last written.
-        written_at: number of lanes -> when its reading was last written, in seconds of the clock.
+        written_at: when they were, in seconds of the clock.
         most: more lanes than this ran out of memory.
         number: lanes of the open cohort.
         peak: the most lanes that were busy since that number was chosen: there may be fewer points than lanes.
         num_epochs: epochs since that number was chosen.
-        is_first_epoch: more lanes than were ever read are trained, for the first epoch.
         denied_at: when more lanes were last wanted, and there were no points or no memory for them.
     """
 
@@ -102,21 +107,15 @@ class _Case:
     times: LaneTimes
     bytes_per_lane: int
     stored: Mapping[int, float]
-    written_at: dict[int, float] = field(default_factory=dict)
+    written_at: float = -math.inf
     most: int = MAX_LANES
     number: int = 1
     peak: int = 0
     num_epochs: int = 0
-    is_first_epoch: bool = False
     denied_at: float = -math.inf
 
     def change(self, number: int) -> None:
         self.number, self.peak, self.num_epochs, self.denied_at = number, 0, 0, -math.inf
-
-    @property
-    def largest(self) -> int:
-        """The largest number of lanes that was read."""
-        return max(self.times.readings, default=1)
 
 
 @final
@@ -126,7 +125,7 @@ class LearnedLanes:
 
     Args:
         num_sharing: number of workers on this machine, which share its main memory.
-        mix: `measured_lane_counts.mix_of` the study.
+        mix: of the study.
         judging_bytes: memory that a lane needs for the judge of the study's metric (`training.judge.judging_bytes`).
         clock: seconds from any origin.
     """
@@ -136,35 +135,34 @@ class LearnedLanes:
     device: torch.device
     stop: StopSignal
     num_sharing: int = 1
-    mix: str = ""
+    mix: StudyMix = field(default_factory=StudyMix)
     judging_bytes: int = 0
     clock: Callable[[], float] = time.monotonic
     _most: dict[str, int] = field(default_factory=dict)  # by cohort
     _cases: dict[LaneCase, _Case] = field(default_factory=dict)
-    _told_fitting: int | None = None  # the last number that memory allowed only
     _told: int | None = None  # the number that was logged last: one line per change
 
     def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
-        points = min(MAX_LANES, share())
-        known = self.memory.recall(self._case_of(settings))
-        most = min(known.most or MAX_LANES, self._most.get(cohort_name(settings), MAX_LANES))
-        limit = min(points, most)
-        case = self._cases.get(LaneCase(words=known.case))
+        points, words = min(MAX_LANES, share()), self._case_of(settings)
+        most = min(self.memory.most_lanes(words) or MAX_LANES, self._most.get(cohort_name(settings), MAX_LANES))
+        limit, case = min(points, most), self._cases.get(words)
         if case is None:
             if limit == 1:  # nothing to choose: the device need not be known
-                self._tell(1, _NO_POINTS if points == 1 else _NO_MEMORY)
-                return 1
-            case = self._cases[LaneCase(words=known.case)] = self._begin(settings, known)
+                return self._open_one(_NO_POINTS if points == 1 else _NO_MEMORY)
+            if not self._can_measure():
+                return self._open_one("no memory is left to measure the device")
+            case = self._cases[words] = self._begin(settings, words)
         case.most = most
         wanted = case.times.choose(limit)
         self._change(case, self._that_fit(case, wanted, num_held=0))
-        if case.number == wanted:
-            if wanted == points < case.times.choose(most):
-                self._tell(case.number, _NO_POINTS)
-            elif wanted == most < MAX_LANES:
-                self._tell(case.number, _NO_MEMORY)
-            else:
-                self._tell(case.number, _reason(case.times, wanted, limit))
+        if case.number < wanted:
+            self._tell_memory(case.number, wanted)
+        elif wanted == points < case.times.choose(most):
+            self._tell(case.number, _NO_POINTS)
+        elif wanted == most < MAX_LANES:
+            self._tell(case.number, _NO_MEMORY)
+        else:
+            self._tell(case.number, _reason(case.times, wanted, limit))
         return case.number
 
     def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
@@ -172,84 +170,107 @@ class LearnedLanes:
         if case is None:
             return 1  # opened for a single point
         # Lanes that are left over at the end of a cohort are not representative: their trials may be narrow or cheap.
-        if case.is_first_epoch:
-            case.is_first_epoch = False
-            self.memory.end_first_epoch(case.case)
         is_full = num_busy == case.number or num_busy >= case.peak
         case.peak = max(case.peak, num_busy)
         if is_full and case.times.observe(num_busy, seconds / num_busy):
-            self._remember(case, num_busy)
+            is_new = num_busy not in case.stored
+            if self._is_news(case, num_busy) and (is_new or self.clock() - case.written_at >= _WRITE_SECONDS):
+                self._remember(case)
         case.num_epochs += 1
         if case.num_epochs <= _EPOCHS_BETWEEN_CHANGES[self.device.type]:
             return case.number
         wanted = case.times.choose(case.most, case.number)
         if wanted == case.number or (wanted > case.number and self.clock() - case.denied_at < _ASK_AGAIN_SECONDS):
             return case.number
+        number = wanted
         if wanted > case.number:
             points = share()
             if points is None:
                 return case.number
-            wanted = self._that_fit(case, min(wanted, points), num_held=num_busy)
-            if wanted <= case.number:
+            wanted = min(wanted, points)
+            number = self._that_fit(case, wanted, num_held=num_busy)
+            if number <= case.number:
                 case.denied_at = self.clock()
                 return case.number
-        self._change(case, wanted)
-        self._tell(case.number, _reason(case.times, wanted, case.most))
-        return wanted
+        self._change(case, number)
+        if number < wanted:
+            self._tell_memory(number, wanted)
+        else:
+            self._tell(number, _reason(case.times, number, case.most))
+        return number
 
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
         self._most[cohort_name(settings)] = most
         self.memory.note_shortage(self._case_of(settings), most)
 
+    def end(self) -> None:
+        for case in self._cases.values():
+            if any(self._is_news(case, lanes) for lanes in case.times.readings):
+                self._remember(case)
+        self.memory.end_use()
+
+    def _open_one(self, reason: str) -> int:
+        self.memory.end_use()
+        self._tell(1, reason)
+        return 1
+
     def _change(self, case: _Case, number: int) -> None:
         case.change(number)
-        if self.device.type == "cpu" and number > case.largest:
-            case.is_first_epoch = True
-            self.memory.begin_first_epoch(case.case, number)
+        if self.device.type == "cpu":
+            self.memory.use_lanes(case.case, number)
 
     def _case_of(self, settings: TrialSettings) -> LaneCase:
         return LaneCase.of(settings, self.data, self.device, self.num_sharing, self.mix)
 
-    def _begin(self, settings: TrialSettings, known: KnownLanes) -> _Case:
+    def _can_measure(self) -> bool:
+        is_known = self.memory.knows_speed(self.device, self.num_sharing)
+        return is_known or self._available() >= measuring_bytes(self.device)
+
+    def _begin(self, settings: TrialSettings, words: LaneCase) -> _Case:
+        """The case, by what is known of it. The widest network decides: any trial may bring it into the cohort."""
         batch_size = settings.training.batch_size
-        shape = self.data.example_shape, self.data.num_outputs
-        network = build_network(settings.model, *shape)
-        widest = build_network(CohortShape.of(settings).model, *shape)  # which other trials may bring into the cohort
+        network = build_network(self.mix.widest_model(settings), self.data.example_shape, self.data.num_outputs)
+        validations = self.mix.validations_per_epoch(self.data.num_minibatches(batch_size))
         with self.stop.interruptible():
             speed = self.memory.device_speed(self.device, self.num_sharing)
-            prior = speed.epoch_cost(network, self.data, batch_size, self.device)
+            prior = speed.epoch_cost(network, self.data, batch_size, self.device, validations)
+        known = self.memory.recall(words).seconds
         return _Case(
-            case=LaneCase(words=known.case),
-            times=LaneTimes(prior, known.seconds),
-            bytes_per_lane=bytes_per_lane(widest, batch_size) + self.judging_bytes,
-            stored=known.seconds,
+            case=words,
+            times=LaneTimes(prior, known),
+            bytes_per_lane=bytes_per_lane(network, batch_size) + self.judging_bytes,
+            stored=known,
         )
 
-    def _remember(self, case: _Case, lanes: int) -> None:
-        """Write the readings if the one for this number of lanes is news, at most once per minute."""
-        readings = case.times.readings
-        before = case.stored.get(lanes)
-        is_news = before is None or abs(readings[lanes] - before) > MARGIN * before
-        if is_news and self.clock() - case.written_at.get(lanes, -math.inf) >= _WRITE_SECONDS:
-            known = self.memory.recall(case.case)
-            # All of them: they are of one condition of the machine. A single one would not fit to those of another.
-            seconds = {**known.seconds, **readings}
-            self.memory.remember(known.model_copy(update={"seconds": seconds}))
-            case.stored, case.written_at[lanes] = seconds, self.clock()
+    def _is_news(self, case: _Case, lanes: int) -> bool:
+        now, before = case.times.comparable.get(lanes), case.stored.get(lanes)
+        return now is not None and (before is None or abs(now - before) > MARGIN * before)
+
+    def _remember(self, case: _Case) -> None:
+        """Write the readings: all, because a single one would not fit to those of another hour.
+
+        Other numbers that are stored by now were read by other workers in the meantime.
+        """
+        seconds = {**self.memory.recall(case.case).seconds, **case.times.comparable}
+        self.memory.remember(KnownLanes(case=case.case.words, seconds=seconds))
+        case.stored, case.written_at = seconds, self.clock()
 
     def _that_fit(self, case: _Case, number: int, *, num_held: int) -> int:
         """Reduce the number to what fits into memory now, beside the lanes that are held already."""
-        available = memory_of(self.device, num_sharing=self.num_sharing).available()
-        fitting = max(1, num_held + available // case.bytes_per_lane)
-        if fitting < number and self._told_fitting != fitting:
-            self._told_fitting = fitting
-            _log.warning("%d lanes would pay, but there is memory for %d only", number, fitting)
-        return min(number, fitting)
+        if num_held + self._available() // case.bytes_per_lane < number:
+            release_cached_memory(self.device)  # of the cohort before
+        return min(number, max(1, num_held + self._available() // case.bytes_per_lane))
 
-    def _tell(self, number: int, reason: str) -> None:
+    def _available(self) -> int:
+        return memory_of(self.device, num_sharing=self.num_sharing).available()
+
+    def _tell(self, number: int, reason: str, level: int = logging.INFO) -> None:
         if self._told != number:
             self._told = number
-            _log.info("%s: %s", counted(number, "lane"), reason)
+            _log.log(level, "%s: %s", counted(number, "lane"), reason)
+
+    def _tell_memory(self, number: int, wanted: int) -> None:
+        self._tell(number, f"there is no memory for more, and {wanted} would pay", logging.WARNING)
 
 
 def _reason(times: LaneTimes, number: int, limit: int) -> str:

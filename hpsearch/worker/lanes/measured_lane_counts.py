@@ -1,13 +1,15 @@
 """What workers of this machine have learned about lanes, kept in hpsearch's home: one small JSON file per case.
 
-A file has the measured speed of a device, or the readings of one kind of cohort. Each is replaced as a whole. Any
-number of workers may write at once; the last write wins. A file that cannot be used is treated as missing.
+A file has the measured speed of a device, or the readings of one kind of cohort, or how many of its lanes ran out of
+memory. Each is replaced as a whole. Any number of workers may write at once; the last write wins. A file that cannot be
+used is treated as missing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,25 +18,66 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-import psutil
 import torch
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from hpsearch import __version__
 from hpsearch.atomic_file import replacement_of
-from hpsearch.cgroups import num_oom_kills
 from hpsearch.data.example_shape import shape_text
 from hpsearch.data.resident import ResidentData
 from hpsearch.home import make_folder
 from hpsearch.logs import get_logger
+from hpsearch.search.stopping import validation_interval
 from hpsearch.study.definition import StudyDefinition
-from hpsearch.study.settings import TrialSettings
+from hpsearch.study.settings import ModelSettings, StoppingSettings, TrialSettings
 from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.device_model import DeviceSpeed, Positive, measure_speed
+from hpsearch.worker.lanes.lanes_in_use import WorkersLanes
 
 _log = get_logger("lanes")
 
 SHORTAGE_LASTS = timedelta(days=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyMix:
+    """What the lanes of a study may mix, and what else of it decides how long an epoch takes.
+
+    Args:
+        words: the optimizers, whether there is a lambda_1, and the metric.
+        most_units: of a hidden layer; None: those of the trial that opens a cohort.
+        stopping: decides how often an epoch validates; None: once.
+    """
+
+    words: str = ""
+    most_units: int | None = None
+    stopping: StoppingSettings | None = None
+
+    @classmethod
+    def of(cls, definition: StudyDefinition) -> StudyMix:
+        """The mix of a study. Lanes with lambda_1 take about twice as long: they update every weight every time."""
+        searched = {dimension.name: dimension.values for dimension in definition.search.dimensions}
+        optimizers = searched.get("optimizer", (definition.training.optimizer,))
+        has_l1 = "lambda_1" in searched or definition.training.lambda_1 > 0
+        words = f"optimizers {', '.join(sorted(map(str, optimizers)))}; metric {definition.metric}"
+        units = searched.get("hidden_units", (definition.model.hidden_units,))
+        return cls(
+            words=f"{words}; lambda_1" if has_l1 else words,
+            most_units=max(int(number) for number in units),
+            stopping=definition.stopping,
+        )
+
+    def widest_model(self, settings: TrialSettings) -> ModelSettings:
+        """The largest network that the cohort of a trial may train."""
+        model = CohortShape.of(settings).model
+        most = max(self.most_units or 0, settings.model.hidden_units)  # coarse-to-fine may go beyond the study's
+        return model.model_copy(update={"hidden_units": min(model.hidden_units, most)})
+
+    def validations_per_epoch(self, num_minibatches: int) -> int:
+        """How often an epoch validates, the one at its end included."""
+        if self.stopping is None:
+            return 1
+        return math.ceil(num_minibatches / validation_interval(self.stopping, num_minibatches))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +98,11 @@ class LaneCase:
 
     @classmethod
     def of(
-        cls, settings: TrialSettings, data: ResidentData, device: torch.device, num_sharing: int, mix: str = ""
+        cls, settings: TrialSettings, data: ResidentData, device: torch.device, num_sharing: int, mix: StudyMix
     ) -> LaneCase:
-        """The case of a trial's cohort.
-
-        Args:
-            mix: `mix_of` the study.
-        """
-        model, training = CohortShape.of(settings).model, settings.training
+        """The case of a trial's cohort."""
+        model, training = mix.widest_model(settings), settings.training
+        validations = mix.validations_per_epoch(data.num_minibatches(training.batch_size))
         parts = [
             cls.of_device(device, num_sharing).words,
             f"hpsearch {__version__}",
@@ -70,26 +110,15 @@ class LaneCase:
             f"kernels {model.kernels}; options {model.options}",
             f"batch {training.batch_size}{' shuffled' if training.shuffle else ''}; {training.precision}",
             f"{data.num_train} images of {shape_text(data.example_shape)}{' in chunks' if data.is_chunked else ''}",
+            f"{len(data.validation_labels)} validated {validations} times per epoch",
             f"{data.num_classes} classes",
-            *([mix] if mix else []),
+            *([mix.words] if mix.words else []),
         ]
         return cls(words="; ".join(parts))
 
 
-def mix_of(definition: StudyDefinition) -> str:
-    """What lanes of a study may mix, and its metric, as far as they decide what an epoch costs.
-
-    Lanes with lambda_1 take about twice as long: they update every weight after every minibatch.
-    """
-    searched = {dimension.name: dimension for dimension in definition.search.dimensions}
-    optimizers = searched["optimizer"].values if "optimizer" in searched else (definition.training.optimizer,)
-    has_l1 = "lambda_1" in searched or definition.training.lambda_1 > 0
-    words = f"optimizers {', '.join(sorted(map(str, optimizers)))}; metric {definition.metric}"
-    return f"{words}; lambda_1" if has_l1 else words
-
-
 class _Document(BaseModel):
-    """The content of a file. Format 1 had timings of temporary lanes.
+    """The content of a file. Format 1 had timings of temporary lanes, format 2 shortages beside readings.
 
     Args:
         case: the words of its `LaneCase`.
@@ -97,7 +126,7 @@ class _Document(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     case: str
 
 
@@ -107,32 +136,21 @@ class KnownDevice(_Document):
     speed: DeviceSpeed
 
 
-class FirstEpoch(_Document):
-    """A number of lanes that a worker trains for the first time. The file is removed after its first epoch.
-
-    Args:
-        pid, started_at: of the worker's process; another one may get its number.
-        oom_kills: how many processes of its control group had been killed for memory when it began.
-    """
-
-    lanes: Annotated[int, Field(ge=1)]
-    pid: int
-    started_at: float
-    oom_kills: int
-
-
 class KnownLanes(_Document):
-    """What is known of one case.
-
-    Args:
-        seconds: number of lanes -> seconds per trial and epoch.
-        most: more lanes than this ran out of memory during training.
-        most_until: when `most` expires: other processes may have used the memory.
-    """
+    """The readings of one case: number of lanes -> seconds per trial and epoch."""
 
     seconds: dict[Annotated[int, Field(ge=1)], Positive] = {}
-    most: Annotated[int, Field(ge=1)] | None = None
-    most_until: AwareDatetime | None = None
+
+
+class KnownShortage(_Document):
+    """More lanes than this ran out of memory in training.
+
+    Args:
+        until: when it is forgotten: other processes may have used the memory.
+    """
+
+    most: Annotated[int, Field(ge=1)]
+    until: AwareDatetime
 
 
 D = TypeVar("D", bound=_Document)
@@ -158,57 +176,61 @@ class LaneMemory:
         self._now = now
         self._measure = measure
         self._speeds: dict[LaneCase, DeviceSpeed] = {}  # also where the folder cannot be written
+        self._workers = WorkersLanes(folder / "in-use")
 
     def device_speed(self, device: torch.device, num_sharing: int) -> DeviceSpeed:
         """Return the speed of the device. It is measured once per machine, which takes a fraction of a second."""
         case = LaneCase.of_device(device, num_sharing)
-        if case not in self._speeds:
-            known = self._read(case, KnownDevice)
-            if known is None:
-                measured = KnownDevice(case=case.words, speed=self._measure(device))
-                # Workers that start together all measure, and disturb each other: they agree on the first result.
-                known = self._read(case, KnownDevice) or measured
-                if known is measured:
-                    self.remember(known)
+        if not self.knows_speed(device, num_sharing):
+            measured = KnownDevice(case=case.words, speed=self._measure(device))
+            # Workers that start together all measure, and disturb each other: they agree on the first result.
+            known = self._read(case, KnownDevice) or measured
+            if known is measured:
+                self.remember(known)
             self._speeds[case] = known.speed
         return self._speeds[case]
 
-    def begin_first_epoch(self, case: LaneCase, lanes: int) -> None:
-        """Note that this process trains with so many lanes for the first time.
+    def knows_speed(self, device: torch.device, num_sharing: int) -> bool:
+        """Whether `device_speed` need not measure."""
+        case = LaneCase.of_device(device, num_sharing)
+        if case not in self._speeds and (known := self._read(case, KnownDevice)) is not None:
+            self._speeds[case] = known.speed
+        return case in self._speeds
 
-        On a CPU memory that runs out is no error: the kernel kills the process. `recall` finds out.
-        """
-        kills = num_oom_kills()
-        if kills is not None:
-            process, words = psutil.Process(), _first_epoch_of(case).words
-            started_at = process.create_time()
-            self.remember(FirstEpoch(case=words, lanes=lanes, pid=process.pid, started_at=started_at, oom_kills=kills))
+    def use_lanes(self, case: LaneCase, lanes: int) -> None:
+        """Note with how many lanes this process trains from now on, in case that it is killed for memory."""
+        self._workers.note(case.words, lanes)
 
-    def end_first_epoch(self, case: LaneCase) -> None:
-        """Note that an epoch was trained with them."""
-        with contextlib.suppress(OSError):
-            self.path(_first_epoch_of(case)).unlink(missing_ok=True)
+    def end_use(self) -> None:
+        """Note that this process trains no more."""
+        self._workers.end()
 
     def recall(self, case: LaneCase) -> KnownLanes:
-        """Return what is known of the case; nothing if its file is missing, damaged or not ours.
+        """Return what is known of the case; nothing if its file is missing, damaged or not ours."""
+        return self._read(case, KnownLanes) or KnownLanes(case=case.words)
 
-        Lanes that were being tried when a process of this control group was killed for memory count as a shortage.
+    def most_lanes(self, case: LaneCase) -> int | None:
+        """Return the number of lanes beyond which memory ran out lately; None if it did not.
+
+        Half of the lanes of a worker that was killed for memory counts, too.
         """
-        tried = self._read(_first_epoch_of(case), FirstEpoch)
-        if tried is not None and not _lives(tried):
-            self.end_first_epoch(case)
-            if (num_oom_kills() or 0) > tried.oom_kills:
-                _log.warning("a worker with %d lanes was killed because memory ran out: half as many", tried.lanes)
-                self.note_shortage(case, max(1, tried.lanes // 2))
-        return self._recall(case)
+        for victim in self._workers.take_victims():
+            self.note_shortage(LaneCase(words=victim.case), victim.lanes // 2)
+        known = self._shortage(case)
+        return None if known is None else known.most
 
-    def _recall(self, case: LaneCase) -> KnownLanes:
-        known = self._read(case, KnownLanes) or KnownLanes(case=case.words)
-        if known.most_until is not None and known.most_until < self._now():
-            return known.model_copy(update={"most": None, "most_until": None})
-        return known
+    def note_shortage(self, case: LaneCase, most: int) -> None:
+        """Remember, for SHORTAGE_LASTS, that more than `most` lanes ran out of memory; a smaller number stays."""
+        known = self._shortage(case)
+        most = most if known is None else min(most, known.most)
+        words = _shortage_of(case).words
+        self.remember(KnownShortage(case=words, most=most, until=self._now() + SHORTAGE_LASTS))
 
-    def remember(self, known: KnownLanes | KnownDevice | FirstEpoch) -> None:
+    def _shortage(self, case: LaneCase) -> KnownShortage | None:
+        known = self._read(_shortage_of(case), KnownShortage)
+        return known if known is not None and known.until > self._now() else None
+
+    def remember(self, known: KnownLanes | KnownDevice | KnownShortage) -> None:
         """Replace what is stored for a case. A folder that cannot be written is logged."""
         path = self.path(LaneCase(words=known.case))
         try:
@@ -217,11 +239,6 @@ class LaneMemory:
                 file.write(known.model_dump_json(indent=2).encode() + b"\n")
         except OSError as error:
             _log.warning("cannot remember in %s how many lanes pay: %s", self.folder, error.strerror)
-
-    def note_shortage(self, case: LaneCase, most: int) -> None:
-        """Remember, for SHORTAGE_LASTS, that more than `most` lanes ran out of memory."""
-        until = self._now() + SHORTAGE_LASTS
-        self.remember(self._recall(case).model_copy(update={"most": most, "most_until": until}))
 
     def path(self, case: LaneCase) -> Path:
         """The file of a case."""
@@ -240,22 +257,15 @@ class LaneMemory:
             reason = str(error.strerror)
         except ValidationError as error:
             first = error.errors()[0]
-            if first["loc"] == ("format",) and first["input"] == 1:
+            if first["loc"] == ("format",) and first["input"] in (1, 2):
                 return None
             reason = str(first["msg"])
         _log.warning("lanes are learned again: %s cannot be used: %s", path, reason)
         return None
 
 
-def _lives(first_epoch: FirstEpoch) -> bool:
-    try:
-        return psutil.Process(first_epoch.pid).create_time() == first_epoch.started_at
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _first_epoch_of(case: LaneCase) -> LaneCase:
-    return LaneCase(words=f"tried: {case.words}")
+def _shortage_of(case: LaneCase) -> LaneCase:
+    return LaneCase(words=f"out of memory: {case.words}")
 
 
 @cache

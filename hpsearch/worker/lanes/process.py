@@ -38,7 +38,7 @@ from hpsearch.worker.health.life_sign import LifeSign, WorkerState
 from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.health.watchdog import Watchdog
 from hpsearch.worker.lanes.lane_count import FixedLanes, LaneChoice, LearnedLanes
-from hpsearch.worker.lanes.measured_lane_counts import LaneMemory, mix_of
+from hpsearch.worker.lanes.measured_lane_counts import LaneMemory, StudyMix
 from hpsearch.worker.lanes.worker import Worker
 from hpsearch.worker.name import worker_name
 from hpsearch.worker.options import WorkerOptions, WorkerSettings
@@ -195,7 +195,7 @@ def _build_worker(found: Surroundings, pinned: PinnedDevice, metrics: WorkerMetr
             device=device,
             stop=found.stop,
             num_sharing=num_siblings,
-            mix=mix_of(study.definition),
+            mix=StudyMix.of(study.definition),
             judging_bytes=judging_bytes(
                 study.definition.metric,
                 len(data.validation_labels),

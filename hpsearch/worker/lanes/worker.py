@@ -142,7 +142,10 @@ class Worker:
                 )
                 self._competition = Competition(self.study, self._intake.access.brief)
                 self._end_states = EndStates(self.study.definition, self._checkpointer)
-                self._work()
+                try:
+                    self._work()
+                finally:
+                    self.lanes.end()
         return self.num_finished
 
     @property
@@ -233,12 +236,12 @@ class Worker:
 
     def _make_room(self, request: str) -> None:
         """Handle a shortage of memory: an interrupted epoch leaves no lane in a known state."""
-        num_lanes, settings = len(self._lanes), next(iter(self._lanes.values())).settings
+        trained, settings = list(self._lanes.values()), next(iter(self._lanes.values())).settings
         limit_lanes = partial(self.lanes.note_shortage, settings)
         self._intake.clear()
         self._note(self._writer.drain())  # epochs that were completed before still count
         release_cached_memory(self.cohorts.device)
-        self._out_of_memory.give_back(self._ledger, num_lanes, request, limit_lanes)
+        self._out_of_memory.give_back(self._ledger, [lane.claim.hold for lane in trained], request, limit_lanes)
 
     # One epoch
 

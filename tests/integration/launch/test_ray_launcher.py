@@ -31,11 +31,14 @@ from hpsearch.store.rows.counts import PointCounts
 from hpsearch.study.study_file import parse_definition
 from hpsearch.worker.options import WorkerOptions
 
-pytestmark = pytest.mark.filterwarnings(
-    # Ray's own, of its cluster for tests and its driver: files and processes that it leaves to the end of the process.
-    "ignore:unclosed file:ResourceWarning",
-    "ignore:subprocess .* is still running:ResourceWarning",
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings(
+        # Ray's own, of its cluster for tests and its driver: files and processes that it leaves to the process's end.
+        "ignore:unclosed file:ResourceWarning",
+        "ignore:subprocess .* is still running:ResourceWarning",
+    ),
+]
 NUM_POINTS = 4
 NUM_EPOCHS = 3
 # Trials do not end before the test creates the file `gate`. The check of a network uses 11 images, a minibatch 257.

@@ -35,7 +35,7 @@ from hpsearch.signals import StopSignal, WorkerStopped
 from hpsearch.store.checkpoints import Checkpoints
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.claims.requeue import MAX_CRASHES
-from hpsearch.store.connection.database import Database, DatabaseAwayError, open_database
+from hpsearch.store.connection.database import Database, DatabaseAwayError
 from hpsearch.store.progress import read_progress
 from hpsearch.store.registration import _set_attributes
 from hpsearch.store.rows.correct_images import Correctness, read_correctness
@@ -53,9 +53,9 @@ from hpsearch.worker.health.metrics import WorkerMetrics
 from hpsearch.worker.lanes import epoch_writer as epoch_writer_module
 from hpsearch.worker.lanes import worker as worker_module
 from hpsearch.worker.lanes.epoch_writer import EpochEntry, EpochWriter, Written
-from hpsearch.worker.lanes.intake import HELD_PER_LANE
+from hpsearch.worker.lanes.intake import HELD_PER_LANE, MOST_PASSED
 from hpsearch.worker.lanes.lane_count import FixedLanes, LaneChoice, LearnedLanes
-from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory
+from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory, StudyMix
 from hpsearch.worker.lanes.worker import Worker
 from hpsearch.worker.lease_keeper import Presence
 from hpsearch.worker.ledger_access import LedgerAccess
@@ -87,13 +87,6 @@ def idx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     label_header = struct.pack(">II", 0x801, 240)
     (folder / "train-labels-idx1-ubyte").write_bytes(label_header + labels.astype(np.uint8).tobytes())
     return folder
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    database = open_database(database_url)
-    yield database
-    database.close()
 
 
 class Bench:
@@ -423,6 +416,9 @@ class WholeShare:
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
         pytest.fail("memory sufficed")
 
+    def end(self) -> None:
+        pass
+
 
 def test_workers_that_start_together_share_the_points_out(bench: Callable[..., Bench]) -> None:
     study = bench()
@@ -461,7 +457,9 @@ def test_learned_lanes_train_a_study_and_are_remembered(bench: Callable[..., Ben
     lanes = LearnedLanes(memory=memory, data=study.data, device=CPU, stop=stop)
     assert study.worker(lanes=lanes, stop=stop).run() == 6
     assert {tuple(trial.user_attrs["lanes"]) for trial in study.counted()} == {(6,)}
-    assert {path.name for path in memory.folder.iterdir()} >= {memory.path(LaneCase.of_device(CPU, 1)).name}
+    settings = study.prepared.study.definition.resolve({"learning_rate": 0.2, "lambda_2": 0.0})
+    assert list(memory.recall(LaneCase.of(settings, study.data, CPU, 1, StudyMix())).seconds) == [6]
+    assert list((memory.folder / "in-use").glob("*")) == []
 
 
 def test_a_worker_that_is_stopped_while_it_measures_gives_its_point_back(
@@ -589,6 +587,49 @@ def test_points_that_a_sampler_draws_fill_the_lanes_as_long_as_few_wait_for_anot
     assert max(held - busy for busy, held in seen) > 0
     # Before, lanes stayed empty from the first point of another cohort on: on average 2 were busy.
     assert sum(busy for busy, _ in seen) / len(seen) > 0.75 * num_lanes
+
+
+@pytest.fixture
+def plant_draws(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, dict[str, Any]]], None]:
+    """Make the sampler draw these parameters for these trials, by number, and those of -1 for all others."""
+
+    def plant(drawn: dict[int, dict[str, Any]]) -> None:
+        def build(*_: Any, trial_number: int, **__: Any) -> optuna.samplers.BaseSampler:
+            its = {**drawn[-1], **drawn.get(trial_number, {})}
+            return optuna.samplers.PartialFixedSampler(its, optuna.samplers.RandomSampler(seed=trial_number))
+
+        monkeypatch.setattr("hpsearch.worker.drawing.build_sampler", build)
+
+    return plant
+
+
+@pytest.mark.filterwarnings("ignore:.*PartialFixedSampler is experimental")
+def test_a_point_of_another_cohort_does_not_wait_until_the_end_of_the_study(
+    bench: Callable[..., Bench], plant_draws: Callable[[dict[int, dict[str, Any]]], None]
+) -> None:
+    """A sampler that has settled draws points of the open cohort only, and its lanes do not end together."""
+    search = {"strategy": "tpe", "num_points": 40, "batch_size": [10, 20], "learning_rate": [0.1, 0.2]}
+    study = bench(search=search, training={"batch_size": 10, "max_epochs": 2})
+    plant_draws({-1: {"batch_size": 10}, 1: {"batch_size": 20}})
+    num_lanes = 2
+
+    class Staggered(Cohort):
+        """Ends one of the first trials after one epoch, so that a lane ends after each epoch from then on."""
+
+        is_new = True
+
+        def train_epoch(self) -> dict[Hashable, EpochReport]:
+            reports = super().train_epoch()
+            if self.is_new:
+                self.is_new = False
+                key, report = reports.popitem()
+                reports[key] = replace(report, is_schedule_exhausted=True)
+            return reports
+
+    study.worker(lanes=num_lanes, build_cohort=Staggered).run()
+    ended = sorted(study.counted(), key=lambda trial: (trial.datetime_complete, trial.number))
+    place = [trial.params["batch_size"] for trial in ended].index(20)
+    assert num_lanes < place <= (MOST_PASSED + 1) * num_lanes
 
 
 def test_lanes_that_have_just_ended_are_no_reason_to_look_for_lost_trials(
@@ -959,6 +1000,24 @@ def test_a_point_that_never_fits_is_given_up_and_the_others_are_trained(
     assert f"tester: {alone}" in caplog.messages
 
 
+@pytest.mark.filterwarnings("ignore:.*PartialFixedSampler is experimental")
+def test_a_trial_that_waits_for_its_cohort_has_not_run_out_of_memory(
+    bench: Callable[..., Bench], database: Database, plant_draws: Callable[[dict[int, dict[str, Any]]], None]
+) -> None:
+    search = {"strategy": "tpe", "num_points": 12, "batch_size": [10, 20], "learning_rate": [0.1, 0.2]}
+    study = bench(search=search, training={"batch_size": 10, "max_epochs": 1})
+    plant_draws({-1: {"batch_size": 10, "learning_rate": 0.2}, 1: {"batch_size": 20}, 2: {"learning_rate": 0.1}})
+
+    class Picky(Small):
+        too_large = 0.1
+
+    study.worker(lanes=1, build_cohort=Picky).run()
+    assert study.ledger.counts() == PointCounts(complete=11, failed=1)
+    with database.engine.connect() as connection:
+        rows = connection.exec_driver_sql("SELECT point FROM hpsearch_points WHERE crashes > 0").scalars()
+        assert list(rows) == [2]
+
+
 def test_a_device_without_room_for_any_trial_ends_the_worker_before_all_points_are_given_up(
     bench: Callable[..., Bench],
 ) -> None:
@@ -981,7 +1040,7 @@ def test_lanes_that_ran_out_of_memory_are_remembered(bench: Callable[..., Bench]
     memory = LaneMemory(tmp_path / "lanes")
     lanes = LearnedLanes(memory=memory, data=study.data, device=CPU, stop=stop)
     settings = study.prepared.study.definition.resolve({"learning_rate": 0.2, "lambda_2": 0.0})
-    case = LaneCase.of(settings, study.data, CPU, 1)
+    case = LaneCase.of(settings, study.data, CPU, 1, StudyMix())
     memory.remember(KnownLanes(case=case.words, seconds={1: 1.0, 2: 0.5, 4: 0.25, 6: 0.2}))
 
     class Roomy(Small):
@@ -989,7 +1048,7 @@ def test_lanes_that_ran_out_of_memory_are_remembered(bench: Callable[..., Bench]
 
     study.worker(lanes=lanes, stop=stop, build_cohort=Roomy).run()
     study.counted()
-    assert memory.recall(case).most == 3
+    assert memory.most_lanes(case) == 3
 
 
 # Taking trials up again

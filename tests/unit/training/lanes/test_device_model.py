@@ -89,7 +89,7 @@ def test_products_are_counted_as_torch_counts_them_and_without_its_second_of_imp
 
 
 def test_products_with_named_arguments_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    dense = network(hidden_units=20)
+    dense = network(family="logistic")
 
     def logits(self: Network, parameters: Any, images: torch.Tensor) -> torch.Tensor:
         weight = torch.ones(3, 64)
@@ -101,15 +101,19 @@ def test_products_with_named_arguments_are_counted(monkeypatch: pytest.MonkeyPat
     assert flops_per_image(dense) == 4 * 2 * 3 * 64
 
 
-def test_where_nothing_can_be_counted_each_parameter_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_products_are_not_seen_each_weight_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a recurrent layer nothing is counted, and one linear layer behind it is not the whole cost."""
     dense = network(hidden_units=20)
 
     def fail(*_: object) -> None:
         raise RuntimeError("not with a counter")
 
-    for logits in (fail, lambda *_: None):
+    def only_the_last_layer(self: Network, parameters: Any, images: torch.Tensor) -> torch.Tensor:
+        return images[:, :3] @ torch.ones(3, 10)
+
+    for logits in (fail, lambda *_: None, only_the_last_layer):
         monkeypatch.setattr(type(dense), "logits", logits)
-        assert flops_per_image(dense) == 2 * num_parameters(dense)
+        assert flops_per_image(dense) == 2 * (64 * 20 + 20 * 10)
 
 
 def test_the_cost_of_calls_depends_on_minibatches_and_that_of_a_lane_on_its_size(
@@ -123,6 +127,9 @@ def test_the_cost_of_calls_depends_on_minibatches_and_that_of_a_lane_on_its_size
     )  # 10 and 2 minibatches, and the epoch's own calls
     assert cost(20, 10).fixed == cost(500, 10).fixed
     assert cost(500, 10).per_lane > 5 * cost(20, 10).per_lane
+    often = SPEED.epoch_cost(network(hidden_units=20), data(8), 10, CPU, num_validations=5)
+    assert often.per_lane > 1.2 * cost(20, 10).per_lane
+    assert often.fixed > 1.2 * cost(20, 10).fixed
     assert LaneTimes(cost(20, 10)).choose(512) > LaneTimes(cost(500, 100)).choose(512)
 
 

@@ -164,6 +164,22 @@ def test_what_an_earlier_process_read_is_replaced_when_two_epochs_contradict_it(
     assert times.readings == {4: 6.0, 8: 4.0, 16: 3.0}  # the machine is half as fast now
 
 
+def test_a_new_number_that_contradicts_what_is_known_is_not_comparable_until_a_known_one_was_read() -> None:
+    """Either the machine is slower than it was, or more lanes are worth less than the prior says."""
+    for now, expected in ((2.0, {8: 2.0, 64: 3.4}), (6.0, {8: 6.0, 64: 3.4})):
+        known = {8: 2.0}
+        times = settled(LaneTimes(EpochCost(fixed=8.0, per_lane=1.0), known), 64, 3.4)
+        assert times.readings == {8: 2.0, 64: 3.4}
+        assert times.comparable == known
+        settled(times, 128, 3.3)
+        assert times.comparable == known
+        settled(times, 8, now)
+        assert times.comparable == expected | {128: 3.3}
+    agreeing = settled(LaneTimes(EpochCost(fixed=8.0, per_lane=1.0), {8: 2.0}), 64, 1.1)
+    assert agreeing.comparable == {8: 2.0, 64: 1.1}
+    assert settled(LaneTimes(EpochCost(fixed=8.0, per_lane=1.0)), 64, 99.0).comparable == {64: 99.0}
+
+
 def test_a_reading_that_is_newer_than_the_replaced_one_stays() -> None:
     times = LaneTimes(EpochCost(fixed=8.0, per_lane=1.0))
     for lanes, seconds in ((4, 3.0), (8, 2.0), (4, 6.0)):
@@ -214,7 +230,8 @@ def test_epochs_with_few_lanes_say_little_about_many() -> None:
         (0.9, 100, {}, 8),
         (20.0, 100, {}, 1),  # a turn is nothing beside the epoch
         (0.9, 6, {3: 0.95}, 6),
-        (0.9, 6, {1: 0.9, 2: 0.9}, 1),  # readings have a turn's cost in them
+        (0.9, 4, {1: 0.9, 2: 0.9}, 4),  # readings are of the training alone
+        (0.9, 6, {1: 0.9, 6: 1.5}, 1),  # lanes that make it slower do not pay
     ],
 )
 def test_what_a_turn_costs_beside_the_training_is_worth_a_few_lanes(

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import subprocess
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
+from hpsearch.cgroups import MemoryGroup
 from hpsearch.data.resident import ResidentData
+from hpsearch.postgres.file_lock import close_lock_file
 from hpsearch.signals import StopSignal, WorkerStopped
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.lanes.device_model import DeviceSpeed
 from hpsearch.training.lanes.lane_times import EpochCost
 from hpsearch.worker.lanes import lane_count as module
-from hpsearch.worker.lanes import measured_lane_counts
 from hpsearch.worker.lanes.lane_count import FixedLanes, LearnedLanes
-from hpsearch.worker.lanes.measured_lane_counts import FirstEpoch, KnownLanes, LaneCase, LaneMemory
+from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory, StudyMix
 from hpsearch.worker.options import MAX_LANES
 
 CPU = torch.device("cpu")
@@ -75,6 +76,7 @@ class Lab:
         monkeypatch.setattr(DeviceSpeed, "epoch_cost", lambda *_: lab.prior)
         monkeypatch.setattr(module, "memory_of", lambda device, num_sharing: PlantedMemory())
         monkeypatch.setattr(module, "bytes_per_lane", lambda network, batch_size: 1000)
+        monkeypatch.setattr(module, "measuring_bytes", lambda device: 500)
 
     def lanes(self) -> LearnedLanes:
         """As in a new process."""
@@ -96,7 +98,10 @@ class Lab:
         return numbers
 
     def known(self, settings: TrialSettings) -> KnownLanes:
-        return self.memory.recall(LaneCase.of(settings, self.data, CPU, 1))
+        return self.memory.recall(self.case(settings))
+
+    def case(self, settings: TrialSettings) -> LaneCase:
+        return LaneCase.of(settings, self.data, CPU, 1, StudyMix())
 
 
 @pytest.fixture
@@ -205,7 +210,7 @@ def test_on_a_gpu_changes_are_some_epochs_apart(lab: Lab, trial: Trial, monkeypa
 def test_a_reading_is_written_when_it_is_news_and_not_every_epoch(lab: Lab, trial: Trial) -> None:
     lanes = lab.lanes()
     lab.train(lanes, trial(), 10, share=64)
-    path = lab.memory.path(LaneCase.of(trial(), lab.data, CPU, 1))
+    path = lab.memory.path(lab.case(trial()))
     before, number = path.read_text(), lanes.num_lanes(trial(), lambda: 64)
     path.write_text("not read while nothing is new")
     old = lab.truth.seconds(number)
@@ -232,52 +237,92 @@ def test_what_ran_out_of_memory_once_is_not_tried_again(
     lab.train(lanes, trial(), 3)
     lanes.note_shortage(trial(), 4)
     assert set(lab.train(lanes, trial(), 5)) == {4}
-    lab.memory.path(LaneCase.of(trial(), lab.data, CPU, 1)).rename(lab.memory.folder / "away")
-    assert lanes.num_lanes(trial(), lambda: 100) == 4  # even if the file is lost
-    (lab.memory.folder / "away").rename(lab.memory.path(LaneCase.of(trial(), lab.data, CPU, 1)))
+    lab.memory.folder.rename(lab.memory.folder.with_name("away"))
+    assert lanes.num_lanes(trial(), lambda: 100) == 4  # even if the files are lost
+    lanes.end()
+    shutil.rmtree(lab.memory.folder)
+    lab.memory.folder.with_name("away").rename(lab.memory.folder)
     with caplog.at_level(logging.INFO, logger="hpsearch"):
         assert set(lab.train(lab.lanes(), trial(), 5)) == {4}
     assert caplog.messages == ["4 lanes: more ran out of memory before"]
     assert 64 in lab.known(trial()).seconds  # the readings stay
 
 
-def test_a_number_whose_first_epoch_cost_the_worker_its_life_is_halved(
+def test_a_worker_that_is_killed_for_memory_is_followed_by_one_with_half_the_lanes(
     lab: Lab, trial: Trial, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """On a CPU nothing is raised when memory runs out: the kernel kills the worker, and counts it."""
-    kills = 3
-    alive = True
-    monkeypatch.setattr("hpsearch.worker.lanes.measured_lane_counts.num_oom_kills", lambda: kills)
-    monkeypatch.setattr("hpsearch.worker.lanes.measured_lane_counts._lives", lambda trial: alive)
-    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 64
-    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 64  # it still trains
-    alive = False
-    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 64  # it was killed for another reason
-    kills = 4
-    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 32
+    num_kills = 3
+    group = "hpsearch.worker.lanes.lanes_in_use.memory_group"
+    monkeypatch.setattr(group, lambda: MemoryGroup(machine="m", number=1, num_kills=num_kills))
+
+    def in_use() -> list[int]:
+        files = (lab.memory.folder / "in-use").glob("*")
+        return [int(json.loads(file.read_text())["lanes"]) for file in files]
+
+    lanes = lab.lanes()
+    for expected in (64, 32, 16):
+        assert lanes.num_lanes(trial(), lambda: 1000) == expected
+        assert in_use() == [expected]
+        _, descriptor = lab.memory._workers._own  # type: ignore[misc]
+        close_lock_file(descriptor)  # as the kernel does when the process is killed
+        lab.memory._workers._own = None
+        num_kills += 1
+        lanes = lab.lanes()
+    lanes.num_lanes(trial(), lambda: 1000)
+    lanes.end()
+    assert in_use() == []
     assert "a worker with 64 lanes was killed because memory ran out" in caplog.text
-    kills = 5
-    assert lab.train(lab.lanes(), trial(), 3) == [16] * 4
-    kills = 6  # after an epoch: something else
-    assert lab.lanes().num_lanes(trial(), lambda: 1000) == 16
 
 
-def test_a_process_lives_until_it_has_ended_or_another_has_its_number() -> None:
-    process = psutil.Process()
-    trial = FirstEpoch(case="c", lanes=2, pid=process.pid, started_at=process.create_time(), oom_kills=0)
-    assert measured_lane_counts._lives(trial)
-    assert not measured_lane_counts._lives(trial.model_copy(update={"started_at": 1.0}))
-    with subprocess.Popen(["true"]) as ended:
-        pass
-    assert not measured_lane_counts._lives(trial.model_copy(update={"pid": ended.pid}))
+def test_what_was_learned_last_is_written_at_the_end(lab: Lab, trial: Trial) -> None:
+    """Less than a minute after the first reading, which had the calls of a new process in it."""
+    lanes = lab.lanes()
+    number = lanes.num_lanes(trial(), lambda: 64)
+    slow, usual = 1.2 * lab.truth.seconds(number), lab.truth.seconds(number)
+    for seconds in (slow, usual, usual):
+        lanes.review(trial(), number, number * seconds, lambda: number)
+    assert lab.known(trial()).seconds == {number: slow}
+    lanes.end()
+    assert lab.known(trial()).seconds == {number: usual}
+
+
+def test_where_memory_is_too_short_to_measure_the_device_one_lane_is_opened(
+    lab: Lab, trial: Trial, caplog: pytest.LogCaptureFixture
+) -> None:
+    lab.available = 400
+    with caplog.at_level(logging.INFO, logger="hpsearch"):
+        assert set(lab.train(lab.lanes(), trial(), 3)) == {1}
+    assert caplog.messages == ["1 lane: no memory is left to measure the device"]
+    assert lab.num_measured == 0
+    lab.available = 10**6
+    assert lab.lanes().num_lanes(trial(), lambda: 100) == 50
+    lab.available = 400
+    assert lab.lanes().num_lanes(trial(), lambda: 100) == 1  # the device is known
+    assert caplog.messages[-1] == "1 lane: there is no memory for more, and 50 would pay"
 
 
 def test_only_lanes_that_fit_into_memory_are_opened(lab: Lab, trial: Trial, caplog: pytest.LogCaptureFixture) -> None:
     lab.available = 3500
     assert lab.lanes().num_lanes(trial(), lambda: 100) == 3
-    assert caplog.messages == ["50 lanes would pay, but there is memory for 3 only"]
+    assert caplog.messages == ["3 lanes: there is no memory for more, and 50 would pay"]
     lab.available = 10
     assert lab.lanes().num_lanes(trial(), lambda: 100) == 1
+
+
+def test_each_change_of_the_number_is_told_in_one_line(
+    lab: Lab, trial: Trial, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also those that memory decides, and those that it takes back."""
+    lab.prior = lab.truth = EpochCost(fixed=0.1, per_lane=1.0)
+    lanes, numbers = lab.lanes(), []
+    lab.truth = EpochCost(fixed=3.0, per_lane=1.0)
+    with caplog.at_level(logging.INFO, logger="hpsearch"):
+        for lab.available in (10**6, 1000, 1500, 10**6, 5000):
+            numbers += lab.train(lanes, trial(), 4)
+    changes = [number for number, before in zip(numbers, [0, *numbers], strict=False) if number != before]
+    assert len(changes) > 4
+    assert [int(message.split()[0]) for message in caplog.messages] == changes
 
 
 def test_lanes_are_added_only_if_they_fit_beside_those_that_there_are(
@@ -291,7 +336,7 @@ def test_lanes_are_added_only_if_they_fit_beside_those_that_there_are(
     caplog.clear()
     numbers = [lanes.review(trial(), 2, 2 * lab.truth.seconds(2), lambda: 100) for _ in range(20)]
     assert set(numbers) == {2}
-    assert caplog.messages == ["4 lanes would pay, but there is memory for 2 only"]
+    assert caplog.messages == []  # nothing has changed
 
 
 def test_a_worker_that_is_asked_to_stop_does_not_measure(lab: Lab, trial: Trial) -> None:
@@ -307,5 +352,17 @@ def test_a_real_device_is_measured_once_and_remembered(
     for _ in range(2):
         lanes = LearnedLanes(memory=LaneMemory(tmp_path), data=resident(), device=CPU, stop=StopSignal())
         assert 1 <= lanes.num_lanes(trial(), lambda: 3) <= 3
-    (file,) = [file for file in tmp_path.iterdir() if "speed" in file.read_text()]
+    (file,) = [file for file in tmp_path.glob("*.json") if "speed" in file.read_text()]
     assert "call_seconds" in file.read_text()
+
+
+def test_workers_that_train_at_the_same_time_remember_what_each_of_them_read(lab: Lab, trial: Trial) -> None:
+    one, other = lab.lanes(), lab.lanes()
+    for lanes, busy in ((one, 50), (other, 3)):
+        lanes.num_lanes(trial(), lambda busy=busy: busy)
+    for lanes, busy in ((one, 50), (other, 3)):
+        for _ in range(2):
+            lanes.review(trial(), busy, busy * lab.truth.seconds(busy), lambda: 1)
+    one.end()
+    other.end()
+    assert lab.known(trial()).seconds == {50: lab.truth.seconds(50), 3: lab.truth.seconds(3)}

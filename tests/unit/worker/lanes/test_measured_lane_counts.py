@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from hpsearch.data.resident import ResidentData
-from hpsearch.study.settings import TrialSettings
+from hpsearch.study.settings import StoppingSettings, TrialSettings
 from hpsearch.study.study_file import parse_definition
 from hpsearch.training.lanes.device_model import DeviceSpeed
-from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory, mix_of
+from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory, StudyMix
 
 CPU = torch.device("cpu")
 CASE = LaneCase(words="a device; a network")
@@ -35,11 +35,14 @@ def test_a_shortage_is_added_to_what_is_known(tmp_path: Path) -> None:
     memory = LaneMemory(tmp_path)
     memory.remember(KNOWN)
     memory.note_shortage(CASE, 2)
-    found = memory.recall(CASE)
-    assert found == KNOWN.model_copy(update={"most": 2, "most_until": found.most_until})
+    assert (memory.recall(CASE), memory.most_lanes(CASE)) == (KNOWN, 2)
+    memory.note_shortage(CASE, 8)  # another worker's, which had more lanes
+    assert memory.most_lanes(CASE) == 2
+    memory.remember(KNOWN)
+    assert memory.most_lanes(CASE) == 2
     other = LaneCase(words="never measured")
     memory.note_shortage(other, 3)
-    assert memory.recall(other).most == 3
+    assert (memory.recall(other).seconds, memory.most_lanes(other)) == ({}, 3)
 
 
 @pytest.mark.parametrize(
@@ -48,13 +51,12 @@ def test_a_shortage_is_added_to_what_is_known(tmp_path: Path) -> None:
         b"",
         b"\xff\xfe\x00",
         b"[1, 2]",
-        b'{"format": 3, "case": "a device; a network"}',
-        b'{"format": 2, "case": "a device; a network", "seconds": {"0": 1.0}}',
-        b'{"format": 2, "case": "a device; a network", "seconds": {"8": -1.0}}',
-        b'{"format": 2, "case": "a device; a network", "seconds": {"8": NaN}}',
-        b'{"format": 2, "case": "a device; a network", "most": 0}',
-        b'{"format": 2, "case": "a device; a network", "extra": 1}',
-        b'{"format": 2, "case": "somebody else\'s"}',
+        b'{"format": 4, "case": "a device; a network"}',
+        b'{"format": 3, "case": "a device; a network", "seconds": {"0": 1.0}}',
+        b'{"format": 3, "case": "a device; a network", "seconds": {"8": -1.0}}',
+        b'{"format": 3, "case": "a device; a network", "seconds": {"8": NaN}}',
+        b'{"format": 3, "case": "a device; a network", "extra": 1}',
+        b'{"format": 3, "case": "somebody else\'s"}',
     ],
 )
 def test_a_damaged_or_foreign_file_is_as_none_and_is_told(
@@ -69,11 +71,12 @@ def test_a_damaged_or_foreign_file_is_as_none_and_is_told(
     assert memory.recall(CASE) == KNOWN
 
 
-def test_a_file_of_the_first_format_is_as_none_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("rest", ['1, "obstacle": null', '2, "most": 3'])
+def test_a_file_of_an_earlier_format_is_as_none_without_a_word(
+    rest: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     memory = LaneMemory(tmp_path)
-    memory.path(CASE).write_text(
-        '{"format": 1, "case": "a device; a network", "seconds": {"1": 1.0}, "obstacle": null}'
-    )
+    memory.path(CASE).write_text(f'{{"case": "a device; a network", "seconds": {{"1": 1.0}}, "format": {rest}}}')
     assert memory.recall(CASE) == KnownLanes(case=CASE.words)
     assert caplog.messages == []
 
@@ -87,7 +90,7 @@ def test_a_device_is_measured_once(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
     assert [memory().device_speed(CPU, 1), memory().device_speed(CPU, 1)] == [speeds[0]] * 2
     assert memory().device_speed(CPU, 2) == speeds[1]  # workers that share the machine
-    memory().path(LaneCase.of_device(CPU, 1)).write_text('{"format": 2}')
+    memory().path(LaneCase.of_device(CPU, 1)).write_text('{"format": 3}')
     assert memory().device_speed(CPU, 1) == speeds[2]
     assert "cannot be used" in caplog.text
 
@@ -122,14 +125,16 @@ def test_a_case_is_all_that_the_measurement_depends_on(
     resident: Callable[..., ResidentData], trial: Callable[..., TrialSettings]
 ) -> None:
     def words(settings: dict[str, Any] | None = None, **sizes: Any) -> str:
-        num_sharing, mix = sizes.pop("num_sharing", 1), sizes.pop("mix", "")
+        num_sharing, mix = sizes.pop("num_sharing", 1), StudyMix(**sizes.pop("mix", {}))
         return LaneCase.of(trial(**(settings or {})), resident(**sizes), CPU, num_sharing, mix).words
 
     usual = words()
     assert words() == usual
     assert words({"learning_rate": 0.5, "lambda_2": 0.1, "seed": 3}) == usual  # lanes of one cohort
     assert words({"optimizer": "adam"}) == usual == words({"activation": "relu"})
-    assert words({"hidden_units": 32}) == usual == words({"hidden_units": 9})  # 12 units otherwise
+    both = {"most_units": 30}
+    assert words({"hidden_units": 20}, mix=both) == words({"hidden_units": 30}, mix=both)
+    assert words({"hidden_units": 20}, mix={"most_units": 500}) == words({"hidden_units": 30}, mix={"most_units": 900})
     others = [
         words({"hidden_units": 33}),
         words({"batch_size": 10}),
@@ -138,7 +143,9 @@ def test_a_case_is_all_that_the_measurement_depends_on(
         words({"family": "cnn"}, image_shape=(28, 28)),
         words({"family": "cnn", "kernels": (2, 5)}, image_shape=(28, 28)),
         words(num_sharing=2),
-        words(mix="optimizers adam"),
+        words(mix={"words": "optimizers adam"}),
+        words(mix={"most_units": 30}),  # 12 units otherwise
+        words(mix={"stopping": StoppingSettings(patience=4)}),
         words({"family": "logistic"}),
         words(num_train=131),
         words(image_shape=(20, 20)),
@@ -157,16 +164,20 @@ def test_a_shortage_is_forgotten_after_a_day(tmp_path: Path) -> None:
     memory.remember(KNOWN)
     memory.note_shortage(CASE, 2)
     now += timedelta(hours=23)
-    assert memory.recall(CASE).most == 2
+    assert memory.most_lanes(CASE) == 2
     now += timedelta(hours=2)
-    assert memory.recall(CASE) == KNOWN
+    assert (memory.recall(CASE), memory.most_lanes(CASE)) == (KNOWN, None)
+
+
+def parsed_mix(search: dict[str, Any] | None = None, **sections: Any) -> StudyMix:
+    search = {"strategy": "grid", "learning_rate": [0.1, 0.2], **(search or {})}
+    document = {"name": "s", "data": {"dataset": "digits"}, "search": search, **sections}
+    return StudyMix.of(parse_definition(document, source="test"))
 
 
 def test_studies_with_other_optimizers_penalties_or_metrics_have_readings_of_their_own() -> None:
     def mix(search: dict[str, Any] | None = None, **sections: Any) -> str:
-        search = {"strategy": "grid", "learning_rate": [0.1, 0.2], **(search or {})}
-        document = {"name": "s", "data": {"dataset": "digits"}, "search": search, **sections}
-        return mix_of(parse_definition(document, source="test"))
+        return parsed_mix(search, **sections).words
 
     assert mix() == mix({"learning_rate": [0.3]}) == "optimizers sgd; metric zero-one"
     assert mix(training={"optimizer": "adam"}) == mix({"optimizer": ["adam"]}) == "optimizers adam; metric zero-one"
@@ -177,3 +188,21 @@ def test_studies_with_other_optimizers_penalties_or_metrics_have_readings_of_the
     )
     assert mix(metric="nll") == "optimizers sgd; metric nll"
     assert mix(training={"lambda_1": 1e-3}) == mix({"lambda_1": [0.0, 1e-3]}) == f"{mix()}; lambda_1"
+
+
+def test_a_cohort_costs_what_the_widest_network_costs_that_its_study_can_bring_into_it(
+    trial: Callable[..., TrialSettings],
+) -> None:
+    def widest(units: int, most: int) -> int:
+        return StudyMix(most_units=most).widest_model(trial(hidden_units=units)).hidden_units
+
+    assert parsed_mix({"hidden_units": [20, 300]}).most_units == 300
+    assert parsed_mix(model={"hidden_units": 70}).most_units == 70
+    assert [widest(20, 300), widest(200, 300), widest(200, 900)] == [32, 300, 512]
+    assert widest(400, 300) == 400  # coarse-to-fine goes beyond the study's own values
+
+
+def test_validations_per_epoch_are_counted() -> None:
+    mix = parsed_mix(stopping={"patience": 100})
+    assert [mix.validations_per_epoch(number) for number in (10, 50, 60, 500)] == [1, 1, 2, 10]
+    assert parsed_mix(stopping={"rule": "none"}).validations_per_epoch(500) == 1
