@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -40,23 +40,23 @@ def free_memory() -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryGroup:
-    """The group that limits this process's memory.
+class MemoryGroups:
+    """The groups that this process's memory counts in, from its own upwards, as far as it sees them.
 
     Args:
         machine: identifies the machine, from one start of it to the next.
-        number: identifies the group on that machine; a later group does not get it again.
-        num_kills: how many of the group's processes the kernel has killed because memory ran out.
+        num_kills: number of the group -> how many processes of it the kernel has killed because memory ran out. A later
+            group does not get the number again. In the second version, a parent counts those of its children, too.
     """
 
     machine: str
-    number: int
-    num_kills: int
+    num_kills: Mapping[int, int]
 
 
-def memory_group() -> MemoryGroup | None:
-    """Return this process's group; None if there is none that counts kills, as on systems other than Linux."""
-    return next(_read_each("memory", _kills_of("memory.events"), _kills_of("memory.oom_control")), None)
+def memory_groups() -> MemoryGroups | None:
+    """Return this process's groups; None if there is none that counts kills, as on systems other than Linux."""
+    counts = dict(_read_each("memory", _kills_of("memory.events"), _kills_of("memory.oom_control")))
+    return MemoryGroups(machine=_BOOT_ID.read_text().strip(), num_kills=counts) if counts else None
 
 
 def _read_each(
@@ -128,11 +128,9 @@ def _counts(file: Path) -> dict[str, int]:
     return {name: int(number) for name, number in (line.split() for line in lines)}
 
 
-def _kills_of(file_name: str) -> Callable[[Path], MemoryGroup | None]:
-    def read(group: Path) -> MemoryGroup | None:
+def _kills_of(file_name: str) -> Callable[[Path], tuple[int, int] | None]:
+    def read(group: Path) -> tuple[int, int] | None:
         num_kills = _counts(group / file_name).get("oom_kill")
-        if num_kills is None:
-            return None
-        return MemoryGroup(machine=_BOOT_ID.read_text().strip(), number=group.stat().st_ino, num_kills=num_kills)
+        return None if num_kills is None else (group.stat().st_ino, num_kills)
 
     return read

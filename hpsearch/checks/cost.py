@@ -8,6 +8,7 @@ from hpsearch.checks.finding import Finding, Verdict, line_for, line_in
 from hpsearch.checks.samples import CPU, NEVER, CheckedModel
 from hpsearch.data.resident import ResidentData
 from hpsearch.search.pruners import first_look, is_competitive
+from hpsearch.search.stopping import validations_per_epoch
 from hpsearch.study.corners import model_settings
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.training.lanes.cohort import Cohort
@@ -26,7 +27,8 @@ def check_cost(model: CheckedModel) -> Finding:
     """Train a part of an epoch with the number of lanes that a worker would begin with, on this machine's CPU."""
     definition, data = model.definition, ResidentData.place(model.data, CPU)
     batch_size = model.settings.training.batch_size
-    prior = measure_speed(CPU).epoch_cost(model.network, data, batch_size, CPU)
+    num_validations = validations_per_epoch(definition.stopping, data.num_minibatches(batch_size))
+    prior = measure_speed(CPU).epoch_cost(model.network, data, batch_size, CPU, num_validations)
     num_fitting = model.fitting_lanes(batch_size)
     num_lanes = LaneTimes(prior).choose(max(1, min(MOST_LANES, definition.num_points, num_fitting)))
     per_trial_epoch = _measure(model, data, num_lanes, predicted=num_lanes * prior.seconds(num_lanes))

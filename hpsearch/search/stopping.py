@@ -272,6 +272,11 @@ def validation_interval(settings: StoppingSettings, num_minibatches: int) -> int
     return max(1, min(num_minibatches, settings.patience // 2))
 
 
+def validations_per_epoch(settings: StoppingSettings, num_minibatches: int) -> int:
+    """How often each epoch validates, the validation at its end included."""
+    return math.ceil(num_minibatches / validation_interval(settings, num_minibatches))
+
+
 def rule_from_state(state: Mapping[str, Any]) -> StoppingRule:
     """Restore a rule with its history from a saved `state`.
 

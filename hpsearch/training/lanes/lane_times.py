@@ -64,8 +64,8 @@ class LaneTimes:
         self._doubtful: dict[int, float] = {}  # the last reading, where it was not accepted
         self._num_observed = 0
         self._known = dict(known or {})
-        self._is_contradicting = False  # a number that was not known differs from what the known ones let expect
-        self._fitted = self._fit()
+        self._known_fit = self._fitted = self._fit()
+        self._has_compared = not known  # a reading of this process shows how those of earlier ones relate to its own
 
     @property
     def readings(self) -> dict[int, float]:
@@ -74,13 +74,12 @@ class LaneTimes:
 
     @property
     def comparable(self) -> dict[int, float]:
-        """The readings, if one condition of the machine explains them; otherwise those of earlier processes.
+        """The readings, as far as they are of one condition of the machine; otherwise those of earlier processes.
 
-        Where this process's numbers contradict all known ones, the machine may be slower than it was, or more lanes may
-        be worth less than the prior says. That is decided when this process reads one of the known numbers.
+        Where this process has read only new numbers, and all contradict the known ones, the machine may be slower than
+        it was, or more lanes may be worth less than the prior says. It is open until a known number is read.
         """
-        is_open = self._is_contradicting and not any(lanes in self._num_accepted for lanes in self._known)
-        return dict(self._known) if is_open else self.readings
+        return self.readings if self._has_compared else dict(self._known)
 
     def estimate(self, lanes: int) -> float:
         """Seconds per trial and epoch: the reading if there is one, else by the fit."""
@@ -115,8 +114,12 @@ class LaneTimes:
         if best >= current:
             return best
         read = [lanes for lanes in candidates if lanes < current and lanes in self._recent]
-        enough = (1 - SHRINK_MARGIN) * self.estimate(current)
-        return self._smallest_good(read, self.estimate) if read and min(map(self.estimate, read)) <= enough else current
+        enough = (1 - SHRINK_MARGIN) * self._seconds_with_turn(current)
+        is_worth_it = bool(read) and min(map(self._seconds_with_turn, read)) <= enough
+        return self._smallest_good(read, self._seconds_with_turn) if is_worth_it else current
+
+    def _seconds_with_turn(self, lanes: int) -> float:
+        return self.estimate(lanes) + TURN_SECONDS / lanes
 
     def _mean_seconds(self, num_points: int, lanes: int) -> float:
         """Seconds per point and epoch if so many points are trained in groups of this many lanes."""
@@ -129,8 +132,8 @@ class LaneTimes:
 
         A reading that differs from the estimate by more than NOISE_RATIO is not accepted, until the next one for the
         same number confirms it. The two then replace what was known of this number. Other readings that are older than
-        the replaced one are scaled by the same factor: the machine has become faster or slower since. Where nothing was
-        known of this number, the others stay, and `comparable` leaves the two out until that is decided.
+        the replaced one are scaled by the same factor: the machine has become faster or slower since. Those of earlier
+        processes are not as long as they are not `comparable`.
 
         Args:
             seconds: per trial.
@@ -142,6 +145,7 @@ class LaneTimes:
             self._recent.setdefault(lanes, deque(maxlen=NUM_RECENT)).append(seconds)
             self._num_accepted[lanes] = self._num_accepted.get(lanes, 0) + 1
             self._doubtful.pop(lanes, None)
+            self._compare(lanes, seconds)
         elif lanes in self._doubtful and _agree(seconds, self._doubtful[lanes]):
             self._replace(lanes, [self._doubtful.pop(lanes), seconds])
         else:
@@ -152,16 +156,21 @@ class LaneTimes:
         return True
 
     def _replace(self, lanes: int, seconds: list[float]) -> None:
+        value = statistics.median_low(seconds)
         if lanes in self._recent:
-            factor = statistics.median_low(seconds) / self.estimate(lanes)
+            factor = value / self.estimate(lanes)
             age = self._last_accepted.get(lanes, 0)
+            is_comparable = self._has_compared or lanes in self._known
             for other, recent in self._recent.items():
-                if self._last_accepted.get(other, 0) <= age:
-                    self._recent[other] = deque((factor * value for value in recent), NUM_RECENT)
-        elif self._known and not any(other in self._num_accepted for other in self._known):
-            self._is_contradicting = True
+                if self._last_accepted.get(other, 0) <= age and (is_comparable or other not in self._known):
+                    self._recent[other] = deque((factor * each for each in recent), NUM_RECENT)
         self._recent[lanes] = deque(seconds, NUM_RECENT)
         self._num_accepted[lanes] = len(seconds)
+        self._compare(lanes, value)
+
+    def _compare(self, lanes: int, seconds: float) -> None:
+        if lanes in self._known or _agree(seconds, self._known_fit.seconds(lanes)):
+            self._has_compared = True
 
     def _horizon(self) -> int:
         """The largest number that may be chosen. Where readings rise already, more lanes are not tried."""

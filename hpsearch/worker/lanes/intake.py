@@ -68,6 +68,7 @@ class Intake:
     note: Callable[[Written], None]
     lanes: dict[int, TrialInTraining] = field(default_factory=dict, init=False)  # the trials in training, by trial id
     cohort: Cohort | None = field(default=None, init=False)  # None before the first trial
+    opened_by: TrialSettings | None = field(default=None, init=False)  # the first trial of that cohort
     num_lanes: int = field(default=1, init=False)  # of the current cohort
 
     def __post_init__(self) -> None:
@@ -75,7 +76,6 @@ class Intake:
             ledger=self.ledger, is_busy=lambda: bool(self.lanes), is_behind=lambda: self.writer.is_behind
         )
         self._drawing = Drawing(self.study)
-        self._opened_by: TrialSettings | None = None  # the first trial of the current cohort
         self._cohort_name: str | None = None  # under which the cohort's waiting points are stored
         self._most_held = 1
         self._has_unnamed = True  # waiting points may be without the name of a cohort
@@ -106,10 +106,11 @@ class Intake:
             claims = fitting
             self._held_over = [claim for claim in self._held_over if claim not in fitting]
         else:
-            # Until so many wait for another cohort, the next point may be of this one. They do not wait for ever.
-            room = max(self.num_lanes, self._most_held) - len(self.held())
-            if self._held_over:
-                room = min(room, MOST_PASSED * self.num_lanes - self._num_passed)
+            # Up to these numbers, points may wait for another cohort, and others be claimed meanwhile for this one.
+            if not self._held_over:
+                self._num_passed = 0
+            most_passed = MOST_PASSED * self.num_lanes - self._num_passed
+            room = min(max(self.num_lanes, self._most_held) - len(self.held()), most_passed)
             claims = self._claim(min(number, room)) if room > 0 else []
             if self._held_over:
                 self._num_passed += len(claims)
@@ -235,7 +236,7 @@ class Intake:
         return self._fits_cohort(self.study.definition.resolve(claim.parameters))
 
     def _fits_cohort(self, settings: TrialSettings) -> bool:
-        return self._opened_by is not None and CohortShape.of(settings) == CohortShape.of(self._opened_by)
+        return self.opened_by is not None and CohortShape.of(settings) == CohortShape.of(self.opened_by)
 
     def _tell_lost(self, claim: Claim) -> None:
         self.ledger.holdings.drop([claim.hold])
@@ -252,8 +253,7 @@ class Intake:
         if self.study.definition.is_drawn:
             stored_name = None
         self.cohort = None  # its memory counts as free for the next one
-        self._cohort_name, self._opened_by = stored_name or cohort_name(settings), settings
-        self._num_passed = 0
+        self._cohort_name, self.opened_by = stored_name or cohort_name(settings), settings
         self.num_lanes = self.choice.num_lanes(settings, lambda: self._share(self.ledger))
         if self._drawing.learns:
             num_workers = max(1, self.worker.num_siblings, self.ledger.num_workers())
@@ -264,9 +264,9 @@ class Intake:
 
     def review_lanes(self, num_busy: int, seconds: float) -> None:
         """Adapt the number of lanes after an epoch: `fill` claims points for new lanes, and does not refill others."""
-        assert self._opened_by is not None
+        assert self.opened_by is not None
         self.num_lanes = self.choice.review(
-            self._opened_by, num_busy, seconds, lambda: self.access.ask(self._share, None)
+            self.opened_by, num_busy, seconds, lambda: self.access.ask(self._share, None)
         )
 
     def _share(self, ledger: Ledger) -> int:
@@ -284,8 +284,8 @@ class Intake:
         if self._drawing.learns:
             num_generations = GENERATIONS_TO_LEARN
         share = min(-(-counts.unfinished // num_workers), -(-counts.total // (num_workers * num_generations)))
-        num_others = sum(not self._fits(claim) for claim in self._held_over)
-        num_ours = len(self.held()) - num_others
+        waiting = (*self._held_over, *(claim for claim in self._unadmitted if claim.parameters))
+        num_ours = len(self.held()) - sum(not self._fits(claim) for claim in waiting)
         return max(1, min(share, num_ours + ledger.num_waiting(self._cohort_name)))
 
     def forget_history(self) -> None:

@@ -21,6 +21,7 @@ from hpsearch.logs import get_logger
 from hpsearch.signals import StopSignal
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.device_memory import memory_of, release_cached_memory
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.device_model import bytes_per_lane, measuring_bytes
 from hpsearch.training.lanes.lane_times import MARGIN, LaneTimes
 from hpsearch.training.networks.build import build_network
@@ -64,8 +65,8 @@ class LaneChoice(Protocol):
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
         """Use at most `most` lanes for this cohort from now on, because more ran out of memory."""
 
-    def end(self) -> None:
-        """The worker trains no more."""
+    def note_idle(self) -> None:
+        """The worker trains nothing now."""
 
 
 @final
@@ -85,7 +86,7 @@ class FixedLanes:
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
         self._most[cohort_name(settings)] = most
 
-    def end(self) -> None:
+    def note_idle(self) -> None:
         pass
 
 
@@ -125,7 +126,7 @@ class LearnedLanes:
 
     Args:
         num_sharing: number of workers on this machine, which share its main memory.
-        mix: of the study.
+        mix: what the study's lanes may mix.
         judging_bytes: memory that a lane needs for the judge of the study's metric (`training.judge.judging_bytes`).
         clock: seconds from any origin.
     """
@@ -168,7 +169,7 @@ class LearnedLanes:
     def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
         case = self._cases.get(self._case_of(settings))
         if case is None:
-            return 1  # opened for a single point
+            return 1  # there was nothing to choose
         # Lanes that are left over at the end of a cohort are not representative: their trials may be narrow or cheap.
         is_full = num_busy == case.number or num_busy >= case.peak
         case.peak = max(case.peak, num_busy)
@@ -194,6 +195,7 @@ class LearnedLanes:
                 return case.number
         self._change(case, number)
         if number < wanted:
+            case.denied_at = self.clock()
             self._tell_memory(number, wanted)
         else:
             self._tell(number, _reason(case.times, number, case.most))
@@ -203,11 +205,11 @@ class LearnedLanes:
         self._most[cohort_name(settings)] = most
         self.memory.note_shortage(self._case_of(settings), most)
 
-    def end(self) -> None:
+    def note_idle(self) -> None:
+        self.memory.end_use()
         for case in self._cases.values():
             if any(self._is_news(case, lanes) for lanes in case.times.readings):
                 self._remember(case)
-        self.memory.end_use()
 
     def _open_one(self, reason: str) -> int:
         self.memory.end_use()
@@ -224,12 +226,14 @@ class LearnedLanes:
 
     def _can_measure(self) -> bool:
         is_known = self.memory.knows_speed(self.device, self.num_sharing)
-        return is_known or self._available() >= measuring_bytes(self.device)
+        return is_known or memory_of(self.device).available() >= measuring_bytes(self.device)
 
     def _begin(self, settings: TrialSettings, words: LaneCase) -> _Case:
-        """The case, by what is known of it. The widest network decides: any trial may bring it into the cohort."""
+        """The case, by what is known of it. Any trial may bring the widest network into the cohort."""
         batch_size = settings.training.batch_size
-        network = build_network(self.mix.widest_model(settings), self.data.example_shape, self.data.num_outputs)
+        shape = self.data.example_shape, self.data.num_outputs
+        network = build_network(self.mix.widest_model(settings), *shape)
+        largest = build_network(CohortShape.of(settings).model, *shape)  # in later rounds
         validations = self.mix.validations_per_epoch(self.data.num_minibatches(batch_size))
         with self.stop.interruptible():
             speed = self.memory.device_speed(self.device, self.num_sharing)
@@ -238,7 +242,7 @@ class LearnedLanes:
         return _Case(
             case=words,
             times=LaneTimes(prior, known),
-            bytes_per_lane=bytes_per_lane(network, batch_size) + self.judging_bytes,
+            bytes_per_lane=bytes_per_lane(largest, batch_size) + self.judging_bytes,
             stored=known,
         )
 
@@ -257,7 +261,7 @@ class LearnedLanes:
 
     def _that_fit(self, case: _Case, number: int, *, num_held: int) -> int:
         """Reduce the number to what fits into memory now, beside the lanes that are held already."""
-        if num_held + self._available() // case.bytes_per_lane < number:
+        if self.device.type == "cpu" and num_held + self._available() // case.bytes_per_lane < number:
             release_cached_memory(self.device)  # of the cohort before
         return min(number, max(1, num_held + self._available() // case.bytes_per_lane))
 

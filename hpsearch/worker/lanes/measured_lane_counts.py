@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from hpsearch.data.example_shape import shape_text
 from hpsearch.data.resident import ResidentData
 from hpsearch.home import make_folder
 from hpsearch.logs import get_logger
-from hpsearch.search.stopping import validation_interval
+from hpsearch.search.stopping import validations_per_epoch
 from hpsearch.study.definition import StudyDefinition
 from hpsearch.study.settings import ModelSettings, StoppingSettings, TrialSettings
 from hpsearch.training.lanes.cohort_shape import CohortShape
@@ -45,7 +44,7 @@ class StudyMix:
 
     Args:
         words: the optimizers, whether there is a lambda_1, and the metric.
-        most_units: of a hidden layer; None: those of the trial that opens a cohort.
+        most_units: the largest number of hidden units; None: that of the trial that opens a cohort.
         stopping: decides how often an epoch validates; None: once.
     """
 
@@ -60,7 +59,9 @@ class StudyMix:
         optimizers = searched.get("optimizer", (definition.training.optimizer,))
         has_l1 = "lambda_1" in searched or definition.training.lambda_1 > 0
         words = f"optimizers {', '.join(sorted(map(str, optimizers)))}; metric {definition.metric}"
-        units = searched.get("hidden_units", (definition.model.hidden_units,))
+        units = searched.get("hidden_units", ())
+        if not units or definition.search.strategy == "listed":  # where single points may leave it out
+            units = (*units, definition.model.hidden_units)
         return cls(
             words=f"{words}; lambda_1" if has_l1 else words,
             most_units=max(int(number) for number in units),
@@ -68,16 +69,17 @@ class StudyMix:
         )
 
     def widest_model(self, settings: TrialSettings) -> ModelSettings:
-        """The largest network that the cohort of a trial may train."""
+        """The largest network that the cohort of a trial is expected to train.
+
+        Coarse-to-fine may go beyond the study's values, up to the largest width of the cohort.
+        """
         model = CohortShape.of(settings).model
-        most = max(self.most_units or 0, settings.model.hidden_units)  # coarse-to-fine may go beyond the study's
+        most = max(self.most_units or 0, settings.model.hidden_units)
         return model.model_copy(update={"hidden_units": min(model.hidden_units, most)})
 
     def validations_per_epoch(self, num_minibatches: int) -> int:
         """How often an epoch validates, the one at its end included."""
-        if self.stopping is None:
-            return 1
-        return math.ceil(num_minibatches / validation_interval(self.stopping, num_minibatches))
+        return 1 if self.stopping is None else validations_per_epoch(self.stopping, num_minibatches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,11 +200,11 @@ class LaneMemory:
         return case in self._speeds
 
     def use_lanes(self, case: LaneCase, lanes: int) -> None:
-        """Note with how many lanes this process trains from now on, in case that it is killed for memory."""
+        """Note with how many lanes this process trains from now on. If memory kills it, the next one finds the note."""
         self._workers.note(case.words, lanes)
 
     def end_use(self) -> None:
-        """Note that this process trains no more."""
+        """Note that this process trains nothing now."""
         self._workers.end()
 
     def recall(self, case: LaneCase) -> KnownLanes:
@@ -214,13 +216,15 @@ class LaneMemory:
 
         Half of the lanes of a worker that was killed for memory counts, too.
         """
-        for victim in self._workers.take_victims():
+        for victim in self._workers.remove_dead():
+            words = "a worker with %d lanes was killed, perhaps because memory ran out: the next ones train at most %d"
+            _log.warning(words, victim.lanes, victim.lanes // 2)
             self.note_shortage(LaneCase(words=victim.case), victim.lanes // 2)
         known = self._shortage(case)
         return None if known is None else known.most
 
     def note_shortage(self, case: LaneCase, most: int) -> None:
-        """Remember, for SHORTAGE_LASTS, that more than `most` lanes ran out of memory; a smaller number stays."""
+        """Remember, for SHORTAGE_LASTS, that more than `most` lanes ran out of memory. A smaller number is kept."""
         known = self._shortage(case)
         most = most if known is None else min(most, known.most)
         words = _shortage_of(case).words

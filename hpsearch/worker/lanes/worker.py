@@ -145,7 +145,7 @@ class Worker:
                 try:
                     self._work()
                 finally:
-                    self.lanes.end()
+                    self.lanes.note_idle()
         return self.num_finished
 
     @property
@@ -205,6 +205,7 @@ class Worker:
             shortage = describe_shortage(error)
         else:
             self.metrics.life_sign.renew(WorkerState.IDLE)
+            self.lanes.note_idle()
             return self._look_around()
         self._make_room(shortage)  # not in the handler: the error's traceback keeps tensors alive
         return True
@@ -236,12 +237,13 @@ class Worker:
 
     def _make_room(self, request: str) -> None:
         """Handle a shortage of memory: an interrupted epoch leaves no lane in a known state."""
-        trained, settings = list(self._lanes.values()), next(iter(self._lanes.values())).settings
-        limit_lanes = partial(self.lanes.note_shortage, settings)
+        trained = [lane.claim.hold for lane in self._lanes.values()]
+        assert self._intake.opened_by is not None
+        limit_lanes = partial(self.lanes.note_shortage, self._intake.opened_by)
         self._intake.clear()
         self._note(self._writer.drain())  # epochs that were completed before still count
         release_cached_memory(self.cohorts.device)
-        self._out_of_memory.give_back(self._ledger, [lane.claim.hold for lane in trained], request, limit_lanes)
+        self._out_of_memory.give_back(self._ledger, trained, request, limit_lanes)
 
     # One epoch
 

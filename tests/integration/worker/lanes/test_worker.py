@@ -24,6 +24,7 @@ from safetensors.numpy import load_file
 
 from benchmarks.reference_loop import validate
 from hpsearch.artifacts.best_parameters import open_artifacts
+from hpsearch.cgroups import MemoryGroups
 from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.device.pin import PinnedDevice
@@ -416,7 +417,7 @@ class WholeShare:
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
         pytest.fail("memory sufficed")
 
-    def end(self) -> None:
+    def note_idle(self) -> None:
         pass
 
 
@@ -450,15 +451,29 @@ def test_a_cohort_opens_no_more_lanes_than_it_has_points(bench: Callable[..., Be
     assert lanes.shares == [3, 3]
 
 
-def test_learned_lanes_train_a_study_and_are_remembered(bench: Callable[..., Bench], tmp_path: Path) -> None:
+def test_learned_lanes_train_a_study_and_are_remembered(
+    bench: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = MemoryGroups(machine="m", num_kills={1: 0})
+    monkeypatch.setattr("hpsearch.worker.lanes.lanes_in_use.memory_groups", lambda: groups)
     study = bench(training={"max_epochs": 12})
-    stop = StopSignal()
     memory = LaneMemory(tmp_path / "lanes")
+    in_use: list[int] = []
+
+    class Watching(StopSignal):
+        @contextlib.contextmanager
+        def interruptible(self, expected_seconds: float | None = None) -> Iterator[None]:
+            in_use.append(len(list((memory.folder / "in-use").glob("*.json"))))
+            with super().interruptible(expected_seconds):
+                yield
+
+    stop = Watching()
     lanes = LearnedLanes(memory=memory, data=study.data, device=CPU, stop=stop)
     assert study.worker(lanes=lanes, stop=stop).run() == 6
     assert {tuple(trial.user_attrs["lanes"]) for trial in study.counted()} == {(6,)}
     settings = study.prepared.study.definition.resolve({"learning_rate": 0.2, "lambda_2": 0.0})
     assert list(memory.recall(LaneCase.of(settings, study.data, CPU, 1, StudyMix())).seconds) == [6]
+    assert in_use == [0, *[1] * 12]  # first the device is measured
     assert list((memory.folder / "in-use").glob("*")) == []
 
 

@@ -166,7 +166,7 @@ def test_what_an_earlier_process_read_is_replaced_when_two_epochs_contradict_it(
 
 def test_a_new_number_that_contradicts_what_is_known_is_not_comparable_until_a_known_one_was_read() -> None:
     """Either the machine is slower than it was, or more lanes are worth less than the prior says."""
-    for now, expected in ((2.0, {8: 2.0, 64: 3.4}), (6.0, {8: 6.0, 64: 3.4})):
+    for now in (2.0, 6.0):
         known = {8: 2.0}
         times = settled(LaneTimes(EpochCost(fixed=8.0, per_lane=1.0), known), 64, 3.4)
         assert times.readings == {8: 2.0, 64: 3.4}
@@ -174,10 +174,27 @@ def test_a_new_number_that_contradicts_what_is_known_is_not_comparable_until_a_k
         settled(times, 128, 3.3)
         assert times.comparable == known
         settled(times, 8, now)
-        assert times.comparable == expected | {128: 3.3}
+        assert times.comparable == {8: now, 64: 3.4, 128: 3.3}
     agreeing = settled(LaneTimes(EpochCost(fixed=8.0, per_lane=1.0), {8: 2.0}), 64, 1.1)
     assert agreeing.comparable == {8: 2.0, 64: 1.1}
     assert settled(LaneTimes(EpochCost(fixed=8.0, per_lane=1.0)), 64, 99.0).comparable == {64: 99.0}
+
+
+def test_epochs_that_were_slow_at_first_change_nothing_that_was_known() -> None:
+    """Workers that start together disturb each other."""
+    times = settled(LaneTimes(EpochCost(fixed=8.0, per_lane=1.0), {8: 2.0}), 64, 1.8)
+    assert times.comparable == {8: 2.0}
+    settled(times, 64, 1.1)
+    assert times.comparable == {8: 2.0, 64: 1.1}
+
+
+def test_lanes_that_turns_are_worth_are_not_closed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpsearch.training.lanes.lane_times.TURN_SECONDS", 0.2)
+    for seconds, expected in ((0.36, 4), (0.6, 1)):
+        times = LaneTimes(EpochCost(fixed=0.0, per_lane=0.3), {1: 0.3, 4: seconds})
+        assert (times.choose(4) == 4) == (expected == 4)
+        settled(times, 4, seconds)
+        assert times.choose(4, 4) == expected
 
 
 def test_a_reading_that_is_newer_than_the_replaced_one_stays() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpsearch.cgroups import MemoryGroup
+from hpsearch.cgroups import MemoryGroups
 from hpsearch.data.resident import ResidentData
 from hpsearch.postgres.file_lock import close_lock_file
 from hpsearch.signals import StopSignal, WorkerStopped
@@ -74,9 +74,11 @@ class Lab:
 
         self.memory = LaneMemory(folder, measure=measure)
         monkeypatch.setattr(DeviceSpeed, "epoch_cost", lambda *_: lab.prior)
-        monkeypatch.setattr(module, "memory_of", lambda device, num_sharing: PlantedMemory())
+        monkeypatch.setattr(module, "memory_of", lambda device, num_sharing=1: PlantedMemory())
         monkeypatch.setattr(module, "bytes_per_lane", lambda network, batch_size: 1000)
         monkeypatch.setattr(module, "measuring_bytes", lambda device: 500)
+        groups = MemoryGroups(machine="m", num_kills={1: 0})
+        monkeypatch.setattr("hpsearch.worker.lanes.lanes_in_use.memory_groups", lambda: groups)
 
     def lanes(self) -> LearnedLanes:
         """As in a new process."""
@@ -239,7 +241,7 @@ def test_what_ran_out_of_memory_once_is_not_tried_again(
     assert set(lab.train(lanes, trial(), 5)) == {4}
     lab.memory.folder.rename(lab.memory.folder.with_name("away"))
     assert lanes.num_lanes(trial(), lambda: 100) == 4  # even if the files are lost
-    lanes.end()
+    lanes.note_idle()
     shutil.rmtree(lab.memory.folder)
     lab.memory.folder.with_name("away").rename(lab.memory.folder)
     with caplog.at_level(logging.INFO, logger="hpsearch"):
@@ -253,8 +255,8 @@ def test_a_worker_that_is_killed_for_memory_is_followed_by_one_with_half_the_lan
 ) -> None:
     """On a CPU nothing is raised when memory runs out: the kernel kills the worker, and counts it."""
     num_kills = 3
-    group = "hpsearch.worker.lanes.lanes_in_use.memory_group"
-    monkeypatch.setattr(group, lambda: MemoryGroup(machine="m", number=1, num_kills=num_kills))
+    groups = "hpsearch.worker.lanes.lanes_in_use.memory_groups"
+    monkeypatch.setattr(groups, lambda: MemoryGroups(machine="m", num_kills={1: num_kills}))
 
     def in_use() -> list[int]:
         files = (lab.memory.folder / "in-use").glob("*")
@@ -270,9 +272,11 @@ def test_a_worker_that_is_killed_for_memory_is_followed_by_one_with_half_the_lan
         num_kills += 1
         lanes = lab.lanes()
     lanes.num_lanes(trial(), lambda: 1000)
-    lanes.end()
+    lanes.note_idle()
     assert in_use() == []
-    assert "a worker with 64 lanes was killed because memory ran out" in caplog.text
+    assert caplog.messages[0] == (
+        "a worker with 64 lanes was killed, perhaps because memory ran out: the next ones train at most 32"
+    )
 
 
 def test_what_was_learned_last_is_written_at_the_end(lab: Lab, trial: Trial) -> None:
@@ -283,7 +287,7 @@ def test_what_was_learned_last_is_written_at_the_end(lab: Lab, trial: Trial) -> 
     for seconds in (slow, usual, usual):
         lanes.review(trial(), number, number * seconds, lambda: number)
     assert lab.known(trial()).seconds == {number: slow}
-    lanes.end()
+    lanes.note_idle()
     assert lab.known(trial()).seconds == {number: usual}
 
 
@@ -363,6 +367,6 @@ def test_workers_that_train_at_the_same_time_remember_what_each_of_them_read(lab
     for lanes, busy in ((one, 50), (other, 3)):
         for _ in range(2):
             lanes.review(trial(), busy, busy * lab.truth.seconds(busy), lambda: 1)
-    one.end()
-    other.end()
+    one.note_idle()
+    other.note_idle()
     assert lab.known(trial()).seconds == {50: lab.truth.seconds(50), 3: lab.truth.seconds(3)}

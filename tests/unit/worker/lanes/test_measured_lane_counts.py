@@ -14,7 +14,9 @@ import torch
 from hpsearch.data.resident import ResidentData
 from hpsearch.study.settings import StoppingSettings, TrialSettings
 from hpsearch.study.study_file import parse_definition
+from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.lanes.device_model import DeviceSpeed
+from hpsearch.worker.cohorts import Cohorts
 from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory, StudyMix
 
 CPU = torch.device("cpu")
@@ -170,7 +172,9 @@ def test_a_shortage_is_forgotten_after_a_day(tmp_path: Path) -> None:
 
 
 def parsed_mix(search: dict[str, Any] | None = None, **sections: Any) -> StudyMix:
-    search = {"strategy": "grid", "learning_rate": [0.1, 0.2], **(search or {})}
+    search = search or {}
+    if "points" not in search:
+        search = {"strategy": "grid", "learning_rate": [0.1, 0.2], **search}
     document = {"name": "s", "data": {"dataset": "digits"}, "search": search, **sections}
     return StudyMix.of(parse_definition(document, source="test"))
 
@@ -198,11 +202,19 @@ def test_a_cohort_costs_what_the_widest_network_costs_that_its_study_can_bring_i
 
     assert parsed_mix({"hidden_units": [20, 300]}).most_units == 300
     assert parsed_mix(model={"hidden_units": 70}).most_units == 70
+    points = [{"hidden_units": 20}, {"learning_rate": 0.1}]  # the second has the model's own number
+    assert parsed_mix({"strategy": "listed", "points": points}, model={"hidden_units": 70}).most_units == 70
     assert [widest(20, 300), widest(200, 300), widest(200, 900)] == [32, 300, 512]
     assert widest(400, 300) == 400  # coarse-to-fine goes beyond the study's own values
 
 
-def test_validations_per_epoch_are_counted() -> None:
-    mix = parsed_mix(stopping={"patience": 100})
-    assert [mix.validations_per_epoch(number) for number in (10, 50, 60, 500)] == [1, 1, 2, 10]
-    assert parsed_mix(stopping={"rule": "none"}).validations_per_epoch(500) == 1
+@pytest.mark.parametrize("stopping", [{"patience": 4}, {"patience": 7}, {"rule": "none"}])
+def test_as_many_validations_are_expected_as_an_epoch_has(
+    stopping: dict[str, Any], resident: Callable[..., ResidentData], trial: Callable[..., TrialSettings]
+) -> None:
+    data, settings = resident(), trial(batch_size=6)
+    cohorts = Cohorts(StoppingSettings.model_validate(stopping), data, CPU, Cohort)
+    cohort = cohorts.open(settings)
+    cohort.admit("a", settings)
+    (report,) = cohort.train_epoch().values()
+    assert parsed_mix(stopping=stopping).validations_per_epoch(10) == len(report.validations)
