@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import logging
 import os
 import secrets
 import signal
@@ -73,6 +74,15 @@ learning_rate = {[round(0.01 * (index + 1), 2) for index in range(NUM_POINTS)]}
 [stopping]
 rule = "none"
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_of_ray_stays_in_this_process() -> Iterator[None]:
+    """Ray adds folders to `sys.path` and an attribute to all log records, which later tests would see."""
+    factory, path = logging.getLogRecordFactory(), list(sys.path)
+    yield
+    logging.setLogRecordFactory(factory)
+    sys.path[:] = path
 
 
 @pytest.fixture(scope="module")
