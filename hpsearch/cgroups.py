@@ -56,7 +56,10 @@ class MemoryGroups:
 def memory_groups() -> MemoryGroups | None:
     """Return this process's groups; None if there is none that counts kills, as on systems other than Linux."""
     counts = dict(_read_each("memory", _kills_of("memory.events"), _kills_of("memory.oom_control")))
-    return MemoryGroups(machine=_BOOT_ID.read_text().strip(), num_kills=counts) if counts else None
+    try:
+        return MemoryGroups(machine=_BOOT_ID.read_text().strip(), num_kills=counts) if counts else None
+    except OSError:  # a container may hide it
+        return None
 
 
 def _read_each(

@@ -79,6 +79,15 @@ def test_on_another_system_nothing_is_known(tmp_path: Path, monkeypatch: pytest.
     assert (cgroups.free_memory(), cgroups.memory_groups(), list(cgroups.processor_quotas())) == (None, None, [])
 
 
+def test_without_the_machines_number_no_group_is_known(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("0::/a", {"a/memory.events": "oom_kill 0"})
+    assert cgroups.memory_groups() is not None
+    monkeypatch.setattr(cgroups, "_BOOT_ID", tmp_path / "absent")
+    assert cgroups.memory_groups() is None
+
+
 def test_groups_are_told_apart(write: Write) -> None:
     write("0::/a", {"a/memory.events": "oom_kill 0", "b/memory.events": "oom_kill 0", "memory.events": "oom_kill 1"})
     one, again = cgroups.memory_groups(), cgroups.memory_groups()
