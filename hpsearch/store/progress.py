@@ -15,8 +15,8 @@ from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
 from hpsearch.store.rows.round_rows import StoredRound, has_ended, read_rounds
 from hpsearch.store.rows.trial_state import (
     BUDGETS_ATTRIBUTE,
-    POINT_RESULTS,
     RESUMED_AT_ATTRIBUTE,
+    TRIAL_RESULTS,
     loss_sql,
     parse_budgets,
 )
@@ -125,16 +125,15 @@ def is_finished(database: Database, study: StoredStudy) -> bool:
 
 
 _TOTALS = text(f"""
+    WITH best AS MATERIALIZED (
+        SELECT value, number FROM {TRIAL_RESULTS} t
+        WHERE study_id = :study AND is_counted AND state = 'COMPLETE' AND value IS NOT NULL
+        ORDER BY {loss_sql("value")}, number LIMIT 1)
     SELECT count(e.epoch) FILTER (WHERE e.epoch > coalesce(CAST(r.value_json AS int), 0)) AS epochs,
         count(e.epoch) FILTER (WHERE p.is_counted) AS epochs_of_counted,
-        max(best.value) AS best_value, max(best.number) AS best_trial
+        (SELECT value FROM best) AS best_value, (SELECT number FROM best) AS best_trial
     FROM trials t LEFT JOIN hpsearch_epochs e USING (trial_id) LEFT JOIN hpsearch_points p USING (trial_id)
         LEFT JOIN trial_user_attributes r ON r.trial_id = t.trial_id AND r.key = :resumed
-        LEFT JOIN (
-            SELECT v.value, b.number
-            FROM {POINT_RESULTS} c JOIN trials b USING (trial_id) JOIN trial_values v USING (trial_id)
-            WHERE c.study_id = :study AND c.is_counted AND b.state = 'COMPLETE' AND v.objective = 0
-            ORDER BY {loss_sql("v.value")}, b.number LIMIT 1) best ON true
     WHERE t.study_id = :study
 """)
 

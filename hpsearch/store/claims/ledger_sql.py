@@ -13,7 +13,7 @@ from hpsearch.store.claims.lease import PRESENCE_LOCKS, RENEWAL, select_leases
 from hpsearch.store.rows import diagnoses
 from hpsearch.store.rows.columns import unnest
 from hpsearch.store.rows.foreign_endings import ENDED_OUTSIDE
-from hpsearch.store.rows.trial_state import BUDGETS_ATTRIBUTE, CONTINUES_ATTRIBUTE, loss_sql
+from hpsearch.store.rows.trial_state import BUDGETS_ATTRIBUTE, CONTINUES_ATTRIBUTE, TRIAL_OF_POINT, loss_sql
 
 # A renewal always changes renewed_at, even if the clock stands still or was set back. lease_expires_at is for workers
 # of earlier versions, which compare it with the clock.
@@ -128,17 +128,22 @@ SET_SYSTEM_ATTRIBUTE = text("""
 # If one of these trials is already counted, an earlier run of the same call has counted it: a trial has only one claim
 # in its life, because a point that changes hands gets a new trial. Not counted are trials that another program has
 # ended meanwhile (foreign_endings.py), and trials of which the database has lost parameters or epochs.
+#
+# MATERIALIZED: what is looked up for each result is looked up once, and not for each RUNNING trial. PostgreSQL takes
+# them for very few, because there were none when it last counted.
 _RESULT = "trial_id int, claim bigint, state text, loss float8, num_epochs int, num_parameters int"
 FINISH = text(f"""
     WITH given AS (
         SELECT * FROM {unnest("r", _RESULT)}
-    ), mine AS (
-        SELECT p.trial_id FROM given r JOIN hpsearch_points p USING (trial_id) JOIN trials t USING (trial_id)
-        WHERE p.study_id = :study AND p.owner = :owner AND NOT p.is_counted AND t.state = 'RUNNING'
-          AND p.claim = coalesce(r.claim, p.claim)
-          AND (r.num_epochs = 0 OR EXISTS (
+    ), whole AS MATERIALIZED (
+        SELECT r.trial_id, r.claim FROM given r
+        WHERE (r.num_epochs = 0 OR EXISTS (
             SELECT FROM hpsearch_epochs e WHERE e.trial_id = r.trial_id AND e.epoch = r.num_epochs))
           AND coalesce(r.num_parameters = (SELECT count(*) FROM trial_params q WHERE q.trial_id = r.trial_id), true)
+    ), mine AS (
+        SELECT p.trial_id FROM whole r JOIN hpsearch_points p USING (trial_id) JOIN trials t USING (trial_id)
+        WHERE p.study_id = :study AND p.owner = :owner AND NOT p.is_counted AND t.state = 'RUNNING'
+          AND p.claim = coalesce(r.claim, p.claim)
         ORDER BY p.point FOR UPDATE OF p, t
     ), counted AS (
         UPDATE hpsearch_points SET owner = NULL, lease_expires_at = NULL, is_counted = true
@@ -223,17 +228,15 @@ NUM_WORKERS = text(f"""
 
 # A result that its point's next trial will replace is left out: parameters are kept as if it were gone.
 BEST_LOSSES = text(f"""
-    SELECT {loss_sql("v.value")} AS loss
-    FROM hpsearch_points p JOIN trials t USING (trial_id) JOIN trial_values v USING (trial_id)
-    WHERE p.study_id = :study AND p.is_counted AND t.state = 'COMPLETE' AND v.objective = 0 AND v.value IS NOT NULL
+    SELECT {loss_sql("t.value")} AS loss FROM hpsearch_points r CROSS JOIN {TRIAL_OF_POINT} t
+    WHERE r.study_id = :study AND r.is_counted AND t.state = 'COMPLETE' AND t.value IS NOT NULL
     ORDER BY loss LIMIT :number
 """)
 
 BEST_POINT = text(f"""
-    SELECT p.point
-    FROM hpsearch_points p JOIN trials t USING (trial_id) JOIN trial_values v USING (trial_id)
-    WHERE p.study_id = :study AND p.is_counted AND t.state = 'COMPLETE' AND v.objective = 0 AND v.value IS NOT NULL
-    ORDER BY {loss_sql("v.value")}, t.number LIMIT 1
+    SELECT r.point FROM hpsearch_points r CROSS JOIN {TRIAL_OF_POINT} t
+    WHERE r.study_id = :study AND r.is_counted AND t.state = 'COMPLETE' AND t.value IS NOT NULL
+    ORDER BY {loss_sql("t.value")}, t.number LIMIT 1
 """)
 
 COUNTED_POINTS = text("SELECT p.point FROM hpsearch_points p WHERE p.study_id = :study AND p.is_counted")

@@ -17,22 +17,22 @@ from sqlalchemy import text
 
 from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.frozen_trial import frozen_trial
-from hpsearch.store.rows.trial_state import POINT_RESULTS, loss_sql
+from hpsearch.store.rows.trial_state import POINT_RESULTS, TRIAL_RESULTS, loss_sql
 
 _READ = text(f"""
-    SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, {loss_sql("v.value")} AS value,
+    WITH page AS MATERIALIZED (
+        SELECT f.trial_id FROM {POINT_RESULTS} f
+        WHERE f.study_id = :study AND f.is_counted AND NOT f.trial_id = ANY(CAST(:known AS int[]))
+        ORDER BY f.trial_id LIMIT :page)
+    SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, {loss_sql("t.value")} AS value,
         (SELECT json_agg(json_build_array(i.step, {loss_sql("i.intermediate_value")}) ORDER BY i.step)
             FROM trial_intermediate_values i WHERE i.trial_id = t.trial_id) AS curve,
         (SELECT json_object_agg(a.key, a.value_json) FROM trial_system_attributes a
             WHERE a.trial_id = t.trial_id AND a.key LIKE 'completed\\_rung\\_%') AS rungs,
         (SELECT count(*) FROM {POINT_RESULTS} k
             WHERE k.study_id = :study AND k.is_counted AND k.trial_id = ANY(CAST(:known AS int[]))) AS num_known
-    FROM {POINT_RESULTS} p JOIN trials t USING (trial_id)
-        LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
-    WHERE p.study_id = :study AND (t.state = 'RUNNING' OR t.trial_id IN (
-        SELECT f.trial_id FROM {POINT_RESULTS} f
-        WHERE f.study_id = :study AND f.is_counted AND NOT f.trial_id = ANY(CAST(:known AS int[]))
-        ORDER BY f.trial_id LIMIT :page))
+    FROM {TRIAL_RESULTS} t
+    WHERE t.study_id = :study AND (t.state = 'RUNNING' OR t.trial_id IN (SELECT trial_id FROM page))
 """)
 _PAGE = 500  # finished trials per statement: a worker that joins a large study gets each answer in time
 

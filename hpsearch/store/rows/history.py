@@ -22,17 +22,16 @@ from hpsearch.store.connection.database import Database
 from hpsearch.store.rows.distributions import parse_stored_distribution
 from hpsearch.store.rows.frozen_trial import frozen_trial
 from hpsearch.store.rows.parameter_values import external_value
-from hpsearch.store.rows.trial_state import POINT_RESULTS, loss_sql
+from hpsearch.store.rows.trial_state import TRIAL_RESULTS, loss_sql
 
 _LIST = text(f"""
-    SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, {loss_sql("v.value")} AS value
-    FROM {POINT_RESULTS} p JOIN trials t USING (trial_id)
-    LEFT JOIN trial_values v ON v.trial_id = t.trial_id AND v.objective = 0
-    WHERE p.study_id = :study AND (CAST(:only AS int[]) IS NULL OR p.trial_id = ANY(:only)) AND (
+    SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, {loss_sql("t.value")} AS value
+    FROM {TRIAL_RESULTS} t
+    WHERE t.study_id = :study AND (CAST(:only AS int[]) IS NULL OR t.trial_id = ANY(:only)) AND (
         t.state = 'RUNNING'
-        OR (t.state = 'WAITING' AND p.attempt > 1)
-        OR (p.is_counted AND t.state = 'COMPLETE' AND v.value IS NOT NULL)
-        OR (p.is_counted AND t.state = 'PRUNED'))
+        OR (t.state = 'WAITING' AND t.attempt > 1)
+        OR (t.is_counted AND t.state = 'COMPLETE' AND t.value IS NOT NULL)
+        OR (t.is_counted AND t.state = 'PRUNED'))
     ORDER BY t.number
 """)
 
