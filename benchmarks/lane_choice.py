@@ -99,7 +99,7 @@ class Study:
         python, home = sys.executable, self.home
         if contender == PREVIOUS:
             assert self.previous is not None
-            python, home = _python_of(self.previous), _home_of_previous(self.home)
+            python, home = python_of(self.previous), _home_of_previous(self.home)
         if contender in (AUTO, PREVIOUS):
             shutil.rmtree(home / "lanes", ignore_errors=True)
         words = ["--lanes", "auto" if is_auto else contender]
@@ -134,9 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with _beside(is_wanted=options.beside):
         for path in _chosen("10" if options.tiny else options.studies):
             with scratch_folder() as home:
-                _create_database(home, sys.executable, path)
+                create_database(home, sys.executable, path)
                 if options.previous is not None:
-                    _create_database(_home_of_previous(home), _python_of(options.previous), path)
+                    create_database(_home_of_previous(home), python_of(options.previous), path)
                 study = Study(path=path, home=home, previous=options.previous, fixed=fixed, overrides=overrides)
                 seconds = study.measure(rounds)
             found = summarise(study.name, seconds, study.epochs)
@@ -168,7 +168,7 @@ def summarise(study: str, seconds: dict[str, list[float]], epochs: dict[str, int
     return [*measured.values(), Measurement(name=f"{study}, rate of auto", unit="trial-epochs/s", values=rate), *ratios]
 
 
-def _python_of(checkout: Path) -> str:
+def python_of(checkout: Path) -> str:
     return str(checkout / ".venv/bin/python")
 
 
@@ -177,7 +177,7 @@ def _home_of_previous(home: Path) -> Path:
     return home / "previous"
 
 
-def _create_database(home: Path, python: str, study: Path) -> None:
+def create_database(home: Path, python: str, study: Path) -> None:
     """Run the smallest study on the data of this one, which creates the home's PostgreSQL and reads the images."""
     dataset = tomllib.loads(study.read_text())["data"]["dataset"]
     smallest = ["--set", f"data.dataset={dataset}", "--set", "training.max_epochs=1", "--lanes", "1", "--device", "cpu"]

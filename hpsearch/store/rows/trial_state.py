@@ -19,9 +19,9 @@ POINT_RESULTS = """(
         WHERE NOT o.is_counted AND c.study_id = o.study_id AND c.point = o.point
         ORDER BY c.trial_id DESC LIMIT 1) k ON true)"""
 
-# The trial of a row `r` of points, with its value. OFFSET 0 keeps the order of the join: a study's points, then the trial
-# of each. PostgreSQL would begin with the COMPLETE trials of all studies if it takes them for few, because they were few
-# when it last counted, and read the study's points again for each of them.
+# The trial of a row `r` of points, with its value. OFFSET 0 keeps the order of the join: a study's points, then the
+# trial of each. If PostgreSQL takes COMPLETE trials for few, because they were few when it last counted, it would begin
+# with those of all studies, and read the study's points again for each of them.
 TRIAL_OF_POINT = """LATERAL (
     SELECT s.number, s.state, s.datetime_start, s.datetime_complete,
         (SELECT v.value FROM trial_values v WHERE v.trial_id = s.trial_id AND v.objective = 0) AS value
