@@ -78,6 +78,14 @@ def test_the_choice_of_lanes_is_compared_with_fixed_numbers(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_a_filled_database_is_compared_with_a_new_one(tmp_path: Path) -> None:
+    result, table = result_of("filled_database", tmp_path)
+    measured = {one["name"]: one["median"] for one in result["measurements"]}
+    assert measured["filled / new"] == measured["filled"] / measured["new"] > 0
+    assert "20 points of one epoch, after 1 such studies" in table
+
+
+@pytest.mark.slow
 def test_the_models_number_of_lanes_is_compared_with_the_best_one(tmp_path: Path) -> None:
     result, table = result_of("lane_model", tmp_path, "--rounds", "1")
     measured = {one["name"].rpartition(", ")[2]: one["median"] for one in result["measurements"]}
