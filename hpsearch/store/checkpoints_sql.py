@@ -120,12 +120,13 @@ KEEP_ENDS = text(f"""
 
 # The best ones stay, up to a number and a size; and none of a trial that was continued.
 DROP_SURPLUS_ENDS = text(f"""
+    WITH ranked AS MATERIALIZED (
+        SELECT s.trial_id, row_number() OVER best_first AS rank, sum(s.num_bytes) OVER best_first AS total
+        FROM hpsearch_end_states s LEFT JOIN trial_values v ON v.trial_id = s.trial_id AND v.objective = 0
+        WHERE s.study_id = :study
+        WINDOW best_first AS (ORDER BY {loss_sql("v.value")} NULLS LAST, s.trial_id))
     DELETE FROM hpsearch_end_states WHERE study_id = :study AND trial_id IN (
-        SELECT trial_id FROM (
-            SELECT s.trial_id, row_number() OVER best_first AS rank, sum(s.num_bytes) OVER best_first AS total
-            FROM hpsearch_end_states s LEFT JOIN trial_values v ON v.trial_id = s.trial_id AND v.objective = 0
-            WHERE s.study_id = :study
-            WINDOW best_first AS (ORDER BY {loss_sql("v.value")} NULLS LAST, s.trial_id)) ranked
+        SELECT trial_id FROM ranked
         WHERE rank > :num_states OR total > :num_bytes
             OR NOT EXISTS (SELECT FROM hpsearch_points p WHERE p.trial_id = ranked.trial_id))
     RETURNING artifact_id

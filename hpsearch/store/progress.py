@@ -142,7 +142,7 @@ _RUNNING = text("""
     FROM hpsearch_points p JOIN trials t USING (trial_id) LEFT JOIN LATERAL (
         SELECT step, intermediate_value FROM trial_intermediate_values i
         WHERE i.trial_id = t.trial_id ORDER BY step DESC LIMIT 1) last ON true
-    WHERE p.study_id = :study AND t.state = 'RUNNING' ORDER BY t.number
+    WHERE p.study_id = :study AND NOT p.is_counted AND t.state = 'RUNNING' ORDER BY t.number
 """)
 
 _SITUATION = text(f"""

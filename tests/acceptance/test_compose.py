@@ -161,7 +161,6 @@ def study_settings() -> dict[str, str]:
     return {
         "STUDY": "studies/quickstart.toml",
         "STUDY_OPTIONS": chosen,
-        "HPSEARCH_LANES": "2",
         "WORKER_THREADS": "1",
         **settings,
     }
@@ -211,6 +210,8 @@ def test_a_study_is_counted_once_whatever_is_done_to_its_containers(engine: None
 
         kill_own_process(second, stack.image)
         wait_for("the killed worker comes back", lambda: inspect(second)["RestartCount"] == 1)
+        words = "was killed, perhaps because memory ran out: the next ones train at most"
+        wait_for("it has found its lanes of before", lambda: words in stack.logs())
         with running(_worker_of_another_host(stack, password, tmp_path)) as elsewhere:
             elsewhere("up", "--detach")
             assert any(t.state is TrialState.RUNNING for t in read_trials(stack, password)), "nothing left to disturb"

@@ -82,7 +82,7 @@ def test_a_filled_database_is_compared_with_a_new_one(tmp_path: Path) -> None:
     result, table = result_of("filled_database", tmp_path)
     measured = {one["name"]: one["median"] for one in result["measurements"]}
     assert measured["filled / new"] == measured["filled"] / measured["new"] > 0
-    assert "20 points of one epoch, after 1 such studies" in table
+    assert "20 points of one epoch, after 1 other run of it" in table
 
 
 @pytest.mark.slow

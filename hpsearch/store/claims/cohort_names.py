@@ -42,16 +42,18 @@ def name_cohorts(database: Database, study_id: int, cohort_of: Callable[[int, in
 _UNNAMED = text(f"""
     SELECT p.point, t.number, {PARAMETERS}
     FROM hpsearch_points p JOIN trials t USING (trial_id)
-    WHERE p.study_id = :study AND t.state = 'WAITING' AND p.cohort IS NULL ORDER BY p.point LIMIT :limit
+    WHERE p.study_id = :study AND NOT p.is_counted AND t.state = 'WAITING' AND p.cohort IS NULL
+    ORDER BY p.point LIMIT :limit
 """)
 # In the order in which claims lock them; those that a claim has locked are no longer waiting.
 _NAME = text(f"""
     WITH given AS (
         SELECT p.point, r.cohort
         FROM hpsearch_points p JOIN trials t USING (trial_id) JOIN {unnest("r", "point int, cohort text")} USING (point)
-        WHERE p.study_id = :study AND p.cohort IS NULL AND t.state = 'WAITING'
+        WHERE p.study_id = :study AND p.point = ANY(CAST(:point AS int[])) AND p.cohort IS NULL AND t.state = 'WAITING'
         ORDER BY p.point FOR UPDATE OF p SKIP LOCKED
     )
     UPDATE hpsearch_points SET cohort = given.cohort FROM given
-    WHERE study_id = :study AND hpsearch_points.point = given.point
+    WHERE study_id = :study AND hpsearch_points.point = ANY(CAST(:point AS int[]))
+      AND hpsearch_points.point = given.point
 """)

@@ -28,7 +28,7 @@ RENEWAL = "coalesce(CAST(p.renewed_at AS text), '')"
 # The locks of all live workers, whose numbers are `l.objid`.
 PRESENCE_LOCKS = f"{ADVISORY_LOCKS} AND l.objsubid = 2 AND l.classid = CAST({PRESENCE_NAMESPACE} AS oid)"
 # Whether the worker that holds the point has the session that shows its presence.
-_IS_PRESENT = f"EXISTS (SELECT FROM {PRESENCE_LOCKS} AND l.objid = CAST(p.owner AS oid))"
+_IS_PRESENT = f"coalesce(p.owner IN (SELECT CAST(l.objid AS bigint) FROM {PRESENCE_LOCKS}), false)"
 
 
 def select_leases(points: str) -> TextClause:

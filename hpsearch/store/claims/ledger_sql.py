@@ -41,6 +41,8 @@ CLAIMED = text(f"""
 # count as a crash of its neighbours. It waits until no other point is waiting, and its worker claims nothing beside it.
 #
 # MATERIALIZED: without statistics (in a new study) the planner would evaluate `mine` again for each waiting point.
+# _WAITS says what `t.state` says, and keeps the planner from comparing each waiting trial with each point.
+_WAITS = "(SELECT s.state FROM trials s WHERE s.trial_id = p.trial_id) = 'WAITING'"
 CLAIM = text(f"""
     WITH mine AS MATERIALIZED (
         SELECT count(*) AS held, coalesce(bool_or(crashes >= :suspect_crashes), false) AS is_alone
@@ -48,7 +50,7 @@ CLAIM = text(f"""
     ), first AS (
         SELECT p.point, p.cohort, p.crashes >= :suspect_crashes AS is_alone
         FROM hpsearch_points p JOIN trials t USING (trial_id), mine
-        WHERE p.study_id = :study AND t.state = 'WAITING' AND NOT mine.is_alone
+        WHERE p.study_id = :study AND NOT p.is_counted AND {_WAITS} AND t.state = 'WAITING' AND NOT mine.is_alone
           AND (p.crashes < :suspect_crashes OR mine.held = 0)
           AND (CAST(:cohort AS text) IS NULL OR p.cohort IS NULL OR p.cohort = :cohort)
           AND (:takes_unnamed OR p.cohort IS NOT NULL)
@@ -57,7 +59,7 @@ CLAIM = text(f"""
     ), free AS (
         SELECT p.trial_id
         FROM hpsearch_points p JOIN trials t USING (trial_id), first
-        WHERE p.study_id = :study AND t.state = 'WAITING'
+        WHERE p.study_id = :study AND NOT p.is_counted AND {_WAITS} AND t.state = 'WAITING'
           AND (p.cohort = coalesce(:cohort, first.cohort) OR (p.cohort IS NULL AND :takes_unnamed))
           AND CASE WHEN first.is_alone THEN p.point = first.point ELSE p.crashes < :suspect_crashes END
         ORDER BY p.point LIMIT :limit
@@ -85,9 +87,10 @@ RECORD = text(f"""
         WHERE study_id = :study AND owner = :owner
         RETURNING trial_id, claim
     ), reports AS (
-        SELECT r.* FROM {unnest("r", _REPORT)} JOIN held USING (trial_id, claim)
-        WHERE r.previous = 0 OR EXISTS (
-            SELECT FROM hpsearch_epochs e WHERE e.trial_id = r.trial_id AND e.epoch = r.previous)
+        SELECT r.* FROM {unnest("r", _REPORT)}
+        -- IS TRUE: looked up in a hash table. As a join, each report would be compared with each point that is held.
+        WHERE ((r.trial_id, r.claim) IN (SELECT trial_id, claim FROM held)) IS TRUE AND (r.previous = 0 OR EXISTS (
+            SELECT FROM hpsearch_epochs e WHERE e.trial_id = r.trial_id AND e.epoch = r.previous))
     ), reported AS (
         INSERT INTO trial_intermediate_values (trial_id, step, intermediate_value, intermediate_value_type)
         SELECT trial_id, epoch, {loss_sql("loss")}, 'FINITE' FROM reports
@@ -130,7 +133,8 @@ SET_SYSTEM_ATTRIBUTE = text("""
 # ended meanwhile (foreign_endings.py), and trials of which the database has lost parameters or epochs.
 #
 # MATERIALIZED: what is looked up for each result is looked up once, and not for each RUNNING trial. PostgreSQL takes
-# them for very few, because there were none when it last counted.
+# RUNNING trials for very few, because there were none when it last counted. OFFSET 0: one point is looked up for each
+# result, where all counted points of the study would be read.
 _RESULT = "trial_id int, claim bigint, state text, loss float8, num_epochs int, num_parameters int"
 FINISH = text(f"""
     WITH given AS (
@@ -162,7 +166,8 @@ FINISH = text(f"""
     )
     SELECT trial_id, true AS is_new FROM counted
     UNION ALL
-    SELECT p.trial_id, false FROM hpsearch_points p JOIN given r USING (trial_id)
+    SELECT r.trial_id, false FROM given r CROSS JOIN LATERAL (
+        SELECT o.study_id, o.is_counted, o.claim FROM hpsearch_points o WHERE o.trial_id = r.trial_id OFFSET 0) p
     WHERE p.study_id = :study AND p.is_counted AND p.claim = coalesce(r.claim, p.claim)
 """)
 
@@ -216,14 +221,15 @@ COUNTS = text(f"""
 
 NUM_WAITING = text("""
     SELECT count(*) AS number FROM hpsearch_points p JOIN trials t USING (trial_id)
-    WHERE p.study_id = :study AND t.state = 'WAITING' AND (p.cohort IS NULL OR p.cohort = :cohort)
+    WHERE p.study_id = :study AND NOT p.is_counted AND t.state = 'WAITING'
+      AND (p.cohort IS NULL OR p.cohort = :cohort)
 """)
 
 # Live workers, except those that hold points of other studies, because they work there.
 NUM_WORKERS = text(f"""
     SELECT count(DISTINCT l.objid) AS number FROM {PRESENCE_LOCKS}
       AND NOT EXISTS (
-        SELECT FROM hpsearch_points p WHERE CAST(p.owner AS oid) = l.objid AND p.study_id <> :study)
+        SELECT FROM hpsearch_points p WHERE p.owner = CAST(l.objid AS bigint) AND p.study_id <> :study)
 """)
 
 # A result that its point's next trial will replace is left out: parameters are kept as if it were gone.

@@ -317,12 +317,12 @@ def _set_up_session(connection: Any, record: object) -> None:
     precedence over it. The server must notice within seconds, and not after the kernel's two hours, that a client's
     machine or network is gone, because the session may hold the lock that shows that its worker is alive. (On a unix
     socket these settings have no effect.) A process that was stopped in the middle of a transaction must not keep its
-    rows locked against the workers that take them over.
+    rows locked against the workers that take them over. Compiling a statement (jit) takes longer than ours do.
     """
     keep_from_children(connection)
     with connection.cursor() as cursor:
         cursor.execute(
-            "SET TIME ZONE 'UTC'; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 5; "
+            "SET TIME ZONE 'UTC'; SET jit = off; SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 5; "
             "SET tcp_keepalives_count = 3; SET tcp_user_timeout = 20000; "
             f"SET idle_in_transaction_session_timeout = {_IDLE_SECONDS * 1000:.0f}"
         )

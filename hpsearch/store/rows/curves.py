@@ -32,7 +32,8 @@ _READ = text(f"""
         (SELECT count(*) FROM {POINT_RESULTS} k
             WHERE k.study_id = :study AND k.is_counted AND k.trial_id = ANY(CAST(:known AS int[]))) AS num_known
     FROM {TRIAL_RESULTS} t
-    WHERE t.study_id = :study AND (t.state = 'RUNNING' OR t.trial_id IN (SELECT trial_id FROM page))
+    WHERE t.study_id = :study AND (NOT t.is_counted OR t.trial_id IN (SELECT trial_id FROM page))
+      AND (t.is_counted OR t.state = 'RUNNING')
 """)
 _PAGE = 500  # finished trials per statement: a worker that joins a large study gets each answer in time
 

@@ -27,7 +27,8 @@ FOREIGN_VALUES_ATTRIBUTE = "foreign_values"
 # program.
 ENDED_OUTSIDE = f"""(
     NOT p.is_counted AND (t.state IN ('COMPLETE', 'PRUNED') OR (t.state = 'FAIL' AND NOT EXISTS (
-        SELECT FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key = '{FAIL_REASON_ATTRIBUTE}'))))"""
+        SELECT FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key = '{FAIL_REASON_ATTRIBUTE}'
+        OFFSET 0))))"""  # OFFSET 0: looked up for these few, where the attributes of all studies would be read
 
 # A trial's values as a JSON list, or NULL.
 FOREIGN_VALUES = """(

@@ -27,7 +27,7 @@ from hpsearch.store.rows.trial_state import TRIAL_RESULTS, loss_sql
 _LIST = text(f"""
     SELECT t.trial_id, t.number, t.state, t.datetime_start, t.datetime_complete, {loss_sql("t.value")} AS value
     FROM {TRIAL_RESULTS} t
-    WHERE t.study_id = :study AND (CAST(:only AS int[]) IS NULL OR t.trial_id = ANY(:only)) AND (
+    WHERE t.study_id = :study AND (CAST(:only AS int[]) IS NULL OR t.current_trial_id = ANY(:only)) AND (
         t.state = 'RUNNING'
         OR (t.state = 'WAITING' AND t.attempt > 1)
         OR (t.is_counted AND t.state = 'COMPLETE' AND t.value IS NOT NULL)

@@ -12,7 +12,7 @@ BUDGETS_ATTRIBUTE = "hpsearch:budgets"
 # The points of all studies as a table in SQL, each with its result's trial: while a trial goes on with more epochs, the
 # one that it continues (claims/continuing.py).
 POINT_RESULTS = """(
-    SELECT o.study_id, o.point, o.attempt, coalesce(k.trial_id, o.trial_id) AS trial_id,
+    SELECT o.study_id, o.point, o.attempt, o.trial_id AS current_trial_id, coalesce(k.trial_id, o.trial_id) AS trial_id,
         o.is_counted OR k.trial_id IS NOT NULL AS is_counted
     FROM hpsearch_points o LEFT JOIN LATERAL (
         SELECT c.trial_id FROM hpsearch_continued c
@@ -24,7 +24,8 @@ POINT_RESULTS = """(
 # with those of all studies, and read the study's points again for each of them.
 TRIAL_OF_POINT = """LATERAL (
     SELECT s.number, s.state, s.datetime_start, s.datetime_complete,
-        (SELECT v.value FROM trial_values v WHERE v.trial_id = s.trial_id AND v.objective = 0) AS value
+        CASE WHEN s.state = 'COMPLETE' OR s.state = 'PRUNED' THEN (
+            SELECT v.value FROM trial_values v WHERE v.trial_id = s.trial_id AND v.objective = 0) END AS value
     FROM trials s WHERE s.trial_id = r.trial_id OFFSET 0)"""
 
 # POINT_RESULTS, and what their trials are.
