@@ -247,6 +247,18 @@ def test_a_killed_client_does_not_keep_the_server_alive(folder: Path) -> None:
     assert has_ended(pid)
 
 
+def test_the_statement_of_a_killed_client_ends(folder: Path) -> None:
+    with EmbeddedPostgres.start(folder) as postgres:
+        begin = f"import psycopg2; cursor = psycopg2.connect({postgres.url.replace('+psycopg2', '')!r}).cursor()"
+        tell_pid = "cursor.execute('SELECT pg_backend_pid()'); print(cursor.fetchone()[0], flush=True)"
+        words = [sys.executable, "-c", f"{begin}; {tell_pid}; cursor.execute('SELECT pg_sleep(600)')"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as client:
+            assert client.stdout is not None
+            backend = int(client.stdout.readline())
+            client.kill()
+        assert has_ended(backend)
+
+
 def test_server_whose_only_client_was_killed_is_found_and_stopped(folder: Path) -> None:
     client = Client(folder)
     pid = client.postmaster_pid()
