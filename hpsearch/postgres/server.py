@@ -53,8 +53,8 @@ _INITDB_OPTIONS = (
 # Relative to the data folder, which is the server's working folder: no path needs quoting for the shell of pg_ctl.
 # A statement of a client that was killed ends too: it would hold its locks, and a processor, to its end.
 _SERVER_OPTIONS = (
-    f"-h '' -p {_PORT} -k .. -c unix_socket_permissions=0700 -c timezone=UTC -c log_timezone=UTC -c log_checkpoints=off "
-    "-c client_connection_check_interval=5s"
+    f"-h '' -p {_PORT} -k .. -c unix_socket_permissions=0700 -c timezone=UTC -c log_timezone=UTC -c log_checkpoints=off"
+    " -c client_connection_check_interval=5s"
 )
 _COMPLAINT = re.compile(r"(?:PANIC|FATAL|ERROR|error): .*")
 
