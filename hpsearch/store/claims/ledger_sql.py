@@ -37,12 +37,13 @@ CLAIMED = text(f"""
     WHERE p.study_id = :study AND p.owner = :owner AND p.claim = :claim ORDER BY p.point
 """)
 
+# Says the same as `t.state = 'WAITING'`, and keeps the planner from comparing each waiting trial with each point.
+_WAITS = "(SELECT s.state FROM trials s WHERE s.trial_id = p.trial_id) = 'WAITING'"
+
 # A suspect point, which the next crash would give up, is trained alone, so that a point that kills its workers does not
 # count as a crash of its neighbours. It waits until no other point is waiting, and its worker claims nothing beside it.
 #
 # MATERIALIZED: without statistics (in a new study) the planner would evaluate `mine` again for each waiting point.
-# _WAITS says what `t.state` says, and keeps the planner from comparing each waiting trial with each point.
-_WAITS = "(SELECT s.state FROM trials s WHERE s.trial_id = p.trial_id) = 'WAITING'"
 CLAIM = text(f"""
     WITH mine AS MATERIALIZED (
         SELECT count(*) AS held, coalesce(bool_or(crashes >= :suspect_crashes), false) AS is_alone

@@ -1,7 +1,7 @@
 """Reads all learning curves of a study in one statement, for pruners to compare a trial with.
 
 Plain Optuna re-reads the whole study for every decision: nine statements or more per trial and epoch. `CurveReader`
-uses one statement per worker and epoch, which reads only what may have changed; finished trials are read once.
+uses one statement per worker and epoch, which returns only what may have changed; finished trials are read once.
 
 Failed attempts are left out, unlike in plain Optuna: their points are trained again, and an interrupted point would
 compete twice (successive halving counts a trial's rungs however the trial ended). Trials that other programs have

@@ -10,7 +10,7 @@ from hpsearch.stored_json import Kind, check_kind, parse_stored
 BUDGETS_ATTRIBUTE = "hpsearch:budgets"
 
 # The points of all studies as a table in SQL, each with its result's trial: while a trial goes on with more epochs, the
-# one that it continues (claims/continuing.py).
+# one that it continues (claims/continuing.py). `current_trial_id` is the point's own trial, by which an index finds it.
 POINT_RESULTS = """(
     SELECT o.study_id, o.point, o.attempt, o.trial_id AS current_trial_id, coalesce(k.trial_id, o.trial_id) AS trial_id,
         o.is_counted OR k.trial_id IS NOT NULL AS is_counted

@@ -142,5 +142,4 @@ def test_no_statement_handles_a_row_once_for_each_row_of_something_else(
         assert len(ledger.claim(LANES)) == LANES
         assert ledger.release("crashed", is_crash=True) == LANES
         look()
-    print("\n".join(f"{n:8} {s[:130]}" for s, n in most.most_common(5)), MOST_ROWS)
     assert not {statement: number for statement, number in most.items() if number > MOST_ROWS}
