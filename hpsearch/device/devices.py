@@ -135,6 +135,19 @@ def num_local_workers(asked: int | None, wanted: str, visible: VisibleDevices, *
     return asked
 
 
+def num_on_device(
+    num_workers: int, device: torch.device, wanted: str, visible: VisibleDevices, *, is_shared: bool = False
+) -> int:
+    """Return how many of this machine's workers share one worker's device, if they are spread evenly.
+
+    Args:
+        device: that the worker has taken; the others are as in `num_local_workers`.
+    """
+    if device.type == "cpu":
+        return num_workers
+    return -(-num_workers // len(wanted_gpus(wanted, visible))) if is_shared else 1
+
+
 def make_current(device: torch.device) -> None:
     """Make CUDA calls without a device use this one: otherwise they would create a context on `cuda:0`, too."""
     if device.type == "cuda":

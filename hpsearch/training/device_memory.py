@@ -14,10 +14,11 @@ import torch
 
 from hpsearch.cgroups import free_memory
 from hpsearch.training.host_memory import return_freed_memory
+from hpsearch.wording import first_line
 
 GIB = 2**30
-# The share of free memory that this process may use. A GPU belongs to one worker. Main memory is shared with other
-# processes, and a wrong estimate there kills the process.
+# The share of free memory that the workers of a device may use. Main memory is shared with other processes, and a wrong
+# estimate there kills the process.
 _GPU_SHARE = 0.9
 _CPU_SHARE = 0.5
 _SHORTAGES = (
@@ -28,6 +29,10 @@ _SHORTAGES = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_NOT_INITIALIZED",  # cuBLAS could not allocate memory for its handle
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # the same since cuDNN 9
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "unable to find an engine to execute this computation",  # torch has tried all, and dropped their shortages
+    "NVML_SUCCESS == r INTERNAL ASSERT FAILED",  # on a part of a GPU (MIG), from torch's message about a shortage
     "std::bad_alloc",
 )
 _REQUEST = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.I)
@@ -49,10 +54,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe_shortage(error: BaseException) -> str:
-    """The size of the failed allocation, as in `tried to allocate 2.50 GiB`; no number if the message has none."""
+    """The size of the failed allocation, as in `tried to allocate 2.50 GiB`; else the first line of the message."""
     match = _REQUEST.search(str(error))
     if match is None:
-        return "an allocation was refused"
+        return f"an allocation was refused: {first_line(error):.200}"
     size = match.group(1)
     if size.endswith(" bytes"):
         size = f"{int(size.removesuffix(' bytes')) / GIB:.2f} GiB"
@@ -70,9 +75,11 @@ def memory_of(device: torch.device, *, num_sharing: int = 1) -> DeviceMemory:
     """The memory of a device.
 
     Args:
-        num_sharing: workers on this machine, which share its main memory. Has no effect on a GPU, which is not shared.
+        num_sharing: workers that share it.
     """
-    return CudaMemory(device) if device.type == "cuda" else MainMemory(num_sharing=num_sharing)
+    if device.type == "cuda":
+        return CudaMemory(device, num_sharing=num_sharing)
+    return MainMemory(num_sharing=num_sharing)
 
 
 @final
@@ -90,15 +97,16 @@ class MainMemory:
 
 @final
 class CudaMemory:
-    """The memory of a GPU."""
+    """The memory of a GPU. What torch has freed is available, also in captured graphs, which go when lanes change."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, num_sharing: int = 1) -> None:
         self._device = device
+        self._share = _GPU_SHARE / num_sharing
 
     def available(self) -> int:
         free, _ = torch.cuda.mem_get_info(self._device)
         cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return int(_GPU_SHARE * (free + cached))
+        return int(self._share * (free + cached))
 
 
 def release_cached_memory(device: torch.device) -> None:

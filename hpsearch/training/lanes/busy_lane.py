@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from hpsearch.study.settings import TrialSettings
 from hpsearch.training.evaluation import validation_of
 from hpsearch.training.lanes.checkpoint import TrialProgress
 from hpsearch.training.lanes.lane_diagnosis import diagnosis_of
-from hpsearch.training.minibatches import minibatch_order
+from hpsearch.training.minibatches import is_validation_due, minibatch_order
 from hpsearch.training.networks.network import Network
 from hpsearch.training.schedules import LearningRateSchedule, build_schedule
 
@@ -31,6 +32,15 @@ class EpochPlan:
     due: tuple[int, ...]
     is_compared: bool
 
+    @classmethod
+    def of(cls, num_minibatches: int, validations_every: int, *, is_compared: bool) -> EpochPlan:
+        """The plan of epochs with a validation after each `validations_every` minibatches, and at their end."""
+        if validations_every < 1:
+            raise ValueError(f"validations_every must be at least 1, got {validations_every}")
+        sizes = {"num_minibatches": num_minibatches, "validations_every": validations_every}
+        due = tuple(m for m in range(1, num_minibatches + 1) if is_validation_due(m, **sizes))
+        return cls(num_minibatches=num_minibatches, due=due, is_compared=is_compared)
+
 
 @dataclass(kw_only=True, slots=True)
 class BusyLane:
@@ -47,6 +57,11 @@ class BusyLane:
     network: Network
     num_epochs: int = 0
     best: Validation | None = None
+
+    def progress(self, **of_cohort: Any) -> TrialProgress:
+        """The trial's progress as of now, with those fields that are the same for the whole cohort."""
+        mine: dict[str, Any] = {"num_epochs": self.num_epochs, "schedule": self.schedule.state, "best": self.best}
+        return TrialProgress(settings=self.settings, **mine, **of_cohort)
 
     def go_on_from(self, progress: TrialProgress) -> None:
         self.schedule = build_schedule(self.settings.training, progress.schedule)

@@ -9,9 +9,11 @@ to other memory (`LaneStack.version`). Admitting a trial into a free lane moves 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, final
+from functools import cache
+from typing import Literal, Protocol, final
 
 import torch
 from torch import Tensor
@@ -44,13 +46,22 @@ class LaneStep(Protocol):
 Capture = Callable[[Work], Work]
 
 
+Purpose = Literal["training", "validation", "measuring"]
+
+
 @final
 class CudaCapture:
-    """Captures work as a CUDA graph. All graphs of one step share one memory pool, since they never run at once."""
+    """Captures work as a CUDA graph. All graphs of one step share one memory pool, since they never run at once.
 
-    def __init__(self, device: torch.device) -> None:
+    The pool is freed with the last of them, so drop all of them before you capture anew. Graphs of different purposes
+    are captured on different streams, because with a graph torch may free the cuBLAS workspace of its stream.
+    """
+
+    def __init__(self, device: torch.device, purpose: Purpose) -> None:
         self._device = device
-        self._graph: torch.cuda.CUDAGraph | None = None  # the first graph, whose memory pool the later ones share
+        self._purpose: Purpose = purpose
+        # The first graph, whose memory pool the later ones share.
+        self._graph: Callable[[], torch.cuda.CUDAGraph | None] = lambda: None
 
     def __call__(self, work: Work) -> Work:
         """Record the work without running it.
@@ -58,21 +69,21 @@ class CudaCapture:
         Returns:
             A function that runs the recorded work. It returns the same tensor each time.
         """
-        graph = torch.cuda.CUDAGraph()
-        pool = None if self._graph is None else self._graph.pool()
+        graph, first = torch.cuda.CUDAGraph(), self._graph()
+        pool = None if first is None else first.pool()
         # Capture on a stream of this device. Otherwise torch would record on the current device, and work for another
         # device would run immediately instead of being recorded.
         with torch.cuda.device(self._device):
-            before = torch.cuda.current_stream()
+            before, stream = torch.cuda.current_stream(), _capture_stream(self._device, self._purpose)
             try:
-                stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 # thread_local: another thread may fetch a checkpoint at the same time, whose calls would otherwise
                 # invalidate the capture.
                 with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                     result = work()
             finally:
                 torch.cuda.set_stream(before)  # torch does not restore the stream if ending the capture fails
-        self._graph = self._graph or graph
+        if first is None:
+            self._graph = weakref.ref(graph)
 
         def replay() -> Tensor:
             with torch.cuda.device(self._device):
@@ -80,6 +91,12 @@ class CudaCapture:
             return result
 
         return replay
+
+
+@cache
+def _capture_stream(device: torch.device, purpose: Purpose) -> torch.cuda.Stream:
+    """Always the same stream: torch reuses freed memory on its stream only, and cuBLAS has a workspace for each."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @dataclass(kw_only=True)
@@ -100,19 +117,20 @@ class CapturedStep:
         step: the step to capture; its operations depend only on the stack's version and the shapes of its inputs.
         capture: records work and returns its replay.
         beat: called after each run of minibatches.
+        num_cold: runs so far that were not replayed, but warmed up or were captured, which takes longer.
     """
 
     step: LaneStep
     capture: Capture
     beat: Callable[[], None] = lambda: None
+    num_cold: int = field(default=0, init=False)
     _version: int = -1
     _runs: dict[tuple[torch.Size, int], _Run] = field(default_factory=dict)
     _is_warm: set[tuple[torch.Size, int]] = field(default_factory=set)
 
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         if stack.version != self._version:
-            self._runs.clear()
-            self._is_warm.clear()  # libraries may choose other algorithms for other shapes
+            self.drop()
             self._version = stack.version
         losses = torch.zeros(stack.num_lanes, dtype=torch.float64, device=images.device)
         rows = GRAPH_MINIBATCHES * batch_size
@@ -123,14 +141,21 @@ class CapturedStep:
             self.beat()
         return losses
 
+    def drop(self) -> None:
+        """Drop all graphs."""
+        self._runs.clear()
+        self._is_warm.clear()  # libraries may choose other algorithms for other shapes
+
     def _train_run(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         key = images.shape, batch_size
         if key not in self._is_warm:
             # Libraries choose algorithms and allocate workspaces at the first call with given shapes. That must not
             # happen during a capture.
             self._is_warm.add(key)
+            self.num_cold += 1
             return self.step.train(stack, images, labels, batch_size)
         if key not in self._runs:
+            self.num_cold += 1
             self._runs[key] = self._captured(stack, images, labels, batch_size)
         run = self._runs[key]
         run.images.copy_(images)
@@ -154,9 +179,11 @@ class CapturedValidation:
 
     Args:
         capture: records work and returns its replay.
+        num_cold: validations so far that were not replayed.
     """
 
     capture: Capture
+    num_cold: int = field(default=0, init=False)
     _version: int = -1
     _replay: Work | None = None
 
@@ -164,7 +191,30 @@ class CapturedValidation:
         """Run `validate` for the stack as it is now, directly or by a replay, and return its result."""
         if stack.version != self._version:
             self._version, self._replay = stack.version, None
+            self.num_cold += 1
             return validate()  # also the warm-up for the capture
         if self._replay is None:
+            self.num_cold += 1
             self._replay = self.capture(validate)
         return self._replay().clone()  # the next replay writes into the same tensor
+
+    def drop(self) -> None:
+        """Drop the graph."""
+        self._version, self._replay = -1, None
+
+
+def captured_validation(device: torch.device) -> CapturedValidation | None:
+    """The validation as a graph, on a device that has graphs."""
+    return CapturedValidation(capture=CudaCapture(device, "validation")) if device.type == "cuda" else None
+
+
+def drop_graphs(step: LaneStep, validation: CapturedValidation | None) -> None:
+    """Drop the graphs of both, and with them their memory, before the lanes' tensors move."""
+    for each in (step, validation):
+        if isinstance(each, CapturedStep | CapturedValidation):
+            each.drop()
+
+
+def num_cold_runs(step: LaneStep, validation: CapturedValidation | None) -> int:
+    """How many runs of both were not replayed so far; 0 on a device without graphs."""
+    return sum(each.num_cold for each in (step, validation) if isinstance(each, CapturedStep | CapturedValidation))

@@ -26,7 +26,7 @@ from hpsearch.training.evaluation import validate_lanes
 from hpsearch.training.filter_series import FilterCopy
 from hpsearch.training.judge import JudgeOf, ZeroOne
 from hpsearch.training.lanes.busy_lane import BusyLane, EpochPlan, minibatch_orders
-from hpsearch.training.lanes.capture import CapturedValidation, CudaCapture, LaneStep
+from hpsearch.training.lanes.capture import LaneStep, captured_validation, drop_graphs, num_cold_runs
 from hpsearch.training.lanes.checkpoint import (
     CudaToHost,
     PendingCheckpoint,
@@ -38,7 +38,7 @@ from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.lane_diagnosis import LaneDiagnoser, diagnosis_of
 from hpsearch.training.lanes.stack import LaneKind, LaneStack, TrialTensors
 from hpsearch.training.lanes.steps import build_step
-from hpsearch.training.minibatches import is_validation_due, lane_stretches
+from hpsearch.training.minibatches import lane_stretches
 from hpsearch.training.networks.activations import lane_activation
 from hpsearch.training.networks.build import build_network
 from hpsearch.training.networks.dense import DenseNetwork
@@ -84,8 +84,6 @@ class Cohort:
         dtype: torch.dtype = torch.float32,
         pulse: Pulse | None = None,
     ) -> None:
-        if validations_every < 1:
-            raise ValueError(f"validations_every must be at least 1, got {validations_every}")
         self.shape = shape
         self._data = data
         self._device = device
@@ -93,13 +91,8 @@ class Cohort:
         self._beat = Pulse(device).beat if pulse is None else pulse.beat
         self._validations_every = validations_every
         self._significance_level = None if reference_test is None else reference_test.level
-        self._num_minibatches = data.num_minibatches(shape.batch_size)
-        sizes = {"num_minibatches": self._num_minibatches, "validations_every": validations_every}
-        self._plan = EpochPlan(
-            num_minibatches=self._num_minibatches,
-            due=tuple(m for m in range(1, self._num_minibatches + 1) if is_validation_due(m, **sizes)),
-            is_compared=reference_test is not None,
-        )
+        num_minibatches = data.num_minibatches(shape.batch_size)
+        self._plan = EpochPlan.of(num_minibatches, validations_every, is_compared=reference_test is not None)
         labels = data.validation_labels
         self._judge = ZeroOne(labels=labels, num_classes=data.num_classes) if judge is None else judge(labels)
         weights = class_weights_of(shape.class_weights, data.class_counts)
@@ -108,7 +101,7 @@ class Cohort:
         self._networks: dict[ModelSettings, Network] = {}
         self._network = self._network_of(shape.model)
         self._step = self._build_step()
-        self._captured_validation = CapturedValidation(capture=CudaCapture(device)) if device.type == "cuda" else None
+        self._captured_validation = captured_validation(device)
         self._stack = LaneStack(
             device=device,
             num_recorded=self._judge.num_recorded,
@@ -116,6 +109,7 @@ class Cohort:
             critical_gains=None if reference_test is None else reference_test.table(device),
         )
         self._lanes: list[BusyLane | None] = []  # None: free until a trial is admitted or an epoch begins
+        self.is_warm = True  # the last epoch captured no graph, nor warmed up for one: the next one takes as long
 
     @property
     def keys(self) -> tuple[Hashable, ...]:
@@ -129,12 +123,15 @@ class Cohort:
     def admit(self, key: Hashable, settings: TrialSettings, checkpoint: TrialCheckpoint | None = None) -> None:
         """Put a trial into a lane, fresh or from a checkpoint. Its next epoch is part of the next `train_epoch`.
 
+        When memory runs out, the trials that are in lanes train on as if nothing had happened.
+
         From a checkpoint the trial's curve, parameters and best parameters continue as if it had not been interrupted:
         bit for bit on the same kind of device with the same other lanes, and otherwise up to rounding.
 
         Raises:
             ArtifactError: the checkpoint does not belong to this trial; the cohort is unchanged.
             ValueError: the trial is already in a lane, or has another shape than this cohort.
+            RuntimeError: by torch, when memory runs out (`device_memory.is_out_of_memory`).
         """
         self._take_lanes([self._prepare(key, settings, checkpoint)])
 
@@ -143,6 +140,7 @@ class Cohort:
 
         Raises:
             ValueError: as `admit`; the cohort is unchanged.
+            RuntimeError: as `admit`; trials that found lanes which were free already may be in them (`keys`).
         """
         if trials:
             self._take_lanes([self._prepare(key, settings) for key, settings in trials.items()])
@@ -186,6 +184,8 @@ class Cohort:
             else:
                 self._stack.replace(lane, tensors.parameters, tensors.optimizer_state)
                 self._lanes[lane] = newcomer
+        if new:
+            drop_graphs(self._step, self._captured_validation)
         inserted = self._stack.insert([(LaneKind.of(it.settings), tensors) for it, tensors in new])
         for lane, newcomer in sorted(zip(inserted, (it for it, _ in new), strict=True), key=itemgetter(0)):
             self._lanes.insert(lane, newcomer)
@@ -268,7 +268,7 @@ class Cohort:
             return {}
         self._use_width(lanes)
         self._use_activations()
-        started = time.perf_counter()
+        started, num_cold = time.perf_counter(), num_cold_runs(self._step, self._captured_validation)
         learning_rates = [lane.schedule.learning_rate for lane in lanes]
         self._stack.set_rates([lane.settings.training for lane in lanes], learning_rates)
         train_nll, validations = self._train_epoch_on_device()
@@ -276,6 +276,7 @@ class Cohort:
         # of the diagnosis, if one is due.
         rows = torch.cat([train_nll.unsqueeze(0), *validations, *self._diagnose_due(lanes)]).cpu().tolist()
         seconds = (time.perf_counter() - started) / len(lanes)
+        self.is_warm = num_cold_runs(self._step, self._captured_validation) == num_cold
         return {
             lane.key: lane.finish_epoch(self._plan, column, learning_rate, seconds)
             for lane, column, learning_rate in zip(lanes, zip(*rows, strict=True), learning_rates, strict=True)
@@ -306,6 +307,7 @@ class Cohort:
     def _close_gaps(self) -> None:
         """Remove the free lanes, so that they cost no time in this epoch."""
         if free := [lane for lane, busy in enumerate(self._lanes) if busy is None]:
+            drop_graphs(self._step, self._captured_validation)
             self._stack.remove(free)
             self._lanes = list(self._busy)
 
@@ -326,8 +328,9 @@ class Cohort:
         current = self._network.model.hidden_units if self._stack.num_lanes else 0
         needed = widest.model.hidden_units
         if needed > current or (can_shrink and needed < current):
+            drop_graphs(self._step, self._captured_validation)
+            self._stack.resize(widest, grows=needed > current)
             self._network = widest
-            self._stack.resize(widest)
             self._step = self._build_step()
 
     def _use_activations(self) -> None:
@@ -346,7 +349,7 @@ class Cohort:
             total_nll += self._step.train(self._stack, images, labels, self.shape.batch_size)
             if minibatch in self._plan.due:
                 validations.append(self._validate())
-        return total_nll / self._num_minibatches, validations
+        return total_nll / self._plan.num_minibatches, validations
 
     def _validate(self) -> Tensor:
         """Validate every lane and keep each lane's best parameters, without a host sync.
@@ -372,15 +375,11 @@ class Cohort:
         return lane_stretches(self._data, self.shape.batch_size, dtype=self._dtype, ends=self._plan.due, orders=orders)
 
     def _progress(self, lane: BusyLane) -> TrialProgress:
-        return TrialProgress(
-            settings=lane.settings,
+        return lane.progress(
             num_train=self._data.num_train,
             metric=self._judge.metric,
             validations_every=self._validations_every,
             significance_level=self._significance_level,
-            num_epochs=lane.num_epochs,
-            schedule=lane.schedule.state,
-            best=lane.best,
         )
 
     def _lane(self, key: Hashable) -> BusyLane:

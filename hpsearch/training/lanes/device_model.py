@@ -94,13 +94,17 @@ class DeviceSpeed(BaseModel):
 
 def measure_speed(device: torch.device) -> DeviceSpeed:
     """Time a product, a copy and a small call on the device, in turns: about 0.3 seconds."""
+    speed = _measured(device)
+    release_cached_memory(device)  # of its tensors, which are gone only now
+    return speed
+
+
+def _measured(device: torch.device) -> DeviceSpeed:
     (product, flops), (copy, num_bytes), (calls, num_calls) = _product(device), _copy(device), _small_calls(device)
     seconds = _fastest([product, copy, calls], device)
-    speed = DeviceSpeed(
+    return DeviceSpeed(
         flops=flops / seconds[0], bytes_per_second=num_bytes / seconds[1], call_seconds=seconds[2] / num_calls
     )
-    release_cached_memory(device)
-    return speed
 
 
 def measuring_bytes(device: torch.device) -> int:
@@ -138,7 +142,7 @@ def _small_calls(device: torch.device) -> tuple[Work, int]:
         return product
 
     calls()  # cuBLAS is initialised here, not while a graph is captured
-    capture = CudaCapture(device)(calls) if device.type == "cuda" else calls
+    capture = CudaCapture(device, "measuring")(calls) if device.type == "cuda" else calls
     return capture, num_calls
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -153,7 +153,7 @@ class LaneStack:
     def insert(self, trials: Sequence[tuple[LaneKind, TrialTensors]]) -> list[int]:
         """Insert trials that begin, whose tensors are copied, behind the lanes of their kinds. Return their lanes.
 
-        The stack is copied once, however many trials there are.
+        The stack is copied once, however many trials there are, and is unchanged when memory runs out meanwhile.
         """
         if not trials:
             return []
@@ -210,24 +210,41 @@ class LaneStack:
         Args:
             kinds, sources: of each new lane: its kind, and its lane until now or num_lanes + its place in `trials`.
         """
+        arranged: Iterable[tuple[dict[str, Tensor], str, Tensor]] = self._arranged(kinds, sources, trials)
+        if trials:
+            arranged = list(arranged)  # all or none; lanes that are removed need no memory for a second stack
         self.version += 1
+        for stacked, name, value in arranged:
+            stacked[name] = value
+        self.kinds = kinds
+
+    def _arranged(
+        self, kinds: list[LaneKind], sources: Sequence[int], trials: Sequence[TrialTensors]
+    ) -> Iterator[tuple[dict[str, Tensor], str, Tensor]]:
+        """Each stacked tensor put together anew, with its place: the group that it is in, and its name there."""
         fresh = [self._fresh(trial.parameters) for trial in trials]
         for index, stacked in enumerate(self._shared):
-            _arrange_rows(stacked, sources, self.num_lanes, [its[index] for its in fresh])
+            yield from _arranged_rows(stacked, sources, self.num_lanes, [its[index] for its in fresh])
         states = [trial.optimizer_state for trial in trials]
         for optimizer in {kind.optimizer for kind in (*self.kinds, *kinds)}:
             state, first = self.optimizer_states.setdefault(optimizer, {}), self._first_lane(optimizer)
             its = [source for source, kind in zip(sources, kinds, strict=True) if kind.optimizer == optimizer]
-            _arrange_rows(state, its, self.num_lanes, states, first=first)
-        self.kinds = kinds
+            yield from _arranged_rows(state, its, self.num_lanes, states, first=first)
 
-    def resize(self, network: Network) -> None:
-        """Resize all lanes' parameters and optimizer state to the widths of another network."""
-        self.version += 1
+    def resize(self, network: Network, *, grows: bool = False) -> None:
+        """Resize all lanes' parameters and optimizer state to the widths of another network.
+
+        Args:
+            grows: to larger widths. The stack is then unchanged when memory runs out meanwhile.
+        """
         bias = padding_bias([kind.activation for kind in self.kinds], self.device)
-        self.parameters = fit(self.parameters, network, bias)
-        self.best_parameters = fit(self.best_parameters, network, bias)
-        self.optimizer_states = {optimizer: fit(state, network) for optimizer, state in self.optimizer_states.items()}
+        groups = (self.parameters, self.best_parameters, *self.optimizer_states.values())
+        resized: Iterable[tuple[dict[str, Tensor], Tensors]] = ((each, fit(each, network, bias)) for each in groups)
+        if grows:
+            resized = list(resized)
+        self.version += 1
+        for stacked, fitted in resized:
+            stacked.update(fitted)
 
     def part(self, lanes: slice) -> LaneStack:
         """A view of consecutive lanes that shares their memory: training it trains these lanes."""
@@ -356,10 +373,10 @@ class LaneStack:
         return bisect_left(self.kinds, optimizer, key=lambda kind: kind.optimizer)
 
 
-def _arrange_rows(
+def _arranged_rows(
     stacked: dict[str, Tensor], sources: Sequence[int], num_lanes: int, fresh: Sequence[Tensors], *, first: int = 0
-) -> None:
-    """Put each stacked tensor together from its own rows and fresh ones.
+) -> Iterator[tuple[dict[str, Tensor], str, Tensor]]:
+    """Each stacked tensor put together from its own rows and fresh ones, after `stacked` and its name.
 
     Args:
         sources: of each row: a lane, of which `first` has row 0, or num_lanes + a place in `fresh`.
@@ -372,7 +389,7 @@ def _arrange_rows(
                 pieces += [fresh[source - num_lanes][name].unsqueeze(0) for source in sources[rows]]
             else:
                 pieces.append(stacked[name][rows.start + offset - first : rows.stop + offset - first])
-        stacked[name] = torch.cat(pieces) if pieces else stacked[name].new_empty(0, *stacked[name].shape[1:])
+        yield stacked, name, torch.cat(pieces) if pieces else stacked[name].new_empty(0, *stacked[name].shape[1:])
 
 
 def _copied_rows(stacked: Tensors, rows: Sequence[int]) -> list[Tensors]:

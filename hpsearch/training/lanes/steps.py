@@ -64,7 +64,9 @@ def build_step(
             beat=beat,
             class_weights=class_weights,
         )
-    return CapturedStep(step=step, capture=CudaCapture(device), beat=beat) if device.type == "cuda" else step
+    if device.type != "cuda":
+        return step
+    return CapturedStep(step=step, capture=CudaCapture(device, "training"), beat=beat)
 
 
 class _Update(NamedTuple):

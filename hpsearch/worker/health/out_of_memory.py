@@ -2,8 +2,8 @@
 
 `training/device_memory` recognises the error, and says how much memory is free. The worker then gives all of its trials
 back, and takes them up again in at most half as many lanes. A trial that runs out of memory alone counts as crashed,
-and is given up after MAX_CRASHES attempts. Elsewhere a shortage costs less: a checkpoint is left out
-(`worker/lanes/checkpointer`).
+and is given up after MAX_CRASHES attempts. Elsewhere a shortage costs less: trials that find no room beside others are
+given back, and the others train on; a checkpoint is left out (`worker/lanes/checkpointer`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from hpsearch.logs import get_logger
 from hpsearch.store.claims.holdings import Hold
 from hpsearch.store.claims.ledger import Ledger
 from hpsearch.store.claims.requeue import MAX_CRASHES
+from hpsearch.wording import counted
 
 _log = get_logger("worker")
 _lanes_log = get_logger("lanes")  # `run` shows these lines (launch/worker_command)
@@ -34,6 +35,22 @@ class OutOfMemory:
         self._name = name
         self._device = device
         self.num_alone = 0
+
+    @property
+    def refusal(self) -> str:
+        """Why a trial is given back for which there was no memory beside those in lanes."""
+        return f"out of memory on {self._device} beside other lanes"
+
+    def tell_refusal(self, number: int, request: str, most: int) -> None:
+        """Log that trials were given back for which there was no memory beside those in lanes, which train on.
+
+        Args:
+            request: the allocation that failed.
+            most: the most lanes that the cohort may have from now on.
+        """
+        trials, lanes = counted(number, "trial"), counted(most, "lane")
+        message = "%s: out of memory on %s (%s): %s given back, at most %s from now on"
+        _lanes_log.warning(message, self._name, self._device, request, trials, lanes)
 
     def give_back(
         self, ledger: Ledger, trained: Collection[Hold], request: str, limit_lanes: Callable[[int], object]

@@ -70,6 +70,7 @@ class Intake:
     cohort: Cohort | None = field(default=None, init=False)  # None before the first trial
     opened_by: TrialSettings | None = field(default=None, init=False)  # the first trial of that cohort
     num_lanes: int = field(default=1, init=False)  # of the current cohort
+    seconds_per_lane: float | None = field(default=None, init=False)  # in the last epoch of the current cohort
 
     def __post_init__(self) -> None:
         self.access = LedgerAccess(
@@ -252,7 +253,7 @@ class Intake:
         """
         if self.study.definition.is_drawn:
             stored_name = None
-        self.cohort = None  # its memory counts as free for the next one
+        self.cohort = self.seconds_per_lane = None  # the memory of the last one counts as free for the next one
         self._cohort_name, self.opened_by = stored_name or cohort_name(settings), settings
         self.num_lanes = self.choice.num_lanes(settings, lambda: self._share(self.ledger))
         if self._drawing.learns:
@@ -311,6 +312,26 @@ class Intake:
         self._held_over = [claim for claim in self._held_over if claim.hold not in holds]
         self._unadmitted = [claim for claim in self._unadmitted if claim.hold not in holds]
         return lost
+
+    def give_back_left_out(self, reason: str) -> int:
+        """Give back the trials that the cohort could not admit, if it has others, and return their number.
+
+        The cohort keeps the lanes that it has, and gets no more than half of those that were wanted. A database that is
+        away still has the trials in this worker's name; its next answer is corrected.
+        """
+        entered = frozenset(() if self.cohort is None else self.cohort.keys)
+        left_out = self.lanes.keys() - entered
+        if not entered or not left_out:
+            return 0
+        before = self.held()
+        self._unadmitted.clear()
+        for trial_id in left_out:
+            del self.lanes[trial_id]
+        dropped = before - self.held()
+        self.num_lanes = max(len(self.lanes), (len(self.lanes) + len(dropped)) // 2)
+        self.access.ask(lambda ledger: ledger.give_back(dropped, reason), None)
+        self.ledger.holdings.drop(dropped)
+        return len(dropped)
 
     def clear(self) -> None:
         """Forget all trials and release their tensors."""

@@ -31,9 +31,8 @@ from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, Lan
 from hpsearch.worker.options import MAX_LANES
 
 _log = get_logger("lanes")  # `run` shows its lines (launch/worker_command)
-# Epochs from one change to the next. With another number of lanes the CUDA graphs are captured again, which takes
-# seconds, and the first epoch after a change measures little else. The number of epochs that would remain to pay for a
-# capture is unknown: the trials' stopping rules decide it.
+# Readings from one change to the next. With another number of lanes the CUDA graphs are captured again, which takes
+# seconds. The number of epochs that would remain to pay for it is unknown: the trials' stopping rules decide it.
 _EPOCHS_BETWEEN_CHANGES = {"cpu": 0, "cuda": 5}
 _ASK_AGAIN_SECONDS = 60.0  # after more lanes were wanted in vain
 _NO_POINTS, _NO_MEMORY = "its share of the points", "more ran out of memory before"
@@ -125,7 +124,8 @@ class LearnedLanes:
     """The smallest number of lanes within 5 % of the fastest, and at most the worker's share, as far as is known.
 
     Args:
-        num_sharing: number of workers on this machine, which share its main memory.
+        num_sharing: number of workers on this machine.
+        num_on_device: of those, the ones that share this worker's device and its memory.
         mix: what the study's lanes may mix.
         judging_bytes: memory that a lane needs for the judge of the study's metric (`training.judge.judging_bytes`).
         clock: seconds from any origin.
@@ -136,6 +136,7 @@ class LearnedLanes:
     device: torch.device
     stop: StopSignal
     num_sharing: int = 1
+    num_on_device: int = 1
     mix: StudyMix = field(default_factory=StudyMix)
     judging_bytes: int = 0
     clock: Callable[[], float] = time.monotonic
@@ -204,6 +205,10 @@ class LearnedLanes:
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
         self._most[cohort_name(settings)] = most
         self.memory.note_shortage(self._case_of(settings), most)
+        if (case := self._cases.get(self._case_of(settings))) is not None:
+            case.most = min(case.most, most)
+            if case.number > most:
+                self._change(case, most)
 
     def note_idle(self) -> None:
         self.memory.end_use()
@@ -266,7 +271,7 @@ class LearnedLanes:
         return min(number, max(1, num_held + self._available() // case.bytes_per_lane))
 
     def _available(self) -> int:
-        return memory_of(self.device, num_sharing=self.num_sharing).available()
+        return memory_of(self.device, num_sharing=self.num_on_device).available()
 
     def _tell(self, number: int, reason: str, level: int = logging.INFO) -> None:
         if self._told != number:

@@ -18,7 +18,7 @@ from hpsearch.data.files.download import DownloadProgress
 from hpsearch.data.files.lookup import DataLocations
 from hpsearch.data.resident import ResidentData
 from hpsearch.data.splits import SelectionData
-from hpsearch.device.devices import VisibleDevices, make_current, use_full_float32, wanted_gpus
+from hpsearch.device.devices import VisibleDevices, make_current, num_on_device, use_full_float32, wanted_gpus
 from hpsearch.device.pin import PinnedDevice, PinRules, pin_device
 from hpsearch.device.processors import threads_per_worker
 from hpsearch.errors import StorageError
@@ -195,6 +195,9 @@ def _build_worker(found: Surroundings, pinned: PinnedDevice, metrics: WorkerMetr
             device=device,
             stop=found.stop,
             num_sharing=num_siblings,
+            num_on_device=num_on_device(
+                num_siblings, device, options.device, found.visible, is_shared=options.shares_gpu
+            ),
             mix=StudyMix.of(study.definition),
             judging_bytes=judging_bytes(
                 study.definition.metric,

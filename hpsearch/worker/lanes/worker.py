@@ -57,6 +57,8 @@ from hpsearch.worker.upkeep import Reaper, check_same_study, give_back_all
 
 _log = get_logger("worker")
 
+# Epochs in a row that capture graphs, and so say nothing of the number of lanes; where all do, it is part of training.
+_MOST_COLD = 4
 _LONGEST_EPOCHS = 10.0  # a life sign allows an epoch to take this many times as long as the last one
 
 
@@ -95,9 +97,8 @@ class Worker:
         self._num_restarts = 0  # restarts of the server that this worker has handled
         self._reaper = Reaper(name=self.name)
         self._is_idle = True  # the last turn found nothing to train
-        self._lane_epoch_seconds: float | None = None  # of the last epoch, per lane
-        self._timed_cohort: Cohort | None = None  # the cohort that trained that epoch
         self._filter_keeper = FilterKeeper()
+        self._num_cold = 0  # the last epochs that captured graphs, in a row
         self._is_mid_epoch = False  # an epoch was begun and not finished: the lanes' tensors match no epoch
 
     def run(self, ledger: Ledger | None = None) -> int:
@@ -236,11 +237,20 @@ class Worker:
         return found is not Advance.ENDED
 
     def _make_room(self, request: str) -> None:
-        """Handle a shortage of memory: an interrupted epoch leaves no lane in a known state."""
-        trained = [lane.claim.hold for lane in self._lanes.values()]
+        """Handle a shortage of memory.
+
+        An epoch that fails leaves the lanes in an unknown state; an admission that fails leaves them as they were.
+        """
         assert self._intake.opened_by is not None
         limit_lanes = partial(self.lanes.note_shortage, self._intake.opened_by)
+        if not self._is_mid_epoch and (number := self._intake.give_back_left_out(self._out_of_memory.refusal)):
+            release_cached_memory(self.cohorts.device)
+            limit_lanes(self._intake.num_lanes)
+            self._out_of_memory.tell_refusal(number, request, self._intake.num_lanes)
+            return
+        trained = [lane.claim.hold for lane in self._lanes.values()]
         self._intake.clear()
+        self._is_mid_epoch = False
         self._note(self._writer.drain())  # epochs that were completed before still count
         release_cached_memory(self.cohorts.device)
         self._out_of_memory.give_back(self._ledger, trained, request, limit_lanes)
@@ -250,9 +260,7 @@ class Worker:
     def _train_epoch(self) -> None:
         cohort = self._intake.cohort
         assert cohort is not None
-        num_lanes, started = len(self._lanes), time.monotonic()
-        per_lane = self._lane_epoch_seconds if cohort is self._timed_cohort else None
-        self._timed_cohort = cohort
+        num_lanes, started, per_lane = len(self._lanes), time.monotonic(), self._intake.seconds_per_lane
         with self.stop.interruptible(None if per_lane is None else per_lane * num_lanes):
             self._is_mid_epoch = True
             by_trial = cast("dict[int, EpochReport]", cohort.train_epoch())  # the keys are our trial ids
@@ -263,7 +271,9 @@ class Worker:
             trial_id: self._lanes[trial_id].take_in(report, num_lanes) for trial_id, report in by_trial.items()
         }
         self._is_mid_epoch = False  # from here on, the lanes' history and tensors are of the same epoch
-        self._intake.review_lanes(num_lanes, seconds)
+        self._num_cold = 0 if cohort.is_warm else self._num_cold + 1
+        if not 0 < self._num_cold <= _MOST_COLD:
+            self._intake.review_lanes(num_lanes, seconds)
         self._note(self._writer.collect())  # of the previous epoch
         reports = {i: r for i, r in by_trial.items() if i in self._lanes and not r.has_diverged}
         is_recorded = self._prune(reports, decisions)
@@ -274,7 +284,7 @@ class Worker:
             self._checkpointer.take_if_due(cohort, self._lanes, self._writer.last_write)
 
     def _note_epoch(self, num_lanes: int, seconds: float) -> None:
-        self._lane_epoch_seconds = seconds / num_lanes
+        self._intake.seconds_per_lane = seconds / num_lanes
         self.watchdog.note_progress()
         metrics = self.metrics
         state = WorkerState.DATABASE_AWAY if self._writer.is_behind else WorkerState.TRAINING

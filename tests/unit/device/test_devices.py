@@ -17,6 +17,7 @@ from hpsearch.device.devices import (
     gpus_from_driver,
     gpus_from_torch,
     num_local_workers,
+    num_on_device,
     wanted_gpus,
 )
 from hpsearch.errors import DeviceError, InputError
@@ -122,6 +123,21 @@ def test_more_workers_than_gpus_never_double_up_silently(wanted: str, message: s
     assert message in str(caught.value)
     assert caught.value.hint == f"{hint}, or --share-gpu to let workers share a GPU"
     assert num_local_workers(3, wanted, TWO_GPUS, is_shared=True) == 3
+
+
+@pytest.mark.parametrize(
+    ("device", "wanted", "is_shared", "number"),
+    [
+        ("cpu", "auto", False, 5),
+        ("cuda:1", "auto", False, 1),
+        ("cuda:1", "auto", True, 3),
+        ("cuda:1", "cuda:1", True, 5),
+    ],
+)
+def test_workers_share_the_cpu_and_no_gpu_unless_they_may(
+    device: str, wanted: str, is_shared: bool, number: int
+) -> None:
+    assert num_on_device(5, torch.device(device), wanted, TWO_GPUS, is_shared=is_shared) == number
 
 
 # Identity

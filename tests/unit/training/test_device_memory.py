@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hpsearch.training.device_memory import MainMemory, describe_shortage, is_out_of_memory, memory_of
+from hpsearch.wording import first_line
 
 
 def test_the_cpus_own_refusal_is_recognised_with_its_size() -> None:
@@ -28,11 +29,14 @@ def test_a_gpus_refusal_is_recognised_with_its_size() -> None:
         MemoryError(),
         RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":1154, please report ...'),
     ],
 )
 def test_other_refusals_are_recognised(error: Exception) -> None:
     assert is_out_of_memory(error)
-    assert describe_shortage(error) == "an allocation was refused"
+    assert describe_shortage(error) == f"an allocation was refused: {first_line(error)}"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +58,14 @@ def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     for free, expected in ((2000, 1000), (0, 0)):
         monkeypatch.setattr("hpsearch.training.device_memory.free_memory", lambda free=free: free)
         assert MainMemory().available() == expected
+
+
+def test_a_gpus_free_memory_and_what_torch_has_freed_are_shared_by_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    for name, value in (("mem_get_info", (1000, 5000)), ("memory_reserved", 300), ("memory_allocated", 100)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory_of(gpu).available() == 1080
+    assert memory_of(gpu, num_sharing=2).available() == 540
 
 
 @pytest.mark.gpu

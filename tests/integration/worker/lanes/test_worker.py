@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from concurrent import futures
 from dataclasses import fields, replace
@@ -965,6 +966,129 @@ def test_out_of_memory_halves_the_lanes_and_loses_no_trial(
     ]
     failed = [t for t in study.study.trials if t.state is TrialState.FAIL]
     assert {t.user_attrs["fail_reason"] for t in failed} == {"out of memory on cpu with 6 lanes"}
+
+
+class Growing:
+    """Two lanes, and from the first review on six."""
+
+    def __init__(self) -> None:
+        self.most, self.reviews = 6, list[int]()
+
+    def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
+        return min(self.most, 2)
+
+    def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
+        self.reviews.append(num_busy)
+        return self.most
+
+    def note_shortage(self, settings: TrialSettings, most: int) -> None:
+        self.most = most
+
+    def note_idle(self) -> None:
+        pass
+
+
+def test_trials_in_lanes_train_on_when_there_is_no_memory_for_more(
+    bench: Callable[..., Bench], database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    study, lanes = bench(), Growing()
+
+    class Tight(Cohort):
+        def _take_lanes(self, trials: Any) -> None:
+            if len(self.keys) + len(trials) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            super()._take_lanes(trials)
+
+    assert study.worker(lanes=lanes, build_cohort=Tight).run() == 6
+    assert [trial.user_attrs["attempt"] for trial in study.counted()] == [1, 1, 3, 2, 2, 2]
+    assert (lanes.most, set(lanes.reviews), crashes(database)) == (2, {2}, 0)
+    refused = "tester: out of memory on cpu (tried to allocate 2.00 GiB): "
+    assert caplog.messages == [
+        f"{refused}4 trials given back, at most 3 lanes from now on",
+        f"{refused}1 trial given back, at most 2 lanes from now on",
+    ]
+    failed = [t for t in study.study.trials if t.state is TrialState.FAIL]
+    assert {t.user_attrs["fail_reason"] for t in failed} == {"out of memory on cpu beside other lanes"}
+    assert not any(t.intermediate_values for t in failed)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 6])
+def test_lanes_that_find_no_room_at_once_are_halved_and_not_given_up(
+    bench: Callable[..., Bench], lanes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = bench()
+
+    class Tight(Cohort):
+        def _take_lanes(self, trials: Any) -> None:
+            if len(self.keys) + len(trials) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            super()._take_lanes(trials)
+
+    study.worker(lanes=lanes, build_cohort=Tight).run()
+    study.counted()
+    assert [message.rpartition(", ")[2] for message in caplog.messages] == ["at most 3 lanes from now on"] * (lanes > 3)
+
+
+def test_trials_are_refused_while_the_database_is_away(
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, lanes = bench(), Growing()
+
+    class Tight(Cohort):
+        def _take_lanes(self, trials: Any) -> None:
+            if len(self.keys) + len(trials) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            super()._take_lanes(trials)
+
+    def away(*_: Any, **__: Any) -> None:
+        raise DatabaseAwayError("planted")
+
+    monkeypatch.setattr(Ledger, "give_back", away)
+    study.worker(lanes=lanes, build_cohort=Tight).run()
+    study.counted()
+
+
+def test_epochs_that_capture_graphs_say_nothing_of_the_number_of_lanes(bench: Callable[..., Bench]) -> None:
+    study, lanes = bench(), Growing()
+    lanes.most = 2
+
+    class Captured(Cohort):
+        num_epochs = 0
+
+        def train_epoch(self) -> dict[Hashable, EpochReport]:
+            reports = super().train_epoch()
+            self.num_epochs += 1
+            self.is_warm = self.num_epochs > 2
+            return reports
+
+    study.worker(lanes=lanes, build_cohort=Captured).run()
+    study.counted()
+    assert len(lanes.reviews) == 6  # three cohorts of two trials with four epochs
+
+
+@pytest.mark.parametrize("runs_out", [False, True])
+def test_the_memory_of_a_cohort_is_free_when_the_next_one_is_opened(
+    bench: Callable[..., Bench], runs_out: bool
+) -> None:
+    study = bench(search={"batch_size": [10, 20], "learning_rate": [0.2, 0.1]})
+    earlier: list[weakref.ref[Any]] = []
+    num_alive: list[int] = []
+
+    class Watched(Cohort):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            num_alive.append(sum(stack() is not None for stack in earlier))
+            super().__init__(*arguments, **options)
+            earlier.append(weakref.ref(self._stack))
+
+        def train_epoch(self) -> dict[Hashable, EpochReport]:
+            if runs_out and len(self.keys) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().train_epoch()
+
+    study.worker(lanes=2, build_cohort=Watched).run()
+    study.counted()
+    assert len(num_alive) > 1
+    assert set(num_alive) == {0}
 
 
 def test_lanes_are_halved_until_they_fit(bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture) -> None:

@@ -13,8 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpsearch.study.settings import ModelSettings, TrainingSettings
-from hpsearch.training.lanes.capture import CapturedStep
+from hpsearch.data.resident import ResidentData
+from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
+from hpsearch.training.lanes.capture import CapturedStep, CapturedValidation
+from hpsearch.training.lanes.cohort import Cohort
+from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.stack import LaneKind, LaneStack, TrialTensors
 from hpsearch.training.lanes.steps import LaneStep, build_step
 from hpsearch.training.networks.build import build_network
@@ -77,6 +80,7 @@ def test_replays_train_on_the_images_and_rates_of_their_call(
 
     assert_same(replayed, expected)
     assert (recorder.num_captures, recorder.num_replays) == (1, 3)  # the first call warms up
+    assert captured.num_cold == 2
 
 
 def test_long_stretches_are_cut_into_runs_of_equal_length_and_a_rest(
@@ -94,6 +98,7 @@ def test_long_stretches_are_cut_into_runs_of_equal_length_and_a_rest(
     assert_same(replayed, expected)
     # 4 warms up, 4 is captured, 2 warms up; then 4 and 4 are replayed, 2 is captured.
     assert (recorder.num_captures, recorder.num_replays) == (2, 4)
+    assert captured.num_cold == 4
 
 
 def test_lanes_that_moved_are_captured_anew_and_a_refilled_lane_is_not(
@@ -136,3 +141,27 @@ def test_a_term_that_no_lane_had_is_captured_when_one_has_it(
         run = images_of(3, seed=index)
         assert torch.equal(captured.train(replayed, *run, BATCH), step.train(expected, *run, BATCH))
         assert_same(replayed, expected)
+
+
+def test_a_cohort_tells_epochs_that_capture_from_those_that_are_replayed(
+    trial: Callable[..., TrialSettings], resident: Callable[..., ResidentData]
+) -> None:
+    cohort = Cohort(CohortShape.of(trial()), resident(), CPU, 4)
+    cohort.admit_all({"a": trial(seed=1), "b": trial(seed=2)})
+    cohort.train_epoch()
+    cohort._step = CapturedStep(step=cohort._step, capture=lambda work: work)
+    cohort._captured_validation = CapturedValidation(capture=lambda work: work)
+
+    def train(num_epochs: int) -> list[bool]:
+        found = []
+        for _ in range(num_epochs):
+            cohort.train_epoch()
+            found.append(cohort.is_warm)
+        return found
+
+    assert train(4) == [False, False, True, True]
+    cohort.release("a")
+    cohort.admit("c", trial(seed=3))  # into the free lane
+    assert train(1) == [True]
+    cohort.release("b")
+    assert train(3) == [False, False, True]

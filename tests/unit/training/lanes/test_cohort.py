@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.reference_loop import TrialResult, train_trial, validate
 from hpsearch.data.resident import ResidentData
@@ -400,6 +403,58 @@ def test_hidden_layers_of_different_width_share_a_cohort(
             assert parameters.keys() == expected.best_parameters.keys()
             for name, value in parameters.items():
                 np.testing.assert_allclose(value, expected.best_parameters[name], rtol=1e-6, atol=1e-9)
+
+
+class Shortage(TorchDispatchMode):
+    """Memory runs out at one of the tensors that are made: the first has number 0."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.num_left = at
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        known = {tensor.untyped_storage().data_ptr() for tensor in pytree.tree_leaves(args) if torch.is_tensor(tensor)}
+        if torch.is_tensor(result) and result.numel() > 1 and result.untyped_storage().data_ptr() not in known:
+            if self.num_left == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            self.num_left -= 1
+        return result
+
+
+@pytest.mark.parametrize("has_free_lane", [False, True])
+@pytest.mark.parametrize("newcomer", [{}, {"hidden_units": 20}, {"optimizer": "adam", "learning_rate": 0.02}])
+def test_a_shortage_of_memory_in_an_admission_leaves_the_trials_in_lanes_as_they_were(
+    resident: Build, trial: Trial, newcomer: dict[str, Any], has_free_lane: bool
+) -> None:
+    data, others = resident(), {"c": trial(seed=3, **newcomer), "d": trial(seed=4)}
+    trials = {key: trial(seed=seed) for seed, key in enumerate("abe")}
+
+    def cohort_in_training() -> tuple[Cohort, Curves]:
+        cohort = cohort_of(trials, data)
+        curves = train(cohort, 1)
+        cohort.release("e")
+        if not has_free_lane:
+            train(cohort, 1, curves)
+        return cohort, curves
+
+    undisturbed, expected = cohort_in_training()
+    train(undisturbed, 2, expected)
+    num_shortages = 0
+    while True:
+        cohort, curves = cohort_in_training()
+        try:
+            with Shortage(num_shortages):
+                cohort.admit_all(others)
+        except torch.OutOfMemoryError:
+            num_shortages += 1
+        else:
+            break
+        assert set(cohort.keys) >= {"a", "b"}
+        train(cohort, 2, curves)
+        for key in ("a", "b"):
+            assert_same_curve(curves[key], expected[key])
+    assert num_shortages > 10
 
 
 def test_releasing_a_lane_in_the_middle_leaves_its_neighbours_as_they_were(resident: Build, three: Three) -> None:

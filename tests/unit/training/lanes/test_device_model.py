@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -154,3 +155,21 @@ def test_a_lane_of_a_deep_network_keeps_the_results_of_all_its_layers() -> None:
     lenet = build_network(ModelSettings(family="cnn"), (28, 28), 10)
     first_maps = 4 * 20 * 24 * 24
     assert bytes_per_lane(lenet, 500) - bytes_per_lane(lenet, 100) > 400 * 2 * first_maps
+
+
+def test_the_memory_that_was_measured_is_free_before_it_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    copy = module._copy
+
+    def watched(device: torch.device) -> tuple[module.Work, int]:
+        work, num_bytes = copy(device)
+        tensors.extend(weakref.ref(cell.cell_contents) for cell in work.__closure__)
+        return work, num_bytes
+
+    monkeypatch.setattr(module, "_copy", watched)
+    monkeypatch.setattr(
+        module, "release_cached_memory", lambda _: alive.extend(tensor() is not None for tensor in tensors)
+    )
+    measure_speed(CPU)
+    assert alive == [False, False]

@@ -370,3 +370,12 @@ def test_workers_that_train_at_the_same_time_remember_what_each_of_them_read(lab
     one.note_idle()
     other.note_idle()
     assert lab.known(trial()).seconds == {50: lab.truth.seconds(50), 3: lab.truth.seconds(3)}
+
+
+def test_an_open_cohort_gets_no_more_lanes_after_a_shortage(lab: Lab, trial: Trial) -> None:
+    lanes, settings = lab.lanes(), trial()
+    assert lab.train(lanes, settings, 2)[-1] == 128
+    lanes.note_shortage(settings, 20)
+    seconds = 20 * lab.truth.seconds(20)
+    assert [lanes.review(settings, 20, seconds, lambda: 1000) for _ in range(5)] == [20] * 5
+    assert lanes.num_lanes(settings, lambda: 1000) == 20
