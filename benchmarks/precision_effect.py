@@ -74,14 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ["", "precision", "float32, mean", "rounded, mean", "difference +- standard error", "n"],
         rows,
     )
-    write_result(
-        options.output,
-        title="Best validation error by precision of training",
-        machine=before,
-        settings={"seeds": num_seeds, "dataset": dataset},
-        measurements=measurements,
-        details={"best validation zero-one loss by seed": details, "table": rows},
-    )
+    output = options.output or (None if options.tiny else RESULTS / "precision_effect.json")
+    if output is not None:
+        write_result(
+            output,
+            title="Best validation error by precision of training",
+            machine=before,
+            settings={"seeds": num_seeds, "dataset": dataset},
+            measurements=measurements,
+            details={"best validation zero-one loss by seed": details, "table": rows},
+        )
 
 
 def _errors(
@@ -109,7 +111,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tiny", action="store_true", help="digits, one epoch")
-    parser.add_argument("--output", type=Path, default=RESULTS / "precision_effect.json")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.json", help="default: benchmarks/results/precision_effect.json"
+    )
     return parser.parse_args(arguments)
 
 

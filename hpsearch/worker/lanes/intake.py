@@ -81,6 +81,7 @@ class Intake:
         self._most_held = 1
         self._has_unnamed = True  # waiting points may be without the name of a cohort
         self._held_over: list[Claim] = []  # claimed, but of another cohort than the current one
+        self._num_fitting = 0  # lanes that were in training when another trial found no memory
         self._num_passed = 0  # points that were claimed while those waited
         self._unadmitted: list[Claim] = []  # claimed and not yet processed: an outage may interrupt it
         self._claim_token: int | None = None  # token of a claim whose answer was lost
@@ -253,6 +254,7 @@ class Intake:
         """
         if self.study.definition.is_drawn:
             stored_name = None
+        self._num_fitting = 0
         self.cohort = self.seconds_per_lane = None  # the memory of the last one counts as free for the next one
         self._cohort_name, self.opened_by = stored_name or cohort_name(settings), settings
         self.num_lanes = self.choice.num_lanes(settings, lambda: self._share(self.ledger))
@@ -316,8 +318,9 @@ class Intake:
     def give_back_left_out(self, reason: str) -> int:
         """Give back the trials that the cohort could not admit, if it has others, and return their number.
 
-        The cohort keeps the lanes that it has, and gets no more than half of those that were wanted. A database that is
-        away still has the trials in this worker's name; its next answer is corrected.
+        The trials in lanes stay there. From now on the cohort has at most as many lanes as these, or half of those that
+        were wanted; and half of them if as many have been in training: a trial may need more memory than the others. A
+        database that is away still has the trials in this worker's name; its next answer is corrected.
         """
         entered = frozenset(() if self.cohort is None else self.cohort.keys)
         left_out = self.lanes.keys() - entered
@@ -328,7 +331,10 @@ class Intake:
         for trial_id in left_out:
             del self.lanes[trial_id]
         dropped = before - self.held()
-        self.num_lanes = max(len(self.lanes), (len(self.lanes) + len(dropped)) // 2)
+        num_wanted = len(self.lanes) + len(dropped)
+        known_to_fit = len(self.lanes) if num_wanted > self._num_fitting else 1
+        self._num_fitting = len(self.lanes)
+        self.num_lanes = min(self.num_lanes, max(known_to_fit, num_wanted // 2))
         self.access.ask(lambda ledger: ledger.give_back(dropped, reason), None)
         self.ledger.holdings.drop(dropped)
         return len(dropped)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from hpsearch.training.lanes.lane_times import MARGIN, LaneTimes
 from hpsearch.training.networks.build import build_network
 from hpsearch.wording import counted, percent
 from hpsearch.worker.cohorts import cohort_name
-from hpsearch.worker.lanes.measured_lane_counts import KnownLanes, LaneCase, LaneMemory, StudyMix
+from hpsearch.worker.lanes.measured_lane_counts import SHORTAGE_LASTS, KnownLanes, LaneCase, LaneMemory, StudyMix
 from hpsearch.worker.options import MAX_LANES
 
 _log = get_logger("lanes")  # `run` shows its lines (launch/worker_command)
@@ -83,7 +84,7 @@ class FixedLanes:
         return min(self.number, self._most.get(cohort_name(settings), self.number))
 
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
-        self._most[cohort_name(settings)] = most
+        self._most[cohort_name(settings)] = min(most, self._most.get(cohort_name(settings), most))
 
     def note_idle(self) -> None:
         pass
@@ -140,13 +141,14 @@ class LearnedLanes:
     mix: StudyMix = field(default_factory=StudyMix)
     judging_bytes: int = 0
     clock: Callable[[], float] = time.monotonic
-    _most: dict[str, int] = field(default_factory=dict)  # by cohort
+    _most: dict[str, tuple[int, float]] = field(default_factory=dict)  # by cohort, and until when
+    _asked_at: float = -math.inf  # when a cohort was opened with one lane, or more points were asked for since
     _cases: dict[LaneCase, _Case] = field(default_factory=dict)
     _told: int | None = None  # the number that was logged last: one line per change
 
     def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
         points, words = min(MAX_LANES, share()), self._case_of(settings)
-        most = min(self.memory.most_lanes(words) or MAX_LANES, self._most.get(cohort_name(settings), MAX_LANES))
+        most = self._most_lanes(settings)
         limit, case = min(points, most), self._cases.get(words)
         if case is None:
             if limit == 1:  # nothing to choose: the device need not be known
@@ -170,10 +172,12 @@ class LearnedLanes:
     def review(self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]) -> int:
         case = self._cases.get(self._case_of(settings))
         if case is None:
-            return 1  # there was nothing to choose
+            return self._look_again(settings, share)
         # Lanes that are left over at the end of a cohort are not representative: their trials may be narrow or cheap.
         is_full = num_busy == case.number or num_busy >= case.peak
-        case.peak = max(case.peak, num_busy)
+        if num_busy > case.peak:
+            case.peak = num_busy
+            self._note_use(case, num_busy)
         if is_full and case.times.observe(num_busy, seconds / num_busy):
             is_new = num_busy not in case.stored
             if self._is_news(case, num_busy) and (is_new or self.clock() - case.written_at >= _WRITE_SECONDS):
@@ -203,7 +207,9 @@ class LearnedLanes:
         return number
 
     def note_shortage(self, settings: TrialSettings, most: int) -> None:
-        self._most[cohort_name(settings)] = most
+        self._told = most  # whoever calls this has logged it
+        most = min(most, self._shortage(settings))
+        self._most[cohort_name(settings)] = most, self.clock() + SHORTAGE_LASTS.total_seconds()
         self.memory.note_shortage(self._case_of(settings), most)
         if (case := self._cases.get(self._case_of(settings))) is not None:
             case.most = min(case.most, most)
@@ -216,13 +222,36 @@ class LearnedLanes:
             if any(self._is_news(case, lanes) for lanes in case.times.readings):
                 self._remember(case)
 
+    def _most_lanes(self, settings: TrialSettings) -> int:
+        most = self.memory.most_lanes(self._case_of(settings))
+        return min(most or MAX_LANES, self._shortage(settings))
+
+    def _shortage(self, settings: TrialSettings) -> int:
+        most, until = self._most.get(cohort_name(settings), (MAX_LANES, math.inf))
+        return most if self.clock() < until else MAX_LANES
+
+    def _look_again(self, settings: TrialSettings, share: Callable[[], int | None]) -> int:
+        """Begin to learn where a cohort was opened with one lane, for lack of points or memory, and has both by now."""
+        if self.clock() - self._asked_at < _ASK_AGAIN_SECONDS:
+            return 1
+        self._asked_at, most = self.clock(), self._most_lanes(settings)
+        if most > 1 and (share() or 1) > 1 and self._can_measure():
+            words = self._case_of(settings)
+            case = self._cases[words] = self._begin(settings, words)
+            case.most = most
+        return 1  # as long as it is all that was read
+
     def _open_one(self, reason: str) -> int:
+        self._asked_at = self.clock()
         self.memory.end_use()
         self._tell(1, reason)
         return 1
 
     def _change(self, case: _Case, number: int) -> None:
         case.change(number)
+        self._note_use(case, number)
+
+    def _note_use(self, case: _Case, number: int) -> None:
         if self.device.type == "cpu":
             self.memory.use_lanes(case.case, number)
 
@@ -258,9 +287,13 @@ class LearnedLanes:
     def _remember(self, case: _Case) -> None:
         """Write the readings: all, because a single one would not fit to those of another hour.
 
-        Other numbers that are stored by now were read by other workers in the meantime.
+        Other numbers that are stored by now were read by other workers in the meantime. If both have read one, the
+        others' are scaled to this worker's hour.
         """
-        seconds = {**self.memory.recall(case.case).seconds, **case.times.comparable}
+        mine, others = case.times.comparable, self.memory.recall(case.case).seconds
+        ratios = [mine[lanes] / others[lanes] for lanes in mine.keys() & others.keys()]
+        factor = statistics.median(ratios) if ratios else 1.0
+        seconds = {lanes: factor * value for lanes, value in others.items()} | mine
         self.memory.remember(KnownLanes(case=case.case.words, seconds=seconds))
         case.stored, case.written_at = seconds, self.clock()
 

@@ -178,6 +178,7 @@ class LaneMemory:
         self._now = now
         self._measure = measure
         self._speeds: dict[LaneCase, DeviceSpeed] = {}  # also where the folder cannot be written
+        self._warned: set[Path] = set()
         self._workers = WorkersLanes(folder / "in-use")
 
     def device_speed(self, device: torch.device, num_sharing: int) -> DeviceSpeed:
@@ -232,7 +233,8 @@ class LaneMemory:
 
     def _shortage(self, case: LaneCase) -> KnownShortage | None:
         known = self._read(_shortage_of(case), KnownShortage)
-        return known if known is not None and known.until > self._now() else None
+        # One that lasts longer was noted when the clock was ahead.
+        return known if known is not None and self._now() < known.until <= self._now() + SHORTAGE_LASTS else None
 
     def remember(self, known: KnownLanes | KnownDevice | KnownShortage) -> None:
         """Replace what is stored for a case. A folder that cannot be written is logged."""
@@ -264,7 +266,9 @@ class LaneMemory:
             if first["loc"] == ("format",) and first["input"] in (1, 2):
                 return None
             reason = str(first["msg"])
-        _log.warning("lanes are learned again: %s cannot be used: %s", path, reason)
+        if path not in self._warned:
+            self._warned.add(path)
+            _log.warning("lanes are learned again: %s cannot be used: %s", path, reason)
         return None
 
 

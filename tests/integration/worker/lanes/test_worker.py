@@ -1029,6 +1029,40 @@ def test_lanes_that_find_no_room_at_once_are_halved_and_not_given_up(
     assert [message.rpartition(", ")[2] for message in caplog.messages] == ["at most 3 lanes from now on"] * (lanes > 3)
 
 
+def test_one_point_that_finds_no_room_does_not_cost_the_lanes_one_by_one(
+    bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    study = bench(search={"learning_rate": [0.1, 0.2], "lambda_2": [0.0], "seed": list(range(8))})
+
+    class Stairs(Growing):
+        """One lane more after each epoch, so that trials end one after the other."""
+
+        def num_lanes(self, settings: TrialSettings, share: Callable[[], int]) -> int:
+            return 1
+
+        def review(
+            self, settings: TrialSettings, num_busy: int, seconds: float, share: Callable[[], int | None]
+        ) -> int:
+            return min(self.most, num_busy + 1)
+
+        def note_shortage(self, settings: TrialSettings, most: int) -> None:
+            assert most <= self.most
+            self.most = most
+
+    class Picky(Cohort):
+        def _take_lanes(self, trials: Any) -> None:
+            is_large = any(newcomer.settings.training.learning_rate == 0.2 for newcomer, _ in trials)
+            if is_large and self.keys:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            super()._take_lanes(trials)
+
+    lanes = Stairs()
+    lanes.most = 8
+    study.worker(lanes=lanes, build_cohort=Picky).run()
+    study.counted()
+    assert [message.partition("at most ")[2].split()[0] for message in caplog.messages] == ["5", "2", "1"]
+
+
 def test_trials_are_refused_while_the_database_is_away(
     bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
 ) -> None:

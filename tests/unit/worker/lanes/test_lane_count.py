@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -379,3 +380,77 @@ def test_an_open_cohort_gets_no_more_lanes_after_a_shortage(lab: Lab, trial: Tri
     seconds = 20 * lab.truth.seconds(20)
     assert [lanes.review(settings, 20, seconds, lambda: 1000) for _ in range(5)] == [20] * 5
     assert lanes.num_lanes(settings, lambda: 1000) == 20
+
+
+def test_a_shortage_limits_the_lanes_for_a_day_and_no_longer(lab: Lab, trial: Trial) -> None:
+    lanes, settings = lab.lanes(), trial()
+    lanes.note_shortage(settings, 4)
+    lanes.note_shortage(settings, 15)  # a later one does not raise the limit
+    assert lanes.num_lanes(settings, lambda: 1000) == 4
+    lab.now += 25 * 3600
+    lab.memory._now = lambda: datetime.now(UTC) + timedelta(hours=25)
+    assert lanes.num_lanes(settings, lambda: 1000) == 64
+
+
+@pytest.mark.parametrize("lacks", ["points", "memory"])
+def test_a_cohort_that_was_opened_with_one_lane_grows_when_there_is_more(lab: Lab, trial: Trial, lacks: str) -> None:
+    lanes, settings = lab.lanes(), trial()
+    lab.available = 100 if lacks == "memory" else lab.available
+    numbers = [lanes.num_lanes(settings, lambda: 1 if lacks == "points" else 1000)]
+    lab.available = 10**12
+    for _ in range(20):
+        lab.now += 10
+        seconds = numbers[-1] * lab.truth.seconds(numbers[-1])
+        numbers.append(lanes.review(settings, numbers[-1], seconds, lambda: 1000))
+    assert numbers[:6] == [1] * 6  # the question is repeated once a minute
+    assert numbers[-1] >= 32
+
+
+def test_epochs_that_something_disturbs_do_not_end_the_growth_for_good(lab: Lab, trial: Trial) -> None:
+    """Two epochs in a row, which confirm each other, with the number that has just been tried."""
+    lab.prior, lab.truth = EpochCost(fixed=0.1, per_lane=1.0), EpochCost(fixed=40.0, per_lane=1.0)
+    lanes, settings = lab.lanes(), trial()
+    number, num_disturbed = lanes.num_lanes(settings, lambda: 1000), 0
+    for _ in range(60):
+        seconds = number * lab.truth.seconds(number)
+        if number == 4 and num_disturbed < 2:
+            seconds, num_disturbed = 3 * seconds, num_disturbed + 1
+        number = lanes.review(settings, number, seconds, lambda: 1000)
+    assert num_disturbed == 2
+    assert number >= 32
+    lanes.note_idle()
+    assert lab.lanes().num_lanes(settings, lambda: 1000) >= 32
+
+
+def test_what_others_have_read_in_another_hour_is_scaled_to_what_both_have_read(lab: Lab, trial: Trial) -> None:
+    settings, slow = trial(), 3.0
+    lab.memory.remember(
+        KnownLanes(
+            case=lab.case(settings).words, seconds={lanes: slow * lab.truth.seconds(lanes) for lanes in (32, 64, 128)}
+        )
+    )
+    one = lab.lanes()
+    lab.train(one, settings, 6)
+    one.note_idle()
+    assert lab.known(settings).seconds == {
+        lanes: pytest.approx(lab.truth.seconds(lanes), rel=0.01) for lanes in (32, 64, 128)
+    }
+
+
+def test_a_worker_notes_the_lanes_that_are_busy(lab: Lab, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[int] = []
+    monkeypatch.setattr(LaneMemory, "use_lanes", lambda self, case, lanes: noted.append(lanes))
+    lanes, settings = lab.lanes(), trial()
+    assert lanes.num_lanes(settings, lambda: 1000) == 64
+    for busy in (12, 12, 20, 15):
+        lanes.review(settings, busy, busy * lab.truth.seconds(busy), lambda: 1000)
+    assert noted == [64, 12, 20]
+
+
+def test_a_shortage_that_was_told_is_not_told_again(lab: Lab, trial: Trial, caplog: pytest.LogCaptureFixture) -> None:
+    lanes, settings = lab.lanes(), trial()
+    with caplog.at_level(logging.INFO, logger="hpsearch"):
+        lanes.num_lanes(settings, lambda: 1000)
+        lanes.note_shortage(settings, 32)
+        lanes.num_lanes(settings, lambda: 1000)
+    assert len(caplog.messages) == 1

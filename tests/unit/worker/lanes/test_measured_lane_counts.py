@@ -218,3 +218,16 @@ def test_as_many_validations_are_expected_as_an_epoch_has(
     cohort.admit("a", settings)
     (report,) = cohort.train_epoch().values()
     assert parsed_mix(stopping=stopping).validations_per_epoch(10) == len(report.validations)
+
+
+def test_a_shortage_that_was_noted_while_the_clock_was_ahead_is_forgotten(tmp_path: Path) -> None:
+    LaneMemory(tmp_path, now=lambda: datetime.now(UTC) + timedelta(days=365)).note_shortage(CASE, 2)
+    assert LaneMemory(tmp_path).most_lanes(CASE) is None
+
+
+def test_a_file_that_cannot_be_used_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    memory = LaneMemory(tmp_path)
+    memory.path(CASE).write_text("{")
+    for _ in range(3):
+        memory.recall(CASE)
+    assert len(caplog.messages) == 1
