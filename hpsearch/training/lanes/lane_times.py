@@ -28,9 +28,6 @@ PRIOR_DOUBT = 4.0
 # time beside the training, which the model does not count. It decides only up to FEW_LANES, which cost little memory.
 TURN_SECONDS = 0.2
 FEW_LANES = 8
-# Readings after which one that decides against more lanes is taken again, once: it may have been disturbed. With two
-# epochs of a number that takes 30 % longer, this costs 3 % of the epochs between.
-RETAKE_AFTER = 20
 _MOST_LANES = 512
 _MOST_PARTS = 4  # equal groups of the points that are considered beside powers of two
 
@@ -64,7 +61,6 @@ class LaneTimes:
         self._recent = {lanes: deque([seconds], NUM_RECENT) for lanes, seconds in (known or {}).items()}
         self._num_accepted: dict[int, int] = {}  # readings of this process
         self._last_accepted: dict[int, int] = {}  # number of the reading; none of an earlier process
-        self._retaken: set[int] = set()
         self._doubtful: dict[int, float] = {}  # the last reading, where it was not accepted
         self._num_observed = 0
         self._known = dict(known or {})
@@ -115,19 +111,12 @@ class LaneTimes:
         best = self._smallest_good(candidates | {current}, self.estimate)
         if best == current and 2 * current in candidates and self._is_worth_a_try(2 * current):
             best = 2 * current
-        if best > current:
+        if best >= current:
             return best
         read = [lanes for lanes in candidates if lanes < current and lanes in self._recent]
         enough = (1 - SHRINK_MARGIN) * self._seconds_with_turn(current)
-        if best < current and read and min(map(self._seconds_with_turn, read)) <= enough:
-            return self._smallest_good(read, self._seconds_with_turn)
-        against = (lanes for lanes in self._recent if current < lanes <= limit and self._is_stale(lanes))
-        return min((lanes for lanes in against if self.estimate(lanes) > self.estimate(current)), default=current)
-
-    def _is_stale(self, lanes: int) -> bool:
-        """Whether a reading is to be taken again, which happens once in each process."""
-        age = self._num_observed - self._last_accepted.get(lanes, 0)
-        return lanes in self._recent and lanes not in self._retaken and age >= RETAKE_AFTER
+        is_worth_it = bool(read) and min(map(self._seconds_with_turn, read)) <= enough
+        return self._smallest_good(read, self._seconds_with_turn) if is_worth_it else current
 
     def _seconds_with_turn(self, lanes: int) -> float:
         return self.estimate(lanes) + TURN_SECONDS / lanes
@@ -152,9 +141,6 @@ class LaneTimes:
             Whether the readings have changed.
         """
         self._num_observed += 1
-        if self._is_stale(lanes):
-            self._retaken.add(lanes)
-            self._num_accepted[lanes] = 0
         if _agree(seconds, self.estimate(lanes)):
             self._recent.setdefault(lanes, deque(maxlen=NUM_RECENT)).append(seconds)
             self._num_accepted[lanes] = self._num_accepted.get(lanes, 0) + 1

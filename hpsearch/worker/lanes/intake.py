@@ -318,9 +318,10 @@ class Intake:
     def give_back_left_out(self, reason: str) -> int:
         """Give back the trials that the cohort could not admit, if it has others, and return their number.
 
-        The trials in lanes stay there. From now on the cohort has at most as many lanes as these, or half of those that
-        were wanted; and half of them if as many have been in training: a trial may need more memory than the others. A
-        database that is away still has the trials in this worker's name; its next answer is corrected.
+        The trials in lanes stay there. The new limit is their number or half of the lanes that were wanted, whichever
+        is more. It is half where as many lanes as were wanted have been in training before: then one trial needs more
+        memory than others. A database that is away still has the trials in this worker's name; its next answer is
+        corrected.
         """
         entered = frozenset(() if self.cohort is None else self.cohort.keys)
         left_out = self.lanes.keys() - entered

@@ -142,7 +142,7 @@ class LearnedLanes:
     judging_bytes: int = 0
     clock: Callable[[], float] = time.monotonic
     _most: dict[str, tuple[int, float]] = field(default_factory=dict)  # by cohort, and until when
-    _asked_at: float = -math.inf  # when a cohort was opened with one lane, or more points were asked for since
+    _looked_at: float = -math.inf  # when the limits of the open cohort were last looked at
     _cases: dict[LaneCase, _Case] = field(default_factory=dict)
     _told: int | None = None  # the number that was logged last: one line per change
 
@@ -155,8 +155,9 @@ class LearnedLanes:
                 return self._open_one(_NO_POINTS if points == 1 else _NO_MEMORY)
             if not self._can_measure():
                 return self._open_one("no memory is left to measure the device")
-            case = self._cases[words] = self._begin(settings, words)
-        case.most = most
+            with self.stop.interruptible():
+                case = self._cases[words] = self._begin(settings, words)
+        case.most, self._looked_at = most, self.clock()
         wanted = case.times.choose(limit)
         self._change(case, self._that_fit(case, wanted, num_held=0))
         if case.number < wanted:
@@ -173,6 +174,8 @@ class LearnedLanes:
         case = self._cases.get(self._case_of(settings))
         if case is None:
             return self._look_again(settings, share)
+        if self._is_time_to_look():  # a shortage may be forgotten, or another worker's be known
+            case.most = self._most_lanes(settings)
         # Lanes that are left over at the end of a cohort are not representative: their trials may be narrow or cheap.
         is_full = num_busy == case.number or num_busy >= case.peak
         if num_busy > case.peak:
@@ -232,17 +235,21 @@ class LearnedLanes:
 
     def _look_again(self, settings: TrialSettings, share: Callable[[], int | None]) -> int:
         """Begin to learn where a cohort was opened with one lane, for lack of points or memory, and has both by now."""
-        if self.clock() - self._asked_at < _ASK_AGAIN_SECONDS:
-            return 1
-        self._asked_at, most = self.clock(), self._most_lanes(settings)
-        if most > 1 and (share() or 1) > 1 and self._can_measure():
-            words = self._case_of(settings)
-            case = self._cases[words] = self._begin(settings, words)
-            case.most = most
+        if self._is_time_to_look() and not self.stop.is_set():
+            most = self._most_lanes(settings)
+            if most > 1 and (share() or 1) > 1 and self._can_measure():
+                words = self._case_of(settings)
+                case = self._cases[words] = self._begin(settings, words)
+                case.most = most
         return 1  # as long as it is all that was read
 
+    def _is_time_to_look(self) -> bool:
+        is_time = self.clock() - self._looked_at >= _ASK_AGAIN_SECONDS
+        self._looked_at = self.clock() if is_time else self._looked_at
+        return is_time
+
     def _open_one(self, reason: str) -> int:
-        self._asked_at = self.clock()
+        self._looked_at = self.clock()
         self.memory.end_use()
         self._tell(1, reason)
         return 1
@@ -269,9 +276,8 @@ class LearnedLanes:
         network = build_network(self.mix.widest_model(settings), *shape)
         largest = build_network(CohortShape.of(settings).model, *shape)  # in later rounds
         validations = self.mix.validations_per_epoch(self.data.num_minibatches(batch_size))
-        with self.stop.interruptible():
-            speed = self.memory.device_speed(self.device, self.num_sharing)
-            prior = speed.epoch_cost(network, self.data, batch_size, self.device, validations)
+        speed = self.memory.device_speed(self.device, self.num_sharing)
+        prior = speed.epoch_cost(network, self.data, batch_size, self.device, validations)
         known = self.memory.recall(words).seconds
         return _Case(
             case=words,
@@ -290,10 +296,11 @@ class LearnedLanes:
         Other numbers that are stored by now were read by other workers in the meantime. If both have read one, the
         others' are scaled to this worker's hour.
         """
-        mine, others = case.times.comparable, self.memory.recall(case.case).seconds
+        mine, known = case.times.comparable, self.memory.recall(case.case).seconds
+        others = {lanes: value for lanes, value in known.items() if value != case.stored.get(lanes)}
         ratios = [mine[lanes] / others[lanes] for lanes in mine.keys() & others.keys()]
         factor = statistics.median(ratios) if ratios else 1.0
-        seconds = {lanes: factor * value for lanes, value in others.items()} | mine
+        seconds = known | {lanes: factor * value for lanes, value in others.items()} | mine
         self.memory.remember(KnownLanes(case=case.case.words, seconds=seconds))
         case.stored, case.written_at = seconds, self.clock()
 

@@ -233,8 +233,8 @@ class LaneMemory:
 
     def _shortage(self, case: LaneCase) -> KnownShortage | None:
         known = self._read(_shortage_of(case), KnownShortage)
-        # One that lasts longer was noted when the clock was ahead.
-        return known if known is not None and self._now() < known.until <= self._now() + SHORTAGE_LASTS else None
+        # One that lasts much longer was noted while a clock was wrong.
+        return known if known is not None and self._now() < known.until < self._now() + 2 * SHORTAGE_LASTS else None
 
     def remember(self, known: KnownLanes | KnownDevice | KnownShortage) -> None:
         """Replace what is stored for a case. A folder that cannot be written is logged."""

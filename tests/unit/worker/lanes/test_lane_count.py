@@ -389,7 +389,16 @@ def test_a_shortage_limits_the_lanes_for_a_day_and_no_longer(lab: Lab, trial: Tr
     assert lanes.num_lanes(settings, lambda: 1000) == 4
     lab.now += 25 * 3600
     lab.memory._now = lambda: datetime.now(UTC) + timedelta(hours=25)
-    assert lanes.num_lanes(settings, lambda: 1000) == 64
+    seconds = 4 * lab.truth.seconds(4)
+    assert [lanes.review(settings, 4, seconds, lambda: 1000) for _ in range(2)] == [4, 8]
+    assert lanes.num_lanes(settings, lambda: 1000) > 4
+
+
+def test_a_later_shortage_does_not_raise_the_limit_of_a_named_number(trial: Trial) -> None:
+    lanes = FixedLanes(64)
+    lanes.note_shortage(trial(), 4)
+    lanes.note_shortage(trial(), 15)
+    assert lanes.num_lanes(trial(), lambda: 1000) == 4
 
 
 @pytest.mark.parametrize("lacks", ["points", "memory"])
@@ -406,35 +415,29 @@ def test_a_cohort_that_was_opened_with_one_lane_grows_when_there_is_more(lab: La
     assert numbers[-1] >= 32
 
 
-def test_epochs_that_something_disturbs_do_not_end_the_growth_for_good(lab: Lab, trial: Trial) -> None:
-    """Two epochs in a row, which confirm each other, with the number that has just been tried."""
-    lab.prior, lab.truth = EpochCost(fixed=0.1, per_lane=1.0), EpochCost(fixed=40.0, per_lane=1.0)
-    lanes, settings = lab.lanes(), trial()
-    number, num_disturbed = lanes.num_lanes(settings, lambda: 1000), 0
-    for _ in range(60):
-        seconds = number * lab.truth.seconds(number)
-        if number == 4 and num_disturbed < 2:
-            seconds, num_disturbed = 3 * seconds, num_disturbed + 1
-        number = lanes.review(settings, number, seconds, lambda: 1000)
-    assert num_disturbed == 2
-    assert number >= 32
-    lanes.note_idle()
-    assert lab.lanes().num_lanes(settings, lambda: 1000) >= 32
-
-
 def test_what_others_have_read_in_another_hour_is_scaled_to_what_both_have_read(lab: Lab, trial: Trial) -> None:
     settings, slow = trial(), 3.0
-    lab.memory.remember(
-        KnownLanes(
-            case=lab.case(settings).words, seconds={lanes: slow * lab.truth.seconds(lanes) for lanes in (32, 64, 128)}
-        )
-    )
-    one = lab.lanes()
-    lab.train(one, settings, 6)
-    one.note_idle()
-    assert lab.known(settings).seconds == {
-        lanes: pytest.approx(lab.truth.seconds(lanes), rel=0.01) for lanes in (32, 64, 128)
-    }
+    lanes = lab.lanes()
+    assert lanes.num_lanes(settings, lambda: 32) == 32
+    theirs = {number: slow * lab.truth.seconds(number) for number in (32, 64)}
+    lab.memory.remember(KnownLanes(case=lab.case(settings).words, seconds=theirs))
+    for _ in range(2):
+        lanes.review(settings, 32, 32 * lab.truth.seconds(32), lambda: 32)
+    lanes.note_idle()
+    expected = {number: lab.truth.seconds(number) for number in (32, 64)}
+    assert lab.known(settings).seconds == pytest.approx(expected)
+
+
+def test_what_others_have_read_meanwhile_stays_when_a_reading_of_ones_own_is_corrected(lab: Lab, trial: Trial) -> None:
+    settings, lanes = trial(), lab.lanes()
+    assert lanes.num_lanes(settings, lambda: 32) == 32
+    seconds = lab.truth.seconds(32)
+    lanes.review(settings, 32, 1.2 * 32 * seconds, lambda: 32)
+    lab.memory.remember(KnownLanes(case=lab.case(settings).words, seconds={**lab.known(settings).seconds, 3: 7.0}))
+    for _ in range(4):
+        lanes.review(settings, 32, 32 * seconds, lambda: 32)
+    lanes.note_idle()
+    assert lab.known(settings).seconds == {3: 7.0, 32: seconds}
 
 
 def test_a_worker_notes_the_lanes_that_are_busy(lab: Lab, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
