@@ -12,8 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Literal, Protocol, final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
@@ -45,21 +44,23 @@ class LaneStep(Protocol):
 
 Capture = Callable[[Work], Work]
 
-
-Purpose = Literal["training", "validation", "measuring"]
+# Streams of captures that are gone. Torch reuses freed memory on its stream only, and has 32 streams.
+_idle_streams: dict[torch.device, list[torch.cuda.Stream]] = {}
 
 
 @final
 class CudaCapture:
     """Captures work as a CUDA graph. All graphs of one step share one memory pool, since they never run at once.
 
-    The pool is freed with the last of them, so drop all of them before you capture anew. Graphs of different purposes
-    are captured on different streams, because with a graph torch may free the cuBLAS workspace of its stream.
+    The pool is freed with the last of them, so drop all of them before you capture anew. No two captures have a stream
+    in common, because with a graph torch may free the cuBLAS workspace of its stream.
     """
 
-    def __init__(self, device: torch.device, purpose: Purpose) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._purpose: Purpose = purpose
+        idle = _idle_streams.setdefault(device, [])
+        self._stream = idle.pop() if idle else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        weakref.finalize(self, idle.append, self._stream)
         # The first graph, whose memory pool the later ones share.
         self._graph: Callable[[], torch.cuda.CUDAGraph | None] = lambda: None
 
@@ -74,11 +75,11 @@ class CudaCapture:
         # Capture on a stream of this device. Otherwise torch would record on the current device, and work for another
         # device would run immediately instead of being recorded.
         with torch.cuda.device(self._device):
-            before, stream = torch.cuda.current_stream(), _capture_stream(self._device, self._purpose)
+            before = torch.cuda.current_stream()
             try:
                 # thread_local: another thread may fetch a checkpoint at the same time, whose calls would otherwise
                 # invalidate the capture.
-                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                     result = work()
             finally:
                 torch.cuda.set_stream(before)  # torch does not restore the stream if ending the capture fails
@@ -91,12 +92,6 @@ class CudaCapture:
             return result
 
         return replay
-
-
-@cache
-def _capture_stream(device: torch.device, purpose: Purpose) -> torch.cuda.Stream:
-    """Always the same stream: torch reuses freed memory on its stream only, and cuBLAS has a workspace for each."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @dataclass(kw_only=True)
@@ -126,7 +121,7 @@ class CapturedStep:
     num_cold: int = field(default=0, init=False)
     _version: int = -1
     _runs: dict[tuple[torch.Size, int], _Run] = field(default_factory=dict)
-    _is_warm: set[tuple[torch.Size, int]] = field(default_factory=set)
+    _warm: set[tuple[torch.Size, int]] = field(default_factory=set)
 
     def train(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         if stack.version != self._version:
@@ -144,14 +139,14 @@ class CapturedStep:
     def drop(self) -> None:
         """Drop all graphs."""
         self._runs.clear()
-        self._is_warm.clear()  # libraries may choose other algorithms for other shapes
+        self._warm.clear()  # libraries may choose other algorithms for other shapes
 
     def _train_run(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
         key = images.shape, batch_size
-        if key not in self._is_warm:
+        if key not in self._warm:
             # Libraries choose algorithms and allocate workspaces at the first call with given shapes. That must not
             # happen during a capture.
-            self._is_warm.add(key)
+            self._warm.add(key)
             self.num_cold += 1
             return self.step.train(stack, images, labels, batch_size)
         if key not in self._runs:
@@ -205,7 +200,7 @@ class CapturedValidation:
 
 def captured_validation(device: torch.device) -> CapturedValidation | None:
     """The validation as a graph, on a device that has graphs."""
-    return CapturedValidation(capture=CudaCapture(device, "validation")) if device.type == "cuda" else None
+    return CapturedValidation(capture=CudaCapture(device)) if device.type == "cuda" else None
 
 
 def drop_graphs(step: LaneStep, validation: CapturedValidation | None) -> None:

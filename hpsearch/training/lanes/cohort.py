@@ -71,6 +71,8 @@ class Cohort:
             the network.
     """
 
+    is_warm = True  # the last epoch captured no graph, nor warmed up for one: the next one takes as long
+
     def __init__(
         self,
         shape: CohortShape,
@@ -109,7 +111,6 @@ class Cohort:
             critical_gains=None if reference_test is None else reference_test.table(device),
         )
         self._lanes: list[BusyLane | None] = []  # None: free until a trial is admitted or an epoch begins
-        self.is_warm = True  # the last epoch captured no graph, nor warmed up for one: the next one takes as long
 
     @property
     def keys(self) -> tuple[Hashable, ...]:

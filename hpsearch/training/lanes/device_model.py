@@ -142,7 +142,7 @@ def _small_calls(device: torch.device) -> tuple[Work, int]:
         return product
 
     calls()  # cuBLAS is initialised here, not while a graph is captured
-    capture = CudaCapture(device, "measuring")(calls) if device.type == "cuda" else calls
+    capture = CudaCapture(device)(calls) if device.type == "cuda" else calls
     return capture, num_calls
 
 

@@ -66,7 +66,7 @@ def build_step(
         )
     if device.type != "cuda":
         return step
-    return CapturedStep(step=step, capture=CudaCapture(device, "training"), beat=beat)
+    return CapturedStep(step=step, capture=CudaCapture(device), beat=beat)
 
 
 class _Update(NamedTuple):

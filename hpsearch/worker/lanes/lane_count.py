@@ -21,7 +21,7 @@ from hpsearch.data.resident import ResidentData
 from hpsearch.logs import get_logger
 from hpsearch.signals import StopSignal
 from hpsearch.study.settings import TrialSettings
-from hpsearch.training.device_memory import memory_of, release_cached_memory
+from hpsearch.training.device_memory import is_out_of_memory, memory_of, release_cached_memory
 from hpsearch.training.lanes.cohort_shape import CohortShape
 from hpsearch.training.lanes.device_model import bytes_per_lane, measuring_bytes
 from hpsearch.training.lanes.lane_times import MARGIN, LaneTimes
@@ -174,13 +174,11 @@ class LearnedLanes:
         case = self._cases.get(self._case_of(settings))
         if case is None:
             return self._look_again(settings, share)
-        if self._is_time_to_look():  # a shortage may be forgotten, or another worker's be known
+        if self._is_time_to_look():  # how far it may grow: a shortage may be forgotten, or another worker's be known
             case.most = self._most_lanes(settings)
         # Lanes that are left over at the end of a cohort are not representative: their trials may be narrow or cheap.
         is_full = num_busy == case.number or num_busy >= case.peak
-        if num_busy > case.peak:
-            case.peak = num_busy
-            self._note_use(case, num_busy)
+        case.peak = max(case.peak, num_busy)
         if is_full and case.times.observe(num_busy, seconds / num_busy):
             is_new = num_busy not in case.stored
             if self._is_news(case, num_busy) and (is_new or self.clock() - case.written_at >= _WRITE_SECONDS):
@@ -239,8 +237,12 @@ class LearnedLanes:
             most = self._most_lanes(settings)
             if most > 1 and (share() or 1) > 1 and self._can_measure():
                 words = self._case_of(settings)
-                case = self._cases[words] = self._begin(settings, words)
-                case.most = most
+                try:
+                    case = self._cases[words] = self._begin(settings, words)
+                    case.most = most
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
         return 1  # as long as it is all that was read
 
     def _is_time_to_look(self) -> bool:
@@ -256,9 +258,6 @@ class LearnedLanes:
 
     def _change(self, case: _Case, number: int) -> None:
         case.change(number)
-        self._note_use(case, number)
-
-    def _note_use(self, case: _Case, number: int) -> None:
         if self.device.type == "cpu":
             self.memory.use_lanes(case.case, number)
 
@@ -267,7 +266,7 @@ class LearnedLanes:
 
     def _can_measure(self) -> bool:
         is_known = self.memory.knows_speed(self.device, self.num_sharing)
-        return is_known or memory_of(self.device).available() >= measuring_bytes(self.device)
+        return is_known or self._available() >= measuring_bytes(self.device)
 
     def _begin(self, settings: TrialSettings, words: LaneCase) -> _Case:
         """The case, by what is known of it. Any trial may bring the widest network into the cohort."""

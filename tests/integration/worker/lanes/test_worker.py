@@ -1074,12 +1074,17 @@ def test_trials_are_refused_while_the_database_is_away(
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             super()._take_lanes(trials)
 
+    num_asked = 0
+
     def away(*_: Any, **__: Any) -> None:
+        nonlocal num_asked
+        num_asked += 1
         raise DatabaseAwayError("planted")
 
     monkeypatch.setattr(Ledger, "give_back", away)
     study.worker(lanes=lanes, build_cohort=Tight).run()
     study.counted()
+    assert num_asked > 0
 
 
 def test_epochs_that_capture_graphs_say_nothing_of_the_number_of_lanes(bench: Callable[..., Bench]) -> None:

@@ -440,14 +440,18 @@ def test_what_others_have_read_meanwhile_stays_when_a_reading_of_ones_own_is_cor
     assert lab.known(settings).seconds == {3: 7.0, 32: seconds}
 
 
-def test_a_worker_notes_the_lanes_that_are_busy(lab: Lab, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    noted: list[int] = []
-    monkeypatch.setattr(LaneMemory, "use_lanes", lambda self, case, lanes: noted.append(lanes))
-    lanes, settings = lab.lanes(), trial()
-    assert lanes.num_lanes(settings, lambda: 1000) == 64
-    for busy in (12, 12, 20, 15):
-        lanes.review(settings, busy, busy * lab.truth.seconds(busy), lambda: 1000)
-    assert noted == [64, 12, 20]
+def test_memory_that_runs_out_while_the_device_is_measured_ends_no_trial(
+    lab: Lab, trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes = lab.lanes()
+    assert lanes.num_lanes(trial(), lambda: 1) == 1
+    lab.now += 61
+
+    def measure(device: torch.device) -> DeviceSpeed:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(lab.memory, "_measure", measure)
+    assert lanes.review(trial(), 1, 1.0, lambda: 1000) == 1
 
 
 def test_a_shortage_that_was_told_is_not_told_again(lab: Lab, trial: Trial, caplog: pytest.LogCaptureFixture) -> None:
