@@ -160,7 +160,7 @@ class Run:
             )
 
     def wait_until(self, condition: Callable[[], Any], what: str) -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 420  # on a busy machine Ray takes minutes to notice a lost node
         while not condition():
             assert self.process.poll() is None, f"{what}: ended before: {self.error_file.read_text()}"
             assert time.monotonic() < deadline, f"{what}: {self.error_file.read_text()}"
@@ -216,6 +216,7 @@ def node_of(cluster: Any, worker: int) -> Any:
     )
 
 
+@pytest.mark.timeout(1200)
 def test_every_point_counts_once_though_an_actor_is_killed_and_a_node_is_lost(run: Run, cluster: Any) -> None:
     first = run.wait_for_workers(set())
     assert len({raylet_of(worker) for worker in first}) == 2  # spread
