@@ -988,18 +988,24 @@ class Growing:
         pass
 
 
+def tight(room: int) -> type[Cohort]:
+    """A cohort on a device with room for so many lanes, which refuses more before they enter."""
+
+    class Tight(Cohort):
+        def _take_lanes(self, trials: Any) -> None:
+            if len(self.keys) + len(trials) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            super()._take_lanes(trials)
+
+    return Tight
+
+
 def test_trials_in_lanes_train_on_when_there_is_no_memory_for_more(
     bench: Callable[..., Bench], database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     study, lanes = bench(), Growing()
 
-    class Tight(Cohort):
-        def _take_lanes(self, trials: Any) -> None:
-            if len(self.keys) + len(trials) > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            super()._take_lanes(trials)
-
-    assert study.worker(lanes=lanes, build_cohort=Tight).run() == 6
+    assert study.worker(lanes=lanes, build_cohort=tight(2)).run() == 6
     assert [trial.user_attrs["attempt"] for trial in study.counted()] == [1, 1, 3, 2, 2, 2]
     assert (lanes.most, set(lanes.reviews), crashes(database)) == (2, {2}, 0)
     refused = "tester: out of memory on cpu (tried to allocate 2.00 GiB): "
@@ -1018,13 +1024,7 @@ def test_lanes_that_find_no_room_at_once_are_halved_and_not_given_up(
 ) -> None:
     study = bench()
 
-    class Tight(Cohort):
-        def _take_lanes(self, trials: Any) -> None:
-            if len(self.keys) + len(trials) > 3:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            super()._take_lanes(trials)
-
-    study.worker(lanes=lanes, build_cohort=Tight).run()
+    study.worker(lanes=lanes, build_cohort=tight(3)).run()
     study.counted()
     assert [message.rpartition(", ")[2] for message in caplog.messages] == ["at most 3 lanes from now on"] * (lanes > 3)
 
@@ -1068,12 +1068,6 @@ def test_trials_are_refused_while_the_database_is_away(
 ) -> None:
     study, lanes = bench(), Growing()
 
-    class Tight(Cohort):
-        def _take_lanes(self, trials: Any) -> None:
-            if len(self.keys) + len(trials) > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            super()._take_lanes(trials)
-
     num_asked = 0
 
     def away(*_: Any, **__: Any) -> None:
@@ -1082,7 +1076,7 @@ def test_trials_are_refused_while_the_database_is_away(
         raise DatabaseAwayError("planted")
 
     monkeypatch.setattr(Ledger, "give_back", away)
-    study.worker(lanes=lanes, build_cohort=Tight).run()
+    study.worker(lanes=lanes, build_cohort=tight(2)).run()
     study.counted()
     assert num_asked > 0
 
