@@ -10,13 +10,14 @@
    the other in eager mode on resident data and against the DataLoader loop, and the share of the limits reached.
 4. A complete study of 64 points through `hpsearch run`, and the notes' 36 points to the end of their patience.
 
-Parts are skipped, and say so, once the time is up (`--minutes`).
+The result is written after each part. Parts are skipped, and say so, once the time is up (`--minutes`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -45,6 +46,7 @@ from hpsearch.errors import SurroundingsError
 from hpsearch.search.significance import critical_gains
 from hpsearch.study.settings import ModelSettings, Precision, TrainingSettings, TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
+from hpsearch.training.device_memory import is_out_of_memory
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.lanes.cohort_shape import CohortShape
 
@@ -83,24 +85,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     use_full_float32()
     run = Run(device=device, is_tiny=options.tiny, ends_at=time.monotonic() + 60 * options.minutes)
     before = machine(device)
+    output = options.output or (None if options.tiny else RESULTS / "gpu.json")
     for part in (check_correctness, measure_limits, measure_rates, time_studies):
         say(f"{part.__name__}, {max(0.0, run.ends_at - time.monotonic()):.0f} s left")
         try:
             part(run)
-        except (RuntimeError, ValueError) as error:  # what one part finds must not be lost by another
-            run.details.setdefault("errors", []).append(f"{part.__name__}: {error}")
+        except Exception as error:  # what one part finds must not be lost by another
+            run.details.setdefault("errors", []).append(f"{part.__name__}: {type(error).__name__}: {error}")
             say(f"{part.__name__} failed: {error}")
+        if output is not None:
+            write(
+                output,
+                title="Lanes on a GPU",
+                machine=before,
+                settings={name: str(value) for name, value in vars(options).items()},
+                measurements=run.measurements,
+                details=run.details,
+            )
     print_measurements("GPU", run.measurements)
-    output = options.output or (None if options.tiny else RESULTS / "gpu.json")
-    if output is not None:
-        write(
-            output,
-            title="Lanes on a GPU",
-            machine=before,
-            settings={name: str(value) for name, value in vars(options).items()},
-            measurements=run.measurements,
-            details=run.details,
-        )
 
 
 # 1. Correctness
@@ -118,9 +120,12 @@ def check_correctness(run: Run) -> None:
         for optimizer in ("sgd", "momentum", "adam"):
             for shuffle in (False, True):
                 name = f"{family} {optimizer}{' shuffled' if shuffle else ''}"
+                if not run.has_time(name, 10):
+                    return
                 trials = _trials(family, optimizer, shuffle)
                 difference, num_images = _differences(trials, on_device, on_host, run.device)
-                run.details.setdefault("relative difference of NLL", {})[name] = difference
+                shown = difference if math.isfinite(difference) else "not finite"
+                run.details.setdefault("relative difference of NLL", {})[name] = shown
                 run.details.setdefault("images that differ", {})[name] = num_images
                 # Adam divides a gradient by its own size: rounding of one near 0 becomes as large as a step.
                 is_adam = optimizer == "adam"
@@ -132,7 +137,7 @@ def check_correctness(run: Run) -> None:
         "lanes on the device against the reference on the CPU, float64",
         ["trial", "largest relative difference of NLL", "images that differ"],
         [
-            [name, f"{value:.1e}", str(images[name])]
+            [name, value if isinstance(value, str) else f"{value:.1e}", str(images[name])]
             for name, value in run.details["relative difference of NLL"].items()
         ],
     )
@@ -167,7 +172,8 @@ def _differences(
             cohort.release(1)  # fewer lanes: captured anew
         for key, report in cohort.train_epoch().items():
             curves[int(str(key))].append(report)
-            correct[int(str(key))] = cohort.best_record(key).astype(bool)
+            if all(math.isfinite(value) for value in _nlls(report)):
+                correct[int(str(key))] = cohort.best_record(key).astype(bool)
     worst, most = 0.0, 0
     for index, settings in enumerate(trials):
         num_epochs = len(curves[index])
@@ -184,12 +190,19 @@ def _differences(
         worst = max(
             [
                 worst,
-                *(abs(a - b) / abs(b) for one, other in pairs for a, b in zip(_nlls(one), _nlls(other), strict=True)),
+                *(_relative(a, b) for one, other in pairs for a, b in zip(_nlls(one), _nlls(other), strict=True)),
             ]
         )
         counts = [abs(a - b) for one, other in pairs for a, b in zip(_gains(one), _gains(other), strict=True)]
-        most = max([most, *counts, int((correct[index] != result.best_correct).sum())])
+        if index in correct:
+            counts.append(int((correct[index] != result.best_correct).sum()))
+        most = max([most, *counts])
     return worst, most
+
+
+def _relative(value: float, expected: float) -> float:
+    """The relative difference, infinite if the value is not finite: max() would pass over NaN."""
+    return abs(value - expected) / abs(expected) if math.isfinite(value) else math.inf
 
 
 def _reference_test(data: ResidentData) -> ReferenceTest:
@@ -265,9 +278,11 @@ def _usual_rate(run: Run, shape: Contender, kind: Any, name: str) -> float | Non
 
 def _lane_rates(run: Run, shape: Contender, name: str) -> dict[int, float]:
     found: dict[int, float] = {}
+    least_seconds = 25.0
     for lanes in (1, 4) if run.is_tiny else (1, 4, 16, 64, 256):
-        if not run.has_time(f"{name}, {lanes} lanes", 25):
+        if not run.has_time(f"{name}, {lanes} lanes", least_seconds):
             break
+        train = None  # its lanes make room for the next ones
         try:
             train = build(replace(shape, num_lanes=lanes))
             train()  # warms up, captures
@@ -275,10 +290,14 @@ def _lane_rates(run: Run, shape: Contender, name: str) -> dict[int, float]:
             first = train()
             num_more = 2 if first * lanes * shape.num_images / NOTES_IMAGES < 5 else 0
             seconds = [first, *(train() for _ in range(num_more))]
-        except torch.OutOfMemoryError:
+            least_seconds = max(25.0, 3 * 4 * first * lanes)  # three epochs of four times as many lanes, at this rate
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             run.details.setdefault("out of memory", []).append(f"{name}, {lanes} lanes")
             break
         finally:
+            train = None
             if run.device.type == "cuda":
                 torch.cuda.empty_cache()
         values = tuple(1 / one for one in seconds)

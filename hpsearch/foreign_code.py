@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from hpsearch.errors import InputError
+from hpsearch.logs import get_logger
 from hpsearch.wording import did_you_mean
 
-# A child of the package's logger: hpsearch.logs imports Optuna, which lower floors must not import.
-_log = logging.getLogger(__name__)
+_log = get_logger("foreign_code")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 _CUDNN = ("benchmark", "deterministic", "allow_tf32")

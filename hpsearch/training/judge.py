@@ -140,7 +140,10 @@ class ZeroOne(Judge):
 
     def loss(self, examples: Tensor) -> Tensor:
         num_examples = examples.shape[-1]
-        return (num_examples - examples.sum(dim=-1)).double() / num_examples
+        # A tensor on the device: CUDA multiplies by a rounded 1/N instead of dividing by a number of the host, and an
+        # error that a CPU has found would be no tie.
+        divisor = torch.full((), num_examples, dtype=torch.float64, device=examples.device)
+        return (num_examples - examples.sum(dim=-1)) / divisor
 
     def record(self, examples: Tensor, loss: Tensor) -> Tensor:
         return examples if self.groups is None else super().record(examples, loss)

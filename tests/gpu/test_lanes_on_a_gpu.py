@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.reference_loop import TrialResult, train_trial
 from hpsearch.data.resident import ResidentData, as_inputs
@@ -15,7 +18,7 @@ from hpsearch.epoch_report import EpochReport
 from hpsearch.search.significance import critical_gains
 from hpsearch.study.settings import ModelSettings, TrainingSettings, TrialSettings
 from hpsearch.training.correct_images import ReferenceTest
-from hpsearch.training.lanes.capture import CapturedStep
+from hpsearch.training.lanes.capture import CapturedStep, LaneStep
 from hpsearch.training.lanes.cohort import Cohort
 from hpsearch.training.lanes.cohort_shape import CohortShape
 
@@ -202,6 +205,36 @@ def test_a_gpu_is_given_captured_steps() -> None:
     cohort = Cohort(CohortShape.of(trial()), ResidentData.place(images(), device), device, NEVER)
 
     assert isinstance(cohort._step, CapturedStep)
+
+
+@pytest.mark.parametrize("refused", [lambda: torch.ones(1).cuda(), torch.cuda.synchronize], ids=["copy", "wait"])
+def test_what_cannot_be_captured_trains_eagerly_and_spoils_no_later_capture(refused: Callable[[], object]) -> None:
+    device = torch.device("cuda")
+    data = ResidentData.place(images(), device)
+
+    class Refused:
+        def __init__(self, step: LaneStep) -> None:
+            self.step = step
+
+        def train(self, *arguments: Any) -> Tensor:
+            result = self.step.train(*arguments)
+            refused()
+            return result
+
+    curves = []
+    for is_refused in (False, True, False):
+        cohort = Cohort(CohortShape.of(trial()), data, device, NEVER)
+        cohort.admit(0, trial())
+        cohort.train_epoch()  # builds the step
+        assert isinstance(cohort._step, CapturedStep)
+        if is_refused:
+            cohort._step.step = Refused(cohort._step.step)
+        cohort._step.drop()
+        curves.append([cohort.train_epoch()[0].validations for _ in range(3)])
+        assert cohort._step._is_eager == is_refused
+        del cohort  # its streams are the next one's
+        torch.cuda.empty_cache()  # raises if the allocator believes that a capture goes on
+    assert curves[0] == curves[1] == curves[2]
 
 
 def test_copies_of_filters_between_captured_epochs_change_no_bit_and_are_the_weights() -> None:

@@ -19,12 +19,13 @@ class Holdings:
 
     A claim is expected from before its statement is sent until its result is recorded here, so that a renewal in
     another thread does not treat newly claimed points as surplus. A hold stays until the database knows that it has
-    ended.
+    ended, or is owed to it.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._holds: set[Hold] = set()
+        self._owed: dict[Hold, str] = {}  # holds that the database may still have, and why they ended
         self._expected: set[int] = set()  # tokens of claims whose answer has not arrived yet
         self._server_started_at: datetime | None = None
         self._num_restarts = 0
@@ -60,11 +61,29 @@ class Holdings:
         """Remove holds that have ended or belong to another worker."""
         with self._lock:
             self._holds.difference_update(holds)
+            for hold in holds:
+                self._owed.pop(hold, None)
+
+    def owe(self, holds: Collection[Hold], reason: str) -> None:
+        """Remove holds that the database may still have: it is away. They are then surplus in its next answer.
+
+        Args:
+            reason: why their points are given back then.
+        """
+        with self._lock:
+            self._holds.difference_update(holds)
+            self._owed.update(dict.fromkeys(holds, reason))
+
+    def reason_for(self, hold: Hold) -> str | None:
+        """Return why a surplus hold is given back, or None if that was not recorded."""
+        with self._lock:
+            return self._owed.get(hold)
 
     def clear(self) -> None:
         """Remove all holds. Claims that were sent and not answered stay expected."""
         with self._lock:
             self._holds.clear()
+            self._owed.clear()
 
     def now(self) -> frozenset[Hold]:
         """Return all holds."""

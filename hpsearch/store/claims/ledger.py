@@ -58,7 +58,7 @@ class Ledger:
     """One worker's access to the points of one study.
 
     Any number of workers may call the methods at once, and every method is safe to repeat. Each method is one
-    transaction; if it finds points to requeue, one more.
+    transaction; if it finds points to requeue, one more for each reason.
 
     Args:
         owner: the worker's number, unique among live workers (worker/lease_keeper.py); 0 for readers.
@@ -267,12 +267,13 @@ class Ledger:
 
     def _give_back(self, holds: Collection[Hold]) -> None:
         """Requeue the points of these claims, if the database still has them in this worker's name."""
-        if not holds:
-            return
-        claimed = as_columns("trial_id claim", holds)
-        points = self._requeue(statements.CLAIMED_FOR_UPDATE, claimed, UNDONE, is_crash=False, operation="release")
-        if points:
-            _log.warning("the database has lost acknowledged writes: points %s start again", sorted(points))
+        by_reason: dict[str, list[Hold]] = {}
+        for hold in holds:
+            by_reason.setdefault(self.holdings.reason_for(hold) or UNDONE, []).append(hold)
+        for reason, some in by_reason.items():
+            points = self.give_back(some, reason)
+            if points and reason == UNDONE:
+                _log.warning("the database has lost acknowledged writes: points %s start again", sorted(points))
 
     def watch_leases(self) -> None:
         """Look at other workers' leases, so that `reap` knows how long they have not been renewed."""

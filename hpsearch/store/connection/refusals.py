@@ -123,7 +123,7 @@ REFUSALS = (
     ),
     Refusal(
         "has no connection left for user {user}",
-        "a worker needs up to eight. The limit is the one that the message names: max_connections of the server, "
+        "count six for each worker. The limit is the one that the message names: max_connections of the server, "
         "CONNECTION LIMIT of the role or the database, or the pooler's",
         states=("53300",),
         pattern=r"too many (clients|connections)|remaining connection slots|no more connections allowed",

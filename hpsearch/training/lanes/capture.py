@@ -5,19 +5,29 @@ longer than running them. A graph of a run of minibatches is captured once and r
 and labels are copied into the graph's own tensors, learning rates are in tensors that keep their address
 (`LaneStack.set_rates`), and weights are updated in place. Graphs are captured again whenever the lanes' tensors move
 to other memory (`LaneStack.version`). Admitting a trial into a free lane moves nothing.
+
+Not all work can be captured: a user's module may copy numbers from the host, for example. A capture executes nothing,
+so such work then runs in eager mode, until the step is built anew.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
+from hpsearch.logs import get_logger
+from hpsearch.training.device_memory import is_out_of_memory
 from hpsearch.training.lanes.stack import LaneStack
+from hpsearch.wording import first_line
+
+_log = get_logger("capture")
 
 # Minibatches per graph: enough to make the cost of a replay (about 10 us) and of copying its images negligible, few
 # enough to capture in a fraction of a second.
@@ -69,19 +79,33 @@ class CudaCapture:
 
         Returns:
             A function that runs the recorded work. It returns the same tensor each time.
+        Raises:
+            RuntimeError: the work cannot be captured, or memory ran out (`is_out_of_memory`); nothing was run. Torch
+                may then keep the memory of the pool for good (https://github.com/pytorch/pytorch/pull/190348).
         """
         graph, first = torch.cuda.CUDAGraph(), self._graph()
-        pool = None if first is None else first.pool()
+        pool = torch.cuda.graph_pool_handle() if first is None else first.pool()
         # Capture on a stream of this device. Otherwise torch would record on the current device, and work for another
         # device would run immediately instead of being recorded.
-        with torch.cuda.device(self._device):
+        with torch.cuda.device(self._device), _no_garbage_collection():
             before = torch.cuda.current_stream()
+            cause: BaseException | None = None
             try:
                 # thread_local: another thread may fetch a checkpoint at the same time, whose calls would otherwise
                 # invalidate the capture.
                 with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
-                    result = work()
+                    try:
+                        result = work()
+                    except BaseException as error:
+                        cause = error
+                        raise
+            except BaseException as error:
+                _end_allocation(pool)
+                if cause is None or cause is error:
+                    raise
+                raise cause from error  # ending the capture has failed, too
             finally:
+                cause = None  # its traceback holds this frame
                 torch.cuda.set_stream(before)  # torch does not restore the stream if ending the capture fails
         if first is None:
             self._graph = weakref.ref(graph)
@@ -92,6 +116,46 @@ class CudaCapture:
             return result
 
         return replay
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A graph that is collected meanwhile would abort a capture (https://github.com/pytorch/pytorch/issues/161037)."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _end_allocation(pool: tuple[int, int]) -> None:
+    """Tell torch's allocator that a capture on the current device has failed.
+
+    If ending the capture has also failed, torch may believe that it goes on, and then refuses to free memory and to
+    capture anew. Needed until the oldest torch that we admit has https://github.com/pytorch/pytorch/pull/180395.
+    """
+    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):  # the latter in older versions
+        if end := getattr(torch._C, name, None):
+            with contextlib.suppress(RuntimeError):  # torch has told it
+                end(torch.cuda.current_device(), pool)
+            return
+
+
+def _try_capture(capture: Capture, work: Work, name: str) -> Work | None:
+    """The replay of this work, or None if it cannot be captured, which is logged.
+
+    Raises:
+        RuntimeError: memory ran out.
+    """
+    try:
+        return capture(work)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        _log.warning("%s takes longer, because it cannot be captured as a CUDA graph: %s", name, first_line(error))
+        return None
 
 
 @dataclass(kw_only=True)
@@ -106,7 +170,7 @@ class _Run:
 @final
 @dataclass(kw_only=True)
 class CapturedStep:
-    """A step that captures another step once per shape and replays it afterwards.
+    """A step that captures another step once per shape and replays it afterwards, unless it cannot be captured.
 
     Args:
         step: the step to capture; its operations depend only on the stack's version and the shapes of its inputs.
@@ -119,6 +183,7 @@ class CapturedStep:
     capture: Capture
     beat: Callable[[], None] = lambda: None
     num_cold: int = field(default=0, init=False)
+    _is_eager: bool = field(default=False, init=False)  # the step cannot be captured
     _version: int = -1
     _runs: dict[tuple[torch.Size, int], _Run] = field(default_factory=dict)
     _warm: set[tuple[torch.Size, int]] = field(default_factory=set)
@@ -142,6 +207,8 @@ class CapturedStep:
         self._warm.clear()  # libraries may choose other algorithms for other shapes
 
     def _train_run(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+        if self._is_eager:
+            return self.step.train(stack, images, labels, batch_size)
         key = images.shape, batch_size
         if key not in self._warm:
             # Libraries choose algorithms and allocate workspaces at the first call with given shapes. That must not
@@ -151,20 +218,26 @@ class CapturedStep:
             return self.step.train(stack, images, labels, batch_size)
         if key not in self._runs:
             self.num_cold += 1
-            self._runs[key] = self._captured(stack, images, labels, batch_size)
+            captured = self._captured(stack, images, labels, batch_size)
+            if captured is None:
+                self._is_eager = True
+                self.drop()
+                return self.step.train(stack, images, labels, batch_size)
+            self._runs[key] = captured
         run = self._runs[key]
         run.images.copy_(images)
         run.labels.copy_(labels)
         return run.replay()
 
-    def _captured(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> _Run:
+    def _captured(self, stack: LaneStack, images: Tensor, labels: Tensor, batch_size: int) -> _Run | None:
         own_images, own_labels = torch.empty_like(images), torch.empty_like(labels)
         own_labels.zero_()  # uninitialised memory would not be valid class numbers
 
         def work() -> Tensor:
             return self.step.train(stack, own_images, own_labels, batch_size)
 
-        return _Run(images=own_images, labels=own_labels, replay=self.capture(work))
+        replay = _try_capture(self.capture, work, "training")
+        return None if replay is None else _Run(images=own_images, labels=own_labels, replay=replay)
 
 
 @final
@@ -174,23 +247,29 @@ class CapturedValidation:
 
     Args:
         capture: records work and returns its replay.
-        num_cold: validations so far that were not replayed.
+        num_cold: validations so far that were not replayed, but warmed up or were captured.
     """
 
     capture: Capture
     num_cold: int = field(default=0, init=False)
+    _is_eager: bool = field(default=False, init=False)  # the validation cannot be captured
     _version: int = -1
     _replay: Work | None = None
 
     def __call__(self, stack: LaneStack, validate: Work) -> Tensor:
         """Run `validate` for the stack as it is now, directly or by a replay, and return its result."""
+        if self._is_eager:
+            return validate()
         if stack.version != self._version:
             self._version, self._replay = stack.version, None
             self.num_cold += 1
             return validate()  # also the warm-up for the capture
         if self._replay is None:
             self.num_cold += 1
-            self._replay = self.capture(validate)
+            self._replay = _try_capture(self.capture, validate, "validation")
+            if self._replay is None:
+                self._is_eager = True
+                return validate()
         return self._replay().clone()  # the next replay writes into the same tensor
 
     def drop(self) -> None:

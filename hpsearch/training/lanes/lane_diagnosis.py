@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from hpsearch.data.resident import ResidentData
 from hpsearch.epoch_report import Diagnosis
+from hpsearch.logs import get_logger
 from hpsearch.study.settings import TrialSettings
 from hpsearch.training.device_memory import is_out_of_memory
 from hpsearch.training.diagnosis.gradient_state import FixedBatch, LanesState, is_diagnosis_due, measure, names_of
@@ -21,8 +21,7 @@ from hpsearch.training.networks.network import Network
 from hpsearch.training.networks.padding import PADDED_FAMILIES, fit
 from hpsearch.training.tensors import runs
 
-# A child of the package's logger: hpsearch.logs imports Optuna, which this package must not import.
-_log = logging.getLogger(__name__)
+_log = get_logger("diagnosis")
 
 
 @final

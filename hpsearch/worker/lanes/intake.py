@@ -336,8 +336,8 @@ class Intake:
         known_to_fit = len(self.lanes) if num_wanted > self._num_fitting else 1
         self._num_fitting = len(self.lanes)
         self.num_lanes = min(self.num_lanes, max(known_to_fit, num_wanted // 2))
-        self.access.ask(lambda ledger: ledger.give_back(dropped, reason), None)
-        self.ledger.holdings.drop(dropped)
+        if self.access.ask(lambda ledger: ledger.give_back(dropped, reason), None) is None:  # the database is away
+            self.ledger.holdings.owe(dropped, reason)
         return len(dropped)
 
     def clear(self) -> None:

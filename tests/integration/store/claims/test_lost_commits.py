@@ -69,6 +69,19 @@ def test_a_result_that_was_undone_is_given_back_and_counted_again(
     assert crashes(execute) == {0}
 
 
+def test_what_was_given_up_while_the_database_was_away_is_given_back_for_that_reason(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third = ledger.claim(3)
+    ledger.holdings.owe([first.hold], "no room")
+    ledger.holdings.drop([second.hold])
+    assert ledger.renew() == 1
+    assert ledger.counts() == PointCounts(waiting=2, running=1)
+    assert ledger.holdings.now() == {third.hold}
+    assert [trial.user_attrs.get("fail_reason") for trial in trials_of(ledger)[:3]] == ["no room", UNDONE, None]
+    assert caplog.messages == [f"the database has lost acknowledged writes: points [{second.point}] start again"]
+
+
 def test_epochs_that_were_undone_leave_no_gap(ledger: Ledger, database: Database, epoch: Epoch, execute: Any) -> None:
     claim, other = ledger.claim(2)
     ledger.record({claim.trial_id: epoch(1)})

@@ -1064,21 +1064,24 @@ def test_one_point_that_finds_no_room_does_not_cost_the_lanes_one_by_one(
 
 
 def test_trials_are_refused_while_the_database_is_away(
-    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+    bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     study, lanes = bench(), Growing()
 
-    num_asked = 0
+    give_back, outage = Ledger.give_back, [DatabaseAwayError("planted")]
 
-    def away(*_: Any, **__: Any) -> None:
-        nonlocal num_asked
-        num_asked += 1
-        raise DatabaseAwayError("planted")
+    def away_at_first(*arguments: Any, **named: Any) -> list[int]:
+        if outage:
+            raise outage.pop()
+        return give_back(*arguments, **named)
 
-    monkeypatch.setattr(Ledger, "give_back", away)
+    monkeypatch.setattr(Ledger, "give_back", away_at_first)
     study.worker(lanes=lanes, build_cohort=tight(2)).run()
     study.counted()
-    assert num_asked > 0
+    assert not outage
+    failed = [t for t in study.study.trials if t.state is TrialState.FAIL]
+    assert {t.user_attrs["fail_reason"] for t in failed} == {"out of memory on cpu beside other lanes"}
+    assert not any("has lost" in message for message in caplog.messages)
 
 
 def test_epochs_that_capture_graphs_say_nothing_of_the_number_of_lanes(bench: Callable[..., Bench]) -> None:

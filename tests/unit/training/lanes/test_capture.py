@@ -143,6 +143,66 @@ def test_a_term_that_no_lane_had_is_captured_when_one_has_it(
         assert_same(replayed, expected)
 
 
+class Refusal:
+    """A `Capture` that fails after it has run the work without effect.
+
+    Args:
+        record: another capture.
+    """
+
+    def __init__(self, error: Exception, record: Callable[[Callable[[], Tensor]], object]) -> None:
+        self.error, self.record, self.num_tried = error, record, 0
+
+    def __call__(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        self.num_tried += 1
+        self.record(work)
+        raise self.error
+
+
+def test_what_cannot_be_captured_is_trained_and_validated_without(
+    trial: Callable[..., TrialSettings],
+    resident: Callable[..., ResidentData],
+    frozen_replay: Build,
+    stack_tensors: Callable[[LaneStack], list[Tensor]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    refusals: list[Refusal] = []
+
+    def curves(*, is_captured: bool) -> list[Any]:
+        cohort = Cohort(CohortShape.of(trial()), resident(), CPU, 4)
+        cohort.admit_all({"a": trial(seed=1), "b": trial(seed=2)})
+        cohort.train_epoch()  # builds the step
+        if is_captured:
+            error, record = RuntimeError("planted"), frozen_replay(lambda: stack_tensors(cohort._stack))
+            refusals.extend(Refusal(error, record) for _ in range(2))
+            cohort._step = CapturedStep(step=cohort._step, capture=refusals[0])
+            cohort._captured_validation = CapturedValidation(capture=refusals[1])
+        found = [(cohort.train_epoch(), cohort.is_warm) for _ in range(2)]
+        cohort.release("a")
+        cohort.admit_all({"c": trial(seed=3), "d": trial(seed=4)})  # the lanes move
+        found += [(cohort.train_epoch(), cohort.is_warm) for _ in range(2)]
+        assert [is_warm for _, is_warm in found] == [not is_captured] * 2 + [True] * 2
+        return [{key: report.validations for key, report in reports.items()} for reports, _ in found]
+
+    assert curves(is_captured=True) == curves(is_captured=False)
+    assert [refusal.num_tried for refusal in refusals] == [1, 1]
+    because = "takes longer, because it cannot be captured as a CUDA graph: planted"
+    assert sorted(caplog.messages) == [f"training {because}", f"validation {because}"]
+
+
+def test_memory_that_runs_out_in_a_capture_is_no_reason_to_do_without(
+    step: LaneStep, stack_of: Callable[..., LaneStack], frozen_replay: Build
+) -> None:
+    stack = stack_of(0.5)
+    refusal = Refusal(torch.OutOfMemoryError("CUDA out of memory"), frozen_replay(stack.parameters.values))
+    captured = CapturedStep(step=step, capture=refusal)
+    captured.train(stack, *images_of(6, seed=1), BATCH)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            captured.train(stack, *images_of(6, seed=1), BATCH)
+    assert refusal.num_tried == 2
+
+
 def test_a_cohort_tells_epochs_that_capture_from_those_that_are_replayed(
     trial: Callable[..., TrialSettings], resident: Callable[..., ResidentData]
 ) -> None:
