@@ -201,8 +201,10 @@ def _differences(
 
 
 def _relative(value: float, expected: float) -> float:
-    """The relative difference, infinite if the value is not finite: max() would pass over NaN."""
-    return abs(value - expected) / abs(expected) if math.isfinite(value) else math.inf
+    """The relative difference, infinite if one of the two is not finite: max() would pass over NaN."""
+    if not (math.isfinite(value) and math.isfinite(expected)):
+        return math.inf
+    return abs(value - expected) / abs(expected)
 
 
 def _reference_test(data: ResidentData) -> ReferenceTest:
